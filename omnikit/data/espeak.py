@@ -1,0 +1,177 @@
+"""Speech from text without a download: espeak-ng's shared library, as the package `espeakng_loader` carries it.
+
+espeak-ng keeps its voice and its parameters in global state, so there is one synthesiser per process: neither threads
+nor interleaved use of two voices within a call are possible. Several processes are independent of each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+SYNCHRONOUS = 2  # espeak_Initialize: espeak_Synth returns when the callback has received all samples
+UTF8 = 1
+RATE, PITCH, WORD_GAP = 1, 3, 7  # espeak_PARAMETER
+TRIM_THRESHOLD = 0.01  # of the peak; espeak's own silence is exact zeros and rounding
+MARGIN_SECONDS = 0.05
+STRESS_AND_PAUSES = "',%=_:|;!-"  # marks in espeak's phoneme mnemonics that are no sounds
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class _Engine:
+    """The loaded library, its sample rate (Hz) and the samples of the utterance being spoken."""
+
+    def __init__(self) -> None:
+        try:
+            import espeakng_loader
+        except ImportError as error:
+            raise ValueError("espeak-ng is missing: pip install espeakng-loader") from error
+        self.data = Path(espeakng_loader.get_data_path())
+        self.lib = ctypes.CDLL(espeakng_loader.get_library_path())
+        self.rate = self.lib.espeak_Initialize(SYNCHRONOUS, 0, str(self.data).encode(), 0)
+        if self.rate <= 0:
+            raise ValueError(f"espeak-ng does not start with the data in {self.data}")
+        self.pieces: list[np.ndarray] = []
+        self.callback = _Callback(self._receive)  # kept: the library holds a bare pointer to it
+        self.lib.espeak_SetSynthCallback(self.callback)
+        self.lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        self.voice: str | None = None
+
+    def _receive(self, samples, count: int, _events) -> int:
+        if samples and count > 0:
+            self.pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+        return 0
+
+    def set_voice(self, voice: str) -> None:
+        if voice == self.voice:
+            return
+        check_voice(voice)
+        if self.lib.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise ValueError(f"voice {voice!r} is refused by espeak-ng")
+        self.voice = voice
+
+    def speak(self, text: str) -> np.ndarray:
+        """The samples [N], int16, at `self.rate`."""
+        self.pieces.clear()
+        self.lib.espeak_ng_SetRandSeed(1)  # breath noise: the same in every call, in whatever order
+        data = text.encode()
+        status = self.lib.espeak_Synth(
+            data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, UTF8, None, None
+        )
+        if status != 0:
+            raise ValueError(f"espeak-ng could not speak {text!r} (status {status})")
+        return np.concatenate(self.pieces) if self.pieces else np.zeros(0, np.int16)
+
+
+@lru_cache(maxsize=1)
+def _engine() -> _Engine:
+    return _Engine()
+
+
+@lru_cache(maxsize=1)
+def languages() -> tuple[str, ...]:
+    """Names that can stand before the `+` of a voice."""
+    names: set[str] = set()
+    for path in (_engine().data / "lang").rglob("*"):
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            names.update(line.split()[1].lower() for line in lines if line.startswith("language ") and line.split()[1:])
+    return tuple(sorted(names))
+
+
+@lru_cache(maxsize=1)
+def variants() -> tuple[str, ...]:
+    """Names that can stand behind the `+` of a voice."""
+    return tuple(sorted(path.name for path in (_engine().data / "voices" / "!v").iterdir()))
+
+
+def check_voice(voice: str) -> None:
+    """Refuse a voice whose language or variant espeak-ng lacks (by itself it would quietly speak in another)."""
+    language, plus, variant = voice.partition("+")
+    _check_known(voice, "language", language.lower(), languages())
+    if plus:
+        _check_known(voice, "variant", variant, variants())
+
+
+def _check_known(voice: str, kind: str, name: str, choices: tuple[str, ...]) -> None:
+    if name not in choices:
+        near = difflib.get_close_matches(name, choices, n=6, cutoff=0.0)
+        raise ValueError(f"voice {voice!r}: unknown {kind} {name!r}; nearest choices: {', '.join(near)}")
+
+
+def synthesize(
+    text: str,
+    voice: str = "en-us",
+    *,
+    speed: int = 160,
+    pitch: int = 50,
+    word_gap: int = 0,
+    sample_rate: int | None = None,
+) -> tuple[np.ndarray, int]:
+    """Speak a text.
+
+    Args:
+        text: what to say.
+        voice: a language and optionally a variant, such as `en-us+m3`.
+        speed: words per minute, 80..450.
+        pitch: 0..99.
+        word_gap: pause between words in units of 10 ms at normal speed.
+        sample_rate: of the result in Hz; `None` = espeak-ng's own.
+
+    Returns:
+        The waveform [N], float32 in -1..1, with 50 ms of margin around the speech, and its sample rate in Hz.
+
+    Raises:
+        ValueError: an unknown voice, a value out of range, or a text with nothing to say.
+    """
+    _check_range("speed", speed, 80, 450)
+    _check_range("pitch", pitch, 0, 99)
+    engine = _engine()
+    engine.set_voice(voice)
+    for parameter, value in ((RATE, speed), (PITCH, pitch), (WORD_GAP, word_gap)):
+        engine.lib.espeak_SetParameter(parameter, value, 0)
+    wav = trim(engine.speak(text).astype(np.float32) / 32768.0, engine.rate)
+    if not len(wav):
+        raise ValueError(f"espeak-ng says nothing for the text {text!r}")
+    if sample_rate is None or sample_rate == engine.rate:
+        return wav, engine.rate
+    import soxr
+
+    return soxr.resample(wav, engine.rate, sample_rate).astype(np.float32), sample_rate
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value} is outside {low}..{high}")
+
+
+def trim(wav: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Cut silence from both ends of [N] so that exactly `MARGIN_SECONDS` remain (zeros are added where it lacks)."""
+    loud = np.flatnonzero(np.abs(wav) > TRIM_THRESHOLD * np.abs(wav).max(initial=1e-9))
+    if not len(loud):
+        return wav[:0]
+    margin = round(MARGIN_SECONDS * sample_rate)
+    padded = np.pad(wav, margin)
+    return padded[loud[0] : loud[-1] + 1 + 2 * margin]
+
+
+def phonemes(text: str, voice: str = "en-us") -> list[str]:
+    """The sounds of a text in espeak-ng's mnemonics, without stress marks; a word boundary is no symbol."""
+    engine = _engine()
+    engine.set_voice(voice)
+    position = ctypes.c_char_p(text.encode())
+    found: list[str] = []
+    while position.value is not None:  # one clause a call; the library moves the pointer and nulls it at the end
+        clause = engine.lib.espeak_TextToPhonemes(ctypes.byref(position), UTF8, ord("_") << 8)
+        found += [_bare(sound) for word in clause.decode().split() for sound in word.split("_")]
+    return [sound for sound in found if sound]
+
+
+def _bare(sound: str) -> str:
+    """A mnemonic without stress, pause and length marks at its ends (a colon inside, as in `i:`, is kept)."""
+    return sound.lstrip(STRESS_AND_PAUSES).rstrip("',%=_|;!-")
