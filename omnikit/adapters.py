@@ -1,0 +1,69 @@
+"""From encoder features to the backbone's width.
+
+A part file names a class with its options; the model adds the widths: `adapter(dim_in=..., dim_out=...)`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from omnikit.interfaces import Adapter
+
+
+class LinearAdapter(Adapter):
+    """One layer with a bias (published code's `mlp`)."""
+
+    def __init__(self, *, dim_in: int, dim_out: int):
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.proj(features), lengths
+
+
+class MLPAdapter(Adapter):
+    """Two layers (Mini-Omni, section 3.1). `hidden` None = `dim_out`."""
+
+    def __init__(self, *, dim_in: int, dim_out: int, hidden: int | None = None):
+        super().__init__()
+        hidden = hidden or dim_out
+        self.net = nn.Sequential(nn.Linear(dim_in, hidden), nn.GELU(), nn.Linear(hidden, dim_out))
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(features), lengths
+
+
+class GatedMLPAdapter(Adapter):
+    """`proj(silu(fc_1 x) * fc_2 x)` without biases (published checkpoint's `llamamlp`)."""
+
+    def __init__(self, *, dim_in: int, dim_out: int, hidden: int):
+        super().__init__()
+        self.fc_1 = nn.Linear(dim_in, hidden, bias=False)
+        self.fc_2 = nn.Linear(dim_in, hidden, bias=False)
+        self.proj = nn.Linear(hidden, dim_out, bias=False)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.proj(nn.functional.silu(self.fc_1(features)) * self.fc_2(features)), lengths
+
+
+class ConcatAdapter(Adapter):
+    """`stride` neighbouring frames side by side, then two layers (SLAM-ASR, arXiv 2402.08846, section 3).
+
+    The last group of a sample is filled up with zeros.
+    """
+
+    def __init__(self, *, dim_in: int, dim_out: int, stride: int, hidden: int | None = None):
+        super().__init__()
+        if stride < 1:
+            raise ValueError(f"adapter.stride: {stride}; it must be 1 or more")
+        self.stride = stride
+        self.mlp = MLPAdapter(dim_in=dim_in * stride, dim_out=dim_out, hidden=hidden)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        batch, frames, dim = features.shape
+        inside = torch.arange(frames, device=features.device)[None] < lengths[:, None]
+        features = features * inside[..., None]
+        features = nn.functional.pad(features, (0, 0, 0, -frames % self.stride))
+        stacked = features.reshape(batch, -1, self.stride * dim)
+        return self.mlp(stacked, -(-lengths // self.stride))

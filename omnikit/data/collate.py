@@ -1,0 +1,47 @@
+"""From samples of any mix of tasks to one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from omnikit.model import Speech
+from omnikit.tasks import AUDIO_START, Sample
+from omnikit.tokens import IGNORE, TokenLayout
+
+
+@dataclass
+class Batch:
+    """A training batch. Rows without speech have no features and the length 0."""
+
+    steps: Tensor  # [B, S, L]
+    labels: Tensor  # [B, S, L]
+    features: Tensor  # [B, T, D] encoder features
+    lengths: Tensor  # [B]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    @property
+    def has_speech(self) -> bool:
+        return bool((self.lengths > 0).any())
+
+    def speech(self, adapted: Tensor, lengths: Tensor) -> Speech:
+        """Adapted features of this batch, placed where its prompts expect them."""
+        return Speech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
+
+
+def collate(samples: list[Sample], features: list[Tensor | None], layout: TokenLayout, dim: int) -> Batch:
+    """Samples and the encoder features [T, dim] of those that are given speech -> a batch padded on the right."""
+    longest = max(s.steps.shape[1] for s in samples)
+    steps = layout.pads()[None, :, None].repeat(len(samples), 1, longest)
+    labels = torch.full_like(steps, IGNORE)
+    for b, sample in enumerate(samples):
+        steps[b, :, : sample.steps.shape[1]] = sample.steps
+        labels[b, :, : sample.labels.shape[1]] = sample.labels
+    given = [torch.zeros(0, dim) if f is None else f.float() for f in features]
+    lengths = torch.tensor([f.shape[0] for f in given])
+    return Batch(steps, labels, pad_sequence(given, batch_first=True), lengths)

@@ -1,0 +1,197 @@
+"""What each kind of part must offer. `OmniLM` talks to these classes only, never to a concrete part.
+
+Letters: B batch, N samples, T frames, D width, K codebooks, S streams, L steps, V vocabulary.
+
+Every part that can start from trained weights takes a `weights` argument (a file, a folder or a hub id; `None` =
+random). Constructors only build the network; `load_weights` reads what `weights` names, so that a recipe which
+mentions two codecs does not load two.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from omnikit.streaming import DecodeStream
+
+
+class Part(nn.Module):
+    """A module that may start from trained weights."""
+
+    weights: str | None = None
+
+    def load_weights(self) -> None:
+        """Read the weights that `self.weights` names; nothing to do where it is `None`.
+
+        Raises:
+            ValueError: the file is missing or does not fit this part; the message names the file and what differs.
+        """
+        if self.weights is not None:
+            from omnikit.weights import load_into
+
+            load_into(self, self.weights)
+
+
+class AudioEncoder(Part, ABC):
+    """Turns speech into a sequence of feature vectors."""
+
+    dim: int
+    """D, width of a feature."""
+    frame_rate: float
+    """Feature vectors per second (Hz)."""
+    sample_rate: int
+    """Expected sample rate of the input (Hz)."""
+
+    @abstractmethod
+    def forward(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """`wav` [B, N] in -1..1 and `lengths` [B] in samples -> features [B, T, D] and their lengths [B] in frames.
+
+        Padding never changes the features of a sample.
+        """
+
+
+class Adapter(nn.Module, ABC):
+    """Brings encoder features to the backbone's width. Built as `adapter(dim_in=..., dim_out=...)`."""
+
+    stride: int = 1
+    """Feature frames in per position out."""
+
+    @abstractmethod
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, T, D_in] and lengths [B] -> [B, ceil(T / stride), D_out] and lengths [B]."""
+
+
+class Tokenizer(ABC):
+    """Text to ids and back."""
+
+    vocab_size: int
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Raises `ValueError` naming the characters that the vocabulary lacks."""
+
+    @abstractmethod
+    def decode(self, ids: list[int]) -> str: ...
+
+    @abstractmethod
+    def save(self, folder: str) -> None:
+        """Write the tokenizer's files to `folder`, to be found there when a checkpoint is loaded."""
+
+
+class Backbone(Part, ABC):
+    """A causal language model, seen as embedding, blocks, final norm and head."""
+
+    dim: int
+    vocab_size: int
+    tokenizer: Tokenizer
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids [...] -> embeddings [..., D]."""
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Embeddings [B, L, D] -> hidden states [B, L, D] *before* the final norm.
+
+        `positions` [B, L]; `mask` [B, L_cached + L], 1 where a position may be attended to; `cache` from `new_cache`.
+        """
+
+    @abstractmethod
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] -> [..., D]."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """Normed hidden states [..., D] -> text logits [..., V]."""
+
+    @abstractmethod
+    def new_cache(self) -> Any:
+        """An empty key/value cache; `batch_repeat_interleave(n)` repeats its rows."""
+
+    @abstractmethod
+    def blocks(self, n: int) -> nn.Module:
+        """A stack of `n` blocks of this backbone's kind, with its own final norm: `(hidden, positions, mask, cache)
+        -> normed hidden`; `new_cache()` as here."""
+
+
+class Codec(Part, ABC):
+    """A neural (or other) audio codec with a rectangular code matrix, whatever it looks like inside."""
+
+    num_codebooks: int
+    """K, codes per frame = streams of the parallel patterns."""
+    codebook_size: int
+    frame_rate: float
+    """Frames per second (Hz)."""
+    sample_rate: int
+    """Of the waveform in and out (Hz)."""
+    lookahead: int
+    """Samples that a streamed decoding lags behind the frames given to it."""
+    frame_samples: ClassVar[int] | int
+    """Samples per frame."""
+
+    @abstractmethod
+    def encode(self, wav: Tensor) -> Tensor:
+        """Waveform [B, N] in -1..1 -> codes [B, K, ceil(N / frame_samples)], int64."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [B, K, T] -> waveform [B, T * frame_samples].
+
+        Raises:
+            ValueError: an id outside the codebook.
+        """
+
+    @abstractmethod
+    def stream(self, batch_size: int = 1) -> DecodeStream:
+        """A streaming decoding: what its `push` and `finish` give, joined, equals `decode` of the joined codes."""
+
+    def check_codes(self, codes: Tensor) -> None:
+        """Refuse anything but [B, K, T] codes inside the codebook."""
+        if codes.dim() != 3 or codes.shape[1] != self.num_codebooks:
+            raise ValueError(f"codes must be [B, {self.num_codebooks}, T], got {list(codes.shape)}")
+        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.codebook_size):
+            bad = codes[(codes < 0) | (codes >= self.codebook_size)][0].item()
+            raise ValueError(f"code {bad} is outside the codebook (0..{self.codebook_size - 1})")
+
+
+class Pattern(ABC):
+    """Where each code of a frame stands among the steps of the answer. Built as `pattern(num_codebooks=K)`.
+
+    A pure index map: it moves values and never looks at them. `hole` fills the places that carry no code.
+    """
+
+    num_codebooks: int
+    carries: tuple[tuple[int, ...], ...]
+    """For each audio stream, the codebooks that it carries."""
+    max_delay: int
+    """Steps from the first answer step to the first one at which every stream has begun."""
+
+    @abstractmethod
+    def codebook_at(self, step: int) -> list[int]:
+        """The codebook that each audio stream carries at answer step `step`; -1 where it waits."""
+
+    @abstractmethod
+    def num_steps(self, frames: int) -> int:
+        """Steps from the first answer step to the last code of `frames` frames."""
+
+    @abstractmethod
+    def interleave(self, frames: Tensor, hole: int = -1) -> Tensor:
+        """Frames [B, K, T] -> steps [B, S - 1, num_steps(T)]."""
+
+    @abstractmethod
+    def deinterleave(self, steps: Tensor) -> Tensor:
+        """A prefix of steps [B, S - 1, L] -> the frames that it completes [B, K, T']."""
+
+
+def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
+    """Number of parameters, those of tied modules once."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
+
+
+def lengths_to_mask(lengths: Tensor, size: int | None = None) -> Tensor:
+    """Lengths [B] -> mask [B, size], True where the position is inside."""
+    size = int(lengths.max()) if size is None else size
+    return torch.arange(size, device=lengths.device)[None] < lengths[:, None]

@@ -1,0 +1,1 @@
+"""Backbones: causal language models that read and write the streams."""

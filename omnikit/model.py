@@ -1,0 +1,178 @@
+"""OmniLM: one language model that hears and talks.
+
+    steps [B, S, L] -> embed each stream, mean over S -> backbone -> text head -> text logits
+                       (adapted speech stands in               '-> (TTS adapter) -> audio heads -> audio logits
+                        the audio rows of the prompt)
+
+Letters: B batch, N samples, T frames, D width, K codebooks, S streams, L steps, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Pattern
+from omnikit.tokens import TokenLayout
+
+PARTS = ("encoder", "adapter", "llm", "tts_adapter", "text_rows", "audio_rows", "codec")
+"""The modules of an OmniLM, as freezing and reporting name them."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Normed hidden states, what the heads read."""
+
+    text: Tensor  # [B, L, D]
+    audio: Tensor  # [B, L, D]
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Adapted speech for the audio rows of some prompts."""
+
+    features: Tensor  # [B, T, D]
+    lengths: Tensor  # [B]
+    starts: Tensor  # [B], the step at which each begins
+
+
+class Cache:
+    """Key/value caches of the backbone and the TTS adapter."""
+
+    def __init__(self, llm: Any, tts: Any):
+        self.llm, self.tts = llm, tts
+
+    def repeat(self, n: int) -> None:
+        """Each row n times, side by side."""
+        for cache in (self.llm, self.tts):
+            if cache is not None:
+                cache.batch_repeat_interleave(n)
+
+
+class Rows(nn.Module):
+    """Ids that the backbone never had: input and output side, tables of their own."""
+
+    def __init__(self, num: int, dim: int, std: float):
+        super().__init__()
+        self.embed = nn.Embedding(num, dim)
+        self.head = nn.Linear(dim, num, bias=False)
+        nn.init.normal_(self.embed.weight, std=std)
+        nn.init.normal_(self.head.weight, std=std)
+
+
+class OmniLM(nn.Module):
+    """Joins the parts; widths, streams and ids are derived from the numbers that they expose.
+
+    Args:
+        encoder, llm, codec: built parts.
+        adapter: called with `dim_in` and `dim_out`.
+        pattern: called with `num_codebooks`.
+        tts_blocks: blocks of the TTS adapter; 0 = none (released checkpoint), 6 = the paper.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: AudioEncoder,
+        adapter: Callable[..., Adapter],
+        llm: Backbone,
+        codec: Codec,
+        pattern: Callable[..., Pattern],
+        tts_blocks: int = 0,
+    ):
+        super().__init__()
+        self.encoder, self.llm, self.codec = encoder, llm, codec
+        self.adapter = adapter(dim_in=encoder.dim, dim_out=llm.dim)
+        self.pattern = pattern(num_codebooks=codec.num_codebooks)
+        self.layout = TokenLayout(
+            text_vocab=llm.vocab_size, codebook_size=codec.codebook_size, carries=self.pattern.carries
+        )
+        self.tts_adapter = llm.blocks(tts_blocks) if tts_blocks else None
+        std = 0.02
+        self.text_rows = Rows(self.layout.num_text_specials, llm.dim, std)
+        self.audio_rows = Rows(sum(self.layout.sizes[1:]), llm.dim, std)
+        offsets = torch.tensor(self.layout.offsets[1:]) - self.layout.offsets[1]
+        self.register_buffer("audio_offsets", offsets[None, :, None], persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_rows.embed.weight.device
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules by the names of `PARTS`, without those that this model does not have."""
+        return {name: getattr(self, name) for name in PARTS if getattr(self, name) is not None}
+
+    def listen(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveform [B, N] and lengths [B] in samples -> adapted features [B, T, D] and their lengths [B]."""
+        return self.adapter(*self.encoder(wav, lengths))
+
+    def frames_heard(self, features: int) -> int:
+        """Prompt positions that a number of encoder frames takes."""
+        return -(-features // self.adapter.stride)
+
+    def embed(self, steps: Tensor, speech: Speech | None = None) -> Tensor:
+        """Steps [B, S, L] -> the mean of their streams' embeddings [B, L, D]."""
+        audio = self.audio_rows.embed(steps[:, 1:] + self.audio_offsets).sum(dim=1)
+        if speech is not None:
+            audio = self._insert(audio, speech)
+        return (self._embed_text(steps[:, 0]) + audio) / self.layout.num_streams
+
+    def _embed_text(self, ids: Tensor) -> Tensor:
+        known = self.llm.embed(ids.clamp(max=self.llm.vocab_size - 1))
+        new = self.text_rows.embed((ids - self.llm.vocab_size).clamp(min=0))
+        return torch.where((ids < self.llm.vocab_size)[..., None], known, new)
+
+    def _insert(self, audio: Tensor, speech: Speech) -> Tensor:
+        """Every audio row holds the feature, so their sum holds it S - 1 times."""
+        at = torch.arange(audio.shape[1], device=audio.device)[None] - speech.starts[:, None]
+        inside = (at >= 0) & (at < speech.lengths[:, None])
+        at = at.clamp(0, speech.features.shape[1] - 1)[..., None].expand(-1, -1, audio.shape[2])
+        heard = speech.features.gather(1, at) * (self.layout.num_streams - 1)
+        return torch.where(inside[..., None], heard, audio)
+
+    def new_cache(self) -> Cache:
+        """An empty cache for decoding step by step."""
+        return Cache(self.llm.new_cache(), self.tts_adapter.new_cache() if self.tts_adapter is not None else None)
+
+    def forward(
+        self,
+        steps: Tensor,
+        speech: Speech | None = None,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Hidden:
+        """Steps [B, S, L] -> hidden states for the heads; `positions` [B, L], `mask` [B, cached + L], see `Backbone`."""
+        if positions is None:
+            positions = torch.arange(steps.shape[2], device=steps.device)[None].expand(steps.shape[0], -1)
+        trunk = self.llm(self.embed(steps, speech), positions, mask, cache and cache.llm)
+        text = self.llm.final_norm(trunk)
+        if self.tts_adapter is None:
+            return Hidden(text, text)
+        return Hidden(text, self.tts_adapter(trunk, positions, mask, cache and cache.tts))
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden [..., D] -> logits over the text stream's ids [..., V]."""
+        return torch.cat([self.llm.head(hidden), self.text_rows.head(hidden)], dim=-1)
+
+    def audio_logits(self, hidden: Tensor) -> list[Tensor]:
+        """Hidden [..., D] -> logits over each audio stream's ids, S - 1 of [..., V_s]."""
+        return list(self.audio_rows.head(hidden).split(self.layout.sizes[1:], dim=-1))
+
+    def freeze_all_but(self, trainable: list[str]) -> None:
+        """Only the named parts train, the others are frozen and in evaluation mode.
+
+        Raises:
+            ValueError: a name that is no part.
+        """
+        unknown = sorted(set(trainable) - set(PARTS))
+        if unknown:
+            raise ValueError(f"trainable: unknown part {unknown[0]!r}; choices: {', '.join(PARTS)}")
+        for name, module in self.parts().items():
+            module.requires_grad_(name in trainable)
+            module.train(name in trainable)

@@ -1,0 +1,108 @@
+"""Patterns: where each code of a frame stands among the steps of the answer (MusicGen, arXiv 2306.05284, section 2.2;
+Mini-Omni, arXiv 2408.16725, section 3).
+
+Three frames a, b, c of K = 3 codebooks, `.` a hole, `|` the end:
+
+    delayed (1, 2, 3)      parallel         flattened, text_lead 1
+
+    . a0 b0 c0 |           a0 b0 c0 |       . a0 a1 a2 b0 b1 b2 c0 c1 c2 |
+    . .  a1 b1 c1 |        a1 b1 c1 |
+    . .  .  a2 b2 c2 |     a2 b2 c2 |
+
+Each is the same map with other numbers: code (k, t) stands in stream `stream_of[k]` at step `start[k] + stride * t`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from omnikit.interfaces import Pattern
+
+
+class AffinePattern(Pattern):
+    """Code (k, t) -> stream `stream_of[k]`, step `start[k] + stride * t`."""
+
+    def __init__(self, *, stream_of: list[int], start: list[int], stride: int):
+        self.num_codebooks = len(stream_of)
+        self.stream_of, self.start, self.stride = stream_of, start, stride
+        streams = range(max(stream_of) + 1)
+        self.carries = tuple(tuple(k for k, s in enumerate(stream_of) if s == stream) for stream in streams)
+        self.first = [min(start[k] for k in books) for books in self.carries]
+        self.max_delay = max(self.first)
+
+    def codebook_at(self, step: int) -> list[int]:
+        found = [-1] * len(self.carries)
+        for k, (stream, start) in enumerate(zip(self.stream_of, self.start, strict=True)):
+            if step >= start and (step - start) % self.stride == 0:
+                found[stream] = k
+        return found
+
+    def codebooks(self, steps: int) -> Tensor:
+        """`codebook_at` for steps 0 .. L - 1 [S - 1, L]."""
+        table = [self.codebook_at(step) for step in range(steps)]
+        return torch.tensor(table, dtype=torch.long).reshape(steps, len(self.carries)).T
+
+    def end(self, stream: int, frames: int) -> int:
+        """The step after the last code of `frames` frames in an audio stream: where its end mark stands."""
+        return self.first[stream] + self.stride * frames
+
+    def num_steps(self, frames: int) -> int:
+        return max(self.start) + self.stride * (frames - 1) + 1 if frames else 0
+
+    def num_frames(self, steps: int) -> int:
+        """Frames that a prefix of `steps` steps completes."""
+        return max(0, (steps - 1 - max(self.start)) // self.stride + 1)
+
+    def _steps_of(self, frames: int, device: torch.device) -> Tensor:
+        start = torch.tensor(self.start, device=device)
+        return start[:, None] + self.stride * torch.arange(frames, device=device)
+
+    def interleave(self, frames: Tensor, hole: int = -1) -> Tensor:
+        count = frames.shape[-1]
+        steps = frames.new_full((frames.shape[0], len(self.carries), self.num_steps(count)), hole)
+        streams = torch.tensor(self.stream_of, device=frames.device)[:, None].expand(-1, count)
+        steps[:, streams, self._steps_of(count, frames.device)] = frames
+        return steps
+
+    def deinterleave(self, steps: Tensor) -> Tensor:
+        count = self.num_frames(steps.shape[-1])
+        streams = torch.tensor(self.stream_of, device=steps.device)[:, None].expand(-1, count)
+        return steps[:, streams, self._steps_of(count, steps.device)]
+
+
+class Delayed(AffinePattern):
+    """One stream per codebook; stream k starts `delays[k] + text_lead` steps after the text.
+
+    Args:
+        delays: steps per codebook; None = 1, 2, .. K as in Mini-Omni.
+        text_lead: further steps by which all audio waits for the text.
+
+    Raises:
+        ValueError: another number of delays than codebooks, or a negative one.
+    """
+
+    def __init__(self, *, num_codebooks: int, delays: list[int] | None = None, text_lead: int = 0):
+        delays = list(range(1, num_codebooks + 1)) if delays is None else list(delays)
+        if len(delays) != num_codebooks:
+            raise ValueError(f"pattern.delays: {len(delays)} delays for {num_codebooks} codebooks: {delays}")
+        if min(delays) + text_lead < 0:
+            raise ValueError(f"pattern.delays: {delays} with text_lead {text_lead} start before the answer")
+        super().__init__(stream_of=list(range(num_codebooks)), start=[d + text_lead for d in delays], stride=1)
+
+
+class Parallel(Delayed):
+    """One stream per codebook, all codes of a frame in one step, `text_lead` steps after the text."""
+
+    def __init__(self, *, num_codebooks: int, text_lead: int = 0):
+        super().__init__(num_codebooks=num_codebooks, delays=[0] * num_codebooks, text_lead=text_lead)
+
+
+class Flattened(AffinePattern):
+    """One audio stream: K steps per frame, codebook after codebook, beginning `text_lead` steps after the text."""
+
+    def __init__(self, *, num_codebooks: int, text_lead: int = 1):
+        if text_lead < 0:
+            raise ValueError(f"pattern.text_lead: {text_lead}; it must be 0 or more")
+        start = [text_lead + k for k in range(num_codebooks)]
+        super().__init__(stream_of=[0] * num_codebooks, start=start, stride=num_codebooks)

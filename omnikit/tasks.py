@@ -1,0 +1,155 @@
+"""Tasks as data: what is given, which marks ask for what, which streams answer and which positions carry loss.
+
+A sample of A1A2 with two codebooks, delays 1 and 2, three positions of speech, the answer "yes ." and two frames:
+
+                 prompt                        answer
+    text   | input  pad pad pad eot  answer  | yes  .    eot  pad  pad
+    audio0 | input   f   f   f  eoa  answer  | pad  a0   b0   eoa  pad
+    audio1 | input   f   f   f  eoa  answer  | pad  pad  a1   b1   eoa
+
+`f` marks positions whose embedding is an adapted speech feature. Labelled are, of the answer: text up to its `eot`; in
+each audio row everything up to the last row's `eoa`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omnikit.patterns import AffinePattern
+from omnikit.tokens import IGNORE, TokenLayout
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the task table."""
+
+    name: str
+    given: str
+    """`speech` or `text`."""
+    text_mark: str
+    """What the last prompt position asks of the text row: `answer`, `asr` or `pad`."""
+    speaks: bool
+    """Whether the audio rows answer."""
+    text_forced: bool = False
+    """The text row is fed the given text instead of being sampled, and carries no loss."""
+
+    @property
+    def writes(self) -> bool:
+        return not self.text_forced
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("A1T1", given="speech", text_mark="asr", speaks=False),
+        Task("T1A1", given="text", text_mark="pad", speaks=True, text_forced=True),
+        Task("A1T2", given="speech", text_mark="answer", speaks=False),
+        Task("T1T2", given="text", text_mark="answer", speaks=False),
+        Task("A1A2", given="speech", text_mark="answer", speaks=True),
+        Task("T1A2", given="text", text_mark="answer", speaks=True),
+    )
+}
+"""Speech recognition, speech synthesis, and four ways to answer a question."""
+
+
+def text_only(task: Task) -> Task:
+    """The task with the same question whose answer is text alone."""
+    return next(t for t in TASKS.values() if t.given == task.given and t.text_mark == task.text_mark and not t.speaks)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt: steps [S, L]; speech features take the place of the audio rows at 1 .. `audio_frames`."""
+
+    steps: Tensor
+    audio_frames: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training sample: steps [S, L] and labels [S, L] (`labels[:, i]` is what position i is to predict)."""
+
+    steps: Tensor
+    labels: Tensor
+    audio_frames: int = 0
+
+
+AUDIO_START = 1
+"""Position of the first speech feature in a prompt."""
+
+
+def make_prompt(
+    task: Task, layout: TokenLayout, *, text: list[int] | None = None, audio_frames: int | None = None
+) -> Prompt:
+    """The prompt of a task for given text ids, or for a number of adapted speech frames."""
+    if task.given == "speech":
+        assert audio_frames is not None, f"{task.name} is given speech"
+        middle = layout.pads()[:, None].repeat(1, audio_frames)
+    else:
+        assert text is not None, f"{task.name} is given text"
+        middle = layout.pads()[:, None].repeat(1, len(text))
+        middle[0] = torch.tensor(text, dtype=torch.long)
+    speech = task.given == "speech"
+    marks = layout.marks(text=task.text_mark, audio=task.speaks)
+    parts = [layout.inputs(audio=speech)[:, None], middle, layout.ends(audio=speech)[:, None], marks[:, None]]
+    return Prompt(torch.cat(parts, dim=1), audio_frames if speech else 0)
+
+
+def make_answer(
+    task: Task, layout: TokenLayout, pattern: AffinePattern, *, text: list[int], codes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The answer's steps [S, L] and which of them carry loss [S, L] (bool), from text ids and codes [K, T]."""
+    ends = [len(text)]
+    if task.speaks:
+        assert codes is not None, f"{task.name} answers with speech"
+        ends += [pattern.end(stream, codes.shape[1]) for stream in range(len(pattern.carries))]
+    length = max(ends) + 1
+    steps = layout.pads()[:, None].repeat(1, length)
+    steps[0, : len(text) + 1] = torch.tensor([*text, layout.text.eot])
+    loss = torch.zeros_like(steps, dtype=torch.bool)
+    loss[0, : len(text) + 1] = task.writes
+    if task.speaks:
+        used = pattern.num_steps(codes.shape[1])
+        steps[1:, :used] = layout.to_ids(pattern.interleave(codes[None])[0], pattern.codebooks(used))
+        for stream, end in enumerate(ends[1:]):
+            steps[1 + stream, end:] = layout.audio[stream].pad
+            steps[1 + stream, end] = layout.audio[stream].eoa
+        loss[1:, : max(ends[1:]) + 1] = True
+    return steps, loss
+
+
+def make_sample(
+    task: Task,
+    layout: TokenLayout,
+    pattern: AffinePattern,
+    *,
+    question: list[int] | None = None,
+    audio_frames: int | None = None,
+    answer: list[int],
+    codes: Tensor | None = None,
+) -> Sample:
+    """Prompt and answer joined, with labels shifted so that each position predicts the next one."""
+    prompt = make_prompt(task, layout, text=question, audio_frames=audio_frames)
+    answer_steps, loss = make_answer(task, layout, pattern, text=answer, codes=codes)
+    steps = torch.cat([prompt.steps, answer_steps], dim=1)
+    labels = torch.full_like(steps, IGNORE)
+    at = prompt.steps.shape[1]
+    labels[:, at - 1 : -1] = torch.where(loss, answer_steps, torch.full_like(answer_steps, IGNORE))
+    # the last step is fed to nobody: its labels lie outside the sample
+    return Sample(steps[:, :-1], labels[:, :-1], prompt.audio_frames)
+
+
+def draw(steps: Tensor, layout: TokenLayout, audio_frames: int = 0) -> str:
+    """Steps [S, L] as a drawing with one line per stream, as at the top of this file."""
+    lines = []
+    for stream in range(layout.num_streams):
+        ids = layout.text if stream == 0 else layout.audio[stream - 1]
+        names = {value: name for name, value in vars(ids).items()}
+        cells = [names.get(int(i), str(int(i))) for i in steps[stream]]
+        if stream and audio_frames:
+            cells[AUDIO_START : AUDIO_START + audio_frames] = ["f"] * audio_frames
+        lines.append(" ".join(f"{cell:>6}" for cell in cells))
+    return "\n".join(lines)
