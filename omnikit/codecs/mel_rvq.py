@@ -1,0 +1,181 @@
+"""A codec without a network: residual k-means over patches of log-mel, and a vocoder that searches phases.
+
+Letters: B batch, N samples, T frames, K codebooks, C codes per codebook, P mel frames per patch, M mel bands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnikit.codecs.rtisi import PhaseSearch
+from omnikit.interfaces import Codec
+from omnikit.streaming import DecodeStream
+
+FLOOR = 1e-3
+"""Amplitude below which a band counts as silent; 1 is a full-scale sine."""
+
+
+class MelRVQ(Codec):
+    """One frame = `patch` columns of log-mel, quantised `num_codebooks` times, each time what is still left over.
+
+    Args:
+        sample_rate: of the waveform (Hz).
+        n_mels: M.
+        n_fft: window in samples; columns are a quarter of it apart.
+        patch: P.
+        num_codebooks: K.
+        codebook_size: C.
+        iterations: rounds of the phase search per column.
+        weights: where trained codebooks lie; see `Part`.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        *,
+        n_mels: int,
+        n_fft: int,
+        patch: int,
+        num_codebooks: int,
+        codebook_size: int,
+        iterations: int = 8,
+        weights: str | None = None,
+    ):
+        super().__init__()
+        if n_fft % 8:
+            raise ValueError(f"n_fft must be a multiple of 8, got {n_fft}")
+        self.sample_rate, self.n_fft, self.patch, self.iterations = sample_rate, n_fft, patch, iterations
+        self.num_codebooks, self.codebook_size, self.weights = num_codebooks, codebook_size, weights
+        self.hop = n_fft // 4
+        self.margin = (n_fft - self.hop) // 2  # so that P columns are centred in the samples of their patch
+        self.frame_samples = patch * self.hop
+        self.frame_rate = sample_rate / self.frame_samples
+        self.lookahead = n_fft - self.hop + self.margin
+        filters = mel_filters(sample_rate, n_fft, n_mels)
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
+        self.register_buffer("inverse", torch.from_numpy(np.linalg.pinv(filters)).float(), persistent=False)
+        self.register_buffer("codebooks", torch.randn(num_codebooks, codebook_size, patch * n_mels))
+
+    def encode(self, wav: Tensor) -> Tensor:
+        """Waveform [B, N] -> codes [B, K, ceil(N / frame_samples)]."""
+        rest = self.patches(wav)
+        codes = []
+        for codebook in self.codebooks:
+            codes.append(nearest(rest, codebook))
+            rest = rest - codebook[codes[-1]]
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [B, K, T] -> waveform [B, T * frame_samples]."""
+        with self.stream(len(codes)) as stream:
+            return torch.cat([stream.push(codes), stream.finish()], dim=-1)
+
+    def stream(self, batch_size: int = 1) -> DecodeStream:
+        return MelRVQStream(self, batch_size)
+
+    def patches(self, wav: Tensor) -> Tensor:
+        """Waveform [B, N] -> log-mel patches [B, T, P * M] of the waveform padded to whole frames."""
+        mel = (self.magnitudes(wav) @ self.filters).clamp(min=FLOOR).log()
+        return mel.unflatten(1, (-1, self.patch)).flatten(2)
+
+    def magnitudes(self, wav: Tensor) -> Tensor:
+        """Waveform [B, N] -> amplitudes [B, T * P, F] of the waveform padded to whole frames; a full-scale sine has 1."""
+        padding = -wav.shape[-1] % self.frame_samples
+        wav = torch.nn.functional.pad(wav, (self.margin, self.margin + padding))
+        spectrum = torch.fft.rfft(wav.unfold(-1, self.n_fft, self.hop) * self.window)
+        return spectrum.abs() * (2 / self.window.sum())
+
+    def linear(self, log_mel: Tensor) -> Tensor:
+        """Log-mel [..., M] -> magnitudes [..., F] as `PhaseSearch` wants them."""
+        return (log_mel.exp() @ self.inverse).clamp(min=0) * (self.window.sum() / 2)
+
+    def phase_search(self, batch_size: int) -> PhaseSearch:
+        return PhaseSearch(self.window, hop=self.hop, iterations=self.iterations, batch_size=batch_size)
+
+    @torch.no_grad()
+    def fit(self, wavs: Iterable[Tensor], *, rounds: int = 20, max_patches: int = 40_000, seed: int = 0) -> list[float]:
+        """Find the codebooks on waveforms [N] each.
+
+        Returns the share of variance left after each codebook.
+        Raises:
+            ValueError: there are fewer patches than codes in a codebook.
+        """
+        rng = torch.Generator().manual_seed(seed)
+        rest = torch.cat([self.patches(wav[None])[0] for wav in wavs])
+        if len(rest) < self.codebook_size:
+            raise ValueError(f"{len(rest)} patches are too few for {self.codebook_size} codes")
+        rest = rest[torch.randperm(len(rest), generator=rng)[:max_patches]]
+        total, left = rest.var(dim=0, correction=0).sum(), []
+        for codebook in self.codebooks:
+            codebook.copy_(kmeans(rest, self.codebook_size, rounds, rng))
+            rest = rest - codebook[nearest(rest, codebook)]
+            left.append((rest.square().sum() / len(rest) / total).item())
+        return left
+
+
+class MelRVQStream(DecodeStream):
+    """Streaming decoding: each column goes through the phase search alone, in the order in which it comes."""
+
+    def __init__(self, codec: MelRVQ, batch_size: int):
+        self.codec, self.batch_size = codec, batch_size
+        self.search = codec.phase_search(batch_size)
+        self.skip = codec.lookahead  # what the search gives before the first frame's first sample
+
+    def push(self, codes: Tensor) -> Tensor:
+        self.codec.check_codes(codes)
+        return self._emit([self._frame(frame) for frame in codes.unbind(-1)])
+
+    def finish(self) -> Tensor:
+        silence = self.codec.inverse.new_zeros(self.batch_size, self.codec.inverse.shape[1])
+        steps = math.ceil(self.codec.lookahead / self.codec.hop)
+        surplus = steps * self.codec.hop - self.codec.lookahead
+        wav = torch.cat([self.search.push(silence) for _ in range(steps)], dim=-1)
+        return self._emit([wav[:, : wav.shape[-1] - surplus]])
+
+    def _frame(self, codes: Tensor) -> Tensor:
+        """Codes of one frame [B, K] -> samples [B, frame_samples]. One frame at a time whatever the chunk, because
+        a product of other shape rounds differently and the search may make much of it."""
+        index = torch.arange(self.codec.num_codebooks, device=codes.device)
+        patch = self.codec.codebooks[index, codes].sum(dim=1)
+        columns = self.codec.linear(patch.unflatten(1, (self.codec.patch, -1)))
+        return torch.cat([self.search.push(column) for column in columns.unbind(1)], dim=-1)
+
+    def _emit(self, pieces: list[Tensor]) -> Tensor:
+        wav = torch.cat([self.codec.window.new_zeros(self.batch_size, 0), *pieces], dim=-1)
+        skip = min(self.skip, wav.shape[-1])
+        self.skip -= skip
+        return wav[:, skip:]
+
+
+def nearest(points: Tensor, codebook: Tensor) -> Tensor:
+    """Points [..., D] and codebook [C, D] -> index of the nearest code [...]."""
+    return (codebook.square().sum(dim=-1) - 2 * points @ codebook.T).argmin(dim=-1)
+
+
+def kmeans(points: Tensor, size: int, rounds: int, rng: torch.Generator) -> Tensor:
+    """Lloyd's algorithm on points [N, D] -> centres [size, D]; an empty centre restarts at a random point."""
+    centres = points[torch.randperm(len(points), generator=rng)[:size]]
+    for _ in range(rounds):
+        owner = nearest(points, centres)
+        counts = torch.bincount(owner, minlength=size)
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        anywhere = points[torch.randint(len(points), (size,), generator=rng)]
+        centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), anywhere)
+    return centres
+
+
+def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
+    """Triangles on the mel scale (2595 log10(1 + f / 700)), each adding up to 1 [n_fft / 2 + 1, n_mels]."""
+    top = 2595 * math.log10(1 + sample_rate / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, n_mels + 2) / 2595) - 1)
+    bins = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)[:, None]
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    filters = np.maximum(0, np.minimum(rising, falling))
+    return filters / filters.sum(axis=0).clip(min=1e-6)

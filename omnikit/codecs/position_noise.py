@@ -1,0 +1,65 @@
+"""Noise that depends on where it stands and on nothing else, so that a piece decoded again hears the same noise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class PositionNoise(nn.Module):
+    """Does what SNAC's `NoiseBlock` does, with normal noise drawn by position instead of by a generator.
+
+    Args:
+        linear: the block's own projection, kept under its name so that trained weights fit.
+        salt: makes the noise of one block differ from that of another.
+    """
+
+    def __init__(self, linear: nn.Module, salt: int):
+        super().__init__()
+        self.linear, self.salt, self.samples_per_position, self.start = linear, salt, 1, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D, N] -> [B, D, N]; fresh noise in training."""
+        if self.training:
+            noise = torch.randn_like(x[:, :1])
+        else:
+            first = self.start // self.samples_per_position
+            noise = normal_at(torch.arange(first, first + x.shape[-1], device=x.device), self.salt).to(x)
+        return x + noise * self.linear(x)
+
+
+def replace_noise(decoder: nn.Module) -> None:
+    """Put a `PositionNoise` in place of every noise block of SNAC's decoder."""
+    blocks, samples = [block for block in decoder.model if hasattr(block, "block")], 1
+    for block in reversed(blocks):
+        for name, layer in block.block.named_children():
+            if type(layer).__name__ == "NoiseBlock":
+                noise = PositionNoise(layer.linear, salt=samples)
+                noise.samples_per_position = samples
+                block.block[int(name)] = noise
+            if isinstance(layer, nn.ConvTranspose1d):
+                samples_below = samples * layer.stride[0]
+        samples = samples_below
+
+
+def set_noise_start(decoder: nn.Module, start: int) -> None:
+    """What is decoded next begins at sample `start` of the whole."""
+    for layer in decoder.modules():
+        if isinstance(layer, PositionNoise):
+            layer.start = start
+
+
+def normal_at(positions: Tensor, salt: int) -> Tensor:
+    """Standard normal values [N] that depend on the integer positions [N] alone (Box-Muller on hashed positions)."""
+    first, second = (uniform_at(positions * 2 + half, salt) for half in (0, 1))
+    return (-2 * first.log()).sqrt() * torch.cos(2 * math.pi * second)
+
+
+def uniform_at(positions: Tensor, salt: int) -> Tensor:
+    """Values in (0, 1], float64, from the finaliser of MurmurHash3 (32 bits, held in int64)."""
+    x = (positions + salt * 0x9E3779B9) & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+    return ((x ^ (x >> 16)).double() + 1) / 2**32

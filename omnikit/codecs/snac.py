@@ -1,0 +1,133 @@
+"""SNAC (Siuzdak et al. 2024, arXiv 2410.14411) as a codec with a rectangular code matrix.
+
+The network is the snac package's own class. Its codebooks run at different rates; one frame is the span of one code of
+the slowest, and its codes are put in the order of a depth-first walk of the tree of rates. With strides 4, 2, 1:
+
+    slowest   c                      one column of the matrix:  c  m0  f0  f1  m1  f2  f3
+    middle    m0        m1
+    fastest   f0   f1   f2   f3
+
+Letters: B batch, N samples, T frames, K codes per frame, R codebooks of the network (one per rate).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from snac import SNAC
+from torch import Tensor, nn
+
+from omnikit.codecs.position_noise import replace_noise, set_noise_start
+from omnikit.interfaces import Codec
+from omnikit.streaming import DecodeStream, WindowedDecodeStream
+
+
+class SnacCodec(Codec):
+    """The arguments are those of the package's `config.json`, under the same names; `weights` see `Part`.
+
+    Raises:
+        ValueError: the strides do not fall, each a multiple of the next, down to 1.
+    """
+
+    def __init__(self, sampling_rate: int, *, vq_strides: Sequence[int], weights: str | None = None, **config):
+        super().__init__()
+        self.places = depth_first(vq_strides)
+        self.snac = SNAC(sampling_rate=sampling_rate, vq_strides=list(vq_strides), **config)
+        replace_noise(self.snac.decoder)
+        self.weights = weights
+        self.sample_rate, self.codebook_size = sampling_rate, self.snac.codebook_size
+        self.num_codebooks = len(self.places)
+        self.frame_samples = int(self.snac.hop_length) * vq_strides[0]
+        self.frame_rate = sampling_rate / self.frame_samples
+        self.lookahead = decoder_reach(self.snac.decoder)
+
+    def encode(self, wav: Tensor) -> Tensor:
+        """Waveform [B, N] -> codes [B, K, ceil(N / frame_samples)]."""
+        frames = math.ceil(wav.shape[-1] / self.frame_samples)
+        wav = nn.functional.pad(wav, (0, frames * self.frame_samples - wav.shape[-1]))
+        return self.pack(self.snac.encode(wav[:, None]))[..., :frames]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [B, K, T] -> waveform [B, T * frame_samples]."""
+        self.check_codes(codes)
+        return self._decode(codes, start=0)
+
+    def stream(self, batch_size: int = 1) -> DecodeStream:
+        if self.snac.attn_window_size is not None:
+            raise ValueError(
+                f"attn_window_size {self.snac.attn_window_size}: a decoder with windowed attention cannot be streamed"
+                " yet; choose a configuration without (null), such as the 24 kHz one, or call decode"
+            )
+        return SnacStream(self, batch_size)
+
+    def pack(self, codes: Sequence[Tensor]) -> Tensor:
+        """The package's R lists [B, T * codes per frame of that rate] -> [B, K, T]."""
+        per_frame = [[place for place in self.places if place[0] == rate] for rate in range(len(codes))]
+        frames = [level.unflatten(1, (-1, len(places))) for level, places in zip(codes, per_frame, strict=True)]
+        return torch.stack([frames[rate][..., nth] for rate, nth in self.places], dim=1)
+
+    def unpack(self, codes: Tensor) -> list[Tensor]:
+        """The inverse of `pack`."""
+        rows = {place: row for place, row in zip(self.places, codes.unbind(1), strict=True)}
+        rates = range(1 + max(rate for rate, _ in self.places))
+        return [
+            torch.stack([rows[place] for place in sorted(rows) if place[0] == rate], dim=-1).flatten(1)
+            for rate in rates
+        ]
+
+    def _decode(self, codes: Tensor, start: int) -> Tensor:
+        """`start`: the sample of the whole decoding at which these codes begin."""
+        set_noise_start(self.snac.decoder, start)
+        return self.snac.decode(self.unpack(codes))[:, 0]
+
+
+class SnacStream(WindowedDecodeStream):
+    """Decodes the new frames with their neighbours again; noise, where there is any, stays where it was."""
+
+    def __init__(self, codec: SnacCodec, batch_size: int):
+        super().__init__(
+            lambda codes: codec._decode(codes, self.start),
+            frame_samples=codec.frame_samples,
+            reach=codec.lookahead,
+            batch_size=batch_size,
+        )
+        self.codec = codec
+
+    def push(self, codes: Tensor) -> Tensor:
+        self.codec.check_codes(codes)
+        return super().push(codes)
+
+
+def depth_first(strides: Sequence[int]) -> list[tuple[int, int]]:
+    """Where each code of a frame comes from: (rate, which one of that rate within the frame), parents first."""
+    uneven = any(slow % fast for slow, fast in itertools.pairwise(strides))
+    if not strides or strides[-1] != 1 or uneven:
+        raise ValueError(f"vq_strides {list(strides)} must fall, each a multiple of the next, down to 1")
+
+    def walk(rate: int, nth: int) -> list[tuple[int, int]]:
+        if rate + 1 == len(strides):
+            return [(rate, nth)]
+        fan = strides[rate] // strides[rate + 1]
+        return [(rate, nth)] + [place for child in range(fan) for place in walk(rate + 1, nth * fan + child)]
+
+    return walk(0, 0)
+
+
+def decoder_reach(decoder: nn.Module) -> int:
+    """Samples at the edge of a piece that differ from the whole decoding because neighbours were zeros there.
+
+    Followed through the layers from either side; a layer's edge is wrong where its kernel looks past the last right
+    position of its input.
+    """
+    left = right = 0
+    for layer in decoder.modules():
+        if isinstance(layer, nn.ConvTranspose1d):
+            (kernel,), (stride,), (padding,) = layer.kernel_size, layer.stride, layer.padding
+            left, right = left * stride + kernel - stride - padding, right * stride + padding
+        elif isinstance(layer, nn.Conv1d):
+            (kernel,), (dilation,), (padding,) = layer.kernel_size, layer.dilation, layer.padding
+            left, right = left + padding, right + (kernel - 1) * dilation - padding
+    return max(left, right)

@@ -1,0 +1,151 @@
+"""The k-means codec: it finds its codebooks, gives back what it was given, and streams exactly."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from omnikit.codecs.mel_rvq import MelRVQ, kmeans, nearest
+from omnikit.codecs.rtisi import PhaseSearch
+
+
+def tones(count: int, seed: int = 0, samples: int = 6400) -> list[torch.Tensor]:
+    """Gliding tones with two overtones."""
+    rng = torch.Generator().manual_seed(seed)
+    time = torch.arange(samples) / 16000
+    starts = 150 + 600 * torch.rand(count, generator=rng)
+    wavs = []
+    for start in starts:
+        phase = 2 * torch.pi * (start * time + 200 * time.square())
+        wavs.append(0.2 * sum(torch.sin(n * phase) / n for n in (1, 2, 3)))
+    return wavs
+
+
+@pytest.fixture(scope="module")
+def codec() -> MelRVQ:
+    torch.manual_seed(0)
+    codec = MelRVQ(16000, n_mels=40, n_fft=512, patch=10, num_codebooks=3, codebook_size=16, iterations=4)
+    codec.fit(tones(30), rounds=5)
+    return codec
+
+
+def loudness_error(codec: MelRVQ, wav: torch.Tensor, other: torch.Tensor) -> float:
+    """Distance of two waveforms' magnitudes, relative to the first's."""
+    ours, theirs = codec.magnitudes(wav), codec.magnitudes(other)
+    return ((ours - theirs).norm() / ours.norm()).item()
+
+
+def test_each_codebook_leaves_less():
+    codec = MelRVQ(16000, n_mels=40, n_fft=512, patch=10, num_codebooks=3, codebook_size=16)
+    left = codec.fit(tones(30), rounds=5)
+    assert left == sorted(left, reverse=True) and left[0] < 0.5 and left[-1] < 0.15
+
+
+def test_fit_wants_enough_audio():
+    codec = MelRVQ(16000, n_mels=40, n_fft=512, patch=10, num_codebooks=1, codebook_size=16)
+    with pytest.raises(ValueError, match="5 patches are too few for 16 codes"):
+        codec.fit(tones(1))
+
+
+def test_fit_is_repeatable(codec):
+    again = MelRVQ(16000, n_mels=40, n_fft=512, patch=10, num_codebooks=3, codebook_size=16)
+    again.fit(tones(30), rounds=5)
+    assert torch.equal(again.codebooks, codec.codebooks)
+
+
+def test_nearest_against_slow_twin():
+    points, codebook = torch.randn(2, 9, 5), torch.randn(7, 5)
+    slowly = [[min(range(7), key=lambda c: (p - codebook[c]).square().sum().item()) for p in row] for row in points]
+    assert nearest(points, codebook).tolist() == slowly
+
+
+def test_kmeans_moves_empty_centres_until_every_point_has_its_own():
+    """Most random starts of 8 centres among 8 x 20 equal points take some point twice and leave others out."""
+    distinct = torch.randn(8, 5)
+    points = distinct.repeat_interleave(20, 0)
+    found = kmeans(points, 8, 100, torch.Generator().manual_seed(0))
+    assert torch.allclose(found[nearest(points, found)], points, atol=1e-5)
+
+
+def test_resynthesis_is_near_the_original(codec):
+    wav = tones(1)[0][None]
+    back = codec.decode(codec.encode(wav))
+    other = codec.decode(codec.encode(tones(2, seed=5)[1][None]))
+    assert loudness_error(codec, wav, back) < 0.7 < loudness_error(codec, wav, other)
+
+
+def test_phase_search_alone_is_nearly_exact(codec):
+    """From the true magnitudes the search must get back a signal that has them."""
+    wav = tones(1, seed=3)[0][None]
+    wanted = codec.magnitudes(wav)
+    search = codec.phase_search(1)
+    columns = torch.cat([wanted * (codec.window.sum() / 2), torch.zeros(1, 8, wanted.shape[-1])], dim=1)
+    sound = torch.cat([search.push(column) for column in columns.unbind(1)], dim=-1)
+    assert loudness_error(codec, wav, sound[:, codec.lookahead :][:, : wav.shape[-1]]) < 0.15
+
+
+def test_chunks_equal_the_whole(codec):
+    rng = random.Random(0)
+    codes = torch.randint(16, (2, 3, 23))
+    whole = codec.decode(codes)
+    assert whole.shape == (2, 23 * codec.frame_samples) and whole.std() > 1e-3
+    for _ in range(3):
+        with codec.stream(batch_size=2) as stream:
+            pieces, at = [], 0
+            while at < codes.shape[-1]:
+                size = rng.randint(0, 6)
+                pieces.append(stream.push(codes[..., at : at + size]))
+                at += size
+            before_end = sum(piece.shape[-1] for piece in pieces)
+            pieces.append(stream.finish())
+        assert before_end == whole.shape[-1] - codec.lookahead
+        assert torch.allclose(torch.cat(pieces, dim=-1), whole, atol=1e-5)
+
+
+def test_streams_do_not_disturb_each_other(codec):
+    first, second = torch.randint(16, (2, 1, 3, 5))
+    one, two = codec.stream(), codec.stream()
+    pieces = [], []
+    for t in range(5):
+        pieces[0].append(one.push(first[..., t : t + 1]))
+        pieces[1].append(two.push(second[..., t : t + 1]))
+    for parts, stream, codes in zip(pieces, (one, two), (first, second), strict=True):
+        assert torch.equal(torch.cat([*parts, stream.finish()], dim=-1), codec.decode(codes))
+
+
+def test_batch_rows_are_independent(codec):
+    codes = torch.randint(16, (3, 3, 6))
+    single = torch.cat([codec.decode(row[None]) for row in codes])
+    assert torch.allclose(codec.decode(codes), single, atol=1e-3)
+
+
+@pytest.mark.parametrize("samples, frames", [(1, 1), (1280, 1), (1281, 2), (5000, 4)])
+def test_encode_length(codec, samples, frames):
+    codes = codec.encode(torch.randn(2, samples))
+    assert codes.shape == (2, 3, frames) and codes.dtype == torch.int64
+    assert int(codes.max()) < 16
+
+
+def test_no_frames_give_no_sound(codec):
+    assert codec.decode(torch.zeros(2, 3, 0, dtype=torch.int64)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("bad", [-1, 16])
+def test_id_outside_the_codebook(codec, bad):
+    codes = torch.zeros(1, 3, 4, dtype=torch.int64)
+    codes[0, 1, 2] = bad
+    with pytest.raises(ValueError, match=f"code {bad} is outside the codebook"):
+        codec.decode(codes)
+
+
+def test_numbers():
+    codec = MelRVQ(16000, n_mels=80, n_fft=1024, patch=5, num_codebooks=7, codebook_size=256)
+    assert (codec.frame_samples, codec.frame_rate, codec.hop) == (1280, 12.5, 256)
+    assert sorted(codec.state_dict()) == ["codebooks"]
+
+
+def test_hop_must_divide_the_window():
+    with pytest.raises(ValueError, match="hop 100"):
+        PhaseSearch(torch.hann_window(512), hop=100, iterations=1)

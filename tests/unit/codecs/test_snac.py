@@ -1,0 +1,181 @@
+"""SNAC as a rectangular codec: packing against a slow twin, decoding against the package, chunks against the whole."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+from snac import SNAC
+
+from omnikit.codecs.snac import SnacCodec, depth_first
+
+SMALL = {
+    "encoder_dim": 4,
+    "encoder_rates": [2, 4, 5],
+    "decoder_dim": 16,
+    "decoder_rates": [5, 4, 2],
+    "attn_window_size": None,
+    "codebook_size": 16,
+    "codebook_dim": 4,
+    "depthwise": True,
+}
+
+
+GAIN = 1.2
+
+
+def small_codec(strides=(4, 2, 1), noise=False, **changes) -> SnacCodec:
+    torch.manual_seed(0)
+    codec = SnacCodec(16000, vq_strides=list(strides), noise=noise, **{**SMALL, **changes}).eval()
+    for name, parameter in codec.named_parameters():
+        if name.endswith("original0"):  # the weight norm's gain: a random network is nearly silent, which tests nothing
+            parameter.data.mul_(GAIN)
+    return codec
+
+
+def pack_slowly(codes: list[list[int]], strides: list[int], frame: int) -> list[int]:
+    """One column of the matrix, found by cutting each list in halves, quarters and so on."""
+    if len(strides) == 1:
+        return [codes[0][frame]]
+    fan = strides[0] // strides[1]
+    children = [pack_slowly(codes[1:], strides[1:], frame * fan + child) for child in range(fan)]
+    return [codes[0][frame], *itertools.chain(*children)]
+
+
+def random_lists(strides, batch: int, frames: int) -> list[torch.Tensor]:
+    return [torch.randint(16, (batch, frames * strides[0] // stride)) for stride in strides]
+
+
+@pytest.mark.parametrize("strides", [(1,), (2, 1), (4, 2, 1), (8, 4, 2, 1), (6, 3, 1), (4, 4, 1)])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_pack_against_slow_twin(strides, batch, frames):
+    codec = small_codec(strides)
+    lists = random_lists(strides, batch, frames)
+    packed = codec.pack(lists)
+    for b in range(batch):
+        columns = [pack_slowly([level[b].tolist() for level in lists], list(strides), t) for t in range(frames)]
+        assert packed[b].T.tolist() == columns
+    assert all(torch.equal(back, level) for back, level in zip(codec.unpack(packed), lists, strict=True))
+
+
+def test_published_order_of_a_frame():
+    assert depth_first([4, 2, 1]) == [(0, 0), (1, 0), (2, 0), (2, 1), (1, 1), (2, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("strides", [[], [4, 2], [4, 3, 1], [1, 2]])
+def test_strides_that_make_no_tree(strides):
+    with pytest.raises(ValueError, match="vq_strides"):
+        depth_first(strides)
+
+
+@pytest.mark.parametrize("strides", [(4, 2, 1), (2, 1)])
+def test_decode_is_the_package_decode(strides):
+    codec = small_codec(strides)
+    package = SNAC(sampling_rate=16000, vq_strides=list(strides), noise=False, **SMALL).eval()
+    package.load_state_dict(codec.snac.state_dict())
+    lists = random_lists(strides, 2, 3)
+    with torch.no_grad():
+        ours, theirs = codec.decode(codec.pack(lists)), package.decode(lists)[:, 0]
+    assert theirs.std() > 1e-3
+    assert torch.equal(ours, theirs)
+
+
+def test_noise_stands_where_the_package_has_it(monkeypatch):
+    """With the package's generator replaced by ours, the two networks are one function."""
+    from omnikit.codecs.position_noise import normal_at
+
+    codec = small_codec(noise=True)
+    package = SNAC(sampling_rate=16000, vq_strides=[4, 2, 1], noise=True, **SMALL).eval()
+    package.load_state_dict(codec.snac.state_dict())
+    samples_of_block = iter([8, 2, 1])
+
+    def ours(shape, device, dtype):
+        return normal_at(torch.arange(shape[-1]), next(samples_of_block)).to(dtype).expand(shape)
+
+    lists = random_lists((4, 2, 1), 1, 3)
+    with torch.no_grad():
+        got = codec.decode(codec.pack(lists))
+        monkeypatch.setattr(torch, "randn", ours)
+        assert torch.allclose(got, package.decode(lists)[:, 0], atol=1e-6)
+
+
+def test_noise_is_normal():
+    from omnikit.codecs.position_noise import normal_at
+
+    values = normal_at(torch.arange(200_000), salt=2)
+    assert abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01
+    assert abs((values[1:] * values[:-1]).mean()) < 0.01
+    assert not torch.allclose(values[:100], normal_at(torch.arange(100), salt=1))
+
+
+@pytest.mark.parametrize("strides", [(4, 2, 1), (2, 1)])
+@pytest.mark.parametrize("noise", [False, True])
+def test_chunks_equal_the_whole(strides, noise):
+    rng = random.Random(0)
+    codec = small_codec(strides, noise)
+    codes = torch.randint(16, (2, codec.num_codebooks, 60))
+    with torch.no_grad():
+        whole = codec.decode(codes)
+        for _ in range(3):
+            with codec.stream(batch_size=2) as stream:
+                pieces, at = [], 0
+                while at < codes.shape[-1]:
+                    size = rng.randint(0, 9)
+                    pieces.append(stream.push(codes[..., at : at + size]))
+                    at += size
+                before_end = sum(piece.shape[-1] for piece in pieces)
+                pieces.append(stream.finish())
+            assert before_end == whole.shape[-1] - codec.lookahead
+            assert torch.allclose(torch.cat(pieces, dim=-1), whole, atol=1e-5)
+
+
+def test_reach_is_the_measured_one():
+    """Beyond it nothing changes when a neighbour does; one sample nearer, something does."""
+    codec = small_codec().double()
+    codes = torch.randint(16, (1, codec.num_codebooks, 80))
+    middle = 40 * codec.frame_samples
+    with torch.no_grad():
+        whole, left, right = codec.decode(codes), codec.decode(codes[..., :40]), codec.decode(codes[..., 40:])
+    wrong = torch.nonzero((torch.cat([left, right], dim=-1) - whole).abs()[0] > 1e-12)[:, 0]
+    assert max(middle - wrong.min(), wrong.max() - middle + 1) == codec.lookahead
+
+
+@pytest.mark.parametrize("changes, reach", [({}, 3141), ({"encoder_rates": [2, 4, 8, 8]}, 4757)])
+def test_reach_of_other_sizes(changes, reach):
+    rates = changes.get("encoder_rates", [2, 4, 5, 8])
+    config = {**SMALL, "encoder_rates": rates, "decoder_rates": rates[::-1]}
+    codec = SnacCodec(24000, vq_strides=[4, 2, 1], noise=False, **config)
+    assert codec.lookahead == reach
+
+
+@pytest.mark.parametrize("samples, frames", [(1, 1), (160, 1), (161, 2), (1000, 7)])
+def test_encode_length(samples, frames):
+    codec = small_codec()
+    codes = codec.encode(torch.randn(2, samples))
+    assert codes.shape == (2, 7, frames) and codes.dtype == torch.int64
+    assert codec.decode(codes).shape == (2, frames * codec.frame_samples)
+
+
+def test_numbers_come_from_the_configuration():
+    codec = small_codec()
+    assert (codec.num_codebooks, codec.codebook_size, codec.sample_rate) == (7, 16, 16000)
+    assert (codec.frame_samples, codec.frame_rate) == (160, 100.0)
+
+
+@pytest.mark.parametrize("bad", [-1, 16])
+def test_id_outside_the_codebook(bad):
+    codec = small_codec()
+    codes = torch.zeros(1, 7, 3, dtype=torch.int64)
+    codes[0, 4, 1] = bad
+    with pytest.raises(ValueError, match=f"code {bad} is outside the codebook"):
+        codec.decode(codes)
+    with pytest.raises(ValueError, match=f"code {bad} is outside the codebook"):
+        codec.stream().push(codes)
+
+
+def test_windowed_attention_cannot_stream():
+    with pytest.raises(ValueError, match="attn_window_size 4"):
+        small_codec(decoder_dim=128, encoder_dim=16, attn_window_size=4).stream()
