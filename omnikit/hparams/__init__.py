@@ -1,0 +1,27 @@
+"""Hyperparameters: HyperPyYAML files, parts chosen by name, dotted overrides, and a safe load for checkpoints.
+
+Guide: docs/hparams.md.
+"""
+
+from __future__ import annotations
+
+from omnikit.hparams.command_line import split_command_line
+from omnikit.hparams.parts import KINDS, choices, packaged, part_files, pick
+from omnikit.hparams.recipe import Recipe, build_parts, dump_parts, load_recipe, resolve
+from omnikit.hparams.safe import check_safe, safe_load
+
+__all__ = [
+    "KINDS",
+    "Recipe",
+    "build_parts",
+    "check_safe",
+    "choices",
+    "dump_parts",
+    "load_recipe",
+    "packaged",
+    "part_files",
+    "pick",
+    "resolve",
+    "safe_load",
+    "split_command_line",
+]

@@ -1,0 +1,118 @@
+"""The command line of a training script: `train.py FILE.yaml [MORE.yaml ..] [--key value | --key=value | --flag ..]`.
+
+SpeechBrain's own parser accepts abbreviations (`--test` would be taken for `--test_only`), cuts values at `=` and does
+not know dotted keys, so its run options are recognised here by their exact names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import ruamel.yaml
+from ruamel.yaml.error import YAMLError
+
+from omnikit.hparams.tree import one_line, read_tree
+
+USAGE = "usage: train.py FILE.yaml [MORE.yaml ..] [--key value ..]"
+
+
+def split_command_line(argv: list[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Arguments (without the script's name) -> the YAML file, SpeechBrain run options, overrides by dotted key.
+
+    Further YAML files hold overrides; flags come after them, so they win.
+
+    Raises:
+        ValueError: no YAML file, a stray word, a flag without a value, or a value that its option does not take.
+    """
+    options = _run_option_types()
+    files: list[str] = []
+    run_opts: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
+    for flag, text in _tokens(argv, flags={name for name, kind in options.items() if kind is bool}):
+        if flag is None:
+            files.append(_yaml_file(text))
+        elif flag in options:
+            run_opts[flag] = _run_option(flag, text, options[flag])
+        else:
+            overrides.pop(flag, None)  # the last one wins, and comes last
+            overrides[flag] = parse_value(flag, text)
+    if not files:
+        raise ValueError(f"no YAML file given; {USAGE}")
+    return files[0], run_opts, {**_from_files(files[1:]), **overrides}
+
+
+def parse_value(flag: str, text: str | None) -> Any:
+    """The text after a flag as YAML reads it: `3`, `1e-4`, `true`, `null`, `[1, 2]`, `a/b=c`."""
+    if text is None:
+        raise ValueError(f"--{flag}: a value is missing")
+    try:
+        return ruamel.yaml.YAML().load(text) if text else ""
+    except YAMLError as error:
+        raise ValueError(f"--{flag} {text}: not a YAML value ({one_line(error)}); quote it: \"'{text}'\"") from None
+
+
+def _tokens(argv: list[str], flags: set[str]) -> Iterator[tuple[str | None, str | None]]:
+    """(flag, value) pairs; flag `None` for a word that follows no flag, value `None` where there is none."""
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            yield None, word
+            continue
+        flag, equals, value = word[2:].partition("=")
+        if not equals:
+            takes_next = bool(words) and not words[0].startswith("--") and flag not in flags
+            value = words.pop(0) if takes_next else None
+        yield flag, value
+
+
+def _yaml_file(word: str) -> str:
+    if not word.endswith((".yaml", ".yml")):
+        raise ValueError(f"{word}: neither a flag nor a YAML file; {USAGE}")
+    return word
+
+
+def _from_files(files: list[str]) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    for file in files:
+        for key, value in read_tree(Path(file)).items():
+            overrides.pop(key, None)
+            overrides[key] = value
+    return overrides
+
+
+def _run_option_types() -> dict[str, Any]:
+    """SpeechBrain's run options that may stand on a command line, with their types."""
+    from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions  # only training needs speechbrain
+
+    hints = get_type_hints(RunOptions)
+    names = [name for name in hints if name in HELP_TEXTS or name.endswith("module_keys")]
+    return {name: _without_none(hints[name]) for name in names}
+
+
+def _without_none(kind: Any) -> Any:
+    """`Optional[int]` -> `int`."""
+    inner = get_args(kind)
+    return next(k for k in inner if k is not type(None)) if type(None) in inner else kind
+
+
+def _run_option(flag: str, text: str | None, kind: Any) -> Any:
+    if kind is bool:
+        if text not in (None, "true", "True", "false", "False"):
+            raise ValueError(f"--{flag}={text}: must be true or false")
+        return text is None or text.lower() == "true"
+    if text is None:
+        raise ValueError(f"--{flag}: a value is missing")
+    if kind in (int, float, str):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"--{flag} {text}: must be {'a whole number' if kind is int else 'a number'}") from None
+    if kind == list[str]:
+        return text.split(",")
+    allowed = get_args(kind)
+    if text not in allowed:
+        raise ValueError(f"--{flag} {text}: unknown value (choices: {', '.join(map(str, allowed))})")
+    return text

@@ -1,0 +1,100 @@
+"""Values that replace those of a YAML file: dotted keys, names of parts; unknown keys are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Number
+from pathlib import Path
+from typing import Any
+
+from omnikit.hparams.lookup import argument_names, nearest
+from omnikit.hparams.tree import has_tag, read_tree, tag_of, walk
+
+PICK = "!applyref:omnikit.hparams.pick"
+
+
+def as_overrides(tree: Mapping, settings: Mapping[str, Any], folder: Path, prefix: str = "") -> dict[str, Any]:
+    """Settings such as `{"codec": "mimi", "codec.num_codebooks": 4}` in the nested form that HyperPyYAML takes.
+
+    Args:
+        tree: the file that they apply to, from `read_tree`.
+        settings: dotted keys and values; a later one wins.
+        folder: where that file lies (its includes are read from there).
+        prefix: what stands before the keys in error messages.
+
+    Raises:
+        ValueError: a key that the file does not know, or a value that cannot stand there.
+    """
+    overrides: dict[str, Any] = {}
+    for key, value in settings.items():
+        _set(tree, key.split("."), value, prefix + key, folder, overrides)
+    return overrides
+
+
+def _set(tree: Mapping, keys: list[str], value: Any, flag: str, folder: Path, overrides: dict[str, Any]) -> None:
+    key, *rest = keys
+    _check_known(tree, key, flag, folder)
+    node = tree.get(key)
+    if has_tag(node, PICK) and not rest and not isinstance(value, Mapping):
+        rest = ["name"]  # `--codec mimi` chooses the part
+    if rest:
+        _set(_inside(tree, node, flag), rest, value, flag, folder, overrides.setdefault(key, {}))
+    elif isinstance(value, Mapping) and isinstance(node, Mapping):
+        _check_tags(flag, value)
+        for inner, inner_value in value.items():
+            inner_keys = [key, *str(inner).split(".")]
+            _set(tree, inner_keys, inner_value, f"{flag}.{inner}", folder, overrides)
+    else:
+        _check_value(node, value, flag)
+        overrides[key] = value
+
+
+class _Unknown(dict):
+    """Stands for a mapping whose keys only the part file knows; `pick` checks them once it knows which file."""
+
+
+def _inside(tree: Mapping, node: Any, flag: str) -> Mapping:
+    if isinstance(node, Mapping):
+        return node
+    if node is None and (isinstance(tree, _Unknown) or has_tag(tree, PICK)):
+        return _Unknown()
+    raise ValueError(f"--{flag}: what stands before the last dot is a single value, it has no options")
+
+
+def _check_known(tree: Mapping, key: str, flag: str, folder: Path) -> None:
+    if has_tag(tree, PICK) and key == "part":
+        raise ValueError(f"--{flag}: the kind of a part is fixed")
+    if key in tree or isinstance(tree, _Unknown) or has_tag(tree, PICK):
+        return
+    known: set[str] | None = {str(name) for name in tree}
+    if has_tag(tree, "!include:"):
+        known |= {str(name) for name in read_tree(folder / tag_of(tree).partition(":")[2])}
+    if has_tag(tree, "!new:", "!name:"):
+        arguments = argument_names(tree, f"--{flag}")
+        known = None if arguments is None else known | arguments
+    if known is not None and key not in known:
+        raise ValueError(f"--{flag}: no such option{nearest(key, known)}")
+
+
+def _check_tags(flag: str, value: Any) -> None:
+    """HyperPyYAML merges a tagged mapping into the old node and drops the tag, so only `!ref` may come from outside."""
+    for _, node in [("", value), *walk(value)]:
+        if tag_of(node) not in ("", "!ref"):
+            raise ValueError(f"--{flag}: the tag {tag_of(node)} belongs into the YAML file itself")
+
+
+def _check_value(node: Any, value: Any, flag: str) -> None:
+    """Catches what would go wrong late or never: `off` for a switch (a string, and true), a word for a number."""
+    _check_tags(flag, value)
+    if value is None or tag_of(value):
+        return
+    if isinstance(node, Mapping):
+        inner = ", ".join(f"--{flag}.{key}" for key in node)
+        how = f" (it is built by {tag_of(node)}, not chosen by name)" if tag_of(node) else ""
+        raise ValueError(f"--{flag} {value}: has options of its own, set one of them{how}: {inner}")
+    if isinstance(value, Mapping) and node is not None and not tag_of(node):
+        raise ValueError(f"--{flag}: is a single value, it has no options")
+    if isinstance(node, bool) and not isinstance(value, bool):
+        raise ValueError(f"--{flag} {value}: must be true or false")
+    if isinstance(node, Number) and (isinstance(value, bool) or not isinstance(value, Number)):
+        raise ValueError(f"--{flag} {value}: must be a number")

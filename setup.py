@@ -1,0 +1,8 @@
+"""The part files of `hparams/` are installed as `omnikit/part_files`; all else stands in setup.cfg."""
+
+from setuptools import find_namespace_packages, setup
+
+setup(
+    packages=[*find_namespace_packages(include=["omnikit", "omnikit.*"], exclude=["*.pretrained*"]), "omnikit.part_files"],
+    package_dir={"omnikit.part_files": "hparams"},
+)

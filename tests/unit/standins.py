@@ -1,0 +1,22 @@
+"""Small classes for tests of the wiring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class Thing:
+    """Keeps what it was built with."""
+
+    def __init__(self, *, size: int = 3, weights: str | None = None, inner: Any = None):
+        self.size, self.weights, self.inner = size, weights, inner
+
+
+class Joined(nn.Module):
+    """A model of two parts."""
+
+    def __init__(self, *, codec: Any, encoder: Any):
+        super().__init__()
+        self.codec, self.encoder = codec, encoder
