@@ -23,15 +23,12 @@ SMALL = {
 }
 
 
-GAIN = 1.2
-
-
-def small_codec(strides=(4, 2, 1), noise=False, **changes) -> SnacCodec:
+def small_codec(strides=(4, 2, 1), noise=False, gain=1.2, **changes) -> SnacCodec:
     torch.manual_seed(0)
     codec = SnacCodec(16000, vq_strides=list(strides), noise=noise, **{**SMALL, **changes}).eval()
     for name, parameter in codec.named_parameters():
         if name.endswith("original0"):  # the weight norm's gain: a random network is nearly silent, which tests nothing
-            parameter.data.mul_(GAIN)
+            parameter.data.mul_(gain)
     return codec
 
 
@@ -134,12 +131,12 @@ def test_chunks_equal_the_whole(strides, noise):
 
 def test_reach_is_the_measured_one():
     """Beyond it nothing changes when a neighbour does; one sample nearer, something does."""
-    codec = small_codec().double()
+    codec = small_codec(gain=1.4).double()
     codes = torch.randint(16, (1, codec.num_codebooks, 80))
     middle = 40 * codec.frame_samples
     with torch.no_grad():
         whole, left, right = codec.decode(codes), codec.decode(codes[..., :40]), codec.decode(codes[..., 40:])
-    wrong = torch.nonzero((torch.cat([left, right], dim=-1) - whole).abs()[0] > 1e-12)[:, 0]
+    wrong = torch.nonzero((torch.cat([left, right], dim=-1) - whole).abs()[0] > 1e-13)[:, 0]
     assert max(middle - wrong.min(), wrong.max() - middle + 1) == codec.lookahead
 
 
