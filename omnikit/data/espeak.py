@@ -50,8 +50,8 @@ class _Engine:
     def set_voice(self, voice: str) -> None:
         if voice == self.voice:
             return
-        check_voice(voice)
-        if self.lib.espeak_SetVoiceByName(voice.encode()) != 0:
+        file, plus, variant = check_voice(voice), *voice.partition("+")[1:]
+        if self.lib.espeak_SetVoiceByName(f"{file}{plus}{variant}".encode()) != 0:
             raise ValueError(f"voice {voice!r} is refused by espeak-ng")
         self.voice = voice
 
@@ -74,14 +74,15 @@ def _engine() -> _Engine:
 
 
 @lru_cache(maxsize=1)
-def languages() -> tuple[str, ...]:
-    """Names that can stand before the `+` of a voice."""
-    names: set[str] = set()
-    for path in (_engine().data / "lang").rglob("*"):
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            names.update(line.split()[1].lower() for line in lines if line.startswith("language ") and line.split()[1:])
-    return tuple(sorted(names))
+def languages() -> dict[str, str]:
+    """Names that can stand before the `+` of a voice, and the file of each (its own name is not always accepted)."""
+    folder = _engine().data / "lang"
+    found: dict[str, str] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for name in (line.split()[1].lower() for line in lines if line.startswith("language ") and line.split()[1:]):
+            found.setdefault(name, path.relative_to(folder).as_posix())
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -90,12 +91,17 @@ def variants() -> tuple[str, ...]:
     return tuple(sorted(path.name for path in (_engine().data / "voices" / "!v").iterdir()))
 
 
-def check_voice(voice: str) -> None:
-    """Refuse a voice whose language or variant espeak-ng lacks (by itself it would quietly speak in another)."""
+def check_voice(voice: str) -> str:
+    """The file of a voice's language.
+
+    Raises:
+        ValueError: espeak-ng lacks its language or variant (by itself it would quietly speak in another).
+    """
     language, plus, variant = voice.partition("+")
-    _check_known(voice, "language", language.lower(), languages())
+    _check_known(voice, "language", language.lower(), tuple(languages()))
     if plus:
         _check_known(voice, "variant", variant, variants())
+    return languages()[language.lower()]
 
 
 def _check_known(voice: str, kind: str, name: str, choices: tuple[str, ...]) -> None:

@@ -1,0 +1,164 @@
+"""What the mini corpus says and who says it: a pure function of seed and scale, no sound made here."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import voices
+import world
+
+TEMPLATE_CHAPTER, RANDOM_CHAPTER = 1, 2
+"""Chapter ids of the LibriSpeech layout: sentences from templates, and random word strings."""
+
+SENTENCES = {"train": 10200, "dev-clean": 200, "test-clean": 300, "test-other": 300}
+QA_TRAIN, QA_DEV, QA_HELD_OUT_READINGS = 8000, 200, 4
+NOISE_SNR_DB = (15.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One text read once."""
+
+    split: str
+    text: str
+    voice: str
+    speed: int  # words per minute
+    pitch: int  # 0..99
+    chapter: int = TEMPLATE_CHAPTER
+    noise_seed: int | None = None  # None = clean
+    snr_db: float = 0.0
+    id: str = ""
+    kind: str = ""  # QA only: the kind of question
+    answer: str = ""  # QA only
+
+    @property
+    def speaker(self) -> int:
+        return voices.SPEAKERS[self.voice]
+
+
+def scaled(count: int, scale: float) -> int:
+    return max(6, round(count * scale))
+
+
+def plan_corpus(seed: int, scale: float = 1.0) -> list[Recording]:
+    """All recordings of the ASR / TTS splits, with LibriSpeech ids."""
+    rng = random.Random(f"corpus {seed}")
+    sentences = draw_sentences(rng, scale)
+    train, dev, clean, other = (sentences[name] for name in SENTENCES)
+    every_speed, every_pitch = (
+        voices.SPEEDS + voices.HELD_OUT_SPEEDS,
+        voices.PITCHES + voices.HELD_OUT_PITCHES,
+    )
+    readings = [
+        *_read("train-clean", train, voices.TRAIN_VOICES, voices.SPEEDS, voices.PITCHES, rng),
+        *_read("dev-clean", dev, voices.TRAIN_VOICES, every_speed, every_pitch, rng),
+        *_read("test-clean", clean, voices.TRAIN_VOICES, every_speed, every_pitch, rng),
+        *(_noisy(r, rng) for r in _read("test-other", other, voices.TEST_VOICES, every_speed, every_pitch, rng)),
+    ]
+    for split, texts in (("train-voice", train), ("dev-voice", dev), ("test-voice", clean)):
+        readings += _read(
+            split, texts, [voices.ANSWER_VOICE], (voices.ANSWER_SPEED,), (voices.ANSWER_PITCH,), rng
+        )
+    return _with_ids(readings)
+
+
+def draw_sentences(rng: random.Random, scale: float) -> dict[str, list[tuple[str, int]]]:
+    """Distinct (text, chapter) for each of `SENTENCES`, a third of each random word strings.
+
+    The known questions and answers are training sentences too, so that no test sentence is one of them.
+    """
+    known = [text for q in world.known_questions() for text in (q.text, q.answer)]
+    everything = {text for q in world.questions() for text in (q.text, q.answer)}
+    seen: set[str] = set(everything)
+    found: dict[str, list[tuple[str, int]]] = {}
+    for name, count in SENTENCES.items():
+        size = scaled(count, scale)
+        templates = []
+        if name == "train":
+            templates = rng.sample(sorted(set(known)), min(len(set(known)), size // 3))
+        templates += _distinct(world.template_sentence, size - size // 3 - len(templates), seen, rng)
+        strings = _distinct(world.random_words, size // 3, seen, rng)
+        found[name] = [(text, TEMPLATE_CHAPTER) for text in templates] + [(text, RANDOM_CHAPTER) for text in strings]
+    return found
+
+
+def _distinct(draw: Callable[[random.Random], str], count: int, seen: set[str], rng: random.Random) -> list[str]:
+    found: list[str] = []
+    while len(found) < count:
+        text = draw(rng)
+        if text not in seen and not world.mentions_held_out_sum(text):
+            seen.add(text)
+            found.append(text)
+    return found
+
+
+def _read(
+    split: str,
+    texts: Iterable[tuple[str, int]],
+    who: list[str],
+    speeds: tuple[int, ...],
+    pitches: tuple[int, ...],
+    rng: random.Random,
+) -> list[Recording]:
+    return [
+        Recording(split, text, rng.choice(who), rng.choice(speeds), rng.choice(pitches), chapter)
+        for text, chapter in texts
+    ]
+
+
+def _noisy(recording: Recording, rng: random.Random) -> Recording:
+    return replace(recording, noise_seed=rng.getrandbits(32), snr_db=rng.uniform(*NOISE_SNR_DB))
+
+
+def _with_ids(readings: list[Recording]) -> list[Recording]:
+    """Speaker-chapter-number, counted through all splits so that no id stands for two recordings."""
+    counts: Counter[tuple[int, int]] = Counter()
+    found = []
+    for r in readings:
+        key = (r.speaker, r.chapter)
+        found.append(replace(r, id=f"{r.speaker}-{r.chapter}-{counts[key]:04d}"))
+        counts[key] += 1
+    return found
+
+
+def plan_questions(seed: int, scale: float = 1.0) -> list[Recording]:
+    """All recordings of the QA part: train, dev, test_seen, test_unseen, test_heldout."""
+    rng = random.Random(f"questions {seed}")
+    known, held_out = world.known_questions(), world.held_out_questions()
+    known = rng.sample(known, min(len(known), scaled(len(known), scale)))
+    held_out = rng.sample(held_out, min(len(held_out), scaled(len(held_out), scale)))
+    seen, unseen = voices.TRAIN_VOICES, voices.TEST_VOICES
+    trained = (voices.SPEEDS, voices.PITCHES)
+    kept = (voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES)
+    taken: set[tuple] = set()
+    rows = _ask("test_seen", known, len(known), seen, kept, rng, taken)
+    rows += _ask("test_unseen", known, len(known), unseen, kept, rng, taken)
+    rows += _ask("test_heldout", held_out, QA_HELD_OUT_READINGS * len(held_out), seen, kept, rng, taken)
+    rows += _ask("dev", known, scaled(QA_DEV, scale), seen, kept, rng, taken)
+    rows += _ask("train", known, scaled(QA_TRAIN, scale), seen, trained, rng, taken)
+    return rows
+
+
+def _ask(
+    split: str,
+    questions: list[world.Question],
+    count: int,
+    who: list[str],
+    manner: tuple[tuple[int, ...], tuple[int, ...]],
+    rng: random.Random,
+    taken: set[tuple],
+) -> list[Recording]:
+    """`count` recordings, the questions in turn, none recorded twice in the same voice, speed and pitch."""
+    speeds, pitches = manner
+    rows: list[Recording] = []
+    while len(rows) < count:
+        q = questions[len(rows) % len(questions)]
+        how = (rng.choice(who), rng.choice(speeds), rng.choice(pitches))
+        if (q.text, *how) in taken:
+            continue
+        taken.add((q.text, *how))
+        rows.append(Recording(split, q.text, *how, id=f"{split}-{len(rows):05d}", kind=q.kind, answer=q.answer))
+    return rows

@@ -1,0 +1,181 @@
+"""Make the mini corpus with espeak-ng: speech in LibriSpeech's layout, questions and answers as Parquet.
+
+    python make_corpus.py --data_folder data [--seed 1] [--scale 1.0]
+
+gives `<data_folder>/corpus` (`train-clean` .. `test-voice`, `SPEAKERS.TXT`, `RECORDINGS.CSV`, `READY`) and
+`<data_folder>/qa` (`train`, `dev`, `test_seen`, `test_unseen`, `test_heldout` and `answers`, all `.parquet`; a question
+row's `t2` names its answer's row in `answers.parquet`). Both are made aside and renamed when whole; `READY` comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import multiprocessing
+import shutil
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import voices
+from corpus_plan import Recording, plan_corpus, plan_questions
+from tqdm import tqdm
+
+from omnikit.data.espeak import synthesize
+from omnikit.data.noise import add_noise
+
+SAMPLE_RATE = 16000
+CHUNK = 300  # recordings per worker process
+
+
+def render(recording: Recording) -> bytes:
+    """The recording as the bytes of a FLAC file, 16 kHz, 16 bit."""
+    wav, _ = synthesize(
+        recording.text, recording.voice, speed=recording.speed, pitch=recording.pitch, sample_rate=SAMPLE_RATE
+    )
+    if recording.noise_seed is not None:
+        wav = add_noise(wav, recording.snr_db, np.random.default_rng(recording.noise_seed))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(wav, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _render_chunk(chunk: list[Recording]) -> list[tuple[str, str, bytes]]:
+    return [(r.split, r.id, render(r)) for r in chunk]
+
+
+def render_all(recordings: list[Recording], workers: int, title: str):
+    """Yields (split, id, FLAC bytes).
+
+    espeak-ng remembers a little of what it said before; chunks of fixed content, each in a fresh process, make the
+    result independent of how the work happens to be shared out.
+    """
+    ordered = sorted(recordings, key=lambda r: (r.voice, r.split, r.id))
+    chunks = [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
+    # never forked from here: the pool's own threads may hold a lock at that moment, and the child would wait forever
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    with context.Pool(workers, maxtasksperchild=1) as pool, tqdm(total=len(ordered), desc=title) as bar:
+        for done in pool.imap_unordered(_render_chunk, chunks, chunksize=1):
+            bar.update(len(done))
+            yield from done
+
+
+def write_corpus(recordings: list[Recording], folder: Path, workers: int) -> None:
+    """The ASR / TTS splits in LibriSpeech's layout."""
+    where = {r.id: folder / r.split / str(r.speaker) / str(r.chapter) for r in recordings}
+    for place in set(where.values()):
+        place.mkdir(parents=True, exist_ok=True)
+    minutes: dict[int, float] = defaultdict(float)
+    for _, name, data in render_all(recordings, workers, "sentences"):
+        (where[name] / f"{name}.flac").write_bytes(data)
+        minutes[int(name.split("-")[0])] += soundfile.info(io.BytesIO(data)).duration / 60
+    _write_transcripts(recordings, where)
+    _write_speakers(recordings, minutes, folder / "SPEAKERS.TXT")
+    _write_recordings(recordings, folder / "RECORDINGS.CSV")
+
+
+def _write_transcripts(recordings: list[Recording], where: dict[str, Path]) -> None:
+    lines: dict[Path, list[str]] = defaultdict(list)
+    for r in recordings:
+        lines[where[r.id] / f"{r.speaker}-{r.chapter}.trans.txt"].append(f"{r.id} {r.text.upper()}\n")
+    for path, content in lines.items():
+        path.write_text("".join(sorted(content)), encoding="utf-8")
+
+
+def _write_speakers(recordings: list[Recording], minutes: dict[int, float], path: Path) -> None:
+    rows = [";ID  |SEX| SUBSET           |MINUTES| NAME\n"]
+    splits = sorted({(r.speaker, r.split, r.voice) for r in recordings})
+    for (speaker, voice), group in itertools.groupby(splits, key=lambda s: (s[0], s[2])):
+        subsets = " ".join(split for _, split, _ in group)
+        sex = "F" if voices.is_female(voice) else "M"
+        rows.append(f"{speaker:<4} | {sex} | {subsets:<16} | {minutes[speaker]:5.2f} | {voice}\n")
+    path.write_text("".join(rows), encoding="utf-8")
+
+
+def _write_recordings(recordings: list[Recording], path: Path) -> None:
+    """How each recording was made; LibriSpeech has nothing of the kind and readers of the layout ignore it."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "split", "voice", "speed", "pitch", "snr_db"])
+        for r in recordings:
+            snr = "" if r.noise_seed is None else f"{r.snr_db:.1f}"
+            writer.writerow([r.id, r.split, r.voice, r.speed, r.pitch, snr])
+
+
+def write_questions(recordings: list[Recording], folder: Path, workers: int) -> None:
+    """The QA part: one Parquet file per split, and one for the answers."""
+    folder.mkdir(parents=True)
+    sound = {name: data for _, name, data in render_all(recordings, workers, "questions")}
+    for split in sorted({r.split for r in recordings}):
+        rows = [r for r in recordings if r.split == split]
+        columns = {key: [getattr(r, key) for r in rows] for key in ("id", "split", "voice", "speed", "pitch", "kind")}
+        columns |= {"t1": [r.text for r in rows], "t2": [r.answer for r in rows], "a1": [sound[r.id] for r in rows]}
+        pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+    answers = [
+        Recording("answers", text, voices.ANSWER_VOICE, voices.ANSWER_SPEED, voices.ANSWER_PITCH, id=text)
+        for text in sorted({r.answer for r in recordings})
+    ]
+    spoken = {name: data for _, name, data in render_all(answers, workers, "answers")}
+    table = pa.table({"t2": list(spoken), "a2": list(spoken.values())}).sort_by("t2")
+    pq.write_table(table, folder / "answers.parquet")
+
+
+def counts_of(recordings: list[Recording]) -> dict[str, int]:
+    splits = [r.split for r in recordings]
+    return {split: splits.count(split) for split in dict.fromkeys(splits)}
+
+
+def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, workers: int = 2) -> Path:
+    """Make corpus and questions unless the same ones are there already; returns the corpus folder.
+
+    Raises:
+        ValueError: a corpus of another seed or scale is in the way.
+    """
+    if not 0 < scale <= 1:
+        raise ValueError(f"--scale {scale} is outside 0 .. 1")
+    data_folder = Path(data_folder)
+    corpus, qa, ready = data_folder / "corpus", data_folder / "qa", data_folder / "corpus" / "READY"
+    sentences, questions = plan_corpus(seed, scale), plan_questions(seed, scale)
+    summary = {"seed": seed, "scale": scale, "corpus": counts_of(sentences), "qa": counts_of(questions)}
+    if ready.exists():
+        if json.loads(ready.read_text()) == summary:
+            print(f"{corpus} is up to date")
+            return corpus
+        raise ValueError(f"--data_folder {data_folder}: holds another corpus ({ready.read_text().strip()}); remove it")
+    unfinished = data_folder / "unfinished"
+    for leftover in (unfinished, corpus, qa):  # without READY none of them can be trusted
+        shutil.rmtree(leftover, ignore_errors=True)
+    write_corpus(sentences, unfinished / "corpus", workers)
+    write_questions(questions, unfinished / "qa", workers)
+    (unfinished / "qa").rename(qa)
+    (unfinished / "corpus").rename(corpus)
+    unfinished.rmdir()
+    ready.write_text(json.dumps(summary) + "\n")
+    return corpus
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_folder", default=str(Path(__file__).parent / "data"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full size, for tests")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    try:
+        corpus = make_corpus(options.data_folder, options.seed, options.scale, options.workers)
+    except ValueError as error:
+        print(f"make_corpus.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    print((corpus / "READY").read_text().strip())
+
+
+if __name__ == "__main__":
+    main()

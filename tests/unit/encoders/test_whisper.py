@@ -1,0 +1,89 @@
+"""WhisperEncoder: padding changes nothing, and with padding to 30 s it is whisper's own encoder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from whisper.audio import log_mel_spectrogram, pad_or_trim
+
+from omnikit.encoders.whisper import WhisperEncoder, log_mel
+from omnikit.interfaces import count_parameters
+
+SMALL = {"n_mels": 80, "n_ctx": 1500, "width": 32, "heads": 2, "layers": 2}
+LENGTHS = [320, 321, 479, 480, 5000, 16000, 16159, 16160, 31999]
+
+
+def encoder(**changes) -> WhisperEncoder:
+    torch.manual_seed(0)
+    return WhisperEncoder(**(SMALL | changes)).eval()
+
+
+def sounds() -> list[torch.Tensor]:
+    """Noise of several lengths and very different loudness."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(n, generator=generator) * 10.0 ** -(i % 4) for i, n in enumerate(LENGTHS)]
+
+
+def padded(wavs: list[torch.Tensor], fill: float) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True, padding_value=fill)
+    return batch, torch.tensor([len(w) for w in wavs])
+
+
+@pytest.mark.parametrize("pad_to_30s", [False, True])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("fill", [0.0, 0.7])
+def test_batch_equals_single(pad_to_30s: bool, gradient: bool, fill: float):
+    if pad_to_30s and gradient:
+        pytest.skip("the padded input goes through whisper's own forward either way")
+    net, wavs = encoder(pad_to_30s=pad_to_30s), sounds()[:: 3 if pad_to_30s else 1]
+    with torch.set_grad_enabled(gradient):
+        features, frames = net(*padded(wavs, fill))
+        for wav, row, count in zip(wavs, features, frames):
+            alone, (n,) = net(wav[None], torch.tensor([len(wav)]))
+            assert n == count == alone.shape[1]
+            torch.testing.assert_close(row[:count], alone[0], atol=1e-4, rtol=0)
+
+
+def test_log_mel_is_whispers():
+    for wav in sounds()[4:]:
+        mine, (frames,) = log_mel(wav[None], torch.tensor([len(wav)]), 80)
+        torch.testing.assert_close(mine[0], log_mel_spectrogram(wav), atol=1e-5, rtol=0)
+        assert frames == mine.shape[-1]
+
+
+def test_padded_is_whispers_own_forward():
+    net, wav = encoder(pad_to_30s=True), sounds()[6]
+    with torch.no_grad():
+        features, (frames,) = net(wav[None], torch.tensor([len(wav)]))
+        expected = net.encoder(log_mel_spectrogram(pad_or_trim(wav))[None])
+    assert frames == int(len(wav) / 16 / 20) + 1 == features.shape[1]
+    torch.testing.assert_close(features, expected[:, :frames], atol=1e-5, rtol=0)
+
+
+def test_unpadded_is_whispers_own_forward_on_a_full_window():
+    net, wav = encoder(), torch.randn(1, 480000, generator=torch.Generator().manual_seed(2)) * 0.1
+    with torch.no_grad():
+        features, _ = net(wav, torch.tensor([480000]))
+        expected = net.encoder(log_mel_spectrogram(wav[0])[None])
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("samples", "message"), [(319, "shorter than one frame"), (480001, "longer than")])
+def test_refuses_lengths_outside_its_range(samples: int, message: str):
+    with pytest.raises(ValueError, match=message):
+        encoder()(torch.zeros(1, samples), torch.tensor([samples]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"n_mels": 81}, "n_mels 81"), ({"heads": 3}, "width 32"), ({"n_ctx": 100, "pad_to_30s": True}, "n_ctx 100")],
+)
+def test_refuses_impossible_sizes(changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        encoder(**changes)
+
+
+def test_numbers_it_exposes():
+    net = WhisperEncoder(n_mels=80, n_ctx=1500, width=192, heads=4, layers=4)
+    assert (net.dim, net.frame_rate, net.sample_rate) == (192, 50.0, 16000)
+    assert 1.8e6 < count_parameters(net) < 2.2e6
