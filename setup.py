@@ -2,7 +2,9 @@
 
 from setuptools import find_namespace_packages, setup
 
+CODE = find_namespace_packages(include=["omnikit", "omnikit.*"], exclude=["*.pretrained*", "*.part_files"])
+
 setup(
-    packages=[*find_namespace_packages(include=["omnikit", "omnikit.*"], exclude=["*.pretrained*"]), "omnikit.part_files"],
+    packages=[*CODE, "omnikit.part_files"],
     package_dir={"omnikit.part_files": "hparams"},
 )

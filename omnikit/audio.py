@@ -1,0 +1,68 @@
+"""Audio files in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+MAX_SECONDS = 30.0
+"""What a question may last; the published system's encoder reads no more."""
+
+
+def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = MAX_SECONDS) -> Tensor:
+    """A sound file as a mono waveform [N], float32 in -1..1; channels are mixed, another rate is resampled.
+
+    Args:
+        path: any format that libsndfile reads (wav, flac, ogg, mp3 ..).
+        sample_rate: of the result, Hz.
+        max_seconds: longer files are refused; `None` = no limit.
+
+    Raises:
+        ValueError: no such file, not audio, empty, or too long.
+    """
+    samples, rate = _read(Path(path), max_seconds)
+    mono = samples.mean(axis=1)
+    if rate != sample_rate:
+        mono = soxr.resample(mono, rate, sample_rate)
+    if not mono.size:
+        raise ValueError(f"{path}: holds no audio (0 samples)")
+    return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
+
+
+def save_audio(path: str | Path, wav: Tensor, sample_rate: int) -> None:
+    """Write a waveform [N] or [1, N] in -1..1; the file's ending names the format, 16 bit where it has bits.
+
+    Raises:
+        ValueError: no such folder, or an ending that libsndfile does not write.
+    """
+    path = Path(path)
+    kind = path.suffix[1:].upper()
+    if kind not in soundfile.available_formats():
+        raise ValueError(
+            f"{path}: cannot write {path.suffix or 'a file without an ending'} (choices: .wav, .flac, .ogg)"
+        )
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: no such folder: {path.parent}")
+    samples = wav.detach().to("cpu", torch.float32).reshape(-1).clamp(-1, 1).numpy()
+    soundfile.write(path, samples, sample_rate, format=kind)
+
+
+def _read(path: Path, max_seconds: float | None) -> tuple[np.ndarray, int]:
+    """Samples [N, channels] and their rate."""
+    if not path.is_file():
+        raise ValueError(f"{path}: {'a folder, not a sound file' if path.is_dir() else 'no such file'}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: empty file")
+    try:
+        with soundfile.SoundFile(path) as file:
+            seconds = file.frames / file.samplerate
+            if max_seconds is not None and seconds > max_seconds:
+                raise ValueError(f"{path}: {seconds:.1f} s long, the limit is {max_seconds:g} s")
+            return file.read(dtype="float32", always_2d=True), file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: not an audio file that can be read ({error.error_string})") from None

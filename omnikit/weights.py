@@ -1,0 +1,101 @@
+"""Weights on disk: safetensors only, so that reading a file never runs what is in it."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FILE_NAME = "model.safetensors"
+_SHOWN = 3
+
+
+def load_into(module: nn.Module, path: str | Path) -> None:
+    """Copy weights into `module`, each cast to the type that the module has.
+
+    Args:
+        path: a safetensors file, or a folder with `model.safetensors`.
+
+    Raises:
+        ValueError: no such file, not safetensors, or names and shapes that differ; the message names file and names.
+    """
+    file = weights_file(path)
+    try:
+        stored = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a safetensors file ({error})") from None
+    own = module.state_dict(keep_vars=True)
+    problems = _differences(own, stored)
+    if problems:
+        raise ValueError(f"{file} does not fit {type(module).__name__}: {'; '.join(problems)}")
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own[name].copy_(tensor)
+
+
+def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """Write the weights of `module`, floating-point ones as `dtype`, tensors that are tied once.
+
+    Args:
+        path: a file that ends in `.safetensors`, or a folder (it gets `model.safetensors`).
+
+    Returns:
+        The file; it is whole or not there at all.
+    """
+    file = Path(path) if str(path).endswith(".safetensors") else Path(path) / FILE_NAME
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(file.name + ".tmp")
+    save_file({name: _stored(tensor, dtype) for name, tensor in _untied(module).items()}, aside)
+    os.replace(aside, file)
+    return file
+
+
+def weights_file(path: str | Path) -> Path:
+    """The safetensors file that a path means.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ValueError(f"weights {path}: no such file" if file == Path(path) else f"{path}: {FILE_NAME} is missing")
+    return file
+
+
+def _untied(module: nn.Module) -> dict[str, Tensor]:
+    """The state without the second and later names of a tied tensor."""
+    seen: set[int] = set()
+    state = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            state[name] = tensor
+    return state
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().clone()
+
+
+def _differences(own: dict[str, Tensor], stored: dict[str, Tensor]) -> list[str]:
+    covered = {id(own[name]) for name in stored if name in own}
+    missing = [name for name, tensor in own.items() if id(tensor) not in covered]
+    unknown = [name for name in stored if name not in own]
+    shapes = [
+        f"{name} is {list(tensor.shape)} where {list(own[name].shape)} is needed"
+        for name, tensor in stored.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    kinds = (("lacks ", missing), ("has the unknown ", unknown), ("", shapes))
+    return [words + _some(names) for words, names in kinds if names]
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(islice(names, _SHOWN)) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,66 @@
+"""Weights on disk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from omnikit.weights import load_into, save_weights
+
+
+class Tied(nn.Module):
+    """Two names of one tensor, and a buffer of whole numbers."""
+
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.embed = nn.Embedding(5, width)
+        self.head = nn.Linear(width, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.norm = nn.BatchNorm1d(width)
+
+
+def test_round_trip_casts_and_keeps_ties(tmp_path):
+    model, other = Tied(), Tied()
+    model.norm.num_batches_tracked.fill_(70001)  # bf16 could not hold it
+    file = save_weights(model, tmp_path / "folder")
+    stored = load_file(file)
+    assert ("embed.weight" in stored) != ("head.weight" in stored)
+    assert stored["norm.weight"].dtype == torch.bfloat16
+    load_into(other, tmp_path / "folder")
+    assert other.head.weight is other.embed.weight
+    assert other.embed.weight.dtype == torch.float32
+    assert torch.equal(other.embed.weight, model.embed.weight.bfloat16().float())
+    assert other.norm.num_batches_tracked == 70001
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["model.safetensors"]
+
+
+def test_full_precision_is_exact(tmp_path):
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    load_into(other, save_weights(model, tmp_path / "a.safetensors", dtype=torch.float32))
+    assert torch.equal(other.weight, model.weight)
+
+
+def refused(module, path) -> str:
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        load_into(module, path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    return str(error.value)
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_changed(tmp_path):
+    file = save_weights(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), tmp_path / "a.safetensors")
+    message = refused(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5), nn.Linear(5, 1)), file)
+    assert str(file) in message
+    assert "lacks 2.weight, 2.bias" in message
+    assert "1.weight is [2, 2] where [5, 2] is needed" in message
+    assert "unknown 1.bias, 1.weight" in refused(nn.Sequential(nn.Linear(3, 2)), file)
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path):
+    assert "no such file" in refused(nn.Linear(1, 1), tmp_path / "none.safetensors")
+    assert "model.safetensors is missing" in refused(nn.Linear(1, 1), tmp_path)
+    torch.save({"weight": torch.zeros(1, 1)}, tmp_path / "pickle.bin")
+    assert "not a safetensors file" in refused(nn.Linear(1, 1), tmp_path / "pickle.bin")
