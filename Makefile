@@ -1,0 +1,47 @@
+# make demo      the whole journey in minutes: corpus, three training stages, WER, a spoken answer, report.html
+# make test      style and the quick tests; says what is left to test-all
+# make test-all  every test
+# Each sets up .venv first; needed are only Python 3.11, pip and make.
+
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+WORKERS ?= 2
+
+.PHONY: help demo test test-all lint install install-dev clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+demo: $(VENV)/.installed
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash egs/mini/demo.sh
+
+test: lint
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) -m "not long"
+
+test-all: lint
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS)
+
+lint: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+# a stamp is made only when everything is in place, so an interrupted installation goes on at the next call
+INSTALL = $(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV); \
+	echo "installing omnikit and what it needs into $(VENV) (minutes the first time)"; \
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable
+
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
+	@$(INSTALL) '.[judge]'
+	@touch $@
+
+$(VENV)/.installed-dev: setup.cfg setup.py pyproject.toml constraints.txt
+	@$(INSTALL) '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
