@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from omnikit.hparams.command_line import split_command_line
 from omnikit.hparams.parts import KINDS, choices, packaged, part_files, pick
-from omnikit.hparams.recipe import Recipe, build_parts, dump_parts, load_recipe, resolve
+from omnikit.hparams.recipe import Recipe, build_parts, different_parts, dump_parts, load_recipe, resolve
 from omnikit.hparams.safe import check_safe, safe_load
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "build_parts",
     "check_safe",
     "choices",
+    "different_parts",
     "dump_parts",
     "load_recipe",
     "packaged",

@@ -88,7 +88,7 @@ def _check_value(node: Any, value: Any, flag: str) -> None:
     _check_tags(flag, value)
     if value is None or tag_of(value):
         return
-    if isinstance(node, Mapping):
+    if isinstance(node, Mapping) and not has_tag(node, "!apply"):  # a function's result may be given instead
         inner = ", ".join(f"--{flag}.{key}" for key in node)
         how = f" (it is built by {tag_of(node)}, not chosen by name)" if tag_of(node) else ""
         raise ValueError(f"--{flag} {value}: has options of its own, set one of them{how}: {inner}")

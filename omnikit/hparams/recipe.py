@@ -16,10 +16,11 @@ from omnikit.hparams.command_line import split_command_line
 from omnikit.hparams.lookup import nearest
 from omnikit.hparams.overrides import as_overrides
 from omnikit.hparams.parts import KINDS, part_files
-from omnikit.hparams.tree import one_line, read_tree, read_tree_text, tag_of, walk, write_tree
+from omnikit.hparams.tree import dotted_name, one_line, read_tree, read_tree_text, tag_of, walk, write_tree
 
 MODEL = "model"
 """Key of the model that joins the parts."""
+_NOT_TRAINED = ("weights", "tokenizer", "attention")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,29 @@ def dump_parts(text: str) -> str:
         if isinstance(node, Mapping) and "weights" in node:
             node["weights"] = None
     return write_tree(tree)
+
+
+def different_parts(recipe: str, other: str) -> dict[str, tuple[str, str]]:
+    """Kinds of parts that two texts of `dump_parts` do not share, each with what it is in the one and in the other.
+
+    Where a part's files come from, how fast it runs and the decoding strategy may differ: weights fit all the same.
+    """
+    trees = read_tree_text(recipe, "recipe"), read_tree_text(other, "recipe")
+    different = {}
+    for kind in KINDS:
+        parts = [tree.get(kind) for tree in trees]
+        if kind == "strategy" or None in parts:
+            continue
+        if tag_of(parts[0]) != tag_of(parts[1]):
+            different[kind] = (dotted_name(parts[0]), dotted_name(parts[1]))
+        elif changed := _changed(*parts):
+            different[kind] = tuple(", ".join(f"{key} {part.get(key)}" for key in changed) for part in parts)
+    return different
+
+
+def _changed(part: Mapping, other: Mapping) -> list[str]:
+    keys = [key for key in {**part, **other} if key not in _NOT_TRAINED]
+    return [key for key in keys if part.get(key) != other.get(key)]
 
 
 def _check_placeholders(tree: Mapping, overrides: Mapping[str, Any], path: str) -> None:

@@ -118,7 +118,10 @@ def _construct(constructor: _Constructor, suffix: str, node: Node) -> Any:
     options = constructor.construct_mapping(node, deep=True) if isinstance(node, MappingNode) else {}
     if str(node.tag).startswith("!name:"):
         return functools.partial(found, **options)
-    return found(**options)
+    try:
+        return found(**options)
+    except TypeError as error:
+        raise ValueError(f"checkpoint: {suffix} cannot be built from the options in its YAML ({error})") from None
 
 
 _Constructor.add_multi_constructor("!new:", _construct)

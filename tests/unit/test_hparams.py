@@ -27,6 +27,7 @@ model: !new:standins.Joined
 PARTS = {
     "codec/big.yaml": "!new:standins.Thing\nsize: 8\nweights: null\n",
     "codec/nested.yaml": "!new:standins.Thing\nsize: 2\ninner:\n  depth: 1\n  wide: !ref <size>\n",
+    "codec/file.yaml": "!new:standins.Thing\ninner: !applyref:omnikit.hparams.packaged {file: a/b}\n",
     "codec/needs_more.yaml": "!new:no_such_package.Thing {}\n",
     "encoder/plain.yaml": "!new:standins.Thing {}\n",
     "adapter/partial.yaml": "!name:standins.Thing\nsize: 4\n",
@@ -85,6 +86,11 @@ def test_a_user_brings_a_class_or_a_part_file(recipe, tmp_path):
     assert (built["own"].size, built["own"].weights, built["codec"].size) == (6, "w", 77)
 
 
+def test_a_packaged_file_may_be_replaced(recipe):
+    assert load(recipe, "--codec", "file")["codec"].inner.endswith("omnikit/a/b")
+    assert load(recipe, "--codec", "file", "--codec.inner", "mine")["codec"].inner == "mine"
+
+
 def test_partials_are_finished_by_the_model():
     node = hparams.pick("adapter", "partial", size=6)
     assert node["size"] == 6
@@ -94,7 +100,7 @@ def test_partials_are_finished_by_the_model():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--codec", "bog"], ["--codec bog", "did you mean big?", "big, needs_more, nested"]),
+        (["--codec", "bog"], ["--codec bog", "did you mean big?", "big, file, needs_more, nested"]),
         (["--codec.sise", "3"], ["--codec.sise", "did you mean size?", "inner, size, weights"]),
         (["--codec", "nested", "--codec.inner.dept", "3"], ["--codec.inner.dept", "did you mean depth?"]),
         (["--codec.size.x", "3"], ["--codec.size", "no options"]),

@@ -1,0 +1,160 @@
+"""A trained model as a folder: `hparams.yaml` (its parts), `model.safetensors`, the tokenizer's files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omnikit.hparams import check_safe, different_parts, packaged, safe_load
+from omnikit.hparams.tree import read_tree_text, write_tree
+from omnikit.model import OmniLM
+from omnikit.weights import FILE_NAME, load_into, save_weights
+
+HPARAMS = "hparams.yaml"
+SHIPPED = packaged("pretrained/mini")
+"""The mini system that comes with the package."""
+
+
+def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write `folder` anew; other files in it are kept. A kill leaves the old checkpoint or the new one, whole.
+
+    Raises:
+        ValueError: the model was not built from hparams, so there is nothing to build it from again.
+    """
+    if not getattr(model, "recipe", ""):
+        raise ValueError("checkpoint: this model was not built from hparams (it has no `recipe`)")
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _recover(folder)
+    aside = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    (aside / HPARAMS).write_text(_with_tokenizer(model.recipe, _tokenizer_file(model)), encoding="utf-8")
+    save_weights(model, aside, dtype)
+    model.llm.tokenizer.save(str(aside))
+    _keep_others(folder, aside)
+    _replace(folder, aside)
+
+
+def load(folder: str | Path | None = None, device: str = "cpu", allow: tuple[str, ...] = ()) -> OmniLM:
+    """Build a saved model, in evaluation mode.
+
+    Args:
+        folder: `None` = the mini system that comes with the package.
+        device: where it shall run.
+        allow: modules of one's own whose classes the checkpoint may name.
+
+    Raises:
+        ValueError: no such folder, a piece of it is missing, refused or does not fit, or no such device.
+    """
+    _check_device(device)
+    folder = _existing(SHIPPED if folder is None else folder)
+    text = read_parts(folder, allow)
+    _piece(folder, FILE_NAME)
+    model = safe_load(text, str(folder / HPARAMS), allow).get("model")
+    if not isinstance(model, OmniLM):
+        raise ValueError(f"{folder / HPARAMS}: names no model (`model: !new:omnikit.model.OmniLM`)")
+    load_into(model, folder)
+    model.recipe = text
+    return model.to(device).eval()
+
+
+def restore(model: OmniLM, folder: str | Path) -> None:
+    """Take over the weights of a checkpoint, such as those of the stage before.
+
+    Raises:
+        ValueError: the checkpoint was trained with other parts; the message names them.
+    """
+    folder = _existing(folder)
+    trained = _piece(folder, HPARAMS).read_text(encoding="utf-8")
+    differences = different_parts(trained, model.recipe)
+    other = [f"{part} is {there} there and {here} here" for part, (there, here) in differences.items()]
+    if other:
+        raise ValueError(f"checkpoint {folder} was trained with other parts: {'; '.join(other)}")
+    load_into(model, folder)
+
+
+def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
+    """The YAML text of a checkpoint's parts, checked, its tokenizer's path complete.
+
+    Raises:
+        ValueError: a piece is missing, or the text holds what a checkpoint may not.
+    """
+    folder = _existing(folder)
+    file = _piece(folder, HPARAMS)
+    text = file.read_text(encoding="utf-8")
+    check_safe(text, str(file), allow)
+    llm = read_tree_text(text, str(file)).get("llm")
+    tokenizer = llm.get("tokenizer") if isinstance(llm, Mapping) else None
+    if not isinstance(tokenizer, str):
+        return text
+    return _with_tokenizer(text, str(_piece(folder, Path(tokenizer).name)))
+
+
+def _existing(folder: str | Path) -> Path:
+    """The folder, or what a kill has left of it in `_replace`."""
+    folder = Path(folder)
+    if folder.is_dir() or not _old(folder).is_dir():
+        return folder
+    return _old(folder)
+
+
+def _piece(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise ValueError(f"checkpoint {folder}: no such folder")
+    if not (folder / name).exists():
+        raise ValueError(f"checkpoint {folder}: {name} is missing")
+    return folder / name
+
+
+def _with_tokenizer(text: str, path: str) -> str:
+    tree: Any = read_tree_text(text, HPARAMS)
+    if isinstance(tree.get("llm"), Mapping) and "tokenizer" in tree["llm"]:
+        tree["llm"]["tokenizer"] = path
+    return write_tree(tree)
+
+
+def _tokenizer_file(model: OmniLM) -> str:
+    """What the tokenizer writes: a file, or several that are found by their folder."""
+    return getattr(model.llm.tokenizer, "file_name", ".")
+
+
+def _keep_others(folder: Path, aside: Path) -> None:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not (aside / path.name).exists():
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, aside / path.name)
+
+
+def _replace(folder: Path, aside: Path) -> None:
+    """Folders cannot be exchanged in one step everywhere: a kill in between leaves `<folder>.old`."""
+    old = _old(folder)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    os.rename(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    if not folder.exists() and _old(folder).is_dir():
+        os.rename(_old(folder), folder)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch says "not compiled with" by an assertion
+        known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        raise ValueError(f"--device {device}: not available here (choices: {', '.join(known)})") from None
+    if kind == "meta":
+        raise ValueError("--device meta: holds no weights")

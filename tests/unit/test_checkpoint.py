@@ -1,0 +1,160 @@
+"""Checkpoint folders: written whole, read back the same, refused when something is missing or does not fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+import sentencepiece
+import torch
+
+from omnikit import checkpoint
+from omnikit.hparams import build_parts
+
+SMALL = {
+    "encoder.width": 16, "encoder.heads": 2, "encoder.layers": 1, "encoder.n_ctx": 200, "adapter.hidden": 8,
+    "llm.config.hidden_size": 16, "llm.config.intermediate_size": 16, "llm.config.num_hidden_layers": 1,
+    "llm.config.num_attention_heads": 2, "llm.config.num_key_value_heads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = folder / "text.txt"
+    text.write_text("one two three\nfour five six\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=24, model_type="char", minloglevel=2
+    )
+    return str(folder / "tokenizer.model")
+
+
+def build(tokenizer: str, **names: str):
+    return build_parts(names, {**SMALL, "llm.tokenizer": tokenizer})["model"].eval()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    return build(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "stage"
+    checkpoint.save(model, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "stage")
+
+
+def same(model, other, cast=torch.bfloat16) -> bool:
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a.to(cast), b.to(cast)) if a.is_floating_point() else torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_folder_is_all_that_is_needed(model, folder, monkeypatch):
+    monkeypatch.setattr("omnikit.hparams.parts.part_files", lambda: folder / "none")
+    again = checkpoint.load(folder)
+    assert same(model, again)
+    assert not again.training
+    assert again.llm.tokenizer.encode("two") == model.llm.tokenizer.encode("two")
+    assert sorted(path.name for path in folder.iterdir()) == ["hparams.yaml", "model.safetensors", "tokenizer.model"]
+    assert str(folder) not in (folder / "hparams.yaml").read_text()
+
+
+def test_a_loaded_model_is_saved_as_it_was(folder, tmp_path):
+    again = checkpoint.load(folder)
+    checkpoint.save(again, tmp_path / "copy")
+    for name in ("hparams.yaml", "model.safetensors", "tokenizer.model"):
+        assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_saving_again_replaces_and_keeps_other_files(model, folder):
+    (folder / "README.md").write_text("card")
+    (folder / "model.safetensors").write_bytes(b"old")
+    checkpoint.save(model, folder)
+    assert (folder / "README.md").read_text() == "card"
+    assert same(model, checkpoint.load(folder))
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_kill_leaves_the_old_or_the_new(model, folder, monkeypatch, step):
+    """Each step that changes the disk is where the process ends once."""
+    with torch.no_grad():
+        changed = checkpoint.load(folder)
+        changed.text_rows.head.weight.add_(1)
+    steps = iter(range(100))
+
+    def dying(function):
+        def call(*args, **kwargs):
+            if next(steps) == step:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(checkpoint, "save_weights", dying(checkpoint.save_weights))
+    monkeypatch.setattr(os, "rename", dying(os.rename))
+    monkeypatch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(changed, folder)
+    monkeypatch.undo()
+    after = checkpoint.load(folder)
+    assert same(after, changed if step == 5 else model)
+    checkpoint.save(changed, folder)
+    assert same(checkpoint.load(folder), changed)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def refused(folder, **options) -> str:
+    with pytest.raises(ValueError) as error:
+        checkpoint.load(folder, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["hparams.yaml", "model.safetensors", "tokenizer.model"])
+def test_a_missing_piece_is_named(folder, name):
+    (folder / name).unlink()
+    assert f"{folder}: {name} is missing" in refused(folder)
+
+
+def test_bad_folders_are_refused(folder, tmp_path):
+    assert "no such folder" in refused(tmp_path / "none")
+    assert "--device nonsense" in refused(folder, device="nonsense")
+    text = (folder / "hparams.yaml").read_text()
+    (folder / "hparams.yaml").write_text(text.replace("!new:omnikit.model.OmniLM", "!new:os.system"))
+    assert "!new:os.system is refused" in refused(folder)
+    (folder / "hparams.yaml").write_text(text.replace("width: 16", "width: 32"))
+    assert "does not fit" in refused(folder)
+    (folder / "hparams.yaml").write_text(text.replace("width: 16", "girth: 16"))
+    assert "girth" in refused(folder)
+    (folder / "hparams.yaml").write_text("a: 1")
+    assert "names no model" in refused(folder)
+
+
+def test_weights_of_other_parts_are_refused_by_name(folder, tokenizer, model):
+    twin = build(tokenizer)
+    checkpoint.restore(twin, folder)
+    assert same(twin, model)
+    other = build(tokenizer, pattern="parallel", codec="snac_mini")
+    with pytest.raises(ValueError, match=r"codec is .*MelRVQ there and .*SnacCodec here; pattern is .*Delayed there"):
+        checkpoint.restore(other, folder)
+    wide = build_parts({}, {**SMALL, "llm.tokenizer": tokenizer, "adapter.hidden": 12})["model"]
+    with pytest.raises(ValueError, match="adapter is hidden 8 there and hidden 12 here"):
+        checkpoint.restore(wide, folder)
+
+
+def test_a_model_without_recipe_cannot_be_saved(model, tmp_path):
+    recipe, model.recipe = model.recipe, ""
+    try:
+        with pytest.raises(ValueError, match="not built from hparams"):
+            checkpoint.save(model, tmp_path / "a")
+    finally:
+        model.recipe = recipe
