@@ -59,9 +59,7 @@ def plan_corpus(seed: int, scale: float = 1.0) -> list[Recording]:
         *(_noisy(r, rng) for r in _read("test-other", other, voices.TEST_VOICES, every_speed, every_pitch, rng)),
     ]
     for split, texts in (("train-voice", train), ("dev-voice", dev), ("test-voice", clean)):
-        readings += _read(
-            split, texts, [voices.ANSWER_VOICE], (voices.ANSWER_SPEED,), (voices.ANSWER_PITCH,), rng
-        )
+        readings += _read(split, texts, [voices.ANSWER_VOICE], (voices.ANSWER_SPEED,), (voices.ANSWER_PITCH,), rng)
     return _with_ids(readings)
 
 

@@ -60,9 +60,7 @@ class _Engine:
         self.pieces.clear()
         self.lib.espeak_ng_SetRandSeed(1)  # breath noise: the same in every call, in whatever order
         data = text.encode()
-        status = self.lib.espeak_Synth(
-            data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, UTF8, None, None
-        )
+        status = self.lib.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, UTF8, None, None)
         if status != 0:
             raise ValueError(f"espeak-ng could not speak {text!r} (status {status})")
         return np.concatenate(self.pieces) if self.pieces else np.zeros(0, np.int16)

@@ -40,7 +40,8 @@ class Summary:
 
     def __str__(self) -> str:
         skipped = ", ".join(f"{n} {why} (such as {self.examples[why]})" for why, n in self.skipped.items())
-        return f"{self.split}: {self.rows} rows, {self.hours:.2f} h, {self.speakers} speakers; skipped: {skipped or 'none'}"
+        size = f"{self.rows} rows, {self.hours:.2f} h, {self.speakers} speakers"
+        return f"{self.split}: {size}; skipped: {skipped or 'none'}"
 
 
 def prepare_librispeech(
@@ -92,9 +93,7 @@ def _prepare_split(folder: Path, save_folder: Path, decode_all: bool) -> Summary
 
 def _fingerprint(folder: Path, transcripts: list[Path], decode_all: bool) -> str:
     """Changes when a transcript changes, or a file of a chapter is added, removed or replaced."""
-    stamps = [
-        (str(t), t.stat().st_size, t.stat().st_mtime_ns, t.parent.stat().st_mtime_ns) for t in transcripts
-    ]
+    stamps = [(str(t), t.stat().st_size, t.stat().st_mtime_ns, t.parent.stat().st_mtime_ns) for t in transcripts]
     return hashlib.sha256(repr((str(folder.resolve()), decode_all, stamps)).encode()).hexdigest()
 
 
