@@ -1,0 +1,127 @@
+"""Speech recognition: transcripts of whole splits, their error rates, and the files that keep them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omnikit.data.rows import Row
+from omnikit.evaluate.batches import Skipped, replies
+from omnikit.evaluate.tables import markdown_table, percent, write_json
+from omnikit.evaluate.text import Normalizer
+from omnikit.evaluate.wer import ErrorRates, Pair, score
+from omnikit.generate import Decoding
+from omnikit.model import OmniLM
+from omnikit.tasks import TASKS
+
+ALL = "all"
+"""The group of every utterance of a split."""
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What was measured on one split."""
+
+    split: str
+    rates: dict[str, ErrorRates]  # by group; `all` comes first
+    skipped: Skipped
+
+
+def evaluate_split(
+    model: OmniLM,
+    split: str,
+    rows: Sequence[Row],
+    *,
+    decoding: Decoding,
+    batch_size: int,
+    normalize: Normalizer,
+    groups: Mapping[str, str],
+    folder: Path,
+) -> SplitResult:
+    """Transcribes and scores a split; writes `wer_<split>.txt` and `hypotheses_<split>.jsonl` to the folder.
+
+    Args:
+        groups: name -> regular expression looked for in utterance ids; such a group is also scored by itself.
+
+    Raises:
+        ValueError: no recording of the split can be read.
+    """
+    found, skipped = replies(model, TASKS["A1T1"], rows, decoding=decoding, batch_size=batch_size, title=split)
+    if not found:
+        raise ValueError(f"--splits {split}: no recording could be read; skipped: {skipped}")
+    pairs = [Pair(row.id, row.t1, found[row.id].text) for row in rows if row.id in found]
+    _write_hypotheses(folder / f"hypotheses_{split}.jsonl", pairs, normalize)
+    rates = {ALL: score(pairs, normalize, alignments=folder / f"wer_{split}.txt")}
+    for name, pattern in groups.items():
+        members = [pair for pair in pairs if re.search(pattern, pair.id)]
+        if members:
+            rates[name] = score(members, normalize)
+    return SplitResult(split, rates, skipped)
+
+
+def _write_hypotheses(path: Path, pairs: list[Pair], normalize: Normalizer) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for pair in pairs:
+            row = {
+                "id": pair.id,
+                "reference": pair.reference,
+                "hypothesis": pair.hypothesis,
+                "reference_normalized": normalize(pair.reference),
+                "hypothesis_normalized": normalize(pair.hypothesis),
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def published_wer(result: SplitResult, published: Mapping[str, Any] | None) -> float | None:
+    """The published rate of a split, if this is that split and was scored whole.
+
+    A mini corpus has splits of the same names, so the number of utterances has to agree as well.
+    """
+    figures = (published or {}).get(result.split)
+    if figures is None or figures["utterances"] != result.rates[ALL].utterances:
+        return None
+    return figures["wer"]
+
+
+def write_report(
+    folder: Path, results: Sequence[SplitResult], *, about: Mapping[str, Any], published: Mapping[str, Any] | None
+) -> str:
+    """Writes `asr.json` and `asr.md`; returns the Markdown.
+
+    Args:
+        about: what the figures belong to (checkpoint, normalizer ..), kept beside them.
+        published: split -> `{wer, utterances}`.
+    """
+    splits = {
+        r.split: {
+            "groups": {name: rates.as_dict() for name, rates in r.rates.items()},
+            "skipped": dict(r.skipped.reasons),
+            "published_wer": published_wer(r, published),
+        }
+        for r in results
+    }
+    write_json(folder / "asr.json", {**about, "splits": splits})
+    text = _markdown(results, about, published)
+    (folder / "asr.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _markdown(results: Sequence[SplitResult], about: Mapping[str, Any], published: Mapping[str, Any] | None) -> str:
+    beside = any(published_wer(r, published) is not None for r in results)
+    header = ["Split", "Utterances", "WER %", "CER %", "ins / del / sub", "WER %, mean of utterances"]
+    header += ["CER %, mean of utterances"] + (["Published WER %"] if beside else [])
+    rows = []
+    for result in results:
+        for group, r in result.rates.items():
+            row = [result.split if group == ALL else f"{result.split}, {group}", str(r.utterances)]
+            row += [percent(r.wer), percent(r.cer), f"{r.insertions} / {r.deletions} / {r.substitutions}"]
+            row += [percent(r.wer_utterance_mean), percent(r.cer_utterance_mean)]
+            known = published_wer(result, published) if group == ALL else None
+            rows.append(row + ([percent(known)] if beside else []))
+    notes = [f"- {key}: {value}" for key, value in about.items()]
+    notes += [f"- {r.split}, left out: {r.skipped}" for r in results]
+    return "\n".join(["# Speech recognition", "", markdown_table(header, rows), "", *notes, ""])

@@ -1,0 +1,34 @@
+"""Results as JSON and as Markdown tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MISSING = "-"
+
+
+def percent(value: float | None) -> str:
+    """A rate in percent with one decimal."""
+    return MISSING if value is None else f"{value:.1f}"
+
+
+def seconds(value: float | None) -> str:
+    """A time or a ratio with two decimals."""
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """First column to the left, all others (figures) to the right."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+import torch
+from toy import toy_model
+
+from omnikit.audio import save_audio
+from omnikit.data.rows import Clip, Row
+from omnikit.evaluate.asr import evaluate_split, published_wer, write_report
+from omnikit.evaluate.batches import hear, in_batches, replies
+from omnikit.evaluate.text import plain
+from omnikit.generate import Decoding, answers
+from omnikit.tasks import TASKS
+
+DECODING = Decoding(max_steps=6)
+TEXTS = {"7-1-0000": "the cat", "7-2-0000": "yes no", "7-1-0001": "what is red"}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for i, name in enumerate(TEXTS):
+        save_audio(tmp_path / f"{name}.wav", torch.rand(3000 + 1700 * i, generator=generator) - 0.5, 16000)
+    (tmp_path / "7-1-0009.wav").write_bytes(b"RIFF no sound at all")
+    found = [Row(name, text, a1=Clip(name, path=str(tmp_path / f"{name}.wav"))) for name, text in TEXTS.items()]
+    return [found[0], Row("7-1-0009", "a dog", a1=Clip("7-1-0009", path=str(tmp_path / "7-1-0009.wav"))), *found[1:]]
+
+
+def test_batches_hold_each_item_once_longest_first():
+    batches = list(in_batches([3, 1, 4, 1, 5, 9], lambda n: n, 4, "test"))
+    assert batches == [[9, 5, 4, 3], [1, 1]]
+    with pytest.raises(ValueError, match="--batch_size 0"):
+        next(in_batches([1], lambda n: n, 0, "test"))
+
+
+@pytest.mark.parametrize("name", ["A1T1", "A1A2"])
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_batched_replies_are_those_of_single_questions(rows, name, batch_size):
+    model = toy_model()
+    found, skipped = replies(model, TASKS[name], rows, decoding=DECODING, batch_size=batch_size)
+    assert list(found) == list(TEXTS)  # in the order of the rows
+    assert dict(skipped.reasons) == {"unreadable": 1} and "7-1-0009" in str(skipped)
+    for row in rows:
+        if row.id in found:
+            alone = answers(model, TASKS[name], hear(model, [row.a1.load(16000)]), decoding=DECODING)[0]
+            assert found[row.id].text == model.llm.tokenizer.decode(alone.text)
+            assert torch.equal(found[row.id].codes, alone.codes)
+
+
+def test_text_tasks_read_the_text():
+    found, _ = replies(toy_model(), TASKS["T1A1"], [Row("a", "the cat"), Row("b", "yes")], decoding=DECODING)
+    assert found["a"].text == "the cat" and found["a"].codes.shape[0] == 3
+
+
+def evaluated(rows, tmp_path, groups):
+    options = {"decoding": DECODING, "batch_size": 2, "normalize": plain, "folder": tmp_path}
+    return evaluate_split(toy_model(), "test-clean", rows, groups=groups, **options)
+
+
+def test_split_is_scored_whole_and_by_group(rows, tmp_path):
+    result = evaluated(rows, tmp_path, {"templates": r"^\d+-1-", "strings": r"^\d+-2-", "nobody": "^x"})
+    assert {name: rates.utterances for name, rates in result.rates.items()} == {"all": 3, "templates": 2, "strings": 1}
+    lines = [json.loads(line) for line in (tmp_path / "hypotheses_test-clean.jsonl").read_text().splitlines()]
+    assert {line["id"]: line["reference"] for line in lines} == TEXTS
+    assert "%WER" in (tmp_path / "wer_test-clean.txt").read_text()
+    table = write_report(tmp_path, [result], about={"normalizer": "plain"}, published=None)
+    assert "test-clean, templates | 2" in table and "Published" not in table and "1 unreadable" in table
+    stored = json.loads((tmp_path / "asr.json").read_text())["splits"]["test-clean"]
+    assert stored["groups"]["all"]["words"] == 7 and stored["skipped"] == {"unreadable": 1}
+
+
+def test_published_figure_only_beside_a_split_of_the_same_size(rows, tmp_path):
+    result = evaluated(rows, tmp_path, {})
+    assert published_wer(result, {"test-clean": {"wer": 4.5, "utterances": 3}}) == 4.5
+    assert published_wer(result, {"test-clean": {"wer": 4.5, "utterances": 2620}}) is None
+    assert published_wer(result, {"test-other": {"wer": 9.7, "utterances": 3}}) is None
+    table = write_report(tmp_path, [result], about={}, published={"test-clean": {"wer": 4.5, "utterances": 3}})
+    assert "Published WER %" in table and "| 4.5 |" in table
+
+
+def test_a_split_without_any_readable_recording_is_refused(rows, tmp_path):
+    with pytest.raises(ValueError, match="test-clean: no recording could be read"):
+        evaluated([row for row in rows if row.id == "7-1-0009"], tmp_path, {})

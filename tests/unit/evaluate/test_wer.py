@@ -1,0 +1,58 @@
+import random
+
+import jiwer
+import pytest
+
+from omnikit.evaluate.text import normalizer, plain
+from omnikit.evaluate.wer import Pair, score
+
+WORDS = ["the", "cat", "sees", "a", "red", "dog", "and", "one", "blue", "one"]
+
+
+def random_pairs(seed: int, count: int = 25) -> list[Pair]:
+    rng = random.Random(seed)
+    texts = [[" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in range(2)] for _ in range(count)]
+    return [Pair(str(i), *pair) for i, pair in enumerate(texts)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rates_are_those_of_jiwer(seed):
+    pairs = random_pairs(seed)
+    references, hypotheses = [p.reference for p in pairs], [p.hypothesis for p in pairs]
+    rates = score(pairs, plain)
+    words = jiwer.process_words(references, hypotheses)
+    assert rates.wer == pytest.approx(100 * words.wer)
+    assert rates.cer == pytest.approx(100 * jiwer.cer(references, hypotheses))
+    errors = words.insertions + words.deletions + words.substitutions
+    assert rates.insertions + rates.deletions + rates.substitutions == errors
+    assert rates.insertions - rates.deletions == words.insertions - words.deletions
+    each = [100 * jiwer.wer(r, h) for r, h in zip(references, hypotheses, strict=True)]
+    assert rates.wer_utterance_mean == pytest.approx(sum(each) / len(each))
+    assert rates.exact == pytest.approx(100 * sum(r == h for r, h in zip(references, hypotheses, strict=True)) / 25)
+
+
+def test_corpus_rate_weighs_words_and_mean_weighs_utterances():
+    rates = score([Pair("a", "one two three four", "one two three four"), Pair("b", "five", "six")], plain)
+    assert (rates.wer, rates.wer_utterance_mean) == (pytest.approx(20), pytest.approx(50))
+
+
+def test_an_empty_hypothesis_is_all_deletions_and_an_empty_reference_all_insertions():
+    rates = score([Pair("a", "one two", ""), Pair("b", "", "three")], plain)
+    assert (rates.deletions, rates.insertions, rates.substitutions, rates.words) == (2, 1, 0, 2)
+    assert rates.wer_utterance_mean == pytest.approx(100)
+
+
+def test_alignments_are_written(tmp_path):
+    score([Pair("only-one", "one two", "one three")], plain, alignments=tmp_path / "wer.txt")
+    text = (tmp_path / "wer.txt").read_text()
+    assert "%WER 50.00" in text and "only-one" in text and "three" in text
+
+
+def test_plain_keeps_every_word_where_english_joins_numbers():
+    assert plain(" It's  ONE, two-three_four! ") == "it's one two three four"
+    assert normalizer("english")("ONE TWO, THREE") == "123"
+
+
+def test_unknown_normalizer_names_the_choices():
+    with pytest.raises(ValueError, match=r"--normalizer german.*english, plain"):
+        normalizer("german")
