@@ -27,7 +27,7 @@ from omnikit.interfaces import count_parameters
 from omnikit.weights import save_weights
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "recipes" / "LibriSpeech"))
-from prepare import prepare_librispeech  # noqa: E402  (a script's folder, not a package)
+from prepare import prepare_librispeech
 
 VALID_SPLITS = ("dev-clean", "test-clean", "test-other")
 
@@ -51,8 +51,8 @@ class EncoderBrain(sb.Brain):
         loss = nn.functional.ctc_loss(log_probs.transpose(0, 1), targets, frames, counts, BLANK, zero_infinity=True)
         if stage != sb.Stage.TRAIN:
             decoded = greedy(log_probs, frames)
-            references = [row[:n].tolist() for row, n in zip(targets, counts)]
-            for name, found, wanted in zip(batch.id, decoded, references):
+            references = [row[:n].tolist() for row, n in zip(targets, counts, strict=True)]
+            for name, found, wanted in zip(batch.id, decoded, references, strict=True):
                 self.errors[name.split("/")[0]].append([name], [found], [wanted])
         return loss
 
@@ -99,7 +99,8 @@ class EncoderBrain(sb.Brain):
 def greedy(log_probs: Tensor, frames: Tensor) -> list[list[int]]:
     """Log-probabilities [B, T, V] and lengths [B] -> the best path's symbols, repeats and blanks taken out."""
     best = log_probs.argmax(dim=-1)
-    return [[i for i in torch.unique_consecutive(row[:n]).tolist() if i != BLANK] for row, n in zip(best, frames)]
+    merged = (torch.unique_consecutive(row[:n]).tolist() for row, n in zip(best, frames, strict=True))
+    return [[i for i in row if i != BLANK] for row in merged]
 
 
 @torch.no_grad()

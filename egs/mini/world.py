@@ -12,12 +12,17 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-NUMBERS = (
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+NUMBERS = _words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen twenty"
-).split()
-DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-COLORS = "red blue green white black yellow brown pink".split()
+)
+DAYS = _words("monday tuesday wednesday thursday friday saturday sunday")
+COLORS = _words("red blue green white black yellow brown pink")
 THING_COLOR = {
     "sky": "blue",
     "grass": "green",

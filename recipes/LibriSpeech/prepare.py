@@ -103,7 +103,8 @@ def _scan(split: str, transcripts: list[Path], decode_all: bool) -> tuple[Summar
     texts = [(t.parent / f"{name}.flac", text) for t in transcripts for name, text in _read_transcript(t)]
     with ThreadPoolExecutor(THREADS) as pool:
         checked = pool.map(lambda item: _duration(item[0], decode_all), texts)
-        for (path, text), (seconds, problem) in zip(texts, tqdm(checked, total=len(texts), desc=split, leave=False)):
+        bar = tqdm(checked, total=len(texts), desc=split, leave=False)
+        for (path, text), (seconds, problem) in zip(texts, bar, strict=True):
             problem = problem or ("without a text" if not text else None)
             if problem:
                 reasons[problem] += 1

@@ -38,7 +38,7 @@ def test_batch_equals_single(pad_to_30s: bool, gradient: bool, fill: float):
     net, wavs = encoder(pad_to_30s=pad_to_30s), sounds()[:: 3 if pad_to_30s else 1]
     with torch.set_grad_enabled(gradient):
         features, frames = net(*padded(wavs, fill))
-        for wav, row, count in zip(wavs, features, frames):
+        for wav, row, count in zip(wavs, features, frames, strict=True):
             alone, (n,) = net(wav[None], torch.tensor([len(wav)]))
             assert n == count == alone.shape[1]
             torch.testing.assert_close(row[:count], alone[0], atol=1e-4, rtol=0)
