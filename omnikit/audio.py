@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -25,31 +26,58 @@ def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = M
     Raises:
         ValueError: no such file, not audio, empty, or too long.
     """
-    samples, rate = _read(Path(path), max_seconds)
-    mono = samples.mean(axis=1)
-    if rate != sample_rate:
-        mono = soxr.resample(mono, rate, sample_rate)
-    if not mono.size:
-        raise ValueError(f"{path}: holds no audio (0 samples)")
-    return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
+    return _to_mono(*_read(Path(path), max_seconds), sample_rate, str(path))
+
+
+def decode_audio(data: bytes, sample_rate: int, name: str) -> Tensor:
+    """A sound file's bytes as a mono waveform [N]; `name` is what errors call it.
+
+    Raises:
+        ValueError: not audio, or empty.
+    """
+    try:
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{name}: not audio that can be read ({error.error_string})") from None
+    return _to_mono(samples, rate, sample_rate, name)
 
 
 def save_audio(path: str | Path, wav: Tensor, sample_rate: int) -> None:
     """Write a waveform [N] or [1, N] in -1..1; the file's ending names the format, 16 bit where it has bits.
 
     Raises:
+        ValueError: see `check_target`.
+    """
+    check_target(path)
+    samples = wav.detach().to("cpu", torch.float32).reshape(-1).clamp(-1, 1).numpy()
+    soundfile.write(path, samples, sample_rate, format=_format(path))
+
+
+def check_target(path: str | Path) -> None:
+    """Refuse a file that `save_audio` could not write, before the work is done.
+
+    Raises:
         ValueError: no such folder, or an ending that libsndfile does not write.
     """
-    path = Path(path)
-    kind = path.suffix[1:].upper()
-    if kind not in soundfile.available_formats():
-        raise ValueError(
-            f"{path}: cannot write {path.suffix or 'a file without an ending'} (choices: .wav, .flac, .ogg)"
-        )
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: no such folder: {path.parent}")
-    samples = wav.detach().to("cpu", torch.float32).reshape(-1).clamp(-1, 1).numpy()
-    soundfile.write(path, samples, sample_rate, format=kind)
+    if _format(path) not in soundfile.available_formats():
+        ending = Path(path).suffix or "a file without an ending"
+        raise ValueError(f"{path}: cannot write {ending} (choices: .wav, .flac, .ogg)")
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"{path}: no such folder: {Path(path).parent}")
+
+
+def _format(path: str | Path) -> str:
+    return Path(path).suffix[1:].upper()
+
+
+def _to_mono(samples: np.ndarray, rate: int, sample_rate: int, name: str) -> Tensor:
+    """Samples [N, channels] -> waveform [N] at another rate."""
+    mono = samples.mean(axis=1)
+    if rate != sample_rate:
+        mono = soxr.resample(mono, rate, sample_rate)
+    if not mono.size:
+        raise ValueError(f"{name}: holds no audio (0 samples)")
+    return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
 
 
 def _read(path: Path, max_seconds: float | None) -> tuple[np.ndarray, int]:

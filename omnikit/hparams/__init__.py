@@ -5,14 +5,15 @@ Guide: docs/hparams.md.
 
 from __future__ import annotations
 
-from omnikit.hparams.command_line import split_command_line
+from omnikit.hparams.command_line import read_settings, split_command_line
 from omnikit.hparams.parts import KINDS, choices, packaged, part_files, pick
-from omnikit.hparams.recipe import Recipe, build_parts, different_parts, dump_parts, load_recipe, resolve
+from omnikit.hparams.recipe import Recipe, build_part, build_parts, different_parts, dump_parts, load_recipe, resolve
 from omnikit.hparams.safe import check_safe, safe_load
 
 __all__ = [
     "KINDS",
     "Recipe",
+    "build_part",
     "build_parts",
     "check_safe",
     "choices",
@@ -22,6 +23,7 @@ __all__ = [
     "packaged",
     "part_files",
     "pick",
+    "read_settings",
     "resolve",
     "safe_load",
     "split_command_line",

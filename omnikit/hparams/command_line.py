@@ -43,6 +43,20 @@ def split_command_line(argv: list[str]) -> tuple[str, dict[str, Any], dict[str, 
     return files[0], run_opts, {**_from_files(files[1:]), **overrides}
 
 
+def read_settings(words: list[str]) -> dict[str, Any]:
+    """`--key value ..` alone, without a YAML file and run options, as dotted keys and values.
+
+    Raises:
+        ValueError: a stray word, or a flag without a value.
+    """
+    settings = {}
+    for flag, text in _tokens(words, flags=set()):
+        if flag is None:
+            raise ValueError(f"{text}: not a flag; parts and options are given as --key value")
+        settings[flag] = parse_value(flag, text)
+    return settings
+
+
 def parse_value(flag: str, text: str | None) -> Any:
     """The text after a flag as YAML reads it: `3`, `1e-4`, `true`, `null`, `[1, 2]`, `a/b=c`."""
     if text is None:

@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 from omnikit.hparams.command_line import split_command_line
 from omnikit.hparams.lookup import nearest
 from omnikit.hparams.overrides import as_overrides
-from omnikit.hparams.parts import KINDS, part_files
+from omnikit.hparams.parts import KINDS, part_files, pick
 from omnikit.hparams.tree import dotted_name, one_line, read_tree, read_tree_text, tag_of, walk, write_tree
 
 MODEL = "model"
@@ -68,6 +68,15 @@ def build_parts(names: Mapping[str, str] | None = None, overrides: Mapping[str, 
     path = str(part_files() / "system.yaml")
     _, text = resolve(path, {**(names or {}), **(overrides or {})})
     return build(text, path)
+
+
+def build_part(part: str, name: str, **options: Any) -> Any:
+    """One part alone.
+
+    Raises:
+        ValueError: unknown kind, name or option.
+    """
+    return build(write_tree({part: pick(part, name, **options)}), name)[part]
 
 
 def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

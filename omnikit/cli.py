@@ -1,0 +1,143 @@
+"""The `omnikit` command. Each command imports what it needs when it runs, so that `omnikit --help` is quick."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from omnikit.errors import bad_input_exits
+
+if TYPE_CHECKING:
+    from omnikit.api import Omni
+
+app = typer.Typer(
+    help="Speech in, text and speech out, from one network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Sound = Annotated[str, typer.Argument(metavar="AUDIO", help="A sound file of at most 30 s: wav, flac, ogg, mp3 ..")]
+Words = Annotated[str, typer.Argument(metavar="TEXT")]
+Checkpoint = Annotated[
+    str | None, typer.Option(metavar="DIR", help="A trained model; the small system of the package if not given.")
+]
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda ..")]
+Strategy = Annotated[
+    str | None, typer.Option(metavar="NAME", help="How one question is decoded, a name in hparams/strategy.")
+]
+
+
+def _output(default: str) -> typer.models.OptionInfo:
+    return typer.Option("--output", "-o", metavar="FILE", help=f"Where the speech goes; {default} if not given.")
+
+
+@app.command()
+def ask(
+    audio: Sound,
+    output: Annotated[str, _output("answer.wav")] = "answer.wav",
+    checkpoint: Checkpoint = None,
+    device: Device = "cpu",
+    strategy: Strategy = None,
+) -> None:
+    """Answer a spoken question with text, as it grows, and speech."""
+    import torch
+
+    from omnikit.audio import check_target, save_audio
+
+    check_target(output)
+    omni = _load(checkpoint, device, strategy)
+    begin, first, wavs = time.perf_counter(), None, []
+    for chunk in omni.stream(audio):
+        typer.echo(chunk.text, nl=False)
+        if first is None and len(chunk.wav):
+            first = time.perf_counter() - begin
+        wavs.append(chunk.wav)
+    typer.echo()
+    wav = torch.cat(wavs)
+    save_audio(output, wav, omni.sample_rate)
+    _report(output, len(wav) / omni.sample_rate, time.perf_counter() - begin, first)
+
+
+@app.command()
+def transcribe(audio: Sound, checkpoint: Checkpoint = None, device: Device = "cpu") -> None:
+    """Write what is said in a sound file."""
+    typer.echo(_load(checkpoint, device).transcribe(audio))
+
+
+@app.command()
+def speak(
+    text: Words,
+    output: Annotated[str, _output("speech.wav")] = "speech.wav",
+    checkpoint: Checkpoint = None,
+    device: Device = "cpu",
+) -> None:
+    """Say a text."""
+    from omnikit.audio import check_target, save_audio
+
+    check_target(output)
+    omni = _load(checkpoint, device)
+    begin = time.perf_counter()
+    reply = omni.speak(text)
+    save_audio(output, reply.wav, reply.sample_rate)
+    _report(output, len(reply.wav) / reply.sample_rate, time.perf_counter() - begin)
+
+
+@app.command()
+def chat(text: Words, checkpoint: Checkpoint = None, device: Device = "cpu") -> None:
+    """Answer a written question in writing."""
+    typer.echo(_load(checkpoint, device).chat(text))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def info(context: typer.Context, checkpoint: Checkpoint = None) -> None:
+    """Show the parts, sizes and ids of a model: of a checkpoint, or of parts by name and their options
+    (--codec NAME, --llm.config.hidden_size 128 ..). Nothing is computed and no weights are read."""
+    from omnikit.describe import describe_checkpoint, describe_parts
+    from omnikit.hparams import read_settings
+
+    settings = read_settings(context.args)
+    if settings and checkpoint is not None:
+        raise ValueError(
+            f"--{next(iter(settings))}: a checkpoint's parts are fixed; give parts or --checkpoint, not both"
+        )
+    typer.echo(describe_parts(settings) if settings else describe_checkpoint(checkpoint))
+
+
+def main() -> None:
+    """Run the command; what the user got wrong is told in one line, with exit status 2."""
+    with bad_input_exits():
+        try:
+            status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        except typer.Abort:
+            raise SystemExit(130) from None
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # what Typer says of its own: a missing argument ..
+                raise
+            raise ValueError(error.format_message()) from None
+    raise SystemExit(status)
+
+
+def _load(checkpoint: str | None, device: str, strategy: str | None = None) -> Omni:
+    import omnikit
+    from omnikit.hparams import build_part
+
+    chosen = None if strategy is None else build_part("strategy", strategy)
+    return omnikit.load(checkpoint, device=device, strategy=chosen)
+
+
+def _report(output: str, seconds: float, took: float, first: float | None = None) -> None:
+    words = [f"{Path(output)}: {seconds:.2f} s of speech in {took:.2f} s"]
+    if first is not None:
+        words.append(f"the first of it after {first:.2f} s")
+    if seconds:
+        words.append(f"real-time factor {took / seconds:.2f}")
+    typer.echo(", ".join(words), err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What a model consists of, in words: parts, widths, streams, ids, sizes. Works on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omnikit.checkpoint import SHIPPED, read_parts
+from omnikit.hparams import build_parts, safe_load
+from omnikit.interfaces import count_parameters
+from omnikit.model import OmniLM
+
+
+def describe_parts(settings: Mapping[str, Any]) -> str:
+    """Of parts by name and their options, such as `{"codec": "snac_mini", "encoder.width": 64}`.
+
+    Raises:
+        ValueError: an unknown name or option.
+    """
+    with torch.device("meta"):
+        return describe(build_parts(overrides=settings)["model"])
+
+
+def describe_checkpoint(folder: str | Path | None) -> str:
+    """Of a checkpoint folder; `None` = the mini system of the package.
+
+    Raises:
+        ValueError: a piece of the folder is missing or refused.
+    """
+    folder = SHIPPED if folder is None else folder
+    text = read_parts(folder)
+    with torch.device("meta"):
+        return f"checkpoint  {folder}\n\n" + describe(safe_load(text, str(folder))["model"])
+
+
+def describe(model: OmniLM) -> str:
+    """A table of the parts, then streams and ids."""
+    modules = model.parts()
+    rows = [("part", "class", "parameters", "numbers")]
+    rows += [(name, _class(part), f"{count_parameters(part):,}", _numbers(part)) for name, part in modules.items()]
+    rows += [("pattern", _class(model.pattern), "", _pattern(model))]
+    rows += [("all", "", f"{count_parameters(model):,}", "")]
+    return _table(rows) + "\n\n" + "\n".join(_ids(model))
+
+
+def _class(part: object) -> str:
+    return f"{type(part).__module__.removeprefix('omnikit.')}.{type(part).__name__}"
+
+
+_NUMBERS = (
+    ("dim", "{} wide"),
+    ("vocab_size", "{} ids"),
+    ("stride", "{} frames per position"),
+    ("num_codebooks", "{} codebooks"),
+    ("codebook_size", "of {} codes"),
+    ("frame_rate", "{:g} frames/s"),
+    ("sample_rate", "{} Hz"),
+    ("lookahead", "{} samples behind when streaming"),
+)
+
+
+def _numbers(part: object) -> str:
+    known = [(getattr(part, name, None), words) for name, words in _NUMBERS]
+    return ", ".join(words.format(value) for value, words in known if isinstance(value, int | float))
+
+
+def _pattern(model: OmniLM) -> str:
+    return f"{len(model.pattern.carries)} audio streams, {model.pattern.max_delay} steps until all have begun"
+
+
+def _ids(model: OmniLM) -> list[str]:
+    layout = model.layout
+    audio = sorted(set(layout.sizes[1:]))
+    return [
+        f"streams     {layout.num_streams}: 1 text, {layout.num_streams - 1} audio",
+        f"text ids    {layout.sizes[0]}: {layout.text_vocab} of the backbone, {layout.num_text_specials} special",
+        f"audio ids   {', '.join(map(str, audio))} per stream",
+        f"ids in all  {layout.total}",
+    ]
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    columns = list(zip(*rows, strict=True))
+    columns = [_padded(column, right=column[0] == "parameters") for column in columns]
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+
+
+def _padded(column: tuple[str, ...], right: bool) -> list[str]:
+    width = max(map(len, column))
+    return [cell.rjust(width) if right else cell.ljust(width) for cell in column]

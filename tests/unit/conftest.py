@@ -1,0 +1,50 @@
+"""A system of real parts at a tiny size, untrained, and its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+
+from omnikit import checkpoint
+from omnikit.hparams import build_parts
+from omnikit.model import OmniLM
+
+SMALL = {
+    "encoder.width": 16, "encoder.heads": 2, "encoder.layers": 1, "encoder.n_ctx": 200, "adapter.hidden": 8,
+    "llm.config.hidden_size": 16, "llm.config.intermediate_size": 16, "llm.config.num_hidden_layers": 1,
+    "llm.config.num_attention_heads": 2, "llm.config.num_key_value_heads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> str:
+    """A sentencepiece file that knows the letters of six words."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = folder / "text.txt"
+    text.write_text("one two three\nfour five six\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=24, model_type="char", minloglevel=2
+    )
+    return str(folder / "tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def tiny(tokenizer):
+    """`tiny({"codec": "snac_mini"}, {"adapter.hidden": 3})`: the tiny system with other parts and options."""
+
+    def build(names: dict[str, str] | None = None, options: dict | None = None) -> OmniLM:
+        torch.manual_seed(0)
+        return build_parts(names, {**SMALL, "llm.tokenizer": tokenizer, **(options or {})})["model"].eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def saved(tiny, tmp_path_factory) -> Path:
+    """A checkpoint of the tiny system; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved") / "stage"
+    checkpoint.save(tiny(), folder)
+    return folder

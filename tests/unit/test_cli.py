@@ -1,0 +1,148 @@
+"""The command line: what it answers, and one line for everything that it is given wrongly."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from omnikit import cli
+from omnikit.audio import load_audio
+from omnikit.generate import Decoding
+from omnikit.llms.tokenizers import SentencePieceTokenizer
+
+RATE = 16000
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Files that a user might pass."""
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE)
+    soundfile.write(tmp_path / "good.wav", noise, RATE)
+    soundfile.write(tmp_path / "stereo44.flac", np.stack([noise, noise], axis=1), 44100)
+    soundfile.write(tmp_path / "long.wav", np.zeros(31 * 8000), 8000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(0), RATE)
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "words.wav").write_text("no sound")
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run("ask", file)` -> exit status, stdout, stderr."""
+    # an untrained model seldom ends by itself
+    monkeypatch.setattr("omnikit.api.Decoding", functools.partial(Decoding, max_steps=24))
+
+    def call(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["omnikit", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """As `run`, for what must be refused in one line; gives that line."""
+
+    def call(*words) -> str:
+        status, _, err = run(*words)
+        assert status == 2
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+        return err
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["good.wav", "stereo44.flac"])
+def test_commands_answer(run, sounds, saved, name):
+    here = ["--checkpoint", saved]
+    status, out, err = run("ask", sounds / name, "-o", sounds / "a.wav", *here)
+    assert status == 0, err
+    wav = load_audio(sounds / "a.wav", RATE, max_seconds=None)
+    assert f"{len(wav) / RATE:.2f} s of speech" in err
+    assert run("transcribe", sounds / name, *here)[0] == 0
+    assert out.endswith("\n")
+
+
+def test_text_commands_answer(run, tmp_path, saved):
+    here = ["--checkpoint", saved]
+    assert run("chat", "one two", *here)[0] == 0
+    assert run("speak", "three", "-o", tmp_path / "b.flac", *here)[0] == 0
+    assert soundfile.info(tmp_path / "b.flac").samplerate == RATE
+
+
+def test_info_names_parts_and_sizes(run, saved, tokenizer):
+    out = run("info", "--checkpoint", saved)[1]
+    assert "codecs.mel_rvq.MelRVQ" in out
+    assert f"{SentencePieceTokenizer(tokenizer).vocab_size} of the backbone, 64 special" in out
+    swapped = run("info", "--codec", "snac_mini", "--pattern", "parallel", "--llm.config.hidden_size", "64")
+    assert swapped[0] == 0, swapped[2]
+    assert "codecs.snac.SnacCodec" in swapped[1]
+    assert "64 wide" in swapped[1]
+
+
+@pytest.mark.parametrize("command", ["ask", "transcribe"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none.wav", "no such file"),
+        ("words.wav", "not an audio file"),
+        ("empty.wav", "empty file"),
+        ("silent.wav", "0 samples"),
+        ("long.wav", "31.0 s long, the limit is 30 s"),
+    ],
+)
+def test_bad_sound_is_refused(refused, sounds, saved, command, name, words):
+    line = refused(command, sounds / name, "--checkpoint", saved)
+    assert str(sounds / name) in line
+    assert words in line
+
+
+def test_bad_text_is_refused(refused, saved):
+    assert "lacks" in refused("chat", "ONE", "--checkpoint", saved)
+    assert "lacks" in refused("speak", "3 §", "--checkpoint", saved)
+    assert "empty" in refused("chat", " ", "--checkpoint", saved)
+
+
+@pytest.mark.parametrize("name", ["hparams.yaml", "model.safetensors", "tokenizer.model"])
+def test_a_checkpoint_with_a_piece_missing_is_refused(refused, sounds, saved, tmp_path, name):
+    folder = shutil.copytree(saved, tmp_path / "stage")
+    (folder / name).unlink()
+    assert f"{name} is missing" in refused("ask", sounds / "good.wav", "--checkpoint", folder)
+
+
+def test_bad_flags_are_refused(refused, sounds, saved, tmp_path):
+    good = sounds / "good.wav"
+    assert "no such folder" in refused("ask", good, "--checkpoint", tmp_path / "none")
+    assert "--device nonsense" in refused("ask", good, "--checkpoint", saved, "--device", "nonsense")
+    assert "batch_parallel" in refused("ask", good, "--checkpoint", saved, "--strategy", "batch")
+    assert ".wav, .flac" in refused("ask", good, "-o", tmp_path / "a.txt", "--checkpoint", saved)
+    assert "did you mean snac_mini" in refused("info", "--codec", "snac_min")
+    assert "did you mean codec" in refused("info", "--codek", "snac_mini")
+    assert "--codec" in refused("info", "--codec", "snac_mini", "--checkpoint", saved)
+    assert "stray" in refused("info", "stray")
+    assert "AUDIO" in refused("ask")
+    assert "aks" in refused("aks")
+    assert "--colour" in refused("ask", good, "--colour", "red")
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys, omnikit.cli; sys.argv = ['omnikit', '--help']\n"
+        "try: omnikit.cli.main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'speechbrain'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "transcribe" in done.stdout

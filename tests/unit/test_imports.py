@@ -1,0 +1,124 @@
+"""A file imports only from groups above its own, and inference needs neither speechbrain nor torchaudio."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "omnikit"
+GROUPS = (
+    ("errors", "tokens", "streaming", "sampling", "weights", "audio", "hparams"),
+    ("interfaces",),
+    ("patterns", "adapters", "encoders", "llms", "codecs"),
+    ("tasks", "strategies", "model", "losses"),
+    ("generate", "checkpoint"),
+    ("api", "convert", "serve", "describe"),
+    ("data", "train", "evaluate"),
+    ("cli", "__main__"),
+)
+GROUP = {name: number for number, names in enumerate(GROUPS) for name in names}
+TRAINING = {"data", "train", "evaluate"}
+PARTS = {"adapters", "encoders", "llms", "codecs"}
+ALLOWED = {
+    # `omnikit.load` and its like are looked up when they are first used
+    ("__init__", "api"),
+}
+
+
+def imports(source: str, package: str) -> set[str]:
+    """The dotted names that a file imports anywhere in it; those for type checkers alone do not count."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            node.body = [ast.Pass()]
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def files() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def unit(path: Path) -> str:
+    """What of omnikit a file belongs to: `codecs` for omnikit/codecs/snac.py."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    return imports(path.read_text(encoding="utf-8"), ".".join(path.relative_to(ROOT).parent.parts))
+
+
+def test_every_file_has_a_group():
+    unknown = {unit(path) for path in files()} - set(GROUP) - {"__init__"}
+    assert not unknown, f"in no group: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_arrow_points_up(path):
+    own = unit(path)
+    wanted = {name.split(".")[1] for name in imported(path) if name.startswith("omnikit.")}
+    upward = {
+        name for name in wanted - {own}
+        if name in GROUP and GROUP[name] > GROUP.get(own, -1) and (own, name) not in ALLOWED
+    }  # fmt: skip
+    assert not upward, f"omnikit.{own} imports {sorted(upward)} from a later group"
+
+
+def test_the_model_knows_no_concrete_part():
+    for path in files():
+        if GROUP.get(unit(path)) == GROUP["model"]:
+            wanted = {name.split(".")[1] for name in imported(path) if name.startswith("omnikit.")}
+            assert not wanted & PARTS, path
+
+
+def test_speechbrain_and_torchaudio_are_for_training():
+    for path in files():
+        lazily_in_hparams = unit(path) == "hparams"  # the names of run options, when a training script asks for them
+        if unit(path) not in TRAINING and not lazily_in_hparams:
+            heavy = {name for name in imported(path) if name.split(".")[0] in ("speechbrain", "torchaudio")}
+            assert not heavy, f"{path} imports {heavy}"
+
+
+def test_the_check_sees_what_it_should():
+    source = "from __future__ import annotations\nif TYPE_CHECKING:\n    from omnikit.cli import x\n"
+    assert imports(source, "omnikit") == {"__future__.annotations"}
+    inside = "def f():\n    from omnikit.train import brain\n"
+    assert imports(inside, "omnikit.codecs") == {"omnikit.train.brain"}
+    assert imports("from ..train import brain", "omnikit.codecs") == {"omnikit.train.brain"}
+    assert imports("from . import snac", "omnikit.codecs") == {"omnikit.codecs.snac"}
+    assert imports("import omnikit.cli as c", "omnikit") == {"omnikit.cli"}
+
+
+@pytest.mark.parametrize(
+    ("code", "forbidden"),
+    [
+        ("import omnikit", {"speechbrain", "torchaudio", "torch"}),
+        ("import omnikit.api, omnikit.checkpoint, omnikit.hparams", {"speechbrain", "torchaudio"}),
+    ],
+)
+def test_inference_starts_light(code, forbidden):
+    code += f"\nimport sys; heavy = {forbidden!r} & set(sys.modules); assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_system_is_built_where_training_packages_are_not_installed():
+    """transformers imports torchaudio of its own accord wherever it finds it."""
+    code = (
+        "import sys; sys.modules['speechbrain'] = sys.modules['torchaudio'] = None\n"
+        "import omnikit; print(omnikit.build(**{'encoder.width': 16}).layout.num_streams)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout.strip() == "8", done.stderr
