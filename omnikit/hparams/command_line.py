@@ -6,8 +6,7 @@ not know dotted keys, so its run options are recognised here by their exact name
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
 import ruamel.yaml
@@ -29,18 +28,21 @@ def split_command_line(argv: list[str]) -> tuple[str, dict[str, Any], dict[str, 
     options = _run_option_types()
     files: list[str] = []
     run_opts: dict[str, Any] = {}
-    overrides: dict[str, Any] = {}
+    flags: dict[str, Any] = {}
     for flag, text in _tokens(argv, flags={name for name, kind in options.items() if kind is bool}):
         if flag is None:
             files.append(_yaml_file(text))
         elif flag in options:
             run_opts[flag] = _run_option(flag, text, options[flag])
         else:
-            overrides.pop(flag, None)  # the last one wins, and comes last
-            overrides[flag] = parse_value(flag, text)
+            _put(flags, flag, parse_value(flag, text))
     if not files:
         raise ValueError(f"no YAML file given; {USAGE}")
-    return files[0], run_opts, {**_from_files(files[1:]), **overrides}
+    overrides: dict[str, Any] = {}
+    for settings in (*map(read_tree, files[1:]), flags):
+        for key, value in settings.items():
+            _put(overrides, key, value)
+    return files[0], run_opts, overrides
 
 
 def read_settings(words: list[str]) -> dict[str, Any]:
@@ -88,13 +90,15 @@ def _yaml_file(word: str) -> str:
     return word
 
 
-def _from_files(files: list[str]) -> dict[str, Any]:
-    overrides: dict[str, Any] = {}
-    for file in files:
-        for key, value in read_tree(Path(file)).items():
-            overrides.pop(key, None)
-            overrides[key] = value
-    return overrides
+def _put(settings: dict[str, Any], key: str, value: Any) -> None:
+    """The last one wins, and comes last; mappings are merged."""
+    old = settings.pop(key, None)
+    if isinstance(old, Mapping) and isinstance(value, Mapping):
+        merged = dict(old)
+        for inner, inner_value in value.items():
+            _put(merged, inner, inner_value)
+        value = merged
+    settings[key] = value
 
 
 def _run_option_types() -> dict[str, Any]:

@@ -150,6 +150,15 @@ def test_override_files_come_before_flags(recipe, tmp_path):
     assert (built["codec"].size, built["optim"]["lr"], built["lr"]) == (11, 1, 3)
 
 
+def test_later_settings_win_whatever_their_spelling(recipe, tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("codec.size: 1\ncodec: {name: nested, size: 2}\noptim: {lr: 5, betas: [1]}\n")
+    second.write_text("optim: {lr: 6}\n")
+    built = load(recipe, str(first), str(second))
+    assert (built["codec"].size, built["optim"]) == (2, {"lr": 6, "betas": [1]})
+    assert load(recipe, str(first), "--codec.size", "3")["codec"].size == 3
+
+
 def test_command_line_knows_exact_run_options_only():
     words = "r.yaml --test 4 --debug --device=cpu --precision bf16 --max_grad_norm -1 --dev x --output_folder /a/b=c"
     words += " --note=d=e --codec.k null --ckpt_interval_steps 7"
