@@ -87,6 +87,8 @@ class Backbone(Part, ABC):
     dim: int
     vocab_size: int
     tokenizer: Tokenizer
+    embedding_std: float
+    """Spread of the embeddings, which new rows start with, too."""
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Rows(nn.Module):
         self.embed = nn.Embedding(num, dim)
         self.head = nn.Linear(dim, num, bias=False)
         nn.init.normal_(self.embed.weight, std=std)
-        nn.init.normal_(self.head.weight, std=std)
+        nn.init.normal_(self.head.weight, std=0.02)
 
 
 class OmniLM(nn.Module):
@@ -92,9 +92,8 @@ class OmniLM(nn.Module):
             text_vocab=llm.vocab_size, codebook_size=codec.codebook_size, carries=self.pattern.carries
         )
         self.tts_adapter = llm.blocks(tts_blocks) if tts_blocks else None
-        std = 0.02
-        self.text_rows = Rows(self.layout.num_text_specials, llm.dim, std)
-        self.audio_rows = Rows(sum(self.layout.sizes[1:]), llm.dim, std)
+        self.text_rows = Rows(self.layout.num_text_specials, llm.dim, llm.embedding_std)
+        self.audio_rows = Rows(sum(self.layout.sizes[1:]), llm.dim, llm.embedding_std)
         offsets = torch.tensor(self.layout.offsets[1:]) - self.layout.offsets[1]
         self.register_buffer("audio_offsets", offsets[None, :, None], persistent=False)
 
@@ -105,6 +104,11 @@ class OmniLM(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """The modules by the names of `PARTS`, without those that this model does not have."""
         return {name: getattr(self, name) for name in PARTS if getattr(self, name) is not None}
+
+    def load_weights(self) -> None:
+        """Let encoder, backbone and codec read the weights that they name, see `Part`."""
+        for part in (self.encoder, self.llm, self.codec):
+            part.load_weights()
 
     def listen(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waveform [B, N] and lengths [B] in samples -> adapted features [B, T, D] and their lengths [B]."""
@@ -147,7 +151,7 @@ class OmniLM(nn.Module):
         mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Hidden:
-        """Steps [B, S, L] -> hidden states for the heads; `positions` [B, L], `mask` [B, cached + L], see `Backbone`."""
+        """Steps [B, S, L] -> hidden states for the heads; `positions` [B, L] and `mask` as for `Backbone`."""
         if positions is None:
             positions = torch.arange(steps.shape[2], device=steps.device)[None].expand(steps.shape[0], -1)
         trunk = self.llm(self.embed(steps, speech), positions, mask, cache and cache.llm)

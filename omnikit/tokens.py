@@ -93,7 +93,7 @@ class TokenLayout:
         return self._position_table().to(codebooks.device)[_stream_index(codebooks), codebooks] * self.codebook_size
 
     def to_ids(self, codes: Tensor, codebooks: Tensor) -> Tensor:
-        """Codes laid out by a pattern [..., S - 1, L] and their codebooks [S - 1, L] -> ids, pad where no code stands."""
+        """Codes laid out by a pattern [.., S - 1, L], their codebooks [S - 1, L] -> ids, pad where no code stands."""
         pads = self.pads()[1:, None].to(codes.device)
         return torch.where(codebooks < 0, pads, codes + self.code_offsets(codebooks.clamp(min=0)))
 

@@ -20,6 +20,8 @@ class TransformersLM(Backbone):
         config: `model_type` and the numbers of its transformers configuration; the vocabulary comes from the tokenizer.
         tokenizer: a sentencepiece model file.
         weights: a safetensors file or a folder with one, see `Part`.
+        embedding_std: of the random initial embeddings. The network's input is the mean over streams, so what suits a
+            text model (0.02) drowns in the first block's output; a backbone trained from nothing wants about 1.
         attention: transformers' attention implementation: `sdpa` or `eager` (faster for training short sequences on
             a CPU).
 
@@ -27,7 +29,15 @@ class TransformersLM(Backbone):
         ValueError: a `model_type` that transformers does not know, or a missing tokenizer.
     """
 
-    def __init__(self, *, config: dict[str, Any], tokenizer: str, weights: str | None = None, attention: str = "sdpa"):
+    def __init__(
+        self,
+        *,
+        config: dict[str, Any],
+        tokenizer: str,
+        weights: str | None = None,
+        embedding_std: float = 0.02,
+        attention: str = "sdpa",
+    ):
         super().__init__()
         self.tokenizer = SentencePieceTokenizer(tokenizer)
         self.weights = weights
@@ -35,6 +45,8 @@ class TransformersLM(Backbone):
         model = AutoModelForCausalLM.from_config(self.config)
         self.dim, self.vocab_size = self.config.hidden_size, self.config.vocab_size
         self.trunk, self.lm_head = model.get_decoder(), model.get_output_embeddings()
+        self.embedding_std = embedding_std
+        nn.init.normal_(self.trunk.get_input_embeddings().weight, std=embedding_std)
         # the trunk would norm its output, but the TTS adapter reads the hidden state before the norm
         self.norm, self.trunk.norm = self.trunk.norm, nn.Identity()
 

@@ -114,7 +114,7 @@ def test_cache_equals_whole_forward():
 
 
 def test_untrained_model_stays_inside_the_rules():
-    """Constrained decoding of random weights: pads while a stream waits, codes inside the codebook, a rectangular end."""
+    """Constrained decoding of random weights: pads while a stream waits, codes of the right codebook."""
     for pattern in ("delayed", "parallel", "flattened"):
         model = toy_model(pattern)
         task = TASKS["T1A2"]

@@ -82,7 +82,7 @@ def test_flattened_layout():
     layout = TokenLayout(text_vocab=100, codebook_size=50, carries=pattern.carries)
     sample = sample_of("T1A2", pattern, layout)
     drawn = draw(sample.steps, layout).splitlines()
-    assert drawn[1].split() == "pad pad pad pad answer pad 10 70 11 71 12 72".split()
+    assert drawn[1].split() == ["pad"] * 4 + ["answer", "pad", "10", "70", "11", "71", "12", "72"]
     assert sample.labels[1, -1] == layout.audio[0].eoa
 
 

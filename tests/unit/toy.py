@@ -16,7 +16,7 @@ from omnikit.model import OmniLM
 from omnikit.patterns import Delayed, Flattened, Parallel
 from omnikit.streaming import WindowedDecodeStream
 
-WORDS = "the a cat dog sees hears one two three what is red blue yes no".split()
+WORDS = ["the", "a", "cat", "dog", "sees", "hears", "one", "two", "three", "what", "is", "red", "blue", "yes", "no"]
 PATTERNS = {"delayed": Delayed, "parallel": Parallel, "flattened": Flattened}
 
 
@@ -89,7 +89,9 @@ def toy_llm(dim: int = 32, layers: int = 2, heads: int = 2) -> TransformersLM:
     return TransformersLM(config=config, tokenizer=tokenizer_file())
 
 
-def toy_model(pattern: str = "delayed", *, tts_blocks: int = 0, num_codebooks: int = 3, dim: int = 32, **options) -> OmniLM:
+def toy_model(
+    pattern: str = "delayed", *, tts_blocks: int = 0, num_codebooks: int = 3, dim: int = 32, **options
+) -> OmniLM:
     """An untrained OmniLM with fixed weights."""
     torch.manual_seed(0)
     return OmniLM(

@@ -1,0 +1,55 @@
+"""Take the backbone out of a checkpoint folder, as a base part: `model.safetensors`, tokenizer and card.
+
+    python export_backbone.py --checkpoint results/backbone --output_folder pretrained/llm
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from omnikit import checkpoint
+from omnikit.errors import bad_input_exits
+from omnikit.interfaces import count_parameters
+from omnikit.train.brain import LOG
+from omnikit.weights import save_weights
+
+CARD = """# Mini backbone
+
+A Qwen2 of transformers ({parameters:,} parameters; 4 blocks, width 256) with a sentencepiece vocabulary of {vocabulary}
+pieces, pre-trained from nothing through the whole model: text in the text row, pads in the audio rows. Its text
+({samples}) is that of `egs/mini/make_text.py`: the known questions of the closed world with their answers, and
+sentences to repeat; held-out sums are in neither.
+
+Made by `egs/mini/run.sh --from-scratch --stage 4 --stop_stage 5`: {steps} optimiser steps, one run. At its end, on the
+written questions of the validation set: cross-entropy {loss:.3f} nats per token, {wrong:.1f} % of {decoded} answers not
+the right text.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--output_folder", type=Path, required=True)
+    arguments = parser.parse_args()
+    model = checkpoint.load(arguments.checkpoint)
+    last = json.loads((arguments.checkpoint / LOG).read_text(encoding="utf-8").splitlines()[-1])
+    save_weights(model.llm, arguments.output_folder)
+    model.llm.tokenizer.save(str(arguments.output_folder))
+    card = CARD.format(
+        parameters=count_parameters(model.llm),
+        vocabulary=model.llm.vocab_size,
+        samples="19 k rows",
+        steps=last["step"],
+        loss=last["valid"]["text"],
+        wrong=last["valid"]["wrong T1T2"],
+        decoded=64,
+    )
+    (arguments.output_folder / "README.md").write_text(card, encoding="utf-8")
+    print(f"saved to {arguments.output_folder}")
+
+
+if __name__ == "__main__":
+    with bad_input_exits():
+        main()

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# The whole journey of the mini system. Every step leaves its result on disk; a killed one goes on when started again.
+#
+#   run.sh                           steps 6-11 from the shipped base parts
+#   run.sh --from-scratch            all steps, everything from nothing (at most 90 minutes on two cores)
+#   run.sh --stage 8 --stop_stage 9  some steps (with --from-scratch: of that journey)
+#
+#    1 corpus     speech by espeak-ng, texts, manifests      7 stage 2    the language model learns to answer
+#    2 encoder    CTC pre-training on phonemes               8 stage 3    everything but the encoder, speech output
+#    3 codecs     mel_rvq and snac_mini                      9 ASR        WER of test-clean and test-other
+#    4 tokenizer  sentencepiece                             10 QA, TTS    right answers, judged speech
+#    5 backbone   text pre-training                         11 report     report.html with a spoken answer
+#    6 stage 1    the adapters learn to hear and to speak
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+stage='' stop_stage=11 seed=1234 speed=full codec=mel_rvq scratch=false
+data=$here/data results=$here/results base=$here/pretrained
+PYTHON=${PYTHON:-python}
+
+usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+stop() { echo "run.sh: $1" >&2; exit 2; }
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    --from-scratch) scratch=true ;;
+    --stage | --stop_stage | --seed | --speed | --codec | --data | --results)
+      [ $# -ge 2 ] || stop "$1 needs a value"
+      printf -v "${1#--}" %s "$2"
+      shift ;;
+    -h | --help) usage; exit ;;
+    *) stop "unknown option $1 (choices: --from-scratch, --stage N, --stop_stage N, --seed N, --speed full|demo,\
+ --codec mel_rvq|snac_mini, --data DIR, --results DIR)" ;;
+  esac
+  shift
+done
+case $speed in full | demo) ;; *) stop "--speed $speed (choices: full, demo)" ;; esac
+if $scratch; then base=$results/pretrained; fi
+stage=${stage:-$($scratch && echo 1 || echo 6)}
+[ -f "$data/corpus/READY" ] || { $scratch || stage=1; }
+mkdir -p "$data" "$results"
+data=$(cd "$data" && pwd) results=$(cd "$results" && pwd)
+
+wanted() { [ "$1" -ge "$stage" ] && [ "$1" -le "$stop_stage" ] && echo "== $1 $2 ($(date +%H:%M:%S))"; }
+from_nothing() { $scratch; }
+
+train() { # name of the recipe's stage file, name of the mini stage, then further flags
+  local recipe=$1 name=$2
+  shift 2
+  local overrides=("$here/hparams/$name.yaml")
+  if [ "$speed" = demo ] && [ -f "$here/hparams/demo/$name.yaml" ]; then overrides+=("$here/hparams/demo/$name.yaml"); fi
+  (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" train.py "hparams/$recipe.yaml" "${overrides[@]}" --seed "$seed" \
+    --data_folder "$data" --output_folder "$results/$name" --llm.tokenizer "$base/llm/tokenizer.model" \
+    --codec "$codec" --device cpu "$@")
+}
+
+if wanted 1 corpus; then
+  "$PYTHON" "$here/make_corpus.py" --data_folder "$data"
+  "$PYTHON" "$here/make_text.py" --data_folder "$data"
+  "$PYTHON" "$root/recipes/LibriSpeech/prepare.py" --data_folder "$data/corpus" --save_folder "$data/manifests" \
+    --splits train-clean dev-clean test-clean test-other train-voice dev-voice test-voice
+fi
+if from_nothing && wanted 2 encoder; then
+  (cd "$here" && "$PYTHON" train_encoder.py hparams/encoder.yaml --seed "$seed" --data_folder "$data" \
+    --output_folder "$results/encoder" --export_folder "$base/encoder")
+fi
+if from_nothing && wanted 3 codecs; then
+  for name in mel_rvq snac_mini; do
+    (cd "$here" && "$PYTHON" train_codec.py "hparams/codec_$name.yaml" --seed "$seed" --data_folder "$data" \
+      --output_folder "$results/codec_$name" --export_folder "$base/$name")
+  done
+fi
+if from_nothing && wanted 4 tokenizer; then
+  "$PYTHON" "$here/train_tokenizer.py" --output_folder "$base/llm"
+fi
+if from_nothing && wanted 5 backbone; then
+  train stage2 backbone --llm.weights null
+  "$PYTHON" "$here/export_backbone.py" --checkpoint "$results/backbone" --output_folder "$base/llm"
+fi
+if wanted 6 "stage 1"; then
+  train stage1 stage1 --encoder.weights "$base/encoder" --llm.weights "$base/llm" --codec.weights "$base/$codec"
+fi
+if wanted 7 "stage 2"; then train stage2 stage2 --start_from "$results/stage1"; fi
+if wanted 8 "stage 3"; then train stage3 stage3 --start_from "$results/stage2"; fi
+if wanted 9 ASR; then
+  (cd "$root/recipes/LibriSpeech/ASR" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_asr.yaml" \
+    --checkpoint "$results/stage3" --data_folder "$data/corpus" --output_folder "$results/asr")
+fi
+if wanted 10 "QA, TTS"; then
+  (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_qa.yaml" \
+    --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/qa")
+  (cd "$root/recipes/LibriTTS/TTS" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_tts.yaml" \
+    --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/tts")
+fi
+if wanted 11 report; then
+  "$PYTHON" "$here/report.py" --results "$results"
+fi

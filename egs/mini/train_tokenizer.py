@@ -1,0 +1,73 @@
+"""Train the mini backbone's sentencepiece model: every word of the closed world one piece, all letters known.
+
+    python train_tokenizer.py --output_folder pretrained/llm
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import string
+import tempfile
+from pathlib import Path
+
+import sentencepiece
+import world
+
+PUNCTUATION = ".,;:?!\"'-"
+SENTENCES = 20000
+VOCABULARY = 512
+
+
+def normalisation(path: Path) -> None:
+    """Capitals become small letters and punctuation is dropped, inside the tokenizer, wherever text comes from."""
+    rules = [(ord(a), f"{ord(b):X}") for a, b in zip(string.ascii_uppercase, string.ascii_lowercase, strict=True)]
+    rules += [(ord(mark), "") for mark in PUNCTUATION]
+    path.write_text("".join(f"{source:X}\t{target}\n" for source, target in rules), encoding="utf-8")
+
+
+def sentences(seed: int) -> list[str]:
+    """Text of the closed world, each word and each letter among it."""
+    rng = random.Random(seed)
+    drawn = [world.template_sentence(rng) for _ in range(SENTENCES // 2)]
+    drawn += [world.random_words(rng) for _ in range(SENTENCES // 2)]
+    return [*drawn, *(word for word in world.vocabulary() for _ in range(20)), *string.ascii_lowercase]
+
+
+def train(folder: Path, seed: int = 1) -> Path:
+    """Train and write `tokenizer.model`; returns its path.
+
+    Raises:
+        ValueError: a word of the world came out in several pieces.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        rules = Path(scratch) / "rules.tsv"
+        normalisation(rules)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences(seed)),
+            model_prefix=str(Path(scratch) / "tokenizer"),
+            model_type="bpe",
+            vocab_size=VOCABULARY,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_tsv=str(rules),
+            minloglevel=2,
+        )
+        made = (Path(scratch) / "tokenizer.model").read_bytes()
+    file = folder / "tokenizer.model"
+    file.write_bytes(made)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    split = [word for word in world.vocabulary() if len(processor.encode(word)) > 1]
+    if split:
+        raise ValueError(f"{file}: {len(split)} words are not one piece: {', '.join(split[:5])}")
+    print(f"{file}: {processor.vocab_size()} pieces, {len(world.vocabulary())} words of one piece each")
+    return file
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_folder", type=Path, default=Path(__file__).parent / "pretrained" / "llm")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    train(arguments.output_folder, arguments.seed)

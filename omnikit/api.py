@@ -1,0 +1,184 @@
+"""What a user types: load a system, ask it, let it transcribe, speak and chat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from omnikit.audio import load_audio
+from omnikit.generate import Decoding, Question, Step, answers, generate, read_codes
+from omnikit.model import OmniLM
+from omnikit.strategies import PARALLEL, Strategy
+from omnikit.tasks import TASKS, Task
+
+Audio = str | Path | Tensor
+"""A file, or a waveform [N] in -1..1 at the encoder's sample rate."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A spoken answer."""
+
+    text: str
+    wav: Tensor  # [N]
+    sample_rate: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a spoken answer; text and sound grow together."""
+
+    text: str
+    wav: Tensor  # [n]
+
+
+class Omni:
+    """A loaded system, ready to answer.
+
+    Args:
+        model: in evaluation mode.
+        decoding: how answers are sampled.
+        strategy: how many rows decode one question; None = the one stored with the checkpoint, else parallel.
+    """
+
+    def __init__(self, model: OmniLM, *, decoding: Decoding | None = None, strategy: Strategy | None = None):
+        self.model = model
+        self.decoding = decoding or Decoding()
+        self.strategy = strategy or PARALLEL
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the answers (Hz)."""
+        return self.model.codec.sample_rate
+
+    def ask(self, audio: Audio) -> Reply:
+        """A spoken question -> text and speech.
+
+        Raises:
+            ValueError: the file cannot be read; the message names it.
+        """
+        return self._join(self.stream(audio))
+
+    def stream(self, audio: Audio) -> Iterator[Chunk]:
+        """As `ask`, piece by piece while it is being decoded. Drop the iterator to stop."""
+        return self._speak(TASKS["A1A2"], self.hear(audio))
+
+    def transcribe(self, audio: Audio) -> str:
+        """Speech -> its text."""
+        return self._write(TASKS["A1T1"], self.hear(audio))
+
+    def speak(self, text: str) -> Reply:
+        """Text -> speech that says it."""
+        return self._join(self._speak(TASKS["T1A1"], self.read(text)))
+
+    def chat(self, text: str) -> str:
+        """A written question -> a written answer."""
+        return self._write(TASKS["T1T2"], self.read(text))
+
+    def answer(self, text: str) -> Reply:
+        """A written question -> text and speech."""
+        return self._join(self._speak(TASKS["T1A2"], self.read(text)))
+
+    def hear(self, audio: Audio) -> Question:
+        """A question for `omnikit.generate` from speech."""
+        wav = audio if isinstance(audio, Tensor) else load_audio(audio, self.model.encoder.sample_rate)
+        wav = wav.to(self.model.device)
+        with torch.inference_mode():
+            features, lengths = self.model.encoder(wav[None], torch.tensor([wav.shape[0]], device=wav.device))
+        return Question(features=features[0, : int(lengths[0])])
+
+    def read(self, text: str) -> Question:
+        """A question for `omnikit.generate` from text.
+
+        Raises:
+            ValueError: no text, or characters that the tokenizer lacks.
+        """
+        if not text.strip():
+            raise ValueError(f"text {text!r}: empty")
+        return Question(text=self.model.llm.tokenizer.encode(text))
+
+    def _write(self, task: Task, question: Question) -> str:
+        answer = answers(self.model, task, [question], decoding=self.decoding, strategy=self.strategy)[0]
+        return self.model.llm.tokenizer.decode(answer.text)
+
+    def _speak(self, task: Task, question: Question) -> Iterator[Chunk]:
+        voice = _Voice(self.model)
+        steps = generate(self.model, task, [question], decoding=self.decoding, strategy=self.strategy)
+        for step in steps:
+            yield voice.push(step)
+        yield voice.finish()
+
+    def _join(self, chunks: Iterator[Chunk]) -> Reply:
+        pieces = list(chunks)
+        return Reply(
+            "".join(p.text for p in pieces), torch.cat([p.wav for p in pieces]), self.model.codec.sample_rate
+        )
+
+
+class _Voice:
+    """Emitted steps of one answer -> text and sound as far as they are final."""
+
+    def __init__(self, model: OmniLM):
+        self.model, self.codec = model, model.codec.stream()
+        self.steps: list[Tensor] = []
+        self.ids: list[int] = []
+        self.text, self.frames = "", 0
+
+    def push(self, step: Step) -> Chunk:
+        self.steps.append(step.tokens[0])
+        codes = read_codes(self.model, torch.stack(self.steps, dim=-1)[1:])
+        new, self.frames = codes[None, :, self.frames :], codes.shape[1]
+        with torch.inference_mode():
+            wav = self.codec.push(new)[0] if new.shape[-1] else torch.zeros(0)
+        return Chunk(self._new_text(int(step.tokens[0, 0])), wav)
+
+    def finish(self) -> Chunk:
+        with torch.inference_mode():
+            return Chunk("", self.codec.finish()[0])
+
+    def _new_text(self, token: int) -> str:
+        """A piece may change how the text before it is written, so all of it is decoded and the growth given out."""
+        if token < self.model.layout.text_vocab:
+            self.ids.append(token)
+        whole = self.model.llm.tokenizer.decode(self.ids)
+        new = whole[len(self.text) :]
+        self.text = whole
+        return new
+
+
+def load(checkpoint: str | Path | None = None, *, device: str = "cpu", strategy: Strategy | None = None) -> Omni:
+    """Load a checkpoint folder; None = the mini system that comes with the package.
+
+    Raises:
+        ValueError: the folder or a piece of it is missing or does not fit.
+    """
+    from omnikit.checkpoint import load as load_checkpoint
+
+    return Omni(load_checkpoint(checkpoint, device=device), strategy=strategy)
+
+
+def build(*, pretrained: bool = False, tts_blocks: int | None = None, **parts: object) -> OmniLM:
+    """An untrained system from parts by name: `build(codec="mel_rvq", pattern="flattened")`.
+
+    Args:
+        pretrained: let each part read the weights that its `weights` option names.
+        tts_blocks: blocks of the TTS adapter.
+        parts: kind = name; or an option of a part, with its dots: `**{"codec.num_codebooks": 4}`.
+
+    Raises:
+        ValueError: an unknown name or option.
+    """
+    from omnikit.hparams import KINDS, build_parts
+
+    names = {key: str(value) for key, value in parts.items() if key in KINDS}
+    options = {key: value for key, value in parts.items() if key not in KINDS}
+    if tts_blocks is not None:
+        options["model.tts_blocks"] = tts_blocks
+    model = build_parts(names, options)["model"]
+    if pretrained:
+        model.load_weights()
+    return model.eval()

@@ -1,0 +1,100 @@
+"""Which samples come together, and in which order: a mix of tasks in batches of similar length."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+_POOL = 24  # batches whose samples are sorted by length together
+
+
+class TaskMix(Sampler[list[int]]):
+    """Batches of sample indices for one epoch after another; an epoch is a number of batches.
+
+    Tasks are drawn by weight, so that none starves another however many samples each has; a task's samples are drawn
+    at random, none twice among the batches that are sorted together. Every epoch's batches follow from the seed and the
+    epoch's number, so a resumed run sees what the first would have seen.
+
+    Args:
+        tasks: the task of each sample.
+        lengths: steps of each sample.
+        weights: task -> how often it is drawn, relative to the others.
+        batch_steps: steps in a batch, padding included.
+        batches: per epoch.
+        rank, world: of data-parallel processes; each gets every `world`-th batch.
+
+    Raises:
+        ValueError: a task without samples, or a sample longer than a batch.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        lengths: Sequence[int],
+        *,
+        weights: dict[str, float],
+        batch_steps: int,
+        batches: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.of_task: dict[str, list[int]] = defaultdict(list)
+        for i, task in enumerate(tasks):
+            self.of_task[task].append(i)
+        for task, weight in weights.items():
+            if weight > 0 and not self.of_task[task]:
+                served = ", ".join(sorted(set(tasks)))
+                raise ValueError(f"tasks: no sample of the data serves {task}; it serves {served}")
+        if max(lengths) > batch_steps:
+            raise ValueError(f"batch_steps: {batch_steps}; the longest sample has {max(lengths)} steps")
+        self.lengths, self.batch_steps, self.batches, self.seed = lengths, batch_steps, batches, seed
+        self.weights = {task: weight for task, weight in weights.items() if weight > 0}
+        self.rank, self.world, self.epoch = rank, world, 1
+        mean = sum(lengths) / len(lengths)
+        self.samples_per_pool = max(1, int(_POOL * batch_steps / mean))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = itertools.islice(self._endless(), self.batches * self.world)
+        yield from itertools.islice(batches, self.rank, None, self.world)
+
+    def cover(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Batches that hold each of other samples once, for validation."""
+        return self._cut_by(sorted(range(len(lengths)), key=lengths.__getitem__), lengths)
+
+    def _endless(self) -> Iterator[list[int]]:
+        pool_number = 0
+        while True:
+            rng = random.Random(f"{self.seed} {self.epoch} {pool_number}")
+            drawn = rng.choices(list(self.weights), list(self.weights.values()), k=self.samples_per_pool)
+            pool = [i for task in self.weights for i in self._some(task, drawn.count(task), rng)]
+            batches = self._cut_by(sorted(pool, key=lambda i: (self.lengths[i], rng.random())), self.lengths)
+            rng.shuffle(batches)
+            yield from batches
+            pool_number += 1
+
+    def _some(self, task: str, count: int, rng: random.Random) -> list[int]:
+        """`count` samples of a task: whole rounds, then a random rest."""
+        samples = self.of_task[task]
+        whole, rest = divmod(count, len(samples))
+        return samples * whole + rng.sample(samples, rest)
+
+    def _cut_by(self, ordered: list[int], lengths: Sequence[int]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for i in ordered:
+            if batches and (len(batches[-1]) + 1) * lengths[i] <= self.batch_steps:
+                batches[-1].append(i)
+            else:
+                batches.append([i])
+        return batches

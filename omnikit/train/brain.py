@@ -1,0 +1,158 @@
+"""Training of an OmniLM with SpeechBrain's Brain."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from omnikit.data.collate import Batch
+from omnikit.interfaces import count_parameters
+from omnikit.losses import stream_losses, weighted_mean
+from omnikit.model import OmniLM
+from omnikit.train.curves import draw_curves
+
+LOG = "train_log.jsonl"
+
+
+def cosine_rate(step: int, *, peak: float, lowest: float, warmup: int, total: int) -> float:
+    """Learning rate at an optimiser step: linear warm-up, then half a cosine from `peak` down to `lowest`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str] | None = None) -> Table:
+    """What trains and what is frozen, by part; `origins` says where weights came from."""
+    table = Table(title="Parameters by part")
+    for column, justify in (("part", "left"), ("parameters", "right"), ("state", "left"), ("weights from", "left")):
+        table.add_column(column, justify=justify)
+    for name, module in model.parts().items():
+        state = "trainable" if name in trainable else "frozen"
+        table.add_row(name, f"{count_parameters(module):,}", state, (origins or {}).get(name, "random"))
+    total = sum(count_parameters(m) for n, m in model.parts().items() if n in trainable)
+    table.add_row("total", f"{count_parameters(model):,}", f"{total:,} trainable", "")
+    return table
+
+
+class OmniBrain(sb.Brain):
+    """Needs in hparams: `trainable`, `stream_weights` (text, audio), `peak_rate`, `lowest_rate`, `warmup_steps`,
+    `epochs`, `batches_per_epoch`, `output_folder`, `stage`, `tensorboard`, `validate`
+    (called with the brain after each epoch, gives figures)."""
+
+    @property
+    def model(self) -> OmniLM:
+        return self.raw_modules.model
+
+    def compute_forward(self, batch: Batch, stage: sb.Stage):
+        batch = batch.to(self.device)
+        speech = batch.speech(*self.model.adapter(batch.features, batch.lengths)) if batch.has_speech else None
+        return batch, self.modules.model(batch.steps, speech)
+
+    def compute_objectives(self, predictions, batch: Batch, stage: sb.Stage) -> Tensor:
+        batch, hidden = predictions
+        losses = stream_losses(self.model, hidden, batch.labels)
+        self.sums.add(losses.detach())
+        return weighted_mean(losses, self.weights)
+
+    def on_fit_start(self) -> None:
+        """Only what trains goes to the optimiser."""
+        super().on_fit_start()
+        streams = self.model.layout.num_streams
+        text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
+        batches = self.hparams.epochs.limit * self.hparams.batches_per_epoch
+        self.total_steps = batches // self.grad_accumulation_factor
+        self.weights = torch.tensor([text] + [audio] * (streams - 1), device=self.device, dtype=torch.float32)
+
+    def init_optimizers(self) -> None:
+        self.model.freeze_all_but(self.hparams.trainable)
+        self.optimizer = self.opt_class([p for p in self.model.parameters() if p.requires_grad])
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
+        rate = cosine_rate(
+            self.optimizer_step,
+            peak=self.hparams.peak_rate,
+            lowest=self.hparams.lowest_rate,
+            warmup=self.hparams.warmup_steps,
+            total=self.total_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def on_fit_batch_end(self, batch: Batch, outputs, loss: Tensor, should_step: bool) -> None:
+        self.bar.update()
+        if self.step % 10 == 0:
+            self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.sums.recent().items()})
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        self.sums = StreamMeans(self.model.layout.num_streams)
+        self.began = time.time()
+        if stage == sb.Stage.TRAIN:
+            title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
+            self.bar = tqdm(total=self.hparams.batches_per_epoch, initial=self.step, desc=title, dynamic_ncols=True)
+
+    def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
+        if stage == sb.Stage.TRAIN:
+            self.bar.close()
+            seconds = round(time.time() - self.began, 1)
+            self.train_figures = {"loss": stage_loss, **self.sums.means(), "seconds": seconds}
+            return
+        figures = {"loss": stage_loss, **self.sums.means(), **self.hparams.validate(self)}
+        self._log({"stage": self.hparams.stage, "epoch": epoch, "step": self.optimizer_step}, figures)
+        if self.checkpointer is not None:
+            self.checkpointer.save_and_keep_only(meta={"loss": stage_loss}, num_to_keep=1, keep_recent=True)
+
+    def _log(self, where: dict, valid: dict) -> None:
+        line = {**where, "train": _rounded(self.train_figures), "valid": _rounded(valid)}
+        path = Path(self.hparams.output_folder) / LOG
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.hparams.tensorboard.log_stats(where, line["train"], line["valid"])
+        draw_curves(path, path.with_name("curves.png"))
+        shown = {k: v for k, v in line["valid"].items() if not k.startswith("audio")}
+        Console().print(f"{where['stage']} epoch {where['epoch']}: valid {shown}")
+
+
+class StreamMeans:
+    """Mean loss per stream over an epoch, and lately."""
+
+    def __init__(self, streams: int):
+        self.total, self.count = torch.zeros(streams), torch.zeros(streams)
+        self.late: Tensor | None = None
+
+    def add(self, losses: Tensor) -> None:
+        """Losses [S], NaN where a stream had no labels."""
+        losses = losses.cpu()
+        present = ~losses.isnan()
+        self.total += losses.nan_to_num()
+        self.count += present
+        late = losses if self.late is None else torch.where(present, 0.95 * self.late + 0.05 * losses, self.late)
+        self.late = torch.where(late.isnan(), losses, late)
+
+    def means(self) -> dict[str, float]:
+        """Stream -> mean loss, those that had any."""
+        return self._named(self.total / self.count)
+
+    def recent(self) -> dict[str, float]:
+        """Stream -> running mean of the latest losses."""
+        return {} if self.late is None else self._named(self.late)
+
+    def _named(self, values: Tensor) -> dict[str, float]:
+        names = ["text", *(f"audio{k}" for k in range(1, len(values)))]
+        return {name: float(v) for name, v in zip(names, values, strict=True) if not v.isnan()}
+
+
+def _rounded(figures: dict) -> dict:
+    return {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}

@@ -1,0 +1,40 @@
+"""Training curves as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """The lines of a `train_log.jsonl`."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def draw_curves(log: str | Path, picture: str | Path) -> None:
+    """Loss per stream (validation solid, training dashed) and validation figures such as WER over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_log(log)
+    steps = [line["step"] for line in lines]
+    streams = [k for k in lines[-1]["valid"] if k == "text" or k.startswith("audio")]
+    others = [k for k in lines[-1]["valid"] if k not in (*streams, "loss")]
+    figure, axes = pyplot.subplots(1, 2 if others else 1, figsize=(11 if others else 6, 4), squeeze=False)
+    for k, name in enumerate(streams):
+        color = pyplot.get_cmap("viridis")(k / max(1, len(streams)))
+        axes[0, 0].plot(steps, [line["valid"].get(name) for line in lines], color=color, label=name, marker=".")
+        axes[0, 0].plot(steps, [line["train"].get(name) for line in lines], color=color, linestyle="--", alpha=0.5)
+    axes[0, 0].set(xlabel="optimiser step", ylabel="cross-entropy (nats)", title="loss per stream (dashed: training)")
+    for name in others:
+        axes[0, 1].plot(steps, [line["valid"].get(name) for line in lines], label=name, marker=".")
+    if others:
+        axes[0, 1].set(xlabel="optimiser step", ylabel="%", title="validation", ylim=(0, None))
+    for axis in axes[0]:
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)

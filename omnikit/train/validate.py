@@ -1,0 +1,69 @@
+"""What a model gets right after an epoch: greedy answers to some validation rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jiwer
+
+from omnikit.data.prepare import features_of
+from omnikit.data.rows import Row
+from omnikit.data.sources import read_rows
+from omnikit.generate import Decoding, Question, answers
+from omnikit.model import OmniLM
+from omnikit.tasks import TASKS, Task
+
+_BATCH = 32
+_MAX_STEPS = 48
+
+
+class Validation:
+    """Decodes, of each validation source, `decode` rows (0: none) for each wanted task that writes text.
+
+    Figures, in percent: `wer` of transcripts; `wrong T1T2` and so on, the share of answers that are not the right text.
+    Spoken answers are decoded as text alone, which is what is checked here.
+    """
+
+    def __init__(
+        self, model: OmniLM, sources: dict[str, dict[str, Any]], *, tasks: dict[str, float], cache_folder: str | Path
+    ):
+        self.material: list[tuple[Task, list[Question], list[str]]] = []
+        for name, options in sources.items():
+            wanted = [TASKS[t] for t in options["tasks"] if tasks.get(t, 0) > 0 and not TASKS[t].speaks]
+            if wanted and options["decode"]:
+                rows = read_rows(name, {**options, "limit": options["decode"]}, cache_folder)
+                self.material += [_questions(model, task, rows, name, cache_folder) for task in wanted]
+
+    def __call__(self, brain: Any) -> dict[str, float]:
+        """Figures of the brain's model as it is."""
+        model = brain.model
+        training = model.training
+        model.eval()
+        figures = {}
+        for task, questions, targets in self.material:
+            said = []
+            for begin in range(0, len(questions), _BATCH):
+                batch = questions[begin : begin + _BATCH]
+                found = answers(model, task, batch, decoding=Decoding(max_steps=_MAX_STEPS))
+                said += [model.llm.tokenizer.decode(a.text) for a in found]
+            if task.name == "A1T1":
+                figures["wer"] = 100 * jiwer.wer(targets, said)
+            else:
+                wrong = sum(a != b for a, b in zip(targets, said, strict=True))
+                figures[f"wrong {task.name}"] = 100 * wrong / len(targets)
+        model.train(training)
+        return figures
+
+
+def _questions(
+    model: OmniLM, task: Task, rows: list[Row], name: str, cache_folder: str | Path
+) -> tuple[Task, list[Question], list[str]]:
+    rows = [row for row in rows if row.serves(task)]
+    if task.given == "speech":
+        store = features_of(model.encoder, [row.a1 for row in rows], cache_folder, f"{name}-decode")
+        rows = [row for row in rows if row.a1.key in store]
+        questions = [Question(features=store[row.a1.key].float()) for row in rows]
+    else:
+        questions = [Question(text=model.llm.tokenizer.encode(row.t1)) for row in rows]
+    return task, questions, [row.written(task) for row in rows]
