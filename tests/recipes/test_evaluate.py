@@ -1,13 +1,25 @@
 """Each evaluation as a debug run: an untrained system, a tiny corpus made here."""
 
+import io
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 
 from omnikit.audio import save_audio
 
 ASR = "recipes/LibriSpeech/ASR/evaluate.py"
+QA = "recipes/VoiceAssistant/QA/evaluate.py"
+TTS = "recipes/LibriTTS/TTS/evaluate.py"
+GRAMMAR = """#JSGF V1.0;
+grammar colors;
+<thing> = sky | sea | snow;
+<color> = blue | white;
+public <sentence> = the <thing> is <color>;
+"""
 
 
 def noise(seconds: float, seed: int = 0) -> torch.Tensor:
@@ -47,7 +59,6 @@ def test_asr(run, untrained, corpus, tmp_path):
     [
         (["--normalizer", "german"], "--normalizer german"),
         (["--splits", "[test-cleen]"], "test-cleen"),
-        (["--batchsize", "4"], "--batchsize"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run, untrained, corpus, tmp_path, flags, message):
@@ -55,3 +66,75 @@ def test_bad_input_is_one_line_and_status_2(run, untrained, corpus, tmp_path, fl
     ran = run(ASR, "hparams/eval.yaml", *common, *flags)
     assert ran.returncode == 2
     assert message in ran.stderr and ran.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def grammar(tmp_path):
+    (tmp_path / "colors.jsgf").write_text(GRAMMAR)
+    return tmp_path / "colors.jsgf"
+
+
+def flac(wav: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wav.numpy(), 16000, format="FLAC")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Three spoken questions and the answers to them."""
+    answers = ["the sky is blue", "the snow is white"]
+    asked = {"what color is the sky": answers[0], "say the color of the sky": answers[0], "and the snow": answers[1]}
+    (tmp_path / "qa").mkdir()
+    spoken = pa.table({"t2": answers, "a2": [flac(noise(0.7, i)) for i in range(2)]})
+    pq.write_table(spoken, tmp_path / "qa" / "answers.parquet")
+    columns = {
+        "id": ["q0", "q1", "q2"],
+        "t1": list(asked),
+        "t2": list(asked.values()),
+        "kind": ["color", "color", "snow"],
+        "a1": [flac(noise(0.5 + i / 10, i)) for i in range(3)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "qa" / "test_seen.parquet")
+    return tmp_path
+
+
+def test_questions(run, untrained, questions, grammar, tmp_path):
+    ran = run(
+        QA, "hparams/eval.yaml", "--data_folder", questions, "--checkpoint", untrained, "--output_folder",
+        tmp_path / "out", "--splits", "[test_seen]", "--grammar_file", grammar, "--decoding.max_steps", "12",
+        "--speed_questions", "1", "--speed_threads", "1", "--keep_wavs", "2",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads((tmp_path / "out" / "qa.json").read_text())
+    ways = result["splits"]["test_seen"]
+    assert set(ways) == {"text", "speech_parallel", "speech_batch_parallel"}
+    for way in ways.values():
+        assert way["asked"] == 3 and way["kinds"]["color"]["asked"] == 2
+    sounds = list(result["intelligibility"])
+    assert sounds[:3] == ["original recordings", "resynthesis by the codec", "the codec, codes shuffled"]
+    assert len(sounds) == 5 and result["intelligibility"]["original recordings"]["utterances"] == 3
+    for way in ("speech_parallel", "speech_batch_parallel"):
+        assert result["speed"][way]["real_time_factor"] > 0
+        wavs = sorted((tmp_path / "out" / "wav" / way).glob("*.wav"))
+        assert [wav.stem for wav in wavs] == ["q0", "q1"]
+        assert soundfile.info(wavs[0]).frames > 0
+
+
+def test_speech_from_text(run, untrained, corpus, grammar, tmp_path):
+    ran = run(
+        TTS, "hparams/eval.yaml", "--data_folder", corpus, "--checkpoint", untrained, "--output_folder",
+        tmp_path / "out", "--grammar_file", grammar, "--ids", "^7-1-", "--decoding.max_steps", "12",
+        "--codecs", "[{name: snac_mini}]",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    rates = json.loads((tmp_path / "out" / "tts.json").read_text())["intelligibility"]
+    assert list(rates) == [
+        "original recordings",
+        "resynthesis by the system's codec",
+        "resynthesis by snac_mini",
+        "the system's codec, codes shuffled",
+        "the system, from text",
+    ]
+    assert all(rate["utterances"] == 1 and rate["words"] == 4 for rate in rates.values())
+    assert (tmp_path / "out" / "wav" / "7-1-0000.wav").exists()

@@ -1,0 +1,120 @@
+"""Spoken question answering: share of right texts, how well the spoken answers are understood, how fast they come.
+
+    python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR
+
+writes `qa.json`, `qa.md`, `answers_<split>_<way>.jsonl` and some answers as wav.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omnikit.api import Omni, load
+from omnikit.data.rows import Row, rows_from_parquet
+from omnikit.errors import bad_input_exits
+from omnikit.evaluate.batches import Reply, replies
+from omnikit.evaluate.intelligibility import judged, keep_wavs, open_judge, rates_table, reference_rates, sound
+from omnikit.evaluate.qa import Shares, Way, count_right, shares_table, some, write_answers
+from omnikit.evaluate.speed import Speed, measure, speed_table
+from omnikit.evaluate.tables import write_json
+from omnikit.evaluate.text import normalizer
+from omnikit.evaluate.wer import ErrorRates
+from omnikit.hparams import load_recipe
+
+Answers = dict[str, dict[str, Reply]]
+"""Way -> question id -> reply."""
+
+
+class QAEvaluation:
+    """One run: the system, the questions by split, and what the YAML file asks for."""
+
+    def __init__(self, hparams: dict[str, Any], omni: Omni):
+        self.hparams, self.omni, self.model = hparams, omni, omni.model
+        self.folder = Path(hparams["output_folder"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ways = [Way.of(name, options) for name, options in hparams["ways"].items()]
+        self.judge = open_judge(hparams["grammar_file"])
+        self.rows = {split: self._read(split) for split in dict.fromkeys(hparams["splits"])}
+        if hparams["judged_split"] not in self.rows:
+            raise ValueError(f"--judged_split {hparams['judged_split']}: not in splits ({', '.join(self.rows)})")
+
+    def _read(self, split: str) -> list[Row]:
+        folder = Path(self.hparams["data_folder"]) / "qa"
+        rows = rows_from_parquet(folder / f"{split}.parquet", folder / "answers.parquet", self.hparams["cache_folder"])
+        return some(rows, self.hparams["limit"])
+
+    def answer(self, split: str) -> tuple[dict[str, Shares], Answers]:
+        """Answers a split in every way."""
+        shares, found = {}, {}
+        normalize, rows = normalizer(self.hparams["normalizer"]), self.rows[split]
+        for way in self.ways:
+            given, skipped = replies(
+                self.model, way.task, rows, strategy=way.strategy, decoding=self.hparams["decoding"],
+                batch_size=self.hparams["batch_size"], title=f"{split}, {way.name}",
+            )  # fmt: skip
+            shares[way.name], found[way.name] = count_right(rows, given, skipped, normalize), given
+            write_answers(self.folder / f"answers_{split}_{way.name}.jsonl", rows, given)
+            if way.task.speaks:
+                said = self._said(given, self.hparams["keep_wavs"])
+                where = self.folder / "wav" / way.name
+                keep_wavs(said, where, self.model.codec.sample_rate, len(said))
+        return shares, found
+
+    def _said(self, given: dict[str, Reply], limit: int) -> list:
+        chosen = list(given.items())[:limit]
+        return [(name, reply.text, sound(self.model.codec, reply.codes)) for name, reply in chosen]
+
+    def judge_speech(self, found: Answers) -> dict[str, ErrorRates]:
+        """The recorded answers and what the codec keeps of them, then the spoken answers against their own text."""
+        if self.judge is None:
+            return {}
+        limit = self.hparams["judge_limit"]
+        rows = self.rows[self.hparams["judged_split"]][:limit]
+        clips = [(row.id, row.t2, row.a2) for row in rows if row.a2 is not None]
+        rates = reference_rates(self.judge, {"the codec": self.model.codec}, clips, shuffle_with="the codec")
+        for way in self.ways:
+            if way.task.speaks:
+                said = self._said(found[way.name], limit)
+                title = f"{way.name}: spoken answers against their own text"
+                rates[title] = judged(self.judge, said, self.model.codec.sample_rate, title)[0]
+        return rates
+
+    def speed(self) -> dict[str, Speed | None]:
+        """By way, of those that speak."""
+        rows = self.rows[self.hparams["judged_split"]][: self.hparams["speed_questions"]]
+        wavs = [row.a1.load(self.model.encoder.sample_rate) for row in rows]
+        measured = {}
+        for way in self.ways:
+            if way.task.name == "A1A2" and wavs:
+                omni = Omni(self.model, decoding=self.hparams["decoding"], strategy=way.strategy)
+                measured[way.name] = measure(omni, wavs, self.hparams["speed_threads"])
+        return measured
+
+
+def main() -> None:
+    recipe = load_recipe()
+    hparams = recipe.hparams
+    run = QAEvaluation(hparams, load(hparams["checkpoint"], device=recipe.run_opts.get("device", "cpu")))
+    shares, rates = {}, {}
+    for split in run.rows:
+        shares[split], found = run.answer(split)
+        if split == hparams["judged_split"]:
+            rates = run.judge_speech(found)
+    speed = run.speed()
+    about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system", "normalizer": hparams["normalizer"]}
+    write_json(run.folder / "qa.json", {
+        **about,
+        "splits": {split: {way: s.as_dict() for way, s in ways.items()} for split, ways in shares.items()},
+        "intelligibility": {name: r.as_dict() for name, r in rates.items()},
+        "speed": {way: s and s.as_dict() for way, s in speed.items()},
+    })  # fmt: skip
+    judged_text = rates_table(rates) if rates else "Not judged: no `grammar_file`."
+    text = "\n\n".join(["# Spoken questions", shares_table(shares), judged_text, speed_table(speed)])
+    (run.folder / "qa.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    with bad_input_exits():
+        main()

@@ -1,0 +1,84 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from toy import ToyCodec
+
+from omnikit.audio import load_audio
+from omnikit.evaluate.intelligibility import encoded, judged, keep_wavs, open_judge, reference_rates, shuffled, sound
+
+
+@dataclass
+class Recorded:
+    """A clip that is in memory."""
+
+    wav: Tensor
+
+    def load(self, sample_rate: int) -> Tensor:
+        return self.wav
+
+
+class Ear:
+    """Understands a waveform if it is, within the codec's coarseness, one that it knows."""
+
+    def __init__(self, known: dict[str, Tensor]):
+        self.known = known
+
+    def transcribe(self, wav: Tensor, sample_rate: int) -> str:
+        for text, original in self.known.items():
+            if wav.shape == original.shape and (wav - original).abs().max() < 0.2:
+                return text
+        return ""
+
+
+@pytest.fixture
+def clips():
+    generator = torch.Generator().manual_seed(0)
+    return {text: torch.rand(30, generator=generator) * 1.8 - 0.9 for text in ("red cat", "blue dog sees")}
+
+
+def test_shuffled_keeps_each_codebooks_codes():
+    codes = torch.arange(3 * 40).reshape(3, 40)
+    mixed = shuffled(codes, torch.Generator().manual_seed(1))
+    assert not torch.equal(mixed, codes)
+    assert torch.equal(mixed.sort(dim=1).values, codes)
+
+
+def test_what_is_heard_of_recordings_resynthesis_and_shuffled_codes(clips):
+    listed = [(str(i), text, Recorded(wav)) for i, (text, wav) in enumerate(clips.items())]
+    coarse = ToyCodec(codebook_size=2)
+    codecs = {"fine": ToyCodec(codebook_size=50), "coarse": coarse}
+    rates = reference_rates(Ear(clips), codecs, listed, shuffle_with="fine")
+    assert {name: r.wer for name, r in rates.items()} == {
+        "original recordings": 0,
+        "resynthesis by fine": 0,
+        "resynthesis by coarse": 100,
+        "fine, codes shuffled": 100,
+    }
+
+
+def test_an_answer_without_sound_counts_as_not_understood(clips):
+    codec = ToyCodec()
+    silent = sound(codec, torch.zeros(3, 0, dtype=torch.long))
+    text, wav = next(iter(clips.items()))
+    rates, pairs = judged(Ear(clips), [("a", text, wav), ("b", text, silent)], 16000, "test")
+    assert rates.wer == 50 and [p.hypothesis for p in pairs] == [text, ""]
+
+
+def test_encoded_is_decoded_by_sound(clips):
+    codec, wav = ToyCodec(codebook_size=50), clips["red cat"]
+    assert (sound(codec, encoded(codec, Recorded(wav))) - wav).abs().max() < 0.1
+
+
+def test_kept_wavs_are_the_first_ones(tmp_path, clips):
+    said = [(f"id{i}", "text", wav) for i, wav in enumerate(clips.values())]
+    keep_wavs(said, tmp_path / "wav", 16000, 1)
+    assert [p.name for p in (tmp_path / "wav").iterdir()] == ["id0.wav"]
+    assert torch.allclose(load_audio(tmp_path / "wav" / "id0.wav", 16000), said[0][2], atol=1e-3)
+
+
+def test_no_grammar_no_judge_and_a_missing_one_is_named():
+    assert open_judge(None) is None
+    with pytest.raises(ValueError, match=r"--grammar_file nowhere\.jsgf"):
+        open_judge("nowhere.jsgf")
