@@ -85,7 +85,7 @@ class MelRVQ(Codec):
         return mel.unflatten(1, (-1, self.patch)).flatten(2)
 
     def magnitudes(self, wav: Tensor) -> Tensor:
-        """Waveform [B, N] -> amplitudes [B, T * P, F] of the waveform padded to whole frames; a full-scale sine has 1."""
+        """Waveform [B, N], padded to whole frames -> amplitudes [B, T * P, F]; a full-scale sine has 1."""
         padding = -wav.shape[-1] % self.frame_samples
         wav = torch.nn.functional.pad(wav, (self.margin, self.margin + padding))
         spectrum = torch.fft.rfft(wav.unfold(-1, self.n_fft, self.hop) * self.window)

@@ -71,7 +71,7 @@ class SnacCodec(Codec):
 
     def unpack(self, codes: Tensor) -> list[Tensor]:
         """The inverse of `pack`."""
-        rows = {place: row for place, row in zip(self.places, codes.unbind(1), strict=True)}
+        rows = dict(zip(self.places, codes.unbind(1), strict=True))
         rates = range(1 + max(rate for rate, _ in self.places))
         return [
             torch.stack([rows[place] for place in sorted(rows) if place[0] == rate], dim=-1).flatten(1)

@@ -1,0 +1,185 @@
+"""Make a mini codec from the answer voice's recordings.
+
+    python train_codec.py hparams/codec_mel_rvq.yaml [--data_folder DIR] ...
+    python train_codec.py hparams/codec_snac_mini.yaml ...
+
+`mel_rvq` is fitted in a minute. `snac_mini` is trained in two phases: everything, then the decoder alone, while encoder
+and codes stay as they are; it resumes from its last checkpoint. At the end the weights are written to `export_folder`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.sampler import ReproducibleRandomSampler
+from torch import Tensor
+from tqdm import tqdm
+
+from omnikit.audio import load_audio
+from omnikit.errors import bad_input_exits
+from omnikit.hparams import load_recipe
+from omnikit.interfaces import Codec, count_parameters
+from omnikit.train.codec_losses import quantise, revive_unused, start_from_data
+from omnikit.weights import save_weights
+
+VALID_CROPS = 32
+
+
+class SnacBrain(sb.Brain):
+    """Reconstruction through the quantiser; after `joint_epochs` the decoder learns alone."""
+
+    def compute_forward(self, batch, stage):
+        wav = batch.wav.data
+        snac = self.modules.codec.snac
+        with torch.set_grad_enabled(self.joint and stage == sb.Stage.TRAIN):
+            self.latent = snac.encoder(wav[:, None])
+            quantised, loss, codes = quantise(snac, self.latent)
+        self._note_used(codes)
+        return snac.decoder(quantised)[:, 0], loss
+
+    def compute_objectives(self, predictions, batch, stage):
+        wav, quantiser_loss = predictions
+        spectral = self.hparams.spectral_loss(wav, batch.wav.data)
+        self.sums += torch.tensor([spectral.item(), quantiser_loss.item(), 1.0])
+        return spectral + self.hparams.quantiser_weight * quantiser_loss if self.joint else spectral
+
+    @property
+    def joint(self) -> bool:
+        return self.epoch <= self.hparams.joint_epochs
+
+    def _note_used(self, codes: list[Tensor]) -> None:
+        size = self.modules.codec.codebook_size
+        for used, chosen in zip(self.used, codes, strict=True):
+            used += torch.bincount(chosen.flatten().cpu(), minlength=size)
+
+    def on_stage_start(self, stage, epoch=None):
+        self.epoch = epoch
+        self.sums = torch.zeros(3)
+        codec = self.modules.codec
+        self.used = [torch.zeros(codec.codebook_size, dtype=torch.int64) for _ in codec.snac.vq_strides]
+
+    def on_fit_batch_start(self, batch, should_step):
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate_at(self.epoch, self.step)
+
+    def rate_at(self, epoch: int, step: int) -> float:
+        """In each phase: up linearly, then half a cosine down to a twentieth."""
+        hp = self.hparams
+        first, last = (1, hp.joint_epochs) if epoch <= hp.joint_epochs else (hp.joint_epochs + 1, hp.epochs)
+        done = ((epoch - first) * hp.epoch_steps + step) / ((last - first + 1) * hp.epoch_steps)
+        warm = min(1.0, done / hp.warmup_share)
+        return hp.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        if self.joint and self.epoch < self.hparams.joint_epochs and self.step % self.hparams.revive_every == 0:
+            revive_unused(self.modules.codec.snac, self.latent.detach(), [used > 0 for used in self.used])
+            for used in self.used:
+                used.zero_()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        spectral, quantiser = (self.sums[:2] / self.sums[2]).tolist()
+        stats = {"spectral": spectral, "quantiser": quantiser}
+        if stage == sb.Stage.TRAIN:
+            self.train_stats = stats
+            return
+        stats["codes_used"] = [int((used > 0).sum()) for used in self.used]
+        meta = {"epoch": epoch, "minutes": round((time.monotonic() - self.started) / 60, 1)}
+        self.hparams.train_logger.log_stats(meta, train_stats=self.train_stats, valid_stats=stats)
+        self.checkpointer.save_and_keep_only(meta={"spectral": spectral}, num_to_keep=1)
+
+
+def recordings(folder: str | Path) -> list[Path]:
+    """The flac files below a split's folder, in order.
+
+    Raises:
+        ValueError: there are none.
+    """
+    files = sorted(Path(folder).rglob("*.flac"))
+    if not files:
+        raise ValueError(f"--data_folder: no flac files below {folder}")
+    return files
+
+
+def crops(files: list[Path], samples: int, sample_rate: int, seed: int | None = None) -> DynamicItemDataset:
+    """Pieces of `samples` from random places; with a seed always the same place of each file."""
+
+    def crop(path: str) -> Tensor:
+        wav = load_audio(path, sample_rate)
+        rng = random if seed is None else random.Random(f"{seed} {path}")
+        start = rng.randint(0, max(0, len(wav) - samples))
+        piece = wav[start : start + samples]
+        return torch.nn.functional.pad(piece, (0, samples - len(piece)))
+
+    data = {path.stem: {"path": str(path)} for path in files}
+    item = {"func": crop, "takes": "path", "provides": "wav"}
+    return DynamicItemDataset(data, dynamic_items=[item], output_keys=["id", "wav"])
+
+
+def train_snac(hparams: dict, run_opts: dict) -> None:
+    codec, folder = hparams["codec"], Path(hparams["data_folder"]) / "corpus"
+    samples = hparams["crop_frames"] * codec.frame_samples
+    train_set = crops(recordings(folder / "train-voice"), samples, codec.sample_rate)
+    valid_set = crops(recordings(folder / "dev-voice")[:VALID_CROPS], samples, codec.sample_rate, seed=0)
+    modules = {"codec": codec}
+    checkpointer = sb.utils.checkpoints.Checkpointer(
+        hparams["save_folder"], modules | {"epoch_counter": hparams["epoch_counter"]}
+    )
+    if checkpointer.find_checkpoint() is None:
+        some = torch.randperm(len(train_set))[: hparams["start_crops"]].tolist()
+        start_from_data(codec.snac, torch.stack([train_set[i]["wav"] for i in some]), hparams["seed"])
+    brain = SnacBrain(modules, hparams["optimizer"], hparams, run_opts, checkpointer)
+    brain.started = time.monotonic()
+    brain.max_grad_norm = hparams["grad_clip"]
+    draws = hparams["epoch_steps"] * hparams["batch_size"]
+    brain.train_sampler = ReproducibleRandomSampler(
+        train_set, seed=hparams["seed"], num_samples=draws, replacement=True
+    )
+    brain.fit(
+        hparams["epoch_counter"],
+        train_set,
+        valid_set,
+        train_loader_kwargs={"sampler": brain.train_sampler, "batch_size": hparams["batch_size"]},
+        valid_loader_kwargs={"batch_size": 16},
+    )
+
+
+def fit_mel_rvq(hparams: dict) -> None:
+    codec, folder = hparams["codec"], Path(hparams["data_folder"]) / "corpus" / "train-voice"
+    files = recordings(folder)
+    files = random.Random(hparams["seed"]).sample(files, min(len(files), hparams["recordings"]))
+    wavs = [load_audio(path, codec.sample_rate) for path in tqdm(files, desc="recordings")]
+    left = codec.fit(wavs, rounds=hparams["rounds"], max_patches=hparams["max_patches"], seed=hparams["seed"])
+    for number, share in enumerate(left, start=1):
+        print(f"codebook {number}: {100 * share:.1f} % of the variance left")
+
+
+def make(hparams: dict, run_opts: dict) -> Codec:
+    """Train or fit the codec that the hparams describe."""
+    codec = hparams["codec"]
+    if hasattr(codec, "fit"):
+        fit_mel_rvq(hparams)
+    else:
+        print(f"{count_parameters(codec):,} parameters, {codec.frame_rate} frames/s, {codec.num_codebooks} codes each")
+        train_snac(hparams, run_opts)
+    return codec
+
+
+def main() -> None:
+    with bad_input_exits():
+        recipe = load_recipe()
+        hparams = recipe.hparams
+        torch.manual_seed(hparams["seed"])
+        random.seed(hparams["seed"])
+        sb.create_experiment_directory(hparams["output_folder"])
+        codec = make(hparams, recipe.run_opts)
+    print(f"weights written to {save_weights(codec, hparams['export_folder'])}")
+
+
+if __name__ == "__main__":
+    main()
