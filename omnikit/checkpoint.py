@@ -54,14 +54,22 @@ def load(folder: str | Path | None = None, device: str = "cpu", allow: tuple[str
     """
     _check_device(device)
     folder = _existing(SHIPPED if folder is None else folder)
-    text = read_parts(folder, allow)
+    _piece(folder, HPARAMS)
     _piece(folder, FILE_NAME)
-    model = safe_load(text, str(folder / HPARAMS), allow).get("model")
-    if not isinstance(model, OmniLM):
-        raise ValueError(f"{folder / HPARAMS}: names no model (`model: !new:omnikit.model.OmniLM`)")
+    model = build(folder, allow)
     load_into(model, folder)
-    model.recipe = text
     return model.to(device).eval()
+
+
+def build(folder: str | Path, allow: tuple[str, ...] = ()) -> OmniLM:
+    """The model of a checkpoint with random weights; see `load`."""
+    text = read_parts(folder, allow)
+    source = str(Path(folder) / HPARAMS)
+    model = safe_load(text, source, allow).get("model")
+    if not isinstance(model, OmniLM):
+        raise ValueError(f"{source}: names no model (`model: !new:omnikit.model.OmniLM`)")
+    model.recipe = text
+    return model
 
 
 def restore(model: OmniLM, folder: str | Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from omnikit.checkpoint import SHIPPED, read_parts
-from omnikit.hparams import build_parts, safe_load
+from omnikit.checkpoint import SHIPPED, build
+from omnikit.hparams import build_parts
 from omnikit.interfaces import count_parameters
 from omnikit.model import OmniLM
 
@@ -31,9 +31,8 @@ def describe_checkpoint(folder: str | Path | None) -> str:
         ValueError: a piece of the folder is missing or refused.
     """
     folder = SHIPPED if folder is None else folder
-    text = read_parts(folder)
     with torch.device("meta"):
-        return f"checkpoint  {folder}\n\n" + describe(safe_load(text, str(folder))["model"])
+        return f"checkpoint  {folder}\n\n" + describe(build(folder))
 
 
 def describe(model: OmniLM) -> str:

@@ -94,7 +94,8 @@ def _check_value(node: Any, value: Any, flag: str) -> None:
         raise ValueError(f"--{flag} {value}: has options of its own, set one of them{how}: {inner}")
     if isinstance(value, Mapping) and node is not None and not tag_of(node):
         raise ValueError(f"--{flag}: is a single value, it has no options")
-    if isinstance(node, bool) and not isinstance(value, bool):
-        raise ValueError(f"--{flag} {value}: must be true or false")
-    if isinstance(node, Number) and (isinstance(value, bool) or not isinstance(value, Number)):
+    if isinstance(node, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"--{flag} {value}: must be true or false")
+    elif isinstance(node, Number) and (isinstance(value, bool) or not isinstance(value, Number)):
         raise ValueError(f"--{flag} {value}: must be a number")

@@ -86,6 +86,12 @@ def test_a_user_brings_a_class_or_a_part_file(recipe, tmp_path):
     assert (built["own"].size, built["own"].weights, built["codec"].size) == (6, "w", 77)
 
 
+def test_switches_numbers_and_nothing_are_read(recipe):
+    built = load(recipe, "--use_noise", "false", "--lr", "3", "--seed=null", "--optim.betas", "[1, 2]")
+    assert (built["use_noise"], built["lr"], built["seed"], built["optim"]["betas"]) == (False, 3, None, [1, 2])
+    assert load(recipe, "--use_noise=true")["use_noise"] is True
+
+
 def test_a_packaged_file_may_be_replaced(recipe):
     assert load(recipe, "--codec", "file")["codec"].inner.endswith("omnikit/a/b")
     assert load(recipe, "--codec", "file", "--codec.inner", "mine")["codec"].inner == "mine"
