@@ -76,7 +76,7 @@ class QAEvaluation:
         for way in self.ways:
             if way.task.speaks:
                 said = self._said(found[way.name], limit)
-                title = f"{way.name}: spoken answers against their own text"
+                title = f"spoken answers against their own text, {way.name.replace('_', ' ')}"
                 rates[title] = judged(self.judge, said, self.model.codec.sample_rate, title)[0]
         return rates
 

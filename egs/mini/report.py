@@ -1,0 +1,159 @@
+"""One self-contained page about a run: `python report.py --results results` writes `results/report.html`.
+
+Shows whatever is there of `stage1..3/train_log.jsonl`, `asr/asr.json`, `qa/qa.json`, `tts/tts.json`, and says of the
+rest that it was not run. Before that, the system in `--checkpoint` is asked the questions in `--questions`; the answers
+are kept in `<results>/answers`, the first one also as `<results>/answer.wav` and `answer.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import json
+import mimetypes
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import report_pictures as pictures
+import report_tables as tables
+import world
+
+from omnikit.api import Omni, load
+from omnikit.audio import load_audio, save_audio
+from omnikit.errors import bad_input_exits
+from omnikit.train.curves import read_log
+
+HERE = Path(__file__).parent
+STAGES = {"backbone": "Backbone", "stage1": "Stage 1", "stage2": "Stage 2", "stage3": "Stage 3"}
+QUESTIONS = [HERE / "questions" / f"{name}.wav" for name in ("capital", "sum", "color", "day", "opposite", "greeting")]
+RATE = 16000  # Hz, of the spectrograms
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A question that was asked, and the answer."""
+
+    name: str
+    question: Path
+    answer: Path
+    text: str
+    seconds_taken: float
+
+
+def ask(omni: Omni, questions: list[Path], folder: Path) -> None:
+    """Keeps each question file, its answer and what is known of it in the folder, which is emptied first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number, question in enumerate(questions):
+        began = time.perf_counter()
+        reply = omni.ask(question)
+        about = {"name": question.stem, "text": reply.text, "seconds_taken": time.perf_counter() - began}
+        stem = f"{number:02d}-{question.stem}"
+        shutil.copyfile(question, folder / f"{stem}-question{question.suffix}")
+        save_audio(folder / f"{stem}-answer.wav", reply.wav, reply.sample_rate)
+        (folder / f"{stem}.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+        if number == 0:
+            save_audio(folder.parent / "answer.wav", reply.wav, reply.sample_rate)
+            (folder.parent / "answer.txt").write_text(reply.text + "\n", encoding="utf-8")
+
+
+def read_answers(folder: Path) -> list[Spoken]:
+    """What `ask` left, in the order asked."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        question, answer = next(folder.glob(f"{path.stem}-question.*"), None), folder / f"{path.stem}-answer.wav"
+        if question is not None and answer.is_file():
+            found.append(Spoken(question=question, answer=answer, **json.loads(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def player(path: Path) -> str:
+    """A sound file as an audio element that carries it."""
+    kind, data = mimetypes.guess_type(path)[0], base64.b64encode(path.read_bytes()).decode()
+    return f'<audio controls preload="metadata" src="data:{kind};base64,{data}"></audio>'
+
+
+def picture(png: bytes, text: str) -> str:
+    """A picture that the page carries."""
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def conversation(spoken: list[Spoken]) -> str:
+    """The first question at length, the others in a table."""
+    if not spoken:
+        return tables.not_run("no question was asked (no trained system in stage3/)")
+    first, *others = spoken
+    wavs = [load_audio(path, RATE) for path in (first.question, first.answer)]
+    longest = max(len(wav) for wav in wavs) / RATE
+    parts = ['<div class="turns">']
+    for title, path, wav in (("Question", first.question, wavs[0]), ("Answer", first.answer, wavs[1])):
+        seen = picture(pictures.spectrogram(wav, RATE, longest), f"spectrogram of the {title.lower()}")
+        parts.append(f'<div class="turn"><h3>{title}</h3>{player(path)}{seen}</div>')
+    parts.append(f"</div><blockquote>{html.escape(first.text) or '(no text)'}</blockquote>")
+    parts.append(f'<p class="note">{tables.sound_facts(wavs[1], RATE, first.seconds_taken)}</p>')
+    if others:
+        rows = [[html.escape(s.name), player(s.question), html.escape(s.text), player(s.answer)] for s in others]
+        parts.append(tables.table(["More questions", "", "Answers", ""], rows, "mixed"))
+    return "\n".join(parts)
+
+
+def learning(results: Path) -> str:
+    """Curves of the stages that were trained."""
+    files = {title: results / name / "train_log.jsonl" for name, title in STAGES.items()}
+    logs = {title: lines for title, file in files.items() if file.is_file() and (lines := read_log(file))}
+    missing = [title for title in STAGES.values() if title not in logs and title != "Backbone"]
+    parts = []
+    if logs:
+        progress = pictures.progress(logs)
+        parts += [picture(progress, "validation figures over the stages")] if progress else []
+        parts.append(picture(pictures.losses(logs), "loss per stream"))
+    if missing:
+        parts.append(tables.not_run(f"no training log of {', '.join(missing).lower()}"))
+    return "\n".join(parts)
+
+
+def build_page(results: Path) -> str:
+    """The whole page."""
+    asr, qa, tts = (_json(results / name / f"{name}.json") for name in ("asr", "qa", "tts"))
+    return Template((HERE / "report_page.html").read_text(encoding="utf-8")).substitute(
+        words=len(world.vocabulary()),
+        when=time.strftime("%Y-%m-%d %H:%M"),
+        tiles=tables.tiles(asr, qa, tts),
+        conversation=conversation(read_answers(results / "answers")),
+        recognition=tables.recognition(asr),
+        questions=tables.questions(qa),
+        intelligibility=tables.intelligibility(qa, tts),
+        speed=tables.speed(qa),
+        learning=learning(results),
+    )
+
+
+def _json(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", default=str(HERE / "results"))
+    parser.add_argument("--checkpoint", help="the system that is asked; default: stage3 of the results, if trained")
+    parser.add_argument("--questions", nargs="*", default=QUESTIONS, type=Path, help="sound files; none: ask nothing")
+    options = parser.parse_args()
+    results = Path(options.results)
+    if not results.is_dir():
+        raise ValueError(f"--results {results}: no such folder")
+    trained = results / "stage3"
+    checkpoint = options.checkpoint or (trained if (trained / "model.safetensors").is_file() else None)
+    if checkpoint is not None and options.questions:
+        ask(load(checkpoint), options.questions, results / "answers")
+    page = results / "report.html"
+    page.write_text(build_page(results), encoding="utf-8")
+    print(page)
+
+
+if __name__ == "__main__":
+    with bad_input_exits():
+        main()

@@ -1,0 +1,134 @@
+"""Results as pieces of HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+Json = dict
+NO_BREAK = "\u2011"
+"""A hyphen at which no line is broken."""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "figures") -> str:
+    """Cells are HTML. Of the kind `figures` all columns but the first stand to the right, of `named` all but two, of
+    `mixed` none."""
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def not_run(why: str) -> str:
+    """Stands where a result is missing."""
+    return f'<p class="missing">Not run: {html.escape(why)}.</p>'
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def sound_facts(wav: Tensor, sample_rate: int, seconds_taken: float) -> str:
+    """Length, level and speed of an answer [N], for a reader who cannot listen."""
+    if not len(wav):
+        return "The answer has no sound."
+    seconds, peak = len(wav) / sample_rate, float(wav.abs().max())
+    level = 20 * math.log10(max(1e-9, float(wav.square().mean().sqrt())))
+    clipped = 100 * float((wav.abs() > 0.999).float().mean())
+    return (
+        f"{seconds:.2f} s of sound, peak {peak:.2f}, level {level:.0f} dB, {clipped:.2f} % of samples clipped; "
+        f"made in {seconds_taken:.2f} s, {seconds_taken / seconds:.2f} of its length."
+    )
+
+
+def tiles(asr: Json | None, qa: Json | None, tts: Json | None) -> str:
+    """The figures that matter most, those that are there."""
+    found = []
+    for split in ("test-clean", "test-other"):
+        for group, words in (("template sentences", "sentences"), ("random word strings", "random words")):
+            if rate := _group(asr, split, group):
+                found.append((f"{rate['wer']:.1f} %", f"word errors, {words} of {split.replace('-', NO_BREAK)}"))
+    for split, words in (("test_seen", "known voices"), ("test_unseen", "new voices")):
+        ways = (qa or {}).get("splits", {}).get(split, {})
+        if "text" in ways:
+            found.append((f"{ways['text']['percent']:.1f} %", f"questions right, {words}"))
+    spoken = (tts or {}).get("intelligibility", {}).get("the system, from text")
+    if spoken:
+        found.append((f"{spoken['wer']:.1f} %", "word errors of a judge, speech from text"))
+    fastest = [s["real_time_factor"] for s in (qa or {}).get("speed", {}).values() if s]
+    if fastest:
+        found.append((f"{min(fastest):.2f}", "real-time factor, spoken answers"))
+    if not found:
+        return not_run("no evaluation")
+    cells = [f'<div class="tile"><b>{value}</b><span>{html.escape(words)}</span></div>' for value, words in found]
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _group(asr: Json | None, split: str, group: str) -> Json | None:
+    return (asr or {}).get("splits", {}).get(split, {}).get("groups", {}).get(group)
+
+
+def recognition(asr: Json | None) -> str:
+    """Word error rates by split and group."""
+    if asr is None:
+        return not_run("speech recognition was not evaluated")
+    rows = []
+    for split, result in asr["splits"].items():
+        for name, r in result["groups"].items():
+            group = f'<span class="sub">{html.escape(name)}</span>'
+            label = f"<b>{html.escape(split)}</b>" if name == "all" else group
+            errors = f"{r['insertions']} / {r['deletions']} / {r['substitutions']}"
+            row = [label, str(r["utterances"]), percent(r["wer"]), percent(r["cer"]), errors]
+            rows.append([*row, percent(r["exact"])])
+    header = ["Split", "Utterances", "WER %", "CER %", "ins / del / sub", "Without an error %"]
+    return table(header, rows)
+
+
+def questions(qa: Json | None) -> str:
+    """Right answers by split, way and kind of question."""
+    if qa is None:
+        return not_run("question answering was not evaluated")
+    kinds = sorted({kind for ways in qa["splits"].values() for way in ways.values() for kind in way["kinds"]})
+    rows = []
+    for split, ways in qa["splits"].items():
+        for i, (name, way) in enumerate(ways.items()):
+            label = f"<b>{html.escape(split)}</b>" if i == 0 else ""
+            shares = [percent(way["kinds"].get(kind, {}).get("percent")) for kind in kinds]
+            rows.append([label, _spaced(name), str(way["asked"]), percent(way["percent"]), *shares])
+    return table(["Split", "Answered as", "Asked", "Right %", *kinds], rows, "named")
+
+
+def intelligibility(qa: Json | None, tts: Json | None) -> str:
+    """What the judge understands, of speech from text and of spoken answers."""
+    parts = []
+    for title, result in (("Speech from text", tts), ("Spoken answers", qa)):
+        rates = (result or {}).get("intelligibility") or {}
+        rows = [[html.escape(n), bar(r["wer"]), percent(r["wer"]), str(r["utterances"])] for n, r in rates.items()]
+        header = [title, "", "WER %", "Utterances"]
+        parts.append(table(header, rows, "named") if rows else not_run(f"{title.lower()}: not judged"))
+    return "\n".join(parts)
+
+
+def speed(qa: Json | None) -> str:
+    """How fast spoken answers come."""
+    measured = {way: s for way, s in ((qa or {}).get("speed") or {}).items() if s}
+    if not measured:
+        return not_run("speed was not measured")
+    rows = [
+        [_spaced(way), str(s["questions"]), str(s["threads"]), f"{s['real_time_factor']:.2f}",
+         f"{s['median_first_text']:.2f}", f"{s['median_first_audio']:.2f}"]
+        for way, s in measured.items()
+    ]  # fmt: skip
+    header = ["Spoken answers", "Questions", "Threads", "Real-time factor", "First text, s", "First sound, s"]
+    return table(header, rows)
+
+
+def bar(value: float) -> str:
+    """A share of 100 as a bar."""
+    return f'<span class="bar"><i style="width:{min(100.0, value):.1f}%"></i></span>'
+
+
+def _spaced(name: str) -> str:
+    return html.escape(name.replace("_", " "))

@@ -1,0 +1,127 @@
+"""The report of the mini system, from results made up here."""
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnikit.api import Reply
+from omnikit.audio import load_audio, save_audio
+from omnikit.evaluate.text import plain
+from omnikit.evaluate.wer import Pair, score
+
+sys.path.append(str(Path(__file__).parents[2] / "egs" / "mini"))
+import report
+
+RATES = score([Pair("a", "one two three four", "one two three five")], plain).as_dict()
+SPEED = {
+    "questions": 2, "threads": 2, "real_time_factor": 0.375, "median_real_time_factor": 0.4, "median_first_audio": 0.2,
+    "median_first_text": 0.1, "audio_seconds": 3.0,
+}  # fmt: skip
+WAY = {"percent": 87.5, "asked": 8, "kinds": {"sum": {"right": 7, "asked": 8, "percent": 87.5}}}
+RESULTS = {
+    "asr/asr.json": {"splits": {"test-clean": {"groups": {"all": RATES, "template sentences": RATES}}}},
+    "qa/qa.json": {
+        "splits": {"test_seen": {"text": WAY}},
+        "intelligibility": {"original recordings": RATES},
+        "speed": {"speech_parallel": SPEED},
+    },
+    "tts/tts.json": {"intelligibility": {"the system, from text": RATES}},
+}
+PARTS = [*RESULTS, "stage1", "stage2", "stage3", "answers"]
+
+
+class AskedOmni:
+    """Answers everything with half a second of a tone."""
+
+    def ask(self, path) -> Reply:
+        return Reply("paris & <rome>", torch.sin(torch.arange(8000) / 5) / 2, 16000)
+
+
+def make(results: Path, parts: list[str]) -> None:
+    for name in parts:
+        if name in RESULTS:
+            (results / name).parent.mkdir(parents=True)
+            (results / name).write_text(json.dumps(RESULTS[name]))
+        elif name == "answers":
+            report.ask(AskedOmni(), [_question(results, "first"), _question(results, "second")], results / "answers")
+        else:
+            lines = [
+                {"stage": name, "epoch": e, "step": 5 * e, "train": {"loss": 1 / e, "text": 1 / e, "audio1": 2 / e},
+                 "valid": {"loss": 1 / e, "text": 1 / e, "audio1": 2 / e, "wer": 90 / e, "wrong A1T2": 50 / e}}
+                for e in (1, 2)
+            ]  # fmt: skip
+            (results / name).mkdir(parents=True)
+            (results / name / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _question(results: Path, name: str) -> Path:
+    results.mkdir(parents=True, exist_ok=True)
+    save_audio(results / f"{name}.wav", torch.rand(4000) - 0.5, 16000)
+    return results / f"{name}.wav"
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is closed and not open."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.counts = [], {}
+        self.feed(page)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_whole_page(tmp_path):
+    make(tmp_path, PARTS)
+    page = report.build_page(tmp_path)
+    assert "Not run" not in page
+    counts = Balanced(page).counts
+    assert (counts["audio"], counts["img"]) == (4, 4)  # two turns twice; two spectrograms, two sheets of curves
+    assert "paris &amp; &lt;rome&gt;" in page
+    for figure in ("25.0", "87.5", "0.38", "peak 0.50", "0.50 s of sound"):
+        assert figure in page, figure
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing outside the file is needed
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_any_part_may_be_missing_or_alone(tmp_path, part):
+    make(tmp_path / "without", [p for p in PARTS if p != part])
+    make(tmp_path / "alone", [part])
+    for page in (report.build_page(tmp_path / "without"), report.build_page(tmp_path / "alone")):
+        Balanced(page)
+        assert "Not run" in page
+
+
+def test_nothing_at_all_says_so_everywhere(tmp_path):
+    page = report.build_page(tmp_path)
+    Balanced(page)
+    assert page.count("Not run") == 8 and "stage 1, stage 2, stage 3" in page
+
+
+def test_asking_keeps_the_first_answer_by_itself_and_forgets_older_ones(tmp_path):
+    make(tmp_path, ["answers"])
+    assert (tmp_path / "answer.txt").read_text() == "paris & <rome>\n"
+    assert len(load_audio(tmp_path / "answer.wav", 16000)) == 8000
+    assert [s.name for s in report.read_answers(tmp_path / "answers")] == ["first", "second"]
+    report.ask(AskedOmni(), [_question(tmp_path, "third")], tmp_path / "answers")
+    assert [s.name for s in report.read_answers(tmp_path / "answers")] == ["third"]
+
+
+def test_a_missing_results_folder_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", "nowhere"])
+    with pytest.raises(ValueError, match="--results nowhere: no such folder"):
+        report.main()
