@@ -68,7 +68,8 @@ def draw_sentences(rng: random.Random, scale: float) -> dict[str, list[tuple[str
 
     The known questions and answers are training sentences too, so that no test sentence is one of them.
     """
-    known = [text for q in world.known_questions() for text in (q.text, q.answer)]
+    readable = [q for q in world.known_questions() if not world.mentions_sum(q.text, world.UNREAD_SUMS)]
+    known = [text for q in readable for text in (q.text, q.answer)]
     everything = {text for q in world.questions() for text in (q.text, q.answer)}
     seen: set[str] = set(everything)
     found: dict[str, list[tuple[str, int]]] = {}
@@ -87,7 +88,7 @@ def _distinct(draw: Callable[[random.Random], str], count: int, seen: set[str], 
     found: list[str] = []
     while len(found) < count:
         text = draw(rng)
-        if text not in seen and not world.mentions_held_out_sum(text):
+        if text not in seen and not world.mentions_sum(text, world.UNREAD_SUMS):
             seen.add(text)
             found.append(text)
     return found

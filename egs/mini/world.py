@@ -64,9 +64,13 @@ OPPOSITES = (
 )
 ADJECTIVES = [word for pair in OPPOSITES for word in pair if word not in {"up", "down", "left", "right"}]
 
-HELD_OUT_SUMS = frozenset({(0, 6), (1, 4), (2, 5), (2, 9), (3, 3), (3, 8), (4, 10), (5, 9), (6, 8), (7, 7)})
+HELD_OUT_SUMS = frozenset({(0, 6), (1, 4), (2, 5), (2, 9), (3, 3), (3, 8), (5, 9), (6, 8), (7, 7)})
 """Pairs a <= b whose sum, in either order, no training text mentions. A constant rather than drawn with the corpus
 seed: parts trained on one corpus must not have seen what another corpus holds out."""
+
+UNREAD_SUMS = HELD_OUT_SUMS | {(4, 10)}
+"""Pairs whose sum no ASR / TTS sentence mentions: the held-out ones, and one that is asked and answered but never read
+as a sentence, the only sum of fourteen that is trained on at all."""
 
 SUM_PHRASINGS = ("what is {a} plus {b}", "how much is {a} plus {b}")
 GREETINGS = (
@@ -224,20 +228,20 @@ def _opposites() -> list[Question]:
     ]
 
 
-def mentions_held_out_sum(text: str) -> bool:
-    """Whether `<a> plus <b>` of a held-out pair, in either order, stands anywhere in the text."""
+def mentions_sum(text: str, pairs: frozenset[tuple[int, int]] = HELD_OUT_SUMS) -> bool:
+    """Whether `<a> plus <b>` of one of the pairs, in either order, stands anywhere in the text."""
     value = {word: i for i, word in enumerate(NUMBERS)}
-    pairs = ((value.get(a), value.get(b)) for a, b in _SUM.findall(text))
-    return any(None not in pair and tuple(sorted(pair)) in HELD_OUT_SUMS for pair in pairs)
+    found = ((value.get(a), value.get(b)) for a, b in _SUM.findall(text))
+    return any(None not in pair and tuple(sorted(pair)) in pairs for pair in found)
 
 
 def known_questions() -> list[Question]:
     """The questions that may be trained on."""
-    return [q for q in questions() if not mentions_held_out_sum(q.text)]
+    return [q for q in questions() if not mentions_sum(q.text)]
 
 
 def held_out_questions() -> list[Question]:
-    return [q for q in questions() if mentions_held_out_sum(q.text)]
+    return [q for q in questions() if mentions_sum(q.text)]
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,56 @@
+"""Batches of a task mix."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from omnikit.data.mix import TaskMix
+
+TASKS = ["A1T1"] * 500 + ["T1A1"] * 20 + ["A1A2"] * 3
+LENGTHS = [10 + i % 37 for i in range(len(TASKS))]
+
+
+def mix(**options) -> TaskMix:
+    weights = {"A1T1": 1.0, "T1A1": 2.0, "A1A2": 0.0}
+    return TaskMix(TASKS, LENGTHS, **{"weights": weights, "batch_steps": 200, "batches": 60, **options})
+
+
+def test_tasks_come_as_often_as_their_weight_however_many_samples_they_have():
+    drawn = Counter(TASKS[i] for batch in mix(batches=600) for i in batch)
+    assert drawn["A1A2"] == 0
+    assert 1.8 < drawn["T1A1"] / drawn["A1T1"] < 2.2
+
+
+def test_batches_hold_no_more_than_they_may():
+    for batch in mix():
+        assert len(batch) * max(LENGTHS[i] for i in batch) <= 200
+
+
+def test_an_epoch_is_the_same_every_time_and_others_differ():
+    sampler = mix()
+    first = list(sampler)
+    assert list(sampler) == first
+    assert len(first) == len(sampler) == 60
+    sampler.set_epoch(2)
+    assert list(sampler) != first
+
+
+def test_processes_share_the_batches_out():
+    whole = list(mix(batches=60))
+    shares = [list(mix(batches=20, rank=r, world=3)) for r in range(3)]
+    assert [batch for group in zip(*shares, strict=True) for batch in group] == whole
+
+
+def test_cover_holds_each_sample_once():
+    lengths = [5, 80, 7, 150, 9, 9, 9]
+    covered = mix().cover(lengths)
+    assert sorted(i for batch in covered for i in batch) == list(range(7))
+
+
+def test_wrong_mixes_are_refused():
+    with pytest.raises(ValueError, match="no sample of the data serves T1A2; it serves A1A2, A1T1, T1A1"):
+        mix(weights={"T1A2": 1.0})
+    with pytest.raises(ValueError, match="batch_steps: 30; the longest sample has 46 steps"):
+        mix(batch_steps=30)

@@ -1,0 +1,193 @@
+"""The mini corpus at small scale: its layout, and that nothing of the tests is in the training data."""
+
+from __future__ import annotations
+
+import filecmp
+import io
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+EGS = Path(__file__).resolve().parents[2] / "egs" / "mini"
+sys.path.append(str(EGS))
+
+import corpus_plan  # noqa: E402
+import make_corpus  # noqa: E402
+import voices  # noqa: E402
+import world  # noqa: E402
+
+SCALE = 0.01
+TRAIN, TESTS = ("train-clean", "train-voice"), ("dev-clean", "test-clean", "test-other", "dev-voice", "test-voice")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mini")
+    make_corpus.make_corpus(folder, seed=3, scale=SCALE)
+    return folder
+
+
+def transcripts(data: Path, split: str) -> dict[str, str]:
+    """{utterance id: text} as a reader of LibriSpeech finds it."""
+    lines = [line for t in sorted((data / "corpus" / split).glob("*/*/*.trans.txt")) for line in t.open()]
+    return dict(line.strip().split(" ", 1) for line in lines)
+
+
+def questions(data: Path, split: str) -> list[dict]:
+    return pq.read_table(data / "qa" / f"{split}.parquet").to_pylist()
+
+
+def speakers(data: Path, split: str) -> set[str]:
+    return {name.split("-")[0] for name in transcripts(data, split)}
+
+
+@pytest.mark.parametrize("split", TRAIN + TESTS)
+def test_layout_is_librispeechs(data: Path, split: str):
+    folder, texts = data / "corpus" / split, transcripts(data, split)
+    assert {p.stem for p in folder.glob("*/*/*.flac")} == set(texts)
+    for path in folder.glob("*/*/*.flac"):
+        speaker, chapter, number = path.stem.split("-")
+        assert path.parent == folder / speaker / chapter and len(number) == 4
+        assert texts[path.stem] == texts[path.stem].upper()
+    known = [line.split("|")[0].strip() for line in (data / "corpus" / "SPEAKERS.TXT").open() if line[0] != ";"]
+    assert speakers(data, split) <= set(known) and len(known) == len(set(known))
+
+
+def test_recordings_can_be_read(data: Path):
+    for path in (data / "corpus").glob("*/*/*/*.flac"):
+        wav, rate = soundfile.read(path)
+        assert rate == 16000 and wav.ndim == 1 and 0.3 < len(wav) / rate < 4.0 and abs(wav).max() > 0.05
+
+
+def test_no_id_twice(data: Path):
+    names = [name for split in TRAIN + TESTS for name in transcripts(data, split)]
+    assert len(names) == len(set(names))
+
+
+def test_no_test_text_in_training(data: Path):
+    trained = {text for split in TRAIN for text in transcripts(data, split).values()}
+    trained |= {row[key].upper() for row in questions(data, "train") for key in ("t1", "t2")}
+    assert len(trained) > 100
+    for split in TESTS:
+        assert not trained & set(transcripts(data, split).values())
+
+
+def test_the_two_readings_of_the_sentences(data: Path):
+    for clean, voice in (("train-clean", "train-voice"), ("dev-clean", "dev-voice"), ("test-clean", "test-voice")):
+        assert sorted(transcripts(data, clean).values()) == sorted(transcripts(data, voice).values())
+        assert speakers(data, voice) == {str(voices.ANSWER_SPEAKER)}
+
+
+def test_no_test_voice_in_training(data: Path):
+    trained = speakers(data, "train-clean") | speakers(data, "train-voice")
+    assert not trained & speakers(data, "test-other")
+    asked = {row["voice"] for row in questions(data, "train")}
+    assert not asked & {row["voice"] for row in questions(data, "test_unseen")}
+    assert voices.ANSWER_VOICE not in asked
+
+
+def test_no_variant_of_a_test_voice_in_training():
+    def variants(names: list[str]) -> set[str]:
+        return {name.partition("+")[2] for name in names}
+
+    assert not variants(voices.TEST_VOICES) & variants([*voices.TRAIN_VOICES, voices.ANSWER_VOICE])
+    assert len(voices.TRAIN_VOICES) >= 60 and len(voices.TEST_VOICES) >= 8
+    assert len(set(voices.SPEAKERS.values())) == len(voices.SPEAKERS) == 1 + 74 + 10
+
+
+@pytest.mark.parametrize("split", TRAIN + TESTS)
+def test_a_third_is_random_word_strings(data: Path, split: str):
+    chapters = Counter(name.split("-")[1] for name in transcripts(data, split))
+    assert set(chapters) == {str(corpus_plan.TEMPLATE_CHAPTER), str(corpus_plan.RANDOM_CHAPTER)}
+    assert chapters[str(corpus_plan.RANDOM_CHAPTER)] == sum(chapters.values()) // 3
+
+
+def test_held_out_sums_are_in_no_training_text(data: Path):
+    held_out = {row["t1"] for row in questions(data, "test_heldout")}
+    assert held_out and all(world.mentions_sum(text) for text in held_out)
+    for split in TRAIN:
+        assert not any(world.mentions_sum(text.lower()) for text in transcripts(data, split).values())
+    for row in questions(data, "train"):
+        assert not world.mentions_sum(row["t1"]) and not world.mentions_sum(row["t2"])
+
+
+def test_held_out_sums_in_the_full_plan():
+    """At full size: about 15 % of the sums, and each of their words is heard elsewhere in training."""
+    rows = corpus_plan.plan_questions(seed=1)
+    texts = {split: {r.text for r in rows if r.split == split} for split in ("train", "test_heldout", "test_seen")}
+    sums = [q.text for q in world.questions() if q.kind == "sum"]
+    assert 0.12 < len(texts["test_heldout"]) / len(sums) < 0.18
+    assert {w for t in texts["test_heldout"] for w in t.split()} <= {w for t in texts["train"] for w in t.split()}
+    answers = {w for r in rows if r.split == "train" for w in r.answer.split()}
+    assert {w for r in rows for w in r.answer.split()} <= answers
+    assert texts["test_seen"] == texts["train"] and len(texts["train"]) >= 250
+    assert not any(world.mentions_sum(r.text) for r in corpus_plan.plan_corpus(seed=1))
+
+
+@pytest.mark.parametrize("text", ["one plus four is five", "see four plus one", "six six plus eight plus two"])
+def test_mentions_held_out_sum(text: str):
+    assert world.mentions_sum(text)
+    assert not world.mentions_sum(text.replace("plus", "and"))
+
+
+def test_every_sum_of_a_chain_is_seen():
+    assert world.mentions_sum("one plus one plus four")
+    assert not world.mentions_sum("one plus one plus two")
+
+
+def test_seen_voices_are_heard_at_manners_never_trained_on(data: Path):
+    train = {(r["speed"], r["pitch"]) for r in questions(data, "train")}
+    assert not train & {(r["speed"], r["pitch"]) for r in questions(data, "test_seen")}
+    assert {r["voice"] for r in questions(data, "test_seen")} <= set(voices.TRAIN_VOICES)
+    assert not set(voices.SPEEDS) & set(voices.HELD_OUT_SPEEDS) and not set(voices.PITCHES) & set(
+        voices.HELD_OUT_PITCHES
+    )
+    trained = [r for r in corpus_plan.plan_corpus(3, SCALE) if r.split == "train-clean"]
+    assert {r.speed for r in trained} <= set(voices.SPEEDS) and {r.pitch for r in trained} <= set(voices.PITCHES)
+
+
+def test_questions_and_answers_can_be_heard(data: Path):
+    answers = {row["t2"]: row["a2"] for row in pq.read_table(data / "qa" / "answers.parquet").to_pylist()}
+    known = {q.text: q.answer for q in world.questions()}
+    for split in ("train", "dev", "test_seen", "test_unseen", "test_heldout"):
+        for row in questions(data, split):
+            assert known[row["t1"]] == row["t2"] and row["split"] == split
+            assert soundfile.info(io.BytesIO(row["a1"])).samplerate == 16000
+            assert soundfile.info(io.BytesIO(answers[row["t2"]])).duration > 0.3
+
+
+def test_made_again_it_is_the_same(data: Path, tmp_path: Path):
+    make_corpus.make_corpus(tmp_path, seed=3, scale=SCALE, workers=1)
+    made = sorted(p.relative_to(data) for p in data.rglob("*") if p.is_file())
+    assert made == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    _, different, failed = filecmp.cmpfiles(data, tmp_path, made, shallow=False)
+    assert not different and not failed
+
+
+def test_another_seed_says_something_else():
+    assert {r.text for r in corpus_plan.plan_corpus(1, 0.1)} != {r.text for r in corpus_plan.plan_corpus(2, 0.1)}
+
+
+def test_what_is_half_made_is_made_anew_and_what_is_whole_is_kept(data: Path, tmp_path: Path):
+    stamp = (data / "corpus" / "SPEAKERS.TXT").stat().st_mtime_ns
+    make_corpus.make_corpus(data, seed=3, scale=SCALE)
+    assert (data / "corpus" / "SPEAKERS.TXT").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="holds another corpus"):
+        make_corpus.make_corpus(data, seed=4, scale=SCALE)
+    (tmp_path / "corpus" / "train-clean").mkdir(parents=True)
+    (tmp_path / "unfinished" / "corpus" / "old").mkdir(parents=True)
+    make_corpus.make_corpus(tmp_path, seed=3, scale=0.001)
+    assert json.loads((tmp_path / "corpus" / "READY").read_text())["seed"] == 3
+    assert not (tmp_path / "unfinished").exists() and not (tmp_path / "corpus" / "old").exists()
+
+
+def test_the_world_is_closed():
+    words = world.vocabulary()
+    assert 100 <= len(words) <= 150 and all(word.isalpha() and word.islower() for word in words)
+    used = {w for r in [*corpus_plan.plan_corpus(5, 0.05), *corpus_plan.plan_questions(5)] for w in r.text.split()}
+    assert used <= set(words)
