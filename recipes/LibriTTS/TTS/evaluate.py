@@ -20,7 +20,7 @@ from omnikit.evaluate.batches import replies
 from omnikit.evaluate.intelligibility import Said, judged, keep_wavs, open_judge, rates_table, reference_rates, sound
 from omnikit.evaluate.qa import some
 from omnikit.evaluate.tables import write_json
-from omnikit.hparams import build_parts, load_recipe
+from omnikit.hparams import build_part, load_recipe
 from omnikit.interfaces import Codec
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS
@@ -45,8 +45,7 @@ def open_codecs(own: Codec, wanted: list[dict[str, str]]) -> dict[str, Codec]:
     """The system's codec and others by name, with their weights."""
     codecs = {OWN: own}
     for options in wanted:
-        settings = {f"codec.{key}": value for key, value in options.items() if key != "name"}
-        codec = build_parts({"codec": options["name"]}, settings)["codec"]
+        codec = build_part("codec", **options)
         codec.load_weights()
         codecs[options["name"]] = codec.eval()
     return codecs
