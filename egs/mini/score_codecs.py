@@ -1,0 +1,127 @@
+"""Which codec keeps speech intelligible? Word errors of a recogniser that is not ours, on held-out sentences.
+
+    python score_codecs.py [--data_folder data] [--pretrained pretrained] [--limit 0] [--output_folder results/codecs]
+
+Judged are template sentences of `test-voice` (the judge's grammar knows no words in random order): the recordings, what
+each codec gives back, and for reference the same mel spectrogram without quantisation through two vocoders. Shuffled
+codes show what the judge guesses from nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from grammar import grammar
+from torch import Tensor
+from torch.nn import functional
+
+from omnikit.codecs.mel_rvq import MelRVQ
+from omnikit.data.rows import Clip
+from omnikit.errors import bad_input_exits
+from omnikit.evaluate.intelligibility import judged, keep_wavs, rates_table, shuffled, sound
+from omnikit.evaluate.judge import Judge
+from omnikit.evaluate.tables import write_json
+from omnikit.hparams import build_part
+from omnikit.interfaces import Codec
+
+CODECS = ("mel_rvq", "snac_mini")
+TEMPLATE_CHAPTER = "1"
+KEPT_WAVS = 4
+
+Item = tuple[str, str, Clip]
+"""Id, text, recording."""
+
+
+def template_sentences(corpus: Path, split: str, limit: int) -> list[Item]:
+    """The first `limit` recordings of a split's template sentences; 0 = all."""
+    found = []
+    for transcript in sorted((corpus / split).glob(f"*/{TEMPLATE_CHAPTER}/*.trans.txt")):
+        for line in transcript.read_text(encoding="utf-8").splitlines():
+            name, text = line.split(" ", 1)
+            found.append((name, text.lower(), Clip(name, path=str(transcript.with_name(f"{name}.flac")))))
+    if not found:
+        raise ValueError(f"--data_folder: no template sentences in {corpus / split}")
+    return found[: limit or None]
+
+
+def load_codec(name: str, pretrained: Path) -> Codec:
+    codec = build_part("codec", name, weights=str(pretrained / name))
+    codec.load_weights()
+    return codec.eval()
+
+
+def searched(codec: MelRVQ, wav: Tensor) -> Tensor:
+    """The codec's vocoder on the mel spectrogram that was not quantised; [N] -> [N']."""
+    columns = codec.linear(codec.patches(wav[None])[0].unflatten(1, (codec.patch, -1)).flatten(0, 1))
+    search = codec.phase_search(1)
+    silence = columns.new_zeros(codec.lookahead // codec.hop + 1, columns.shape[1])
+    found = torch.cat([search.push(column[None])[0] for column in torch.cat([columns, silence])])
+    return found[codec.lookahead :][: len(columns) * codec.hop]
+
+
+def griffin_lim(codec: MelRVQ, wav: Tensor, rounds: int = 60) -> Tensor:
+    """The whole utterance's phases at once, the usual way; [N] -> [N']."""
+    magnitude = codec.linear(codec.patches(wav[None])[0].unflatten(1, (codec.patch, -1)).flatten(0, 1))
+    spectrum, samples = magnitude.to(torch.complex64), (len(magnitude) - 1) * codec.hop + codec.n_fft
+    scale = codec.hop / codec.window.square().sum()
+    for _ in range(rounds):
+        frames = (torch.fft.irfft(spectrum, n=codec.n_fft) * codec.window).T[None]
+        signal = functional.fold(frames, (1, samples), (1, codec.n_fft), stride=(1, codec.hop)).flatten() * scale
+        again = torch.fft.rfft(signal.unfold(0, codec.n_fft, codec.hop) * codec.window)
+        spectrum = magnitude * again / again.abs().clamp(min=1e-9)
+    return signal[codec.margin : len(signal) - codec.margin]
+
+
+def sounds(codecs: dict[str, Codec]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What is judged: title -> recording [N] to sound [N']."""
+    rng = torch.Generator().manual_seed(0)
+    mel = codecs["mel_rvq"]
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {"original recordings": lambda wav: wav}
+    for name, codec in codecs.items():
+        kinds[f"resynthesis by {name}"] = lambda wav, codec=codec: sound(codec, codec.encode(wav[None])[0])
+    kinds["mel unquantised, vocoder of mel_rvq"] = lambda wav: searched(mel, wav)
+    kinds["mel unquantised, Griffin-Lim of 60 rounds"] = lambda wav: griffin_lim(mel, wav)
+    for name, codec in codecs.items():
+        kinds[f"{name}, codes shuffled"] = lambda wav, codec=codec: sound(
+            codec, shuffled(codec.encode(wav[None])[0], rng)
+        )
+    return kinds
+
+
+@torch.inference_mode()
+def score_all(items: list[Item], codecs: dict[str, Codec], folder: Path) -> None:
+    """Print the table and write it, with what was heard, to `folder`."""
+    judge, rates, heard = Judge(grammar()), {}, {}
+    sample_rate = codecs["mel_rvq"].sample_rate
+    for title, make in sounds(codecs).items():
+        said = [(name, text, make(clip.load(sample_rate))) for name, text, clip in items]
+        rates[title], pairs = judged(judge, said, sample_rate, title)
+        heard[title] = {pair.id: [pair.reference, pair.hypothesis] for pair in pairs}
+        keep_wavs(said, folder / title.replace(" ", "_").replace(",", ""), sample_rate, KEPT_WAVS)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "heard.json", heard)
+    write_json(folder / "rates.json", {title: rate.as_dict() for title, rate in rates.items()})
+    (folder / "wer.md").write_text(rates_table(rates) + "\n", encoding="utf-8")
+    print(rates_table(rates))
+
+
+def main() -> None:
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_folder", type=Path, default=here / "data")
+    parser.add_argument("--pretrained", type=Path, default=here / "pretrained")
+    parser.add_argument("--output_folder", type=Path, default=here / "results" / "codecs")
+    parser.add_argument("--split", default="test-voice")
+    parser.add_argument("--limit", type=int, default=0, help="recordings; 0 = all")
+    options = parser.parse_args()
+    with bad_input_exits():
+        items = template_sentences(options.data_folder / "corpus", options.split, options.limit)
+        codecs = {name: load_codec(name, options.pretrained) for name in CODECS}
+        score_all(items, codecs, options.output_folder)
+
+
+if __name__ == "__main__":
+    main()
