@@ -4,7 +4,7 @@
 
 Layout read: `<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac`, with the texts of a chapter in
 `<speaker>-<chapter>.trans.txt`. One `<split>.csv` each is written, with the columns ID, duration (seconds), wav, spk_id
-and wrd. A recording that cannot be read, is empty, or has no text is left out and counted.
+and wrd. A recording that cannot be read (an empty one is such) or has no text is left out and counted.
 """
 
 from __future__ import annotations
@@ -133,9 +133,8 @@ def _duration(path: Path, decode_all: bool) -> tuple[float, str | None]:
         return 0.0, "missing"
     try:
         with soundfile.SoundFile(path) as file:
-            if not file.frames:
-                return 0.0, "empty"
-            file.seek(0 if decode_all else file.frames - 1)  # a file cut short has its header but not its end
+            # a file cut short has its header but not its end; where there is no sample at all, this fails as well
+            file.seek(0 if decode_all else file.frames - 1)
             expected = file.frames - file.tell()
             if len(file.read(dtype="int16")) != expected:
                 return 0.0, "unreadable"
