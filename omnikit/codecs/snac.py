@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from snac import SNAC
@@ -43,6 +45,16 @@ class SnacCodec(Codec):
         self.frame_samples = int(self.snac.hop_length) * vq_strides[0]
         self.frame_rate = sampling_rate / self.frame_samples
         self.lookahead = decoder_reach(self.snac.decoder)
+
+    def load_weights(self) -> None:
+        """From safetensors as every part, or from `pytorch_model.bin` of a folder or hub id as SNAC is published."""
+        file = published_file(self.weights)
+        if file is None:
+            return super().load_weights()
+        try:
+            self.snac.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        except RuntimeError as error:
+            raise ValueError(f"{file} does not fit this SNAC: {' '.join(str(error).split())[:300]}") from None
 
     def encode(self, wav: Tensor) -> Tensor:
         """Waveform [B, N] -> codes [B, K, ceil(N / frame_samples)]."""
@@ -99,6 +111,27 @@ class SnacStream(WindowedDecodeStream):
     def push(self, codes: Tensor) -> Tensor:
         self.codec.check_codes(codes)
         return super().push(codes)
+
+
+def published_file(weights: str | None) -> Path | None:
+    """The `pytorch_model.bin` that `weights` means; None where it means something else.
+
+    Raises:
+        ValueError: it can only be a hub id, and the hub does not give the file.
+    """
+    if weights is None or Path(weights).is_file():
+        return None
+    file = Path(weights) / "pytorch_model.bin"
+    if file.is_file() or Path(weights).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
+        return file if file.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(weights, file.name))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"weights {weights}: no such folder here, and not from the hub ({reason})") from None
 
 
 def depth_first(strides: Sequence[int]) -> list[tuple[int, int]]:

@@ -176,3 +176,41 @@ def test_id_outside_the_codebook(bad):
 def test_windowed_attention_cannot_stream():
     with pytest.raises(ValueError, match="attn_window_size 4"):
         small_codec(decoder_dim=128, encoder_dim=16, attn_window_size=4).stream()
+
+
+def test_weights_as_published(tmp_path):
+    codec, other = small_codec(noise=True), small_codec(noise=True, gain=1.0)
+    package = SNAC(sampling_rate=16000, vq_strides=[4, 2, 1], noise=True, **SMALL)
+    package.load_state_dict(codec.snac.state_dict())  # its own noise blocks have the same names
+    torch.save(package.state_dict(), tmp_path / "pytorch_model.bin")
+    other.weights = str(tmp_path)
+    other.load_weights()
+    codes = torch.randint(16, (1, 7, 4))
+    with torch.no_grad():
+        assert torch.equal(other.decode(codes), codec.decode(codes))
+
+
+def test_weights_of_our_own(tmp_path):
+    from omnikit.weights import save_weights
+
+    codec, other = small_codec(), small_codec(gain=1.0)
+    save_weights(codec, tmp_path, torch.float32)
+    other.weights = str(tmp_path)
+    other.load_weights()
+    assert all(torch.equal(a, b) for a, b in zip(codec.parameters(), other.parameters(), strict=True))
+
+
+def test_published_weights_of_another_size(tmp_path):
+    torch.save(small_codec(decoder_dim=32).snac.state_dict(), tmp_path / "pytorch_model.bin")
+    codec = small_codec()
+    codec.weights = str(tmp_path)
+    with pytest.raises(ValueError, match=r"pytorch_model.bin does not fit this SNAC"):
+        codec.load_weights()
+
+
+def test_weights_that_are_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    codec = small_codec()
+    codec.weights = str(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="nothing"):
+        codec.load_weights()
