@@ -24,8 +24,7 @@ class TaskMix(Sampler[list[int]]):
         lengths: steps of each sample.
         weights: task -> how often it is drawn, relative to the others.
         batch_steps: steps in a batch, padding included.
-        batches: per epoch.
-        rank, world: of data-parallel processes; each gets every `world`-th batch.
+        batches: per epoch, of all processes together (SpeechBrain shares them out).
 
     Raises:
         ValueError: a task without samples, or a sample longer than a batch.
@@ -40,8 +39,6 @@ class TaskMix(Sampler[list[int]]):
         batch_steps: int,
         batches: int,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
     ):
         self.of_task: dict[str, list[int]] = defaultdict(list)
         for i, task in enumerate(tasks):
@@ -54,7 +51,7 @@ class TaskMix(Sampler[list[int]]):
             raise ValueError(f"batch_steps: {batch_steps}; the longest sample has {max(lengths)} steps")
         self.lengths, self.batch_steps, self.batches, self.seed = lengths, batch_steps, batches, seed
         self.weights = {task: weight for task, weight in weights.items() if weight > 0}
-        self.rank, self.world, self.epoch = rank, world, 1
+        self.epoch = 1
         mean = sum(lengths) / len(lengths)
         self.samples_per_pool = max(1, int(_POOL * batch_steps / mean))
 
@@ -66,8 +63,7 @@ class TaskMix(Sampler[list[int]]):
         return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = itertools.islice(self._endless(), self.batches * self.world)
-        yield from itertools.islice(batches, self.rank, None, self.world)
+        return itertools.islice(self._endless(), self.batches)
 
     def cover(self, lengths: Sequence[int]) -> list[list[int]]:
         """Batches that hold each of other samples once, for validation."""

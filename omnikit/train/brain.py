@@ -18,7 +18,7 @@ from omnikit.data.collate import Batch
 from omnikit.interfaces import count_parameters
 from omnikit.losses import stream_losses, weighted_mean
 from omnikit.model import OmniLM
-from omnikit.train.curves import draw_curves
+from omnikit.train.curves import draw_curves, read_log
 
 LOG = "train_log.jsonl"
 
@@ -46,8 +46,8 @@ def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str]
 
 class OmniBrain(sb.Brain):
     """Needs in hparams: `trainable`, `stream_weights` (text, audio), `peak_rate`, `lowest_rate`, `warmup_steps`,
-    `epochs`, `batches_per_epoch`, `output_folder`, `stage`, `tensorboard`, `validate`
-    (called with the brain after each epoch, gives figures)."""
+    `epochs`, `batches_per_epoch`, `output_folder`, `stage`, `tensorboard`, `mix`
+    (the batch sampler) and `validate` (called with the brain after each epoch, gives figures)."""
 
     @property
     def model(self) -> OmniLM:
@@ -100,6 +100,7 @@ class OmniBrain(sb.Brain):
         self.sums = StreamMeans(self.model.layout.num_streams)
         self.began = time.time()
         if stage == sb.Stage.TRAIN:
+            self.hparams.mix.set_epoch(epoch)
             title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
             self.bar = tqdm(total=self.hparams.batches_per_epoch, initial=self.step, desc=title, dynamic_ncols=True)
 
@@ -117,8 +118,11 @@ class OmniBrain(sb.Brain):
     def _log(self, where: dict, valid: dict) -> None:
         line = {**where, "train": _rounded(self.train_figures), "valid": _rounded(valid)}
         path = Path(self.hparams.output_folder) / LOG
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        # an epoch that a kill made the run do again replaces its first line
+        kept = [old for old in read_log(path) if old["epoch"] < line["epoch"]] if path.exists() else []
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(each) + "\n" for each in [*kept, line]), encoding="utf-8")
+        aside.replace(path)
         self.hparams.tensorboard.log_stats(where, line["train"], line["valid"])
         draw_curves(path, path.with_name("curves.png"))
         shown = {k: v for k, v in line["valid"].items() if not k.startswith("audio")}

@@ -1,4 +1,5 @@
 """Train one stage: `python train.py hparams/stageN.yaml --data_folder DIR`.
+
 Every stage is this script with another YAML file: which parts train, on which tasks, from which folder it starts.
 A killed run goes on where it was when started again with the same command.
 """
@@ -8,7 +9,6 @@ from __future__ import annotations
 import sys
 
 import speechbrain as sb
-import torch
 from rich.console import Console
 
 from omnikit import checkpoint
@@ -51,7 +51,7 @@ def train(hparams: dict, run_opts: dict) -> None:
     brain = OmniBrain(
         modules={"model": model},
         opt_class=hparams["opt_class"],
-        hparams={**hparams, "validate": validation},
+        hparams={**hparams, "mix": mix, "validate": validation},
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
@@ -73,7 +73,6 @@ def main() -> None:
     hparams, run_opts = recipe.hparams, {"ckpt_interval_minutes": 5.0, **recipe.run_opts}
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
-    torch.manual_seed(hparams["seed"])
     train(hparams, run_opts)
 
 

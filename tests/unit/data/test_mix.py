@@ -37,12 +37,6 @@ def test_an_epoch_is_the_same_every_time_and_others_differ():
     assert list(sampler) != first
 
 
-def test_processes_share_the_batches_out():
-    whole = list(mix(batches=60))
-    shares = [list(mix(batches=20, rank=r, world=3)) for r in range(3)]
-    assert [batch for group in zip(*shares, strict=True) for batch in group] == whole
-
-
 def test_cover_holds_each_sample_once():
     lengths = [5, 80, 7, 150, 9, 9, 9]
     covered = mix().cover(lengths)

@@ -1,0 +1,132 @@
+"""The three stages as debug runs on a corpus made here, and what a kill changes: nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from omnikit import checkpoint
+from tests.recipes.conftest import ROOT
+
+TRAIN = ROOT / "recipes" / "VoiceAssistant" / "QA" / "train.py"
+SMALL = {
+    "encoder.width": 16, "encoder.heads": 2, "encoder.layers": 1, "adapter.hidden": 16, "model.tts_blocks": 1,
+    "llm.config.hidden_size": 16, "llm.config.intermediate_size": 16, "llm.config.num_hidden_layers": 1,
+    "llm.config.num_attention_heads": 2, "llm.config.num_key_value_heads": 1, "batch_steps": 300,
+    "batches_per_epoch": 3, "epochs.limit": 2, "warmup_steps": 1, "peak_rate": 0.01, "seed": 5,
+}  # fmt: skip
+TEXTS = ["what is two plus three", "two plus three is five", "the sky is blue", "say the color of milk"]
+
+
+def flac(i: int, seconds: float) -> bytes:
+    wav = torch.randn(int(16000 * seconds), generator=torch.Generator().manual_seed(i)) / 10
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wav.numpy(), 16000, format="FLAC")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Manifests and QA tables with four rows each; one recording is broken."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "manifests").mkdir()
+    (folder / "qa").mkdir()
+    for name in ("train-clean", "train-voice", "dev-clean", "dev-voice"):
+        lines = ["ID,duration,wav,spk_id,wrd"]
+        for i, text in enumerate(TEXTS):
+            wav = folder / f"{name}-{i}.flac"
+            wav.write_bytes(flac(i, 0.3 + 0.1 * i))
+            lines.append(f"{name}-{i},0.5,{wav},7,{text.upper()}")
+        (folder / "manifests" / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    (folder / "train-clean-2.flac").write_bytes(b"broken")
+    for name in ("train", "dev"):
+        rows = [
+            {"id": f"{name}-q{i}", "t1": text, "t2": TEXTS[1], "kind": "x", "a1": flac(i, 0.4)}
+            for i, text in enumerate(TEXTS)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "qa" / f"{name}.parquet")
+    answers = [{"t2": TEXTS[1], "a2": flac(9, 0.6)}]
+    pq.write_table(pa.Table.from_pylist(answers), folder / "qa" / "answers.parquet")
+    return folder
+
+
+def command(stage: str, data, out, *more: str) -> list[str]:
+    small = [word for key, value in SMALL.items() for word in (f"--{key}", str(value))]
+    return [
+        sys.executable, TRAIN.name, f"hparams/{stage}.yaml", "--data_folder", str(data), "--output_folder", str(out),
+        "--device", "cpu", *small, *more,
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    ran = subprocess.run(
+        command(*arguments), cwd=TRAIN.parent, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    return ran
+
+
+def changed(before, after) -> set[str]:
+    """Parts with a weight that differs."""
+    old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
+    return {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
+
+
+def test_three_stages(data, tmp_path):
+    stages = [tmp_path / f"stage{n}" for n in (1, 2, 3)]
+    first = run("stage1", data, stages[0])
+    assert "trainable" in first.stdout
+    assert "train-clean-2.flac" in first.stderr + first.stdout
+    run("stage2", data, stages[1], "--start_from", str(stages[0]))
+    run("stage3", data, stages[2], "--start_from", str(stages[1]))
+    assert changed(stages[0], stages[1]) == {"llm", "text_rows"}
+    assert changed(stages[1], stages[2]) == {"adapter", "llm", "tts_adapter", "text_rows", "audio_rows"}
+    log = [json.loads(line) for line in (stages[2] / "train_log.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["epoch"], line["step"]) for line in log] == [("stage3", 1, 3), ("stage3", 2, 6)]
+    assert {"loss", "text", "audio1", "audio7", "wer", "wrong A1T2"} <= set(log[-1]["valid"])
+    assert (stages[2] / "curves.png").stat().st_size > 5000
+    assert checkpoint.load(stages[2]).tts_adapter is not None
+
+
+def test_another_codec_is_refused_by_name(data, untrained, tmp_path):
+    ran = subprocess.run(
+        command("stage2", data, tmp_path / "out", "--start_from", str(untrained), "--codec", "mel_rvq"),
+        cwd=TRAIN.parent, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert "codec" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.long
+def test_a_killed_run_ends_with_the_same_weights(data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("stage1", data, whole, "--epochs.limit", "4")
+    process = subprocess.Popen(
+        command("stage1", data, killed, "--epochs.limit", "4"), cwd=TRAIN.parent, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.time() + 250
+    while not list(killed.glob("save/CKPT*/CKPT.yaml")) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model.safetensors").exists()
+    run("stage1", data, killed, "--epochs.limit", "4")
+    assert changed(whole, killed) == set()

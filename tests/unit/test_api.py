@@ -1,0 +1,63 @@
+"""What a user types, on an untrained tiny system."""
+
+from __future__ import annotations
+
+import pytest
+import soundfile
+import torch
+
+from omnikit.api import Omni
+from omnikit.generate import Decoding
+from omnikit.strategies import BATCH_PARALLEL
+from tests.unit.toy import toy_model
+
+PATTERNS = ["delayed", "parallel", "flattened"]
+
+
+@pytest.fixture
+def question(tmp_path):
+    path = tmp_path / "question.wav"
+    soundfile.write(path, torch.rand(16000).numpy() - 0.5, 16000)
+    return path
+
+
+def system(pattern="delayed", **options) -> Omni:
+    return Omni(toy_model(pattern), decoding=Decoding(max_steps=20), **options)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_stream_joined_is_the_answer(pattern, question):
+    omni = system(pattern)
+    chunks = list(omni.stream(question))
+    reply = omni.ask(question)
+    assert "".join(c.text for c in chunks) == reply.text
+    assert torch.equal(torch.cat([c.wav for c in chunks]), reply.wav)
+    assert reply.sample_rate == omni.sample_rate
+    assert len(reply.wav) % omni.model.codec.frame_samples == 0
+    assert len(reply.wav) > 0
+
+
+def test_text_and_sound_grow_together(question):
+    with_sound = [i for i, chunk in enumerate(system().stream(question)) if len(chunk.wav)]
+    assert with_sound[0] < 6
+    assert len(with_sound) > 5
+
+
+def test_every_verb_answers(question):
+    omni = system()
+    assert isinstance(omni.transcribe(question), str)
+    assert isinstance(omni.chat("what is red"), str)
+    assert len(omni.speak("two is red").wav)
+    assert omni.speak("two is red").text == "two is red"
+    assert len(omni.answer("what is red").wav)
+
+
+def test_batch_parallel_answers(question):
+    assert len(system(strategy=BATCH_PARALLEL).ask(question).wav)
+
+
+def test_bad_text_is_named():
+    with pytest.raises(ValueError, match="empty"):
+        system().chat("  ")
+    with pytest.raises(ValueError, match="lacks '42'"):
+        system().chat("what is 42")
