@@ -1,0 +1,71 @@
+"""The codec training of the mini journey as a debug run, on tones in LibriSpeech's layout."""
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = "egs/mini/train_codec.py"
+SMALL_SNAC = """
+codec.encoder_dim: 4
+codec.decoder_dim: 32
+codec.codebook_size: 16
+codec.codebook_dim: 4
+epoch_steps: 2
+batch_size: 2
+crop_frames: 2
+start_crops: 4
+joint_epochs: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """Eight seconds of gliding tones for training, two for validation."""
+    data, time = tmp_path_factory.mktemp("data"), torch.arange(16000) / 16000
+    for split, count in (("train-voice", 8), ("dev-voice", 2)):
+        folder = data / "corpus" / split / "1" / "1"
+        folder.mkdir(parents=True)
+        for i in range(count):
+            wav = 0.3 * torch.sin(2 * torch.pi * (150 + 40 * i + 100 * time) * time)
+            soundfile.write(folder / f"1-1-{i:04d}.flac", wav.numpy(), 16000)
+    return data
+
+
+@pytest.fixture
+def train(run, tones, tmp_path):
+    def call(name: str, *arguments):
+        folders = ("--data_folder", tones, "--output_folder", tmp_path / "run", "--export_folder", tmp_path / "weights")
+        return run(SCRIPT, f"hparams/codec_{name}.yaml", *arguments, *folders)
+
+    return call
+
+
+def test_mel_rvq_is_fitted(train, tmp_path):
+    sizes = ("--codec.codebook_size", "16", "--codec.num_codebooks", "2", "--rounds", "3")
+    done = train("mel_rvq", *sizes)
+    assert done.returncode == 0, done.stderr
+    assert "codebook 2:" in done.stdout
+    assert load_file(tmp_path / "weights" / "model.safetensors")["codebooks"].shape == (2, 16, 640)
+
+
+def test_snac_mini_learns_in_two_phases_and_resumes(train, tmp_path):
+    """A run stopped after the first phase and started again ends where one run does: encoder and codes fixed."""
+    small = tmp_path / "small.yaml"
+    small.write_text(SMALL_SNAC, encoding="utf-8")
+    states = []
+    for epochs in (1, 2):
+        done = train("snac_mini", small, "--epochs", str(epochs))
+        assert done.returncode == 0, done.stderr
+        states.append(load_file(tmp_path / "weights" / "model.safetensors"))
+    log = (tmp_path / "run" / "train_log.txt").read_text(encoding="utf-8")
+    assert [line.split(",")[0] for line in log.splitlines()] == ["epoch: 1", "epoch: 2"]
+    first, second = states
+    changed = {name.split(".")[1] for name in first if not torch.equal(first[name], second[name])}
+    assert changed == {"decoder"}
+
+
+def test_no_recordings(train, run, tmp_path):
+    done = run(SCRIPT, "hparams/codec_mel_rvq.yaml", "--data_folder", tmp_path, "--output_folder", tmp_path / "run")
+    assert done.returncode == 2
+    assert "no flac files below" in done.stderr and "Traceback" not in done.stderr
