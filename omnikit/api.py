@@ -42,7 +42,7 @@ class Omni:
     Args:
         model: in evaluation mode.
         decoding: how answers are sampled.
-        strategy: how many rows decode one question; None = the one stored with the checkpoint, else parallel.
+        strategy: how many rows decode one question; None = parallel, one row.
     """
 
     def __init__(self, model: OmniLM, *, decoding: Decoding | None = None, strategy: Strategy | None = None):

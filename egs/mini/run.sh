@@ -15,7 +15,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-stage='' stop_stage=11 seed=1234 speed=full codec=mel_rvq scratch=false
+stage='' stop_stage=11 seed=1234 speed=full scale=1.0 codec=mel_rvq scratch=false
 data=$here/data results=$here/results base=$here/pretrained
 PYTHON=${PYTHON:-python}
 
@@ -25,25 +25,24 @@ stop() { echo "run.sh: $1" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
     --from-scratch) scratch=true ;;
-    --stage | --stop_stage | --seed | --speed | --codec | --data | --results)
+    --stage | --stop_stage | --seed | --speed | --scale | --codec | --data | --results)
       [ $# -ge 2 ] || stop "$1 needs a value"
       printf -v "${1#--}" %s "$2"
       shift ;;
     -h | --help) usage; exit ;;
     *) stop "unknown option $1 (choices: --from-scratch, --stage N, --stop_stage N, --seed N, --speed full|demo,\
- --codec mel_rvq|snac_mini, --data DIR, --results DIR)" ;;
+ --scale N, --codec mel_rvq|snac_mini, --data DIR, --results DIR)" ;;
   esac
   shift
 done
 case $speed in full | demo) ;; *) stop "--speed $speed (choices: full, demo)" ;; esac
 if $scratch; then base=$results/pretrained; fi
 stage=${stage:-$($scratch && echo 1 || echo 6)}
-[ -f "$data/corpus/READY" ] || { $scratch || stage=1; }
+if ! $scratch && [ ! -f "$data/corpus/READY" ]; then stage=1; fi
 mkdir -p "$data" "$results"
 data=$(cd "$data" && pwd) results=$(cd "$results" && pwd)
 
 wanted() { [ "$1" -ge "$stage" ] && [ "$1" -le "$stop_stage" ] && echo "== $1 $2 ($(date +%H:%M:%S))"; }
-from_nothing() { $scratch; }
 
 train() { # name of the recipe's stage file, name of the mini stage, then further flags
   local recipe=$1 name=$2
@@ -56,25 +55,25 @@ train() { # name of the recipe's stage file, name of the mini stage, then furthe
 }
 
 if wanted 1 corpus; then
-  "$PYTHON" "$here/make_corpus.py" --data_folder "$data"
+  "$PYTHON" "$here/make_corpus.py" --data_folder "$data" --scale "$scale"
   "$PYTHON" "$here/make_text.py" --data_folder "$data"
   "$PYTHON" "$root/recipes/LibriSpeech/prepare.py" --data_folder "$data/corpus" --save_folder "$data/manifests" \
     --splits train-clean dev-clean test-clean test-other train-voice dev-voice test-voice
 fi
-if from_nothing && wanted 2 encoder; then
+if $scratch && wanted 2 encoder; then
   (cd "$here" && "$PYTHON" train_encoder.py hparams/encoder.yaml --seed "$seed" --data_folder "$data" \
     --output_folder "$results/encoder" --export_folder "$base/encoder")
 fi
-if from_nothing && wanted 3 codecs; then
+if $scratch && wanted 3 codecs; then
   for name in mel_rvq snac_mini; do
     (cd "$here" && "$PYTHON" train_codec.py "hparams/codec_$name.yaml" --seed "$seed" --data_folder "$data" \
       --output_folder "$results/codec_$name" --export_folder "$base/$name")
   done
 fi
-if from_nothing && wanted 4 tokenizer; then
+if $scratch && wanted 4 tokenizer; then
   "$PYTHON" "$here/train_tokenizer.py" --output_folder "$base/llm"
 fi
-if from_nothing && wanted 5 backbone; then
+if $scratch && wanted 5 backbone; then
   train stage2 backbone --llm.weights null
   "$PYTHON" "$here/export_backbone.py" --checkpoint "$results/backbone" --output_folder "$base/llm"
 fi
@@ -83,15 +82,22 @@ if wanted 6 "stage 1"; then
 fi
 if wanted 7 "stage 2"; then train stage2 stage2 --start_from "$results/stage1"; fi
 if wanted 8 "stage 3"; then train stage3 stage3 --start_from "$results/stage2"; fi
+limits() { if [ "$speed" = demo ]; then printf '%s\n' "$@"; fi; }
 if wanted 9 ASR; then
   (cd "$root/recipes/LibriSpeech/ASR" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_asr.yaml" \
     --checkpoint "$results/stage3" --data_folder "$data/corpus" --output_folder "$results/asr")
 fi
 if wanted 10 "QA, TTS"; then
+  "$PYTHON" "$here/write_grammar.py" "$results/world.jsgf"
+  mapfile -t qa_limits < <(limits --limit 60 --judge_limit 20 --speed_questions 5)
+  mapfile -t tts_limits < <(limits --limit 20)
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_qa.yaml" \
-    --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/qa")
+    --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/qa" \
+    --grammar_file "$results/world.jsgf" "${qa_limits[@]}")
   (cd "$root/recipes/LibriTTS/TTS" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_tts.yaml" \
-    --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/tts")
+    --checkpoint "$results/stage3" --data_folder "$data/corpus" --output_folder "$results/tts" \
+    --grammar_file "$results/world.jsgf" "${tts_limits[@]}" \
+    --codecs "[{name: mel_rvq, weights: $base/mel_rvq}, {name: snac_mini, weights: $base/snac_mini}]")
 fi
 if wanted 11 report; then
   "$PYTHON" "$here/report.py" --results "$results"

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The whole journey in minutes: a smaller corpus, the shipped base parts, three short stages, scores, a spoken answer.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+results=$here/results/demo
+began=$SECONDS
+"$here/run.sh" --speed demo --scale 0.3 --data "$results/data" --results "$results"
+echo "the whole journey took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
+echo "look at     $results/report.html"
+echo "listen to   $results/answer.wav"
