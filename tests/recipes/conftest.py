@@ -1,17 +1,22 @@
 """An untrained system of the mini parts as a checkpoint folder, and recipes run as a user runs them."""
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 
 from omnikit import checkpoint
 from omnikit.hparams import build_parts
 
 ROOT = Path(__file__).parents[2]
+TEXTS = ["what is two plus three", "two plus three is five", "the sky is blue", "say the color of milk"]
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +39,35 @@ def run():
         return subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True, timeout=300)
 
     return call
+
+
+def flac(i: int, seconds: float) -> bytes:
+    wav = torch.randn(int(16000 * seconds), generator=torch.Generator().manual_seed(i)) / 10
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wav.numpy(), 16000, format="FLAC")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Manifests and QA tables with four rows each; one recording is broken."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "manifests").mkdir()
+    (folder / "qa").mkdir()
+    for name in ("train-clean", "train-voice", "dev-clean", "dev-voice"):
+        lines = ["ID,duration,wav,spk_id,wrd"]
+        for i, text in enumerate(TEXTS):
+            wav = folder / f"{name}-{i}.flac"
+            wav.write_bytes(flac(i, 0.3 + 0.1 * i))
+            lines.append(f"{name}-{i},0.5,{wav},7,{text.upper()}")
+        (folder / "manifests" / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    (folder / "train-clean-2.flac").write_bytes(b"broken")
+    for name in ("train", "dev"):
+        rows = [
+            {"id": f"{name}-q{i}", "t1": text, "t2": TEXTS[1], "kind": "x", "a1": flac(i, 0.4)}
+            for i, text in enumerate(TEXTS)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "qa" / f"{name}.parquet")
+    answers = [{"t2": TEXTS[1], "a2": flac(9, 0.6)}]
+    pq.write_table(pa.Table.from_pylist(answers), folder / "qa" / "answers.parquet")
+    return folder

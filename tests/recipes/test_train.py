@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -10,10 +9,7 @@ import subprocess
 import sys
 import time
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file
 
@@ -27,39 +23,6 @@ SMALL = {
     "llm.config.num_attention_heads": 2, "llm.config.num_key_value_heads": 1, "batch_steps": 300,
     "batches_per_epoch": 3, "epochs.limit": 2, "warmup_steps": 1, "peak_rate": 0.01, "seed": 5,
 }  # fmt: skip
-TEXTS = ["what is two plus three", "two plus three is five", "the sky is blue", "say the color of milk"]
-
-
-def flac(i: int, seconds: float) -> bytes:
-    wav = torch.randn(int(16000 * seconds), generator=torch.Generator().manual_seed(i)) / 10
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wav.numpy(), 16000, format="FLAC")
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Manifests and QA tables with four rows each; one recording is broken."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "manifests").mkdir()
-    (folder / "qa").mkdir()
-    for name in ("train-clean", "train-voice", "dev-clean", "dev-voice"):
-        lines = ["ID,duration,wav,spk_id,wrd"]
-        for i, text in enumerate(TEXTS):
-            wav = folder / f"{name}-{i}.flac"
-            wav.write_bytes(flac(i, 0.3 + 0.1 * i))
-            lines.append(f"{name}-{i},0.5,{wav},7,{text.upper()}")
-        (folder / "manifests" / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    (folder / "train-clean-2.flac").write_bytes(b"broken")
-    for name in ("train", "dev"):
-        rows = [
-            {"id": f"{name}-q{i}", "t1": text, "t2": TEXTS[1], "kind": "x", "a1": flac(i, 0.4)}
-            for i, text in enumerate(TEXTS)
-        ]
-        pq.write_table(pa.Table.from_pylist(rows), folder / "qa" / f"{name}.parquet")
-    answers = [{"t2": TEXTS[1], "a2": flac(9, 0.6)}]
-    pq.write_table(pa.Table.from_pylist(answers), folder / "qa" / "answers.parquet")
-    return folder
 
 
 def command(stage: str, data, out, *more: str) -> list[str]:

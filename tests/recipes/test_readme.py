@@ -1,0 +1,69 @@
+"""The commands of README.md, as they stand there (but `make demo` and `make test`)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import soundfile
+
+from tests.recipes.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+INDENTED = re.findall(r"^    (.+)$", README, flags=re.MULTILINE)
+OMNIKIT = [line for line in INDENTED if line.startswith("omnikit ")]
+TRAIN = [line for line in INDENTED if line.startswith("python train.py ")]
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+QUICK = [
+    "--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "300", "--model.tts_blocks", "1",
+    "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder with the sound files that the README speaks of, and the questions where it says."""
+    shutil.copytree(ROOT / "egs" / "mini" / "questions", tmp_path / "egs" / "mini" / "questions")
+    question = next((ROOT / "egs" / "mini" / "questions").glob("*.wav"))
+    for name in ("question.wav", "talk.wav"):
+        shutil.copyfile(question, tmp_path / name)
+    return tmp_path
+
+
+def run(command: list[str], folder) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    return done
+
+
+def test_the_readme_has_its_commands():
+    assert len(OMNIKIT) >= 5
+    assert len(TRAIN) >= 2
+    assert PYTHON
+
+
+@pytest.mark.parametrize("line", OMNIKIT)
+def test_omnikit_commands(line, workplace):
+    done = run([sys.executable, "-m", "omnikit.cli", *shlex.split(line)[1:]], workplace)
+    assert done.stdout.strip()
+    if "-o" in line.split():
+        wav, _ = soundfile.read(workplace / line.split()[line.split().index("-o") + 1])
+        assert abs(wav).max() > 0.05
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_examples(code, workplace):
+    run([sys.executable, "-c", code], workplace)
+
+
+@pytest.mark.parametrize("line", TRAIN)
+def test_training_commands(line, data, tmp_path):
+    words = [str(data) if word == "DIR" else word for word in shlex.split(line)[1:]]
+    recipe = ROOT / "recipes" / "VoiceAssistant" / "QA"
+    run([sys.executable, *words, "--output_folder", str(tmp_path / "out"), *QUICK], recipe)
