@@ -29,12 +29,9 @@ def padded(wavs: list[torch.Tensor], fill: float) -> tuple[torch.Tensor, torch.T
     return batch, torch.tensor([len(w) for w in wavs])
 
 
-@pytest.mark.parametrize("pad_to_30s", [False, True])
-@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize(("pad_to_30s", "gradient"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("fill", [0.0, 0.7])
 def test_batch_equals_single(pad_to_30s: bool, gradient: bool, fill: float):
-    if pad_to_30s and gradient:
-        pytest.skip("the padded input goes through whisper's own forward either way")
     net, wavs = encoder(pad_to_30s=pad_to_30s), sounds()[:: 3 if pad_to_30s else 1]
     with torch.set_grad_enabled(gradient):
         features, frames = net(*padded(wavs, fill))
