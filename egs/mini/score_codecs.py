@@ -99,6 +99,7 @@ def score_all(items: list[Item], codecs: dict[str, Codec], folder: Path) -> None
     for title, make in sounds(codecs).items():
         said = [(name, text, make(clip.load(sample_rate))) for name, text, clip in items]
         rates[title], pairs = judged(judge, said, sample_rate, title)
+        print(f"{title}: WER {rates[title].wer:.1f} %", flush=True)
         heard[title] = {pair.id: [pair.reference, pair.hypothesis] for pair in pairs}
         keep_wavs(said, folder / title.replace(" ", "_").replace(",", ""), sample_rate, KEPT_WAVS)
     folder.mkdir(parents=True, exist_ok=True)
