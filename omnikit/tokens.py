@@ -13,6 +13,8 @@ from torch import Tensor
 
 TEXT_SPECIALS = ("eot", "pad", "input", "answer", "asr")
 AUDIO_SPECIALS = ("eoa", "pad", "input", "answer", "split")
+RESERVED = 64
+"""Ids kept for specials after the text vocabulary and after the codes of each audio stream, as published."""
 IGNORE = -100
 """Label of a position without loss."""
 
@@ -56,8 +58,8 @@ class TokenLayout:
         text_vocab: int,
         codebook_size: int,
         carries: tuple[tuple[int, ...], ...],
-        text_specials: int = 64,
-        audio_specials: int = 64,
+        text_specials: int = RESERVED,
+        audio_specials: int = RESERVED,
     ):
         self.text_vocab, self.codebook_size, self.carries = text_vocab, codebook_size, carries
         self.num_text_specials = text_specials

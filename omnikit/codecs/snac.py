@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +23,11 @@ from snac import SNAC
 from torch import Tensor, nn
 
 from omnikit.codecs.position_noise import replace_noise, set_noise_start
+from omnikit.hub import hub_file, is_hub_id
 from omnikit.interfaces import Codec
 from omnikit.streaming import DecodeStream, WindowedDecodeStream
+
+PUBLISHED = "pytorch_model.bin"
 
 
 class SnacCodec(Codec):
@@ -53,7 +56,7 @@ class SnacCodec(Codec):
             return super().load_weights()
         try:
             self.snac.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        except RuntimeError as error:
+        except (RuntimeError, pickle.UnpicklingError) as error:
             raise ValueError(f"{file} does not fit this SNAC: {' '.join(str(error).split())[:300]}") from None
 
     def encode(self, wav: Tensor) -> Tensor:
@@ -121,17 +124,10 @@ def published_file(weights: str | None) -> Path | None:
     """
     if weights is None or Path(weights).is_file():
         return None
-    file = Path(weights) / "pytorch_model.bin"
-    if file.is_file() or Path(weights).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
-        return file if file.is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(weights, file.name))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"weights {weights}: no such folder here, and not from the hub ({reason})") from None
+    if is_hub_id(weights):
+        return hub_file(weights, PUBLISHED)
+    file = Path(weights) / PUBLISHED
+    return file if file.is_file() else None
 
 
 def depth_first(strides: Sequence[int]) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
 from whisper.model import AudioEncoder as WhisperAudioEncoder
 from whisper.model import ResidualAttentionBlock
 
+from omnikit.encoders.whisper_files import is_published, read_encoder
 from omnikit.interfaces import AudioEncoder, lengths_to_mask
 
 CONV_STRIDE = 2  # of the second convolution
@@ -59,7 +60,7 @@ class WhisperEncoder(AudioEncoder):
         pad_to_30s: as published: every input is filled with silence to 30 s and the features are cut to
             `int(ms / 20) + 1` frames. Otherwise nothing is padded, which is many times cheaper, and padding inside a
             batch is masked out.
-        weights: see `Part`.
+        weights: see `Part`; or a `.pt` file of openai-whisper, or the name of one (`tiny`, `small`, `large-v3` ..).
     """
 
     frame_rate = SAMPLE_RATE / FRAME_SAMPLES
@@ -86,6 +87,12 @@ class WhisperEncoder(AudioEncoder):
         self.n_mels, self.n_ctx, self.dim = n_mels, n_ctx, width
         self.pad_to_30s, self.weights = pad_to_30s, weights
         self.encoder = WhisperAudioEncoder(n_mels, n_ctx, width, heads, layers)
+
+    def load_weights(self) -> None:
+        """From safetensors as every part, or from what openai-whisper reads."""
+        if self.weights is None or not is_published(self.weights):
+            return super().load_weights()
+        read_encoder(self.weights, self.encoder)
 
     def forward(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See `AudioEncoder.forward`; 50 frames/s.

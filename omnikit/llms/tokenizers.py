@@ -4,10 +4,42 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sentencepiece
 
+from omnikit.hub import hub_folder, is_hub_id
 from omnikit.interfaces import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BYTES = "bytes"
+
+
+def open_tokenizer(path: str, vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer that a path means: `bytes`, a folder of a transformers tokenizer, a hub id with one, or else a
+    sentencepiece model file.
+
+    Args:
+        path: see above.
+        vocab_size: ids of the language model, which may have more than its tokenizer.
+
+    Raises:
+        ValueError: nothing of the kind there, or more ids than the language model has.
+    """
+    if Path(path).name == BYTES:
+        return ByteTokenizer(vocab_size)
+    if is_hub_id(path) and not path.endswith(".model"):
+        return TransformersTokenizer(path, vocab_size)
+    tokenizer = TransformersTokenizer(path) if Path(path).is_dir() else SentencePieceTokenizer(path)
+    _check_size(path, tokenizer.vocab_size, vocab_size)
+    return tokenizer
+
+
+def _check_size(path: str, found: int, expected: int | None) -> None:
+    if expected is not None and found > expected:
+        raise ValueError(f"llm.tokenizer: {path} has {found} ids, the language model only {expected}")
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -46,3 +78,85 @@ class SentencePieceTokenizer(Tokenizer):
         target = Path(folder) / self.file_name
         if target.resolve() != Path(self.path).resolve():
             shutil.copyfile(self.path, target)
+
+
+class TransformersTokenizer(Tokenizer):
+    """A tokenizer that transformers reads: a folder with its files or a hub id.
+
+    Args:
+        path: a folder is read at once, a hub id when it is first needed, so that building a model fetches nothing.
+        vocab_size: expected at most; needed with a hub id.
+
+    Raises:
+        ValueError: no tokenizer there, or (also later, for a hub id) not to be had.
+    """
+
+    def __init__(self, path: str, vocab_size: int | None = None):
+        self.path = path
+        self._loaded: PreTrainedTokenizerBase | None = None
+        if is_hub_id(path):
+            if vocab_size is None:
+                raise ValueError(f"llm.config.vocab_size: needed with a tokenizer that is not here ({path})")
+            self.vocab_size = vocab_size
+        else:
+            self.vocab_size = len(self.loaded)
+
+    @property
+    def loaded(self) -> PreTrainedTokenizerBase:
+        """transformers' own tokenizer."""
+        if self._loaded is None:
+            remote = is_hub_id(self.path)
+            self._loaded = _read(hub_folder(self.path) if remote else Path(self.path))
+            if remote:
+                _check_size(self.path, len(self._loaded), self.vocab_size)
+        return self._loaded
+
+    def encode(self, text: str) -> list[int]:
+        return self.loaded.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of the ids; those that the model has and the tokenizer does not give nothing."""
+        known = [i for i in ids if i < len(self.loaded)]
+        return self.loaded.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save(self, folder: str) -> None:
+        self.loaded.save_pretrained(folder)
+
+
+def _read(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        if (folder / "tokenizer_config.json").is_file():
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        if (folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    except Exception as error:  # the tokenizers library raises plain exceptions
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({reason})") from None
+    raise ValueError(f"llm.tokenizer: {folder} holds neither tokenizer_config.json nor tokenizer.json")
+
+
+class ByteTokenizer(Tokenizer):
+    """Each byte of the UTF-8 text is a token: a stand-in that needs no file, for models without training.
+
+    Args:
+        vocab_size: ids of the language model, if it has less than 256.
+    """
+
+    file_name = BYTES
+
+    def __init__(self, vocab_size: int | None = None):
+        self.vocab_size = min(256, vocab_size or 256)
+
+    def encode(self, text: str) -> list[int]:
+        lacking = sorted({char for char in text if max(char.encode()) >= self.vocab_size})
+        if lacking:
+            raise ValueError(f"text {text!r}: {', '.join(map(repr, lacking))} has bytes beyond {self.vocab_size - 1}")
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def save(self, folder: str) -> None:
+        (Path(folder) / self.file_name).write_text("Each byte of the UTF-8 text is a token.\n", encoding="utf-8")

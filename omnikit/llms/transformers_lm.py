@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, PretrainedConfig
 
 from omnikit.interfaces import Backbone
-from omnikit.llms.tokenizers import SentencePieceTokenizer
+from omnikit.llms.published import holds_transformers, read_transformers
+from omnikit.llms.tokenizers import open_tokenizer
 
 
 class TransformersLM(Backbone):
     """A causal language model built from its configuration.
 
     Args:
-        config: `model_type` and the numbers of its transformers configuration; the vocabulary comes from the tokenizer.
-        tokenizer: a sentencepiece model file.
-        weights: a safetensors file or a folder with one, see `Part`.
+        config: `model_type` and the numbers of its transformers configuration; the vocabulary is the tokenizer's where
+            `vocab_size` is not given.
+        tokenizer: a sentencepiece model file, a folder or hub id of a transformers tokenizer, or `bytes`.
+        weights: a safetensors file or a folder with one, see `Part`; or a folder or hub id as transformers writes it.
         embedding_std: of the random initial embeddings. The network's input is the mean over streams, so what suits a
             text model (0.02) drowns in the first block's output; a backbone trained from nothing wants about 1.
         attention: transformers' attention implementation: `sdpa` or `eager` (faster for training short sequences on
@@ -39,7 +41,7 @@ class TransformersLM(Backbone):
         attention: str = "sdpa",
     ):
         super().__init__()
-        self.tokenizer = SentencePieceTokenizer(tokenizer)
+        self.tokenizer = open_tokenizer(tokenizer, config.get("vocab_size"))
         self.weights = weights
         self.config = _read_config(config, self.tokenizer.vocab_size, attention)
         model = AutoModelForCausalLM.from_config(self.config)
@@ -49,6 +51,12 @@ class TransformersLM(Backbone):
         nn.init.normal_(self.trunk.get_input_embeddings().weight, std=embedding_std)
         # the trunk would norm its output, but the TTS adapter reads the hidden state before the norm
         self.norm, self.trunk.norm = self.trunk.norm, nn.Identity()
+
+    def load_weights(self) -> None:
+        """From safetensors as every part, or from what transformers' `save_pretrained` writes."""
+        if self.weights is None or not holds_transformers(self.weights):
+            return super().load_weights()
+        read_transformers(self.weights, self.config, trunk=self.trunk, norm=self.norm, head=self.lm_head)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.trunk.get_input_embeddings()(ids)
@@ -101,7 +109,7 @@ def _run(trunk: nn.Module, embeddings: Tensor, positions: Tensor, mask: Tensor |
 
 
 def _read_config(numbers: dict[str, Any], vocab_size: int, attention: str) -> PretrainedConfig:
-    numbers = {**numbers, "vocab_size": vocab_size}
+    numbers = {"vocab_size": vocab_size, **numbers}
     kind = numbers.pop("model_type", None)
     if kind is None:
         raise ValueError("llm.config: model_type is missing (qwen2, llama, ..)")
