@@ -1,0 +1,85 @@
+"""The model's sums against slow, obvious twins; frozen means bit-identical."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from omnikit.losses import stream_losses, weighted_mean
+from omnikit.model import Speech
+from omnikit.tokens import IGNORE
+from tests.unit.toy import toy_model
+
+
+def random_steps(model, batch: int = 3, length: int = 8) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.stack(
+        [torch.randint(0, size, (batch, length), generator=generator) for size in model.layout.sizes], dim=1
+    )
+
+
+@pytest.mark.parametrize("pattern", ["delayed", "flattened"])
+def test_embedding_is_the_mean_over_streams_with_speech_in_the_audio_rows(pattern):
+    model = toy_model(pattern)
+    steps, dim = random_steps(model), model.llm.dim
+    features = torch.randn(3, 4, dim)
+    speech = Speech(features, torch.tensor([4, 0, 2]), torch.tensor([1, 1, 3]))
+    streams, vocab = model.layout.num_streams, model.llm.vocab_size
+    expected = torch.zeros(3, 8, dim)
+    for b in range(3):
+        for position in range(8):
+            token = int(steps[b, 0, position])
+            known = token < vocab
+            table = model.llm.trunk.embed_tokens if known else model.text_rows.embed
+            total = table.weight[token if known else token - vocab].clone()
+            for s in range(1, streams):
+                at = position - int(speech.starts[b])
+                if 0 <= at < int(speech.lengths[b]):
+                    total += features[b, at]
+                else:
+                    shift = sum(model.layout.sizes[1:s])
+                    total += model.audio_rows.embed.weight[int(steps[b, s, position]) + shift]
+            expected[b, position] = total / streams
+    assert torch.allclose(model.embed(steps, speech), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("tts_blocks", [0, 1])
+def test_loss_equals_cross_entropy_of_each_stream_on_its_own(tts_blocks):
+    model = toy_model(tts_blocks=tts_blocks)
+    steps = random_steps(model)
+    labels = random_steps(model).masked_fill(torch.rand(3, model.layout.num_streams, 8) < 0.5, IGNORE)
+    labels[:, 2] = IGNORE
+    hidden = model(steps)
+    got = stream_losses(model, hidden, labels)
+    logits = [model.text_logits(hidden.text), *model.audio_logits(hidden.audio)]
+    for s, each in enumerate(logits):
+        if s == 2:
+            assert got[s].isnan()
+        else:
+            twin = functional.cross_entropy(each.flatten(0, 1), labels[:, s].flatten(), ignore_index=IGNORE)
+            assert torch.allclose(got[s], twin, atol=1e-5)
+    weights = torch.arange(1.0, model.layout.num_streams + 1)
+    present = [s for s in range(model.layout.num_streams) if s != 2]
+    twin = sum(got[s] * weights[s] for s in present) / sum(weights[s] for s in present)
+    assert torch.allclose(weighted_mean(got, weights), twin)
+
+
+def test_frozen_parts_stay_bit_identical():
+    model = toy_model(tts_blocks=1).train()
+    trainable = ["adapter", "tts_adapter", "text_rows", "audio_rows"]
+    model.freeze_all_but(trainable)
+    before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in model.parts().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    adapted = model.adapter(torch.randn(3, 6, model.encoder.dim), torch.tensor([6, 6, 6]))
+    hidden = model(random_steps(model), Speech(*adapted, torch.ones(3, dtype=torch.long)))
+    weighted_mean(stream_losses(model, hidden, random_steps(model)), torch.ones(4)).backward()
+    optimizer.step()
+    for name, part in model.parts().items():
+        same = all(torch.equal(v, before[name][k]) for k, v in part.state_dict().items())
+        assert same == (name not in trainable or not before[name]), name
+
+
+def test_an_unknown_part_cannot_train():
+    with pytest.raises(ValueError, match="unknown part 'heads'; choices: encoder"):
+        toy_model().freeze_all_but(["heads"])

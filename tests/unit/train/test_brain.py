@@ -1,0 +1,40 @@
+"""The rate, the means and the table of training."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+import torch
+from rich.console import Console
+
+from omnikit.train.brain import StreamMeans, cosine_rate, parameter_table
+from tests.unit.toy import toy_model
+
+RATE = {"peak": 1e-3, "lowest": 1e-5, "warmup": 10, "total": 110}
+
+
+def test_rate_warms_up_and_falls_to_the_lowest():
+    rates = [cosine_rate(step, **RATE) for step in range(130)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[9] == max(rates) == pytest.approx(1e-3)
+    assert rates[60] == pytest.approx((1e-3 + 1e-5) / 2)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert rates[110:] == pytest.approx([1e-5] * 20)
+
+
+def test_means_count_only_what_was_there():
+    means = StreamMeans(3)
+    for losses in ([1.0, 2.0, float("nan")], [3.0, float("nan"), float("nan")]):
+        means.add(torch.tensor(losses))
+    assert means.means() == {"text": 2.0, "audio1": 2.0}
+    assert set(means.recent()) == {"text", "audio1"}
+
+
+def test_table_says_what_trains_and_where_weights_come_from():
+    console = Console(width=120, file=io.StringIO())
+    console.print(parameter_table(toy_model(tts_blocks=1), ["adapter"], {"llm": "some/folder"}))
+    lines = console.file.getvalue().splitlines()
+    assert any("adapter" in line and "trainable" in line and "random" in line for line in lines)
+    assert any("llm" in line and "frozen" in line and "some/folder" in line for line in lines)
