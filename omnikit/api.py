@@ -17,6 +17,8 @@ from omnikit.tasks import TASKS, Task
 
 Audio = str | Path | Tensor
 """A file, or a waveform [N] in -1..1 at the encoder's sample rate."""
+UNFINISHED = "\ufffd"
+"""What tokenizers write for bytes that are no character yet."""
 
 
 @dataclass(frozen=True)
@@ -138,20 +140,24 @@ class _Voice:
 
     def finish(self) -> Chunk:
         with torch.inference_mode():
-            return Chunk("", self.codec.finish()[0])
+            return Chunk(self._grown(), self.codec.finish()[0])
 
     def _new_text(self, token: int) -> str:
+        """A character of several pieces is held back until it is whole."""
+        if token >= self.model.layout.text_vocab:
+            return ""
+        self.ids.append(token)
+        return "" if self.model.llm.tokenizer.decode(self.ids).endswith(UNFINISHED) else self._grown()
+
+    def _grown(self) -> str:
         """A piece may change how the text before it is written, so all of it is decoded and the growth given out."""
-        if token < self.model.layout.text_vocab:
-            self.ids.append(token)
         whole = self.model.llm.tokenizer.decode(self.ids)
-        new = whole[len(self.text) :]
-        self.text = whole
+        new, self.text = whole[len(self.text) :], whole
         return new
 
 
 def load(checkpoint: str | Path | None = None, *, device: str = "cpu", strategy: Strategy | None = None) -> Omni:
-    """Load a checkpoint folder; None = the mini system that comes with the package.
+    """Load a checkpoint folder, or one of the hub by its id; None = the mini system that comes with the package.
 
     Raises:
         ValueError: the folder or a piece of it is missing or does not fit.

@@ -12,6 +12,7 @@ import torch
 
 from omnikit.hparams import check_safe, different_parts, packaged, safe_load
 from omnikit.hparams.tree import read_tree_text, write_tree
+from omnikit.hub import hub_folder, is_hub_id
 from omnikit.model import OmniLM
 from omnikit.weights import FILE_NAME, load_into, save_weights
 
@@ -45,7 +46,7 @@ def load(folder: str | Path | None = None, device: str = "cpu", allow: tuple[str
     """Build a saved model, in evaluation mode.
 
     Args:
-        folder: `None` = the mini system that comes with the package.
+        folder: or a hub id; `None` = the mini system that comes with the package.
         device: where it shall run.
         allow: modules of one's own whose classes the checkpoint may name.
 
@@ -105,11 +106,14 @@ def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
 
 
 def _existing(folder: str | Path) -> Path:
-    """The folder, or what a kill has left of it in `_replace`."""
+    """The folder, or what a kill has left of it in `_replace`, or its copy from the hub."""
     folder = Path(folder)
-    if folder.is_dir() or not _old(folder).is_dir():
-        return folder
-    return _old(folder)
+    if folder.is_dir() or _old(folder).is_dir():
+        return folder if folder.is_dir() else _old(folder)
+    try:
+        return hub_folder(str(folder)) if is_hub_id(folder) else folder
+    except ValueError as error:
+        raise ValueError(f"checkpoint {error}") from None
 
 
 def _piece(folder: Path, name: str) -> Path:

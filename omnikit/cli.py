@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,7 @@ from omnikit.errors import bad_input_exits
 
 if TYPE_CHECKING:
     from omnikit.api import Omni
+    from omnikit.strategies import Strategy as Strategies
 
 app = typer.Typer(
     help="Speech in, text and speech out, from one network.",
@@ -21,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+PARTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""For commands that also take parts by name and their options."""
 Sound = Annotated[str, typer.Argument(metavar="AUDIO", help="A sound file of at most 30 s: wav, flac, ogg, mp3 ..")]
 Words = Annotated[str, typer.Argument(metavar="TEXT")]
 Checkpoint = Annotated[
@@ -36,21 +40,28 @@ def _output(default: str) -> typer.models.OptionInfo:
     return typer.Option("--output", "-o", metavar="FILE", help=f"Where the speech goes; {default} if not given.")
 
 
-@app.command()
+@app.command(context_settings=PARTS)
 def ask(
+    context: typer.Context,
     audio: Sound,
     output: Annotated[str, _output("answer.wav")] = "answer.wav",
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     strategy: Strategy = None,
+    max_steps: Annotated[int | None, typer.Option("--max_steps", help="Cut the answer after so many steps.")] = None,
 ) -> None:
-    """Answer a spoken question with text, as it grows, and speech."""
+    """Answer a spoken question with text, as it grows, and speech. Parts by name instead of a checkpoint make an
+    untrained system (--llm qwen2_0.5b --codec snac_24khz ..), each part with the weights that its file names, or with
+    none of them (--pretrained false)."""
     import torch
 
     from omnikit.audio import check_target, save_audio
 
     check_target(output)
-    omni = _load(checkpoint, device, strategy)
+    settings = _settings(context, checkpoint)
+    omni = _assemble(settings, device, strategy) if settings else _load(checkpoint, device, strategy)
+    if max_steps is not None:
+        omni.decoding = dataclasses.replace(omni.decoding, max_steps=max_steps)
     begin, first, wavs = time.perf_counter(), None, []
     for chunk in omni.stream(audio):
         typer.echo(chunk.text, nl=False)
@@ -93,19 +104,40 @@ def chat(text: Words, checkpoint: Checkpoint = None, device: Device = "cpu") -> 
     typer.echo(_load(checkpoint, device).chat(text))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=PARTS)
 def info(context: typer.Context, checkpoint: Checkpoint = None) -> None:
     """Show the parts, sizes and ids of a model: of a checkpoint, or of parts by name and their options
     (--codec NAME, --llm.config.hidden_size 128 ..). Nothing is computed and no weights are read."""
     from omnikit.describe import describe_checkpoint, describe_parts
-    from omnikit.hparams import read_settings
 
-    settings = read_settings(context.args)
-    if settings and checkpoint is not None:
-        raise ValueError(
-            f"--{next(iter(settings))}: a checkpoint's parts are fixed; give parts or --checkpoint, not both"
-        )
-    typer.echo(describe_parts(settings) if settings else describe_checkpoint(checkpoint))
+    settings = _settings(context, checkpoint)
+    if not settings:
+        typer.echo(describe_checkpoint(checkpoint))
+        return
+    parts, _ = _untrained(settings)
+    typer.echo(describe_parts(parts))
+
+
+@app.command()
+def convert(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="What it is: mini_omni.")],
+    ckpt_dir: Annotated[str, typer.Argument(metavar="CKPT_DIR", help="The published folder, or its hub id.")],
+    out_dir: Annotated[str, typer.Argument(metavar="OUT_DIR", help="The checkpoint to be written.")],
+    codec: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder or hub id of the SNAC; none = text only. [default: the 24 kHz one]"),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Whisper's .pt file or name. [default: small.pt of the folder]")
+    ] = None,
+) -> None:
+    """Make an omnikit checkpoint of a published one."""
+    if kind != "mini_omni":
+        raise ValueError(f"KIND {kind}: cannot be converted (choices: mini_omni)")
+    from omnikit.convert import mini_omni
+
+    mini_omni.convert(ckpt_dir, out_dir, codec=mini_omni.SNAC_24KHZ if codec is None else codec, encoder=encoder)
+    typer.echo(out_dir)
 
 
 def main() -> None:
@@ -124,10 +156,44 @@ def main() -> None:
 
 def _load(checkpoint: str | None, device: str, strategy: str | None = None) -> Omni:
     import omnikit
+
+    return omnikit.load(checkpoint, device=device, strategy=_strategy(strategy))
+
+
+def _strategy(name: str | None) -> Strategies | None:
     from omnikit.hparams import build_part
 
-    chosen = None if strategy is None else build_part("strategy", strategy)
-    return omnikit.load(checkpoint, device=device, strategy=chosen)
+    return None if name is None else build_part("strategy", name)
+
+
+def _settings(context: typer.Context, checkpoint: str | None) -> dict[str, Any]:
+    """Parts by name and their options, from what else stands on the command line."""
+    from omnikit.hparams import read_settings
+
+    settings = read_settings(context.args)
+    if settings and checkpoint is not None:
+        raise ValueError(
+            f"--{next(iter(settings))}: a checkpoint's parts are fixed; give parts or --checkpoint, not both"
+        )
+    return settings
+
+
+def _untrained(settings: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The settings without `--pretrained`, and its value. Where it is false nothing shall be fetched, the tokenizer
+    neither, so that of a `--llm` gives way to bytes unless one is named."""
+    pretrained = settings.pop("pretrained", True)
+    if not isinstance(pretrained, bool):
+        raise ValueError(f"--pretrained {pretrained}: must be true or false")
+    if not pretrained and "llm" in settings:
+        settings.setdefault("llm.tokenizer", "bytes")
+    return settings, pretrained
+
+
+def _assemble(settings: dict[str, Any], device: str, strategy: str | None) -> Omni:
+    from omnikit.api import Omni, build
+
+    parts, pretrained = _untrained(settings)
+    return Omni(build(pretrained=pretrained, **parts).to(device), strategy=_strategy(strategy))
 
 
 def _report(output: str, seconds: float, took: float, first: float | None = None) -> None:

@@ -42,7 +42,7 @@ def describe(model: OmniLM) -> str:
     rows += [(name, _class(part), f"{count_parameters(part):,}", _numbers(part)) for name, part in modules.items()]
     rows += [("pattern", _class(model.pattern), "", _pattern(model))]
     rows += [("all", "", f"{count_parameters(model):,}", "")]
-    return _table(rows) + "\n\n" + "\n".join(_ids(model))
+    return _table(rows) + "\n\n" + "\n".join([*_ids(model), *_sizes(model), _tokenizer(model)])
 
 
 def _class(part: object) -> str:
@@ -79,6 +79,23 @@ def _ids(model: OmniLM) -> list[str]:
         f"audio ids   {', '.join(map(str, audio))} per stream",
         f"ids in all  {layout.total}",
     ]
+
+
+def _sizes(model: OmniLM) -> list[str]:
+    """Parameters by what they do; a head that is tied to its embeddings is counted with these."""
+    known, new = model.llm, (model.text_rows, model.audio_rows)
+    embeddings, heads = (sum(count_parameters(getattr(rows, side)) for rows in new) for side in ("embed", "head"))
+    speaking = [part for name, part in model.parts().items() if name not in ("encoder", "codec")]
+    return [
+        f"backbone    {count_parameters(known):,} parameters, its head with it",
+        f"new ids     {embeddings:,} parameters in embeddings, {heads:,} in heads",
+        f"trained     {sum(map(count_parameters, speaking)):,} parameters, all but encoder and codec",
+    ]
+
+
+def _tokenizer(model: OmniLM) -> str:
+    tokenizer = model.llm.tokenizer
+    return f"tokenizer   {_class(tokenizer)}, {getattr(tokenizer, 'path', 'no file')}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

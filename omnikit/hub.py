@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether a name can only mean a repository of the hub: `owner/name`, and nothing of that name is here."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) is not None and not Path(name).exists()
+    """Whether a name can only mean a repository of the hub: `owner/name`, and there is no folder `owner` here."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) is not None and not Path(name).parent.exists()
 
 
 def hub_file(repo: str, file: str) -> Path:
@@ -18,12 +21,9 @@ def hub_file(repo: str, file: str) -> Path:
         ValueError: it is neither in the local cache nor to be had from the hub.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
+    with _told_in_one_line(repo):
         return Path(hf_hub_download(repo, file))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise _unreachable(repo, error) from None
 
 
 def hub_folder(repo: str) -> Path:
@@ -33,14 +33,23 @@ def hub_folder(repo: str) -> Path:
         ValueError: see `hub_file`.
     """
     from huggingface_hub import snapshot_download
+
+    with _told_in_one_line(repo):
+        return Path(snapshot_download(repo))
+
+
+@contextmanager
+def _told_in_one_line(repo: str) -> Iterator[None]:
+    """Every attempt of the hub's client would be a line of its own."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        return Path(snapshot_download(repo))
+        yield
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise _unreachable(repo, error) from None
-
-
-def _unreachable(repo: str, error: Exception) -> ValueError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return ValueError(f"{repo}: no such folder here, and not from the hub ({reason})")
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{repo}: no such folder here, and not from the hub ({reason})") from None
+    finally:
+        logger.setLevel(level)

@@ -51,6 +51,8 @@ def _copy(own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
 
 def _check_sizes(folder: Path, expected: PretrainedConfig, found: PretrainedConfig) -> None:
     pairs = {name: (getattr(expected, name, None), getattr(found, name, None)) for name in _SIZES}
+    if expected.tie_word_embeddings and not found.tie_word_embeddings:
+        pairs["tie_word_embeddings"] = (True, False)
     other = [f"{name} is {there}, expected {here}" for name, (here, there) in pairs.items() if here != there]
     if other:
         raise ValueError(f"weights {folder / 'config.json'} does not fit llm.config: {'; '.join(other)}")

@@ -127,10 +127,10 @@ def _read(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
+        if (folder / "tokenizer.json").is_file():  # says everything; what the named class adds may differ by version
+            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
         if (folder / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     except Exception as error:  # the tokenizers library raises plain exceptions
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({reason})") from None

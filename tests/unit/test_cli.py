@@ -91,6 +91,16 @@ def test_info_names_parts_and_sizes(run, saved, tokenizer):
     assert "64 wide" in swapped[1]
 
 
+def test_parts_by_name_answer_untrained(run, sounds):
+    parts = ["--llm", "mini", "--llm.config.num_hidden_layers", "1", "--codec", "snac_mini", "--pretrained", "false"]
+    status, _, err = run("ask", sounds / "good.wav", "-o", sounds / "a.wav", "--max_steps", "20", *parts)
+    assert status == 0, err
+    assert "s of speech" in err
+    described = run("info", *parts)[1]
+    assert "ByteTokenizer, no file" in described
+    assert "256 of the backbone" in described
+
+
 @pytest.mark.parametrize("command", ["ask", "transcribe"])
 @pytest.mark.parametrize(
     ("name", "words"),
@@ -130,6 +140,8 @@ def test_bad_flags_are_refused(refused, sounds, saved, tmp_path):
     assert "did you mean snac_mini" in refused("info", "--codec", "snac_min")
     assert "did you mean codec" in refused("info", "--codek", "snac_mini")
     assert "--codec" in refused("info", "--codec", "snac_mini", "--checkpoint", saved)
+    assert "--codec" in refused("ask", good, "--codec", "snac_mini", "--checkpoint", saved)
+    assert "--pretrained 3: must be true or false" in refused("ask", good, "--codec", "snac_mini", "--pretrained", "3")
     assert "stray" in refused("info", "stray")
     assert "AUDIO" in refused("ask")
     assert "aks" in refused("aks")

@@ -146,7 +146,8 @@ def test_ids_outside_the_codebook(script, decoding):
     if decoding is FREE:
         assert all(code >= codes for step in steps for code in step)
     else:
-        assert all(code < codes or code == pad for step in steps for code, pad in zip(step, scripted.pads[1:], strict=True))
+        pads = scripted.pads[1:]
+        assert all(code < codes or code == pad for step in steps for code, pad in zip(step, pads, strict=True))
 
 
 def test_the_delay_is_forced_only_when_constrained(script):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+import whisper
 from whisper.audio import log_mel_spectrogram, pad_or_trim
 
 from omnikit.encoders.whisper import WhisperEncoder, log_mel
+from omnikit.hparams import build_part
 from omnikit.interfaces import count_parameters
 
 SMALL = {"n_mels": 80, "n_ctx": 1500, "width": 32, "heads": 2, "layers": 2}
@@ -84,3 +88,49 @@ def test_numbers_it_exposes():
     net = WhisperEncoder(n_mels=80, n_ctx=1500, width=192, heads=4, layers=4)
     assert (net.dim, net.frame_rate, net.sample_rate) == (192, 50.0, 16000)
     assert 1.8e6 < count_parameters(net) < 2.2e6
+
+
+def published(file, **changes) -> whisper.model.Whisper:
+    """A small model, written as openai-whisper's files are."""
+    dims = whisper.model.ModelDimensions(80, 1500, 32, 2, 2, 40, 4, 32, 2, 1)
+    dims = dataclasses.replace(dims, **changes)
+    model = whisper.model.Whisper(dims).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save({"dims": dataclasses.asdict(dims), "model_state_dict": model.state_dict()}, file)
+    return model
+
+
+def test_published_weights_give_whispers_own_features(tmp_path):
+    theirs, wav = published(tmp_path / "small.pt"), sounds()[-1]
+    net = build_part("encoder", "whisper_small", width=32, heads=2, layers=2, weights=str(tmp_path / "small.pt"))
+    net.load_weights()
+    with torch.no_grad():
+        features, (frames,) = net(wav[None], torch.tensor([len(wav)]))
+        expected = theirs.embed_audio(log_mel_spectrogram(pad_or_trim(wav))[None])
+    assert frames == int(len(wav) / 16 / 20) + 1
+    torch.testing.assert_close(features, expected[:, :frames], atol=1e-5, rtol=1e-5)
+
+
+def test_published_weights_that_do_not_fit(tmp_path):
+    published(tmp_path / "small.pt", n_audio_state=16)
+    with pytest.raises(ValueError, match=r"small.pt does not fit this encoder: width is 16, expected 32"):
+        encoder(weights=str(tmp_path / "small.pt")).load_weights()
+    with pytest.raises(ValueError, match=r"none.pt: no such file .openai-whisper's names: tiny.en, tiny"):
+        encoder(weights=str(tmp_path / "none.pt")).load_weights()
+    torch.save([1], tmp_path / "small.pt")
+    with pytest.raises(ValueError, match=r"small.pt: not a file of openai-whisper"):
+        encoder(weights=str(tmp_path / "small.pt")).load_weights()
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("tiny", 39), ("base", 74), ("small", 244), ("medium", 769), ("large_v3", 1550)]
+)
+def test_sizes_by_name_are_whispers(name, millions):
+    """With a decoder of the same width and depth they make the totals that openai-whisper's table gives."""
+    with torch.device("meta"):
+        net = build_part("encoder", f"whisper_{name}")
+        width, heads, layers = net.dim, net.encoder.blocks[0].attn.n_head, len(net.encoder.blocks)
+        decoder = whisper.model.TextDecoder(51865, 448, width, heads, layers)
+    assert net.weights in whisper.available_models() and net.pad_to_30s
+    assert (count_parameters(net) + count_parameters(decoder)) / 1e6 == pytest.approx(millions, rel=0.05)
