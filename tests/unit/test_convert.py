@@ -149,6 +149,8 @@ def test_the_command_and_an_answer(published, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "convert", "mini_omni", published / "mini_omni", out, "--codec", published / "snac")
     run(monkeypatch, "ask", wav, "-o", answer, "--checkpoint", out, "--max_steps", 20)
     assert "s of speech" in capsys.readouterr().err
+    assert run(monkeypatch, "info", "--checkpoint", out) == 0
+    assert "TransformersTokenizer" in capsys.readouterr().out
     assert len(load_audio(str(answer), 24000)) % 160 == 0
 
 
