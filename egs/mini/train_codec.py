@@ -4,7 +4,8 @@
     python train_codec.py hparams/codec_snac_mini.yaml ...
 
 `mel_rvq` is fitted in a minute. `snac_mini` is trained in two phases: everything, then the decoder alone, while encoder
-and codes stay as they are; it resumes from its last checkpoint. At the end the weights are written to `export_folder`.
+and codes stay as they are; it resumes from its last checkpoint, and `--codec.weights FILE` starts from weights. At the
+end the weights are written to `export_folder`.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ def train_snac(hparams: dict, run_opts: dict) -> None:
     checkpointer = sb.utils.checkpoints.Checkpointer(
         hparams["save_folder"], modules | {"epoch_counter": hparams["epoch_counter"]}
     )
-    if checkpointer.find_checkpoint() is None:
+    if checkpointer.find_checkpoint() is None and codec.weights is not None:
+        codec.load_weights()
+    elif checkpointer.find_checkpoint() is None:
         some = torch.randperm(len(train_set))[: hparams["start_crops"]].tolist()
         start_from_data(codec.snac, torch.stack([train_set[i]["wav"] for i in some]), hparams["seed"])
     brain = SnacBrain(modules, hparams["optimizer"], hparams, run_opts, checkpointer)
