@@ -51,7 +51,7 @@ def test_the_readme_has_its_commands():
 @pytest.mark.parametrize("line", OMNIKIT)
 def test_omnikit_commands(line, workplace):
     done = run([sys.executable, "-m", "omnikit.cli", *shlex.split(line)[1:]], workplace)
-    assert done.stdout.strip()
+    assert (done.stdout + done.stderr).strip()
     if "-o" in line.split():
         wav, _ = soundfile.read(workplace / line.split()[line.split().index("-o") + 1])
         assert abs(wav).max() > 0.05
