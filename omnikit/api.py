@@ -89,8 +89,11 @@ class Omni:
         """A question for `omnikit.generate` from speech."""
         wav = audio if isinstance(audio, Tensor) else load_audio(audio, self.model.encoder.sample_rate)
         wav = wav.to(self.model.device)
-        with torch.inference_mode():
-            features, lengths = self.model.encoder(wav[None], torch.tensor([wav.shape[0]], device=wav.device))
+        try:
+            with torch.inference_mode():
+                features, lengths = self.model.encoder(wav[None], torch.tensor([wav.shape[0]], device=wav.device))
+        except ValueError as error:  # what the encoder refuses, it cannot name
+            raise ValueError(f"{'waveform' if isinstance(audio, Tensor) else audio}: {error}") from None
         return Question(features=features[0, : int(lengths[0])])
 
     def read(self, text: str) -> Question:

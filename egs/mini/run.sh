@@ -2,7 +2,7 @@
 # The whole journey of the mini system. Every step leaves its result on disk; a killed one goes on when started again.
 #
 #   run.sh                           steps 6-11 from the shipped base parts
-#   run.sh --from-scratch            all steps, everything from nothing (at most 90 minutes on two cores)
+#   run.sh --from-scratch            all steps, everything from nothing
 #   run.sh --stage 8 --stop_stage 9  some steps (with --from-scratch: of that journey)
 #
 #    1 corpus     speech by espeak-ng, texts, manifests      7 stage 2    the language model learns to answer

@@ -61,3 +61,10 @@ def test_bad_text_is_named():
         system().chat("  ")
     with pytest.raises(ValueError, match="lacks '42'"):
         system().chat("what is 42")
+
+
+def test_a_recording_that_the_encoder_refuses_is_named(tmp_path, tiny):
+    path = tmp_path / "short.wav"
+    soundfile.write(path, torch.rand(100).numpy(), 16000)
+    with pytest.raises(ValueError, match=r"short\.wav: a recording of 100 samples"):
+        Omni(tiny()).hear(path)
