@@ -81,7 +81,7 @@ def generate(
         rows = _Rows(model, task, questions, strategy)
         hidden = rows.prefill()
         for step in range(decoding.max_steps):
-            tokens = rules.next(hidden, rows, step)
+            tokens = rules.next(hidden, step)
             if rules.finished.all():
                 return
             yield Step(tokens, ~rules.finished)
@@ -209,7 +209,7 @@ class AnswerRules:
         self.forced = _forced_text(self.layout, questions).to(device) if task.text_forced else None
         self.emitted: list[Tensor] = []
 
-    def next(self, hidden: tuple[Tensor, Tensor], rows: _Rows | None, step: int) -> Tensor:
+    def next(self, hidden: tuple[Tensor, Tensor], step: int) -> Tensor:
         """Hidden states of the text and the audio heads [B, D] each -> tokens [B, S]; updates `finished`."""
         text = self._next_text(lambda: self.model.text_logits(hidden[0]), step)
         tokens = [text]
