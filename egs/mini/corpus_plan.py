@@ -14,6 +14,8 @@ TEMPLATE_CHAPTER, RANDOM_CHAPTER = 1, 2
 """Chapter ids of the LibriSpeech layout: sentences from templates, and random word strings."""
 
 SENTENCES = {"train": 10200, "dev-clean": 200, "test-clean": 300, "test-other": 300}
+VOICE_SENTENCES = 30600
+"""Further training sentences that only the answer voice reads: saying the unseen takes more of them than hearing it."""
 QA_TRAIN, QA_DEV, QA_HELD_OUT_READINGS = 8000, 200, 4
 NOISE_SNR_DB = (15.0, 20.0)
 
@@ -59,8 +61,9 @@ def plan_corpus(seed: int, scale: float = 1.0) -> list[Recording]:
         *(_noisy(r, rng) for r in _read("test-other", other, voices.TEST_VOICES, every_speed, every_pitch, rng)),
     ]
     for split, texts in (("train-voice", train), ("dev-voice", dev), ("test-voice", clean)):
-        readings += _read(split, texts, [voices.ANSWER_VOICE], (voices.ANSWER_SPEED,), (voices.ANSWER_PITCH,), rng)
-    return _with_ids(readings)
+        readings += _read_by_answer_voice(split, texts, rng)
+    more = draw_voice_sentences(random.Random(f"answer voice {seed}"), scale, sentences)
+    return _with_ids(readings + _read_by_answer_voice("train-voice", more, rng))
 
 
 def draw_sentences(rng: random.Random, scale: float) -> dict[str, list[tuple[str, int]]]:
@@ -70,18 +73,36 @@ def draw_sentences(rng: random.Random, scale: float) -> dict[str, list[tuple[str
     """
     readable = [q for q in world.known_questions() if not world.mentions_sum(q.text, world.UNREAD_SUMS)]
     known = [text for q in readable for text in (q.text, q.answer)]
-    everything = {text for q in world.questions() for text in (q.text, q.answer)}
-    seen: set[str] = set(everything)
+    seen = _said_in_questions()
     found: dict[str, list[tuple[str, int]]] = {}
     for name, count in SENTENCES.items():
         size = scaled(count, scale)
         templates = []
         if name == "train":
             templates = rng.sample(sorted(set(known)), min(len(set(known)), size // 3))
-        templates += _distinct(world.template_sentence, size - size // 3 - len(templates), seen, rng)
-        strings = _distinct(world.random_words, size // 3, seen, rng)
-        found[name] = [(text, TEMPLATE_CHAPTER) for text in templates] + [(text, RANDOM_CHAPTER) for text in strings]
+        found[name] = [(text, TEMPLATE_CHAPTER) for text in templates]
+        found[name] += _draw(size - size // 3 - len(templates), size // 3, seen, rng)
     return found
+
+
+def draw_voice_sentences(
+    rng: random.Random, scale: float, others: dict[str, list[tuple[str, int]]]
+) -> list[tuple[str, int]]:
+    """`VOICE_SENTENCES` (text, chapter) that are none of the others and no question or answer."""
+    size = scaled(VOICE_SENTENCES, scale)
+    seen = _said_in_questions() | {text for sentences in others.values() for text, _ in sentences}
+    return _draw(size - size // 3, size // 3, seen, rng)
+
+
+def _said_in_questions() -> set[str]:
+    return {text for q in world.questions() for text in (q.text, q.answer)}
+
+
+def _draw(templates: int, strings: int, seen: set[str], rng: random.Random) -> list[tuple[str, int]]:
+    """New (text, chapter): sentences from templates, then random word strings."""
+    sentences = _distinct(world.template_sentence, templates, seen, rng)
+    words = _distinct(world.random_words, strings, seen, rng)
+    return [(text, TEMPLATE_CHAPTER) for text in sentences] + [(text, RANDOM_CHAPTER) for text in words]
 
 
 def _distinct(draw: Callable[[random.Random], str], count: int, seen: set[str], rng: random.Random) -> list[str]:
@@ -106,6 +127,10 @@ def _read(
         Recording(split, text, rng.choice(who), rng.choice(speeds), rng.choice(pitches), chapter)
         for text, chapter in texts
     ]
+
+
+def _read_by_answer_voice(split: str, texts: Iterable[tuple[str, int]], rng: random.Random) -> list[Recording]:
+    return _read(split, texts, [voices.ANSWER_VOICE], (voices.ANSWER_SPEED,), (voices.ANSWER_PITCH,), rng)
 
 
 def _noisy(recording: Recording, rng: random.Random) -> Recording:

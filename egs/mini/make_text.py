@@ -3,13 +3,15 @@
     python make_text.py --data_folder data
 
 gives `<data_folder>/qa/text.parquet` (id, t1, t2, kind). Repeating is an instruction of its own (`repeat ..`), which no
-recording says: a language model that can copy its prompt is what the later stages teach to hear and to speak.
+recording says: a language model that can copy its prompt is what the later stages teach to hear and to speak. No
+sentence of the corpus' dev and test splits, which must be there already, is among them.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,13 +22,26 @@ QUESTION_ROUNDS = 20
 SENTENCES = 12000
 
 
-def rows(seed: int) -> list[dict[str, str]]:
-    """Known questions, held-out sums left out everywhere."""
+def evaluated(corpus: Path) -> set[str]:
+    """The texts of a corpus' dev and test splits.
+
+    Raises:
+        ValueError: there are none.
+    """
+    files = [file for kind in ("dev", "test") for file in corpus.glob(f"{kind}-*/*/*/*.trans.txt")]
+    if not files:
+        raise ValueError(f"--data_folder: no dev and test splits in {corpus}; make_corpus.py makes them")
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return {line.split(" ", 1)[1].lower() for line in lines}
+
+
+def rows(seed: int, left_out: set[str]) -> list[dict[str, str]]:
+    """Known questions and sentences, held-out sums and the texts `left_out` nowhere among them."""
     rng = random.Random(seed)
     pairs = [(q.text, q.answer, q.kind) for q in world.known_questions()] * QUESTION_ROUNDS
     sentences = [world.template_sentence(rng) for _ in range(SENTENCES // 2)]
     sentences += [world.random_words(rng) for _ in range(SENTENCES // 2)]
-    pairs += [(f"repeat {s}", s, "repeat") for s in sentences if not world.mentions_sum(s)]
+    pairs += [(f"repeat {s}", s, "repeat") for s in sentences if not world.mentions_sum(s) and s not in left_out]
     rng.shuffle(pairs)
     return [{"id": f"text-{i:05d}", "t1": t1, "t2": t2, "kind": kind} for i, (t1, t2, kind) in enumerate(pairs)]
 
@@ -37,7 +52,11 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     target = arguments.data_folder / "qa" / "text.parquet"
+    try:
+        made = rows(arguments.seed, evaluated(arguments.data_folder / "corpus"))
+    except ValueError as error:
+        print(f"make_text.py: {error}", file=sys.stderr)
+        sys.exit(2)
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = rows(arguments.seed)
     pq.write_table(pa.Table.from_pylist(made), target)
     print(f"{target}: {len(made)} rows")

@@ -15,7 +15,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-stage='' stop_stage=11 seed=1234 speed=full scale=1.0 codec=mel_rvq scratch=false
+stage='' stop_stage=11 seed=1234 speed=full scale=1.0 codec=mel_rvq precision=auto scratch=false
 data=$here/data results=$here/results base=$here/pretrained
 PYTHON=${PYTHON:-python}
 
@@ -25,17 +25,22 @@ stop() { echo "run.sh: $1" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
     --from-scratch) scratch=true ;;
-    --stage | --stop_stage | --seed | --speed | --scale | --codec | --data | --results)
+    --stage | --stop_stage | --seed | --speed | --scale | --codec | --precision | --data | --results)
       [ $# -ge 2 ] || stop "$1 needs a value"
       printf -v "${1#--}" %s "$2"
       shift ;;
     -h | --help) usage; exit ;;
     *) stop "unknown option $1 (choices: --from-scratch, --stage N, --stop_stage N, --seed N, --speed full|demo,\
- --scale N, --codec mel_rvq|snac_mini, --data DIR, --results DIR)" ;;
+ --scale N, --codec mel_rvq|snac_mini, --precision auto|fp32|bf16, --data DIR, --results DIR)" ;;
   esac
   shift
 done
 case $speed in full | demo) ;; *) stop "--speed $speed (choices: full, demo)" ;; esac
+case $precision in
+  fp32 | bf16) ;;
+  auto) precision=$(grep -qs amx_bf16 /proc/cpuinfo && echo bf16 || echo fp32) ;; # without matrix units bf16 is slower
+  *) stop "--precision $precision (choices: auto, fp32, bf16)" ;;
+esac
 if $scratch; then base=$results/pretrained; fi
 stage=${stage:-$($scratch && echo 1 || echo 6)}
 if ! $scratch && [ ! -f "$data/corpus/READY" ]; then stage=1; fi
@@ -51,7 +56,7 @@ train() { # name of the recipe's stage file, name of the mini stage, then furthe
   if [ "$speed" = demo ] && [ -f "$here/hparams/demo/$name.yaml" ]; then overrides+=("$here/hparams/demo/$name.yaml"); fi
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" train.py "hparams/$recipe.yaml" "${overrides[@]}" --seed "$seed" \
     --data_folder "$data" --output_folder "$results/$name" --llm.tokenizer "$base/llm/tokenizer.model" \
-    --codec "$codec" --device cpu "$@")
+    --codec "$codec" --device cpu --precision "$precision" "$@")
 }
 
 if wanted 1 corpus; then

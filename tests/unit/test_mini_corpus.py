@@ -18,6 +18,7 @@ sys.path.append(str(EGS))
 
 import corpus_plan  # noqa: E402
 import make_corpus  # noqa: E402
+import make_text  # noqa: E402
 import voices  # noqa: E402
 import world  # noqa: E402
 
@@ -77,10 +78,28 @@ def test_no_test_text_in_training(data: Path):
         assert not trained & set(transcripts(data, split).values())
 
 
+def test_no_test_text_in_the_text_for_the_backbone(data: Path):
+    """Sentences are drawn at random from few templates, so leaving the test sentences out must be done on purpose."""
+    kept = {text.lower() for split in TESTS for text in transcripts(data, split).values()}
+    assert make_text.evaluated(data / "corpus") == kept
+    written = {row["t2"] for row in make_text.rows(1, kept)}
+    assert not kept & written
+    assert written & {row["t2"] for row in make_text.rows(1, set())} == written
+    one = next(row["t2"] for row in make_text.rows(1, set()) if row["kind"] == "repeat")
+    assert one not in {row["t2"] for row in make_text.rows(1, {one})}
+
+
+def test_without_a_corpus_no_text_is_made(tmp_path: Path):
+    with pytest.raises(ValueError, match="no dev and test splits"):
+        make_text.evaluated(tmp_path / "corpus")
+
+
 def test_the_two_readings_of_the_sentences(data: Path):
-    for clean, voice in (("train-clean", "train-voice"), ("dev-clean", "dev-voice"), ("test-clean", "test-voice")):
-        assert sorted(transcripts(data, clean).values()) == sorted(transcripts(data, voice).values())
-        assert speakers(data, voice) == {str(voices.ANSWER_SPEAKER)}
+    for name in ("train", "dev", "test"):
+        clean, voice = transcripts(data, f"{name}-clean"), transcripts(data, f"{name}-voice")
+        more = corpus_plan.scaled(corpus_plan.VOICE_SENTENCES, SCALE) if name == "train" else 0
+        assert set(clean.values()) <= set(voice.values()) and len(voice) == len(clean) + more
+        assert speakers(data, f"{name}-voice") == {str(voices.ANSWER_SPEAKER)}
 
 
 def test_no_test_voice_in_training(data: Path):
