@@ -124,7 +124,7 @@ def test_true_size():
 
 
 def test_files_of_several_shards(theirs, folder, tmp_path):
-    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    theirs.save_pretrained(tmp_path, max_shard_size="2KB")
     whole, parts = ours(folder), ours(tmp_path)
     whole.load_weights()
     # those without a tensor of the encoder are not read

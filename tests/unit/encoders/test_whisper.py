@@ -70,6 +70,14 @@ def test_unpadded_is_whispers_own_forward_on_a_full_window():
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
 
 
+def test_unpadded_frames():
+    """Two columns of the spectrogram, 10 ms each, make a frame; the last may be alone."""
+    net = encoder(size="tiny")
+    for samples in (*range(320, 1300, 49), 479, 480, 639, 640, 15999, 16000):
+        features, (frames,) = net(torch.ones(1, samples), torch.tensor([samples]))
+        assert frames == features.shape[1] == -(-(samples // 160) // 2)
+
+
 @pytest.mark.parametrize(("samples", "message"), [(319, "shorter than one frame"), (480001, "longer than")])
 def test_refuses_lengths_outside_its_range(samples: int, message: str):
     with pytest.raises(ValueError, match=message):
