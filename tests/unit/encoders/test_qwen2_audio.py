@@ -90,7 +90,7 @@ def test_weights_give_transformers_own_features(theirs, folder):
             features, (frames,) = net(wav[None], torch.tensor([len(wav)]))
             expected = heard(theirs, wav, int(frames))
             assert expected.std() > 0.01
-            torch.testing.assert_close(features[0], expected, atol=1e-3, rtol=0)
+            torch.testing.assert_close(features[0], expected, atol=1e-5, rtol=0)
 
 
 def test_unpadded_is_the_same_inside():

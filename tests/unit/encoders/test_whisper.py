@@ -171,7 +171,7 @@ def test_transformers_weights_give_its_own_features(tmp_path, name):
     with torch.no_grad():
         features, (frames,) = net(wav[None], torch.tensor([len(wav)]))
         expected = theirs.model.encoder(mel).last_hidden_state[:, :frames]
-    torch.testing.assert_close(features, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
 
 
 def test_openais_and_transformers_files_of_the_same_weights(tmp_path):
