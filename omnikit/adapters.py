@@ -5,10 +5,9 @@ A part file names a class with its options; the model adds the widths: `adapter(
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from omnikit.interfaces import Adapter
+from omnikit.interfaces import Adapter, lengths_to_mask
 
 
 class LinearAdapter(Adapter):
@@ -55,15 +54,41 @@ class ConcatAdapter(Adapter):
 
     def __init__(self, *, dim_in: int, dim_out: int, stride: int, hidden: int | None = None):
         super().__init__()
-        if stride < 1:
-            raise ValueError(f"adapter.stride: {stride}; it must be 1 or more")
-        self.stride = stride
+        self.stride = _checked_stride(stride)
         self.mlp = MLPAdapter(dim_in=dim_in * stride, dim_out=dim_out, hidden=hidden)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         batch, frames, dim = features.shape
-        inside = torch.arange(frames, device=features.device)[None] < lengths[:, None]
-        features = features * inside[..., None]
+        features = features * lengths_to_mask(lengths, frames)[..., None]
         features = nn.functional.pad(features, (0, 0, 0, -frames % self.stride))
         stacked = features.reshape(batch, -1, self.stride * dim)
         return self.mlp(stacked, -(-lengths // self.stride))
+
+
+class ConvAdapter(Adapter):
+    """Two convolutions over time, the second with `stride`, then one layer.
+
+    Both reach one frame beyond what they replace, to either side. Behind a sample's end each sees zeros. `hidden` None
+    = `dim_out`.
+    """
+
+    def __init__(self, *, dim_in: int, dim_out: int, stride: int, hidden: int | None = None):
+        super().__init__()
+        self.stride = _checked_stride(stride)
+        hidden = hidden or dim_out
+        self.conv1 = nn.Conv1d(dim_in, hidden, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(hidden, hidden, kernel_size=stride + 2, stride=stride, padding=1)
+        self.proj = nn.Linear(hidden, dim_out)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        frames = features.shape[1]
+        inside = lengths_to_mask(lengths, frames)[:, None]
+        x = nn.functional.gelu(self.conv1(features.transpose(1, 2) * inside)) * inside
+        x = nn.functional.gelu(self.conv2(nn.functional.pad(x, (0, -frames % self.stride))))
+        return self.proj(x.transpose(1, 2)), -(-lengths // self.stride)
+
+
+def _checked_stride(stride: int) -> int:
+    if stride < 1:
+        raise ValueError(f"adapter.stride: {stride}; it must be 1 or more")
+    return stride

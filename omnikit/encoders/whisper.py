@@ -9,12 +9,16 @@ from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
 from whisper.model import AudioEncoder as WhisperAudioEncoder
 from whisper.model import ResidualAttentionBlock
 
+from omnikit.encoders.transformers_files import holds_transformers
 from omnikit.encoders.whisper_files import is_published, read_encoder
+from omnikit.encoders.whisper_transformers import read_transformers
 from omnikit.interfaces import AudioEncoder, lengths_to_mask
+from omnikit.sizes import PUBLISHED, sized
 
 CONV_STRIDE = 2  # of the second convolution
 FRAME_SAMPLES = HOP_LENGTH * CONV_STRIDE
 WINDOW_SAMPLES = 30 * SAMPLE_RATE  # what the published encoder always sees
+TINY = {"width": 16, "heads": 2, "layers": 2}
 
 
 def log_mel(wav: Tensor, lengths: Tensor, n_mels: int) -> tuple[Tensor, Tensor]:
@@ -60,11 +64,16 @@ class WhisperEncoder(AudioEncoder):
         pad_to_30s: as published: every input is filled with silence to 30 s and the features are cut to
             `int(ms / 20) + 1` frames. Otherwise nothing is padded, which is many times cheaper, and padding inside a
             batch is masked out.
-        weights: see `Part`; or a `.pt` file of openai-whisper, or the name of one (`tiny`, `small`, `large-v3` ..).
+        weights: see `Part`; or a `.pt` file of openai-whisper, or the name of one (`tiny`, `small`, `large-v3` ..); or
+            a folder or hub id as transformers writes it.
+        size: `published`, or `tiny` for another width, heads and layers, see `omnikit.sizes`.
     """
 
+    frame_samples = FRAME_SAMPLES
     frame_rate = SAMPLE_RATE / FRAME_SAMPLES
     sample_rate = SAMPLE_RATE
+    families: tuple[str, ...] = ("whisper",)
+    """What transformers calls the models whose weights fit."""
 
     def __init__(
         self,
@@ -76,8 +85,10 @@ class WhisperEncoder(AudioEncoder):
         layers: int,
         pad_to_30s: bool = False,
         weights: str | None = None,
+        size: str = PUBLISHED,
     ):
         super().__init__()
+        width, heads, layers = sized({"width": width, "heads": heads, "layers": layers}, TINY, size).values()
         if n_mels not in (80, 128):
             raise ValueError(f"n_mels {n_mels}: whisper has filters for 80 and 128 only")
         if width % (2 * heads):
@@ -89,10 +100,13 @@ class WhisperEncoder(AudioEncoder):
         self.encoder = WhisperAudioEncoder(n_mels, n_ctx, width, heads, layers)
 
     def load_weights(self) -> None:
-        """From safetensors as every part, or from what openai-whisper reads."""
-        if self.weights is None or not is_published(self.weights):
-            return super().load_weights()
-        read_encoder(self.weights, self.encoder)
+        """From safetensors as every part, or from what openai-whisper reads, or what transformers writes."""
+        if self.weights is not None and is_published(self.weights):
+            read_encoder(self.weights, self.encoder)
+        elif self.weights is not None and holds_transformers(self.weights):
+            read_transformers(self.weights, self.encoder, self.families)
+        else:
+            super().load_weights()
 
     def forward(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See `AudioEncoder.forward`; 50 frames/s.
@@ -105,32 +119,43 @@ class WhisperEncoder(AudioEncoder):
 
     def _check(self, lengths: Tensor) -> None:
         shortest, longest, limit = int(lengths.min()), int(lengths.max()), self.n_ctx * FRAME_SAMPLES
-        if shortest < FRAME_SAMPLES:
-            raise ValueError(f"a recording of {shortest} samples is shorter than one frame ({FRAME_SAMPLES} samples)")
+        if shortest < self.frame_samples:
+            raise ValueError(
+                f"a recording of {shortest} samples is shorter than one frame ({self.frame_samples} samples)"
+            )
         if longest > limit:
             seconds, most = longest / SAMPLE_RATE, limit / SAMPLE_RATE
             raise ValueError(f"a recording of {seconds:.1f} s is longer than the encoder's {most:g} s")
 
     def _padded(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        frames = (lengths // FRAME_SAMPLES + 1).clamp(max=self.n_ctx)
+        return self.encoder(self.mel_of_30s(wav, lengths))[:, : int(frames.max())], frames
+
+    def mel_of_30s(self, wav: Tensor, lengths: Tensor) -> Tensor:
+        """Waveform [B, N] with lengths [B] in samples -> log-mel [B, n_mels, 3000], silence up to 30 s included."""
         wav = wav * lengths_to_mask(lengths, wav.shape[1])
         filled = F.pad(wav, (0, WINDOW_SAMPLES - wav.shape[1]))
-        mel, _ = log_mel(filled, torch.full_like(lengths, WINDOW_SAMPLES), self.n_mels)
-        frames = (lengths // FRAME_SAMPLES + 1).clamp(max=self.n_ctx)
-        return self.encoder(mel)[:, : int(frames.max())], frames
+        return log_mel(filled, torch.full_like(lengths, WINDOW_SAMPLES), self.n_mels)[0]
 
     def encode_mel(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-mel [B, n_mels, T] with lengths [B] in frames of 10 ms -> features [B, ceil(T / 2), D], lengths [B]."""
-        net = self.encoder
-        # a convolution must see zeros behind a sample's end, as it would if the sample were alone
-        x = F.gelu(net.conv1(mel)) * lengths_to_mask(lengths, mel.shape[-1])[:, None]
-        x = F.gelu(net.conv2(x)).transpose(1, 2)
         frames = (lengths + CONV_STRIDE - 1) // CONV_STRIDE
-        x = x + net.positional_embedding[: x.shape[1]]
+        return self.encoder.ln_post(self.transform(self.convolve(mel, lengths), frames)), frames
+
+    def convolve(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        """Log-mel [B, n_mels, T] with lengths [B] in frames of 10 ms -> [B, ceil(T / 2), D]."""
+        # a convolution must see zeros behind a sample's end, as it would if the sample were alone
+        x = F.gelu(self.encoder.conv1(mel)) * lengths_to_mask(lengths, mel.shape[-1])[:, None]
+        return F.gelu(self.encoder.conv2(x)).transpose(1, 2)
+
+    def transform(self, x: Tensor, frames: Tensor) -> Tensor:
+        """The blocks on [B, T, D], of which a sample sees its first `frames` [B]; before the last norm."""
+        x = x + self.encoder.positional_embedding[: x.shape[1]]
         mask = lengths_to_mask(frames, x.shape[1])
         bias = None if bool(mask.all()) else torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
-        for block in net.blocks:
+        for block in self.encoder.blocks:
             x = _block(block, x, bias)
-        return net.ln_post(x), frames
+        return x
 
 
 def _block(block: ResidualAttentionBlock, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 import whisper
+from transformers import HubertConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from whisper.audio import log_mel_spectrogram, pad_or_trim
 
 from omnikit.encoders.whisper import WhisperEncoder, log_mel
@@ -67,6 +68,14 @@ def test_unpadded_is_whispers_own_forward_on_a_full_window():
         features, _ = net(wav, torch.tensor([480000]))
         expected = net.encoder(log_mel_spectrogram(wav[0])[None])
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
+
+
+def test_unpadded_frames():
+    """Two columns of the spectrogram, 10 ms each, make a frame; the last may be alone."""
+    net = encoder(size="tiny")
+    for samples in (*range(320, 1300, 49), 479, 480, 639, 640, 15999, 16000):
+        features, (frames,) = net(torch.ones(1, samples), torch.tensor([samples]))
+        assert frames == features.shape[1] == -(-(samples // 160) // 2)
 
 
 @pytest.mark.parametrize(("samples", "message"), [(319, "shorter than one frame"), (480001, "longer than")])
@@ -134,3 +143,72 @@ def test_sizes_by_name_are_whispers(name, millions):
         decoder = whisper.model.TextDecoder(51865, 448, width, heads, layers)
     assert net.weights in whisper.available_models() and net.pad_to_30s
     assert (count_parameters(net) + count_parameters(decoder)) / 1e6 == pytest.approx(millions, rel=0.05)
+
+
+TRANSFORMERS = {
+    "num_mel_bins": 80, "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 8, "vocab_size": 60, "pad_token_id": 0,
+    "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+
+
+def transformers_model(folder, **changes) -> WhisperForConditionalGeneration:
+    """A small model, written as transformers' are."""
+    torch.manual_seed(5)
+    model = WhisperForConditionalGeneration(WhisperConfig(**TRANSFORMERS | changes)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", ["whisper_small", "whisper_small_hf"])
+def test_transformers_weights_give_its_own_features(tmp_path, name):
+    theirs, wav = transformers_model(tmp_path), sounds()[-1]
+    net = build_part("encoder", name, width=32, heads=2, layers=2, weights=str(tmp_path))
+    net.load_weights()
+    mel = WhisperFeatureExtractor()(wav.numpy(), sampling_rate=16000, return_tensors="pt").input_features
+    with torch.no_grad():
+        features, (frames,) = net(wav[None], torch.tensor([len(wav)]))
+        expected = theirs.model.encoder(mel).last_hidden_state[:, :frames]
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+
+
+def test_openais_and_transformers_files_of_the_same_weights(tmp_path):
+    """Named after another in transformers' way, openai-whisper's encoder is the same."""
+    transformers_model(tmp_path)
+    mine = encoder(weights=str(tmp_path))
+    mine.load_weights()
+    theirs = published(tmp_path / "small.pt")
+    theirs.encoder.load_state_dict(mine.encoder.state_dict())
+    file = {"dims": dataclasses.asdict(theirs.dims), "model_state_dict": theirs.state_dict()}
+    torch.save(file, tmp_path / "small.pt")
+    other = encoder(weights=str(tmp_path / "small.pt"))
+    other.load_weights()
+    for name, tensor in mine.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+
+
+def test_transformers_weights_that_do_not_fit(tmp_path):
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            encoder(weights=str(tmp_path)).load_weights()
+        assert "\n" not in str(caught.value)
+
+    transformers_model(tmp_path, d_model=16, encoder_layers=1)
+    refused(rf"^weights {tmp_path} does not fit this encoder: width is 16, expected 32; layers is 1, expected 2$")
+    transformers_model(tmp_path, encoder_ffn_dim=64)
+    refused(rf"^weights {tmp_path} does not fit this encoder: .*size mismatch for blocks.0.mlp.0.weight")
+    (tmp_path / "model.safetensors").write_bytes(b"none")
+    refused(rf"^weights {tmp_path}/model.safetensors: ")
+    (tmp_path / "model.safetensors").unlink()
+    refused(rf"^weights {tmp_path}: model.safetensors or .* is missing$")
+    HubertConfig().save_pretrained(tmp_path)
+    refused(rf"^weights {tmp_path}: model_type is hubert, expected whisper$")
+
+
+def test_a_hub_id_that_cannot_be_had(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    net = build_part("encoder", "whisper_small_hf", size="tiny")
+    with pytest.raises(ValueError, match=r"^openai/whisper-small: no such folder here, and not from the hub"):
+        net.load_weights()

@@ -1,0 +1,99 @@
+"""Checkpoints as transformers writes them: a folder of `save_pretrained`, or a hub id of which only what is needed is
+fetched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+
+from omnikit.hub import hub_file, is_hub_id
+
+CONFIG, WHOLE, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+
+
+def holds_transformers(weights: str) -> bool:
+    """Whether `weights` names a folder that transformers wrote, or a hub id."""
+    return is_hub_id(weights) or (Path(weights) / CONFIG).is_file()
+
+
+def read_config(weights: str) -> PretrainedConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        ValueError: it is not to be had, or transformers cannot read it.
+    """
+    file = _first(weights, CONFIG)
+    try:
+        return AutoConfig.from_pretrained(str(file.parent), local_files_only=True)
+    except Exception as error:  # transformers raises many kinds
+        raise ValueError(f"weights {file}: {one_line(error)}") from None
+
+
+def weights_file(weights: str) -> Path:
+    """The file with the tensors, or with the list of files where there are several.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return _first(weights, WHOLE, INDEX, PICKLED)
+
+
+def read_tensors(weights: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors whose names start with one of `prefixes`, by what comes after it; files without any are not fetched.
+
+    Raises:
+        ValueError: a file is missing or cannot be read.
+    """
+    file = weights_file(weights)
+    try:
+        if file.name == PICKLED:
+            return _chosen(torch.load(file, map_location="cpu", weights_only=True, mmap=True), prefixes)
+        if file.name == WHOLE:
+            return _from_safetensors(file, prefixes)
+        listed = _chosen(json.loads(file.read_text(encoding="utf-8"))["weight_map"], prefixes)
+        shards = [_first(weights, name) for name in sorted(set(listed.values()))]
+        return {name: tensor for shard in shards for name, tensor in _from_safetensors(shard, prefixes).items()}
+    except ValueError:
+        raise
+    except Exception as error:  # torch, safetensors and pickle raise many kinds
+        raise ValueError(f"weights {file}: {one_line(error)}") from None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _first(weights: str, *names: str) -> Path:
+    """The first of these files that a folder or a hub id has."""
+    problem = ValueError(f"weights {weights}: {' or '.join(names)} is missing")
+    for name in names:
+        if not is_hub_id(weights):
+            if (Path(weights) / name).is_file():
+                return Path(weights) / name
+            continue
+        try:
+            return hub_file(weights, name)
+        except ValueError as error:
+            problem = error
+    raise problem
+
+
+def _from_safetensors(file: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    with safe_open(file, framework="pt") as stored:
+        names = _chosen({name: name for name in stored.keys()}, prefixes)  # noqa: SIM118 (no mapping)
+        return {short: stored.get_tensor(name) for short, name in names.items()}
+
+
+def _chosen(named: dict[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        name.removeprefix(start): value
+        for start in prefixes
+        for name, value in named.items()
+        if name.startswith(start)
+    }

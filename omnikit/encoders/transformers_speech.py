@@ -1,0 +1,110 @@
+"""HuBERT, wav2vec 2.0 and WavLM from transformers: one kind of network, fed with waveforms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+from omnikit.encoders.speech_files import read_speech
+from omnikit.encoders.transformers_files import holds_transformers
+from omnikit.interfaces import AudioEncoder
+from omnikit.sizes import PUBLISHED, sized
+
+FAMILIES = ("hubert", "wav2vec2", "wavlm")
+SAMPLE_RATE = 16000
+TINY = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "conv_dim": [8] * 7,
+    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+NO_CHANCE = {
+    "layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "hidden_dropout": 0.0,
+    "activation_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0,
+}  # fmt: skip
+"""What transformers turns on by default, for training these networks themselves."""
+
+
+class TransformersSpeechEncoder(AudioEncoder):
+    """The last hidden states of a network built from its configuration.
+
+    Samples of equal length go through the network together and unpadded, because it mixes padding in: the group norm
+    of the base networks runs over time. Features in training and evaluation mode are alike: dropped layers, dropout
+    and masked frames are off unless `config` names them.
+
+    Args:
+        config: `model_type` (hubert, wav2vec2, wavlm) and the numbers of its transformers configuration.
+        normalize: whether each recording gets zero mean and unit variance first (`do_normalize` of the published
+            `preprocessor_config.json`).
+        weights: see `Part`; or a folder or hub id as transformers writes it.
+        size: `published`, or `tiny` for few and narrow layers, see `omnikit.sizes`.
+
+    Raises:
+        ValueError: another `model_type`, or no such size.
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(
+        self, *, config: dict[str, Any], normalize: bool, weights: str | None = None, size: str = PUBLISHED
+    ):
+        super().__init__()
+        self.normalize, self.weights = normalize, weights
+        self.net = AutoModel.from_config(_read_config(sized(config, TINY, size)))
+        numbers = self.net.config
+        self.dim = numbers.hidden_size
+        self.frame_rate = SAMPLE_RATE / math.prod(numbers.conv_stride)
+        self.shortest = shortest_input(numbers.conv_kernel, numbers.conv_stride)
+
+    def load_weights(self) -> None:
+        """From safetensors as every part, or from what transformers writes."""
+        if self.weights is not None and holds_transformers(self.weights):
+            read_speech(self.weights, self.net)
+        else:
+            super().load_weights()
+
+    def forward(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AudioEncoder.forward`; the convolutions are not padded, so N samples of the published networks give
+        `(N - 80) // 320` frames.
+
+        Raises:
+            ValueError: a recording too short for one frame.
+        """
+        if int(lengths.min()) < self.shortest:
+            raise ValueError(
+                f"a recording of {int(lengths.min())} samples is shorter than one frame ({self.shortest} samples)"
+            )
+        rows: dict[int, Tensor] = {}
+        for samples in sorted(set(lengths.tolist())):
+            alike = (lengths == samples).nonzero()[:, 0]
+            rows |= dict(zip(alike.tolist(), self._encode(wav[alike, :samples]), strict=True))
+        features = [rows[i] for i in range(len(rows))]
+        return pad_sequence(features, batch_first=True), lengths.new_tensor([len(row) for row in features])
+
+    def _encode(self, wav: Tensor) -> Tensor:
+        """Whole recordings of equal length [B, N] -> features [B, T, D]."""
+        if self.normalize:
+            # as Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
+            variance, mean = torch.var_mean(wav, dim=1, correction=0, keepdim=True)
+            wav = (wav - mean) / (variance + 1e-7).sqrt()
+        return self.net(wav.to(self.net.dtype)).last_hidden_state
+
+
+def shortest_input(kernels: list[int], strides: list[int]) -> int:
+    """Samples that unpadded convolutions need for one frame."""
+    samples = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
+def _read_config(numbers: dict[str, Any]) -> PretrainedConfig:
+    kind = numbers.pop("model_type", None)
+    if kind not in FAMILIES:
+        raise ValueError(f"encoder.config.model_type: {kind!r} is not one of {', '.join(FAMILIES)}")
+    config = AutoConfig.for_model(kind, **NO_CHANCE | numbers)
+    config.dtype = torch.float32
+    return config
