@@ -20,7 +20,7 @@ from omnikit.hparams.tree import dotted_name, one_line, read_tree, read_tree_tex
 
 MODEL = "model"
 """Key of the model that joins the parts."""
-_NOT_TRAINED = ("weights", "tokenizer", "attention")
+_NOT_TRAINED = ("weights", "tokenizer", "attention", "lora")
 
 
 @dataclass(frozen=True)
