@@ -29,8 +29,8 @@ def weights() -> dict[str, torch.Tensor]:
             f"{layer}.post_attention_layernorm": (WIDTH,),
         }  # fmt: skip
     state = {f"{name}.weight": 0.3 * torch.randn(shape) + (len(shape) == 1) for name, shape in shapes.items()}
-    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(WIDTH // HEADS // 2) for i in range(LAYERS)}
-    return state | buffers
+    turning = torch.ones(WIDTH // HEADS // 2)
+    return state | {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": turning.clone() for i in range(LAYERS)}
 
 
 def write(folder, tokenizer: str, architecture: str, form: str, **changes) -> dict[str, torch.Tensor]:

@@ -69,7 +69,7 @@ def test_logits_are_the_librarys(name, tmp_path):
     theirs, model = write(tmp_path, name), read(tmp_path)
     ids, places = torch.randint(0, VOCAB, (2, LENGTH)), torch.arange(LENGTH)[None].expand(2, -1)
     expected = theirs(ids).logits
-    assert expected.std() > 0.1
+    assert expected.std() > 0.01
     torch.testing.assert_close(logits(model, ids, places), expected, atol=1e-5, rtol=1e-5)
     for hidden in (slice(0, 5), slice(15, 20)):  # padding on the left and on the right
         mask = torch.ones_like(ids)

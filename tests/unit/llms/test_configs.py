@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omnikit import checkpoint
-from omnikit.hparams import build_part, build_parts, choices
+from omnikit.hparams import build_part, build_parts, choices, different_parts
 from omnikit.llms.configs import make_config, published_numbers
 from omnikit.llms.transformers_lm import TransformersLM
 
@@ -68,7 +68,7 @@ def test_numbers_that_cannot_be(numbers, message):
 def test_other_options_that_cannot_be():
     with pytest.raises(ValueError, match=r"size 'small': no such size \(choices: published, tiny\)"):
         config("small", model_type="llama")
-    with pytest.raises(ValueError, match="llm.attention sdpa: Gemma2"):
+    with pytest.raises(ValueError, match=r"llm.attention sdpa: Gemma2"):
         build_part("llm", "gemma2_2b", size="tiny", tokenizer="bytes", attention="sdpa")
 
 
@@ -104,6 +104,16 @@ def test_a_checkpoint_of_ones_own_model_needs_its_folder_no_more(tmp_path):
     checkpoint.save(model, tmp_path / "saved")
     (folder / "config.json").unlink()
     assert checkpoint.load(tmp_path / "saved").llm.config.hidden_size == 16
+
+
+def test_an_option_that_an_older_checkpoint_does_not_list_has_its_default():
+    with torch.device("meta"):
+        recipe = build_parts({"llm": "qwen2_0.5b"}, {"llm.tokenizer": "bytes"})["model"].recipe
+    lines = recipe.splitlines(keepends=True)
+    assert different_parts("".join(line for line in lines if "size: published" not in line), recipe) == {}
+    assert different_parts(recipe.replace("size: published", "size: tiny"), recipe) == {
+        "llm": ("size tiny", "size published")
+    }
 
 
 def test_the_issues_names_are_there():

@@ -145,7 +145,7 @@ def test_bad_options(monkeypatch):
         build(rnk=3)
     with pytest.raises(ValueError, match=r"--llm.lora.targets q_prj: no such layer; did you mean q_proj\?"):
         build(targets="q_prj")
-    with pytest.raises(ValueError, match="--llm.lora.rank 0: must be a whole number from 1"):
+    with pytest.raises(ValueError, match=r"--llm.lora.rank 0: must be a whole number from 1"):
         build(rank=0)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"needs the Python package peft: pip install omnikit\[lora\]"):
