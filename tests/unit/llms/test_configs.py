@@ -84,9 +84,9 @@ def test_a_folder_needs_its_config(tmp_path):
 
 
 def test_a_tokenizer_with_more_ids_than_the_model(tmp_path, tokenizer):
-    numbers = {"model_type": "llama", "vocab_size": 20, "hidden_size": 16, "num_attention_heads": 2}
+    numbers = {"model_type": "llama", "vocab_size": 5, "hidden_size": 16, "num_attention_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(numbers))
-    with pytest.raises(ValueError, match="has 24 ids, the language model only 20"):
+    with pytest.raises(ValueError, match=r"has \d+ ids, the language model only 5"):
         build_part("llm", "any", weights=str(tmp_path), tokenizer=tokenizer)
 
 
