@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 FILE_NAME = "model.safetensors"
+LORA = ".lora_"
+"""In the names that peft adds to a model; they start as no change, so weights from before may lack all of them."""
 _SHOWN = 3
 
 
@@ -85,7 +87,10 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _differences(own: dict[str, Tensor], stored: dict[str, Tensor]) -> list[str]:
     covered = {id(own[name]) for name in stored if name in own}
-    missing = [name for name, tensor in own.items() if id(tensor) not in covered]
+    before_lora = not any(LORA in name for name in stored)
+    missing = [
+        name for name, tensor in own.items() if id(tensor) not in covered and not (before_lora and LORA in name)
+    ]
     unknown = [name for name in stored if name not in own]
     shapes = [
         f"{name} is {list(tensor.shape)} where {list(own[name].shape)} is needed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +14,14 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.error import YAMLError
 
 from omnikit.hparams.command_line import split_command_line
-from omnikit.hparams.lookup import nearest
+from omnikit.hparams.lookup import locate, nearest
 from omnikit.hparams.overrides import as_overrides
 from omnikit.hparams.parts import KINDS, part_files, pick
 from omnikit.hparams.tree import dotted_name, one_line, read_tree, read_tree_text, tag_of, walk, write_tree
 
 MODEL = "model"
 """Key of the model that joins the parts."""
-_NOT_TRAINED = ("weights", "tokenizer", "attention")
+_NOT_TRAINED = ("weights", "tokenizer", "attention", "lora")
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,15 @@ def different_parts(recipe: str, other: str) -> dict[str, tuple[str, str]]:
 
 def _changed(part: Mapping, other: Mapping) -> list[str]:
     keys = [key for key in {**part, **other} if key not in _NOT_TRAINED]
-    return [key for key in keys if part.get(key) != other.get(key)]
+    return [key for key in keys if _option(part, key) != _option(other, key)]
+
+
+def _option(part: Mapping, key: str) -> Any:
+    """An option of a part; its class's default where the text, perhaps older than the option, does not list it."""
+    if key in part:
+        return part[key]
+    argument = inspect.signature(locate(part, key)).parameters.get(key)
+    return argument.default if argument is not None else None
 
 
 def _check_placeholders(tree: Mapping, overrides: Mapping[str, Any], path: str) -> None:

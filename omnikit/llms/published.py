@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from omnikit.hub import hub_folder, is_hub_id
+from omnikit.llms.baichuan import BAICHUAN, read_baichuan
+from omnikit.llms.configs import CONFIG_FILE, read_numbers
+from omnikit.llms.trunks import take_norm
 
 _SIZES = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "rms_norm_eps", "hidden_act", "rope_parameters",
+    "num_key_value_heads", "head_dim", "rms_norm_eps", "layer_norm_eps", "hidden_act", "hidden_activation",
+    "rope_parameters", "sliding_window", "layer_types", "query_pre_attn_scalar", "attn_logit_softcapping",
+    "final_logit_softcapping", "logit_scale", "logits_scaling",
 )  # fmt: skip
+"""What must be equal, as far as a class has it, for weights to mean the same."""
 
 
 def holds_transformers(weights: str) -> bool:
     """Whether `weights` names a folder that transformers wrote, or a hub id."""
-    return is_hub_id(weights) or (Path(weights) / "config.json").is_file()
+    return is_hub_id(weights) or (Path(weights) / CONFIG_FILE).is_file()
 
 
 def read_transformers(
@@ -31,28 +37,51 @@ def read_transformers(
         ValueError: not to be had, not readable, or of another shape; the message names what is expected and found.
     """
     folder = hub_folder(weights) if is_hub_id(weights) else Path(weights)
-    try:
-        found = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
-    except Exception as error:  # transformers and safetensors raise many kinds
-        raise ValueError(f"weights {folder}: {' '.join(str(error).split())[:300]}") from None
+    found = _open(folder)
     _check_sizes(folder, config, found.config)
     source = found.get_decoder()
-    with torch.no_grad():
-        _copy(norm.state_dict(), source.norm.state_dict())
-        source.norm = nn.Identity()
-        _copy(trunk.state_dict(), source.state_dict())
-        _copy(head.state_dict(), found.get_output_embeddings().state_dict())
+    pairs = ((norm, take_norm(source)), (trunk, source), (head, found.get_output_embeddings()))
+    for own, other in pairs:
+        try:
+            own.load_state_dict(other.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"weights {folder}: {_line(error)}") from None
 
 
-def _copy(own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    for name, tensor in own.items():
-        tensor.copy_(found[name])
+def _open(folder: Path) -> PreTrainedModel:
+    """The model in the type that it is stored in."""
+    numbers = read_numbers(str(folder))
+    if numbers["model_type"] == BAICHUAN:
+        return read_baichuan(folder, numbers)
+    try:
+        found, info = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # transformers and safetensors raise many kinds
+        raise ValueError(f"weights {folder}: {_line(error)}") from None
+    if info["missing_keys"]:
+        lacking, unknown = (", ".join(sorted(info[kind])[:3]) for kind in ("missing_keys", "unexpected_keys"))
+        raise ValueError(f"weights {folder}: {lacking} expected, {unknown or 'nothing else'} found")
+    return found
 
 
 def _check_sizes(folder: Path, expected: PretrainedConfig, found: PretrainedConfig) -> None:
-    pairs = {name: (getattr(expected, name, None), getattr(found, name, None)) for name in _SIZES}
+    pairs = {name: (_number(expected, name), _number(found, name)) for name in _SIZES}
+    if expected.num_hidden_layers != found.num_hidden_layers:
+        del pairs["layer_types"]
     if expected.tie_word_embeddings and not found.tie_word_embeddings:
         pairs["tie_word_embeddings"] = (True, False)
     other = [f"{name} is {there}, expected {here}" for name, (here, there) in pairs.items() if here != there]
     if other:
-        raise ValueError(f"weights {folder / 'config.json'} does not fit llm.config: {'; '.join(other)}")
+        raise ValueError(f"weights {folder / CONFIG_FILE} does not fit llm.config: {'; '.join(other)}")
+
+
+def _number(config: PretrainedConfig, name: str) -> Any:
+    value = getattr(config, name, None)
+    if name == "head_dim" and value is None:
+        return config.hidden_size // config.num_attention_heads
+    return value
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

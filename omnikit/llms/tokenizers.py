@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,8 @@ BYTES = "bytes"
 
 
 def open_tokenizer(path: str, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer that a path means: `bytes`, a folder of a transformers tokenizer, a hub id with one, or else a
-    sentencepiece model file.
+    """The tokenizer that a path means: `bytes`, a folder or hub id with a transformers tokenizer or sentencepiece's
+    `tokenizer.model`, or else a sentencepiece model file.
 
     Args:
         path: see above.
@@ -31,10 +32,24 @@ def open_tokenizer(path: str, vocab_size: int | None = None) -> Tokenizer:
     if Path(path).name == BYTES:
         return ByteTokenizer(vocab_size)
     if is_hub_id(path) and not path.endswith(".model"):
-        return TransformersTokenizer(path, vocab_size)
-    tokenizer = TransformersTokenizer(path) if Path(path).is_dir() else SentencePieceTokenizer(path)
+        return HubTokenizer(path, vocab_size)
+    tokenizer = _in_folder(Path(path)) if Path(path).is_dir() else SentencePieceTokenizer(path)
     _check_size(path, tokenizer.vocab_size, vocab_size)
     return tokenizer
+
+
+def beside(weights: str | None, otherwise: str) -> str:
+    """The tokenizer that lies with a model's weights, for part files; `otherwise` where they name none:
+    `tokenizer: !applyref:omnikit.llms.tokenizers.beside {weights: !ref <weights>, otherwise: bytes}`."""
+    return otherwise if weights is None else weights
+
+
+def _in_folder(folder: Path) -> Tokenizer:
+    """transformers' own where it can read it; with a class of its own (Baichuan) it is sentencepiece's."""
+    config = folder / "tokenizer_config.json"
+    plain = (folder / "tokenizer.json").is_file() or (config.is_file() and "auto_map" not in config.read_text("utf-8"))
+    model = folder / SentencePieceTokenizer.file_name
+    return SentencePieceTokenizer(str(model)) if model.is_file() and not plain else TransformersTokenizer(str(folder))
 
 
 def _check_size(path: str, found: int, expected: int | None) -> None:
@@ -72,7 +87,8 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self.processor.decode(ids)
+        """Text of the ids; those that the model has and the tokenizer does not give nothing."""
+        return self.processor.decode([i for i in ids if i < self.vocab_size])
 
     def save(self, folder: str) -> None:
         target = Path(folder) / self.file_name
@@ -81,46 +97,63 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class TransformersTokenizer(Tokenizer):
-    """A tokenizer that transformers reads: a folder with its files or a hub id.
-
-    Args:
-        path: a folder is read at once, a hub id when it is first needed, so that building a model fetches nothing.
-        vocab_size: expected at most; needed with a hub id.
+    """A folder with a tokenizer that transformers reads.
 
     Raises:
-        ValueError: no tokenizer there, or (also later, for a hub id) not to be had.
+        ValueError: no tokenizer there.
     """
 
-    def __init__(self, path: str, vocab_size: int | None = None):
+    def __init__(self, path: str):
         self.path = path
-        self._loaded: PreTrainedTokenizerBase | None = None
-        if is_hub_id(path):
-            if vocab_size is None:
-                raise ValueError(f"llm.config.vocab_size: needed with a tokenizer that is not here ({path})")
-            self.vocab_size = vocab_size
-        else:
-            self.vocab_size = len(self.loaded)
-
-    @property
-    def loaded(self) -> PreTrainedTokenizerBase:
-        """transformers' own tokenizer."""
-        if self._loaded is None:
-            remote = is_hub_id(self.path)
-            self._loaded = _read(hub_folder(self.path) if remote else Path(self.path))
-            if remote:
-                _check_size(self.path, len(self._loaded), self.vocab_size)
-        return self._loaded
+        self.loaded = _read(Path(path))
+        self.vocab_size = len(self.loaded)
 
     def encode(self, text: str) -> list[int]:
         return self.loaded.encode(text, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; those that the model has and the tokenizer does not give nothing."""
-        known = [i for i in ids if i < len(self.loaded)]
+        known = [i for i in ids if i < self.vocab_size]
         return self.loaded.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save(self, folder: str) -> None:
         self.loaded.save_pretrained(folder)
+
+
+class HubTokenizer(Tokenizer):
+    """The tokenizer of a hub id, fetched when it is first needed, so that building a model fetches nothing.
+
+    Args:
+        path: the hub id.
+        vocab_size: ids of the language model, which the tokenizer may have fewer of.
+
+    Raises:
+        ValueError: no `vocab_size`; later, that it is not to be had or does not fit.
+    """
+
+    def __init__(self, path: str, vocab_size: int | None):
+        if vocab_size is None:
+            raise ValueError(f"llm.config.vocab_size: needed with a tokenizer that is not here ({path})")
+        self.path, self.vocab_size = path, vocab_size
+
+    @functools.cached_property
+    def loaded(self) -> Tokenizer:
+        """What the hub has."""
+        return open_tokenizer(str(hub_folder(self.path)), self.vocab_size)
+
+    @property
+    def file_name(self) -> str:
+        """What `save` writes: a file, or several in a folder."""
+        return getattr(self.loaded, "file_name", ".")
+
+    def encode(self, text: str) -> list[int]:
+        return self.loaded.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.loaded.decode(ids)
+
+    def save(self, folder: str) -> None:
+        self.loaded.save(folder)
 
 
 def _read(folder: Path) -> PreTrainedTokenizerBase:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, PretrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
 
 from omnikit.interfaces import Backbone
+from omnikit.llms.configs import make_config, with_layers
+from omnikit.llms.lora import add_lora, train_lora_alone
 from omnikit.llms.published import holds_transformers, read_transformers
 from omnikit.llms.tokenizers import open_tokenizer
+from omnikit.llms.trunks import embedding_scale, finish_logits, run, take_norm
+from omnikit.sizes import PUBLISHED
 
 
 class TransformersLM(Backbone):
@@ -20,15 +22,20 @@ class TransformersLM(Backbone):
     Args:
         config: `model_type` and the numbers of its transformers configuration; the vocabulary is the tokenizer's where
             `vocab_size` is not given.
-        tokenizer: a sentencepiece model file, a folder or hub id of a transformers tokenizer, or `bytes`.
-        weights: a safetensors file or a folder with one, see `Part`; or a folder or hub id as transformers writes it.
-        embedding_std: of the random initial embeddings. The network's input is the mean over streams, so what suits a
-            text model (0.02) drowns in the first block's output; a backbone trained from nothing wants about 1.
+        tokenizer: a sentencepiece model file, a folder or hub id of a tokenizer, or `bytes`.
+        weights: a safetensors file or a folder with one, see `Part`; or a folder or hub id as transformers writes it,
+            Baichuan 7B among them (`model_type: llama` here).
+        embedding_std: of the random initial embedding table. The network's input is the mean over streams, so what
+            suits a text model (0.02) drowns in the first block's output; a backbone trained from nothing wants about 1.
         attention: transformers' attention implementation: `sdpa` or `eager` (faster for training short sequences on
-            a CPU).
+            a CPU); `None` = the best that the class has.
+        size: `published` = the numbers of `config`; `tiny` = a few narrow layers of the same class, with the
+            tokenizer's vocabulary.
+        lora: `None`, or options of `add_lora`: then nothing else of this part ever trains. Weights of a model without
+            LoRA, published or of an earlier stage, can be loaded; those with LoRA need the same options.
 
     Raises:
-        ValueError: a `model_type` that transformers does not know, or a missing tokenizer.
+        ValueError: a `model_type` that transformers does not know, a missing tokenizer, or options that do not fit.
     """
 
     def __init__(
@@ -38,19 +45,24 @@ class TransformersLM(Backbone):
         tokenizer: str,
         weights: str | None = None,
         embedding_std: float = 0.02,
-        attention: str = "sdpa",
+        attention: str | None = "sdpa",
+        size: str = PUBLISHED,
+        lora: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.tokenizer = open_tokenizer(tokenizer, config.get("vocab_size"))
-        self.weights = weights
-        self.config = _read_config(config, self.tokenizer.vocab_size, attention)
-        model = AutoModelForCausalLM.from_config(self.config)
+        self.weights, self.lora = weights, lora
+        self.config = make_config(config, vocab_size=self.tokenizer.vocab_size, size=size, attention=attention)
+        model = _built(AutoModelForCausalLM, self.config)
         self.dim, self.vocab_size = self.config.hidden_size, self.config.vocab_size
         self.trunk, self.lm_head = model.get_decoder(), model.get_output_embeddings()
-        self.embedding_std = embedding_std
         nn.init.normal_(self.trunk.get_input_embeddings().weight, std=embedding_std)
+        self.embedding_std = embedding_std * embedding_scale(self.trunk)
         # the trunk would norm its output, but the TTS adapter reads the hidden state before the norm
-        self.norm, self.trunk.norm = self.trunk.norm, nn.Identity()
+        self.norm = take_norm(self.trunk)
+        if lora is not None:
+            add_lora(self.trunk, lora)
+            train_lora_alone(self)
 
     def load_weights(self) -> None:
         """From safetensors as every part, or from what transformers' `save_pretrained` writes."""
@@ -58,20 +70,27 @@ class TransformersLM(Backbone):
             return super().load_weights()
         read_transformers(self.weights, self.config, trunk=self.trunk, norm=self.norm, head=self.lm_head)
 
+    def requires_grad_(self, requires_grad: bool = True) -> TransformersLM:
+        """As for every module, but with LoRA the base stays frozen."""
+        super().requires_grad_(requires_grad)
+        if self.lora is not None:
+            train_lora_alone(self)
+        return self
+
     def embed(self, ids: Tensor) -> Tensor:
         return self.trunk.get_input_embeddings()(ids)
 
     def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
-        return _run(self.trunk, embeddings, positions, mask, cache)
+        return run(self.trunk, embeddings, positions, mask, cache)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         return self.norm(hidden)
 
     def head(self, hidden: Tensor) -> Tensor:
-        return self.lm_head(hidden)
+        return finish_logits(self.lm_head(hidden), self.config)
 
     def new_cache(self) -> DynamicCache:
-        return DynamicCache()
+        return DynamicCache(config=self.config)
 
     def blocks(self, n: int) -> TransformersBlocks:
         return TransformersBlocks(self.config, n)
@@ -82,41 +101,22 @@ class TransformersBlocks(nn.Module):
 
     def __init__(self, config: PretrainedConfig, n: int):
         super().__init__()
-        config = copy.deepcopy(config)
-        if getattr(config, "layer_types", None):
-            config.layer_types = (config.layer_types * n)[:n]
-        config.num_hidden_layers = n
-        self.trunk = AutoModel.from_config(config)
+        self.config = with_layers(config, n)
+        self.trunk = _built(AutoModel, self.config)
         # its input is the backbone's hidden state
         self.trunk.set_input_embeddings(nn.Identity())
 
     def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
-        return _run(self.trunk, hidden, positions, mask, cache)
+        return run(self.trunk, hidden, positions, mask, cache)
 
     def new_cache(self) -> DynamicCache:
-        return DynamicCache()
+        return DynamicCache(config=self.config)
 
 
-def _run(trunk: nn.Module, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
-    out = trunk(
-        inputs_embeds=embeddings,
-        position_ids=positions,
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=cache is not None,
-    )
-    return out.last_hidden_state
-
-
-def _read_config(numbers: dict[str, Any], vocab_size: int, attention: str) -> PretrainedConfig:
-    numbers = {"vocab_size": vocab_size, **numbers}
-    kind = numbers.pop("model_type", None)
-    if kind is None:
-        raise ValueError("llm.config: model_type is missing (qwen2, llama, ..)")
+def _built(auto: type, config: PretrainedConfig) -> PreTrainedModel:
+    """With random weights, from one of transformers' auto classes."""
     try:
-        config = AutoConfig.for_model(kind, **numbers)
-    except ValueError as error:
-        raise ValueError(f"llm.config.model_type: transformers does not know {kind!r}") from error
-    config._attn_implementation = attention
-    config.dtype = torch.float32
-    return config
+        return auto.from_config(config)
+    except (ValueError, ImportError) as error:  # an attention implementation that the class or the machine lacks
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"llm.attention {config._attn_implementation}: {reason}") from None

@@ -39,7 +39,7 @@ def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str]
     for name, module in model.parts().items():
         state = "trainable" if name in trainable else "frozen"
         table.add_row(name, f"{count_parameters(module):,}", state, (origins or {}).get(name, "random"))
-    total = sum(count_parameters(m) for n, m in model.parts().items() if n in trainable)
+    total = sum(count_parameters(m, trainable_only=True) for n, m in model.parts().items() if n in trainable)
     table.add_row("total", f"{count_parameters(model):,}", f"{total:,} trainable", "")
     return table
 

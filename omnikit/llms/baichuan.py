@@ -1,0 +1,88 @@
+"""Baichuan 7B and Baichuan 2 7B: Llama with other names, read without the code that their folders bring along.
+
+Their attention holds the three projections in one matrix `W_pack`, and Baichuan 2 scales every row of its head to
+length 1 whenever it is used (Yang et al. 2023, arXiv 2309.10305, section 2.4). Both fold into Llama's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+BAICHUAN = "baichuan"
+_SECOND = "BaichuanForCausalLM"  # the first one's class is spelt BaiChuanForCausalLM
+_WIDTH_13B = 5120
+_NUMBERS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+    "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
+)  # fmt: skip
+
+
+def llama_numbers(numbers: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
+    """A Baichuan `config.json` as numbers of a Llama.
+
+    Raises:
+        ValueError: it is one of the 13B models, whose positions are biases of the attention (ALiBi).
+    """
+    if numbers.get("hidden_size") == _WIDTH_13B:
+        raise ValueError(f"weights {where}: Baichuan 13B has no rotary positions; the 7B models can be read")
+    return {"model_type": "llama", **{name: numbers[name] for name in _NUMBERS if name in numbers}}
+
+
+def read_baichuan(folder: Path, numbers: Mapping[str, Any]) -> LlamaForCausalLM:
+    """The model in a folder as a Llama, in the type that it is stored in.
+
+    Args:
+        folder: with the weights, safetensors or torch files.
+        numbers: its `config.json`.
+
+    Raises:
+        ValueError: no weights there, or other ones than the numbers say; the message names them.
+    """
+    config = LlamaConfig(**llama_numbers(numbers, folder))
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    state = _llama_state(_tensors(folder), normed_head=_SECOND in numbers.get("architectures", ()))
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"weights {folder}: {' '.join(str(error).split())[:300]}") from None
+    return model
+
+
+def _llama_state(state: Mapping[str, Tensor], normed_head: bool) -> dict[str, Tensor]:
+    llama = {}
+    for name, tensor in state.items():
+        if name.endswith("W_pack.weight"):
+            for own, rows in zip("qkv", tensor.chunk(3), strict=True):
+                llama[name.replace("W_pack", f"{own}_proj")] = rows
+        elif not name.endswith("rotary_emb.inv_freq"):  # computed anew
+            llama[name] = tensor
+    if normed_head and "lm_head.weight" in llama:
+        llama["lm_head.weight"] = F.normalize(llama["lm_head.weight"].float())
+    return llama
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ValueError(f"weights {folder}: neither *.safetensors nor pytorch_model*.bin")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            state |= load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
+        except Exception as error:  # torch and safetensors raise many kinds
+            raise ValueError(f"weights {file}: {' '.join(str(error).split())[:300]}") from None
+    return state
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    """Tensors only: nothing that a file holds is run."""
+    return torch.load(file, map_location="cpu", weights_only=True)
