@@ -34,33 +34,49 @@ class WindowedDecodeStream(DecodeStream):
     """Streaming for a decoder with finite reach: each push decodes the new frames with their neighbours again.
 
     Args:
-        decode: codes [B, K, T] -> waveform [B, T * frame_samples].
+        decode: codes [B, K, T] and the sample of the whole at which they begin -> waveform [B, T * frame_samples].
+        check: refuses codes [B, K, T] that are none.
         frame_samples: samples per frame.
         reach: samples at a piece's edge that are not yet what the whole decoding gives there.
+        align: a piece begins and ends at a multiple of so many frames, but for the last.
         batch_size: B.
     """
 
-    def __init__(self, decode: Callable[[Tensor], Tensor], *, frame_samples: int, reach: int, batch_size: int = 1):
-        self.decode, self.frame_samples, self.reach, self.batch_size = decode, frame_samples, reach, batch_size
+    def __init__(
+        self,
+        decode: Callable[[Tensor, int], Tensor],
+        *,
+        check: Callable[[Tensor], None],
+        frame_samples: int,
+        reach: int,
+        align: int = 1,
+        batch_size: int = 1,
+    ):
+        self.decode, self.check, self.batch_size = decode, check, batch_size
+        self.frame_samples, self.reach, self.align = frame_samples, reach, align
         self.codes: Tensor | None = None  # the frames still needed as context
         self.start = 0  # sample at which self.codes begins
         self.done = 0  # samples given out
 
     def push(self, codes: Tensor) -> Tensor:
+        self.check(codes)
         self.codes = codes if self.codes is None else torch.cat([self.codes, codes], dim=-1)
-        end = self.start + self.codes.shape[-1] * self.frame_samples
-        return self._emit(max(self.done, end - self.reach))
+        frames = self.codes.shape[-1] // self.align * self.align
+        return self._emit(frames, self.start + frames * self.frame_samples - self.reach)
 
     def finish(self) -> Tensor:
         if self.codes is None:
             return torch.zeros(self.batch_size, 0)
-        return self._emit(self.start + self.codes.shape[-1] * self.frame_samples)
+        frames = self.codes.shape[-1]
+        return self._emit(frames, self.start + frames * self.frame_samples)
 
-    def _emit(self, until: int) -> Tensor:
+    def _emit(self, frames: int, until: int) -> Tensor:
+        """The samples before `until` that were not given yet, from the first `frames` of the kept frames."""
         if until <= self.done:
-            return torch.zeros(self.batch_size, 0)
-        wav = self.decode(self.codes)[:, self.done - self.start : until - self.start]
+            return torch.zeros(self.batch_size, 0, device=self.codes.device)
+        wav = self.decode(self.codes[..., :frames], self.start)[:, self.done - self.start : until - self.start]
         self.done = until
-        drop = max(0, (self.done - self.reach - self.start) // self.frame_samples)
+        piece = self.align * self.frame_samples
+        drop = max(0, (self.done - self.reach - self.start) // piece) * self.align
         self.codes, self.start = self.codes[..., drop:], self.start + drop * self.frame_samples
         return wav

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -17,11 +18,15 @@ LORA = ".lora_"
 _SHOWN = 3
 
 
-def load_into(module: nn.Module, path: str | Path) -> None:
+Stored = dict[str, Tensor]
+
+
+def load_into(module: nn.Module, path: str | Path, fit: Callable[[Stored], Stored] | None = None) -> None:
     """Copy weights into `module`, each cast to the type that the module has.
 
     Args:
         path: a safetensors file, or a folder with `model.safetensors`.
+        fit: takes from the stored tensors those that `module` wants, where it does not want all of them.
 
     Raises:
         ValueError: no such file, not safetensors, or names and shapes that differ; the message names file and names.
@@ -31,6 +36,7 @@ def load_into(module: nn.Module, path: str | Path) -> None:
         stored = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file}: not a safetensors file ({error})") from None
+    stored = stored if fit is None else fit(stored)
     own = module.state_dict(keep_vars=True)
     problems = _differences(own, stored)
     if problems:

@@ -15,6 +15,7 @@ from torch import Tensor
 from omnikit.codecs.rtisi import PhaseSearch
 from omnikit.interfaces import Codec
 from omnikit.streaming import DecodeStream
+from omnikit.weights import load_into
 
 FLOOR = 1e-3
 """Amplitude below which a band counts as silent; 1 is a full-scale sine."""
@@ -28,7 +29,7 @@ class MelRVQ(Codec):
         n_mels: M.
         n_fft: window in samples; columns are a quarter of it apart.
         patch: P.
-        num_codebooks: K.
+        num_codebooks: K; of weights that have more, the first K are taken.
         codebook_size: C.
         iterations: rounds of the phase search per column.
         weights: where trained codebooks lie; see `Part`.
@@ -61,6 +62,23 @@ class MelRVQ(Codec):
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
         self.register_buffer("inverse", torch.from_numpy(np.linalg.pinv(filters)).float(), persistent=False)
         self.register_buffer("codebooks", torch.randn(num_codebooks, codebook_size, patch * n_mels))
+
+    def load_weights(self) -> None:
+        """See `Part`.
+
+        Raises:
+            ValueError: also where the weights have fewer than K codebooks.
+        """
+        if self.weights is not None:
+            load_into(self, self.weights, fit=self._first_codebooks)
+
+    def _first_codebooks(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "codebooks" not in stored:
+            return stored
+        found = stored["codebooks"]
+        if len(found) < self.num_codebooks:
+            raise ValueError(f"codec.num_codebooks {self.num_codebooks}: {self.weights} has {len(found)} codebooks")
+        return {**stored, "codebooks": found[: self.num_codebooks]}
 
     def encode(self, wav: Tensor) -> Tensor:
         """Waveform [B, N] -> codes [B, K, ceil(N / frame_samples)]."""

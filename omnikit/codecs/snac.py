@@ -23,37 +23,67 @@ from snac import SNAC
 from torch import Tensor, nn
 
 from omnikit.codecs.position_noise import replace_noise, set_noise_start
+from omnikit.codecs.published import read_config, refuse_other_numbers
+from omnikit.codecs.reach import decoder_reach
 from omnikit.hub import hub_file, is_hub_id
 from omnikit.interfaces import Codec
+from omnikit.sizes import sized
 from omnikit.streaming import DecodeStream, WindowedDecodeStream
 
-PUBLISHED = "pytorch_model.bin"
+CONFIG, PUBLISHED = "config.json", "pytorch_model.bin"
+TINY = {"encoder_dim": 4, "decoder_dim": 64}  # an attention head of the package is 64 wide
 
 
 class SnacCodec(Codec):
     """The arguments are those of the package's `config.json`, under the same names; `weights` see `Part`.
 
+    Attention within windows wants whole windows. So the whole decoding is that of the codes with their last frame
+    repeated up to a whole window, and a stream waits for a window and for the one behind it.
+
+    Args:
+        size: see `omnikit.sizes`.
+
     Raises:
-        ValueError: the strides do not fall, each a multiple of the next, down to 1.
+        ValueError: the strides do not fall, each a multiple of the next, down to 1; or no such size.
     """
 
-    def __init__(self, sampling_rate: int, *, vq_strides: Sequence[int], weights: str | None = None, **config):
+    def __init__(
+        self,
+        sampling_rate: int,
+        *,
+        vq_strides: Sequence[int],
+        size: str = "published",
+        weights: str | None = None,
+        **config,
+    ):
         super().__init__()
         self.places = depth_first(vq_strides)
-        self.snac = SNAC(sampling_rate=sampling_rate, vq_strides=list(vq_strides), **config)
+        numbers = {"sampling_rate": sampling_rate, "vq_strides": list(vq_strides), **config}
+        self.numbers = sized(numbers, TINY, size)
+        self.snac = SNAC(**self.numbers)
         replace_noise(self.snac.decoder)
         self.weights = weights
         self.sample_rate, self.codebook_size = sampling_rate, self.snac.codebook_size
         self.num_codebooks = len(self.places)
         self.frame_samples = int(self.snac.hop_length) * vq_strides[0]
         self.frame_rate = sampling_rate / self.frame_samples
-        self.lookahead = decoder_reach(self.snac.decoder)
+        self.align = math.lcm(vq_strides[0], self.snac.attn_window_size or 1) // vq_strides[0]
+        self.reach = decoder_reach(self.snac.decoder)
+        self.lookahead = self.reach + (self.align - 1) * self.frame_samples
 
     def load_weights(self) -> None:
-        """From safetensors as every part, or from `pytorch_model.bin` of a folder or hub id as SNAC is published."""
+        """From safetensors as every part, or from `pytorch_model.bin` of a folder or hub id as SNAC is published.
+
+        Raises:
+            ValueError: also where the `config.json` beside it has other numbers; sample rates leave no trace in
+                the shapes.
+        """
         file = published_file(self.weights)
         if file is None:
             return super().load_weights()
+        config = hub_file(self.weights, CONFIG) if is_hub_id(self.weights) else file.with_name(CONFIG)
+        if config.is_file():
+            refuse_other_numbers(config, self.numbers, read_config(config))
         try:
             self.snac.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         except (RuntimeError, pickle.UnpicklingError) as error:
@@ -68,15 +98,17 @@ class SnacCodec(Codec):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [B, K, T] -> waveform [B, T * frame_samples]."""
         self.check_codes(codes)
-        return self._decode(codes, start=0)
+        return self._decode(codes, start=0) if codes.shape[-1] else torch.zeros(len(codes), 0, device=codes.device)
 
     def stream(self, batch_size: int = 1) -> DecodeStream:
-        if self.snac.attn_window_size is not None:
-            raise ValueError(
-                f"attn_window_size {self.snac.attn_window_size}: a decoder with windowed attention cannot be streamed"
-                " yet; choose a configuration without (null), such as the 24 kHz one, or call decode"
-            )
-        return SnacStream(self, batch_size)
+        return WindowedDecodeStream(
+            self._decode,
+            check=self.check_codes,
+            frame_samples=self.frame_samples,
+            reach=self.reach,
+            align=self.align,
+            batch_size=batch_size,
+        )
 
     def pack(self, codes: Sequence[Tensor]) -> Tensor:
         """The package's R lists [B, T * codes per frame of that rate] -> [B, K, T]."""
@@ -96,24 +128,10 @@ class SnacCodec(Codec):
     def _decode(self, codes: Tensor, start: int) -> Tensor:
         """`start`: the sample of the whole decoding at which these codes begin."""
         set_noise_start(self.snac.decoder, start)
-        return self.snac.decode(self.unpack(codes))[:, 0]
-
-
-class SnacStream(WindowedDecodeStream):
-    """Decodes the new frames with their neighbours again; noise, where there is any, stays where it was."""
-
-    def __init__(self, codec: SnacCodec, batch_size: int):
-        super().__init__(
-            lambda codes: codec._decode(codes, self.start),
-            frame_samples=codec.frame_samples,
-            reach=codec.lookahead,
-            batch_size=batch_size,
-        )
-        self.codec = codec
-
-    def push(self, codes: Tensor) -> Tensor:
-        self.codec.check_codes(codes)
-        return super().push(codes)
+        frames = codes.shape[-1]
+        filling = codes[..., -1:].expand(-1, -1, -frames % self.align)
+        wav = self.snac.decode(self.unpack(torch.cat([codes, filling], dim=-1)))[:, 0]
+        return wav[:, : frames * self.frame_samples]
 
 
 def published_file(weights: str | None) -> Path | None:
@@ -143,20 +161,3 @@ def depth_first(strides: Sequence[int]) -> list[tuple[int, int]]:
         return [(rate, nth)] + [place for child in range(fan) for place in walk(rate + 1, nth * fan + child)]
 
     return walk(0, 0)
-
-
-def decoder_reach(decoder: nn.Module) -> int:
-    """Samples at the edge of a piece that differ from the whole decoding because neighbours were zeros there.
-
-    Followed through the layers from either side; a layer's edge is wrong where its kernel looks past the last right
-    position of its input.
-    """
-    left = right = 0
-    for layer in decoder.modules():
-        if isinstance(layer, nn.ConvTranspose1d):
-            (kernel,), (stride,), (padding,) = layer.kernel_size, layer.stride, layer.padding
-            left, right = left * stride + kernel - stride - padding, right * stride + padding
-        elif isinstance(layer, nn.Conv1d):
-            (kernel,), (dilation,), (padding,) = layer.kernel_size, layer.dilation, layer.padding
-            left, right = left + padding, right + (kernel - 1) * dilation - padding
-    return max(left, right)

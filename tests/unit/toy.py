@@ -54,7 +54,11 @@ class ToyCodec(Codec):
 
     def stream(self, batch_size: int = 1) -> WindowedDecodeStream:
         return WindowedDecodeStream(
-            self.decode, frame_samples=self.frame_samples, reach=0, batch_size=batch_size
+            lambda codes, start: self.decode(codes),
+            check=self.check_codes,
+            frame_samples=self.frame_samples,
+            reach=0,
+            batch_size=batch_size,
         )
 
 

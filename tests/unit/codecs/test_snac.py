@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import random
+import json
+import math
 
 import pytest
 import torch
+from codec_tools import in_chunks
 from snac import SNAC
 
 from omnikit.codecs.snac import SnacCodec, depth_first
+from omnikit.hparams import build_part
+from omnikit.interfaces import count_parameters
 
 SMALL = {
     "encoder_dim": 4,
@@ -30,6 +34,11 @@ def small_codec(strides=(4, 2, 1), noise=False, gain=1.2, **changes) -> SnacCode
         if name.endswith("original0"):  # the weight norm's gain: a random network is nearly silent, which tests nothing
             parameter.data.mul_(gain)
     return codec
+
+
+def windowed(window: int | None) -> dict:
+    """With attention, whose heads are 64 wide."""
+    return {} if window is None else {"attn_window_size": window, "encoder_dim": 8, "decoder_dim": 64}
 
 
 def pack_slowly(codes: list[list[int]], strides: list[int], frame: int) -> list[int]:
@@ -110,34 +119,39 @@ def test_noise_is_normal():
 
 @pytest.mark.parametrize("strides", [(4, 2, 1), (2, 1)])
 @pytest.mark.parametrize("noise", [False, True])
-def test_chunks_equal_the_whole(strides, noise):
-    rng = random.Random(0)
-    codec = small_codec(strides, noise)
-    codes = torch.randint(16, (2, codec.num_codebooks, 60))
+@pytest.mark.parametrize("window", [None, 4, 6, 8])
+def test_chunks_equal_the_whole(strides, noise, window):
+    """A window of 6 codes ends where a frame of 4 ends after three of them."""
+    codec = small_codec(strides, noise, **windowed(window))
+    assert codec.align == {None: 1, 4: 4 // strides[0], 6: 3, 8: 8 // strides[0]}[window]
+    codes = torch.randint(16, (2, codec.num_codebooks, 37))
     with torch.no_grad():
         whole = codec.decode(codes)
-        for _ in range(3):
-            with codec.stream(batch_size=2) as stream:
-                pieces, at = [], 0
-                while at < codes.shape[-1]:
-                    size = rng.randint(0, 9)
-                    pieces.append(stream.push(codes[..., at : at + size]))
-                    at += size
-                before_end = sum(piece.shape[-1] for piece in pieces)
-                pieces.append(stream.finish())
-            assert before_end == whole.shape[-1] - codec.lookahead
-            assert torch.allclose(torch.cat(pieces, dim=-1), whole, atol=1e-5)
+    for sizes in ([1], [5, 0, 2], [40]):
+        wav, log = in_chunks(codec, codes, sizes)
+        assert torch.allclose(wav, whole, atol=1e-5)
+        assert all(samples >= frames * codec.frame_samples - codec.lookahead for frames, samples in log)
 
 
-def test_reach_is_the_measured_one():
+def test_codes_are_filled_up_to_whole_windows():
+    codec = small_codec(**windowed(6))
+    codes = torch.randint(16, (2, 7, 4))
+    filled = torch.cat([codes, codes[..., -1:], codes[..., -1:]], dim=-1)
+    with torch.no_grad():
+        expected = codec.snac.decode(codec.unpack(filled))[:, 0, : 4 * codec.frame_samples]
+        assert torch.equal(codec.decode(codes), expected)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_reach_is_the_measured_one(window):
     """Beyond it nothing changes when a neighbour does; one sample nearer, something does."""
-    codec = small_codec(gain=1.4).double()
+    codec = small_codec(gain=1.4, **windowed(window)).double()
     codes = torch.randint(16, (1, codec.num_codebooks, 80))
     middle = 40 * codec.frame_samples
     with torch.no_grad():
         whole, left, right = codec.decode(codes), codec.decode(codes[..., :40]), codec.decode(codes[..., 40:])
     wrong = torch.nonzero((torch.cat([left, right], dim=-1) - whole).abs()[0] > 1e-13)[:, 0]
-    assert max(middle - wrong.min(), wrong.max() - middle + 1) == codec.lookahead
+    assert max(middle - wrong.min(), wrong.max() - middle + 1) == codec.reach
 
 
 @pytest.mark.parametrize("changes, reach", [({}, 3141), ({"encoder_rates": [2, 4, 8, 8]}, 4757)])
@@ -148,34 +162,10 @@ def test_reach_of_other_sizes(changes, reach):
     assert codec.lookahead == reach
 
 
-@pytest.mark.parametrize("samples, frames", [(1, 1), (160, 1), (161, 2), (1000, 7)])
-def test_encode_length(samples, frames):
-    codec = small_codec()
-    codes = codec.encode(torch.randn(2, samples))
-    assert codes.shape == (2, 7, frames) and codes.dtype == torch.int64
-    assert codec.decode(codes).shape == (2, frames * codec.frame_samples)
-
-
 def test_numbers_come_from_the_configuration():
     codec = small_codec()
     assert (codec.num_codebooks, codec.codebook_size, codec.sample_rate) == (7, 16, 16000)
     assert (codec.frame_samples, codec.frame_rate) == (160, 100.0)
-
-
-@pytest.mark.parametrize("bad", [-1, 16])
-def test_id_outside_the_codebook(bad):
-    codec = small_codec()
-    codes = torch.zeros(1, 7, 3, dtype=torch.int64)
-    codes[0, 4, 1] = bad
-    with pytest.raises(ValueError, match=f"code {bad} is outside the codebook"):
-        codec.decode(codes)
-    with pytest.raises(ValueError, match=f"code {bad} is outside the codebook"):
-        codec.stream().push(codes)
-
-
-def test_windowed_attention_cannot_stream():
-    with pytest.raises(ValueError, match="attn_window_size 4"):
-        small_codec(decoder_dim=128, encoder_dim=16, attn_window_size=4).stream()
 
 
 def test_weights_as_published(tmp_path):
@@ -190,16 +180,6 @@ def test_weights_as_published(tmp_path):
         assert torch.equal(other.decode(codes), codec.decode(codes))
 
 
-def test_weights_of_our_own(tmp_path):
-    from omnikit.weights import save_weights
-
-    codec, other = small_codec(), small_codec(gain=1.0)
-    save_weights(codec, tmp_path, torch.float32)
-    other.weights = str(tmp_path)
-    other.load_weights()
-    assert all(torch.equal(a, b) for a, b in zip(codec.parameters(), other.parameters(), strict=True))
-
-
 def test_published_weights_of_another_size(tmp_path):
     torch.save(small_codec(decoder_dim=32).snac.state_dict(), tmp_path / "pytorch_model.bin")
     codec = small_codec()
@@ -208,9 +188,33 @@ def test_published_weights_of_another_size(tmp_path):
         codec.load_weights()
 
 
-def test_weights_that_are_nowhere(tmp_path, monkeypatch):
+def test_published_weights_of_another_sample_rate(tmp_path):
+    """Which all tensors of the right shape would not show."""
+    codec = small_codec()
+    torch.save(codec.snac.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(codec.numbers | {"sampling_rate": 44100}))
+    codec.weights = str(tmp_path)
+    with pytest.raises(ValueError, match=r"config.json does not fit codec: sampling_rate is 44100, expected 16000"):
+        codec.load_weights()
+
+
+def test_weights_that_the_hub_does_not_give(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     codec = small_codec()
-    codec.weights = str(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="nothing"):
+    codec.weights = "nobody/nothing"
+    with pytest.raises(ValueError, match="nobody/nothing"):
         codec.load_weights()
+
+
+@pytest.mark.parametrize(
+    "name, millions, bits, lookahead",
+    [("snac_24khz", 19.8, 980, 4757), ("snac_32khz", 54.5, 1900, 23951), ("snac_44khz", 54.5, 2600, 23951)],
+)
+def test_published_sizes(name, millions, bits, lookahead):
+    """Parameters and bits per second as the package's README gives them; with windows, two thirds of a second."""
+    with torch.device("meta"):
+        codec = build_part("codec", name)
+    assert round(count_parameters(codec) / 1e6, 1) == millions
+    rate = codec.frame_rate * codec.num_codebooks * math.log2(codec.codebook_size)
+    assert rate == pytest.approx(bits, rel=0.02)
+    assert codec.lookahead == lookahead

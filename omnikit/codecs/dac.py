@@ -1,0 +1,50 @@
+"""DAC (Kumar et al. 2023, arXiv 2306.06546), from transformers."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import DacConfig, DacModel
+
+from omnikit.codecs.reach import decoder_reach
+from omnikit.codecs.residual import ResidualCodec
+from omnikit.streaming import DecodeStream, WindowedDecodeStream
+
+TINY = {"encoder_hidden_size": 4, "decoder_hidden_size": 32}
+
+
+class DacCodec(ResidualCodec):
+    """See `ResidualCodec`.
+
+    The network gives a few samples less than whole frames where a rate is odd (8 of 24 kHz audio, as the published
+    code does): they are silence at the end.
+    """
+
+    config_class, network_class = DacConfig, DacModel
+    tiny = TINY
+
+    def samples_per_frame(self) -> int:
+        return self.network.config.hop_length
+
+    def lag(self) -> int:
+        return decoder_reach(self.network.decoder)
+
+    def quantizers(self) -> list[nn.ModuleList]:
+        return [self.network.quantizer.quantizers]
+
+    def tables(self) -> list[Tensor]:
+        return [layer.codebook.weight for layer in self.network.quantizer.quantizers]
+
+    def encode_frames(self, wav: Tensor) -> Tensor:
+        return self.network.encode(wav, n_quantizers=self.num_codebooks).audio_codes
+
+    def decode_frames(self, codes: Tensor) -> Tensor:
+        return self.network.decode(audio_codes=codes).audio_values
+
+    def stream(self, batch_size: int = 1) -> DecodeStream:
+        return WindowedDecodeStream(
+            self._decode,
+            check=self.check_codes,
+            frame_samples=self.frame_samples,
+            reach=self.lookahead,
+            batch_size=batch_size,
+        )

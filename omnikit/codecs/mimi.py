@@ -1,0 +1,70 @@
+"""Mimi (Défossez et al. 2024, arXiv 2410.00037), the codec of Moshi, from transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+from transformers import DynamicCache, MimiConfig, MimiModel
+
+from omnikit.codecs.causal import CausalCodec, Memory, run
+from omnikit.streaming import DecodeStream
+
+TINY = {
+    "num_filters": 4,
+    "hidden_size": 16,
+    "upsample_groups": 16,
+    "codebook_dim": 8,
+    "vector_quantization_hidden_dimension": 8,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+# with one codebook of meaning, any number of codebooks from 1 can be asked for
+FIXED = {"use_causal_conv": True, "trim_right_ratio": 1.0, "audio_channels": 1, "num_semantic_quantizers": 1}
+
+
+class MimiCodec(CausalCodec):
+    """See `ResidualCodec`. The first codebook was trained to carry what is said, the others how it sounds."""
+
+    config_class, network_class = MimiConfig, MimiModel
+    tiny, fixed = TINY, FIXED
+
+    def samples_per_frame(self) -> int:
+        return self.network.config.frame_size
+
+    def quantizers(self) -> list[nn.ModuleList]:
+        both = self.network.quantizer
+        return [both.semantic_residual_vector_quantizer.layers, both.acoustic_residual_vector_quantizer.layers]
+
+    def tables(self) -> list[Tensor]:
+        return [layer.codebook.embed_sum for layers in self.quantizers() for layer in layers]
+
+    def decoder_layers(self) -> Iterable[nn.Module]:
+        return self.network.decoder.decoder_seanet.layers
+
+    def encode_frames(self, wav: Tensor) -> Tensor:
+        self._forget_tables()
+        return self.network.encode(wav, num_quantizers=self.num_codebooks).audio_codes
+
+    def decode_frames(self, codes: Tensor) -> Tensor:
+        self._forget_tables()
+        return self.network.decode(codes).audio_values[:, 0]
+
+    def stream(self, batch_size: int = 1) -> DecodeStream:
+        self._forget_tables()
+        return super().stream(batch_size)
+
+    def decode_next(self, codes: Tensor, memory: Memory) -> Tensor:
+        decoder = self.network.decoder
+        x = run([decoder.upsample], self.network.quantizer.decode(codes), memory)
+        cache = memory.setdefault(decoder.decoder_transformer, DynamicCache(config=decoder.config))
+        x = decoder.decoder_transformer(x.transpose(1, 2), past_key_values=cache, use_cache=True).last_hidden_state
+        return run(self.decoder_layers(), x.transpose(1, 2), memory)[:, 0]
+
+    def _forget_tables(self) -> None:
+        """transformers keeps each codebook's entries once computed, also when weights or device change later."""
+        for layers in self.quantizers():
+            for layer in layers:
+                layer.codebook._embed = None

@@ -1,0 +1,91 @@
+"""Codecs as transformers publishes them: a folder of `save_pretrained`, or a hub id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from omnikit.hub import hub_folder, is_hub_id
+
+CONFIG = "config.json"
+
+
+def holds_transformers(weights: str) -> bool:
+    """Whether `weights` names a folder that transformers wrote, or a hub id."""
+    return is_hub_id(weights) or (Path(weights) / CONFIG).is_file()
+
+
+def read_network(weights: str, network: PreTrainedModel, numbers: Mapping[str, Any]) -> None:
+    """Copy published weights into a network of the same class; what the network lacks of them is left out.
+
+    Args:
+        numbers: of the network's configuration, which the published one must have, too.
+
+    Raises:
+        ValueError: not to be had, not readable, or of another shape; the message names what is expected and found.
+    """
+    folder = hub_folder(weights) if is_hub_id(weights) else Path(weights)
+    _check_config(folder / CONFIG, type(network.config), numbers)
+    with _told_in_one_line(f"weights {folder}"):
+        found, info = type(network).from_pretrained(
+            str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"weights {folder}: tensors are missing ({len(missing)}, the first is {missing[0]})")
+    theirs = found.state_dict()
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(theirs[name])
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The numbers in a `config.json`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with _told_in_one_line(f"weights {file}: not a configuration"):
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def refuse_other_numbers(file: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Compare the numbers that a codec was built from with those of a file, where it has them.
+
+    Raises:
+        ValueError: some differ; the message names them.
+    """
+    other = [
+        f"{name} is {found[name]}, expected {value}"
+        for name, value in expected.items()
+        if name in found and _plain(found[name]) != _plain(value)
+    ]
+    if other:
+        raise ValueError(f"weights {file} does not fit codec: {'; '.join(other)}")
+
+
+def _check_config(file: Path, kind: type[PreTrainedConfig], numbers: Mapping[str, Any]) -> None:
+    stored = read_config(file)
+    refuse_other_numbers(file, {"model_type": kind.model_type}, stored)
+    with _told_in_one_line(f"weights {file}"):
+        config = kind.from_dict(stored)  # what is not stored is the class's default
+    refuse_other_numbers(file, numbers, {name: getattr(config, name) for name in numbers})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@contextmanager
+def _told_in_one_line(what: str) -> Iterator[None]:
+    """transformers, safetensors and json raise many kinds of errors, some many lines long."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {' '.join(str(error).split())[:300]}") from None

@@ -1,0 +1,170 @@
+"""What every codec promises. A codec is covered by adding its YAML file: tiny where it can be, else as it is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from codec_tools import in_chunks, loud
+from torch import Tensor, nn
+
+from omnikit.hparams import build_part, choices, pick
+from omnikit.interfaces import Codec
+from omnikit.weights import save_weights
+
+NAMES = [name for name in choices("codec") if name != "none"]
+RESIDUAL = [name for name in NAMES if "num_codebooks" in pick("codec", name)]
+SIZED = [name for name in NAMES if "size" in pick("codec", name)]
+NUMBERS = ("num_codebooks", "codebook_size", "sample_rate", "frame_samples", "frame_rate")
+
+
+def tiny(name: str, **options: object) -> Codec:
+    size = {"size": "tiny"} if name in SIZED else {}
+    return loud(build_part("codec", name, **size, **options).eval())
+
+
+def random_codes(codec: Codec, batch: int, frames: int) -> Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    return torch.randint(codec.codebook_size, (batch, codec.num_codebooks, frames), generator=generator)
+
+
+def enough_frames(codec: Codec) -> int:
+    """So many that a stream gives most of them before its end."""
+    return 2 * math.ceil(codec.lookahead / codec.frame_samples) + 5
+
+
+@pytest.fixture(autouse=True)
+def repeatable():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def codec(request) -> Codec:
+    return tiny(request.param)
+
+
+def test_numbers_fit_each_other(codec):
+    assert codec.frame_rate * codec.frame_samples == pytest.approx(codec.sample_rate)
+    assert codec.num_codebooks >= 1 and codec.codebook_size > 1 and codec.lookahead >= 0
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_tiny_has_the_published_numbers(name):
+    with torch.device("meta"):
+        published, small = build_part("codec", name), build_part("codec", name, size="tiny")
+    assert [getattr(small, number) for number in NUMBERS] == [getattr(published, number) for number in NUMBERS]
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in published.parameters()) / 20
+    with pytest.raises(ValueError, match=r"size 'small': no such size \(choices: published, tiny\)"):
+        build_part("codec", name, size="small")
+
+
+def test_encode_has_a_frame_for_every_begun_one(codec):
+    frame = codec.frame_samples
+    for samples in (1, 2, frame - 1, frame, frame + 1, 3 * frame + 7, 4 * frame):
+        codes = codec.encode(torch.rand(2, samples) - 0.5)
+        assert codes.shape == (2, codec.num_codebooks, math.ceil(samples / frame)), samples
+        assert codes.dtype == torch.int64
+        codec.check_codes(codes)
+
+
+def test_encode_hears(codec):
+    """Noise and silence, and the rows of a batch, have codes of their own."""
+    wav = torch.rand(2, 4 * codec.frame_samples) - 0.5
+    codes = codec.encode(wav)
+    assert not torch.equal(codes, codec.encode(0 * wav)) and not torch.equal(codes[0], codes[1])
+    assert torch.equal(codes[:1], codec.encode(wav[:1]))
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 7])
+def test_decode_gives_whole_frames(codec, frames):
+    wav = codec.decode(random_codes(codec, 2, frames))
+    assert wav.shape == (2, frames * codec.frame_samples) and wav.dtype == torch.float32
+
+
+def test_every_codebook_is_heard(codec):
+    """Without which the tests of streams would show nothing."""
+    codes = random_codes(codec, 1, 4)
+    whole = codec.decode(codes)
+    for k in range(codec.num_codebooks):
+        other = codes.clone()
+        other[:, k] = (other[:, k] + 1) % codec.codebook_size
+        assert (codec.decode(other) - whole).abs().max() > 0.01 * whole.abs().max(), k
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("sizes", [[1], [2, 0, 5], [3], [0, 7, 1], [1000]], ids=str)
+def test_chunks_equal_the_whole(codec, batch, sizes):
+    for frames in (1, 3, enough_frames(codec)):
+        codes = random_codes(codec, batch, frames)
+        whole = codec.decode(codes)
+        wav, _ = in_chunks(codec, codes, sizes)
+        assert wav.shape == whole.shape
+        assert (wav - whole).abs().max() <= 1e-4 * whole.abs().max(), frames
+
+
+def test_lookahead_is_the_largest_lag(codec):
+    _, log = in_chunks(codec, random_codes(codec, 1, enough_frames(codec)), [1])
+    lags = [frames * codec.frame_samples - samples for frames, samples in log]
+    assert min(lags) >= 0 and max(lags) == codec.lookahead
+
+
+def test_a_stream_without_frames(codec):
+    with codec.stream(batch_size=2) as stream:
+        assert stream.push(random_codes(codec, 2, 0)).shape == (2, 0)
+        assert stream.finish().shape == (2, 0)
+    assert codec.stream(batch_size=2).finish().shape == (2, 0)
+
+
+def test_streams_do_not_disturb_each_other(codec):
+    both = [random_codes(codec, batch, 9) for batch in (1, 2)]
+    streams = [codec.stream(len(codes)) for codes in both]
+    pieces = [[], []]
+    for t in range(9):
+        for own, stream, codes in zip(pieces, streams, both, strict=True):
+            own.append(stream.push(codes[..., t : t + 1]))
+    for own, stream, codes in zip(pieces, streams, both, strict=True):
+        whole = codec.decode(codes)
+        assert (torch.cat([*own, stream.finish()], dim=-1) - whole).abs().max() <= 1e-4 * whole.abs().max()
+
+
+def test_what_is_no_code_is_refused(codec):
+    for bad in (-1, codec.codebook_size):
+        codes = random_codes(codec, 1, 3)
+        codes[0, -1, 1] = bad
+        for use in (codec.decode, codec.stream().push):
+            with pytest.raises(ValueError, match=f"code {bad} is outside the codebook"):
+                use(codes)
+    with pytest.raises(ValueError, match=rf"codes must be \[B, {codec.num_codebooks}, T\]"):
+        codec.decode(random_codes(codec, 1, 3)[:, 1:])
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_fewer_codebooks_are_the_first(name, tmp_path):
+    full = tiny(name)
+    save_weights(full, tmp_path, torch.float32)
+    few = tiny(name, num_codebooks=2, weights=str(tmp_path))
+    few.load_weights()
+    wav = torch.rand(1, 3 * full.frame_samples) - 0.5
+    codes = few.encode(wav)
+    assert few.num_codebooks == 2 and torch.equal(codes, full.encode(wav)[:, :2])
+    assert few.decode(codes).shape == wav.shape
+    assert sum(t.numel() for t in few.state_dict().values()) < sum(t.numel() for t in full.state_dict().values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_are_nowhere(name, tmp_path):
+    codec = tiny(name, weights=str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="nothing: no such file"):
+        codec.load_weights()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_of_something_else(name, tmp_path):
+    save_weights(nn.Linear(2, 2), tmp_path)
+    codec = tiny(name, weights=str(tmp_path))
+    with pytest.raises(ValueError, match=rf"model.safetensors does not fit {type(codec).__name__}: lacks ") as error:
+        codec.load_weights()
+    assert "\n" not in str(error.value)
