@@ -89,8 +89,18 @@ def _evaluation(
 
 
 def _step(
-    name: str, what: Stage | Evaluation, flags: list[Mapping[str, Any]], folder: Path, *, trains=False, alone=False
+    name: str,
+    what: Stage | Evaluation,
+    flags: list[Mapping[str, Any]],
+    folder: Path,
+    *,
+    trains: bool = False,
+    alone: bool = False,
 ) -> Step:
+    """Args:
+        flags: a later one wins.
+        folder: of the run.
+    """
     words = [*what.files, *(f"--{key}={as_text(key, value)}" for each in flags for key, value in each.items())]
     try:
         path, run_options, settings = split_command_line(words)

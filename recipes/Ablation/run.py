@@ -106,6 +106,7 @@ def _terminated(number: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _terminated)
     with bad_input_exits():
         sys.exit(main(sys.argv[1:]))
