@@ -97,10 +97,7 @@ def _step(
     trains: bool = False,
     alone: bool = False,
 ) -> Step:
-    """Args:
-        flags: a later one wins.
-        folder: of the run.
-    """
+    """A script with its flags, of which a later one wins; `folder` is the run's."""
     words = [*what.files, *(f"--{key}={as_text(key, value)}" for each in flags for key, value in each.items())]
     try:
         path, run_options, settings = split_command_line(words)
