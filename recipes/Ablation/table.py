@@ -72,7 +72,7 @@ def markdown(grid: Grid, found: Sequence[Outcome]) -> str:
     ]
     parts = [f"# {grid.title}", grid.note.strip(), _spread(grid, sorted({s for each in seeds.values() for s in each}))]
     parts += [markdown_table(header, rows) if rows else "No run is finished."]
-    return "\n\n".join(parts + _remarks(grid, found)) + "\n"
+    return "\n\n".join(part for part in (*parts, *_remarks(grid, found)) if part) + "\n"
 
 
 def _named(grid: Grid, row: str) -> str:
