@@ -66,19 +66,22 @@ class QAEvaluation:
         return [(name, reply.text, sound(self.model.codec, reply.codes)) for name, reply in chosen]
 
     def judge_speech(self, found: Answers) -> dict[str, ErrorRates]:
-        """The recorded answers and what the codec keeps of them, then the spoken answers against their own text."""
+        """Recorded answers and what the codec keeps of them, if wanted; the spoken answers against their own text."""
         if self.judge is None:
             return {}
         limit = self.hparams["judge_limit"]
         rows = self.rows[self.hparams["judged_split"]][:limit]
-        clips = [(row.id, row.t2, row.a2) for row in rows if row.a2 is not None]
-        rates = reference_rates(self.judge, {"the codec": self.model.codec}, clips, shuffle_with="the codec")
+        rates = self._references(rows) if self.hparams["references"] else {}
         for way in self.ways:
             if way.task.speaks:
                 said = self._said(found[way.name], limit)
                 title = f"spoken answers against their own text, {way.name.replace('_', ' ')}"
                 rates[title] = judged(self.judge, said, self.model.codec.sample_rate, title)[0]
         return rates
+
+    def _references(self, rows: list[Row]) -> dict[str, ErrorRates]:
+        clips = [(row.id, row.t2, row.a2) for row in rows if row.a2 is not None]
+        return reference_rates(self.judge, {"the codec": self.model.codec}, clips, shuffle_with="the codec")
 
     def speed(self) -> dict[str, Speed | None]:
         """By way, of those that speak."""

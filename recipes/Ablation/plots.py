@@ -1,0 +1,78 @@
+"""Pictures of an ablation: every figure of every row, and figures against each other."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from grid import Grid
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from table import Cell, Cells
+
+COLUMNS = 3
+WIDTH = 4.2  # inches, of a panel
+COLOR, BASE = "#1f5fa8", "#c2410c"
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8ecf1",
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+}
+
+
+def draw_figures(path: Path, grid: Grid, made: Cells) -> None:
+    """One panel per figure, one line per row: each seed's value, the mean with its deviation, the baseline's mean as a
+    dashed line."""
+    names = list(grid.figures)
+    lines = math.ceil(len(names) / COLUMNS)
+    size = (WIDTH * COLUMNS, lines * (0.9 + 0.28 * len(made)))
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(lines, COLUMNS, figsize=size, squeeze=False, sharey=True, layout="constrained")
+        for axis, name in zip(axes.flat, names, strict=False):
+            _panel(axis, name, {row: line[name] for row, line in made.items()}, grid.baseline)
+        for axis in axes.flat[len(names) :]:
+            axis.remove()
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
+
+
+def _panel(axis: Axes, title: str, column: dict[str, Cell], baseline: str) -> None:
+    for y, (row, cell) in enumerate(column.items()):
+        color = BASE if row == baseline else COLOR
+        if cell.mean is not None:
+            axis.barh(y, cell.mean, color=color, alpha=0.35, height=0.6, xerr=cell.deviation)
+            axis.plot(cell.values, [y] * len(cell.values), "o", color=color, markersize=3.5)
+    base = column[baseline].mean if baseline in column else None
+    if base is not None:
+        axis.axvline(base, color=BASE, linestyle="--", linewidth=1)
+    axis.set(title=title, xlim=(0, None), ylim=(len(column) - 0.4, -0.6), yticks=range(len(column)))
+    axis.set_yticklabels(column)
+    axis.grid(visible=False, axis="y")
+
+
+def draw_against(path: Path, grid: Grid, made: Cells) -> None:
+    """One panel per wanted pair of figures, one point per row."""
+    with pyplot.rc_context(STYLE):
+        size = (6 * len(grid.plots), 4.5)
+        figure, axes = pyplot.subplots(1, len(grid.plots), figsize=size, squeeze=False, layout="constrained")
+        for axis, (x, y) in zip(axes[0], grid.plots, strict=True):
+            for row, line in made.items():
+                if line[x].mean is not None and line[y].mean is not None:
+                    _point(axis, row, line[x], line[y], BASE if row == grid.baseline else COLOR)
+            axis.set(xlabel=x, ylabel=y)
+            axis.margins(0.15)
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
+
+
+def _point(axis: Axes, row: str, x: Cell, y: Cell, color: str) -> None:
+    axis.errorbar(x.mean, y.mean, xerr=x.deviation, yerr=y.deviation, fmt="o", color=color, markersize=5)
+    axis.annotate(row, (x.mean, y.mean), xytext=(5, 4), textcoords="offset points", fontsize=8)

@@ -1,0 +1,243 @@
+"""Runs the steps of many runs as processes, and remembers on disk what is done."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grid import Preparation
+from plan import Run, Step
+
+from omnikit.evaluate.tables import write_json
+from omnikit.hparams.tree import read_tree_text
+
+POLL = 0.2
+"""Seconds between two looks at the processes."""
+PATIENCE = 10
+"""Seconds that a process has to end before it is killed."""
+LAST_LINES = 5
+"""Of a log, shown of a step that failed."""
+
+
+class Record:
+    """`run.json` in a run's folder: what each step was run with, how it ended, how long it took."""
+
+    def __init__(self, run: Run):
+        self.run, self.path = run, run.folder / "run.json"
+        self.steps: dict[str, dict[str, Any]] = {}
+        if self.path.is_file():
+            self.steps = json.loads(self.path.read_text(encoding="utf-8"))["steps"]
+
+    def check(self) -> None:
+        """Refuse to go on with a training that was begun with other settings; an evaluation is simply run again.
+
+        Raises:
+            ValueError: the message names the keys that differ.
+        """
+        for step in self.run.steps:
+            old = self.steps.get(step.name)
+            if not step.trains or old is None or not _has_checkpoint(step):
+                continue
+            if differing := _differing(old["settings"], step.settings):
+                raise ValueError(
+                    f"{step.folder}: was trained with other settings ({', '.join(differing)}); remove {self.run.folder}"
+                    " or choose another --output_folder"
+                )
+
+    def left(self) -> list[Step]:
+        """The steps that are not done, and those after a training that is not."""
+        steps = self.run.steps
+        first = next((i for i, step in enumerate(steps) if step.trains and not self._done(step)), len(steps))
+        return [step for i, step in enumerate(steps) if i >= first or not self._done(step)]
+
+    def failure(self) -> str | None:
+        """What went wrong, in one line; None where nothing has."""
+        for step in self.run.steps:
+            old = self.steps.get(step.name)
+            if old is not None and old["status"] not in (0, None):
+                last = old["last_lines"][-1] if old["last_lines"] else "it wrote nothing"
+                return f"{step.name} ended with status {old['status']}: {last} (log: {log_of(self.run, step)})"
+        return None
+
+    def begin(self, step: Step, jobs: int) -> None:
+        old = self.steps.get(step.name)
+        resumed = step.trains and old is not None and _has_checkpoint(step)
+        if step.trains:  # what was evaluated before belongs to other weights
+            self.steps = {name: entry for name, entry in self.steps.items() if entry["trains"] and name != step.name}
+        self.steps[step.name] = {
+            "status": None, "seconds": None, "last_lines": [], "resumed": resumed, "jobs": jobs,
+            "trains": step.trains, "command": " ".join(step.words), "settings": step.settings,
+        }  # fmt: skip
+        self._write()
+
+    def end(self, step: Step, status: int, seconds: float) -> None:
+        lines = last_lines(log_of(self.run, step)) if status else []
+        self.steps[step.name] |= {"status": status, "seconds": round(seconds, 1), "last_lines": lines}
+        self._write()
+
+    def _done(self, step: Step) -> bool:
+        old = self.steps.get(step.name)
+        return old is not None and old["status"] == 0 and old["settings"] == step.settings and step.folder.is_dir()
+
+    def _write(self) -> None:
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {"row": self.run.row, "seed": self.run.seed, "steps": self.steps})
+
+
+def _has_checkpoint(step: Step) -> bool:
+    """Whether a training would go on from what lies in its folder."""
+    return any(step.folder.glob("save/CKPT*"))
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The keys of the recipe, and the run options, that differ."""
+    if old == new:
+        return []
+    trees = [read_tree_text(settings["recipe"], "recipe") for settings in (old, new)]
+    keys = [key for key in {**trees[0], **trees[1]} if trees[0].get(key) != trees[1].get(key)]
+    options = [settings["run_options"] for settings in (old, new)]
+    return keys + [key for key in {**options[0], **options[1]} if options[0].get(key) != options[1].get(key)]
+
+
+def log_of(run: Run, step: Step) -> Path:
+    """What a step prints; beside its folder, since a training replaces that."""
+    return run.folder / f"{step.folder.name}.log"
+
+
+def last_lines(log: Path) -> list[str]:
+    """The end of a log; a progress bar draws a line over and over with carriage returns."""
+    lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace"))
+    return [line.strip() for line in lines if line.strip()][-LAST_LINES:]
+
+
+Left = tuple[Run, list[Step]]
+"""A run and those of its steps that are still to be done."""
+
+
+@dataclass
+class _Busy:
+    left: Left  # the step that is being done comes first
+    process: subprocess.Popen
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def step(self) -> Step:
+        return self.left[1][0]
+
+
+class Scheduler:
+    """The steps of a run one after another, those of up to `jobs` runs at a time; a step that measures time, alone.
+
+    Args:
+        ended: called after each step with the run, the step, its status, and how many steps are given up with it.
+        keep_open: file descriptors that the processes inherit.
+    """
+
+    def __init__(self, jobs: int, ended: Callable[[Run, Step, int, int], None], keep_open: tuple[int, ...] = ()):
+        self.jobs, self.ended, self.keep_open = jobs, ended, keep_open
+        self.busy: list[_Busy] = []
+
+    def work(self, runs: list[Run]) -> None:
+        """Until nothing is left; a run whose step fails is given up and the others go on."""
+        waiting = [(run, steps) for run in runs if (steps := Record(run).left())]
+        try:
+            while waiting or self.busy:
+                while (chosen := next((left for left in waiting if self._may_start(left[1][0])), None)) is not None:
+                    waiting.remove(chosen)
+                    self.busy.append(self._start(chosen))
+                time.sleep(POLL)
+                waiting[:0] = self._collect()  # what is begun comes before what is not
+        finally:
+            self._stop()
+
+    def _may_start(self, step: Step) -> bool:
+        if any(each.step.alone for each in self.busy):
+            return False
+        return len(self.busy) < (1 if step.alone else self.jobs)
+
+    def _start(self, left: Left) -> _Busy:
+        run, (step, *_) = left
+        Record(run).begin(step, self.jobs)
+        with log_of(run, step).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *step.words], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=self._environment(step), pass_fds=self.keep_open,
+            )  # fmt: skip
+        return _Busy(left, process)
+
+    def _environment(self, step: Step) -> dict[str, str]:
+        """Runs side by side share the cores, unless the user has said how many threads each shall have."""
+        shared = {} if self.jobs == 1 or step.alone else {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // self.jobs))}
+        return {**shared, **os.environ}
+
+    def _collect(self) -> list[Left]:
+        """Takes note of what has ended; gives what is left of those runs."""
+        ended = [each for each in self.busy if each.process.poll() is not None]
+        self.busy = [each for each in self.busy if each not in ended]
+        again = []
+        for each in ended:
+            (run, (step, *rest)), status = each.left, each.process.returncode
+            Record(run).end(step, status, time.monotonic() - each.began)
+            self.ended(run, step, status, len(rest) if status else 0)
+            if rest and not status:
+                again.append((run, rest))
+        return again
+
+    def _stop(self) -> None:
+        """Nothing goes on when this ends, for whatever reason."""
+        for each in self.busy:
+            each.process.terminate()
+        for each in self.busy:
+            try:
+                each.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                each.process.kill()
+                each.process.wait()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Nobody else works in the folder; gives the descriptor that processes started meanwhile must inherit, so that one
+    that outlives a killed `run.py` still keeps the others out.
+
+    Raises:
+        ValueError: somebody does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"--output_folder {folder}: another run.py is at work there, or a training that a killed one has left"
+            ) from None
+        yield file.fileno()
+
+
+def prepare(name: str, preparation: Preparation, folder: Path) -> None:
+    """Runs the command if what it makes is missing; what it prints goes to `<folder>/prepare_<name>.log`.
+
+    Raises:
+        ValueError: it failed, or did not make the file.
+    """
+    if Path(preparation.makes).exists():
+        return
+    words = [sys.executable if word == "python" else word for word in preparation.command]
+    log = folder / f"prepare_{name}.log"
+    print(f"preparing {name} (log: {log})", flush=True)
+    with log.open("wb") as output:
+        environment = {**os.environ, "PYTHON": sys.executable}  # for shell scripts that call it
+        status = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
+    if status or not Path(preparation.makes).exists():
+        last = (last_lines(log) or ["it wrote nothing"])[-1]
+        raise ValueError(f"prepare.{name}: status {status}, {preparation.makes} was not made: {last} (log: {log})")
