@@ -6,6 +6,7 @@ A killed run goes on where it was when started again with the same command.
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import speechbrain as sb
@@ -16,7 +17,7 @@ from omnikit.data.mix import TaskMix
 from omnikit.data.samples import collate_items, make_dataset
 from omnikit.data.sources import read_sources
 from omnikit.errors import bad_input_exits
-from omnikit.hparams import load_recipe
+from omnikit.hparams import load_recipe, names_of
 from omnikit.train.brain import OmniBrain, parameter_table
 from omnikit.train.start import start_weights
 from omnikit.train.validate import Validation
@@ -51,7 +52,7 @@ def train(hparams: dict, run_opts: dict) -> None:
     brain = OmniBrain(
         modules={"model": model},
         opt_class=hparams["opt_class"],
-        hparams={**hparams, "mix": mix, "validate": validation},
+        hparams={**hparams, "mix": mix, "validate": validation, "parts": names_of(model.recipe)},
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
@@ -73,6 +74,7 @@ def main() -> None:
     hparams, run_opts = recipe.hparams, {"ckpt_interval_minutes": 5.0, **recipe.run_opts}
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
+    logging.getLogger("omnikit").info(f"parts: {recipe.choice}")
     train(hparams, run_opts)
 
 
