@@ -46,7 +46,7 @@ def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str]
 
 class OmniBrain(sb.Brain):
     """Needs in hparams: `trainable`, `stream_weights` (text, audio), `peak_rate`, `lowest_rate`, `warmup_steps`,
-    `epochs`, `batches_per_epoch`, `output_folder`, `stage`, `parts` (kind -> name), `tensorboard`, `mix` (the batch
+    `epochs`, `batches_per_epoch`, `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
     sampler) and `validate` (called with the brain after each epoch, gives figures)."""
 
     @property
@@ -111,7 +111,7 @@ class OmniBrain(sb.Brain):
             self.train_figures = {"loss": stage_loss, **self.sums.means(), "seconds": seconds}
             return
         figures = {"loss": stage_loss, **self.sums.means(), **self.hparams.validate(self)}
-        where = {"stage": self.hparams.stage, "parts": self.hparams.parts, "epoch": epoch, "step": self.optimizer_step}
+        where = {"stage": self.hparams.stage, "parts": self.hparams.part_names, "epoch": epoch, "step": self.optimizer_step}
         self._log(where, figures)
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(meta={"loss": stage_loss}, num_to_keep=1, keep_recent=True)

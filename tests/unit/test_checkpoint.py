@@ -120,7 +120,7 @@ def test_weights_of_other_parts_are_refused_by_name(folder, tiny, model):
         checkpoint.restore(other, folder)
     with pytest.raises(ValueError, match="adapter is hidden 8 there and hidden 12 here"):
         checkpoint.restore(tiny({}, {"adapter.hidden": 12}), folder)
-    with pytest.raises(ValueError, match=r"llm is config\.intermediate_size 16 there and config\.intermediate_size 24 h"):
+    with pytest.raises(ValueError, match=r"llm is config\.intermediate_size 16 there and .*size 24 here"):
         checkpoint.restore(tiny({}, {"llm.config.intermediate_size": 24}), folder)
 
 

@@ -17,7 +17,7 @@ from omnikit.data.mix import TaskMix
 from omnikit.data.samples import collate_items, make_dataset
 from omnikit.data.sources import read_sources
 from omnikit.errors import bad_input_exits
-from omnikit.hparams import load_recipe, names_of
+from omnikit.hparams import load_recipe
 from omnikit.train.brain import OmniBrain, parameter_table
 from omnikit.train.start import start_weights
 from omnikit.train.validate import Validation
@@ -52,7 +52,7 @@ def train(hparams: dict, run_opts: dict) -> None:
     brain = OmniBrain(
         modules={"model": model},
         opt_class=hparams["opt_class"],
-        hparams={**hparams, "mix": mix, "validate": validation, "parts": names_of(model.recipe)},
+        hparams={**hparams, "mix": mix, "validate": validation},
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
