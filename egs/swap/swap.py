@@ -24,26 +24,27 @@ from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, make_sample
 
 HERE = Path(__file__).parent
+TRAINED = HERE.parent / "mini" / "pretrained"
 SYSTEMS = {
     "by_name": {
-        "adapter": "concat", "codec": "mel_rvq", "codec.weights": HERE.parent / "mini" / "pretrained" / "mel_rvq",
-        "pattern": "parallel",
+        "adapter": "concat", "codec": "mel_rvq", "codec.weights": TRAINED / "mel_rvq", "pattern": "parallel",
     },
     "my_own": {"adapter": HERE / "averaging.yaml", "codec": HERE / "whistle.yaml", "pattern": "flattened"},
 }  # fmt: skip
 SMALL = {
     "llm": "mini", "llm.config.hidden_size": 64, "llm.config.intermediate_size": 128, "llm.config.num_hidden_layers": 2,
-    "encoder.width": 64, "encoder.layers": 2,
+    "encoder": "mini", "encoder.weights": TRAINED / "encoder",
 }  # fmt: skip
 TASK = TASKS["A1A2"]
 
 
 def tunes(rate: int) -> dict[str, Tensor]:
-    """Two tunes of eight tones [N] in -1..1."""
+    """Two tunes of eight tones [N] in -1..1, one rising and one falling."""
     time = torch.arange(round(0.08 * rate)) / rate
-    tones = [400 + 150 * n for n in range(8)]
-    rising = torch.cat([0.3 * torch.sin(2 * math.pi * hz * time) for hz in tones])
-    return {"up": rising, "down": rising.flip(0)}
+    tones = {"low": [200 + 50 * n for n in range(8)], "high": [2400 - 150 * n for n in range(8)]}
+    return {
+        name: torch.cat([0.3 * torch.sin(2 * math.pi * hz * time) for hz in each]) for name, each in tones.items()
+    }
 
 
 def lesson(model: OmniLM, wavs: dict[str, Tensor]) -> Batch:
@@ -63,7 +64,7 @@ def lesson(model: OmniLM, wavs: dict[str, Tensor]) -> Batch:
 def learn(model: OmniLM, batch: Batch, steps: int) -> list[float]:
     """The loss of every step."""
     model.freeze_all_but(["adapter", "llm", "text_rows", "audio_rows"])
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(steps):
         speech = batch.speech(*model.adapter(batch.features, batch.lengths))
@@ -77,6 +78,10 @@ def learn(model: OmniLM, batch: Batch, steps: int) -> list[float]:
     return losses
 
 
+def _plain(parts: dict) -> dict:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in parts.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=120)
@@ -85,7 +90,7 @@ def main() -> None:
     arguments.output_folder.mkdir(parents=True, exist_ok=True)
     for title, parts in SYSTEMS.items():
         torch.manual_seed(0)
-        model = omnikit.build(**{key: str(value) for key, value in parts.items()}, **SMALL)
+        model = omnikit.build(**_plain(parts | SMALL))
         print(f"== {title}\n{describe(model)}\n")
         wavs = tunes(model.encoder.sample_rate)
         losses = learn(model, lesson(model, wavs), arguments.steps)

@@ -111,8 +111,8 @@ class OmniBrain(sb.Brain):
             self.train_figures = {"loss": stage_loss, **self.sums.means(), "seconds": seconds}
             return
         figures = {"loss": stage_loss, **self.sums.means(), **self.hparams.validate(self)}
-        where = {"stage": self.hparams.stage, "parts": self.hparams.part_names, "epoch": epoch, "step": self.optimizer_step}
-        self._log(where, figures)
+        where = {"stage": self.hparams.stage, "epoch": epoch, "step": self.optimizer_step}
+        self._log({**where, "parts": self.hparams.part_names}, figures)
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(meta={"loss": stage_loss}, num_to_keep=1, keep_recent=True)
 
