@@ -25,13 +25,12 @@ from omnikit.sampling import Sampling
 from omnikit.tasks import TASKS, make_sample
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").rglob("hparams/*.yaml"))
-OVERRIDES = sorted((ROOT / "egs" / "mini" / "hparams").rglob("*.yaml"))
+MINI = sorted((ROOT / "egs" / "mini" / "hparams").rglob("*.yaml"))
+FILES = [*sorted((ROOT / "recipes").rglob("hparams/*.yaml")), *MINI]
 PARTS = [(kind, name) for kind in KINDS for name in choices(kind)]
 TRAINED = ["adapter", "llm", "tts_adapter", "text_rows", "audio_rows"]
 FAST = 15_000_000
 """Parameters of a part that a test may train."""
-
 
 
 # resolving
@@ -48,7 +47,7 @@ def resolved(path: Path, settings: dict) -> dict:
 
 def picked(path: Path) -> dict[str, str]:
     """Key of each part that a recipe chooses by name -> its kind."""
-    return {key: node["part"] for key, node in walk(read_tree(path)) if has_tag(node, PICK)}
+    return {key: node["part"] for key, node in read_tree(path).items() if has_tag(node, PICK)}
 
 
 def recipe_of(overrides: Path) -> Path | None:
@@ -60,6 +59,10 @@ def recipe_of(overrides: Path) -> Path | None:
     script = re.search(r"For (recipes/\S+)/evaluate\.py", text)
     path = re.search(r"Overrides of (recipes/\S+\.yaml)", text)
     return ROOT / path[1] if path else ROOT / script[1] / "hparams" / "eval.yaml" if script else None
+
+
+RECIPES = [path for path in FILES if recipe_of(path) is None]
+OVERRIDES = [path for path in FILES if recipe_of(path) is not None]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -80,19 +83,16 @@ def test_every_recipe_takes_the_last_part_of_each_kind(path):
 
 
 @pytest.mark.parametrize("path", OVERRIDES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_mini_overrides_fit_their_recipe(path):
-    recipe = recipe_of(path)
-    if recipe is None:
-        assert resolved(path, {})
-        return
-    assert resolved(recipe, dict(read_tree(path)))
+def test_overrides_fit_their_recipe(path):
+    assert resolved(recipe_of(path), dict(read_tree(path)))
 
 
 def test_every_override_file_says_what_it_is_for():
-    """Those that stand alone choose a part, all others are found by their first lines."""
-    alone = [path for path in OVERRIDES if recipe_of(path) is None]
+    """Of the mini system's files, those that say nothing of the kind are recipes: they choose a part."""
+    alone = set(MINI) & set(RECIPES)
+    assert alone
     assert all("encoder" in read_tree(path) or "codec" in read_tree(path) for path in alone)
-    assert len(alone) < len(OVERRIDES)
+    assert set(MINI) - alone
 
 
 @pytest.mark.parametrize(("kind", "name"), PARTS, ids=["-".join(pair) for pair in PARTS])
