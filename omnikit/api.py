@@ -170,11 +170,15 @@ def load(checkpoint: str | Path | None = None, *, device: str = "cpu", strategy:
     return Omni(load_checkpoint(checkpoint, device=device), strategy=strategy)
 
 
-def build(*, pretrained: bool = False, tts_blocks: int | None = None, **parts: object) -> OmniLM:
-    """An untrained system from parts by name: `build(codec="mel_rvq", pattern="flattened")`.
+def build(
+    *, pretrained: bool = False, size: str | None = None, tts_blocks: int | None = None, **parts: object
+) -> OmniLM:
+    """A system from parts by name, untrained as a whole: `build(codec="mel_rvq", pattern="flattened")`.
 
     Args:
-        pretrained: let each part read the weights that its `weights` option names.
+        pretrained: let each part read the weights that its `weights` option names. Otherwise only those named here are
+            read, and an `llm` chosen by name has the tokenizer `bytes` unless `llm.tokenizer` is named.
+        size: `tiny` builds every part that can be with few and narrow layers; None = as the part files say.
         tts_blocks: blocks of the TTS adapter.
         parts: kind = name; or an option of a part, with its dots: `**{"codec.num_codebooks": 4}`.
 
@@ -185,9 +189,11 @@ def build(*, pretrained: bool = False, tts_blocks: int | None = None, **parts: o
 
     names = {key: str(value) for key, value in parts.items() if key in KINDS}
     options = {key: value for key, value in parts.items() if key not in KINDS}
+    options["pretrained"] = pretrained
+    if size is not None:
+        options["size"] = size
     if tts_blocks is not None:
         options["model.tts_blocks"] = tts_blocks
     model = build_parts(names, options)["model"]
-    if pretrained:
-        model.load_weights()
+    model.load_weights()
     return model.eval()

@@ -52,7 +52,7 @@ def ask(
 ) -> None:
     """Answer a spoken question with text, as it grows, and speech. Parts by name instead of a checkpoint make an
     untrained system (--llm qwen2_0.5b --codec snac_24khz ..), each part with the weights that its file names, or with
-    none of them (--pretrained false)."""
+    none of them (--pretrained false); --size tiny builds each part that can be with few layers."""
     import torch
 
     from omnikit.audio import check_target, save_audio
@@ -111,11 +111,7 @@ def info(context: typer.Context, checkpoint: Checkpoint = None) -> None:
     from omnikit.describe import describe_checkpoint, describe_parts
 
     settings = _settings(context, checkpoint)
-    if not settings:
-        typer.echo(describe_checkpoint(checkpoint))
-        return
-    parts, _ = _untrained(settings)
-    typer.echo(describe_parts(parts))
+    typer.echo(describe_parts(settings) if settings else describe_checkpoint(checkpoint))
 
 
 @app.command()
@@ -172,28 +168,22 @@ def _settings(context: typer.Context, checkpoint: str | None) -> dict[str, Any]:
 
     settings = read_settings(context.args)
     if settings and checkpoint is not None:
+        from omnikit.describe import parts_of
+
+        flag, value = next(iter(settings.items()))
+        kind = flag.partition(".")[0]
+        has = f" (its {kind} is {parts_of(checkpoint)[kind]})" if kind in parts_of(checkpoint) else ""
         raise ValueError(
-            f"--{next(iter(settings))}: a checkpoint's parts are fixed; give parts or --checkpoint, not both"
+            f"--{flag} {value}: the parts of checkpoint {checkpoint} are fixed{has}; "
+            "give parts or --checkpoint, not both"
         )
     return settings
-
-
-def _untrained(settings: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The settings without `--pretrained`, and its value. Where it is false nothing shall be fetched, the tokenizer
-    neither, so that of a `--llm` gives way to bytes unless one is named."""
-    pretrained = settings.pop("pretrained", True)
-    if not isinstance(pretrained, bool):
-        raise ValueError(f"--pretrained {pretrained}: must be true or false")
-    if not pretrained and "llm" in settings:
-        settings.setdefault("llm.tokenizer", "bytes")
-    return settings, pretrained
 
 
 def _assemble(settings: dict[str, Any], device: str, strategy: str | None) -> Omni:
     from omnikit.api import Omni, build
 
-    parts, pretrained = _untrained(settings)
-    return Omni(build(pretrained=pretrained, **parts).to(device), strategy=_strategy(strategy))
+    return Omni(build(**{"pretrained": True, **settings}).to(device), strategy=_strategy(strategy))
 
 
 def _report(output: str, seconds: float, took: float, first: float | None = None) -> None:

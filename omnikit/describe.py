@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from omnikit.checkpoint import SHIPPED, build
-from omnikit.hparams import build_parts
+from omnikit.checkpoint import SHIPPED, build, read_parts
+from omnikit.hparams import KINDS, build_parts, names_of
+from omnikit.hparams.tree import dotted_name, read_tree_text
 from omnikit.interfaces import count_parameters
 from omnikit.model import OmniLM
 
 
 def describe_parts(settings: Mapping[str, Any]) -> str:
-    """Of parts by name and their options, such as `{"codec": "snac_mini", "encoder.width": 64}`.
+    """Of parts by name and their options, such as `{"codec": "snac_mini", "encoder.width": 64, "pretrained": False}`.
 
     Raises:
         ValueError: an unknown name or option.
@@ -35,13 +36,25 @@ def describe_checkpoint(folder: str | Path | None) -> str:
         return f"checkpoint  {folder}\n\n" + describe(build(folder))
 
 
+def parts_of(folder: str | Path) -> dict[str, str]:
+    """Kind -> name of the part that a checkpoint has, or its class where it was saved without names.
+
+    Raises:
+        ValueError: a piece of the folder is missing or refused.
+    """
+    text = read_parts(folder)
+    tree, names = read_tree_text(text, str(folder)), names_of(text)
+    return {kind: names.get(kind, dotted_name(tree[kind])) for kind in KINDS if kind in tree}
+
+
 def describe(model: OmniLM) -> str:
     """A table of the parts, then streams and ids."""
-    modules = model.parts()
-    rows = [("part", "class", "parameters", "numbers")]
-    rows += [(name, _class(part), f"{count_parameters(part):,}", _numbers(part)) for name, part in modules.items()]
-    rows += [("pattern", _class(model.pattern), "", _pattern(model))]
-    rows += [("all", "", f"{count_parameters(model):,}", "")]
+    names = names_of(model.recipe)
+    rows = [("part", "name", "class", "parameters", "numbers")]
+    for part, module in model.parts().items():
+        rows.append((part, names.get(part, ""), _class(module), f"{count_parameters(module):,}", _numbers(module)))
+    rows += [("pattern", names.get("pattern", ""), _class(model.pattern), "", _pattern(model))]
+    rows += [("all", "", "", f"{count_parameters(model):,}", "")]
     return _table(rows) + "\n\n" + "\n".join([*_ids(model), *_sizes(model), _tokenizer(model)])
 
 

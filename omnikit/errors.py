@@ -1,10 +1,11 @@
-"""How a command or a script tells its user about bad input: one line, exit status 2."""
+"""How a command or a script tells its user about bad input (one line, exit status 2) and missing packages."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 
 BAD_INPUT = 2
 
@@ -17,3 +18,31 @@ def bad_input_exits() -> Iterator[None]:
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
+
+
+def missing_package(module: str) -> str:
+    """What to say when a module cannot be imported: its package, and how it is installed, as an extra of omnikit's if
+    it belongs to one."""
+    package = module.partition(".")[0]
+    extra = _extra_with(package)
+    wanted = package if extra is None else f"'omnikit[{extra}]'"
+    return f"needs the Python package {package!r}, which is not installed: pip install {wanted}"
+
+
+def _extra_with(package: str) -> str | None:
+    """The smallest extra of the installed omnikit that brings a package."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    try:
+        extras = metadata.metadata("omnikit").get_all("Provides-Extra") or []
+        requirements = [Requirement(line) for line in metadata.requires("omnikit") or []]
+    except metadata.PackageNotFoundError:  # a source tree that is not installed
+        return None
+    optional = [each for each in requirements if each.marker is not None]
+    brought = {
+        extra: {canonicalize_name(each.name) for each in optional if each.marker.evaluate({"extra": extra})}
+        for extra in extras
+    }
+    fitting = [extra for extra in extras if canonicalize_name(package) in brought[extra]]
+    return min(fitting, key=lambda extra: len(brought[extra]), default=None)

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from omnikit.hparams.command_line import read_settings, split_command_line
 from omnikit.hparams.parts import KINDS, choices, packaged, part_files, pick
-from omnikit.hparams.recipe import Recipe, build_part, build_parts, different_parts, dump_parts, load_recipe, resolve
+from omnikit.hparams.recipe import (
+    Recipe,
+    build_part,
+    build_parts,
+    different_parts,
+    dump_parts,
+    load_recipe,
+    names_of,
+    resolve,
+)
 from omnikit.hparams.safe import check_safe, safe_load
 
 __all__ = [
@@ -20,6 +29,7 @@ __all__ = [
     "different_parts",
     "dump_parts",
     "load_recipe",
+    "names_of",
     "packaged",
     "part_files",
     "pick",

@@ -8,6 +8,7 @@ import pydoc
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from omnikit.errors import missing_package
 from omnikit.hparams.tree import dotted_name
 
 
@@ -29,7 +30,7 @@ def locate(node: Mapping, who: str) -> Any:
         found = pydoc.locate(name)
     except pydoc.ErrorDuringImport as error:
         if isinstance(error.value, ModuleNotFoundError):
-            raise ValueError(f"{who}: needs the Python package {error.value.name!r}, which is not installed") from None
+            raise ValueError(f"{who}: {missing_package(error.value.name)}") from None
         raise
     if found is None:
         raise ValueError(f"{who}: there is no class {name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.error import YAMLError
 
 from omnikit.hparams.command_line import split_command_line
+from omnikit.hparams.flags import part_names, spread
 from omnikit.hparams.lookup import locate, nearest
 from omnikit.hparams.overrides import as_overrides
 from omnikit.hparams.parts import KINDS, part_files, pick
@@ -21,6 +22,8 @@ from omnikit.hparams.tree import dotted_name, one_line, read_tree, read_tree_tex
 
 MODEL = "model"
 """Key of the model that joins the parts."""
+NAMES = "part_names"
+"""Key of what each part is called, in a resolved text and in a checkpoint."""
 _NOT_TRAINED = ("weights", "tokenizer", "attention", "lora")
 
 
@@ -33,6 +36,11 @@ class Recipe:
     run_opts: dict[str, Any]  # for SpeechBrain's Brain
     overrides: dict[str, Any]  # for SpeechBrain's create_experiment_directory
     parts: str  # YAML text of the parts and the model, for `omnikit.checkpoint`
+
+    @property
+    def choice(self) -> str:
+        """The parts in one line: `encoder mini, codec mimi (tiny), ..`."""
+        return ", ".join(f"{kind} {name}" for kind, name in names_of(self.parts).items())
 
 
 def load_recipe(argv: list[str] | None = None) -> Recipe:
@@ -55,7 +63,7 @@ def build_parts(names: Mapping[str, str] | None = None, overrides: Mapping[str, 
 
     Args:
         names: kind of part -> name, such as `{"codec": "mimi"}`.
-        overrides: dotted key -> value, such as `{"codec.num_codebooks": 4}`.
+        overrides: dotted key -> value, such as `{"codec.num_codebooks": 4}`; also `pretrained` and `size`.
 
     Returns:
         The objects by the keys of that file: the parts by kind, and `model`.
@@ -81,16 +89,20 @@ def build_part(part: str, name: str, **options: Any) -> Any:
 
 
 def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Overrides in HyperPyYAML's form, and the YAML text with every choice made and every reference replaced.
+    """Overrides in HyperPyYAML's form, and the YAML text with every choice made and every reference replaced; what the
+    parts are called stands at its end.
 
     Raises:
         ValueError: see `load_recipe`.
     """
     tree = read_tree(path)
-    overrides = as_overrides(tree, settings, Path(path).parent)
+    folder = Path(path).parent
+    overrides = as_overrides(tree, spread(tree, settings, folder), folder)
     _check_placeholders(tree, overrides, path)
     with open(path, encoding="utf-8") as stream:
-        return overrides, resolve_references(stream, copy.deepcopy(overrides)).getvalue()
+        text = resolve_references(stream, copy.deepcopy(overrides)).getvalue()
+    names = part_names(tree, overrides)
+    return overrides, text + (write_tree({NAMES: names}) if names else "")
 
 
 def build(text: str, source: str) -> dict[str, Any]:
@@ -110,12 +122,17 @@ def dump_parts(text: str) -> str:
     Weights are left out: those of a built model are its own.
     """
     tree = read_tree_text(text, "recipe")
-    for key in [key for key in tree if key not in (*KINDS, MODEL)]:
+    for key in [key for key in tree if key not in (*KINDS, MODEL, NAMES)]:
         del tree[key]
     for node in tree.values():
         if isinstance(node, Mapping) and "weights" in node:
             node["weights"] = None
     return write_tree(tree)
+
+
+def names_of(text: str) -> dict[str, str]:
+    """Kind -> what its part is called, from a text of `dump_parts`; empty if it is older than these names."""
+    return dict(read_tree_text(text, "recipe").get(NAMES, {}))
 
 
 def different_parts(recipe: str, other: str) -> dict[str, tuple[str, str]]:
@@ -130,23 +147,39 @@ def different_parts(recipe: str, other: str) -> dict[str, tuple[str, str]]:
         if kind == "strategy" or None in parts:
             continue
         if tag_of(parts[0]) != tag_of(parts[1]):
-            different[kind] = (dotted_name(parts[0]), dotted_name(parts[1]))
-        elif changed := _changed(*parts):
-            different[kind] = tuple(", ".join(f"{key} {part.get(key)}" for key in changed) for part in parts)
+            different[kind] = tuple(_called(tree, kind) for tree in trees)
+            continue
+        options = [dict(_options(_completed(*pair))) for pair in (parts, parts[::-1])]
+        if changed := _changed(*options):
+            different[kind] = tuple(", ".join(f"{key} {part.get(key)}" for key in changed) for part in options)
     return different
 
 
+def _called(tree: Mapping, kind: str) -> str:
+    """Name and class of a part."""
+    name = tree.get(NAMES, {}).get(kind)
+    return f"{name}, {dotted_name(tree[kind])}" if name else dotted_name(tree[kind])
+
+
+def _options(part: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of each option."""
+    for key, value in part.items():
+        if isinstance(value, Mapping):
+            yield from _options(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def _changed(part: Mapping, other: Mapping) -> list[str]:
-    keys = [key for key in {**part, **other} if key not in _NOT_TRAINED]
-    return [key for key in keys if _option(part, key) != _option(other, key)]
+    keys = [key for key in {**part, **other} if key.partition(".")[0] not in _NOT_TRAINED]
+    return [key for key in keys if part.get(key) != other.get(key)]
 
 
-def _option(part: Mapping, key: str) -> Any:
-    """An option of a part; its class's default where the text, perhaps older than the option, does not list it."""
-    if key in part:
-        return part[key]
-    argument = inspect.signature(locate(part, key)).parameters.get(key)
-    return argument.default if argument is not None else None
+def _completed(part: Mapping, other: Mapping) -> Mapping:
+    """A part with its class's defaults of the options that only the other lists: its text may be older than them."""
+    arguments = inspect.signature(locate(part, "checkpoint")).parameters
+    defaults = {key: arguments[key].default for key in other if key not in part and key in arguments}
+    return {**part, **defaults}
 
 
 def _check_placeholders(tree: Mapping, overrides: Mapping[str, Any], path: str) -> None:

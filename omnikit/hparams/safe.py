@@ -19,6 +19,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from omnikit.errors import missing_package
 from omnikit.hparams.tree import one_line
 
 PART_MODULES = tuple(
@@ -77,7 +78,7 @@ def _allowed_class(name: str, tag: str, source: str, modules: tuple[str, ...]) -
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{source}: {tag} needs the Python module {error.name!r}, which is not installed") from None
+        raise ValueError(f"{source}: {tag} {missing_package(error.name)}") from None
     if not inspect.isclass(found) or found.__module__ != module:
         raise ValueError(f"{source}: {tag} is refused in a checkpoint: no class of that name is defined there")
     return found

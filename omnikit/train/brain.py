@@ -46,8 +46,8 @@ def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str]
 
 class OmniBrain(sb.Brain):
     """Needs in hparams: `trainable`, `stream_weights` (text, audio), `peak_rate`, `lowest_rate`, `warmup_steps`,
-    `epochs`, `batches_per_epoch`, `output_folder`, `stage`, `tensorboard`, `mix`
-    (the batch sampler) and `validate` (called with the brain after each epoch, gives figures)."""
+    `epochs`, `batches_per_epoch`, `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
+    sampler) and `validate` (called with the brain after each epoch, gives figures)."""
 
     @property
     def model(self) -> OmniLM:
@@ -111,7 +111,8 @@ class OmniBrain(sb.Brain):
             self.train_figures = {"loss": stage_loss, **self.sums.means(), "seconds": seconds}
             return
         figures = {"loss": stage_loss, **self.sums.means(), **self.hparams.validate(self)}
-        self._log({"stage": self.hparams.stage, "epoch": epoch, "step": self.optimizer_step}, figures)
+        where = {"stage": self.hparams.stage, "epoch": epoch, "step": self.optimizer_step}
+        self._log({**where, "parts": self.hparams.part_names}, figures)
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(meta={"loss": stage_loss}, num_to_keep=1, keep_recent=True)
 

@@ -35,6 +35,7 @@ def draw_curves(log: str | Path, picture: str | Path) -> None:
     for axis in axes[0]:
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
+    figure.suptitle(", ".join(f"{kind} {name}" for kind, name in lines[-1]["parts"].items()), fontsize=8)
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)

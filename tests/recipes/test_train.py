@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,40 @@ def test_another_codec_is_refused_by_name(data, untrained, tmp_path):
     assert ran.returncode == 2
     assert "codec" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"encoder": "mini", "llm": "mini", "codec": "snac_mini", "pattern": "flattened"},
+        pytest.param(
+            {"encoder": "hubert_base", "llm": "llama", "codec": "mimi", "pattern": "flattened"}, marks=pytest.mark.long
+        ),
+    ],
+    ids=lambda chosen: chosen["codec"],
+)
+def test_parts_are_swapped_by_flags(data, tmp_path, chosen):
+    """Tiny parts without weights train; the folder, the log and the checkpoint say which they were."""
+    recipe = shutil.copytree(TRAIN.parent, tmp_path / "recipe", ignore=shutil.ignore_patterns("results"))
+    flags = [word for kind, name in chosen.items() for word in (f"--{kind}", name)]
+    quick = ["--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "400", "--model.tts_blocks", "1"]
+    words = ["hparams/stage1.yaml", "--data_folder", data, "--device", "cpu", "--size", "tiny", "--pretrained", "false"]
+    ran = subprocess.run(
+        [sys.executable, "train.py", *map(str, words), *quick, *flags],
+        cwd=recipe, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    own = {"encoder": "mini", "llm": "mini", "codec": "mel_rvq", "pattern": "delayed"}
+    other = "".join(f"-{kind}={chosen[kind]}" for kind in own if chosen[kind] != own[kind])
+    folder = recipe / "results" / f"stage1{other}-size=tiny"
+    log = json.loads((folder / "train_log.jsonl").read_text())
+    for kind, name in chosen.items():
+        assert log["parts"][kind].split()[0] == name
+        assert f"{kind} {name}" in ran.stdout
+        assert f"{kind} {name}" in (folder / "log.txt").read_text()
+        assert f"{kind}: {name}" in (folder / "hparams.yaml").read_text()
+    assert f"choice: {other}-size=tiny" in (folder / "hyperparams.yaml").read_text()
+    assert len(checkpoint.load(folder).pattern.carries) == 1
 
 
 @pytest.mark.long

@@ -7,11 +7,15 @@ import soundfile
 import torch
 
 from omnikit.api import Omni
-from omnikit.generate import Decoding
+from omnikit.generate import Decoding, answers
 from omnikit.strategies import BATCH_PARALLEL
+from omnikit.tasks import TASKS
 from tests.unit.toy import toy_model
 
-PATTERNS = ["delayed", "parallel", "flattened"]
+PATTERNS = [
+    ("delayed", {}), ("delayed", {"delays": [2, 0, 1], "text_lead": 1}), ("parallel", {}),
+    ("parallel", {"text_lead": 4}), ("flattened", {}), ("flattened", {"text_lead": 0}), ("flattened", {"text_lead": 4}),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -21,17 +25,19 @@ def question(tmp_path):
     return path
 
 
-def system(pattern="delayed", **options) -> Omni:
-    return Omni(toy_model(pattern), decoding=Decoding(max_steps=20), **options)
+def system(pattern="delayed", strategy=None, **options) -> Omni:
+    return Omni(toy_model(pattern, **options), decoding=Decoding(max_steps=20), strategy=strategy)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_stream_joined_is_the_answer(pattern, question):
-    omni = system(pattern)
+@pytest.mark.parametrize(("pattern", "options"), PATTERNS)
+def test_a_stream_joined_is_the_answer(pattern, options, question):
+    omni = system(pattern, **options)
     chunks = list(omni.stream(question))
     reply = omni.ask(question)
     assert "".join(c.text for c in chunks) == reply.text
     assert torch.equal(torch.cat([c.wav for c in chunks]), reply.wav)
+    codes = answers(omni.model, TASKS["A1A2"], [omni.hear(question)], decoding=omni.decoding)[0].codes
+    assert torch.equal(omni.model.codec.decode(codes[None])[0], reply.wav)
     assert reply.sample_rate == omni.sample_rate
     assert len(reply.wav) % omni.model.codec.frame_samples == 0
     assert len(reply.wav) > 0

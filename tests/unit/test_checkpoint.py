@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from omnikit import checkpoint
+from omnikit.hparams import different_parts
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,14 @@ def test_weights_of_other_parts_are_refused_by_name(folder, tiny, model):
         checkpoint.restore(other, folder)
     with pytest.raises(ValueError, match="adapter is hidden 8 there and hidden 12 here"):
         checkpoint.restore(tiny({}, {"adapter.hidden": 12}), folder)
+    with pytest.raises(ValueError, match=r"llm is config\.intermediate_size 16 there and .*size 24 here"):
+        checkpoint.restore(tiny({}, {"llm.config.intermediate_size": 24}), folder)
+
+
+def test_another_size_of_a_part_is_named(tiny):
+    published = tiny().recipe
+    other = published.replace("  codebook_size: 256", "  codebook_size: 256\n  size: tiny")
+    assert different_parts(published, other) == {"codec": ("size None", "size tiny")}
 
 
 def test_a_model_without_recipe_cannot_be_saved(model, tmp_path):

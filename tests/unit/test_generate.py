@@ -74,9 +74,21 @@ def check(model, task, strategy=PARALLEL, decoding=None):
             assert torch.equal(got.codes, codes)
 
 
-@pytest.mark.parametrize(("pattern", "tts_blocks"), [("delayed", 0), ("delayed", 1), ("parallel", 0), ("flattened", 0)])
-def test_overfitted_batch_is_decoded_back(pattern, tts_blocks):
-    model = toy_model(pattern, tts_blocks=tts_blocks)
+LEADS = [
+    ("delayed", {}), ("delayed", {"tts_blocks": 1}), ("parallel", {}), ("flattened", {}),
+    *(
+        pytest.param(pattern, options, marks=pytest.mark.long)
+        for pattern, options in (
+            ("delayed", {"delays": [2, 0, 1], "text_lead": 1}), ("parallel", {"text_lead": 4}),
+            ("flattened", {"text_lead": 0}), ("flattened", {"text_lead": 4}),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pattern", "options"), LEADS)
+def test_overfitted_batch_is_decoded_back(pattern, options):
+    model = toy_model(pattern, **options)
     model, loss = train(model, list(TASKS.values()))
     assert loss < 0.05
     for task in TASKS.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omnikit.generate import Decoding, Question, answers, generate
+from omnikit.generate import Decoding, Question, answers, generate, read_codes
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS
 from tests.unit.toy import toy_model
@@ -20,11 +20,11 @@ class Script:
 
     Args:
         text, audio: the best id per step, for text and for each audio stream; the last one goes on for ever.
-        second: the best id where `text` and `audio` are forbidden.
+        pattern, options: of the toy model.
     """
 
-    def __init__(self, monkeypatch, text: list, audio: list[list], pattern: str = "delayed"):
-        self.model = toy_model(pattern)
+    def __init__(self, monkeypatch, text: list, audio: list[list], pattern: str = "delayed", **options):
+        self.model = toy_model(pattern, **options)
         self.text, self.audio, self.fed = self._ids(0, text), [self._ids(1 + s, a) for s, a in enumerate(audio)], []
         # `parameters` of the network stay as they are: only what the heads say is replaced
         monkeypatch.setattr(self.model, "text_logits", self._text_logits)
@@ -60,6 +60,10 @@ class Script:
         self.fed.clear()
         steps = list(generate(self.model, TASKS[task], questions or given, decoding=decoding, strategy=strategy))
         return torch.stack([step.tokens[0] for step in steps], dim=-1).tolist() if steps else []
+
+    def codes(self, tokens: list[list[int]]) -> list[list[int]]:
+        """Codes [K][T] that emitted tokens carry."""
+        return read_codes(self.model, torch.tensor(tokens[1:])).tolist()
 
     @property
     def pads(self) -> list[int]:
@@ -134,6 +138,59 @@ def test_constrained_answers_have_a_frame_at_least(script):
     question = [Question(text=[3])]
     answer = answers(scripted.model, TASKS["T1A2"], question, decoding=SAFE)[0]
     assert answer.codes.shape == (3, 1)
+
+
+@pytest.mark.parametrize("lead", [0, 1, 4])
+@pytest.mark.parametrize(
+    ("pattern", "delays"),
+    [("delayed", [2, 0, 1]), ("delayed", [0, 0, 2, 1]), ("delayed", [1, 1, 1]), ("parallel", None)],
+)
+def test_streams_end_with_the_frame_of_the_leader(script, pattern, delays, lead):
+    """The stream that begins first speaks two frames; the others follow at their own time, in whatever order."""
+    starts = [lead + d for d in delays or [0, 0, 0]]
+    leader = starts.index(min(starts))
+    audio = [[2 + s] for s in range(len(starts))]
+    audio[leader] = [9] * starts[leader] + [4, 5, "eoa"]
+    options = {"num_codebooks": len(starts), "text_lead": lead} | ({"delays": delays} if delays else {})
+    scripted = script([WORD], audio, pattern, **options)
+    tokens = scripted.run("T1A2", SAFE)
+    assert len(tokens[0]) == max(starts) + 2
+    for s, (start, row) in enumerate(zip(starts, tokens[1:], strict=True)):
+        pad, eoa = scripted.pads[1 + s], scripted.model.layout.audio[s].eoa
+        codes = [4, 5] if s == leader else [2 + s] * 2
+        whole = [pad] * start + codes + [eoa] + [pad] * len(tokens[0])
+        assert row == whole[: len(tokens[0])]
+    assert scripted.codes(tokens) == [[4, 5] if s == leader else [2 + s] * 2 for s in range(len(starts))]
+
+
+FLAT = [1, 11 + 2, 22 + 3]
+"""A frame of three codebooks of eleven codes in one stream."""
+
+
+@pytest.mark.parametrize("lead", [0, 1, 4])
+def test_a_flattened_answer_ends_between_frames(script, lead):
+    """Constrained, an end is not taken inside a frame, where the script begins to ask for it, but after it."""
+    scripted = script([WORD], [[9] * lead + [*FLAT, FLAT[0], "eoa"]], "flattened", text_lead=lead)
+    tokens = scripted.run("T1A2", SAFE)
+    assert tokens[1][: lead + 4] == [scripted.pads[1]] * lead + [*FLAT, FLAT[0]]
+    assert len(tokens[1]) == lead + 6
+    assert [row[0] for row in scripted.codes(tokens)] == [1, 2, 3]
+    assert len(scripted.codes(tokens)[0]) == 2
+
+
+@pytest.mark.parametrize("lead", [0, 1, 4])
+def test_a_flattened_answer_has_a_frame_at_least(script, lead):
+    scripted = script([WORD], [["eoa"]], "flattened", text_lead=lead)
+    tokens = scripted.run("T1A2", SAFE)
+    assert tokens[1][:lead] == [scripted.pads[1]] * lead
+    assert len(tokens[1]) == lead + 3
+
+
+def test_a_flattened_answer_that_ends_inside_a_frame_loses_that_frame(script):
+    scripted = script([WORD], [[*FLAT, *FLAT[:2], "eoa"]], "flattened", text_lead=0)
+    tokens = scripted.run("T1A2", FREE)
+    assert tokens[1] == [*FLAT, *FLAT[:2]]
+    assert scripted.codes(tokens) == [[1], [2], [3]]
 
 
 @pytest.mark.parametrize("decoding", [FREE, SAFE])

@@ -131,6 +131,14 @@ def test_bad_flags_are_refused_in_one_line(recipe, flags, words):
         assert word in message
 
 
+def test_a_missing_package_is_named(recipe, tmp_path, monkeypatch):
+    (tmp_path / "own_module.py").write_text("import some_package.inner\n")
+    (tmp_path / "own.yaml").write_text("!new:own_module.Thing {}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    message = refused(recipe, "--codec", str(tmp_path / "own.yaml"))
+    assert "needs the Python package 'some_package', which is not installed: pip install some_package" in message
+
+
 def test_bad_files_are_refused(tmp_path):
     assert "none.yaml: no such file" in refused(str(tmp_path / "none.yaml"))
     broken = tmp_path / "broken.yaml"
@@ -197,7 +205,8 @@ def test_the_dumped_parts_build_the_same_without_part_files(recipe, part_folder,
     assert again["encoder"].size == 5
     assert again["encoder"].weights is None  # a built model's weights are its own
     assert again["model"].codec is again["codec"]
-    assert set(again) == {"codec", "encoder", "model"}
+    assert set(again) == {"codec", "encoder", "model", "part_names"}
+    assert again["part_names"] == {"encoder": "plain", "codec": "nested"}
 
 
 @pytest.mark.parametrize(

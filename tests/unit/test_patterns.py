@@ -24,14 +24,19 @@ def slow_flattened(frames: list[list[str]], lead: int) -> list[list[str]]:
 
 
 def patterns(k: int):
-    yield Delayed(num_codebooks=k), lambda f: slow_delayed(f, list(range(1, k + 1)))
-    yield Delayed(num_codebooks=k, text_lead=2), lambda f: slow_delayed(f, list(range(3, k + 3)))
-    odd = [(3 * i) % 4 for i in range(k)]
-    yield Delayed(num_codebooks=k, delays=odd), lambda f: slow_delayed(f, odd)
+    """Each pattern with its twin; delays grow, fall, jump and repeat."""
+    rising, falling = list(range(1, k + 1)), list(range(k, 0, -1))
+    jumping, repeating = [(3 * i) % 4 for i in range(k)], [(0, 0, 2, 1)[i % 4] for i in range(k)]
+    for lead in (0, 1, 4):
+        shifted = [d + lead for d in rising]
+        yield Delayed(num_codebooks=k, text_lead=lead), lambda f, d=shifted: slow_delayed(f, d)
+        for delays in (falling, jumping, repeating):
+            shifted = [d + lead for d in delays]
+            yield Delayed(num_codebooks=k, delays=delays, text_lead=lead), lambda f, d=shifted: slow_delayed(f, d)
+        yield Parallel(num_codebooks=k, text_lead=lead), lambda f, d=lead: slow_delayed(f, [d] * k)
+        yield Flattened(num_codebooks=k, text_lead=lead), lambda f, d=lead: slow_flattened(f, d)
     yield Parallel(num_codebooks=k), lambda f: slow_delayed(f, [0] * k)
-    yield Parallel(num_codebooks=k, text_lead=3), lambda f: slow_delayed(f, [3] * k)
     yield Flattened(num_codebooks=k), lambda f: slow_flattened(f, 1)
-    yield Flattened(num_codebooks=k, text_lead=0), lambda f: slow_flattened(f, 0)
 
 
 def names(k: int, t: int) -> tuple[torch.Tensor, list[list[str]]]:
@@ -81,3 +86,7 @@ def test_wrong_delays_are_refused():
         Delayed(num_codebooks=3, delays=[0, 1])
     with pytest.raises(ValueError, match="start before the answer"):
         Delayed(num_codebooks=2, delays=[-1, 0])
+    with pytest.raises(ValueError, match="start before the answer"):
+        Parallel(num_codebooks=2, text_lead=-1)
+    with pytest.raises(ValueError, match="text_lead: -1"):
+        Flattened(num_codebooks=2, text_lead=-1)

@@ -6,6 +6,7 @@ A killed run goes on where it was when started again with the same command.
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import speechbrain as sb
@@ -73,6 +74,7 @@ def main() -> None:
     hparams, run_opts = recipe.hparams, {"ckpt_interval_minutes": 5.0, **recipe.run_opts}
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
+    logging.getLogger("omnikit").info(f"parts: {recipe.choice}")
     train(hparams, run_opts)
 
 

@@ -1,0 +1,108 @@
+"""Swap parts by name, and for parts of one's own: `python swap.py [--steps 120] [--output_folder results]`.
+
+Two systems differ in adapter, codec and pattern alone. Each is shown, learns two tunes by heart (it hears one, names it
+and plays it back), and is then asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import omnikit
+from omnikit.api import Omni
+from omnikit.audio import save_audio
+from omnikit.data.collate import Batch, collate
+from omnikit.describe import describe
+from omnikit.errors import bad_input_exits
+from omnikit.losses import stream_losses, weighted_mean
+from omnikit.model import OmniLM
+from omnikit.tasks import TASKS, make_sample
+
+HERE = Path(__file__).parent
+TRAINED = HERE.parent / "mini" / "pretrained"
+SYSTEMS = {
+    "by_name": {
+        "adapter": "concat", "codec": "mel_rvq", "codec.weights": TRAINED / "mel_rvq", "pattern": "parallel",
+    },
+    "my_own": {"adapter": HERE / "averaging.yaml", "codec": HERE / "whistle.yaml", "pattern": "flattened"},
+}  # fmt: skip
+SMALL = {
+    "llm": "mini", "llm.config.hidden_size": 64, "llm.config.intermediate_size": 128, "llm.config.num_hidden_layers": 2,
+    "encoder": "mini", "encoder.weights": TRAINED / "encoder",
+}  # fmt: skip
+TASK = TASKS["A1A2"]
+
+
+def tunes(rate: int) -> dict[str, Tensor]:
+    """Two tunes of eight tones [N] in -1..1, one rising and one falling."""
+    time = torch.arange(round(0.08 * rate)) / rate
+    tones = {"low": [200 + 50 * n for n in range(8)], "high": [2400 - 150 * n for n in range(8)]}
+    return {
+        name: torch.cat([0.3 * torch.sin(2 * math.pi * hz * time) for hz in each]) for name, each in tones.items()
+    }
+
+
+def lesson(model: OmniLM, wavs: dict[str, Tensor]) -> Batch:
+    """Both tunes as questions, their names and themselves as answers."""
+    omni = Omni(model)
+    heard = [omni.hear(wav).features for wav in wavs.values()]
+    samples = [
+        make_sample(
+            TASK, model.layout, model.pattern, audio_frames=model.frames_heard(len(features)),
+            answer=model.llm.tokenizer.encode(name), codes=model.codec.encode(wav[None])[0],
+        )
+        for (name, wav), features in zip(wavs.items(), heard, strict=True)
+    ]  # fmt: skip
+    return collate(samples, heard, model.layout, model.encoder.dim)
+
+
+def learn(model: OmniLM, batch: Batch, steps: int) -> list[float]:
+    """The loss of every step."""
+    model.freeze_all_but(["adapter", "llm", "text_rows", "audio_rows"])
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        speech = batch.speech(*model.adapter(batch.features, batch.lengths))
+        each = stream_losses(model, model(batch.steps, speech), batch.labels)
+        loss = weighted_mean(each, torch.ones(len(each)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def _plain(parts: dict) -> dict:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in parts.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--output_folder", type=Path, default=HERE / "results")
+    arguments = parser.parse_args()
+    arguments.output_folder.mkdir(parents=True, exist_ok=True)
+    for title, parts in SYSTEMS.items():
+        torch.manual_seed(0)
+        model = omnikit.build(**_plain(parts | SMALL))
+        print(f"== {title}\n{describe(model)}\n")
+        wavs = tunes(model.encoder.sample_rate)
+        losses = learn(model, lesson(model, wavs), arguments.steps)
+        print(f"loss {losses[0]:.2f} at first, {losses[-1]:.2f} after {len(losses)} steps")
+        for name, wav in wavs.items():
+            reply = Omni(model).ask(wav)
+            file = arguments.output_folder / f"{title}-{name}.wav"
+            save_audio(file, reply.wav, reply.sample_rate)
+            print(f"it heard {name!r} and says {reply.text!r}, {len(reply.wav) / reply.sample_rate:.2f} s: {file}")
+        print()
+
+
+if __name__ == "__main__":
+    with bad_input_exits():
+        main()
