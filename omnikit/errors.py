@@ -20,6 +20,11 @@ def bad_input_exits() -> Iterator[None]:
         raise SystemExit(BAD_INPUT) from None
 
 
+def one_line(error: Exception) -> str:
+    """What an error of a library says, without its line breaks and at a bearable length."""
+    return " ".join(str(error).split())[:300]
+
+
 def missing_package(module: str) -> str:
     """What to say when a module cannot be imported: its package, and how it is installed, as an extra of omnikit's if
     it belongs to one."""

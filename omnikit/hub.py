@@ -8,10 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+CONFIG = "config.json"
+"""Where transformers writes a configuration."""
+
 
 def is_hub_id(name: str | Path) -> bool:
     """Whether a name can only mean a repository of the hub: `owner/name`, and there is no folder `owner` here."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) is not None and not Path(name).parent.exists()
+
+
+def holds_transformers(weights: str) -> bool:
+    """Whether `weights` names a folder that transformers wrote, or a hub id."""
+    return is_hub_id(weights) or (Path(weights) / CONFIG).is_file()
 
 
 def hub_file(repo: str, file: str) -> Path:

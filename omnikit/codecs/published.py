@@ -11,14 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from omnikit.hub import hub_folder, is_hub_id
-
-CONFIG = "config.json"
-
-
-def holds_transformers(weights: str) -> bool:
-    """Whether `weights` names a folder that transformers wrote, or a hub id."""
-    return is_hub_id(weights) or (Path(weights) / CONFIG).is_file()
+from omnikit.errors import one_line
+from omnikit.hub import CONFIG, hub_folder, is_hub_id
 
 
 def read_network(weights: str, network: PreTrainedModel, numbers: Mapping[str, Any]) -> None:
@@ -88,4 +82,4 @@ def _told_in_one_line(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{what}: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"{what}: {one_line(error)}") from None

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from omnikit.codecs.published import holds_transformers, read_network
+from omnikit.codecs.published import read_network
+from omnikit.hub import holds_transformers
 from omnikit.interfaces import Codec
 from omnikit.sizes import sized
 from omnikit.weights import load_into

@@ -17,6 +17,7 @@ from torch import Tensor
 from omnikit import checkpoint
 from omnikit.convert.mini_omni_names import ADAPTERS, Sizes, our_names, published_shapes, read_sizes
 from omnikit.encoders.whisper_files import encoder_sizes, read_whisper
+from omnikit.errors import one_line
 from omnikit.hparams import build_parts
 from omnikit.hparams.tree import read_tree
 from omnikit.hub import hub_file, hub_folder, is_hub_id
@@ -190,8 +191,7 @@ def _read_pickle(file: Path) -> Mapping[str, Tensor]:
         # a file in torch's current format is mapped, not read, so that it does not fill the memory beside the model
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file}: not a file of tensors ({reason})") from None
+        raise ValueError(f"{file}: not a file of tensors ({one_line(error)})") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{file}: must be a mapping of names to tensors")
     return state

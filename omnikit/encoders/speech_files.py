@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from omnikit.encoders.transformers_files import one_line, read_config, weights_file
+from omnikit.encoders.transformers_files import read_config, weights_file
+from omnikit.errors import one_line
 
 _SIZES = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",

@@ -12,14 +12,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from omnikit.hub import hub_file, is_hub_id
+from omnikit.errors import one_line
+from omnikit.hub import CONFIG, hub_file, is_hub_id
 
-CONFIG, WHOLE, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-
-
-def holds_transformers(weights: str) -> bool:
-    """Whether `weights` names a folder that transformers wrote, or a hub id."""
-    return is_hub_id(weights) or (Path(weights) / CONFIG).is_file()
+WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
 def read_config(weights: str) -> PretrainedConfig:
@@ -63,10 +59,6 @@ def read_tensors(weights: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
         raise
     except Exception as error:  # torch, safetensors and pickle raise many kinds
         raise ValueError(f"weights {file}: {one_line(error)}") from None
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _first(weights: str, *names: str) -> Path:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from omnikit.encoders.speech_files import read_speech
-from omnikit.encoders.transformers_files import holds_transformers
+from omnikit.hub import holds_transformers
 from omnikit.interfaces import AudioEncoder
 from omnikit.sizes import PUBLISHED, sized
 

@@ -9,9 +9,9 @@ from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
 from whisper.model import AudioEncoder as WhisperAudioEncoder
 from whisper.model import ResidualAttentionBlock
 
-from omnikit.encoders.transformers_files import holds_transformers
 from omnikit.encoders.whisper_files import is_published, read_encoder
 from omnikit.encoders.whisper_transformers import read_transformers
+from omnikit.hub import holds_transformers
 from omnikit.interfaces import AudioEncoder, lengths_to_mask
 from omnikit.sizes import PUBLISHED, sized
 

@@ -9,6 +9,8 @@ import whisper
 from torch import nn
 from whisper.model import AudioEncoder, Whisper
 
+from omnikit.errors import one_line
+
 
 def is_published(weights: str) -> bool:
     """Whether `weights` is one of openai-whisper's names or a `.pt` file."""
@@ -43,8 +45,7 @@ def read_whisper(weights: str) -> Whisper:
     except OSError as error:
         raise ValueError(f"weights {weights}: not here, and not to be fetched ({error})") from None
     except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"weights {weights}: not a file of openai-whisper ({reason})") from None
+        raise ValueError(f"weights {weights}: not a file of openai-whisper ({one_line(error)})") from None
 
 
 def encoder_sizes(encoder: AudioEncoder) -> dict[str, int]:

@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from whisper.model import AudioEncoder
 
-from omnikit.encoders.transformers_files import one_line, read_config, read_tensors
+from omnikit.encoders.transformers_files import read_config, read_tensors
 from omnikit.encoders.whisper_files import encoder_sizes
+from omnikit.errors import one_line
 
 PREFIXES = {
     "whisper": ("model.encoder.", "encoder."),

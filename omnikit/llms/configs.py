@@ -14,11 +14,10 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from omnikit.hub import hub_file, is_hub_id
+from omnikit.hub import CONFIG, hub_file, is_hub_id
 from omnikit.llms.baichuan import BAICHUAN, llama_numbers
 from omnikit.sizes import sized
 
-CONFIG_FILE = "config.json"
 _HEAD_DIM = 8
 _TINY = {
     "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -52,9 +51,9 @@ def published_numbers(path: str | None, model_type: str) -> dict[str, Any]:
 
 def read_numbers(path: str) -> dict[str, Any]:
     """A folder's or hub id's `config.json` as it is."""
-    file = hub_file(path, CONFIG_FILE) if is_hub_id(path) else Path(path) / CONFIG_FILE
+    file = hub_file(path, CONFIG) if is_hub_id(path) else Path(path) / CONFIG
     if not file.is_file():
-        raise ValueError(f"llm.weights {path}: no {CONFIG_FILE} there, so no model as transformers writes it")
+        raise ValueError(f"llm.weights {path}: no {CONFIG} there, so no model as transformers writes it")
     try:
         numbers = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from omnikit.hub import hub_folder, is_hub_id
+from omnikit.errors import one_line
+from omnikit.hub import CONFIG, hub_folder, is_hub_id
 from omnikit.llms.baichuan import BAICHUAN, read_baichuan
-from omnikit.llms.configs import CONFIG_FILE, read_numbers
+from omnikit.llms.configs import read_numbers
 from omnikit.llms.trunks import take_norm
 
 _SIZES = (
@@ -20,11 +21,6 @@ _SIZES = (
     "final_logit_softcapping", "logit_scale", "logits_scaling",
 )  # fmt: skip
 """What must be equal, as far as a class has it, for weights to mean the same."""
-
-
-def holds_transformers(weights: str) -> bool:
-    """Whether `weights` names a folder that transformers wrote, or a hub id."""
-    return is_hub_id(weights) or (Path(weights) / CONFIG_FILE).is_file()
 
 
 def read_transformers(
@@ -45,7 +41,7 @@ def read_transformers(
         try:
             own.load_state_dict(other.state_dict())
         except RuntimeError as error:
-            raise ValueError(f"weights {folder}: {_line(error)}") from None
+            raise ValueError(f"weights {folder}: {one_line(error)}") from None
 
 
 def _open(folder: Path) -> PreTrainedModel:
@@ -58,7 +54,7 @@ def _open(folder: Path) -> PreTrainedModel:
             str(folder), dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # transformers and safetensors raise many kinds
-        raise ValueError(f"weights {folder}: {_line(error)}") from None
+        raise ValueError(f"weights {folder}: {one_line(error)}") from None
     if info["missing_keys"]:
         lacking, unknown = (", ".join(sorted(info[kind])[:3]) for kind in ("missing_keys", "unexpected_keys"))
         raise ValueError(f"weights {folder}: {lacking} expected, {unknown or 'nothing else'} found")
@@ -73,7 +69,7 @@ def _check_sizes(folder: Path, expected: PretrainedConfig, found: PretrainedConf
         pairs["tie_word_embeddings"] = (True, False)
     other = [f"{name} is {there}, expected {here}" for name, (here, there) in pairs.items() if here != there]
     if other:
-        raise ValueError(f"weights {folder / CONFIG_FILE} does not fit llm.config: {'; '.join(other)}")
+        raise ValueError(f"weights {folder / CONFIG} does not fit llm.config: {'; '.join(other)}")
 
 
 def _number(config: PretrainedConfig, name: str) -> Any:
@@ -83,5 +79,3 @@ def _number(config: PretrainedConfig, name: str) -> Any:
     return value
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

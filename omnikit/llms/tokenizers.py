@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import sentencepiece
 
+from omnikit.errors import one_line
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.interfaces import Tokenizer
 
@@ -165,8 +166,8 @@ def _read(folder: Path) -> PreTrainedTokenizerBase:
         if (folder / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain exceptions
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({reason})") from None
+        message = f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({one_line(error)})"
+        raise ValueError(message) from None
     raise ValueError(f"llm.tokenizer: {folder} holds neither tokenizer_config.json nor tokenizer.json")
 
 

@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
 
+from omnikit.errors import one_line
+from omnikit.hub import holds_transformers
 from omnikit.interfaces import Backbone
 from omnikit.llms.configs import make_config, with_layers
 from omnikit.llms.lora import add_lora, train_lora_alone
-from omnikit.llms.published import holds_transformers, read_transformers
+from omnikit.llms.published import read_transformers
 from omnikit.llms.tokenizers import open_tokenizer
 from omnikit.llms.trunks import embedding_scale, finish_logits, run, take_norm
 from omnikit.sizes import PUBLISHED
@@ -118,5 +120,4 @@ def _built(auto: type, config: PretrainedConfig) -> PreTrainedModel:
     try:
         return auto.from_config(config)
     except (ValueError, ImportError) as error:  # an attention implementation that the class or the machine lacks
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"llm.attention {config._attn_implementation}: {reason}") from None
+        raise ValueError(f"llm.attention {config._attn_implementation}: {one_line(error)}") from None
