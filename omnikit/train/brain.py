@@ -107,7 +107,7 @@ class OmniBrain(sb.Brain):
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         if stage == sb.Stage.TRAIN:
             self.bar.close()
-            seconds = round(time.time() - self.began, 1)
+            seconds = time.time() - self.began
             self.train_figures = {"loss": stage_loss, **self.sums.means(), "seconds": seconds}
             return
         figures = {"loss": stage_loss, **self.sums.means(), **self.hparams.validate(self)}
