@@ -20,7 +20,7 @@ CARD = """# Mini backbone
 A Qwen2 of transformers ({parameters:,} parameters; 4 blocks, width 256) with a sentencepiece vocabulary of {vocabulary}
 pieces, pre-trained from nothing through the whole model: text in the text row, pads in the audio rows. Its text
 ({samples}) is that of `egs/mini/make_text.py`: the known questions of the closed world with their answers, and
-sentences to repeat; held-out sums are in neither.
+sentences to repeat. Held-out sums and the sentences of the dev and test splits are not in it.
 
 Made by `egs/mini/run.sh --from-scratch --stage 4 --stop_stage 5`: {steps} optimiser steps, one run. At its end, on the
 written questions of the validation set: cross-entropy {loss:.3f} nats per token, {wrong:.1f} % of {decoded} answers not
