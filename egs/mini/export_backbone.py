@@ -19,12 +19,12 @@ CARD = """# Mini backbone
 
 A Qwen2 of transformers ({parameters:,} parameters; 4 blocks, width 256) with a sentencepiece vocabulary of {vocabulary}
 pieces, pre-trained from nothing through the whole model: text in the text row, pads in the audio rows. Its text
-({samples}) is that of `egs/mini/make_text.py`: the known questions of the closed world with their answers, and
+is that of `egs/mini/make_text.py`: the known questions of the closed world with their answers, and
 sentences to repeat. Held-out sums and the sentences of the dev and test splits are not in it.
 
 Made by `egs/mini/run.sh --from-scratch --stage 4 --stop_stage 5`: {steps} optimiser steps, one run. At its end, on the
-written questions of the validation set: cross-entropy {loss:.3f} nats per token, {wrong:.1f} % of {decoded} answers not
-the right text.
+written questions of the validation set: cross-entropy {loss:.3f} nats per token, {wrong:.1f} % of the
+answers decoded there not the right text.
 """
 
 
@@ -40,11 +40,9 @@ def main() -> None:
     card = CARD.format(
         parameters=count_parameters(model.llm),
         vocabulary=model.llm.vocab_size,
-        samples="19 k rows",
         steps=last["step"],
         loss=last["valid"]["text"],
         wrong=last["valid"]["wrong T1T2"],
-        decoded=64,
     )
     (arguments.output_folder / "README.md").write_text(card, encoding="utf-8")
     print(f"saved to {arguments.output_folder}")
