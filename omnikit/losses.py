@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from omnikit.model import Hidden, OmniLM
 from omnikit.tokens import IGNORE
 
+_POSITIONS = 64  # a multiple of so many is computed: few shapes that come again, see `omnikit.data.collate`
+
 
 def stream_losses(model: OmniLM, hidden: Hidden, labels: Tensor) -> Tensor:
     """Mean cross-entropy of each stream [S]; NaN for a stream without labels [B, S, L] in this batch.
@@ -39,10 +41,12 @@ def _any_label(labels: Tensor) -> Tensor:
 
 
 def _labelled(hidden: Tensor, labels: Tensor) -> Tensor:
-    """Hidden states [B, L, D] at the positions where any of the streams has a label [P, D]."""
-    return hidden[_any_label(labels)]
+    """Hidden states [B, L, D] at the positions where any of the streams has a label [P, D], then zeros."""
+    found = hidden[_any_label(labels)]
+    return nn.functional.pad(found, (0, 0, 0, -len(found) % _POSITIONS))
 
 
 def _kept(labels: Tensor) -> Tensor:
-    """Labels [B, s, L] -> those of the labelled positions [s, P]."""
-    return labels.transpose(1, 2)[_any_label(labels)].T
+    """Labels [B, s, L] -> those of the labelled positions [s, P], none where there are zeros."""
+    found = labels.transpose(1, 2)[_any_label(labels)].T
+    return nn.functional.pad(found, (0, -found.shape[1] % _POSITIONS), value=IGNORE)

@@ -5,12 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from omnikit.model import Speech
 from omnikit.tasks import AUDIO_START, Sample
 from omnikit.tokens import IGNORE, TokenLayout
+
+
+STEPS, FRAMES = 8, 32
+"""Batches are filled up to multiples of so many steps and feature frames. Few shapes that come again and again are much
+faster than a new one each time: oneDNN compiles a kernel for every shape, and the allocator cuts its memory to pieces."""
+
+
+def rounded(length: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-length // multiple) * multiple
 
 
 @dataclass
@@ -35,8 +45,9 @@ class Batch:
 
 
 def collate(samples: list[Sample], features: list[Tensor | None], layout: TokenLayout, dim: int) -> Batch:
-    """Samples and the encoder features [T, dim] of those that are given speech -> a batch padded on the right."""
-    longest = max(s.steps.shape[1] for s in samples)
+    """Samples and the encoder features [T, dim] of those that are given speech -> a batch padded on the right
+    to a multiple of `STEPS`, its features to one of `FRAMES`."""
+    longest = rounded(max(s.steps.shape[1] for s in samples), STEPS)
     steps = layout.pads()[None, :, None].repeat(len(samples), 1, longest)
     labels = torch.full_like(steps, IGNORE)
     for b, sample in enumerate(samples):
@@ -44,4 +55,6 @@ def collate(samples: list[Sample], features: list[Tensor | None], layout: TokenL
         labels[b, :, : sample.labels.shape[1]] = sample.labels
     given = [torch.zeros(0, dim) if f is None else f.float() for f in features]
     lengths = torch.tensor([f.shape[0] for f in given])
-    return Batch(steps, labels, pad_sequence(given, batch_first=True), lengths)
+    padded = pad_sequence(given, batch_first=True)
+    padded = nn.functional.pad(padded, (0, 0, 0, rounded(padded.shape[1], FRAMES) - padded.shape[1]))
+    return Batch(steps, labels, padded, lengths)

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
+from omnikit.data.collate import STEPS, rounded
+
 _POOL = 24  # batches whose samples are sorted by length together
 
 
@@ -49,10 +51,11 @@ class TaskMix(Sampler[list[int]]):
                 raise ValueError(f"tasks: no sample of the data serves {task}; it serves {served}")
         if max(lengths) > batch_steps:
             raise ValueError(f"batch_steps: {batch_steps}; the longest sample has {max(lengths)} steps")
-        self.lengths, self.batch_steps, self.batches, self.seed = lengths, batch_steps, batches, seed
+        self.lengths = [rounded(length, STEPS) for length in lengths]
+        self.batch_steps, self.batches, self.seed = batch_steps, batches, seed
         self.weights = {task: weight for task, weight in weights.items() if weight > 0}
         self.epoch = 1
-        mean = sum(lengths) / len(lengths)
+        mean = sum(self.lengths) / len(self.lengths)
         self.samples_per_pool = max(1, int(_POOL * batch_steps / mean))
 
     def set_epoch(self, epoch: int) -> None:
@@ -67,6 +70,7 @@ class TaskMix(Sampler[list[int]]):
 
     def cover(self, lengths: Sequence[int]) -> list[list[int]]:
         """Batches that hold each of other samples once, for validation."""
+        lengths = [rounded(length, STEPS) for length in lengths]
         return self._cut_by(sorted(range(len(lengths)), key=lengths.__getitem__), lengths)
 
     def _endless(self) -> Iterator[list[int]]:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from omnikit.data.collate import STEPS, rounded
 from omnikit.data.mix import TaskMix
 
 TASKS = ["A1T1"] * 500 + ["T1A1"] * 20 + ["A1A2"] * 3
@@ -26,6 +27,14 @@ def test_tasks_come_as_often_as_their_weight_however_many_samples_they_have():
 def test_batches_hold_no_more_than_they_may():
     for batch in mix():
         assert len(batch) * max(LENGTHS[i] for i in batch) <= 200
+
+
+def test_batches_have_few_shapes():
+    """Padded, as many samples go into a batch as their length allows, but for the last batch of a pool."""
+    shapes = Counter((len(batch), rounded(max(LENGTHS[i] for i in batch), STEPS)) for batch in mix(batches=600))
+    assert all(count * steps <= 200 for count, steps in shapes)
+    full = sum(number for (count, steps), number in shapes.items() if count == 200 // steps)
+    assert full > 0.7 * shapes.total()
 
 
 def test_an_epoch_is_the_same_every_time_and_others_differ():
