@@ -12,10 +12,9 @@ from omnikit.model import Speech
 from omnikit.tasks import AUDIO_START, Sample
 from omnikit.tokens import IGNORE, TokenLayout
 
-
 STEPS, FRAMES = 8, 32
-"""Batches are filled up to multiples of so many steps and feature frames. Few shapes that come again and again are much
-faster than a new one each time: oneDNN compiles a kernel for every shape, and the allocator cuts its memory to pieces."""
+"""Batches are filled up to multiples of so many steps and feature frames. Few shapes that come again are much faster on a
+CPU than new ones: oneDNN compiles a kernel for each shape, and the allocator cuts its memory to pieces."""
 
 
 def rounded(length: int, multiple: int) -> int:

@@ -10,7 +10,6 @@ import logging
 import sys
 
 import speechbrain as sb
-import torch
 from rich.console import Console
 
 from omnikit import checkpoint
@@ -71,8 +70,6 @@ def train(hparams: dict, run_opts: dict) -> None:
 
 
 def main() -> None:
-    # Adam's averages for ids that a corpus never uses halve until they are denormal, which a CPU adds up very slowly
-    torch.set_flush_denormal(True)
     recipe = load_recipe()
     hparams, run_opts = recipe.hparams, {"ckpt_interval_minutes": 5.0, **recipe.run_opts}
     sb.utils.distributed.ddp_init_group(run_opts)
