@@ -13,8 +13,8 @@ from omnikit.tasks import AUDIO_START, Sample
 from omnikit.tokens import IGNORE, TokenLayout
 
 STEPS, FRAMES = 8, 32
-"""Batches are filled up to multiples of so many steps and feature frames. Few shapes that come again are much faster on a
-CPU than new ones: oneDNN compiles a kernel for each shape, and the allocator cuts its memory to pieces."""
+"""Batches are filled up to multiples of so many steps and feature frames. On a CPU, few shapes that come again are much
+faster than new ones: oneDNN compiles a kernel for each shape, and the allocator cuts its memory to pieces."""
 
 
 def rounded(length: int, multiple: int) -> int:
