@@ -172,7 +172,8 @@ def _settings(context: typer.Context, checkpoint: str | None) -> dict[str, Any]:
 
         flag, value = next(iter(settings.items()))
         kind = flag.partition(".")[0]
-        has = f" (its {kind} is {parts_of(checkpoint)[kind]})" if kind in parts_of(checkpoint) else ""
+        parts = parts_of(checkpoint)
+        has = f" (its {kind} is {parts[kind]})" if kind in parts else ""
         raise ValueError(
             f"--{flag} {value}: the parts of checkpoint {checkpoint} are fixed{has}; "
             "give parts or --checkpoint, not both"

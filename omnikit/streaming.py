@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from omnikit.interfaces import Codec
 
 
 class DecodeStream(ABC):
@@ -34,9 +38,8 @@ class WindowedDecodeStream(DecodeStream):
     """Streaming for a decoder with finite reach: each push decodes the new frames with their neighbours again.
 
     Args:
+        codec: whose codes and frames these are.
         decode: codes [B, K, T] and the sample of the whole at which they begin -> waveform [B, T * frame_samples].
-        check: refuses codes [B, K, T] that are none.
-        frame_samples: samples per frame.
         reach: samples at a piece's edge that are not yet what the whole decoding gives there.
         align: a piece begins and ends at a multiple of so many frames, but for the last.
         batch_size: B.
@@ -44,22 +47,21 @@ class WindowedDecodeStream(DecodeStream):
 
     def __init__(
         self,
+        codec: Codec,
         decode: Callable[[Tensor, int], Tensor],
         *,
-        check: Callable[[Tensor], None],
-        frame_samples: int,
         reach: int,
         align: int = 1,
         batch_size: int = 1,
     ):
-        self.decode, self.check, self.batch_size = decode, check, batch_size
-        self.frame_samples, self.reach, self.align = frame_samples, reach, align
+        self.decode, self.check_codes, self.batch_size = decode, codec.check_codes, batch_size
+        self.frame_samples, self.reach, self.align = codec.frame_samples, reach, align
         self.codes: Tensor | None = None  # the frames still needed as context
         self.start = 0  # sample at which self.codes begins
         self.done = 0  # samples given out
 
     def push(self, codes: Tensor) -> Tensor:
-        self.check(codes)
+        self.check_codes(codes)
         self.codes = codes if self.codes is None else torch.cat([self.codes, codes], dim=-1)
         frames = self.codes.shape[-1] // self.align * self.align
         return self._emit(frames, self.start + frames * self.frame_samples - self.reach)

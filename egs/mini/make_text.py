@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import world
+
+from omnikit.errors import bad_input_exits
 
 QUESTION_ROUNDS = 20
 SENTENCES = 12000
@@ -52,11 +53,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     target = arguments.data_folder / "qa" / "text.parquet"
-    try:
+    with bad_input_exits():
         made = rows(arguments.seed, evaluated(arguments.data_folder / "corpus"))
-    except ValueError as error:
-        print(f"make_text.py: {error}", file=sys.stderr)
-        sys.exit(2)
     target.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(made), target)
     print(f"{target}: {len(made)} rows")

@@ -60,10 +60,4 @@ class Whistle(Codec):
         return (loudness * torch.sin(2 * math.pi * periods * time)).flatten(1)
 
     def stream(self, batch_size: int = 1) -> WindowedDecodeStream:
-        return WindowedDecodeStream(
-            lambda codes, start: self.decode(codes),
-            check=self.check_codes,
-            frame_samples=self.frame_samples,
-            reach=0,
-            batch_size=batch_size,
-        )
+        return WindowedDecodeStream(self, lambda codes, start: self.decode(codes), reach=0, batch_size=batch_size)

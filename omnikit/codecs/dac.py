@@ -41,10 +41,4 @@ class DacCodec(ResidualCodec):
         return self.network.decode(audio_codes=codes).audio_values
 
     def stream(self, batch_size: int = 1) -> DecodeStream:
-        return WindowedDecodeStream(
-            self._decode,
-            check=self.check_codes,
-            frame_samples=self.frame_samples,
-            reach=self.lookahead,
-            batch_size=batch_size,
-        )
+        return WindowedDecodeStream(self, self._decode, reach=self.lookahead, batch_size=batch_size)

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from omnikit.codecs.published import read_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Codec
-from omnikit.sizes import sized
+from omnikit.sizes import PUBLISHED, sized
 from omnikit.weights import load_into
 
 
@@ -43,7 +43,7 @@ class ResidualCodec(Codec):
     """Numbers of the configuration that this class relies on."""
 
     def __init__(
-        self, *, config: Mapping[str, Any], num_codebooks: int, size: str = "published", weights: str | None = None
+        self, *, config: Mapping[str, Any], num_codebooks: int, size: str = PUBLISHED, weights: str | None = None
     ):
         super().__init__()
         self.numbers = {**self.fixed, **sized(config, self.tiny, size)}

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from omnikit.codecs.position_noise import replace_noise, set_noise_start
 from omnikit.codecs.published import read_config, refuse_other_numbers
 from omnikit.codecs.reach import decoder_reach
+from omnikit.errors import one_line
 from omnikit.hub import hub_file, is_hub_id
 from omnikit.interfaces import Codec
 from omnikit.sizes import sized
@@ -87,7 +88,7 @@ class SnacCodec(Codec):
         try:
             self.snac.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         except (RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{file} does not fit this SNAC: {' '.join(str(error).split())[:300]}") from None
+            raise ValueError(f"{file} does not fit this SNAC: {one_line(error)}") from None
 
     def encode(self, wav: Tensor) -> Tensor:
         """Waveform [B, N] -> codes [B, K, ceil(N / frame_samples)]."""
@@ -101,14 +102,7 @@ class SnacCodec(Codec):
         return self._decode(codes, start=0) if codes.shape[-1] else torch.zeros(len(codes), 0, device=codes.device)
 
     def stream(self, batch_size: int = 1) -> DecodeStream:
-        return WindowedDecodeStream(
-            self._decode,
-            check=self.check_codes,
-            frame_samples=self.frame_samples,
-            reach=self.reach,
-            align=self.align,
-            batch_size=batch_size,
-        )
+        return WindowedDecodeStream(self, self._decode, reach=self.reach, align=self.align, batch_size=batch_size)
 
     def pack(self, codes: Sequence[Tensor]) -> Tensor:
         """The package's R lists [B, T * codes per frame of that rate] -> [B, K, T]."""

@@ -55,5 +55,5 @@ def collate(samples: list[Sample], features: list[Tensor | None], layout: TokenL
     given = [torch.zeros(0, dim) if f is None else f.float() for f in features]
     lengths = torch.tensor([f.shape[0] for f in given])
     padded = pad_sequence(given, batch_first=True)
-    padded = nn.functional.pad(padded, (0, 0, 0, rounded(padded.shape[1], FRAMES) - padded.shape[1]))
+    padded = nn.functional.pad(padded, (0, 0, 0, -padded.shape[1] % FRAMES))
     return Batch(steps, labels, padded, lengths)

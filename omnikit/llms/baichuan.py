@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from omnikit.errors import one_line
+
 BAICHUAN = "baichuan"
 _SECOND = "BaichuanForCausalLM"  # the first one's class is spelt BaiChuanForCausalLM
 _WIDTH_13B = 5120
@@ -53,7 +55,7 @@ def read_baichuan(folder: Path, numbers: Mapping[str, Any]) -> LlamaForCausalLM:
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"weights {folder}: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"weights {folder}: {one_line(error)}") from None
     return model
 
 
@@ -79,7 +81,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         try:
             state |= load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
         except Exception as error:  # torch and safetensors raise many kinds
-            raise ValueError(f"weights {file}: {' '.join(str(error).split())[:300]}") from None
+            raise ValueError(f"weights {file}: {one_line(error)}") from None
     return state
 
 

@@ -14,6 +14,7 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from omnikit.errors import one_line
 from omnikit.hub import CONFIG, hub_file, is_hub_id
 from omnikit.llms.baichuan import BAICHUAN, llama_numbers
 from omnikit.sizes import sized
@@ -112,7 +113,7 @@ def _config(numbers: Mapping[str, Any]) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(**numbers)
     except Exception as error:  # each class checks in its own way
-        raise ValueError(f"llm.config: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"llm.config: {one_line(error)}") from None
 
 
 def _tiny(config: PretrainedConfig, numbers: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,13 +53,7 @@ class ToyCodec(Codec):
         return codes.transpose(1, 2).flatten(1) / self.codebook_size * 2 - 1
 
     def stream(self, batch_size: int = 1) -> WindowedDecodeStream:
-        return WindowedDecodeStream(
-            lambda codes, start: self.decode(codes),
-            check=self.check_codes,
-            frame_samples=self.frame_samples,
-            reach=0,
-            batch_size=batch_size,
-        )
+        return WindowedDecodeStream(self, lambda codes, start: self.decode(codes), reach=0, batch_size=batch_size)
 
 
 @functools.cache
