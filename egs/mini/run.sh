@@ -38,7 +38,7 @@ done
 case $speed in full | demo) ;; *) stop "--speed $speed (choices: full, demo)" ;; esac
 case $precision in
   fp32 | bf16) ;;
-  auto) precision=$(grep -qs amx_bf16 /proc/cpuinfo && echo bf16 || echo fp32) ;; # without matrix units bf16 is slower
+  auto) precision=$(grep -qsE 'amx_bf16|avx512_bf16' /proc/cpuinfo && echo bf16 || echo fp32) ;; # else bf16 is slower
   *) stop "--precision $precision (choices: auto, fp32, bf16)" ;;
 esac
 if $scratch; then base=$results/pretrained; fi
