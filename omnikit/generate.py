@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from omnikit.model import OmniLM, Speech
+from omnikit.model import Engine, OmniLM, Speech
 from omnikit.sampling import Sampling, sample
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import AUDIO_START, Prompt, Task, make_prompt
@@ -72,16 +72,21 @@ def generate(
     decoding: Decoding | None = None,
     strategy: Strategy = PARALLEL,
     generator: torch.Generator | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[Step]:
-    """Decode answers step by step until all have ended; drop the iterator to cancel."""
-    decoding = decoding or Decoding()
+    """Decode answers step by step until all have ended; drop the iterator to cancel.
+
+    Args:
+        engine: what computes the steps; None = the model.
+    """
+    decoding, engine = decoding or Decoding(), engine or model
     strategy = strategy.for_task(task)
     rules = AnswerRules(model, task, questions, decoding, generator)
     with torch.inference_mode():
-        rows = _Rows(model, task, questions, strategy)
+        rows = _Rows(model, engine, task, questions, strategy)
         hidden = rows.prefill()
         for step in range(decoding.max_steps):
-            tokens = rules.next(hidden, step)
+            tokens = rules.next(engine, hidden, step)
             if rules.finished.all():
                 return
             yield Step(tokens, ~rules.finished)
@@ -96,12 +101,12 @@ def answers(
     decoding: Decoding | None = None,
     strategy: Strategy = PARALLEL,
     generator: torch.Generator | None = None,
+    engine: Engine | None = None,
 ) -> list[Answer]:
     """Decode whole answers of a batch of questions."""
     decoding = decoding or Decoding()
-    steps = list(
-        generate(model, task, questions, decoding=decoding, strategy=strategy, generator=generator)
-    )
+    options = {"decoding": decoding, "strategy": strategy, "generator": generator, "engine": engine}
+    steps = list(generate(model, task, questions, **options))
     if not steps:
         empty = torch.zeros(model.pattern.num_codebooks, 0, dtype=torch.long)
         return [Answer([], empty, False) for _ in questions]
@@ -131,8 +136,8 @@ def read_codes(model: OmniLM, steps: Tensor) -> Tensor:
 class _Rows:
     """The rows of a batch on their way through the model: B questions times R rows."""
 
-    def __init__(self, model: OmniLM, task: Task, questions: list[Question], strategy: Strategy):
-        self.model, self.strategy = model, strategy
+    def __init__(self, model: OmniLM, engine: Engine, task: Task, questions: list[Question], strategy: Strategy):
+        self.model, self.engine, self.strategy = model, engine, strategy
         self.row_tasks = strategy.row_tasks(task)
         self.features, lengths = _listen(model, questions) if task.given == "speech" else (None, None)
         prompts = [
@@ -141,7 +146,7 @@ class _Rows:
         ]
         self.steps, self.mask, self.starts = _pad_left(prompts, model.layout)
         self.lengths = lengths
-        self.cache = model.new_cache()
+        self.cache = engine.new_cache()
 
     def prefill(self) -> tuple[Tensor, Tensor]:
         """The prompts. All rows of a question share all but the last position, so that is computed once."""
@@ -152,9 +157,7 @@ class _Rows:
         if self.features is not None:
             speech = Speech(self.features, self.lengths.to(device), self.starts.to(device) + AUDIO_START)
         steps = self.steps.to(device)
-        self.model(
-            steps[..., :-1], speech, positions=positions[:, :-1], mask=self.mask[:, :-1], cache=self.cache
-        )
+        self.engine(steps[..., :-1], speech, positions=positions[:, :-1], mask=self.mask[:, :-1], cache=self.cache)
         rows = len(self.row_tasks)
         if rows > 1:
             self.cache.repeat(rows)
@@ -176,7 +179,7 @@ class _Rows:
 
     def _run(self, step: Tensor) -> tuple[Tensor, Tensor]:
         """One step [B * R, S] -> hidden states for the text and the audio heads, each [B, D]."""
-        hidden = self.model(step[..., None], positions=self.position, mask=self.mask, cache=self.cache)
+        hidden = self.engine(step[..., None], positions=self.position, mask=self.mask, cache=self.cache)
         rows = len(self.row_tasks)
         text = hidden.text[:, -1].unflatten(0, (-1, rows))[:, self.strategy.text_from]
         return text, hidden.audio[:, -1].unflatten(0, (-1, rows))[:, self.strategy.audio_from]
@@ -209,12 +212,12 @@ class AnswerRules:
         self.forced = _forced_text(self.layout, questions).to(device) if task.text_forced else None
         self.emitted: list[Tensor] = []
 
-    def next(self, hidden: tuple[Tensor, Tensor], step: int) -> Tensor:
+    def next(self, heads: Engine, hidden: tuple[Tensor, Tensor], step: int) -> Tensor:
         """Hidden states of the text and the audio heads [B, D] each -> tokens [B, S]; updates `finished`."""
-        text = self._next_text(lambda: self.model.text_logits(hidden[0]), step)
+        text = self._next_text(lambda: heads.text_logits(hidden[0]), step)
         tokens = [text]
         if self.task.speaks:
-            logits = self.model.audio_logits(hidden[1])
+            logits = heads.audio_logits(hidden[1])
             order = sorted(range(len(logits)), key=lambda s: s != self.leader)
             chosen = {s: self._next_audio(logits[s], s, step) for s in order}
             tokens += [chosen[s] for s in range(len(logits))]

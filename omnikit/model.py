@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,24 @@ class Cache:
         for cache in (self.llm, self.tts):
             if cache is not None:
                 cache.batch_repeat_interleave(n)
+
+
+class Engine(Protocol):
+    """What computes the steps of a model while it answers: the `OmniLM` itself, or one of `omnikit.engines`."""
+
+    def __call__(
+        self, steps: Tensor, speech: Speech | None = None, *, positions: Tensor, mask: Tensor, cache: Any
+    ) -> Hidden:
+        """As `OmniLM.forward`."""
+
+    def new_cache(self) -> Any:
+        """An empty cache for decoding step by step; `repeat` as in `Cache`."""
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden [B, D] -> logits over the text stream's ids [B, V]."""
+
+    def audio_logits(self, hidden: Tensor) -> list[Tensor]:
+        """Hidden [B, D] -> logits over each audio stream's ids, S - 1 of [B, V_s]."""
 
 
 class Rows(nn.Module):

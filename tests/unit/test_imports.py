@@ -16,7 +16,7 @@ GROUPS = (
     ("interfaces",),
     ("patterns", "adapters", "encoders", "llms", "codecs"),
     ("tasks", "strategies", "model", "losses"),
-    ("generate", "checkpoint"),
+    ("generate", "checkpoint", "engines"),
     ("api", "convert", "serve", "describe"),
     ("data", "train", "evaluate"),
     ("cli", "__main__"),

@@ -1,0 +1,134 @@
+"""Steps on a CPU by OpenVINO, with matrices of 8 bits: about as fast as memory can be read.
+
+A model is converted once; the graphs lie in a folder from then on.
+
+Letters: B rows, L new positions, C positions with those before, D width, S streams, V ids.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import torch
+from torch import Tensor
+
+from omnikit.engines.openvino_graph import WEIGHTS, GraphBuilder, attention_window
+from omnikit.model import Hidden, OmniLM, Speech
+
+FORBIDDEN = -1e9
+"""Added to the scores of positions that must not be attended to."""
+GRAPHS = ("trunk", "text_head", "audio_head")
+SETTINGS = {
+    "PERFORMANCE_HINT": "LATENCY",
+    "INFERENCE_PRECISION_HINT": "f32",  # the default on many CPUs is bf16, which makes decoding with int8 slow
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128",
+}
+
+logger = logging.getLogger(__name__)
+
+
+class OpenVINOEngine:
+    """An `Engine`.
+
+    Args:
+        model: embeds steps and says how the rest looks; its backbone is of Llama's kind.
+        folder: where the graphs are, or will be if they are not.
+        weights: how matrices are stored, one of `WEIGHTS`.
+        threads: of the CPU; None = as many as torch uses.
+
+    Raises:
+        ValueError: a backbone of another kind, or no such way to store matrices.
+    """
+
+    def __init__(self, model: OmniLM, folder: str | Path, *, weights: str = "int8", threads: int | None = None):
+        if weights not in WEIGHTS:
+            raise ValueError(f"engine.weights {weights}: unknown (choices: {', '.join(WEIGHTS)})")
+        self.model, self.sizes = model, model.layout.sizes[1:]
+        self.window = attention_window(model.llm.config)
+        files = {name: Path(folder) / f"{name}-{weights}.xml" for name in GRAPHS}
+        if not all(file.is_file() for file in files.values()):
+            convert(model, files, weights)
+        settings = {**SETTINGS, "INFERENCE_NUM_THREADS": str(threads or torch.get_num_threads())}
+        core = ov.Core()
+        compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
+        self.trunk = compiled["trunk"]
+        self.heads = {name: compiled[name].create_infer_request() for name in GRAPHS[1:]}
+
+    def __call__(
+        self, steps: Tensor, speech: Speech | None = None, *, positions: Tensor, mask: Tensor, cache: OpenVINOCache
+    ) -> Hidden:
+        embedded = self.model.embed(steps, speech).float()
+        inputs = {
+            "x": embedded.numpy(),
+            "positions": positions.contiguous().numpy(),
+            "mask": _scores(mask, steps.shape[2], self.window).numpy(),
+            "rows": cache.take_rows(len(steps)),
+        }
+        # the request's memory is used again by its next call
+        found = [torch.from_numpy(np.array(array)) for array in cache.request.infer(inputs).values()]
+        return Hidden(found[0], found[-1])
+
+    def new_cache(self) -> OpenVINOCache:
+        return OpenVINOCache(self.trunk.create_infer_request())
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        return self._head("text_head", hidden)
+
+    def audio_logits(self, hidden: Tensor) -> list[Tensor]:
+        return list(self._head("audio_head", hidden).split(self.sizes, dim=-1))
+
+    def _head(self, name: str, hidden: Tensor) -> Tensor:
+        return torch.from_numpy(np.array(self.heads[name].infer([hidden.contiguous().numpy()])[0]))
+
+
+class OpenVINOCache:
+    """Keys and values, kept inside a request."""
+
+    def __init__(self, request: ov.InferRequest):
+        self.request = request
+        self.request.reset_state()
+        self.repeats = 1
+
+    def repeat(self, n: int) -> None:
+        """Each row n times, side by side."""
+        self.repeats *= n
+
+    def take_rows(self, rows: int) -> np.ndarray:
+        """For each row of the next call [B], which of the rows of the last one it goes on."""
+        taken = np.arange(rows, dtype=np.int32) // self.repeats
+        self.repeats = 1
+        return taken
+
+
+def convert(model: OmniLM, files: dict[str, Path], weights: str) -> None:
+    """Write a model's graphs, each whole or not at all."""
+    logger.info("openvino: converting, once (%s)", next(iter(files.values())).parent)
+    stacks = [(model.llm.trunk, model.llm.norm.weight)]
+    if model.tts_adapter is not None:
+        stacks.append((model.tts_adapter.trunk, model.tts_adapter.trunk.norm.weight))
+    _write(GraphBuilder(weights).trunk(stacks), files["trunk"])
+    _write(GraphBuilder(weights).head([model.llm.lm_head.weight, model.text_rows.head.weight]), files["text_head"])
+    _write(GraphBuilder(weights).head([model.audio_rows.head.weight]), files["audio_head"])
+
+
+def _write(graph: ov.Model, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(f".{os.getpid()}.xml")
+    ov.save_model(graph, aside, compress_to_fp16=False)
+    # a graph is there when its .xml is; that is written last
+    os.replace(aside.with_suffix(".bin"), file.with_suffix(".bin"))
+    os.replace(aside, file)
+
+
+def _scores(mask: Tensor, new: int, window: int | None) -> Tensor:
+    """Mask [B, C], 1 where a position may be attended to -> what the scores of the last `new` get [B, 1, new, C].
+
+    Written out for each row: OpenVINO may broadcast one row's to the others wrongly in bf16.
+    """
+    ages = torch.arange(mask.shape[1])[-new:, None] - torch.arange(mask.shape[1])
+    near = (ages >= 0) & (ages < (window or mask.shape[1]))
+    return torch.where(near[None] & (mask[:, None] > 0), 0.0, FORBIDDEN)[:, None].contiguous()

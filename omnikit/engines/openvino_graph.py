@@ -1,0 +1,185 @@
+"""Backbones of Llama's kind as OpenVINO graphs, built operation by operation from their torch weights.
+
+Letters: B rows, L new positions, C positions with those before, D width, H heads, G heads of keys and values, E width
+of a head, V ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset15 as op
+from openvino.op.util import Variable, VariableInfo
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+Node = ov.Output
+WEIGHTS = ("f32", "bf16", "int8")
+"""How matrices are stored."""
+KINDS = ("qwen2", "llama", "mistral", "qwen3")
+"""transformers' model types whose blocks are built here."""
+
+
+def attention_window(config: PretrainedConfig) -> int | None:
+    """How many positions a position attends to, itself included; None = all before it.
+
+    Raises:
+        ValueError: a backbone of another kind than `KINDS`, or one whose blocks differ in their windows.
+    """
+    kind = config.model_type
+    if kind not in KINDS:
+        raise ValueError(f"engine openvino: cannot run a backbone of the type {kind} (choices: {', '.join(KINDS)})")
+    if kind == "mistral":
+        return config.sliding_window
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise ValueError(f"engine openvino: cannot run this {kind}: some of its blocks attend within a window")
+    return None
+
+
+class GraphBuilder:
+    """Builds graphs whose matrices are stored in one of the ways of `WEIGHTS`."""
+
+    def __init__(self, weights: str = "int8"):
+        self.weights = weights
+        self.states: list[Variable] = []
+        self.sinks: list[ov.Node] = []
+
+    def trunk(self, stacks: list[tuple[nn.Module, Tensor]]) -> ov.Model:
+        """A backbone and, if there is one, its TTS adapter, one after the other.
+
+        Args:
+            stacks: transformers' trunk and the weight [D] of the final norm of each.
+
+        Returns:
+            A model with state. Inputs: `x` [B, L, D], `positions` [B, L], `mask` [B, 1, L, C] (added to the scores)
+            and `rows` [B], which of the rows before each row goes on. Outputs: per stack the normed hidden states
+            [B, L, D].
+        """
+        dim = stacks[0][1].shape[0]
+        x = op.parameter([-1, -1, dim], np.float32, name="x")
+        positions = op.parameter([-1, -1], np.int64, name="positions")
+        mask = op.parameter([-1, 1, -1, -1], np.float32, name="mask")
+        rows = op.parameter([-1], np.int32, name="rows")
+        hidden, outputs = x.output(0), []
+        for trunk, norm in stacks:
+            turn = _rotary(trunk, positions)
+            for layer in trunk.layers:
+                hidden = self._block(layer, trunk.config, hidden, turn, mask, rows)
+            outputs.append(_rms(hidden, norm, trunk.config.rms_norm_eps))
+        results = [op.result(out, name=f"hidden{n}") for n, out in enumerate(outputs)]
+        return ov.Model(results, self.sinks, [x, positions, mask, rows], self.states, "trunk")
+
+    def head(self, tables: list[Tensor]) -> ov.Model:
+        """Tables [V_i, D] one under the other: `hidden` [B, D] -> `logits` [B, sum of V_i]."""
+        hidden = op.parameter([-1, tables[0].shape[1]], np.float32, name="hidden")
+        parts = [self._linear(hidden.output(0), table, None) for table in tables]
+        logits = parts[0] if len(parts) == 1 else op.concat(parts, -1).output(0)
+        return ov.Model([op.result(logits, name="logits")], [hidden], "head")
+
+    def _block(
+        self, layer: nn.Module, config: PretrainedConfig, x: Node, turn: Callable, mask: ov.Node, rows: ov.Node
+    ) -> Node:
+        normed = _rms(x, layer.input_layernorm.weight, config.rms_norm_eps)
+        x = op.add(x, self._attend(layer.self_attn, config, normed, turn, mask, rows)).output(0)
+        normed = _rms(x, layer.post_attention_layernorm.weight, config.rms_norm_eps)
+        gate = op.swish(self._linear(normed, *_matrix(layer.mlp.gate_proj)))
+        inner = op.multiply(gate, self._linear(normed, *_matrix(layer.mlp.up_proj))).output(0)
+        return op.add(x, self._linear(inner, *_matrix(layer.mlp.down_proj))).output(0)
+
+    def _attend(
+        self, attention: nn.Module, config: PretrainedConfig, x: Node, turn: Callable, mask: ov.Node, rows: ov.Node
+    ) -> Node:
+        width, groups = attention.head_dim, config.num_key_value_heads
+        query, key, value = (
+            self._heads(x, projection, width) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        if getattr(attention, "q_norm", None) is not None:
+            query = _rms(query, attention.q_norm.weight, config.rms_norm_eps)
+            key = _rms(key, attention.k_norm.weight, config.rms_norm_eps)
+        key, value = self._kept(turn(key), rows, groups, width), self._kept(value, rows, groups, width)
+        repeats = config.num_attention_heads // groups
+        found = op.scaled_dot_product_attention(
+            turn(query), _expanded(key, repeats, width), _expanded(value, repeats, width), mask
+        )
+        joined = op.reshape(op.transpose(found, [0, 2, 1, 3]), [0, 0, config.num_attention_heads * width], True)
+        return self._linear(joined.output(0), *_matrix(attention.o_proj))
+
+    def _heads(self, x: Node, projection: nn.Module, width: int) -> Node:
+        """[B, L, D] -> [B, heads, L, E]."""
+        joint = self._linear(x, *_matrix(projection))
+        return op.transpose(op.reshape(joint, [0, 0, -1, width], True), [0, 2, 1, 3]).output(0)
+
+    def _kept(self, new: Node, rows: ov.Node, groups: int, width: int) -> Node:
+        """New keys or values [B, G, L, E] behind those kept -> [B, G, C, E], which are kept from then on."""
+        info = VariableInfo()
+        info.data_shape, info.data_type = ov.PartialShape([-1, groups, -1, width]), ov.Type.f32
+        info.variable_id = f"kept{len(self.states)}"
+        variable = Variable(info)
+        batch = op.gather(op.shape_of(new, "i64"), [0], 0)
+        empty = op.broadcast(np.float32(0), op.concat([batch, op.constant([groups, 0, width], np.int64)], 0))
+        before = op.gather(op.read_value(empty, variable), rows, op.constant(0))
+        joined = op.concat([before, new], 2)
+        self.states.append(variable)
+        self.sinks.append(op.assign(joined, variable))
+        return joined.output(0)
+
+    def _linear(self, x: Node, weight: Tensor, bias: Tensor | None) -> Node:
+        y = op.matmul(x, self._stored(weight), False, True).output(0)
+        return y if bias is None else op.add(y, _constant(bias)).output(0)
+
+    def _stored(self, weight: Tensor) -> Node:
+        """A matrix [out, in], as f32 for whoever reads it."""
+        if self.weights == "f32":
+            return _constant(weight)
+        if self.weights == "bf16":
+            return op.convert(op.constant(_constant(weight).node.data, ov.Type.bf16), "f32").output(0)
+        scale = weight.detach().float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        whole = (weight.detach().float() / scale).round().to(torch.int8)
+        return op.multiply(op.convert(op.constant(whole.numpy()), "f32"), op.constant(scale.numpy())).output(0)
+
+
+def _matrix(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+    return linear.weight, linear.bias
+
+
+def _constant(tensor: Tensor) -> Node:
+    return op.constant(tensor.detach().float().numpy()).output(0)
+
+
+def _rms(x: Node, weight: Tensor, eps: float) -> Node:
+    mean = op.reduce_mean(op.power(x, np.float32(2)), op.constant([-1]), True)
+    scaled = op.multiply(x, op.divide(np.float32(1), op.sqrt(op.add(mean, np.float32(eps)))))
+    return op.multiply(scaled, _constant(weight)).output(0)
+
+
+def _rotary(trunk: nn.Module, positions: ov.Node) -> Callable[[Node], Node]:
+    """A function that turns heads [B, heads, L, E] by their positions, halves of a head against each other."""
+    rates = _constant(trunk.rotary_emb.inv_freq[None, None])
+    angle = op.multiply(op.unsqueeze(op.convert(positions, "f32"), 2), rates)
+    angle = op.unsqueeze(op.concat([angle, angle], -1), 1)
+    scaling = np.float32(trunk.rotary_emb.attention_scaling)
+    cos, sin = op.multiply(op.cos(angle), scaling), op.multiply(op.sin(angle), scaling)
+
+    def turn(x: Node) -> Node:
+        half = x.get_partial_shape()[3].get_length() // 2
+        first = op.slice(x, [0], [half], [1], [3])
+        second = op.slice(x, [half], [2 * half], [1], [3])
+        swapped = op.concat([op.multiply(second, np.float32(-1)), first], 3)
+        return op.add(op.multiply(x, cos), op.multiply(swapped, sin)).output(0)
+
+    return turn
+
+
+def _expanded(x: Node, repeats: int, width: int) -> Node:
+    """[B, G, C, E] -> [B, G * repeats, C, E], each head so many times side by side."""
+    if repeats == 1:
+        return x
+    groups = x.get_partial_shape()[1].get_length()
+    shape = op.shape_of(x, "i64")
+    batch, length = op.gather(shape, [0], 0), op.gather(shape, [2], 0)
+    wide = op.concat([batch, op.constant([groups, repeats], np.int64), length, op.constant([width], np.int64)], 0)
+    copies = op.broadcast(op.unsqueeze(x, 2), wide)
+    return op.reshape(copies, [0, groups * repeats, -1, width], True).output(0)

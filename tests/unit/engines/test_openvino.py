@@ -1,0 +1,110 @@
+"""OpenVINO computes what the model itself computes."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+import omnikit
+from omnikit.engines import open_engine
+from omnikit.generate import Decoding, Question, answers
+from omnikit.strategies import BATCH_PARALLEL, PARALLEL
+from omnikit.tasks import TASKS
+from tests.unit.toy import toy_model
+
+pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
+
+
+def build(llm: str = "qwen2_0.5b", **options):
+    torch.manual_seed(1)
+    return omnikit.build(size="tiny", encoder="none", llm=llm, codec="none", adapter="linear", **options)
+
+
+def hidden(model, engine, lengths=(9, 6)) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Rows padded on the left: a prompt of all but three steps, then those one by one; by the model and by the engine."""
+    longest, draw = max(lengths), torch.Generator().manual_seed(0)
+    steps = torch.randint(0, 9, (len(lengths), model.layout.num_streams, longest), generator=draw)
+    mask = (torch.arange(longest)[None] >= longest - torch.tensor(lengths)[:, None]).long()
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    found = []
+    with torch.inference_mode():
+        for network in (model, engine):
+            cache, outputs, begin = network.new_cache(), [], 0
+            for end in (longest - 3, longest - 2, longest - 1, longest):
+                out = network(steps[..., begin:end], positions=positions[:, begin:end], mask=mask[:, :end], cache=cache)
+                outputs += [out.text[:, -1], out.audio[:, -1]]
+                begin = end
+            found.append(outputs)
+    return found[0], found[1]
+
+
+def error(model, engine) -> float:
+    ours, theirs = (torch.stack(outputs) for outputs in hidden(model, engine))
+    return float((ours - theirs).abs().max() / ours.abs().max())
+
+
+@pytest.mark.parametrize("llm", ["qwen2_0.5b", "llama", "llama3_8b", "mistral_7b", "qwen3_0.6b", "smollm2_135m"])
+def test_hidden_states(llm: str, tmp_path):
+    model = build(llm)
+    assert error(model, open_engine("openvino", model, tmp_path, weights="f32")) < 1e-5
+
+
+def test_hidden_states_with_a_tts_adapter(tmp_path):
+    model = build(tts_blocks=2)
+    assert error(model, open_engine("openvino", model, tmp_path, weights="f32")) < 1e-5
+
+
+@pytest.mark.parametrize(("weights", "most"), [("bf16", 0.02), ("int8", 0.04)])
+def test_fewer_bits(weights: str, most: float, tmp_path):
+    model = build()
+    assert 1e-5 < error(model, open_engine("openvino", model, tmp_path, weights=weights)) < most
+
+
+@pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch parallel"])
+def test_same_answers_in_a_batch(strategy, tmp_path):
+    model = toy_model(tts_blocks=1).eval()
+    draw = torch.Generator().manual_seed(4)
+    questions = [Question(features=torch.randn(n, model.encoder.dim, generator=draw)) for n in (9, 4, 14)]
+    options = {"decoding": Decoding(max_steps=12), "strategy": strategy}
+    engine = open_engine("openvino", model, tmp_path, weights="f32")
+    theirs = answers(model, TASKS["A1A2"], questions, engine=engine, **options)
+    for ours, answer in zip(answers(model, TASKS["A1A2"], questions, **options), theirs, strict=True):
+        assert answer.text == ours.text
+        assert answer.codes.tolist() == ours.codes.tolist()
+
+
+def test_the_second_time_nothing_is_converted(tmp_path, monkeypatch):
+    model = build()
+    first = open_engine("openvino", model, tmp_path)
+    monkeypatch.setattr("omnikit.engines.openvino.convert", None)
+    second = open_engine("openvino", model, tmp_path)
+    x = torch.randn(3, model.llm.dim)
+    assert torch.equal(first.text_logits(x), second.text_logits(x))
+
+
+def test_two_answers_at_a_time(tmp_path):
+    model = build()
+    engine = open_engine("openvino", model, tmp_path, weights="f32")
+    steps, mask = torch.ones(1, model.layout.num_streams, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)
+    positions, caches = torch.arange(4)[None], [engine.new_cache() for _ in range(2)]
+    with torch.inference_mode():
+        for cache in caches:
+            engine(steps[..., :3], positions=positions[:, :3], mask=mask[:, :3], cache=cache)
+        last = [engine(steps[..., 3:], positions=positions[:, 3:], mask=mask, cache=cache).text for cache in caches]
+    assert torch.equal(*last)
+
+
+def test_bad_input(tmp_path, monkeypatch):
+    model = build()
+    with pytest.raises(ValueError, match=r"engine .tensorrt.: unknown .*torch, openvino"):
+        open_engine("tensorrt", model)
+    with pytest.raises(ValueError, match=r"int3: unknown .*f32, bf16, int8"):
+        open_engine("openvino", model, tmp_path, weights="int3")
+    with pytest.raises(ValueError, match=r"backbone of the type phi .*qwen2, llama"):
+        open_engine("openvino", build("phi2"), tmp_path)
+    monkeypatch.delitem(sys.modules, "omnikit.engines.openvino")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match="openvino"):
+        open_engine("openvino", model, tmp_path)
