@@ -21,7 +21,7 @@ Audio = str | Path | Tensor
 UNFINISHED = "\ufffd"
 """What tokenizers write for bytes that are no character yet."""
 LONGEST_CHUNK = 8
-"""Frames. Each chunk of a low-latency stream costs some frames more, and its first and last ones are less exact."""
+"""Frames. At its ends a chunk of a low-latency stream is estimated, and that takes work: the longer it is, the less."""
 
 
 @dataclass(frozen=True)

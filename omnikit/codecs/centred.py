@@ -18,7 +18,6 @@ from snac.attention import LocalMHA
 from snac.layers import ResidualUnit
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrize import is_parametrized
 from transformers.models.dac.modeling_dac import DacResidualUnit
 
 from omnikit.codecs.position_noise import PositionNoise
@@ -63,11 +62,11 @@ class CentredDecoder:
 
     @torch.no_grad()
     def folded(self) -> Mapping[nn.Module, Tensor]:
-        """The weights of convolutions with weight norm, multiplied out; again where torch counts a change of theirs.
+        """The convolutions' weights, weight norm multiplied out: once, and again when torch counts a change of theirs.
 
         The layers themselves stay as they are: they can be trained on and are saved under the same names.
         """
-        layers = [layer for layer in _convolutions([*self.front, *self.back]) if is_parametrized(layer, "weight")]
+        layers = _convolutions([*self.front, *self.back])
         parameters = [parameter for layer in layers for parameter in layer.parameters()]
         changes = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         if changes != self._folded_from:
@@ -158,7 +157,7 @@ class Pieces:
     """Layers, one after another, whose input comes in pieces.
 
     Args:
-        weights: of convolutions, where others than their own shall be used.
+        weights: of the convolutions in them.
     """
 
     def __init__(self, layers: Sequence[nn.Module], weights: Mapping[nn.Module, Tensor]):
@@ -201,7 +200,7 @@ class Pieces:
         self.memory[layer] = x[..., outputs:].clone()
         if not outputs:
             return x.new_zeros(len(x), layer.out_channels, 0)
-        return functional.conv1d(x, self._weight(layer), layer.bias, dilation=layer.dilation, groups=layer.groups)
+        return functional.conv1d(x, self.weights[layer], layer.bias, dilation=layer.dilation, groups=layer.groups)
 
     def _upsample(self, layer: nn.ConvTranspose1d, x: Tensor, last: bool) -> Tensor:
         """Remembered are the outputs to which further inputs add, and how many at the start are padding."""
@@ -210,7 +209,7 @@ class Pieces:
         skip, begun = self.memory.get(layer, (padding, begun))
         final, y = x.shape[-1] * stride, begun
         if final:
-            y = functional.conv_transpose1d(x, self._weight(layer), stride=stride, groups=layer.groups)
+            y = functional.conv_transpose1d(x, self.weights[layer], stride=stride, groups=layer.groups)
             y[..., : begun.shape[-1]] += begun
         end = y.shape[-1] - padding + layer.output_padding[0] if last else final
         out = y[..., :end]
@@ -235,9 +234,6 @@ class Pieces:
         x = torch.cat([self.memory.get(unit, x[..., :0]), x], dim=-1)
         self.memory[unit] = x[..., y.shape[-1] :].clone()
         return x[..., : y.shape[-1]] + y
-
-    def _weight(self, layer: nn.Module) -> Tensor:
-        return self.weights[layer] if layer in self.weights else layer.weight
 
 
 def final_outputs(layers: Iterable[nn.Module], inputs: int) -> int:
