@@ -13,12 +13,15 @@ from omnikit.audio import load_audio
 from omnikit.generate import Decoding, Question, Step, answers, generate, read_codes
 from omnikit.model import OmniLM
 from omnikit.strategies import PARALLEL, Strategy
+from omnikit.streaming import EXACT, LOW_LATENCY, check_mode
 from omnikit.tasks import TASKS, Task
 
 Audio = str | Path | Tensor
 """A file, or a waveform [N] in -1..1 at the encoder's sample rate."""
 UNFINISHED = "\ufffd"
 """What tokenizers write for bytes that are no character yet."""
+LONGEST_CHUNK = 8
+"""Frames. At its ends a chunk of a low-latency stream is estimated, and that takes work: the longer it is, the less."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,18 @@ class Omni:
         """
         return self._join(self.stream(audio))
 
-    def stream(self, audio: Audio) -> Iterator[Chunk]:
-        """As `ask`, piece by piece while it is being decoded. Drop the iterator to stop."""
-        return self._speak(TASKS["A1A2"], self.hear(audio))
+    def stream(self, audio: Audio, *, mode: str = EXACT) -> Iterator[Chunk]:
+        """As `ask`, piece by piece while it is being decoded. Drop the iterator to stop.
+
+        Args:
+            mode: of `omnikit.streaming.MODES`. `low_latency` gives sound from the first whole frame on, in pieces of
+                1, 2, 4 .. frames; where it had to guess what follows it, it differs a little from that of `ask`.
+
+        Raises:
+            ValueError: as `ask`; or no such mode.
+        """
+        check_mode(mode)
+        return self._speak(TASKS["A1A2"], self.hear(audio), mode)
 
     def transcribe(self, audio: Audio) -> str:
         """Speech -> its text."""
@@ -110,8 +122,8 @@ class Omni:
         answer = answers(self.model, task, [question], decoding=self.decoding, strategy=self.strategy)[0]
         return self.model.llm.tokenizer.decode(answer.text)
 
-    def _speak(self, task: Task, question: Question) -> Iterator[Chunk]:
-        voice = _Voice(self.model)
+    def _speak(self, task: Task, question: Question, mode: str = EXACT) -> Iterator[Chunk]:
+        voice = _Voice(self.model, mode)
         steps = generate(self.model, task, [question], decoding=self.decoding, strategy=self.strategy)
         for step in steps:
             yield voice.push(step)
@@ -125,25 +137,36 @@ class Omni:
 
 
 class _Voice:
-    """Emitted steps of one answer -> text and sound as far as they are final."""
+    """Emitted steps of one answer -> text and sound as far as they can be given."""
 
-    def __init__(self, model: OmniLM):
-        self.model, self.codec = model, model.codec.stream()
+    def __init__(self, model: OmniLM, mode: str):
+        self.model, self.codec = model, model.codec.stream(mode=mode)
         self.steps: list[Tensor] = []
         self.ids: list[int] = []
         self.text, self.frames = "", 0
+        self.waiting: Tensor | None = None  # codes of frames that are not decoded yet [1, K, t]
+        self.chunk = 1  # frames that are waited for
+        self.longest = LONGEST_CHUNK if mode == LOW_LATENCY else 1
 
     def push(self, step: Step) -> Chunk:
         self.steps.append(step.tokens[0])
         codes = read_codes(self.model, torch.stack(self.steps, dim=-1)[1:])
-        new, self.frames = codes[None, :, self.frames :], codes.shape[1]
-        with torch.inference_mode():
-            wav = self.codec.push(new)[0] if new.shape[-1] else torch.zeros(0)
+        self.waiting = codes[None, :, self.frames :]
+        wav = self._decode() if self.waiting.shape[-1] >= self.chunk else torch.zeros(0)
         return Chunk(self._new_text(int(step.tokens[0, 0])), wav)
 
     def finish(self) -> Chunk:
+        rest = self._decode() if self.waiting is not None and self.waiting.shape[-1] else None
         with torch.inference_mode():
-            return Chunk(self._grown(), self.codec.finish()[0])
+            end = self.codec.finish()[0]
+        return Chunk(self._grown(), end if rest is None else torch.cat([rest, end.to(rest.device)]))
+
+    def _decode(self) -> Tensor:
+        """What waits -> its samples, as far as they can be given [n]."""
+        codes, self.waiting = self.waiting, None
+        self.frames, self.chunk = self.frames + codes.shape[-1], min(2 * self.chunk, self.longest)
+        with torch.inference_mode():
+            return self.codec.push(codes)[0]
 
     def _new_text(self, token: int) -> str:
         """A character of several pieces is held back until it is whole."""

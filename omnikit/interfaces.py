@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from omnikit.streaming import DecodeStream
+from omnikit.streaming import EXACT, DecodeStream
 
 
 class Part(nn.Module):
@@ -130,7 +130,7 @@ class Codec(Part, ABC):
     sample_rate: int
     """Of the waveform in and out (Hz)."""
     lookahead: int
-    """Samples that a streamed decoding lags behind the frames given to it."""
+    """Samples that an exact streamed decoding lags behind the frames given to it, at most."""
     frame_samples: ClassVar[int] | int
     """Samples per frame."""
 
@@ -147,8 +147,16 @@ class Codec(Part, ABC):
         """
 
     @abstractmethod
-    def stream(self, batch_size: int = 1) -> DecodeStream:
-        """A streaming decoding: what its `push` and `finish` give, joined, equals `decode` of the joined codes."""
+    def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
+        """A streaming decoding, in one of `omnikit.streaming.MODES`.
+
+        `exact`: what its `push` and `finish` give, joined, equals `decode` of the joined codes. `low_latency`: each
+        `push` gives as many samples as its codes cover, and what depends on codes to come is estimated; a codec
+        that cannot, or lags little anyway, streams exactly in this mode, too.
+
+        Raises:
+            ValueError: no such mode.
+        """
 
     def check_codes(self, codes: Tensor) -> None:
         """Refuse anything but [B, K, T] codes inside the codebook."""

@@ -1,9 +1,8 @@
-"""Streaming decoding: codes come frame by frame, exact audio comes out with a fixed lag."""
+"""Streaming decoding: codes come frame by frame, audio comes out, exact with a lag or at once."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,15 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from omnikit.interfaces import Codec
+
+EXACT, LOW_LATENCY = MODES = ("exact", "low_latency")
+"""What a stream gives: samples that no further frame changes, or as many as its frames cover."""
+
+
+def check_mode(mode: str) -> None:
+    """Refuse an unknown mode of streaming."""
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r}: no such mode of streaming (choices: {', '.join(MODES)})")
 
 
 class DecodeStream(ABC):
@@ -21,7 +29,7 @@ class DecodeStream(ABC):
 
     @abstractmethod
     def push(self, codes: Tensor) -> Tensor:
-        """Codes of further frames [B, K, t] -> the samples that are final now [B, n]; n may be 0."""
+        """Codes of further frames [B, K, t] -> the samples that can be given now [B, n]; n may be 0."""
 
     @abstractmethod
     def finish(self) -> Tensor:
@@ -34,51 +42,15 @@ class DecodeStream(ABC):
         return None
 
 
-class WindowedDecodeStream(DecodeStream):
-    """Streaming for a decoder with finite reach: each push decodes the new frames with their neighbours again.
+class FramewiseStream(DecodeStream):
+    """Streaming for a codec whose frames are decoded each by itself: nothing lags in any mode."""
 
-    Args:
-        codec: whose codes and frames these are.
-        decode: codes [B, K, T] and the sample of the whole at which they begin -> waveform [B, T * frame_samples].
-        reach: samples at a piece's edge that are not yet what the whole decoding gives there.
-        align: a piece begins and ends at a multiple of so many frames, but for the last.
-        batch_size: B.
-    """
-
-    def __init__(
-        self,
-        codec: Codec,
-        decode: Callable[[Tensor, int], Tensor],
-        *,
-        reach: int,
-        align: int = 1,
-        batch_size: int = 1,
-    ):
-        self.decode, self.check_codes, self.batch_size = decode, codec.check_codes, batch_size
-        self.frame_samples, self.reach, self.align = codec.frame_samples, reach, align
-        self.codes: Tensor | None = None  # the frames still needed as context
-        self.start = 0  # sample at which self.codes begins
-        self.done = 0  # samples given out
+    def __init__(self, codec: Codec, batch_size: int = 1, mode: str = EXACT):
+        check_mode(mode)
+        self.codec, self.batch_size = codec, batch_size
 
     def push(self, codes: Tensor) -> Tensor:
-        self.check_codes(codes)
-        self.codes = codes if self.codes is None else torch.cat([self.codes, codes], dim=-1)
-        frames = self.codes.shape[-1] // self.align * self.align
-        return self._emit(frames, self.start + frames * self.frame_samples - self.reach)
+        return self.codec.decode(codes)
 
     def finish(self) -> Tensor:
-        if self.codes is None:
-            return torch.zeros(self.batch_size, 0)
-        frames = self.codes.shape[-1]
-        return self._emit(frames, self.start + frames * self.frame_samples)
-
-    def _emit(self, frames: int, until: int) -> Tensor:
-        """The samples before `until` that were not given yet, from the first `frames` of the kept frames."""
-        if until <= self.done:
-            return torch.zeros(self.batch_size, 0, device=self.codes.device)
-        wav = self.decode(self.codes[..., :frames], self.start)[:, self.done - self.start : until - self.start]
-        self.done = until
-        piece = self.align * self.frame_samples
-        drop = max(0, (self.done - self.reach - self.start) // piece) * self.align
-        self.codes, self.start = self.codes[..., drop:], self.start + drop * self.frame_samples
-        return wav
+        return torch.zeros(self.batch_size, 0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from omnikit.interfaces import Adapter, Codec
-from omnikit.streaming import WindowedDecodeStream
+from omnikit.streaming import EXACT, FramewiseStream
 
 LOUDEST, STEP = 0.5, 0.8
 
@@ -59,5 +59,5 @@ class Whistle(Codec):
         loudness = LOUDEST * STEP ** codes[:, 1, :, None]
         return (loudness * torch.sin(2 * math.pi * periods * time)).flatten(1)
 
-    def stream(self, batch_size: int = 1) -> WindowedDecodeStream:
-        return WindowedDecodeStream(self, lambda codes, start: self.decode(codes), reach=0, batch_size=batch_size)
+    def stream(self, batch_size: int = 1, mode: str = EXACT) -> FramewiseStream:
+        return FramewiseStream(self, batch_size, mode)

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from omnikit.codecs.residual import ResidualCodec
-from omnikit.streaming import DecodeStream
+from omnikit.streaming import EXACT, DecodeStream, check_mode
 
 Memory = dict[nn.Module, Any]
 
 
 class CausalCodec(ResidualCodec):
-    """A residual codec whose decoder never looks ahead."""
+    """A residual codec whose decoder never looks ahead. So its streams are alike in all modes, and only the mirror at
+    the start, where there is one, makes them wait."""
 
     @abstractmethod
     def decoder_layers(self) -> Iterable[nn.Module]:
@@ -36,7 +37,8 @@ class CausalCodec(ResidualCodec):
     def lag(self) -> int:
         return (first_frames(self.decoder_layers()) - 1) * self.frame_samples
 
-    def stream(self, batch_size: int = 1) -> DecodeStream:
+    def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
+        check_mode(mode)
         return CausalStream(self, batch_size)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor, nn
 from transformers import DacConfig, DacModel
 
-from omnikit.codecs.reach import decoder_reach
+from omnikit.codecs.centred import CentredDecoder
 from omnikit.codecs.residual import ResidualCodec
-from omnikit.streaming import DecodeStream, WindowedDecodeStream
+from omnikit.streaming import EXACT, DecodeStream
 
 TINY = {"encoder_hidden_size": 4, "decoder_hidden_size": 32}
 
@@ -26,7 +28,11 @@ class DacCodec(ResidualCodec):
         return self.network.config.hop_length
 
     def lag(self) -> int:
-        return decoder_reach(self.network.decoder)
+        return self.decoder.lookahead
+
+    @cached_property
+    def decoder(self) -> CentredDecoder:
+        return CentredDecoder(list(self.network.decoder.children()), self._latents, self.frame_samples)
 
     def quantizers(self) -> list[nn.ModuleList]:
         return [self.network.quantizer.quantizers]
@@ -40,5 +46,8 @@ class DacCodec(ResidualCodec):
     def decode_frames(self, codes: Tensor) -> Tensor:
         return self.network.decode(audio_codes=codes).audio_values
 
-    def stream(self, batch_size: int = 1) -> DecodeStream:
-        return WindowedDecodeStream(self, self._decode, reach=self.lookahead, batch_size=batch_size)
+    def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
+        return self.decoder.stream(self, batch_size, mode)
+
+    def _latents(self, codes: Tensor) -> Tensor:
+        return self.network.quantizer.from_codes(codes)[0]

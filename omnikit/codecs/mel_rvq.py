@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnikit.codecs.rtisi import PhaseSearch
 from omnikit.interfaces import Codec
-from omnikit.streaming import DecodeStream
+from omnikit.streaming import EXACT, DecodeStream, check_mode
 from omnikit.weights import load_into
 
 FLOOR = 1e-3
@@ -94,7 +94,9 @@ class MelRVQ(Codec):
         with self.stream(len(codes)) as stream:
             return torch.cat([stream.push(codes), stream.finish()], dim=-1)
 
-    def stream(self, batch_size: int = 1) -> DecodeStream:
+    def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
+        """Alike in all modes: a sound is known a window after its frame."""
+        check_mode(mode)
         return MelRVQStream(self, batch_size)
 
     def patches(self, wav: Tensor) -> Tensor:

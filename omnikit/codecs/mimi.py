@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, MimiConfig, MimiModel
 
 from omnikit.codecs.causal import CausalCodec, Memory, run
-from omnikit.streaming import DecodeStream
+from omnikit.streaming import EXACT, DecodeStream
 
 TINY = {
     "num_filters": 4,
@@ -52,9 +52,9 @@ class MimiCodec(CausalCodec):
         self._forget_tables()
         return self.network.decode(codes).audio_values[:, 0]
 
-    def stream(self, batch_size: int = 1) -> DecodeStream:
+    def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
         self._forget_tables()
-        return super().stream(batch_size)
+        return super().stream(batch_size, mode)
 
     def decode_next(self, codes: Tensor, memory: Memory) -> Tensor:
         decoder = self.network.decoder

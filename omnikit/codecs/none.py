@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from omnikit.interfaces import Codec
-from omnikit.streaming import DecodeStream
+from omnikit.streaming import EXACT, DecodeStream
 
 MESSAGE = "codec: this system has none, so it only writes; to hear it speak, build or convert it with a --codec"
 
@@ -29,5 +29,5 @@ class NoCodec(Codec):
     def decode(self, codes: Tensor) -> Tensor:
         raise ValueError(MESSAGE)
 
-    def stream(self, batch_size: int = 1) -> DecodeStream:
+    def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
         raise ValueError(MESSAGE)

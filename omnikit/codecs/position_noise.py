@@ -1,4 +1,4 @@
-"""Noise that depends on where it stands and on nothing else, so that a piece decoded again hears the same noise."""
+"""Noise that depends on where it stands and on nothing else, so that pieces hear what the whole does."""
 
 from __future__ import annotations
 
@@ -18,37 +18,30 @@ class PositionNoise(nn.Module):
 
     def __init__(self, linear: nn.Module, salt: int):
         super().__init__()
-        self.linear, self.salt, self.samples_per_position, self.start = linear, salt, 1, 0
+        self.linear, self.salt = linear, salt
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, D, N] -> [B, D, N]; fresh noise in training."""
+        """The whole input [B, D, N] -> [B, D, N]."""
+        return x + self.noise(x, first=0) * self.linear(x)
+
+    def noise(self, x: Tensor, first: int) -> Tensor:
+        """What the projection of x [B, D, N], which begins at position `first` of the whole, is multiplied with;
+        fresh noise [B, 1, N] in training, else [N]."""
         if self.training:
-            noise = torch.randn_like(x[:, :1])
-        else:
-            first = self.start // self.samples_per_position
-            noise = normal_at(torch.arange(first, first + x.shape[-1], device=x.device), self.salt).to(x)
-        return x + noise * self.linear(x)
+            return torch.randn_like(x[:, :1])
+        return normal_at(torch.arange(first, first + x.shape[-1], device=x.device), self.salt).to(x)
 
 
 def replace_noise(decoder: nn.Module) -> None:
-    """Put a `PositionNoise` in place of every noise block of SNAC's decoder."""
+    """Put a `PositionNoise` in place of every noise block of SNAC's decoder, salted with the samples per position."""
     blocks, samples = [block for block in decoder.model if hasattr(block, "block")], 1
     for block in reversed(blocks):
         for name, layer in block.block.named_children():
             if type(layer).__name__ == "NoiseBlock":
-                noise = PositionNoise(layer.linear, salt=samples)
-                noise.samples_per_position = samples
-                block.block[int(name)] = noise
+                block.block[int(name)] = PositionNoise(layer.linear, salt=samples)
             if isinstance(layer, nn.ConvTranspose1d):
                 samples_below = samples * layer.stride[0]
         samples = samples_below
-
-
-def set_noise_start(decoder: nn.Module, start: int) -> None:
-    """What is decoded next begins at sample `start` of the whole."""
-    for layer in decoder.modules():
-        if isinstance(layer, PositionNoise):
-            layer.start = start
 
 
 def normal_at(positions: Tensor, salt: int) -> Tensor:

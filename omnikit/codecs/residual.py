@@ -101,12 +101,11 @@ class ResidualCodec(Codec):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [B, K, T] -> waveform [B, T * frame_samples]."""
         self.check_codes(codes)
-        return self._decode(codes) if codes.shape[-1] else torch.zeros(len(codes), 0, device=codes.device)
-
-    def _decode(self, codes: Tensor, start: int = 0) -> Tensor:
-        """`start`: as `WindowedDecodeStream` gives it; nothing here depends on it."""
+        samples = codes.shape[-1] * self.frame_samples
+        if not samples:
+            return torch.zeros(len(codes), 0, device=codes.device)
         wav = self.decode_frames(codes)
-        return nn.functional.pad(wav, (0, codes.shape[-1] * self.frame_samples - wav.shape[-1]))
+        return nn.functional.pad(wav, (0, samples - wav.shape[-1]))
 
     def _refuse_other_kinds(self) -> None:
         for name, value in self.fixed.items():

@@ -22,14 +22,14 @@ import torch
 from snac import SNAC
 from torch import Tensor, nn
 
-from omnikit.codecs.position_noise import replace_noise, set_noise_start
+from omnikit.codecs.centred import CentredDecoder
+from omnikit.codecs.position_noise import replace_noise
 from omnikit.codecs.published import read_config, refuse_other_numbers
-from omnikit.codecs.reach import decoder_reach
 from omnikit.errors import one_line
 from omnikit.hub import hub_file, is_hub_id
 from omnikit.interfaces import Codec
 from omnikit.sizes import sized
-from omnikit.streaming import DecodeStream, WindowedDecodeStream
+from omnikit.streaming import EXACT, DecodeStream
 
 CONFIG, PUBLISHED = "config.json", "pytorch_model.bin"
 TINY = {"encoder_dim": 4, "decoder_dim": 64}  # an attention head of the package is 64 wide
@@ -39,7 +39,7 @@ class SnacCodec(Codec):
     """The arguments are those of the package's `config.json`, under the same names; `weights` see `Part`.
 
     Attention within windows wants whole windows. So the whole decoding is that of the codes with their last frame
-    repeated up to a whole window, and a stream waits for a window and for the one behind it.
+    repeated up to a whole window, and a stream lags a window more.
 
     Args:
         size: see `omnikit.sizes`.
@@ -68,9 +68,8 @@ class SnacCodec(Codec):
         self.num_codebooks = len(self.places)
         self.frame_samples = int(self.snac.hop_length) * vq_strides[0]
         self.frame_rate = sampling_rate / self.frame_samples
-        self.align = math.lcm(vq_strides[0], self.snac.attn_window_size or 1) // vq_strides[0]
-        self.reach = decoder_reach(self.snac.decoder)
-        self.lookahead = self.reach + (self.align - 1) * self.frame_samples
+        self.decoder = CentredDecoder(self.snac.decoder.model, self._latents, self.frame_samples)
+        self.lookahead = self.decoder.lookahead
 
     def load_weights(self) -> None:
         """From safetensors as every part, or from `pytorch_model.bin` of a folder or hub id as SNAC is published.
@@ -99,10 +98,15 @@ class SnacCodec(Codec):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [B, K, T] -> waveform [B, T * frame_samples]."""
         self.check_codes(codes)
-        return self._decode(codes, start=0) if codes.shape[-1] else torch.zeros(len(codes), 0, device=codes.device)
+        frames = codes.shape[-1]
+        if not frames:
+            return torch.zeros(len(codes), 0, device=codes.device)
+        filling = codes[..., -1:].expand(-1, -1, -frames % self.decoder.align)
+        wav = self.snac.decode(self.unpack(torch.cat([codes, filling], dim=-1)))[:, 0]
+        return wav[:, : frames * self.frame_samples]
 
-    def stream(self, batch_size: int = 1) -> DecodeStream:
-        return WindowedDecodeStream(self, self._decode, reach=self.reach, align=self.align, batch_size=batch_size)
+    def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
+        return self.decoder.stream(self, batch_size, mode)
 
     def pack(self, codes: Sequence[Tensor]) -> Tensor:
         """The package's R lists [B, T * codes per frame of that rate] -> [B, K, T]."""
@@ -119,13 +123,9 @@ class SnacCodec(Codec):
             for rate in rates
         ]
 
-    def _decode(self, codes: Tensor, start: int) -> Tensor:
-        """`start`: the sample of the whole decoding at which these codes begin."""
-        set_noise_start(self.snac.decoder, start)
-        frames = codes.shape[-1]
-        filling = codes[..., -1:].expand(-1, -1, -frames % self.align)
-        wav = self.snac.decode(self.unpack(torch.cat([codes, filling], dim=-1)))[:, 0]
-        return wav[:, : frames * self.frame_samples]
+    def _latents(self, codes: Tensor) -> Tensor:
+        """Codes [B, K, T] -> what the decoder takes [B, D, T * codes of the fastest rate per frame]."""
+        return self.snac.quantizer.from_codes(self.unpack(codes))
 
 
 def published_file(weights: str | None) -> Path | None:

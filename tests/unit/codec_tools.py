@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from omnikit.interfaces import Codec
 
 
-def in_chunks(codec: Codec, codes: Tensor, sizes: Sequence[int]) -> tuple[Tensor, list[tuple[int, int]]]:
+def in_chunks(
+    codec: Codec, codes: Tensor, sizes: Sequence[int], mode: str = "exact"
+) -> tuple[Tensor, list[tuple[int, int]]]:
     """Codes [B, K, T] pushed in pieces of `sizes` frames, over and over until none are left.
 
     Returns:
         The waveform [B, N], and after each push how many frames are in and how many samples out.
     """
     pieces, log, at, out = [], [], 0, 0
-    with torch.no_grad(), codec.stream(batch_size=len(codes)) as stream:
+    with torch.no_grad(), codec.stream(len(codes), mode) as stream:
         for size in itertools.cycle(sizes):
             pieces.append(stream.push(codes[..., at : at + size]))
             at, out = min(at + size, codes.shape[-1]), out + pieces[-1].shape[-1]

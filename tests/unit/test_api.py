@@ -49,6 +49,18 @@ def test_text_and_sound_grow_together(question):
     assert len(with_sound) > 5
 
 
+def test_low_latency_begins_with_the_first_frame_and_grows(question):
+    omni = system()
+    exact, chunks = (list(omni.stream(question, mode=mode)) for mode in ("exact", "low_latency"))
+    first_sound = [next(i for i, chunk in enumerate(each) if len(chunk.wav)) for each in (exact, chunks)]
+    assert first_sound[0] == first_sound[1]
+    frames = [len(chunk.wav) // omni.model.codec.frame_samples for chunk in chunks if len(chunk.wav)]
+    assert frames[:4] == [1, 2, 4, 8] and max(frames) == 8
+    assert torch.equal(torch.cat([c.wav for c in chunks]), omni.ask(question).wav)
+    with pytest.raises(ValueError, match=r"mode 'fast': no such mode of streaming \(choices: exact, low_latency\)"):
+        omni.stream(question, mode="fast")
+
+
 def test_every_verb_answers(question):
     omni = system()
     assert isinstance(omni.transcribe(question), str)

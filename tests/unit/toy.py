@@ -14,7 +14,7 @@ from omnikit.interfaces import AudioEncoder, Codec
 from omnikit.llms.transformers_lm import TransformersLM
 from omnikit.model import OmniLM
 from omnikit.patterns import Delayed, Flattened, Parallel
-from omnikit.streaming import WindowedDecodeStream
+from omnikit.streaming import EXACT, FramewiseStream
 
 WORDS = ["the", "a", "cat", "dog", "sees", "hears", "one", "two", "three", "what", "is", "red", "blue", "yes", "no"]
 PATTERNS = {"delayed": Delayed, "parallel": Parallel, "flattened": Flattened}
@@ -52,8 +52,8 @@ class ToyCodec(Codec):
         self.check_codes(codes)
         return codes.transpose(1, 2).flatten(1) / self.codebook_size * 2 - 1
 
-    def stream(self, batch_size: int = 1) -> WindowedDecodeStream:
-        return WindowedDecodeStream(self, lambda codes, start: self.decode(codes), reach=0, batch_size=batch_size)
+    def stream(self, batch_size: int = 1, mode: str = EXACT) -> FramewiseStream:
+        return FramewiseStream(self, batch_size, mode)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from omnikit.hparams import build_part, choices, pick
 from omnikit.interfaces import Codec
+from omnikit.streaming import MODES
 from omnikit.weights import save_weights
 
 NAMES = [name for name in choices("codec") if name != "none"]
@@ -111,11 +112,24 @@ def test_lookahead_is_the_largest_lag(codec):
     assert min(lags) >= 0 and max(lags) == codec.lookahead
 
 
-def test_a_stream_without_frames(codec):
-    with codec.stream(batch_size=2) as stream:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stream_without_frames(codec, mode):
+    with codec.stream(2, mode) as stream:
         assert stream.push(random_codes(codec, 2, 0)).shape == (2, 0)
         assert stream.finish().shape == (2, 0)
-    assert codec.stream(batch_size=2).finish().shape == (2, 0)
+    assert codec.stream(2, mode).finish().shape == (2, 0)
+
+
+def test_low_latency_is_never_later(codec):
+    codes = random_codes(codec, 2, enough_frames(codec))
+    (exact, lagging), (wav, log) = (in_chunks(codec, codes, [1, 0, 3], mode) for mode in MODES)
+    assert wav.shape == exact.shape
+    assert all(early >= late for (_, early), (_, late) in zip(log, lagging, strict=True))
+
+
+def test_an_unknown_mode_is_refused(codec):
+    with pytest.raises(ValueError, match=r"mode 'fast': no such mode of streaming \(choices: exact, low_latency\)"):
+        codec.stream(mode="fast")
 
 
 def test_streams_do_not_disturb_each_other(codec):
