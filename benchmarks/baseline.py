@@ -1,4 +1,4 @@
-"""The published way of answering, written as plainly as it is published: what `benchmarks/inference.py` measures against.
+"""The published way of answering, written as plainly as it is published: what omnikit is measured against.
 
 Everything is float32. Both rows of batch-parallel decoding compute everything. Keys and values are stored for every
 query head, in slots for the whole context, and every step attends to all slots. Both rows' heads, text and audio, are

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from omnikit.audio import load_audio
+from omnikit.engines import TORCH, engine_folder, open_engine
 from omnikit.generate import Decoding, Question, Step, answers, generate, read_codes
-from omnikit.model import OmniLM
+from omnikit.model import Engine, OmniLM
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.streaming import EXACT, LOW_LATENCY, check_mode
 from omnikit.tasks import TASKS, Task
@@ -48,10 +50,18 @@ class Omni:
         model: in evaluation mode.
         decoding: how answers are sampled.
         strategy: how many rows decode one question; None = parallel, one row.
+        engine: what computes the steps; None = the model.
     """
 
-    def __init__(self, model: OmniLM, *, decoding: Decoding | None = None, strategy: Strategy | None = None):
-        self.model = model
+    def __init__(
+        self,
+        model: OmniLM,
+        *,
+        decoding: Decoding | None = None,
+        strategy: Strategy | None = None,
+        engine: Engine | None = None,
+    ):
+        self.model, self.engine = model, engine
         self.decoding = decoding or Decoding()
         self.strategy = strategy or PARALLEL
 
@@ -119,15 +129,17 @@ class Omni:
         return Question(text=self.model.llm.tokenizer.encode(text))
 
     def _write(self, task: Task, question: Question) -> str:
-        answer = answers(self.model, task, [question], decoding=self.decoding, strategy=self.strategy)[0]
+        answer = answers(self.model, task, [question], **self._how())[0]
         return self.model.llm.tokenizer.decode(answer.text)
 
     def _speak(self, task: Task, question: Question, mode: str = EXACT) -> Iterator[Chunk]:
         voice = _Voice(self.model, mode)
-        steps = generate(self.model, task, [question], decoding=self.decoding, strategy=self.strategy)
-        for step in steps:
+        for step in generate(self.model, task, [question], **self._how()):
             yield voice.push(step)
         yield voice.finish()
+
+    def _how(self) -> dict[str, Any]:
+        return {"decoding": self.decoding, "strategy": self.strategy, "engine": self.engine}
 
     def _join(self, chunks: Iterator[Chunk]) -> Reply:
         pieces = list(chunks)
@@ -182,15 +194,29 @@ class _Voice:
         return new
 
 
-def load(checkpoint: str | Path | None = None, *, device: str = "cpu", strategy: Strategy | None = None) -> Omni:
+def load(
+    checkpoint: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    strategy: Strategy | None = None,
+    engine: str = TORCH,
+) -> Omni:
     """Load a checkpoint folder, or one of the hub by its id; None = the mini system that comes with the package.
 
+    Args:
+        engine: what computes the steps, a name in `omnikit.engines.ENGINES`; all but `torch` need the CPU.
+
     Raises:
-        ValueError: the folder or a piece of it is missing or does not fit.
+        ValueError: the folder or a piece of it is missing or does not fit, or the engine cannot run it.
     """
     from omnikit.checkpoint import load as load_checkpoint
 
-    return Omni(load_checkpoint(checkpoint, device=device), strategy=strategy)
+    if engine != TORCH and device != "cpu":
+        raise ValueError(f"--engine {engine}: runs on the CPU, not on --device {device}")
+    model = load_checkpoint(checkpoint, device=device)
+    if engine == TORCH:
+        return Omni(model, strategy=strategy)
+    return Omni(model, strategy=strategy, engine=open_engine(engine, model, engine_folder(checkpoint)))
 
 
 def build(

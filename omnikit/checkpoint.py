@@ -54,7 +54,7 @@ def load(folder: str | Path | None = None, device: str = "cpu", allow: tuple[str
         ValueError: no such folder, a piece of it is missing, refused or does not fit, or no such device.
     """
     _check_device(device)
-    folder = _existing(SHIPPED if folder is None else folder)
+    folder = existing(SHIPPED if folder is None else folder)
     _piece(folder, HPARAMS)
     _piece(folder, FILE_NAME)
     model = build(folder, allow)
@@ -79,7 +79,7 @@ def restore(model: OmniLM, folder: str | Path) -> None:
     Raises:
         ValueError: the checkpoint was trained with other parts; the message names them.
     """
-    folder = _existing(folder)
+    folder = existing(folder)
     trained = _piece(folder, HPARAMS).read_text(encoding="utf-8")
     differences = different_parts(trained, model.recipe)
     other = [f"{part} is {there} there and {here} here" for part, (there, here) in differences.items()]
@@ -94,7 +94,7 @@ def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
     Raises:
         ValueError: a piece is missing, or the text holds what a checkpoint may not.
     """
-    folder = _existing(folder)
+    folder = existing(folder)
     file = _piece(folder, HPARAMS)
     text = file.read_text(encoding="utf-8")
     check_safe(text, str(file), allow)
@@ -105,8 +105,12 @@ def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
     return _with_tokenizer(text, str(_piece(folder, Path(tokenizer).name)))
 
 
-def _existing(folder: str | Path) -> Path:
-    """The folder, or what a kill has left of it in `_replace`, or its copy from the hub."""
+def existing(folder: str | Path) -> Path:
+    """The folder, or what a kill has left of it in `_replace`, or its copy from the hub.
+
+    Raises:
+        ValueError: the hub does not give it.
+    """
     folder = Path(folder)
     if folder.is_dir() or _old(folder).is_dir():
         return folder if folder.is_dir() else _old(folder)

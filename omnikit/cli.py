@@ -31,6 +31,7 @@ Checkpoint = Annotated[
     str | None, typer.Option(metavar="DIR", help="A trained model; the small system of the package if not given.")
 ]
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda ..")]
+Engine = Annotated[str, typer.Option(metavar="NAME", help="What computes the steps: torch, openvino (on CPUs, 8 bit).")]
 Strategy = Annotated[
     str | None, typer.Option(metavar="NAME", help="How one question is decoded, a name in hparams/strategy.")
 ]
@@ -48,6 +49,7 @@ def ask(
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     strategy: Strategy = None,
+    engine: Engine = "torch",
     max_steps: Annotated[int | None, typer.Option("--max_steps", help="Cut the answer after so many steps.")] = None,
 ) -> None:
     """Answer a spoken question with text, as it grows, and speech. Parts by name instead of a checkpoint make an
@@ -59,7 +61,9 @@ def ask(
 
     check_target(output)
     settings = _settings(context, checkpoint)
-    omni = _assemble(settings, device, strategy) if settings else _load(checkpoint, device, strategy)
+    if settings and engine != "torch":
+        raise ValueError(f"--engine {engine}: wants a --checkpoint; it keeps what it makes of the weights")
+    omni = _assemble(settings, device, strategy) if settings else _load(checkpoint, device, engine, strategy)
     if max_steps is not None:
         omni.decoding = dataclasses.replace(omni.decoding, max_steps=max_steps)
     begin, first, wavs = time.perf_counter(), None, []
@@ -75,9 +79,9 @@ def ask(
 
 
 @app.command()
-def transcribe(audio: Sound, checkpoint: Checkpoint = None, device: Device = "cpu") -> None:
+def transcribe(audio: Sound, checkpoint: Checkpoint = None, device: Device = "cpu", engine: Engine = "torch") -> None:
     """Write what is said in a sound file."""
-    typer.echo(_load(checkpoint, device).transcribe(audio))
+    typer.echo(_load(checkpoint, device, engine).transcribe(audio))
 
 
 @app.command()
@@ -86,12 +90,13 @@ def speak(
     output: Annotated[str, _output("speech.wav")] = "speech.wav",
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
+    engine: Engine = "torch",
 ) -> None:
     """Say a text."""
     from omnikit.audio import check_target, save_audio
 
     check_target(output)
-    omni = _load(checkpoint, device)
+    omni = _load(checkpoint, device, engine)
     begin = time.perf_counter()
     reply = omni.speak(text)
     save_audio(output, reply.wav, reply.sample_rate)
@@ -99,9 +104,9 @@ def speak(
 
 
 @app.command()
-def chat(text: Words, checkpoint: Checkpoint = None, device: Device = "cpu") -> None:
+def chat(text: Words, checkpoint: Checkpoint = None, device: Device = "cpu", engine: Engine = "torch") -> None:
     """Answer a written question in writing."""
-    typer.echo(_load(checkpoint, device).chat(text))
+    typer.echo(_load(checkpoint, device, engine).chat(text))
 
 
 @app.command(context_settings=PARTS)
@@ -150,10 +155,10 @@ def main() -> None:
     raise SystemExit(status)
 
 
-def _load(checkpoint: str | None, device: str, strategy: str | None = None) -> Omni:
+def _load(checkpoint: str | None, device: str, engine: str, strategy: str | None = None) -> Omni:
     import omnikit
 
-    return omnikit.load(checkpoint, device=device, strategy=_strategy(strategy))
+    return omnikit.load(checkpoint, device=device, strategy=_strategy(strategy), engine=engine)
 
 
 def _strategy(name: str | None) -> Strategies | None:

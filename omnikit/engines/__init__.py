@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
+from omnikit.checkpoint import SHIPPED, existing
 from omnikit.errors import missing_package
 from omnikit.model import Engine, OmniLM
+from omnikit.weights import FILE_NAME
 
-ENGINES = ("torch", "openvino")
+TORCH, OPENVINO = ENGINES = ("torch", "openvino")
 
 
 def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **options: Any) -> Engine:
@@ -23,7 +27,7 @@ def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **op
     """
     if name not in ENGINES:
         raise ValueError(f"engine {name!r}: unknown (choices: {', '.join(ENGINES)})")
-    if name == "torch":
+    if name == TORCH:
         return model
     try:
         from omnikit.engines.openvino import OpenVINOEngine
@@ -31,3 +35,12 @@ def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **op
         raise ValueError(f"engine {name}: {missing_package(error.name or name)}") from None
     assert folder is not None, "openvino keeps its graphs in a folder"
     return OpenVINOEngine(model, folder, **options)
+
+
+def engine_folder(checkpoint: str | Path | None) -> Path:
+    """Where engines keep what they make of a checkpoint: a folder of the user's cache (`XDG_CACHE_HOME`) that belongs
+    to its weights as they are now; None = the mini system of the package."""
+    file = (existing(SHIPPED if checkpoint is None else checkpoint) / FILE_NAME).resolve()
+    about = file.stat()
+    key = hashlib.sha256(f"{file} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:16]
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnikit" / "engines" / key

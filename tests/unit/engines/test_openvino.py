@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import omnikit
+from omnikit.cli import main
 from omnikit.engines import open_engine
 from omnikit.generate import Decoding, Question, answers
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
@@ -23,7 +25,7 @@ def build(llm: str = "qwen2_0.5b", **options):
 
 
 def hidden(model, engine, lengths=(9, 6)) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Rows padded on the left: a prompt of all but three steps, then those one by one; by the model and by the engine."""
+    """Rows padded on the left, all but three steps at once, then those one by one; by the model and by the engine."""
     longest, draw = max(lengths), torch.Generator().manual_seed(0)
     steps = torch.randint(0, 9, (len(lengths), model.layout.num_streams, longest), generator=draw)
     mask = (torch.arange(longest)[None] >= longest - torch.tensor(lengths)[:, None]).long()
@@ -96,6 +98,21 @@ def test_two_answers_at_a_time(tmp_path):
     assert torch.equal(*last)
 
 
+def test_the_shipped_system_from_the_command_line(tmp_path, monkeypatch, capsys):
+    """Its 8-bit answers are those of the model itself; what was made of its weights is found again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    question = Path(__file__).parents[3] / "egs/mini/questions/sum.wav"
+    heard = {}
+    for engine in ("torch", "openvino"):
+        monkeypatch.setattr(sys, "argv", ["omnikit", "transcribe", str(question), "--engine", engine])
+        with pytest.raises(SystemExit) as status:
+            main()
+        heard[engine] = capsys.readouterr().out
+        assert not status.value.code
+    assert heard["openvino"] == heard["torch"] != ""
+    assert len(list(tmp_path.glob("omnikit/engines/*/*.xml"))) == 3
+
+
 def test_bad_input(tmp_path, monkeypatch):
     model = build()
     with pytest.raises(ValueError, match=r"engine .tensorrt.: unknown .*torch, openvino"):
@@ -104,6 +121,8 @@ def test_bad_input(tmp_path, monkeypatch):
         open_engine("openvino", model, tmp_path, weights="int3")
     with pytest.raises(ValueError, match=r"backbone of the type phi .*qwen2, llama"):
         open_engine("openvino", build("phi2"), tmp_path)
+    with pytest.raises(ValueError, match=r"openvino: runs on the CPU, not on --device cuda"):
+        omnikit.load(device="cuda", engine="openvino")
     monkeypatch.delitem(sys.modules, "omnikit.engines.openvino")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ValueError, match="openvino"):
