@@ -31,6 +31,7 @@ LANGUAGES = {
 
 def splits(data_folder: Path) -> dict[str, Path]:
     """`<language>-<split>` of each `mls_<language>` that the data folder is or holds."""
+    data_folder = data_folder.resolve()
     roots = [data_folder] if data_folder.name.startswith(PREFIX) else sorted(data_folder.glob(f"{PREFIX}*"))
     return {
         f"{root.name.removeprefix(PREFIX)}-{split}": root / split

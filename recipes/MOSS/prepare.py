@@ -22,6 +22,7 @@ from omnikit.data.corpus import Corpus, Item, Part, Remark, command
 from omnikit.data.upstream import read_lines
 
 TAGS = re.compile(r"\[(?:Human|MOSS)\]:|<\|(?:Human|MOSS)\|>:|<eo[ahm]>")
+BETWEEN = re.compile(r"[\s,\[]*")  # objects of an array
 Turn = tuple[str, str]
 """What the human says, what MOSS says."""
 
@@ -56,8 +57,8 @@ def conversations(path: Path) -> Iterator[Any]:
             except ValueError:
                 yield None
         return
-    text = "".join(read_lines(path)).removeprefix("[")
-    decoder, at = json.JSONDecoder(), 0
+    text = "".join(read_lines(path))
+    decoder, at = json.JSONDecoder(), BETWEEN.match(text).end()
     while at < len(text) and text[at] != "]":
         try:
             found, at = decoder.raw_decode(text, at)
@@ -65,7 +66,7 @@ def conversations(path: Path) -> Iterator[Any]:
             yield None
             return
         yield found
-        at = re.compile(r"[\s,]*").match(text, at).end()
+        at = BETWEEN.match(text, at).end()
 
 
 def turns_of(conversation: dict[str, Any]) -> list[Turn]:
