@@ -1,6 +1,6 @@
 """What all `recipes/<Corpus>/prepare.py` share: from a corpus as it was downloaded to manifests.
 
-A corpus has splits, a split has parts, and a part makes one file: `<split>.csv` (one part), or `<split>/<part>.parquet`.
+A corpus has splits, a split has parts, and a part makes one file: `<split>.csv` (one part) or `<split>/<part>.parquet`.
 Beside each file `<name>.summary.json` says what it was made from and what was left out. A part that is whole and whose
 sources have not changed is not made again.
 """

@@ -28,7 +28,6 @@ from omnikit.errors import one_line
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
 
-
 CODES = "codes"
 
 
@@ -141,8 +140,9 @@ def check_codec(codes: Codes, codec: Codec, codec_name: str | None, where: str) 
             f"{where}: holds codes of the codec {codes.codec!r}, but the system's is {codec_name or 'unnamed'!r}; "
             f"choose --codec {codes.codec}, or give the answers' recordings (a2)"
         )
-    if len(codes.load()) != codec.num_codebooks:
-        raise ValueError(f"{where}: {len(codes.load())} codes a frame, but codec {codec_name} has {codec.num_codebooks}")
+    found = len(codes.load())
+    if found != codec.num_codebooks:
+        raise ValueError(f"{where}: {found} codes a frame, but codec {codec_name} has {codec.num_codebooks}")
 
 
 def read_manifest(
@@ -285,7 +285,8 @@ def _row_of_files(fields: dict[str, Any], path: Path) -> Row:
     try:
         duration = float(fields["duration"]) if fields.get("duration") else None
     except (TypeError, ValueError):
-        raise ValueError(f"manifest {path}: row {fields['id']!r}: duration {fields['duration']!r} is no number") from None
+        where = f"manifest {path}: row {fields['id']!r}"
+        raise ValueError(f"{where}: duration {fields['duration']!r} is no number") from None
     return Row(fields["id"], fields.get("t1", ""), codes=codes, duration=duration, **clips, **texts)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.upstream import first_with, read_lines
+from omnikit.data.upstream import audio_without_text, first_with, read_lines
 
 AUDIO, TEXT = "wav48_silence_trimmed", "txt"
 MICROPHONES = ("mic1", "mic2")

@@ -30,7 +30,9 @@ def splits(data_folder: Path) -> dict[str, Path]:
 
 
 def parts(split: str, folder: Path) -> list[Part]:
-    return [part for path in sorted(folder.glob(f"{split}-*.parquet")) for part in parquet_parts(path, COLUMNS, to_item)]
+    return [
+        part for path in sorted(folder.glob(f"{split}-*.parquet")) for part in parquet_parts(path, COLUMNS, to_item)
+    ]
 
 
 def to_item(row: dict[str, Any]) -> Item | Remark:

@@ -218,9 +218,8 @@ def test_a_killed_run_ends_with_the_same_shards(tmp_path: Path):
     began = time.monotonic()
     list(prepare(corpus, tmp_path, tmp_path / "whole"))
     took = time.monotonic() - began
-    code = "import sys, runpy, omnikit.data.upstream; print(flush=True); runpy.run_path(sys.argv[0], run_name='__main__')"
     script = str(RECIPES / "VoiceAssistant" / "prepare.py")
-    code = f"import sys; sys.argv[0] = {script!r}; {code}"
+    code = f"import runpy, omnikit.data.upstream; print(flush=True); runpy.run_path({script!r}, run_name='__main__')"
     command = [sys.executable, "-c", code, "--data_folder", str(tmp_path), "--save_folder", str(tmp_path / "killed")]
     environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
     moments, killed = np.random.default_rng(0).uniform(0, took / 4, 10), 0

@@ -150,7 +150,10 @@ def moss(root: Path, damaged: bool = False) -> None:
         return {"id": 0, "prefix": "MOSS is ..", "num_turns": len(turns), "plain_text": said}
 
     talks = [talk(("How\nmany?", "Four."), ("And now?", "Five.")), talk(("Why [so]?", "Because."))]
-    later = {"conversation_id": 1, "chat": {"turn_1": {"Human": "<|Human|>: 你好<eoh>\n", "MOSS": "<|MOSS|>: 好<eom>\n"}}}
+    later = {
+        "conversation_id": 1,
+        "chat": {"turn_1": {"Human": "<|Human|>: 你好<eoh>\n", "MOSS": "<|MOSS|>: 好<eom>\n"}},
+    }
     if damaged:
         talks += [{"plain_text": "[Human]: no answer<eoh>"}, talk(("Blank?", " "))]
     lines = json.dumps(later, ensure_ascii=False).encode() + b"\n" + (b"{no json\n\xff\xfe\n" if damaged else b"")

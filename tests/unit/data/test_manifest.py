@@ -168,7 +168,9 @@ def coded(tmp_path: Path) -> Path:
 
 def read(model, tmp_path: Path, path: Path, name: str):
     options = {"qa": {"manifest": path, "tasks": [name]}}
-    return make_dataset(model, read_sources(options, model, tasks={name: 1.0}, cache_folder=tmp_path / "c"), {name: 1.0})
+    return make_dataset(
+        model, read_sources(options, model, tasks={name: 1.0}, cache_folder=tmp_path / "c"), {name: 1.0}
+    )
 
 
 @pytest.mark.parametrize("name", ["A1A2", "T1A2"])
@@ -208,7 +210,7 @@ def test_recordings_stand_in_for_codes_of_another_codec(tmp_path: Path):
     path = write(tmp_path / "m.parquet", [row, {**row, "id": "broken", "a2": b"no audio"}], embedded=True)
     model = toy_model()
     model.recipe = NAMED
-    dataset, names, lengths = read(model, tmp_path, path, "T1A2")
+    _, names, lengths = read(model, tmp_path, path, "T1A2")
     assert names == ["T1A2"]  # not the foreign codes of the broken one
     assert lengths[0] > 3200 / 3
 
@@ -223,7 +225,7 @@ def test_an_answer_is_decoded_on_demand(coded: Path, tmp_path: Path):
 
 
 def test_a_source_without_a_manifest_is_told(tmp_path: Path):
-    with pytest.raises(ValueError, match="sources.qa: no manifest; it has csv, tasks"):
+    with pytest.raises(ValueError, match=r"sources\.qa: no manifest; it has csv, tasks"):
         options = {"qa": {"csv": "x", "tasks": ["T1T2"]}}
         read_sources(options, toy_model(), tasks={"T1T2": 1.0}, cache_folder=tmp_path)
 
