@@ -38,7 +38,7 @@ REASONS = {
     "duplicate id": "a row of the split has that id already",
     "malformed": "a line or an entry is not what the layout says",
     "bad codes": "not the codec's number of codes in each frame, or a code outside the codebook",
-    "shard unreadable": "an upstream Parquet file is cut short; rows before the damage are kept",
+    "shard unreadable": "an upstream Parquet file is cut short or damaged",
 }
 """Why something makes no row."""
 NOTES = {
@@ -179,7 +179,8 @@ def command(corpus: Corpus, description: str, argv: Sequence[str] | None = None)
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_folder", required=True, metavar="DIR", help=f"holds {corpus.layout}")
     parser.add_argument("--save_folder", required=True, metavar="DIR", help="where manifests go; made if missing")
-    parser.add_argument("--splits", nargs="+", metavar="NAME", help="default: all" if not corpus.default_splits else "")
+    default = " ".join(corpus.default_splits) or "all"
+    parser.add_argument("--splits", nargs="+", metavar="NAME", help=f"default: {default}")
     parser.add_argument("--strict", action="store_true", help="stop at the first thing that makes no row")
     parser.add_argument("--decode_all", action="store_true", help="read recordings to their end, look for clipping")
     parser.add_argument("--max_seconds", type=float, help="leave longer recordings out; default: no limit")
@@ -268,40 +269,42 @@ class _Split:
         return summary
 
     def _check(self, item: Item | Remark) -> Recording:
-        """What a thread can say of an item alone."""
-        if isinstance(item, Remark):
-            return Recording(item.reason)
-        problem = _problem_of_texts(item)
-        if problem:
+        """What can be said of an item alone: its first recording, or the first one with a problem."""
+        problem = None if isinstance(item, Remark) else _problem_of_texts(item)
+        if isinstance(item, Remark) or problem:
             return Recording(problem)
         options = {"decode_all": self.checks.decode_all, "max_seconds": self.checks.max_seconds}
         found = [check_recording(item[name], **options) for name in AUDIO if item.get(name) is not None]
         return next((each for each in found if each.problem), found[0] if found else Recording())
 
     def _count(self, item: Item | Remark, found: Recording, rows: list[Item], summary: Summary) -> None:
-        """Put the item into `rows`, or into the summary as skipped."""
-        if isinstance(item, Remark) and item.reason in NOTES:
-            summary.notes.add(item.reason, item.example)
-            return
-        name = item.example if isinstance(item, Remark) else item["id"]
-        problem = found.problem or ("duplicate id" if name in self.ids else None)
-        if problem:
-            assert problem in REASONS, problem
-            name = name.encode("utf-8", "replace").decode()
-            if self.checks.strict:
-                raise ValueError(f"{self.split}: {name}: {problem} ({REASONS[problem]})")
-            summary.skipped.add(problem, name)
-            return
-        self.ids.add(name)
-        if found.seconds:
-            item["duration"] = round(found.seconds, 4)
-        for name in ("another rate",) * self._other_rate(found) + ("several channels",) * (found.channels > 1):
-            summary.notes.add(name, item["id"])
-        summary.add_row(item)
-        rows.append(item)
+        """Put the item into `rows`, or count why it is none."""
+        if isinstance(item, Remark):
+            self._leave_out(item, summary)
+        elif found.problem:
+            self._leave_out(Remark(found.problem, item["id"]), summary)
+        elif item["id"] in self.ids:
+            self._leave_out(Remark("duplicate id", item["id"]), summary)
+        else:
+            self.ids.add(item["id"])
+            if found.seconds:
+                item["duration"] = round(found.seconds, 4)
+            if found.rate and self.corpus.sample_rate and found.rate != self.corpus.sample_rate:
+                summary.notes.add("another rate", item["id"])
+            if found.channels > 1:
+                summary.notes.add("several channels", item["id"])
+            summary.add_row(item)
+            rows.append(item)
 
-    def _other_rate(self, found: Recording) -> bool:
-        return bool(found.rate and self.corpus.sample_rate and found.rate != self.corpus.sample_rate)
+    def _leave_out(self, remark: Remark, summary: Summary) -> None:
+        if remark.reason in NOTES:
+            summary.notes.add(remark.reason, remark.example)
+            return
+        assert remark.reason in REASONS, remark.reason
+        example = remark.example.encode("utf-8", "replace").decode()
+        if self.checks.strict:
+            raise ValueError(f"{self.split}: {example}: {remark.reason} ({REASONS[remark.reason]})")
+        summary.skipped.add(remark.reason, example)
 
     def _remove_others(self, names: set[str]) -> None:
         """Shards of upstream files that are gone."""

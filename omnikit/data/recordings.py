@@ -58,7 +58,7 @@ def _check(file: soundfile.SoundFile, decode_all: bool, max_seconds: float | Non
     samples = file.read(file.frames - file.tell(), dtype="int16", always_2d=True)
     if len(samples) != (file.frames if decode_all else 1):
         return Recording("unreadable")
-    if decode_all and np.mean((samples >= _FULL_SCALE) | (samples <= -_FULL_SCALE)) > CLIPPED_SHARE:
+    if decode_all and np.mean((samples >= _FULL_SCALE) | (samples <= -_FULL_SCALE)) >= CLIPPED_SHARE:
         return Recording("clipped")
     return Recording(None, seconds, file.samplerate, file.channels)
 

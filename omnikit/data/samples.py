@@ -108,6 +108,9 @@ def make_dataset(model: OmniLM, sources: list[Source], tasks: dict[str, float]):
 
     Returns:
         The dataset, the task of each sample, and its steps (in the dataset's order).
+
+    Raises:
+        ValueError: two rows of a source share an id.
     """
     from speechbrain.dataio.dataset import DynamicItemDataset
 
@@ -118,10 +121,12 @@ def make_dataset(model: OmniLM, sources: list[Source], tasks: dict[str, float]):
             if tasks.get(name, 0) <= 0:
                 continue
             for index, row in enumerate(source.rows):
+                key = f"{number} {row.id} {name}"
+                if key in data:
+                    raise ValueError(f"manifest: two rows of a source have the id {row.id!r}")
                 if make.usable(row, TASKS[name]):
                     length = make.length(row, TASKS[name])
-                    item = {"source": number, "index": index, "task": name, "length": length}
-                    data[f"{number} {row.id} {name}"] = item
+                    data[key] = {"source": number, "index": index, "task": name, "length": length}
     dataset = DynamicItemDataset(data)
 
     def provide(source: int, index: int, task: str):

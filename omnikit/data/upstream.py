@@ -100,14 +100,20 @@ def _read(
     path: Path, columns: Sequence[str], groups: list[int], to_item: Callable[[dict[str, Any]], Item | Remark]
 ) -> Iterator[Item | Remark]:
     try:
-        for batch in pq.ParquetFile(path).iter_batches(_READ_ROWS, row_groups=groups, columns=list(columns)):
-            texts = [f.name for f in batch.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-            for name in texts:  # arrow lets any bytes pass for text, and fails when they are wanted
-                at = batch.schema.get_field_index(name)
-                as_bytes = pa.binary() if pa.types.is_string(batch.schema.field(at).type) else pa.large_binary()
-                batch = batch.set_column(at, name, batch.column(at).cast(as_bytes))
-            for row in batch.to_pylist():
-                decoded = {n: row[n].decode("utf-8", "surrogateescape") for n in texts if row[n] is not None}
-                yield to_item(row | decoded)
+        file = pq.ParquetFile(path)
+        for group in groups:  # one by one: a batch does not reach from a whole group into a damaged one
+            for batch in file.iter_batches(_READ_ROWS, row_groups=[group], columns=list(columns)):
+                yield from map(to_item, _rows(batch))
     except (pa.ArrowInvalid, OSError):
         yield Remark("shard unreadable", path.name)
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Texts are decoded here: arrow lets any bytes pass for text, and fails when they are wanted."""
+    texts = [f.name for f in batch.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    for name in texts:
+        at = batch.schema.get_field_index(name)
+        as_bytes = pa.binary() if pa.types.is_string(batch.schema.field(at).type) else pa.large_binary()
+        batch = batch.set_column(at, name, batch.column(at).cast(as_bytes))
+    for row in batch.to_pylist():
+        yield row | {name: row[name].decode("utf-8", "surrogateescape") for name in texts if row[name] is not None}

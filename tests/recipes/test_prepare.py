@@ -9,13 +9,28 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 
 from omnikit.data.corpus import NOTES, REASONS, Checks, prepare
+from omnikit.data.manifest import ManifestWriter
 from omnikit.data.rows import read_manifest
 from omnikit.tasks import TASKS
-from tests.recipes.trees import RECIPES, TREES, cut, load_corpus, snac_text, voiceassistant, write_sound, write_text
+from tests.recipes.trees import (
+    RECIPES,
+    TREES,
+    cut,
+    load_corpus,
+    load_script,
+    pq_file,
+    snac_text,
+    voiceassistant,
+    write_sound,
+    write_text,
+)
 
 LISTEN, WRITE = {"A1T1", "T1A1"}, {"T1T2"}
 SPEAK = {"A1T1", "T1A1", "T1T2", "A1T2", "T1A2", "A1A2"}
@@ -125,6 +140,58 @@ def test_codes_arrive_in_the_published_order(tmp_path: Path):
     assert row.codes.codec == "snac_24khz" and row.codes.frames == 4
     assert row.codes.load().dtype == torch.int16
     assert row.codes.load().T.tolist() == frames
+
+
+def test_a_table_damaged_inside_gives_the_rows_before(tmp_path: Path):
+    rows = [
+        {"id": str(i), "system_prompt": "", "question": f"q {i}" * 50, "response": f"r {i}" * 50} for i in range(600)
+    ]
+    path = pq_file(tmp_path / "1M-GPT4-Augmented.parquet", rows, row_group_size=300)
+    data = bytearray(path.read_bytes())
+    end = len(data) // 2 + 2000
+    data[end - 1500 : end] = bytes(1500)
+    path.write_bytes(data)
+    (summary,) = prepare(load_corpus("OpenOrca"), tmp_path, tmp_path / "out")
+    assert 300 <= summary.rows < 600  # the first row group is whole
+    assert summary.skipped.reasons == {"shard unreadable": 1}
+
+
+def test_a_table_with_another_encoding_or_column_is_told(tmp_path: Path):
+    texts = pa.array([b"caf\xc3\xa9", b"caf\xe9"], pa.binary()).view(pa.string())
+    table = {"id": ["a", "b"], "question": texts, "response": ["x", "y"]}
+    pq.write_table(pa.table(table), tmp_path / "1M-GPT4-Augmented.parquet")
+    (summary,) = prepare(load_corpus("OpenOrca"), tmp_path, tmp_path / "out")
+    assert summary.rows == 1 and summary.skipped.reasons == {"not UTF-8": 1}
+    pq.write_table(pa.table({"id": ["a"], "question": ["x"]}), tmp_path / "1M-GPT4-Augmented.parquet")
+    with pytest.raises(ValueError, match="column 'response' is missing; it has id, question"):
+        list(prepare(load_corpus("OpenOrca"), tmp_path, tmp_path / "out"))
+
+
+def test_answers_are_decoded_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    codes = np.random.default_rng(0).integers(0, 256, (7, 3)).astype(np.int16)
+    row = {"t1": "who", "t2": "me", "codes": codes, "codec": "snac_mini"}
+    with ManifestWriter(tmp_path / "m.json", ["id", "t1", "t2", "codes", "codec"]) as writer:
+        writer.write([{**row, "id": name} for name in ("a-1", "a-2", "b-1")])
+    script = load_script(RECIPES / "VoiceAssistant" / "decode_answers.py")
+    weights = RECIPES.parent / "egs" / "mini" / "pretrained" / "snac_mini"
+    options = [
+        "--codec",
+        "snac_mini",
+        "--weights",
+        str(weights),
+        "--ids",
+        "^a",
+        "--save_folder",
+        str(tmp_path / "wavs"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["decode_answers.py", "--manifest", str(tmp_path / "m.json"), *options])
+    script.main()
+    wavs = sorted((tmp_path / "wavs").iterdir())
+    assert [wav.name for wav in wavs] == ["a-1.wav", "a-2.wav"]
+    assert soundfile.info(wavs[0]).duration == pytest.approx(3 / 12.5)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--ids", "^c"])
+    with pytest.raises(ValueError, match=r"--ids \^c: no row of .*m.json with such an id has a spoken answer"):
+        script.main()
 
 
 def test_later_turns_are_noted(tmp_path: Path):

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +19,18 @@ from omnikit.data.corpus import Corpus
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
-@functools.cache
-def load_corpus(name: str) -> Corpus:
-    """`CORPUS` of a recipe's prepare.py; the files all have the same name, so none can be imported by it."""
-    spec = importlib.util.spec_from_file_location(f"prepare_{name}", RECIPES / name / "prepare.py")
+def load_script(path: Path) -> ModuleType:
+    """A recipe's script as a module; many have the same name, so none can be imported by it."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.CORPUS
+    return module
+
+
+@functools.cache
+def load_corpus(name: str) -> Corpus:
+    """`CORPUS` of a recipe's prepare.py."""
+    return load_script(RECIPES / name / "prepare.py").CORPUS
 
 
 def sound(seconds: float = 0.2, rate: int = 16000, channels: int = 1, gain: float = 0.1) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from toy import toy_model
 
+from omnikit.data import manifest
 from omnikit.data.manifest import FIELDS, ManifestWriter
 from omnikit.data.rows import Row, read_manifest
 from omnikit.data.samples import make_dataset
@@ -150,6 +152,20 @@ def test_a_shard_cut_short_is_named(tmp_path: Path):
         read_manifest(tmp_path / "empty", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_a_disk_that_is_full_at_the_end_is_told(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write(tmp_path / f"m.{ending}", rows("a.wav"))
+    before = path.read_bytes()
+
+    def full(self) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(manifest._FORMATS[f".{ending}"], "close", full)
+    with pytest.raises(ValueError, match=rf"m.{ending}: cannot be written \(No space left on device\)"):
+        write(path, rows("b.wav"))
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 def test_formats_refuse_what_they_cannot_hold(tmp_path: Path):
     for path, fields, embedded in (("m.csv", ["id", "codes"], False), ("m.json", ["id", "a1"], True)):
         with pytest.raises(ValueError, match=rf"cannot hold {fields[1]}; choices: .parquet"):
@@ -228,6 +244,12 @@ def test_a_source_without_a_manifest_is_told(tmp_path: Path):
     with pytest.raises(ValueError, match=r"sources\.qa: no manifest; it has csv, tasks"):
         options = {"qa": {"csv": "x", "tasks": ["T1T2"]}}
         read_sources(options, toy_model(), tasks={"T1T2": 1.0}, cache_folder=tmp_path)
+
+
+def test_two_rows_of_one_id_are_told(tmp_path: Path):
+    path = write(tmp_path / "m.parquet", [{"id": "a", "t1": "what", "t2": "no"}] * 2)
+    with pytest.raises(ValueError, match="two rows of a source have the id 'a'"):
+        read(toy_model(), tmp_path, path, "T1T2")
 
 
 def test_answers_are_shared(tmp_path: Path):
