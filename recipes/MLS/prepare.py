@@ -42,7 +42,7 @@ def splits(data_folder: Path) -> dict[str, Path]:
 
 
 def parts(split: str, folder: Path) -> list[Part]:
-    transcripts = folder / TRANSCRIPTS
+    transcripts, audio = folder / TRANSCRIPTS, folder / "audio"
     offsets = line_offsets(transcripts, LINES)
     ranges = zip(offsets, [*offsets[1:], transcripts.stat().st_size], strict=True)
     return [
@@ -50,7 +50,11 @@ def parts(split: str, folder: Path) -> list[Part]:
             Part(f"{i:04d}", [transcripts], lambda span=span: items(split, folder, *span))
             for i, span in enumerate(ranges)
         ),
-        Part("audio-without-text", [transcripts, folder / "audio"], lambda: unnamed(folder, transcripts)),
+        Part(
+            "audio-without-text",
+            [transcripts, *([audio] if audio.is_dir() else [])],
+            lambda: unnamed(folder, transcripts),
+        ),
     ]
 
 

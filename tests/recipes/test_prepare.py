@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -223,6 +224,13 @@ def test_lines_of_transcripts_are_shared_out(tmp_path: Path, monkeypatch: pytest
         "0000.parquet",
         "0001.parquet",
     ]
+
+
+def test_texts_without_any_recordings_are_refused(tmp_path: Path):
+    TREES["MLS"](tmp_path)
+    shutil.rmtree(tmp_path / "mls_german" / "dev" / "audio")
+    with pytest.raises(ValueError, match=r"mls_german/dev: no usable row; .*skipped: 2 missing"):
+        list(prepare(load_corpus("MLS"), tmp_path, tmp_path / "out", ["german-dev"]))
 
 
 def test_made_again_only_when_something_changed(tmp_path: Path):
