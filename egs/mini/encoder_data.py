@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import random
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import soundfile
 import soxr
 import torch
+from speechbrain.dataio.dataio import load_data_csv
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
 
@@ -79,12 +79,11 @@ def _stripes(lengths: Tensor, size: int, count: int, width: int) -> Tensor:
 
 def read_manifest(path: str | Path, share: float = 1.0, seed: int = 1) -> dict[str, dict]:
     """Rows of a CSV manifest as {id: {source, text, duration}}; a random `share` of them."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    rows = random.Random(seed).sample(rows, round(share * len(rows)))
+    rows = load_data_csv(path)
+    names = random.Random(seed).sample(list(rows), round(share * len(rows)))
     return {
-        row["ID"]: {"source": row["wav"], "text": row["wrd"].lower(), "duration": float(row["duration"])}
-        for row in rows
+        name: {"source": rows[name]["a1"], "text": rows[name]["t1"], "duration": rows[name]["duration"]}
+        for name in names
     }
 
 

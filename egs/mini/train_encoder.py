@@ -24,12 +24,13 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from omnikit.data.corpus import prepare
 from omnikit.encoders.whisper import WhisperEncoder, log_mel
 from omnikit.interfaces import count_parameters
 from omnikit.weights import load_into, save_weights
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "recipes" / "LibriSpeech"))
-from prepare import prepare_librispeech
+from prepare import CORPUS
 
 VALID_SPLITS = ("dev-clean", "test-clean", "test-other")
 CARD = """# The mini encoder
@@ -146,11 +147,11 @@ def wake_convolutions(encoder: WhisperEncoder, mel: Tensor) -> None:
         x = nn.functional.gelu(conv(x))
 
 
-def prepare(hparams: dict) -> dict[str, dict]:
+def read_data(hparams: dict) -> dict[str, dict]:
     """Manifests, made if need be -> rows {id: ...} of `train` and `valid`, ids with the split in front."""
     splits = ["train-clean", "train-voice", *VALID_SPLITS]
     data, folder = Path(hparams["data_folder"]), Path(hparams["manifests"])
-    for summary in prepare_librispeech(data / "corpus", folder, splits).values():
+    for summary in prepare(CORPUS, data / "corpus", folder, splits):
         print(summary)
     share = {"train-voice": hparams["voice_share"]}
     rows = {split: read_manifest(folder / f"{split}.csv", share.get(split, 1.0)) for split in splits}
@@ -164,7 +165,7 @@ def prepare(hparams: dict) -> dict[str, dict]:
 
 def train(hparams: dict, run_opts) -> tuple[EncoderBrain, DynamicItemDataset]:
     """Fit until `steps` are done; the Brain and the data that it was validated on."""
-    rows = prepare(hparams)
+    rows = read_data(hparams)
     phones = Phones.of_texts(sorted({row["text"] for row in rows["train"].values()}))
     train_set = make_dataset(rows["train"], phones, hparams["augment"])
     valid_set = make_dataset(rows["valid"], phones)

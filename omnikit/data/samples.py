@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from omnikit.data.rows import Row
+from omnikit.data.rows import Codes, Row
 from omnikit.data.store import ArrayStore
+from omnikit.hparams.recipe import names_of
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Sample, Task, make_sample
 
@@ -17,40 +19,45 @@ from omnikit.tasks import TASKS, Sample, Task, make_sample
 class Source:
     """The rows of one corpus, the tasks that they serve, and what was made of their recordings."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     tasks: tuple[str, ...]
     features: ArrayStore | None = None
     codes: ArrayStore | None = None
 
 
 class SampleMaker:
-    """Makes the sample of a row for a task.
+    """Makes the sample of a source's row for a task.
+
+    What is said comes from the row's own codes if they are of the model's codec, else from those made of its recording.
 
     Args:
         model: gives layout, pattern, tokenizer and the adapter's stride.
-        features, codes: stored arrays by clip.
+        source: gives the stored arrays by clip.
     """
 
-    def __init__(self, model: OmniLM, features: list[ArrayStore], codes: list[ArrayStore]):
-        self.model, self.features, self.codes = model, features, codes
+    def __init__(self, model: OmniLM, source: Source):
+        self.model, self.features, self.codes = model, source.features, source.codes
+        self.codec = codec_name(model)
 
     def usable(self, row: Row, task: Task) -> bool:
         """Whether the row serves the task and its recordings could be read."""
         if not row.serves(task):
             return False
         heard, spoken = row.heard(task), row.spoken(task)
-        return (heard is None or _find(self.features, heard.key) is not None) and (
-            spoken is None or _find(self.codes, spoken.key) is not None
+        return (heard is None or _holds(self.features, heard.key)) and (
+            not task.speaks
+            or self._own_codes(row, task) is not None
+            or (spoken is not None and _holds(self.codes, spoken.key))
         )
 
     def length(self, row: Row, task: Task) -> int:
         """Steps of the sample, without making it."""
         count = len(self.model.llm.tokenizer.encode(row.written(task)))
         if task.speaks:
-            frames = _find(self.codes, row.spoken(task).key).shape(row.spoken(task).key)[1]
+            frames = self._frames(row, task)
             count = max(count, max(self.model.pattern.end(s, frames) for s in range(len(self.model.pattern.carries))))
         if task.given == "speech":
-            given = self.model.frames_heard(_find(self.features, row.heard(task).key).shape(row.heard(task).key)[0])
+            given = self.model.frames_heard(self.features.shape(row.heard(task).key)[0])
         else:
             given = len(self.model.llm.tokenizer.encode(row.t1))
         return given + 3 + count
@@ -58,13 +65,7 @@ class SampleMaker:
     def __call__(self, row: Row, task: Task) -> tuple[Sample, Tensor | None]:
         """Row and task -> the sample, and the encoder features [T, D] that it hears."""
         encode = self.model.llm.tokenizer.encode
-        features = codes = None
-        if task.given == "speech":
-            key = row.heard(task).key
-            features = _find(self.features, key)[key]
-        if task.speaks:
-            key = row.spoken(task).key
-            codes = _find(self.codes, key)[key].long()
+        features = self.features[row.heard(task).key] if task.given == "speech" else None
         sample = make_sample(
             task,
             self.model.layout,
@@ -72,45 +73,68 @@ class SampleMaker:
             question=encode(row.t1) if task.given == "text" else None,
             audio_frames=None if features is None else self.model.frames_heard(features.shape[0]),
             answer=encode(row.written(task)),
-            codes=codes,
+            codes=self._codes(row, task) if task.speaks else None,
         )
         return sample, features
 
+    def _own_codes(self, row: Row, task: Task) -> Codes | None:
+        codes = row.spoken_codes(task)
+        return codes if codes is not None and codes.codec == self.codec else None
 
-def _find(stores: list[ArrayStore], key: str) -> ArrayStore | None:
-    return next((store for store in stores if key in store), None)
+    def _frames(self, row: Row, task: Task) -> int:
+        own = self._own_codes(row, task)
+        return self.codes.shape(row.spoken(task).key)[1] if own is None else own.frames
+
+    def _codes(self, row: Row, task: Task) -> Tensor:
+        """[K, T]"""
+        own = self._own_codes(row, task)
+        return (self.codes[row.spoken(task).key] if own is None else own.load()).long()
+
+
+def codec_name(model: OmniLM) -> str | None:
+    """What the model's codec is called (`--codec`); None for a model that was not built from hparams."""
+    recipe = getattr(model, "recipe", "")
+    return names_of(recipe).get("codec") if recipe else None
+
+
+def _holds(store: ArrayStore | None, key: str) -> bool:
+    return store is not None and key in store
 
 
 def make_dataset(model: OmniLM, sources: list[Source], tasks: dict[str, float]):
     """All samples of the wanted tasks as a DynamicItemDataset that provides `sample` and `features`.
 
+    Rows stay where they are (of a large corpus, in its table) until a sample is asked for.
+
     Returns:
         The dataset, the task of each sample, and its steps (in the dataset's order).
+
+    Raises:
+        ValueError: two rows of a source share an id.
     """
     from speechbrain.dataio.dataset import DynamicItemDataset
 
-    make = SampleMaker(
-        model,
-        [s.features for s in sources if s.features is not None],
-        [s.codes for s in sources if s.codes is not None],
-    )
+    makers = [SampleMaker(model, source) for source in sources]
     data = {}
-    for source in sources:
+    for number, (source, make) in enumerate(zip(sources, makers, strict=True)):
         for name in source.tasks:
             if tasks.get(name, 0) <= 0:
                 continue
-            for row in source.rows:
+            for index, row in enumerate(source.rows):
+                key = f"{number} {row.id} {name}"
+                if key in data:
+                    raise ValueError(f"manifest: two rows of a source have the id {row.id!r}")
                 if make.usable(row, TASKS[name]):
                     length = make.length(row, TASKS[name])
-                    data[f"{row.id} {name}"] = {"row": row, "task": name, "length": length}
+                    data[key] = {"source": number, "index": index, "task": name, "length": length}
     dataset = DynamicItemDataset(data)
 
-    def provide(row: Row, task: str):
-        sample, features = make(row, TASKS[task])
+    def provide(source: int, index: int, task: str):
+        sample, features = makers[source](sources[source].rows[index], TASKS[task])
         yield sample
         yield features
 
-    dataset.add_dynamic_item(provide, takes=["row", "task"], provides=["sample", "features"])
+    dataset.add_dynamic_item(provide, takes=["source", "index", "task"], provides=["sample", "features"])
     dataset.set_output_keys(["sample", "features"])
     order = [data[i] for i in dataset.data_ids]
     return dataset, [d["task"] for d in order], [d["length"] for d in order]

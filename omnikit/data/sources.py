@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omnikit.data.prepare import codes_of, features_of
-from omnikit.data.rows import Clip, Row, rows_from_csv, rows_from_parquet
-from omnikit.data.samples import Source
+from omnikit.data.rows import Clip, Row, check_codec, read_manifest
+from omnikit.data.samples import Source, codec_name
 from omnikit.model import OmniLM
-from omnikit.tasks import TASKS
+from omnikit.tasks import TASKS, Task
 
 
 def read_sources(
@@ -19,28 +20,25 @@ def read_sources(
     """Rows with encoder features and codes, as far as the wanted tasks need them.
 
     Args:
-        sources: name -> `{csv: FILE}` or `{parquet: FILE, answers: FILE}`, with `tasks: [..]` that it may serve, and
-            `limit: N` for a part of its rows, chosen at random.
+        sources: name -> `{manifest: FILE or FOLDER}`, with `tasks: [..]` that it may serve, `limit: N` for a part of
+            its rows, chosen at random, and `answers: FILE` where rows share the recordings of their answers.
         tasks: the mix; what no wanted task needs is not made.
 
     Raises:
-        ValueError: a missing file or an unknown task.
+        ValueError: a missing file, an unknown task, or codes of another codec without the recordings.
     """
     return [_read(name, options, model, tasks, cache_folder) for name, options in sources.items()]
 
 
-def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> list[Row]:
+def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[Row]:
     """The rows of one source.
 
     Raises:
-        ValueError: neither a csv nor a parquet file is named.
+        ValueError: no manifest is named, or it cannot be read.
     """
-    if "csv" in options:
-        rows = rows_from_csv(options["csv"])
-    elif "parquet" in options:
-        rows = rows_from_parquet(options["parquet"], options.get("answers"), Path(cache_folder) / "tables")
-    else:
-        raise ValueError(f"sources.{name}: no file; choices: csv, parquet")
+    if "manifest" not in options:
+        raise ValueError(f"sources.{name}: no manifest; it has {', '.join(options) or 'nothing'}")
+    rows = read_manifest(options["manifest"], Path(cache_folder) / "tables", options.get("answers"))
     limit = options.get("limit")
     return rows if limit is None or limit >= len(rows) else random.Random(0).sample(rows, limit)
 
@@ -56,13 +54,31 @@ def _read(
         return Source([], ())
     rows = read_rows(name, options, cache_folder)
     heard = _clips([row.heard(task) for task in wanted for row in rows])
-    spoken = _clips([row.spoken(task) for task in wanted for row in rows])
+    spoken = _clips(_to_encode(rows, wanted, model, f"sources.{name}"))
     return Source(
         rows,
         tuple(task.name for task in wanted),
         features_of(model.encoder, heard, cache_folder, name) if heard else None,
         codes_of(model.codec, spoken, cache_folder, name) if spoken else None,
     )
+
+
+def _to_encode(rows: Sequence[Row], tasks: list[Task], model: OmniLM, where: str) -> list[Clip | None]:
+    """Recordings of what is said, of rows that hold no codes of the system's codec.
+
+    Raises:
+        ValueError: a row holds another codec's codes and no recording.
+    """
+    codec, own, clips = codec_name(model), None, []
+    for task in tasks:
+        for row in rows:
+            codes, clip = row.spoken_codes(task), row.spoken(task)
+            if codes is None or (codes.codec != codec and clip is not None):
+                clips.append(clip)
+            elif own is None or codes.codec != codec:
+                check_codec(codes, model.codec, codec, where)  # one stands for all of the same codec
+                own = codes
+    return clips
 
 
 def _clips(clips: list[Clip | None]) -> list[Clip]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.data.rows import Row
-from omnikit.evaluate.batches import Skipped, replies
+from omnikit.data.skipped import Skipped
+from omnikit.evaluate.batches import replies
 from omnikit.evaluate.tables import markdown_table, percent, write_json
 from omnikit.evaluate.text import Normalizer
 from omnikit.evaluate.wer import ErrorRates, Pair, score

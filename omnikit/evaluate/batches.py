@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -13,28 +12,13 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from omnikit.data.rows import Row
+from omnikit.data.skipped import Skipped
 from omnikit.generate import Decoding, Question, answers
 from omnikit.model import OmniLM
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import Task
 
 Item = TypeVar("Item")
-
-
-@dataclass
-class Skipped:
-    """Recordings that were left out, by reason."""
-
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)  # reason -> the first such recording
-
-    def add(self, reason: str, example: str, count: int = 1) -> None:
-        self.reasons[reason] += count
-        self.examples.setdefault(reason, example)
-
-    def __str__(self) -> str:
-        listed = (f"{n} {reason} (such as {self.examples[reason]})" for reason, n in self.reasons.items())
-        return ", ".join(listed) or "none"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnikit.data.rows import Row
-from omnikit.evaluate.batches import Reply, Skipped
+from omnikit.data.skipped import Skipped
+from omnikit.evaluate.batches import Reply
 from omnikit.evaluate.tables import markdown_table, percent
 from omnikit.evaluate.text import Normalizer
 from omnikit.strategies import Strategy

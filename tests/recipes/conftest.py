@@ -55,11 +55,11 @@ def data(tmp_path_factory):
     (folder / "manifests").mkdir()
     (folder / "qa").mkdir()
     for name in ("train-clean", "train-voice", "dev-clean", "dev-voice"):
-        lines = ["ID,duration,wav,spk_id,wrd"]
+        lines = ["ID,duration,speaker,t1,a1"]
         for i, text in enumerate(TEXTS):
             wav = folder / f"{name}-{i}.flac"
             wav.write_bytes(flac(i, 0.3 + 0.1 * i))
-            lines.append(f"{name}-{i},0.5,{wav},7,{text.upper()}")
+            lines.append(f"{name}-{i},0.5,7,{text},{wav}")
         (folder / "manifests" / f"{name}.csv").write_text("\n".join(lines) + "\n")
     (folder / "train-clean-2.flac").write_bytes(b"broken")
     for name in ("train", "dev"):

@@ -106,9 +106,10 @@ def test_the_check_sees_what_it_should():
     [
         ("import omnikit", {"speechbrain", "torchaudio", "torch"}),
         ("import omnikit.api, omnikit.checkpoint, omnikit.hparams", {"speechbrain", "torchaudio"}),
+        ("import omnikit.data.corpus, omnikit.data.upstream", {"speechbrain", "torchaudio", "torch", "datasets"}),
     ],
 )
-def test_inference_starts_light(code, forbidden):
+def test_inference_and_preparing_start_light(code, forbidden):
     code += f"\nimport sys; heavy = {forbidden!r} & set(sys.modules); assert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 
 from omnikit.api import load
-from omnikit.data.rows import rows_from_csv
+from omnikit.data.corpus import prepare
+from omnikit.data.rows import read_manifest
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.asr import SplitResult, evaluate_split, write_report
+from omnikit.evaluate.asr import evaluate_split, write_report
 from omnikit.evaluate.text import normalizer
 from omnikit.hparams import load_recipe
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from prepare import Summary, prepare_librispeech
+from prepare import CORPUS
 
 
 def main() -> None:
@@ -32,22 +33,17 @@ def main() -> None:
         "batch_size": hparams["batch_size"],
         "folder": folder,
     }
-    summaries = prepare_librispeech(hparams["data_folder"], folder / "manifests", hparams["splits"])
+    summaries = list(prepare(CORPUS, hparams["data_folder"], folder / "manifests", hparams["splits"]))
     omni = load(hparams["checkpoint"], device=recipe.run_opts.get("device", "cpu"))
     results = []
-    for split, summary in summaries.items():
+    for summary in summaries:
         print(summary)
-        result = evaluate_split(omni.model, split, rows_from_csv(folder / "manifests" / f"{split}.csv"), **options)
-        _count_unprepared(result, summary)
+        rows = read_manifest(folder / "manifests" / f"{summary.split}.csv")
+        result = evaluate_split(omni.model, summary.split, rows, **options)
+        result.skipped.update(summary.skipped)  # what was left out when the manifest was written counts as well
         results.append(result)
     about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system", "normalizer": hparams["normalizer"]}
     print(write_report(folder, results, about=about, published=hparams["published"]))
-
-
-def _count_unprepared(result: SplitResult, summary: Summary) -> None:
-    """What was left out when the manifest was written counts as well."""
-    for reason, count in summary.skipped.items():
-        result.skipped.add(reason, summary.examples[reason], count)
 
 
 if __name__ == "__main__":

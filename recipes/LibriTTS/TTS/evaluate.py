@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import load
-from omnikit.data.rows import Row, rows_from_csv
+from omnikit.data.corpus import prepare
+from omnikit.data.rows import Row, read_manifest
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import replies
 from omnikit.evaluate.intelligibility import Said, judged, keep_wavs, open_judge, rates_table, reference_rates, sound
@@ -26,7 +27,7 @@ from omnikit.model import OmniLM
 from omnikit.tasks import TASKS
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "LibriSpeech"))
-from prepare import prepare_librispeech
+from prepare import CORPUS
 
 OWN = "the system's codec"
 
@@ -34,8 +35,9 @@ OWN = "the system's codec"
 def read_rows(hparams: dict[str, Any], folder: Path) -> list[Row]:
     """The sentences to be spoken, with their recordings."""
     split = hparams["split"]
-    print(prepare_librispeech(hparams["data_folder"], folder / "manifests", [split])[split])
-    rows = [row for row in rows_from_csv(folder / "manifests" / f"{split}.csv") if re.search(hparams["ids"], row.id)]
+    for summary in prepare(CORPUS, hparams["data_folder"], folder / "manifests", [split]):
+        print(summary)
+    rows = [row for row in read_manifest(folder / "manifests" / f"{split}.csv") if re.search(hparams["ids"], row.id)]
     if not rows:
         raise ValueError(f"--ids {hparams['ids']}: found in no utterance id of {split}")
     return some(rows, hparams["limit"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni, load
-from omnikit.data.rows import Row, rows_from_parquet
+from omnikit.data.rows import Row, read_manifest
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import Reply, replies
 from omnikit.evaluate.intelligibility import judged, keep_wavs, open_judge, rates_table, reference_rates, sound
@@ -41,7 +41,7 @@ class QAEvaluation:
 
     def _read(self, split: str) -> list[Row]:
         folder = Path(self.hparams["data_folder"]) / "qa"
-        rows = rows_from_parquet(folder / f"{split}.parquet", folder / "answers.parquet", self.hparams["cache_folder"])
+        rows = read_manifest(folder / f"{split}.parquet", self.hparams["cache_folder"], folder / "answers.parquet")
         return some(rows, self.hparams["limit"])
 
     def answer(self, split: str) -> tuple[dict[str, Shares], Answers]:

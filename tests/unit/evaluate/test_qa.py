@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from omnikit.data.rows import Row
-from omnikit.evaluate.batches import Reply, Skipped
+from omnikit.data.skipped import Skipped
+from omnikit.evaluate.batches import Reply
 from omnikit.evaluate.qa import Way, count_right, shares_table, some, write_answers
 from omnikit.evaluate.text import plain
 from omnikit.strategies import PARALLEL

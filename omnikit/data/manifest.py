@@ -1,0 +1,165 @@
+"""The manifest: the fields of a row, and how rows are written as CSV, JSON or Parquet; `rows.py` reads them.
+
+docs/data.md says what each field means. Neither torch nor a model is needed here, so that preparing starts at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FIELDS = {
+    "id": pa.string(),
+    "duration": pa.float64(),
+    "speaker": pa.string(),
+    "language": pa.string(),
+    "kind": pa.string(),
+    "t1": pa.string(),
+    "t2": pa.string(),
+    "a1": pa.string(),
+    "a2": pa.string(),
+    "codes": pa.list_(pa.list_(pa.int16())),
+    "codec": pa.string(),
+}
+"""Field -> its type in Parquet; `a1` and `a2` are paths, or binary where recordings are embedded."""
+CSV_ID = "ID"
+"""What SpeechBrain calls the column `id`."""
+AUDIO = ("a1", "a2")
+ENDINGS = (".csv", ".json", ".parquet")
+_REPEATED = ("speaker", "language", "kind", "codec")  # few values: worth a dictionary in Parquet
+
+
+def schema(fields: Sequence[str], embedded: bool = False) -> pa.Schema:
+    """The columns of a Parquet manifest; `embedded` recordings stand in it as encoded sound files."""
+    return pa.schema([(name, pa.binary() if embedded and name in AUDIO else FIELDS[name]) for name in fields])
+
+
+class ManifestWriter:
+    """Writes rows aside and renames at the end of its `with` block, so that the file is whole or absent.
+
+    Args:
+        path: the ending names the format, see `ENDINGS`.
+        fields: names of `FIELDS`; `id` first.
+        embedded: whether `a1` and `a2` are bytes (Parquet only).
+
+    Raises:
+        ValueError: another ending, a field that the format cannot hold, or the disk is full; what was at `path` before
+            then stays.
+    """
+
+    def __init__(self, path: str | Path, fields: Sequence[str], embedded: bool = False):
+        self.path, self.kept = Path(path), True
+        self.aside = self.path.with_name(self.path.name + ".partial")
+        if self.path.suffix not in _FORMATS:
+            raise ValueError(f"manifest {path}: unknown ending {self.path.suffix!r}; choices: {', '.join(ENDINGS)}")
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.format = _FORMATS[self.path.suffix](self.aside, schema(fields, embedded))
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Rows with any of the fields; what is missing or None stays empty. `codes` are int16 [K, T]."""
+        with self._told():
+            self.format.write(rows)
+
+    def discard(self) -> None:
+        """Leave no file at the end."""
+        self.kept = False
+
+    def __enter__(self) -> ManifestWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None and self.kept:
+            with self._told():
+                self.format.close()
+                os.replace(self.aside, self.path)
+        else:
+            with suppress(OSError):
+                self.format.close()
+            self.aside.unlink(missing_ok=True)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError):
+                self.aside.unlink(missing_ok=True)
+            reason = os.strerror(error.errno) if error.errno else error
+            raise ValueError(f"{self.path}: cannot be written ({reason}); start again to go on") from None
+
+
+class _Csv:
+    """As SpeechBrain reads it: a header, and one line a row."""
+
+    def __init__(self, path: Path, columns: pa.Schema):
+        _refuse(path, columns, "codes")
+        self.file = path.open("w", newline="", encoding="utf-8")
+        self.names = columns.names
+        self.writer = csv.writer(self.file, lineterminator="\n")
+        self.writer.writerow([CSV_ID if name == "id" else name for name in self.names])
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.writer.writerows([row.get(name) for name in self.names] for row in rows)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class _Json:
+    """As SpeechBrain reads it: one object, id -> fields."""
+
+    def __init__(self, path: Path, columns: pa.Schema):
+        _refuse(path, columns)
+        self.file = path.open("w", encoding="utf-8")
+        self.names, self.before = columns.names, "{\n"
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            fields = {name: _plain(row[name]) for name in self.names if name != "id" and row.get(name) is not None}
+            self.file.write(f"{self.before}{json.dumps(row['id'])}: {json.dumps(fields, ensure_ascii=False)}")
+            self.before = ",\n"
+
+    def close(self) -> None:
+        if not self.file.closed:
+            self.file.write("\n}\n" if self.before.startswith(",") else "{}\n")
+        self.file.close()
+
+
+class _Parquet:
+    """One row group for each call of `write`."""
+
+    def __init__(self, path: Path, columns: pa.Schema):
+        repeated = [name for name in _REPEATED if name in columns.names]
+        self.writer = pq.ParquetWriter(path, columns, compression="zstd", use_dictionary=repeated)
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        # arrow takes a list of vectors, not a matrix
+        rows = [row if row.get("codes") is None else {**row, "codes": list(row["codes"])} for row in rows]
+        self.writer.write_table(pa.Table.from_pylist(rows, schema=self.writer.schema))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+_FORMATS = dict(zip(ENDINGS, (_Csv, _Json, _Parquet), strict=True))
+
+
+def _refuse(path: Path, columns: pa.Schema, *names: str) -> None:
+    """Embedded recordings, and columns `names`."""
+    unfit = [name for name in columns.names if name in names or columns.field(name).type == pa.binary()]
+    if unfit:
+        raise ValueError(f"manifest {path.stem}: cannot hold {unfit[0]}; choices: .parquet")
+
+
+def _plain(value: Any) -> Any:
+    """Codes [K, T] as lists."""
+    return value.tolist() if hasattr(value, "tolist") else value

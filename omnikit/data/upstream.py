@@ -1,0 +1,119 @@
+"""Reading what corpora are published as: folders of splits, lines of text, Parquet tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from omnikit.data.corpus import Item, Part, Remark
+
+_READ_ROWS = 256  # of a table at a time
+
+
+def split_folders(data_folder: Path, inner: Sequence[str], pattern: str) -> dict[str, Path]:
+    """The folders that hold a file of `pattern`: in the data folder, else in one of the folders `inner` of it."""
+    for root in (data_folder, *(data_folder / name for name in inner)):
+        folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        found = {p.name: p for p in folders if next(p.glob(pattern), None) is not None}
+        if found:
+            return found
+    return {}
+
+
+def first_with(data_folder: Path, inner: Sequence[str], name: str) -> Path | None:
+    """The data folder, or one of the folders `inner` of it: the first that holds `name`."""
+    return next((root for root in (data_folder, *(data_folder / i for i in inner)) if (root / name).exists()), None)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Lines that are not blank, without white space at their ends; bytes that are no UTF-8 become surrogates, which
+    `corpus` finds.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            yield from (stripped for line in file if (stripped := line.strip()))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def audio_without_text(files: Iterable[Path], named: set[str]) -> Iterator[Remark]:
+    """A remark for each file whose name without its ending is not among `named`."""
+    return (Remark("audio without text", path.name) for path in sorted(files) if path.stem not in named)
+
+
+def parquet_parts(
+    path: Path,
+    columns: Sequence[str],
+    to_item: Callable[[dict[str, Any]], Item | Remark],
+    rows_per_part: int | None = None,
+) -> list[Part]:
+    """Parts of a Parquet file, each a fixed range of its row groups.
+
+    Args:
+        columns: those that are read; a field of a struct as `struct.field`.
+        to_item: from a row, its columns by name, to an item.
+        rows_per_part: a part ends with the row group that fills it; None = the whole file is one.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError):  # the end of the file says what is in it
+        return [Part(path.stem, [path], lambda: [Remark("shard unreadable", path.name)])]
+    for column in {column.partition(".")[0] for column in columns}:
+        if column not in file.schema_arrow.names:
+            raise ValueError(f"{path}: column {column!r} is missing; it has {', '.join(file.schema_arrow.names)}")
+    ranges = _ranges([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)], rows_per_part)
+    return [
+        Part(
+            path.stem if rows_per_part is None else f"{path.stem}-{i:04d}",
+            [path],
+            lambda groups=groups: _read(path, columns, groups, to_item),
+            sum(file.metadata.row_group(group).num_rows for group in groups),
+        )
+        for i, groups in enumerate(ranges)
+    ]
+
+
+def _ranges(sizes: Sequence[int], rows: int | None) -> list[list[int]]:
+    """Indices of row groups, together up to the group that makes `rows` full."""
+    ranges: list[list[int]] = []
+    held = 0
+    for group, size in enumerate(sizes):
+        if not ranges or (rows is not None and held >= rows):
+            ranges.append([])
+            held = 0
+        ranges[-1].append(group)
+        held += size
+    return ranges
+
+
+def _read(
+    path: Path, columns: Sequence[str], groups: list[int], to_item: Callable[[dict[str, Any]], Item | Remark]
+) -> Iterator[Item | Remark]:
+    try:
+        file = pq.ParquetFile(path)
+        for group in groups:  # one by one: a batch does not reach from a whole group into a damaged one
+            for batch in file.iter_batches(_READ_ROWS, row_groups=[group], columns=list(columns)):
+                yield from map(to_item, _rows(batch))
+    except (pa.ArrowInvalid, OSError):
+        yield Remark("shard unreadable", path.name)
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Texts are decoded here: arrow lets any bytes pass for text, and fails when they are wanted."""
+    texts = [f.name for f in batch.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    for name in texts:
+        at = batch.schema.get_field_index(name)
+        as_bytes = pa.binary() if pa.types.is_string(batch.schema.field(at).type) else pa.large_binary()
+        batch = batch.set_column(at, name, batch.column(at).cast(as_bytes))
+    for row in batch.to_pylist():
+        yield row | {name: row[name].decode("utf-8", "surrogateescape") for name in texts if row[name] is not None}

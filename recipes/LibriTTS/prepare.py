@@ -1,0 +1,54 @@
+"""Manifests of LibriTTS (and of LibriTTS-R, which is laid out the same).
+
+    python prepare.py --data_folder /data/LibriTTS --save_folder manifests --splits train-clean-100 train-clean-360
+
+writes one CSV file for each split; docs/data.md says what stands in it. Of the two texts upstream the normalized one is
+taken, in which numbers and abbreviations are words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from omnikit.data.corpus import Corpus, Item, Part, Remark, command
+from omnikit.data.upstream import audio_without_text, read_lines, split_folders
+
+TEXT = ".normalized.txt"
+
+
+def splits(data_folder: Path) -> dict[str, Path]:
+    """`train-clean-100`, `dev-other` .."""
+    return split_folders(data_folder, ["LibriTTS", "LibriTTS_R"], f"*/*/*{TEXT}")
+
+
+def parts(split: str, folder: Path) -> list[Part]:
+    chapters = sorted(path for path in folder.glob("*/*") if path.is_dir())
+    return [Part(split, chapters, lambda: items(chapters))]
+
+
+def items(chapters: list[Path]) -> Iterator[Item | Remark]:
+    """A row for each normalized text."""
+    for chapter in chapters:
+        names = sorted(path.name.removesuffix(TEXT) for path in chapter.glob(f"*{TEXT}"))
+        for name in names:
+            yield {
+                "id": name,
+                "speaker": chapter.parent.name,
+                "language": "en",
+                "t1": " ".join(read_lines(chapter / f"{name}{TEXT}")),
+                "a1": str(chapter.resolve() / f"{name}.wav"),
+            }
+        yield from audio_without_text(chapter.glob("*.wav"), set(names))
+
+
+CORPUS = Corpus(
+    layout="<split>/<speaker>/<chapter>/<speaker>_<chapter>_<paragraph>_<sentence>.wav with .normalized.txt beside it",
+    fields=("id", "duration", "speaker", "language", "t1", "a1"),
+    splits=splits,
+    parts=parts,
+    sample_rate=24000,
+)
+
+if __name__ == "__main__":
+    command(CORPUS, __doc__)

@@ -1,0 +1,94 @@
+"""Manifests of MOSS-002-SFT: written conversations in English and Chinese.
+
+    python prepare.py --data_folder /data/moss-002-sft-data --save_folder manifests --splits en_helpfulness
+
+writes a folder with one Parquet shard for each upstream file. Only a conversation's first turn makes a row, since the
+others cannot be understood alone; they are counted. docs/data.md says what stands in a manifest.
+
+Assumed of upstream's files: `{en,zh}_<kind>.json`, one array of objects; or `.jsonl`, an object on each line. An object
+has `plain_text`, "[Human]: ..<eoh> [MOSS]: ..<eoa>" turn after turn, or, as in later releases, `chat`, an object of
+turns with `Human` and `MOSS`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omnikit.data.corpus import Corpus, Item, Part, Remark, command
+from omnikit.data.upstream import read_lines
+
+TAGS = re.compile(r"\[(?:Human|MOSS)\]:|<\|(?:Human|MOSS)\|>:|<eo[ahm]>")
+BETWEEN = re.compile(r"[\s,\[]*")  # objects of an array
+Turn = tuple[str, str]
+"""What the human says, what MOSS says."""
+
+
+def splits(data_folder: Path) -> dict[str, Path]:
+    """Each upstream file is a split."""
+    return {path.stem: path for path in sorted(data_folder.iterdir()) if re.match(r"(en|zh)_.*\.jsonl?$", path.name)}
+
+
+def parts(split: str, path: Path) -> list[Part]:
+    return [Part(split, [path], lambda: items(split, path))]
+
+
+def items(split: str, path: Path) -> Iterator[Item | Remark]:
+    """A row for each conversation, named by its place in the file."""
+    for i, found in enumerate(conversations(path)):
+        name = f"{split}-{i:07d}"
+        turns = turns_of(found) if isinstance(found, dict) else []
+        if not turns:
+            yield Remark("malformed", name)
+            continue
+        yield {"id": name, "language": split[:2], "t1": turns[0][0], "t2": turns[0][1]}
+        yield from (Remark("later turn", name) for _ in turns[1:])
+
+
+def conversations(path: Path) -> Iterator[Any]:
+    """The objects of an array, or of lines; None for what is no JSON."""
+    if path.suffix == ".jsonl":
+        for line in read_lines(path):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                yield None
+        return
+    text = "".join(read_lines(path))
+    decoder, at = json.JSONDecoder(), BETWEEN.match(text).end()
+    while at < len(text) and text[at] != "]":
+        try:
+            found, at = decoder.raw_decode(text, at)
+        except ValueError:  # cut short: nothing behind can be told apart
+            yield None
+            return
+        yield found
+        at = BETWEEN.match(text, at).end()
+
+
+def turns_of(conversation: dict[str, Any]) -> list[Turn]:
+    """Its turns; [] where it has none of the forms above."""
+    if isinstance(conversation.get("plain_text"), str):
+        pairs = [turn.split("<eoh>") for turn in conversation["plain_text"].split("<eoa>") if turn.strip()]
+    elif isinstance(conversation.get("chat"), dict):
+        pairs = [[turn.get("Human", ""), turn.get("MOSS", "")] for turn in conversation["chat"].values()]
+    else:
+        return []
+    if any(len(pair) != 2 for pair in pairs):
+        return []
+    return [(TAGS.sub("", human).strip(), TAGS.sub("", moss).strip()) for human, moss in pairs]
+
+
+CORPUS = Corpus(
+    layout="{en,zh}_<kind>.json or .jsonl with plain_text",
+    fields=("id", "language", "t1", "t2"),
+    splits=splits,
+    parts=parts,
+    shards=True,
+)
+
+if __name__ == "__main__":
+    command(CORPUS, __doc__)

@@ -1,0 +1,44 @@
+"""Manifests of Open-Orca: written questions and answers.
+
+    python prepare.py --data_folder /data/OpenOrca --save_folder manifests
+
+writes a folder of Parquet shards for each upstream file (`1M-GPT4-Augmented`, `3_5M-GPT3_5-Augmented`), a shard for
+about 100000 rows. The system prompt is left out: the models trained here have none. docs/data.md says what stands in a
+manifest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omnikit.data.corpus import Corpus, Item, Part, command
+from omnikit.data.upstream import parquet_parts
+
+ROWS = 100_000  # of a shard
+
+
+def splits(data_folder: Path) -> dict[str, Path]:
+    """Each upstream file is a split."""
+    return {path.stem: path for path in sorted(data_folder.glob("*.parquet"))}
+
+
+def parts(split: str, path: Path) -> list[Part]:
+    return parquet_parts(path, ["id", "question", "response"], to_item, ROWS)
+
+
+def to_item(row: dict[str, Any]) -> Item:
+    question, answer = ((row[name] or "").strip() for name in ("question", "response"))
+    return {"id": row["id"] or "", "language": "en", "t1": question, "t2": answer}
+
+
+CORPUS = Corpus(
+    layout="<name>.parquet with id, system_prompt, question and response",
+    fields=("id", "language", "t1", "t2"),
+    splits=splits,
+    parts=parts,
+    shards=True,
+)
+
+if __name__ == "__main__":
+    command(CORPUS, __doc__)

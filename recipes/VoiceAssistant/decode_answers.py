@@ -1,0 +1,58 @@
+"""Answers of which a manifest holds codes, as wav files to listen to.
+
+    python decode_answers.py --manifest manifests/train --save_folder answers --ids '^identity-' --limit 20
+
+A file that is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from omnikit.audio import save_audio
+from omnikit.data.rows import Row, read_manifest
+from omnikit.errors import bad_input_exits
+from omnikit.hparams import build_part
+
+
+def chosen(manifest: str, ids: str, limit: int | None) -> list[Row]:
+    """The first `limit` rows (None: all) whose ids fit the pattern and that have a spoken answer.
+
+    Raises:
+        ValueError: there is none.
+    """
+    fitting = (row for row in read_manifest(manifest) if re.search(ids, row.id) and (row.codes or row.a2))
+    rows = list(islice(fitting, limit))
+    if not rows:
+        raise ValueError(f"--ids {ids}: no row of {manifest} with such an id has a spoken answer")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", required=True, help="a manifest file, or a folder of shards")
+    parser.add_argument("--save_folder", required=True, metavar="DIR", type=Path)
+    parser.add_argument("--codec", default="snac_24khz", help="a name in hparams/codec")
+    parser.add_argument("--weights", help="of the codec; default: those that its part file names")
+    parser.add_argument("--ids", default="", metavar="REGEX")
+    parser.add_argument("--limit", type=int, metavar="N")
+    options = parser.parse_args()
+    rows = chosen(options.manifest, options.ids, options.limit)
+    codec = build_part("codec", options.codec, **({"weights": options.weights} if options.weights else {}))
+    codec.load_weights()
+    codec.eval()
+    options.save_folder.mkdir(parents=True, exist_ok=True)
+    for row in tqdm(rows, desc="decode"):
+        path = options.save_folder / f"{row.id.replace('/', '_')}.wav"
+        if not path.exists():
+            save_audio(path, row.answer_wav(codec, options.codec), codec.sample_rate)
+
+
+if __name__ == "__main__":
+    with bad_input_exits():
+        main()

@@ -1,0 +1,328 @@
+"""Each corpus' prepare.py: what is read of the published layout, what is left out and why, and what a kill changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+from omnikit.data.corpus import NOTES, REASONS, Checks, prepare
+from omnikit.data.manifest import ManifestWriter
+from omnikit.data.rows import read_manifest
+from omnikit.tasks import TASKS
+from tests.recipes.trees import (
+    RECIPES,
+    TREES,
+    cut,
+    load_corpus,
+    load_script,
+    pq_file,
+    snac_text,
+    voiceassistant,
+    write_sound,
+    write_text,
+)
+
+LISTEN, WRITE = {"A1T1", "T1A1"}, {"T1T2"}
+SPEAK = {"A1T1", "T1A1", "T1T2", "A1T2", "T1A2", "A1A2"}
+WHOLE = {
+    # splits with rows; of the first split the first row's id, speaker, language, texts; the tasks that it serves
+    "LibriSpeech": (
+        {"dev-clean": 2, "dev-other": 1}, ("19-198-0000", "19", "en", "northanger abbey", None), LISTEN,
+    ),
+    "LibriTTS": (
+        {"dev-clean": 2}, ("84_121123_000007_000000", "84", "en", "Mister Smith has two dollars.", None), LISTEN,
+    ),
+    "VCTK": ({"mic1": 2}, ("p225_001_mic1", "p225", "en", "Please call Stella.", None), LISTEN),
+    "MLS": (
+        {"german-dev": 2, "polish_opus-dev": 2}, ("4800_10003_000000", "4800", "de", "ein test für alle", None), LISTEN,
+    ),
+    "LJSpeech": ({"all": 2}, ("LJ001-0001", "LJ", "en", 'He said "fourteen fifty-five', None), LISTEN),
+    "OpenOrca": ({"1M-GPT4-Augmented": 5}, ("flan.0", "", "en", "Question 0?", "Answer 0."), WRITE),
+    "MOSS": (
+        {"en_helpfulness": 2, "zh_honesty": 1}, ("en_helpfulness-0000000", "", "en", "How\nmany?", "Four."), WRITE,
+    ),
+    "VoiceAssistant": ({"train": 6}, ("identity-00-1", "", "en", "who are you 0", "i am number 0"), SPEAK),
+}  # fmt: skip
+DAMAGED = {
+    # skipped by reason, all splits together, of the damaged tree
+    "LibriSpeech": {
+        "unreadable": 2, "empty": 1, "missing": 1, "no text": 1, "audio without text": 1, "not UTF-8": 1,
+        "duplicate id": 1,
+    },
+    "LibriTTS": {"unreadable": 1, "missing": 1, "audio without text": 1, "no text": 1},
+    "VCTK": {"not UTF-8": 1, "audio without text": 1},
+    "MLS": {"malformed": 2, "missing": 2, "duplicate id": 2, "audio without text": 2},
+    "LJSpeech": {"malformed": 1, "no text": 1, "audio without text": 1},
+    "OpenOrca": {"duplicate id": 1, "no text": 2},
+    "MOSS": {"malformed": 2, "no text": 2},
+    "VoiceAssistant": {"bad codes": 5, "missing": 1, "unreadable": 1, "shard unreadable": 1},
+}  # fmt: skip
+
+
+def manifest(folder: Path, name: str, split: str) -> Path:
+    return folder / split if load_corpus(name).shards else folder / f"{split}.csv"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_rows_of_the_published_layout(name: str, tmp_path: Path):
+    TREES[name](tmp_path / "upstream")
+    expected, first, tasks = WHOLE[name]
+    summaries = list(prepare(load_corpus(name), tmp_path / "upstream", tmp_path / "out"))
+    assert {summary.split: summary.rows for summary in summaries} == expected
+    upstream_lacks = {"audio without text": 1} if name == "VCTK" else {}
+    assert all(summary.skipped.reasons == upstream_lacks for summary in summaries)
+    rows = read_manifest(manifest(tmp_path / "out", name, summaries[0].split), tmp_path / "cache")
+    assert len({row.id for row in rows}) == len(rows) == summaries[0].rows
+    row = rows[0]
+    assert (row.id, row.speaker, row.language, row.t1, row.t2) == first
+    assert {task.name for task in TASKS.values() if row.serves(task)} == tasks
+    if row.a1 is not None:
+        assert len(row.a1.load(16000)) == pytest.approx(16000 * row.duration, abs=2)
+        assert summaries[0].hours == pytest.approx(sum(row.duration for row in rows) / 3600)
+        assert len(summaries[0].speakers) == len({row.speaker for row in rows if row.speaker})
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_damage_is_skipped_and_counted(name: str, tmp_path: Path):
+    TREES[name](tmp_path / "upstream", damaged=True)
+    splits = {"OpenOrca": ["1M-GPT4-Augmented"]}.get(name)
+    summaries = list(prepare(load_corpus(name), tmp_path / "upstream", tmp_path / "out", splits))
+    counted = {}
+    for summary in summaries:
+        for reason, count in summary.skipped.reasons.items():
+            counted[reason] = counted.get(reason, 0) + count
+            assert f"{count} {reason} (such as " in str(summary)
+    assert counted == DAMAGED[name]
+    with pytest.raises(ValueError, match="|".join(map(str, DAMAGED[name]))):
+        list(prepare(load_corpus(name), tmp_path / "upstream", tmp_path / "strict", splits, Checks(strict=True)))
+    with pytest.raises(ValueError, match="skipped"):  # what was made before does not hide it
+        list(prepare(load_corpus(name), tmp_path / "upstream", tmp_path / "out", splits, Checks(strict=True)))
+
+
+def test_a_split_with_nothing_usable_is_refused(tmp_path: Path):
+    TREES["OpenOrca"](tmp_path / "upstream", damaged=True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"3_5M-GPT3_5-Augmented.parquet: no usable row; .*1 shard unreadable"):
+            list(prepare(load_corpus("OpenOrca"), tmp_path / "upstream", tmp_path / "out", ["3_5M-GPT3_5-Augmented"]))
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_the_second_microphone_is_another_split(tmp_path: Path):
+    TREES["VCTK"](tmp_path)
+    (summary,) = prepare(load_corpus("VCTK"), tmp_path, tmp_path / "out", ["mic2"])
+    assert summary.rows == 1 and summary.skipped.reasons == {"missing": 1, "audio without text": 1}
+    assert summary.skipped.examples["missing"] == "p280_001_mic2"
+
+
+def test_other_rates_and_stereo_are_used_and_noted(tmp_path: Path):
+    TREES["VCTK"](tmp_path, damaged=True)
+    (summary,) = prepare(load_corpus("VCTK"), tmp_path, tmp_path / "out")
+    assert summary.notes.reasons == {"another rate": 1, "several channels": 1}
+    row = next(row for row in read_manifest(tmp_path / "out" / "mic1.csv") if row.id == "p225_003_mic1")
+    assert row.a1.load(24000).shape == (4800,)
+
+
+def test_codes_arrive_in_the_published_order(tmp_path: Path):
+    voiceassistant(tmp_path)
+    list(prepare(load_corpus("VoiceAssistant"), tmp_path, tmp_path / "out"))
+    row = read_manifest(tmp_path / "out" / "train", tmp_path / "cache")[2]
+    frames = [list(map(int, frame.split())) for frame in snac_text(4, seed=2).split("#")[1:]]
+    assert row.codes.codec == "snac_24khz" and row.codes.frames == 4
+    assert row.codes.load().dtype == torch.int16
+    assert row.codes.load().T.tolist() == frames
+
+
+def test_a_table_damaged_inside_gives_the_rows_before(tmp_path: Path):
+    rows = [
+        {"id": str(i), "system_prompt": "", "question": f"q {i}" * 50, "response": f"r {i}" * 50} for i in range(600)
+    ]
+    path = pq_file(tmp_path / "1M-GPT4-Augmented.parquet", rows, row_group_size=300)
+    data = bytearray(path.read_bytes())
+    end = len(data) // 2 + 2000
+    data[end - 1500 : end] = bytes(1500)
+    path.write_bytes(data)
+    (summary,) = prepare(load_corpus("OpenOrca"), tmp_path, tmp_path / "out")
+    assert 300 <= summary.rows < 600  # the first row group is whole
+    assert summary.skipped.reasons == {"shard unreadable": 1}
+
+
+def test_a_table_with_another_encoding_or_column_is_told(tmp_path: Path):
+    texts = pa.array([b"caf\xc3\xa9", b"caf\xe9"], pa.binary()).view(pa.string())
+    table = {"id": ["a", "b"], "question": texts, "response": ["x", "y"]}
+    pq.write_table(pa.table(table), tmp_path / "1M-GPT4-Augmented.parquet")
+    (summary,) = prepare(load_corpus("OpenOrca"), tmp_path, tmp_path / "out")
+    assert summary.rows == 1 and summary.skipped.reasons == {"not UTF-8": 1}
+    pq.write_table(pa.table({"id": ["a"], "question": ["x"]}), tmp_path / "1M-GPT4-Augmented.parquet")
+    with pytest.raises(ValueError, match="column 'response' is missing; it has id, question"):
+        list(prepare(load_corpus("OpenOrca"), tmp_path, tmp_path / "out"))
+
+
+def test_answers_are_decoded_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    codes = np.random.default_rng(0).integers(0, 256, (7, 3)).astype(np.int16)
+    row = {"t1": "who", "t2": "me", "codes": codes, "codec": "snac_mini"}
+    with ManifestWriter(tmp_path / "m.json", ["id", "t1", "t2", "codes", "codec"]) as writer:
+        writer.write([{**row, "id": name} for name in ("a-1", "a-2", "b-1")])
+    script = load_script(RECIPES / "VoiceAssistant" / "decode_answers.py")
+    weights = RECIPES.parent / "egs" / "mini" / "pretrained" / "snac_mini"
+    options = [
+        "--codec",
+        "snac_mini",
+        "--weights",
+        str(weights),
+        "--ids",
+        "^a",
+        "--save_folder",
+        str(tmp_path / "wavs"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["decode_answers.py", "--manifest", str(tmp_path / "m.json"), *options])
+    script.main()
+    wavs = sorted((tmp_path / "wavs").iterdir())
+    assert [wav.name for wav in wavs] == ["a-1.wav", "a-2.wav"]
+    assert soundfile.info(wavs[0]).duration == pytest.approx(3 / 12.5)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--ids", "^c"])
+    with pytest.raises(ValueError, match=r"--ids \^c: no row of .*m.json with such an id has a spoken answer"):
+        script.main()
+
+
+def test_later_turns_are_noted(tmp_path: Path):
+    TREES["MOSS"](tmp_path)
+    english, chinese = prepare(load_corpus("MOSS"), tmp_path, tmp_path / "out")
+    assert english.notes.reasons == {"later turn": 1} and not chinese.notes
+    assert read_manifest(tmp_path / "out" / "zh_honesty", tmp_path / "cache")[0].t1 == "你好"
+
+
+def test_a_range_of_upstream_is_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    corpus = load_corpus("OpenOrca")
+    monkeypatch.setitem(corpus.parts.__globals__, "ROWS", 3)
+    TREES["OpenOrca"](tmp_path)  # row groups of 2, 2 and 1
+    list(prepare(corpus, tmp_path, tmp_path / "out"))
+    shards = sorted((tmp_path / "out" / "1M-GPT4-Augmented").glob("*.parquet"))
+    assert [[row.id for row in read_manifest(shard, tmp_path / "cache")] for shard in shards] == [
+        ["flan.0", "flan.1", "flan.2", "flan.3"],
+        ["flan.4"],
+    ]
+
+
+def test_lines_of_transcripts_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    corpus = load_corpus("MLS")
+    monkeypatch.setitem(corpus.parts.__globals__, "LINES", 1)
+    TREES["MLS"](tmp_path, damaged=True)
+    summary = next(prepare(corpus, tmp_path / "mls_german", tmp_path / "out"))
+    assert summary.rows == 2 and summary.skipped.reasons["duplicate id"] == 1  # of another shard
+    assert [path.name for path in sorted((tmp_path / "out" / "german-dev").glob("*.parquet"))] == [
+        "0000.parquet",
+        "0001.parquet",
+    ]
+
+
+def test_texts_without_any_recordings_are_refused(tmp_path: Path):
+    TREES["MLS"](tmp_path)
+    shutil.rmtree(tmp_path / "mls_german" / "dev" / "audio")
+    with pytest.raises(ValueError, match=r"mls_german/dev: no usable row; .*skipped: 2 missing"):
+        list(prepare(load_corpus("MLS"), tmp_path, tmp_path / "out", ["german-dev"]))
+
+
+def test_made_again_only_when_something_changed(tmp_path: Path):
+    TREES["LibriSpeech"](tmp_path)
+    corpus, made_file = load_corpus("LibriSpeech"), tmp_path / "out" / "dev-clean.csv"
+
+    def made() -> int:
+        list(prepare(corpus, tmp_path, tmp_path / "out", ["dev-clean"]))
+        return made_file.stat().st_mtime_ns
+
+    first = made()
+    assert made() == first
+    chapter = tmp_path / "LibriSpeech" / "dev-clean" / "19" / "198"
+    write_sound(chapter / "19-198-0002.flac")
+    with (chapter / "19-198.trans.txt").open("a") as file:
+        file.write("19-198-0002 ONE MORE\n")
+    second = made()
+    assert second > first and len(read_manifest(made_file)) == 3
+    os.replace(write_sound(tmp_path / "longer.flac", 5.0), chapter / "19-198-0002.flac")
+    assert made() > second
+    assert max(row.duration for row in read_manifest(made_file)) == 5.0
+
+
+def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
+    command = [sys.executable, str(RECIPES / name / "prepare.py"), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_script_says_what_it_made_and_what_is_wrong(tmp_path: Path):
+    TREES["LibriSpeech"](tmp_path)
+    folders = ["--data_folder", tmp_path, "--save_folder", tmp_path / "out"]
+    done = run("LibriSpeech", *folders, "--splits", "dev-clean", "--decode_all")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "dev-clean: 2 rows, 0.00 h, 1 speakers; skipped: none\n"
+    wrong = run("LibriSpeech", *folders, "--splits", "dev-cleen")
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
+    assert f"--splits dev-cleen: not in {tmp_path}; choices: dev-clean, dev-other" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_another_folder_is_refused_with_the_layout(name: str, tmp_path: Path):
+    write_text(tmp_path / "notes.txt", "nothing")
+    with pytest.raises(ValueError, match=r"--data_folder .*: holds no "):
+        list(prepare(load_corpus(name), tmp_path, tmp_path / "out"))
+    with pytest.raises(ValueError, match="--data_folder /nowhere: no such folder"):
+        list(prepare(load_corpus(name), "/nowhere", tmp_path / "out"))
+
+
+def test_the_page_on_data_tells_of_all_layouts_and_reasons():
+    page = " ".join((RECIPES.parent / "docs" / "data.md").read_text(encoding="utf-8").split())
+    for text in (*(load_corpus(name).layout for name in TREES), *REASONS.values(), *NOTES.values()):
+        assert text in page
+
+
+def test_a_killed_run_ends_with_the_same_shards(tmp_path: Path):
+    voiceassistant(tmp_path, files=8, rows=60)
+    corpus = load_corpus("VoiceAssistant")
+    began = time.monotonic()
+    list(prepare(corpus, tmp_path, tmp_path / "whole"))
+    took = time.monotonic() - began
+    script = str(RECIPES / "VoiceAssistant" / "prepare.py")
+    code = f"import runpy, omnikit.data.upstream; print(flush=True); runpy.run_path({script!r}, run_name='__main__')"
+    command = [sys.executable, "-c", code, "--data_folder", str(tmp_path), "--save_folder", str(tmp_path / "killed")]
+    environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
+    moments, killed = np.random.default_rng(0).uniform(0, took / 6, 10), 0
+    for moment in moments:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process.stdout.readline()  # all is imported
+        time.sleep(moment)
+        killed += process.poll() is None
+        process.kill()
+        process.communicate()
+    assert killed > 5  # the last ones may have found nothing left to do
+    list(prepare(corpus, tmp_path, tmp_path / "killed"))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_what_a_kill_leaves_between_two_files_is_made_good(tmp_path: Path):
+    """Aside files half written, and a shard whose summary was not yet written."""
+    voiceassistant(tmp_path, files=3)
+    corpus = load_corpus("VoiceAssistant")
+    list(prepare(corpus, tmp_path, tmp_path / "whole"))
+    list(prepare(corpus, tmp_path, tmp_path / "killed"))
+    first, _, last = sorted((tmp_path / "killed" / "train").glob("*.parquet"))
+    first.with_name(f"{first.stem}.summary.json").unlink()
+    last.with_name(f"{last.stem}.summary.json").unlink()
+    last.rename(last.with_name(f"{last.name}.partial"))
+    cut(last.with_name(f"{last.name}.partial"))
+    list(prepare(corpus, tmp_path, tmp_path / "killed"))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
