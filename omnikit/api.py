@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omnikit.audio import load_audio
-from omnikit.engines import TORCH, engine_folder, open_engine
+from omnikit.engines import TORCH, load_with_engine
 from omnikit.generate import Decoding, Question, Step, answers, generate, read_codes
 from omnikit.model import Engine, OmniLM
 from omnikit.strategies import PARALLEL, Strategy
@@ -22,6 +22,7 @@ Audio = str | Path | Tensor
 """A file, or a waveform [N] in -1..1 at the encoder's sample rate."""
 UNFINISHED = "\ufffd"
 """What tokenizers write for bytes that are no character yet."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST_CHUNK = 8
 """Frames. At its ends a chunk of a low-latency stream is estimated, and that takes work: the longer it is, the less."""
 
@@ -200,11 +201,13 @@ def load(
     device: str = "cpu",
     strategy: Strategy | None = None,
     engine: str = TORCH,
+    dtype: str = "float32",
 ) -> Omni:
     """Load a checkpoint folder, or one of the hub by its id; None = the mini system that comes with the package.
 
     Args:
         engine: what computes the steps, a name in `omnikit.engines.ENGINES`; all but `torch` need the CPU.
+        dtype: in which `torch` computes all but encoder and codec: float32, bfloat16 or float16.
 
     Raises:
         ValueError: the folder or a piece of it is missing or does not fit, or the engine cannot run it.
@@ -213,10 +216,13 @@ def load(
 
     if engine != TORCH and device != "cpu":
         raise ValueError(f"--engine {engine}: runs on the CPU, not on --device {device}")
-    model = load_checkpoint(checkpoint, device=device)
     if engine == TORCH:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype}: unknown (choices: {', '.join(DTYPES)})")
+        model = load_checkpoint(checkpoint, device=device).to_dtype(DTYPES[dtype])
         return Omni(model, strategy=strategy)
-    return Omni(model, strategy=strategy, engine=open_engine(engine, model, engine_folder(checkpoint)))
+    model, machine = load_with_engine(engine, checkpoint)
+    return Omni(model, strategy=strategy, engine=machine)
 
 
 def build(

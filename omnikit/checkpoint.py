@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from omnikit.hparams import check_safe, different_parts, packaged, safe_load
 from omnikit.hparams.tree import read_tree_text, write_tree
 from omnikit.hub import hub_folder, is_hub_id
+from omnikit.llms.skeleton import skeletons
 from omnikit.model import OmniLM
 from omnikit.weights import FILE_NAME, load_into, save_weights
 
@@ -42,13 +44,16 @@ def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16)
     _replace(folder, aside)
 
 
-def load(folder: str | Path | None = None, device: str = "cpu", allow: tuple[str, ...] = ()) -> OmniLM:
+def load(
+    folder: str | Path | None = None, device: str = "cpu", allow: tuple[str, ...] = (), skeleton: bool = False
+) -> OmniLM:
     """Build a saved model, in evaluation mode.
 
     Args:
         folder: or a hub id; `None` = the mini system that comes with the package.
         device: where it shall run.
         allow: modules of one's own whose classes the checkpoint may name.
+        skeleton: leave the backbone's blocks and heads out: an engine computes them.
 
     Raises:
         ValueError: no such folder, a piece of it is missing, refused or does not fit, or no such device.
@@ -57,9 +62,10 @@ def load(folder: str | Path | None = None, device: str = "cpu", allow: tuple[str
     folder = existing(SHIPPED if folder is None else folder)
     _piece(folder, HPARAMS)
     _piece(folder, FILE_NAME)
-    model = build(folder, allow)
+    with skeletons() if skeleton else nullcontext():
+        model = build(folder, allow)
     load_into(model, folder)
-    return model.to(device).eval()
+    return (model if skeleton else model.to(device)).eval()
 
 
 def build(folder: str | Path, allow: tuple[str, ...] = ()) -> OmniLM:

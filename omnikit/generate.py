@@ -236,7 +236,7 @@ class AnswerRules:
             return self.forced[:, step] if step < self.forced.shape[1] else pad
         if bool(self.text_done.all()):
             return pad
-        logits = logits()
+        logits = logits().float()
         if self.decoding.constrain:
             allowed = torch.arange(logits.shape[-1], device=logits.device) <= self.layout.text.eot
             logits = logits.masked_fill(~allowed, float("-inf"))
@@ -246,7 +246,7 @@ class AnswerRules:
         return token
 
     def _next_audio(self, logits: Tensor, stream: int, step: int) -> Tensor:
-        ids = self.layout.audio[stream]
+        ids, logits = self.layout.audio[stream], logits.float()
         if self.decoding.constrain:
             logits = self._constrain(logits, stream, step)
         token = sample(logits, self.decoding.audio, previous=self._previous(1 + stream), generator=self.generator)
@@ -298,7 +298,7 @@ def _listen(model: OmniLM, questions: list[Question]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([f.shape[0] for f in features])
     padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True).to(model.device)
     with torch.inference_mode():
-        adapted, lengths = model.adapter(padded, lengths.to(model.device))
+        adapted, lengths = model.adapter(padded.to(model.dtype), lengths.to(model.device))
     return adapted, lengths.cpu()
 
 

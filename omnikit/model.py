@@ -119,6 +119,19 @@ class OmniLM(nn.Module):
     def device(self) -> torch.device:
         return self.text_rows.embed.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what comes after the encoder and before the codec."""
+        return self.text_rows.embed.weight.dtype
+
+    def to_dtype(self, dtype: torch.dtype) -> OmniLM:
+        """Compute in another type; encoder and codec stay as they are, and so do buffers: rounded rotary frequencies
+        would turn far positions to somewhere else."""
+        for module in (self.adapter, self.llm, self.tts_adapter, self.text_rows, self.audio_rows):
+            for parameter in module.parameters() if module is not None else ():
+                parameter.data = parameter.data.to(dtype)
+        return self
+
     def parts(self) -> dict[str, nn.Module]:
         """The modules by the names of `PARTS`, without those that this model does not have."""
         return {name: getattr(self, name) for name in PARTS if getattr(self, name) is not None}
@@ -138,10 +151,10 @@ class OmniLM(nn.Module):
 
     def embed(self, steps: Tensor, speech: Speech | None = None) -> Tensor:
         """Steps [B, S, L] -> the mean of their streams' embeddings [B, L, D]."""
-        audio = self.audio_rows.embed(steps[:, 1:] + self.audio_offsets).sum(dim=1)
+        audio = self.audio_rows.embed(steps[:, 1:] + self.audio_offsets).sum(dim=1, dtype=torch.float32)
         if speech is not None:
             audio = self._insert(audio, speech)
-        return (self._embed_text(steps[:, 0]) + audio) / self.layout.num_streams
+        return ((self._embed_text(steps[:, 0]) + audio) / self.layout.num_streams).to(self.dtype)
 
     def _embed_text(self, ids: Tensor) -> Tensor:
         known = self.llm.embed(ids.clamp(max=self.llm.vocab_size - 1))

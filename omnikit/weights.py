@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FILE_NAME = "model.safetensors"
@@ -22,7 +22,8 @@ Stored = dict[str, Tensor]
 
 
 def load_into(module: nn.Module, path: str | Path, fit: Callable[[Stored], Stored] | None = None) -> None:
-    """Copy weights into `module`, each cast to the type that the module has.
+    """Copy weights into `module`, each cast to the type that the module has. What of it is on the meta device stays
+    there, and its weights are not read.
 
     Args:
         path: a safetensors file, or a folder with `model.safetensors`.
@@ -32,12 +33,15 @@ def load_into(module: nn.Module, path: str | Path, fit: Callable[[Stored], Store
         ValueError: no such file, not safetensors, or names and shapes that differ; the message names file and names.
     """
     file = weights_file(path)
+    own = module.state_dict(keep_vars=True)
+    nowhere = {name for name, tensor in own.items() if tensor.is_meta}
+    own = {name: tensor for name, tensor in own.items() if name not in nowhere}
     try:
-        stored = load_file(file)
+        with safe_open(file, "pt") as reader:
+            stored = {name: reader.get_tensor(name) for name in reader.keys() if name not in nowhere}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{file}: not a safetensors file ({error})") from None
     stored = stored if fit is None else fit(stored)
-    own = module.state_dict(keep_vars=True)
     problems = _differences(own, stored)
     if problems:
         raise ValueError(f"{file} does not fit {type(module).__name__}: {'; '.join(problems)}")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from omnikit.checkpoint import SHIPPED, existing
+import torch
+
+from omnikit import checkpoint as checkpoints
 from omnikit.errors import missing_package
 from omnikit.model import Engine, OmniLM
 from omnikit.weights import FILE_NAME
@@ -25,22 +29,52 @@ def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **op
     Raises:
         ValueError: an unknown name, a package that is not installed, or a model that the engine cannot run.
     """
-    if name not in ENGINES:
-        raise ValueError(f"engine {name!r}: unknown (choices: {', '.join(ENGINES)})")
+    _check(name)
     if name == TORCH:
         return model
-    try:
-        from omnikit.engines.openvino import OpenVINOEngine
-    except ModuleNotFoundError as error:
-        raise ValueError(f"engine {name}: {missing_package(error.name or name)}") from None
     assert folder is not None, "openvino keeps its graphs in a folder"
-    return OpenVINOEngine(model, folder, **options)
+    return _openvino().OpenVINOEngine(model, folder, **options)
+
+
+def load_with_engine(name: str, checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM, Engine]:
+    """A checkpoint's model on the CPU and an engine for it, without what the engine does not need.
+
+    Args:
+        checkpoint: as for `omnikit.checkpoint.load`.
+        options: of the engine.
+
+    Raises:
+        ValueError: as `open_engine` and `omnikit.checkpoint.load`.
+    """
+    _check(name)
+    if name == TORCH:
+        model = checkpoints.load(checkpoint)
+        return model, model
+    module, folder = _openvino(), engine_folder(checkpoint)
+    if not module.is_converted(folder, **options):
+        module.convert(checkpoints.load(checkpoint), folder, **options)
+    # rounded as stored checkpoints are: the embeddings are most of what is left
+    model = checkpoints.load(checkpoint, skeleton=True).to_dtype(torch.bfloat16)
+    return model, module.OpenVINOEngine(model, folder, **options)
+
+
+def _check(name: str) -> None:
+    if name not in ENGINES:
+        raise ValueError(f"engine {name!r}: unknown (choices: {', '.join(ENGINES)})")
+
+
+def _openvino() -> ModuleType:
+    try:
+        return importlib.import_module("omnikit.engines.openvino")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"engine {OPENVINO}: {missing_package(error.name or OPENVINO)}") from None
 
 
 def engine_folder(checkpoint: str | Path | None) -> Path:
     """Where engines keep what they make of a checkpoint: a folder of the user's cache (`XDG_CACHE_HOME`) that belongs
     to its weights as they are now; None = the mini system of the package."""
-    file = (existing(SHIPPED if checkpoint is None else checkpoint) / FILE_NAME).resolve()
+    folder = checkpoints.existing(checkpoints.SHIPPED if checkpoint is None else checkpoint)
+    file = (folder / FILE_NAME).resolve()
     about = file.stat()
     key = hashlib.sha256(f"{file} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:16]
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnikit" / "engines" / key

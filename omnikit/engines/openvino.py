@@ -7,8 +7,8 @@ Letters: B rows, L new positions, C positions with those before, D width, S stre
 
 from __future__ import annotations
 
-import logging
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import openvino as ov
 import torch
 from torch import Tensor
 
-from omnikit.engines.openvino_graph import WEIGHTS, GraphBuilder, attention_window
+from omnikit.engines.openvino_graph import INT8, WEIGHTS, GraphBuilder, attention_window
 from omnikit.model import Hidden, OmniLM, Speech
 
 FORBIDDEN = -1e9
@@ -28,8 +28,6 @@ SETTINGS = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128",
 }
 
-logger = logging.getLogger(__name__)
-
 
 class OpenVINOEngine:
     """An `Engine`.
@@ -38,21 +36,18 @@ class OpenVINOEngine:
         model: embeds steps and says how the rest looks; its backbone is of Llama's kind.
         folder: where the graphs are, or will be if they are not.
         weights: how matrices are stored, one of `WEIGHTS`.
-        threads: of the CPU; None = as many as torch uses.
 
     Raises:
         ValueError: a backbone of another kind, or no such way to store matrices.
     """
 
-    def __init__(self, model: OmniLM, folder: str | Path, *, weights: str = "int8", threads: int | None = None):
-        if weights not in WEIGHTS:
-            raise ValueError(f"engine.weights {weights}: unknown (choices: {', '.join(WEIGHTS)})")
+    def __init__(self, model: OmniLM, folder: str | Path, *, weights: str = INT8):
         self.model, self.sizes = model, model.layout.sizes[1:]
         self.window = attention_window(model.llm.config)
-        files = {name: Path(folder) / f"{name}-{weights}.xml" for name in GRAPHS}
-        if not all(file.is_file() for file in files.values()):
-            convert(model, files, weights)
-        settings = {**SETTINGS, "INFERENCE_NUM_THREADS": str(threads or torch.get_num_threads())}
+        files = graph_files(folder, weights)
+        if not is_converted(folder, weights=weights):
+            convert(model, folder, weights=weights)
+        settings = {**SETTINGS, "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
         core = ov.Core()
         compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
         self.trunk = compiled["trunk"]
@@ -104,9 +99,31 @@ class OpenVINOCache:
         return taken
 
 
-def convert(model: OmniLM, files: dict[str, Path], weights: str) -> None:
-    """Write a model's graphs, each whole or not at all."""
-    logger.info("openvino: converting, once (%s)", next(iter(files.values())).parent)
+def graph_files(folder: str | Path, weights: str) -> dict[str, Path]:
+    """Where a model's graphs are kept.
+
+    Raises:
+        ValueError: no such way to store matrices.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"engine.weights {weights}: unknown (choices: {', '.join(WEIGHTS)})")
+    return {name: Path(folder) / f"{name}-{weights}.xml" for name in GRAPHS}
+
+
+def is_converted(folder: str | Path, *, weights: str = INT8) -> bool:
+    """Whether the graphs are there."""
+    return all(file.is_file() for file in graph_files(folder, weights).values())
+
+
+def convert(model: OmniLM, folder: str | Path, *, weights: str = INT8) -> None:
+    """Write a model's graphs, each whole or not at all.
+
+    Raises:
+        ValueError: a backbone of another kind than `omnikit.engines.openvino_graph.KINDS`.
+    """
+    attention_window(model.llm.config)
+    files = graph_files(folder, weights)
+    print(f"openvino: converting the model, once, to {folder}", file=sys.stderr)
     stacks = [(model.llm.trunk, model.llm.norm.weight)]
     if model.tts_adapter is not None:
         stacks.append((model.tts_adapter.trunk, model.tts_adapter.trunk.norm.weight))

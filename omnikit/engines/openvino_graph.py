@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 Node = ov.Output
-WEIGHTS = ("f32", "bf16", "int8")
+F32, BF16, INT8 = WEIGHTS = ("f32", "bf16", "int8")
 """How matrices are stored."""
 KINDS = ("qwen2", "llama", "mistral", "qwen3")
 """transformers' model types whose blocks are built here."""
@@ -42,7 +42,7 @@ def attention_window(config: PretrainedConfig) -> int | None:
 class GraphBuilder:
     """Builds graphs whose matrices are stored in one of the ways of `WEIGHTS`."""
 
-    def __init__(self, weights: str = "int8"):
+    def __init__(self, weights: str = INT8):
         self.weights = weights
         self.states: list[Variable] = []
         self.sinks: list[ov.Node] = []
@@ -132,9 +132,9 @@ class GraphBuilder:
 
     def _stored(self, weight: Tensor) -> Node:
         """A matrix [out, in], as f32 for whoever reads it."""
-        if self.weights == "f32":
+        if self.weights == F32:
             return _constant(weight)
-        if self.weights == "bf16":
+        if self.weights == BF16:
             return op.convert(op.constant(_constant(weight).node.data, ov.Type.bf16), "f32").output(0)
         scale = weight.detach().float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         whole = (weight.detach().float() / scale).round().to(torch.int8)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
 
 from omnikit.errors import one_line
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Backbone
+from omnikit.llms import skeleton
 from omnikit.llms.configs import make_config, with_layers
 from omnikit.llms.lora import add_lora, train_lora_alone
 from omnikit.llms.published import read_transformers
@@ -58,7 +60,11 @@ class TransformersLM(Backbone):
         model = _built(AutoModelForCausalLM, self.config)
         self.dim, self.vocab_size = self.config.hidden_size, self.config.vocab_size
         self.trunk, self.lm_head = model.get_decoder(), model.get_output_embeddings()
-        nn.init.normal_(self.trunk.get_input_embeddings().weight, std=embedding_std)
+        embed = self.trunk.get_input_embeddings()
+        if skeleton.wanted():
+            embed.to_empty(device=torch.get_default_device())
+        else:
+            nn.init.normal_(embed.weight, std=embedding_std)
         self.embedding_std = embedding_std * embedding_scale(self.trunk)
         # the trunk would norm its output, but the TTS adapter reads the hidden state before the norm
         self.norm = take_norm(self.trunk)
@@ -118,6 +124,7 @@ class TransformersBlocks(nn.Module):
 def _built(auto: type, config: PretrainedConfig) -> PreTrainedModel:
     """With random weights, from one of transformers' auto classes."""
     try:
-        return auto.from_config(config)
+        with skeleton.device():
+            return auto.from_config(config)
     except (ValueError, ImportError) as error:  # an attention implementation that the class or the machine lacks
         raise ValueError(f"llm.attention {config._attn_implementation}: {one_line(error)}") from None

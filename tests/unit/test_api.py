@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import torch
 
+import omnikit
 from omnikit.api import Omni
 from omnikit.generate import Decoding, answers
 from omnikit.strategies import BATCH_PARALLEL
@@ -86,3 +87,11 @@ def test_a_recording_that_the_encoder_refuses_is_named(tmp_path, tiny):
     soundfile.write(path, torch.rand(100).numpy(), 16000)
     with pytest.raises(ValueError, match=r"short\.wav: a recording of 100 samples"):
         Omni(tiny()).hear(path)
+
+
+def test_answers_in_bf16():
+    omni = omnikit.load(dtype="bfloat16")
+    assert omni.model.dtype == torch.bfloat16
+    assert omni.chat("what is two plus two") == omnikit.load().chat("what is two plus two")
+    with pytest.raises(ValueError, match=r"dtype int8: unknown .*float32, bfloat16, float16"):
+        omnikit.load(dtype="int8")

@@ -77,9 +77,10 @@ def test_same_answers_in_a_batch(strategy, tmp_path):
         assert answer.codes.tolist() == ours.codes.tolist()
 
 
-def test_the_second_time_nothing_is_converted(tmp_path, monkeypatch):
+def test_the_second_time_nothing_is_converted(tmp_path, monkeypatch, capsys):
     model = build()
     first = open_engine("openvino", model, tmp_path)
+    assert "once" in capsys.readouterr().err
     monkeypatch.setattr("omnikit.engines.openvino.convert", None)
     second = open_engine("openvino", model, tmp_path)
     x = torch.randn(3, model.llm.dim)
@@ -111,6 +112,18 @@ def test_the_shipped_system_from_the_command_line(tmp_path, monkeypatch, capsys)
         assert not status.value.code
     assert heard["openvino"] == heard["torch"] != ""
     assert len(list(tmp_path.glob("omnikit/engines/*/*.xml"))) == 3
+
+
+def test_blocks_and_heads_are_not_loaded_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    omni = omnikit.load(engine="openvino")
+    nowhere = {name for name, tensor in omni.model.state_dict().items() if tensor.is_meta}
+    assert {"llm.lm_head.weight", "llm.trunk.layers.0.mlp.up_proj.weight", "llm.norm.weight"} <= nowhere
+    assert any(name.startswith("tts_adapter.") for name in nowhere)
+    assert all(name.startswith(("llm.", "tts_adapter.")) for name in nowhere)
+    whole = omnikit.load().model
+    for name, tensor in omni.model.state_dict().items():
+        assert name in nowhere or torch.equal(tensor.float(), whole.state_dict()[name].float()), name
 
 
 def test_bad_input(tmp_path, monkeypatch):
