@@ -78,9 +78,8 @@ def make(folder: str) -> None:
     from omnikit import checkpoint
 
     torch.manual_seed(0)
-    model = omnikit.build(
-        encoder="whisper_small", adapter="gated_mlp", llm="qwen2_0.5b", codec="snac_24khz", **{"llm.tokenizer": "bytes"}
-    )
+    parts = {"encoder": "whisper_small", "adapter": "gated_mlp", "llm": "qwen2_0.5b", "codec": "snac_24khz"}
+    model = omnikit.build(**parts, **{"llm.tokenizer": "bytes", "encoder.pad_to_30s": False})
     checkpoint.save(model, folder)
 
 

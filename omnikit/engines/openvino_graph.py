@@ -65,52 +65,53 @@ class GraphBuilder:
         rows = op.parameter([-1], np.int32, name="rows")
         hidden, outputs = x.output(0), []
         for trunk, norm in stacks:
+            config = trunk.config
+            # the query heads of a group lie one under the other, so that its keys and values need no copies
+            masks = op.concat([mask] * (config.num_attention_heads // config.num_key_value_heads), 2).output(0)
             turn = _rotary(trunk, positions)
             for layer in trunk.layers:
-                hidden = self._block(layer, trunk.config, hidden, turn, mask, rows)
-            outputs.append(_rms(hidden, norm, trunk.config.rms_norm_eps))
+                hidden = self._block(layer, config, hidden, turn, masks, rows)
+            outputs.append(_rms(hidden, norm, config.rms_norm_eps))
         results = [op.result(out, name=f"hidden{n}") for n, out in enumerate(outputs)]
         return ov.Model(results, self.sinks, [x, positions, mask, rows], self.states, "trunk")
 
     def head(self, tables: list[Tensor]) -> ov.Model:
         """Tables [V_i, D] one under the other: `hidden` [B, D] -> `logits` [B, sum of V_i]."""
         hidden = op.parameter([-1, tables[0].shape[1]], np.float32, name="hidden")
-        parts = [self._linear(hidden.output(0), table, None) for table in tables]
-        logits = parts[0] if len(parts) == 1 else op.concat(parts, -1).output(0)
+        logits = op.matmul(hidden, self._stored(torch.cat(tables)), False, True).output(0)
         return ov.Model([op.result(logits, name="logits")], [hidden], "head")
 
     def _block(
-        self, layer: nn.Module, config: PretrainedConfig, x: Node, turn: Callable, mask: ov.Node, rows: ov.Node
+        self, layer: nn.Module, config: PretrainedConfig, x: Node, turn: Callable, masks: Node, rows: ov.Node
     ) -> Node:
         normed = _rms(x, layer.input_layernorm.weight, config.rms_norm_eps)
-        x = op.add(x, self._attend(layer.self_attn, config, normed, turn, mask, rows)).output(0)
+        x = op.add(x, self._attend(layer.self_attn, config, normed, turn, masks, rows)).output(0)
         normed = _rms(x, layer.post_attention_layernorm.weight, config.rms_norm_eps)
-        gate = op.swish(self._linear(normed, *_matrix(layer.mlp.gate_proj)))
-        inner = op.multiply(gate, self._linear(normed, *_matrix(layer.mlp.up_proj))).output(0)
-        return op.add(x, self._linear(inner, *_matrix(layer.mlp.down_proj))).output(0)
+        gate, up = op.split(self._linear(normed, layer.mlp.gate_proj, layer.mlp.up_proj), 2, 2).outputs()
+        return op.add(x, self._linear(op.multiply(op.swish(gate), up).output(0), layer.mlp.down_proj)).output(0)
 
     def _attend(
-        self, attention: nn.Module, config: PretrainedConfig, x: Node, turn: Callable, mask: ov.Node, rows: ov.Node
+        self, attention: nn.Module, config: PretrainedConfig, x: Node, turn: Callable, masks: Node, rows: ov.Node
     ) -> Node:
-        width, groups = attention.head_dim, config.num_key_value_heads
-        query, key, value = (
-            self._heads(x, projection, width) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        heads, groups, width = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
+        joint = self._linear(x, attention.q_proj, attention.k_proj, attention.v_proj)
+        joint = op.transpose(op.reshape(joint, [0, 0, heads + 2 * groups, width], True), [0, 2, 1, 3])
         if getattr(attention, "q_norm", None) is not None:
+            query, key, value = op.variadic_split(joint, 1, [heads, groups, groups]).outputs()
             query = _rms(query, attention.q_norm.weight, config.rms_norm_eps)
             key = _rms(key, attention.k_norm.weight, config.rms_norm_eps)
-        key, value = self._kept(turn(key), rows, groups, width), self._kept(value, rows, groups, width)
-        repeats = config.num_attention_heads // groups
-        found = op.scaled_dot_product_attention(
-            turn(query), _expanded(key, repeats, width), _expanded(value, repeats, width), mask
-        )
-        joined = op.reshape(op.transpose(found, [0, 2, 1, 3]), [0, 0, config.num_attention_heads * width], True)
-        return self._linear(joined.output(0), *_matrix(attention.o_proj))
-
-    def _heads(self, x: Node, projection: nn.Module, width: int) -> Node:
-        """[B, L, D] -> [B, heads, L, E]."""
-        joint = self._linear(x, *_matrix(projection))
-        return op.transpose(op.reshape(joint, [0, 0, -1, width], True), [0, 2, 1, 3]).output(0)
+            turned = turn(op.concat([query, key], 1).output(0))
+        else:
+            turned, value = op.variadic_split(joint, 1, [heads + groups, groups]).outputs()
+            turned = turn(turned)
+        query, key = op.variadic_split(turned, 1, [heads, groups]).outputs()
+        key, value = self._kept(key, rows, groups, width), self._kept(value, rows, groups, width)
+        query = op.reshape(op.multiply(query, np.float32(width**-0.5)), [0, groups, -1, width], True)
+        scores = op.softmax(op.add(op.matmul(query, key, False, True), masks), -1)
+        found = op.matmul(scores, value, False, False)  # [B, G, H / G * L, E]
+        found = op.reshape(found, [0, heads, -1, width], True)
+        joined = op.reshape(op.transpose(found, [0, 2, 1, 3]), [0, 0, heads * width], True)
+        return self._linear(joined.output(0), attention.o_proj)
 
     def _kept(self, new: Node, rows: ov.Node, groups: int, width: int) -> Node:
         """New keys or values [B, G, L, E] behind those kept -> [B, G, C, E], which are kept from then on."""
@@ -126,9 +127,12 @@ class GraphBuilder:
         self.sinks.append(op.assign(joined, variable))
         return joined.output(0)
 
-    def _linear(self, x: Node, weight: Tensor, bias: Tensor | None) -> Node:
-        y = op.matmul(x, self._stored(weight), False, True).output(0)
-        return y if bias is None else op.add(y, _constant(bias)).output(0)
+    def _linear(self, x: Node, *layers: nn.Linear) -> Node:
+        """The outputs of linear layers side by side, by one product."""
+        y = op.matmul(x, self._stored(torch.cat([layer.weight for layer in layers])), False, True).output(0)
+        if layers[0].bias is None:
+            return y
+        return op.add(y, _constant(torch.cat([layer.bias for layer in layers]))).output(0)
 
     def _stored(self, weight: Tensor) -> Node:
         """A matrix [out, in], as f32 for whoever reads it."""
@@ -139,10 +143,6 @@ class GraphBuilder:
         scale = weight.detach().float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         whole = (weight.detach().float() / scale).round().to(torch.int8)
         return op.multiply(op.convert(op.constant(whole.numpy()), "f32"), op.constant(scale.numpy())).output(0)
-
-
-def _matrix(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
-    return linear.weight, linear.bias
 
 
 def _constant(tensor: Tensor) -> Node:
@@ -171,15 +171,3 @@ def _rotary(trunk: nn.Module, positions: ov.Node) -> Callable[[Node], Node]:
         return op.add(op.multiply(x, cos), op.multiply(swapped, sin)).output(0)
 
     return turn
-
-
-def _expanded(x: Node, repeats: int, width: int) -> Node:
-    """[B, G, C, E] -> [B, G * repeats, C, E], each head so many times side by side."""
-    if repeats == 1:
-        return x
-    groups = x.get_partial_shape()[1].get_length()
-    shape = op.shape_of(x, "i64")
-    batch, length = op.gather(shape, [0], 0), op.gather(shape, [2], 0)
-    wide = op.concat([batch, op.constant([groups, repeats], np.int64), length, op.constant([width], np.int64)], 0)
-    copies = op.broadcast(op.unsqueeze(x, 2), wide)
-    return op.reshape(copies, [0, groups * repeats, -1, width], True).output(0)
