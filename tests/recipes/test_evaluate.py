@@ -1,5 +1,6 @@
 """Each evaluation as a debug run: an untrained system, a tiny corpus made here."""
 
+import dataclasses
 import io
 import json
 
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+import whisper
 
 from omnikit.audio import save_audio
 
@@ -54,9 +56,28 @@ def test_asr(run, untrained, corpus, tmp_path):
     assert "test-clean, template sentences" in ran.stdout
 
 
+def test_asr_of_a_baseline(run, corpus, tmp_path):
+    torch.manual_seed(0)
+    dims = whisper.model.ModelDimensions(80, 1500, 16, 2, 1, 51865, 12, 16, 2, 1)
+    state = whisper.model.Whisper(dims).state_dict()
+    torch.save({"dims": dataclasses.asdict(dims), "model_state_dict": state}, tmp_path / "whisper.pt")
+    ran = run(
+        ASR, "hparams/eval.yaml", "--splits", "[test-clean]", "--data_folder", corpus, "--output_folder",
+        tmp_path / "out", "--baseline", "whisper_small", "--baseline_weights", tmp_path / "whisper.pt",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads((tmp_path / "out" / "asr.json").read_text())
+    assert result["baseline"].startswith("whisper_small") and "checkpoint" not in result
+    assert result["splits"]["test-clean"]["groups"]["all"]["utterances"] == 2
+    assert "- normalizer: english (openai-whisper 20" in ran.stdout
+    ran = run(ASR, "hparams/eval.yaml", "--data_folder", corpus, "--output_folder", tmp_path, "--baseline", "siri")
+    assert ran.returncode == 2 and "--baseline siri" in ran.stderr and ran.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--baseline", "whisper_small"], "--baseline whisper_small: is scored in place of a system"),
         (["--normalizer", "german"], "--normalizer german"),
         (["--splits", "[test-cleen]"], "test-cleen"),
     ],

@@ -56,8 +56,10 @@ def open_codecs(own: Codec, wanted: list[dict[str, str]]) -> dict[str, Codec]:
 def speak(model: OmniLM, rows: list[Row], hparams: dict[str, Any]) -> list[Said]:
     """The system reads every row's text."""
     options = {"decoding": hparams["decoding"], "batch_size": hparams["batch_size"]}
-    found, _ = replies(model, TASKS["T1A1"], rows, title="speak", **options)
-    return [(row.id, row.t1, sound(model.codec, found[row.id].codes)) for row in rows]
+    found, skipped = replies(model, TASKS["T1A1"], rows, title="speak", **options)
+    if skipped:
+        print(f"not spoken: {skipped}")
+    return [(row.id, row.t1, sound(model.codec, found[row.id].codes)) for row in rows if row.id in found]
 
 
 def main() -> None:

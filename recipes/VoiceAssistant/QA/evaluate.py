@@ -18,7 +18,7 @@ from omnikit.evaluate.intelligibility import judged, keep_wavs, open_judge, rate
 from omnikit.evaluate.qa import Shares, Way, count_right, shares_table, some, write_answers
 from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.tables import write_json
-from omnikit.evaluate.text import normalizer
+from omnikit.evaluate.text import normalizer, normalizer_version
 from omnikit.evaluate.wer import ErrorRates
 from omnikit.hparams import load_recipe
 
@@ -105,7 +105,8 @@ def main() -> None:
         if split == hparams["judged_split"]:
             rates = run.judge_speech(found)
     speed = run.speed()
-    about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system", "normalizer": hparams["normalizer"]}
+    about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system"}
+    about["normalizer"] = normalizer_version(hparams["normalizer"])
     write_json(run.folder / "qa.json", {
         **about,
         "splits": {split: {way: s.as_dict() for way, s in ways.items()} for split, ways in shares.items()},

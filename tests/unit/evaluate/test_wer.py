@@ -1,9 +1,12 @@
 import random
+import re
 
 import jiwer
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
-from omnikit.evaluate.text import normalizer, plain
+from omnikit.evaluate.text import normalizer, normalizer_version, plain
 from omnikit.evaluate.wer import Pair, score
 
 WORDS = ["the", "cat", "sees", "a", "red", "dog", "and", "one", "blue", "one"]
@@ -29,6 +32,30 @@ def test_rates_are_those_of_jiwer(seed):
     each = [100 * jiwer.wer(r, h) for r, h in zip(references, hypotheses, strict=True)]
     assert rates.wer_utterance_mean == pytest.approx(sum(each) / len(each))
     assert rates.exact == pytest.approx(100 * sum(r == h for r, h in zip(references, hypotheses, strict=True)) / 25)
+
+
+SPOKEN = some.lists(
+    some.sampled_from([*WORDS, "it's", "Mr.", "colour", "twenty", "one", "-", "DON'T,", "$5", "ü", "(laughs)", "uh"]),
+    max_size=7,
+).map(" ".join)
+NORMALIZERS = {name: normalizer(name) for name in ("plain", "english")}
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(texts=some.lists(some.tuples(SPOKEN, SPOKEN), min_size=1, max_size=6))
+def test_any_pairs_have_the_rate_of_jiwer_on_the_same_normalised_text(name, texts):
+    normalize = NORMALIZERS[name]
+    references, hypotheses = ([normalize(text) for text in side] for side in zip(*texts, strict=True))
+    rates = score([Pair(str(i), *pair) for i, pair in enumerate(texts)], normalize)
+    if any(references):  # else there is no rate
+        assert rates.wer == pytest.approx(100 * jiwer.wer(references, hypotheses))
+        assert rates.cer == pytest.approx(100 * jiwer.cer(references, hypotheses))
+
+
+def test_a_normaliser_is_named_with_its_version():
+    assert re.fullmatch(r"english \(openai-whisper 20\d{6}(\.\d+)?\)", normalizer_version("english"))
+    assert normalizer_version("plain").startswith("plain (omnikit ")
 
 
 def test_corpus_rate_weighs_words_and_mean_weighs_utterances():
