@@ -97,7 +97,12 @@ class Omni:
 
     def speak(self, text: str) -> Reply:
         """Text -> speech that says it."""
-        return self._join(self._speak(TASKS["T1A1"], self.read(text)))
+        return self._join(self.stream_speech(text))
+
+    def stream_speech(self, text: str, *, mode: str = EXACT) -> Iterator[Chunk]:
+        """As `speak`, piece by piece, see `stream`."""
+        check_mode(mode)
+        return self._speak(TASKS["T1A1"], self.read(text), mode)
 
     def chat(self, text: str) -> str:
         """A written question -> a written answer."""

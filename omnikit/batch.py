@@ -26,8 +26,7 @@ from omnikit.data.manifest import ENDINGS
 from omnikit.data.rows import Clip, Row, read_manifest
 from omnikit.data.skipped import Skipped
 from omnikit.errors import one_line
-from omnikit.evaluate.batches import Problem, Reply, by_model, check_batch_size, each_reply
-from omnikit.evaluate.intelligibility import sound
+from omnikit.evaluate.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
 from omnikit.evaluate.tables import write_json
 from omnikit.tasks import TASKS, Task
 from omnikit.weights import FILE_NAME

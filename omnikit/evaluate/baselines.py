@@ -16,7 +16,7 @@ from omnikit.evaluate.batches import Replied, Reply, Respond, load_recordings
 from omnikit.hub import hub_folder, is_hub_id
 
 SAMPLE_RATE = 16000
-"""Hz; of all of them."""
+"""Hz; of all that are published here."""
 LANGUAGE = "en"
 NO_CODES = torch.zeros(0, 0, dtype=torch.long)
 CTC = {"wav2vec2_base": "facebook/wav2vec2-base-960h", "wav2vec2_large": "facebook/wav2vec2-large-960h"}
@@ -30,10 +30,16 @@ BASELINES = (*WHISPER, *CTC)
 
 
 class Recogniser(Protocol):
-    """Writes what is said."""
+    """Writes what is said.
+
+    Args:
+        sample_rate: Hz, of what it is given.
+    """
+
+    sample_rate: int
 
     def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
-        """Waveforms [N] at `SAMPLE_RATE` -> their texts, each as if it were alone."""
+        """Waveforms [N] -> their texts, each as if it were alone."""
 
 
 def open_baseline(name: str, weights: str | None = None, device: str = "cpu") -> Recogniser:
@@ -59,6 +65,8 @@ class WhisperBaseline:
     Args:
         weights: a name of openai-whisper's or a `.pt` file.
     """
+
+    sample_rate = SAMPLE_RATE
 
     def __init__(self, weights: str, device: str = "cpu"):
         self.model = read_whisper(weights).to(device).eval()
@@ -97,6 +105,8 @@ class CTCBaseline:
         weights: a folder or hub id with model, feature extractor and tokenizer.
     """
 
+    sample_rate = SAMPLE_RATE
+
     def __init__(self, weights: str, device: str = "cpu"):
         from transformers import Wav2Vec2ForCTC, Wav2Vec2Processor
 
@@ -130,7 +140,7 @@ def by_recogniser(recogniser: Recogniser) -> Respond:
     """Its transcripts of rows, as the replies of a model."""
 
     def respond(rows: list[Row]) -> Replied:
-        heard, problems = load_recordings(rows, SAMPLE_RATE)
+        heard, problems = load_recordings(rows, recogniser.sample_rate)
         yield from problems
         texts = recogniser.transcribe([wav for _, wav in heard]) if heard else []
         yield from ((row, Reply(text, NO_CODES)) for (row, _), text in zip(heard, texts, strict=True))

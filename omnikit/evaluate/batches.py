@@ -16,6 +16,7 @@ from omnikit.data.rows import Row
 from omnikit.data.skipped import Skipped
 from omnikit.errors import one_line
 from omnikit.generate import Decoding, Question, answers
+from omnikit.interfaces import Codec
 from omnikit.model import Engine, OmniLM
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import Task
@@ -30,6 +31,11 @@ class Reply:
     text: str
     codes: Tensor  # [K, T]; T = 0 where the task does not speak
     truncated: bool = False  # cut at the greatest number of steps
+
+
+def cut_short(reply: Reply, task: Task) -> bool:
+    """Whether a reply was cut; a spoken one also where there is text and no sound of it."""
+    return reply.truncated or (task.speaks and bool(reply.text) and not reply.codes.shape[1])
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,14 @@ def by_model(
                 yield row, Reply(model.llm.tokenizer.decode(answer.text), answer.codes, answer.truncated)
 
     return respond
+
+
+def sound(codec: Codec, codes: Tensor) -> Tensor:
+    """Codes of one utterance [K, T] -> waveform [N]; without a frame there is no sound."""
+    if not codes.shape[1]:
+        return torch.zeros(0)
+    with torch.inference_mode():
+        return codec.decode(codes[None])[0].cpu()
 
 
 def load_recordings(

@@ -131,6 +131,8 @@ def test_questions(run, untrained, questions, grammar, tmp_path):
     ways = result["splits"]["test_seen"]
     assert set(ways) == {"text", "speech_parallel", "speech_batch_parallel"}
     for way in ways.values():
+        assert way["truncated_percent"] == pytest.approx(100 * way["truncated"] / 3)
+        assert way["containing_percent"] >= way["percent"] >= way["exact_percent"]
         assert way["asked"] == 3 and way["kinds"]["color"]["asked"] == 2
     sounds = list(result["intelligibility"])
     assert sounds[:3] == ["original recordings", "resynthesis by the codec", "the codec, codes shuffled"]
@@ -146,10 +148,12 @@ def test_speech_from_text(run, untrained, corpus, grammar, tmp_path):
     ran = run(
         TTS, "hparams/eval.yaml", "--data_folder", corpus, "--checkpoint", untrained, "--output_folder",
         tmp_path / "out", "--grammar_file", grammar, "--ids", "^7-1-", "--decoding.max_steps", "12",
-        "--codecs", "[{name: snac_mini}]",
+        "--codecs", "[{name: snac_mini}]", "--speed_sentences", "1",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    rates = json.loads((tmp_path / "out" / "tts.json").read_text())["intelligibility"]
+    result = json.loads((tmp_path / "out" / "tts.json").read_text())
+    assert result["truncated_percent"] in (0, 100) and result["speed"]["the system, from text"]["p95_first_audio"] > 0
+    rates = result["intelligibility"]
     assert list(rates) == [
         "original recordings",
         "resynthesis by the system's codec",

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+import soxr
 import torch
 import whisper
 from transformers import (
@@ -21,6 +22,7 @@ from omnikit.audio import save_audio
 from omnikit.data.rows import Clip, Row
 from omnikit.evaluate.baselines import BASELINES, by_recogniser, open_baseline
 from omnikit.evaluate.batches import gather
+from omnikit.evaluate.intelligibility import open_judge
 from omnikit.tasks import TASKS
 
 LENGTHS = (9000, 16000, 4321)
@@ -102,6 +104,15 @@ def test_wav2vec2_is_the_best_label_of_each_frame(ctc_folder):
         letters = "".join(LETTERS[i] for i in merged if i != 0)
         assert text.split() == letters.replace("|", " ").split() and text
     assert found[-1] == ""
+
+
+def test_a_published_recogniser_may_judge(ctc_folder):
+    judge, baseline = open_judge("wav2vec2_base", weights=ctc_folder), open_baseline("wav2vec2_base", ctc_folder)
+    wav = sounds()[1]
+    assert judge.transcribe(wav, 16000) == baseline.transcribe([wav])[0] != ""
+    at_16khz = torch.from_numpy(soxr.resample(wav.numpy(), 24000, 16000))
+    assert judge.transcribe(wav, 24000) == baseline.transcribe([at_16khz])[0]
+    assert judge.transcribe(torch.zeros(16000), 16000) == ""
 
 
 def test_unreadable_recordings_are_counted(ctc_folder, tmp_path):
