@@ -68,7 +68,7 @@ def in_batches(
     once and not after an hour."""
     check_batch_size(batch_size)
     ordered = sorted(items, key=length, reverse=True)
-    with tqdm(total=len(ordered), desc=title, dynamic_ncols=True, disable=quiet) as bar:
+    with tqdm(total=len(ordered), desc=title, dynamic_ncols=True, disable=quiet or not ordered) as bar:
         for start in range(0, len(ordered), batch_size):
             batch = ordered[start : start + batch_size]
             yield batch

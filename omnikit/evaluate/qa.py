@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnikit.data.rows import Row
+from omnikit.data.manifest import ENDINGS
+from omnikit.data.rows import Row, read_manifest
 from omnikit.data.skipped import Skipped
 from omnikit.evaluate.batches import Reply, cut_short
 from omnikit.evaluate.tables import markdown_table, percent
@@ -110,6 +111,22 @@ def write_answers(path: Path, rows: Sequence[Row], replies: dict[str, Reply]) ->
                 reply = replies[row.id]
                 line = {"id": row.id, "kind": row.kind, "question": row.t1, "right": row.t2, "answer": reply.text}
                 file.write(json.dumps(line | {"frames": reply.codes.shape[1]}, ensure_ascii=False) + "\n")
+
+
+def read_questions(folder: Path, split: str, cache_folder: str | Path) -> Sequence[Row]:
+    """The rows of `<split>.parquet`, `.csv` or `.json`, whose answers' recordings may stand in `answers.parquet`.
+
+    Raises:
+        ValueError: there is no such file, or a row without an expected answer.
+    """
+    found = [path for ending in ENDINGS if (path := folder / f"{split}{ending}").is_file()]
+    answers = folder / "answers.parquet"
+    path = found[0] if found else folder / f"{split}.parquet"
+    rows = read_manifest(path, cache_folder, answers if answers.is_file() else None)
+    without = next((row.id for row in rows if row.t2 is None), None)
+    if without is not None:
+        raise ValueError(f"manifest {path}: row {without!r} has no answer (t2)")
+    return rows
 
 
 def some(rows: Sequence[Row], limit: int | None) -> list[Row]:

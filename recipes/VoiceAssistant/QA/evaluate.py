@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni, load
-from omnikit.data.manifest import ENDINGS
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data.rows import Row
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import Reply, replies, sound
 from omnikit.evaluate.intelligibility import NOT_JUDGED, judged, keep_wavs, open_judge, rates_table, reference_rates
-from omnikit.evaluate.qa import Shares, Way, count_right, shares_table, some, write_answers
+from omnikit.evaluate.qa import Shares, Way, count_right, read_questions, shares_table, some, write_answers
 from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.tables import write_json
 from omnikit.evaluate.text import normalizer, normalizer_version
@@ -43,14 +42,7 @@ class QAEvaluation:
 
     def _read(self, split: str) -> list[Row]:
         folder = Path(self.hparams["data_folder"]) / "qa"
-        there = [folder / f"{split}{ending}" for ending in ENDINGS if (folder / f"{split}{ending}").is_file()]
-        answers = folder / "answers.parquet"
-        shared = answers if answers.is_file() else None
-        rows = read_manifest(there[0] if there else folder / f"{split}.parquet", self.hparams["cache_folder"], shared)
-        without = next((row.id for row in rows if row.t2 is None), None)
-        if without is not None:
-            raise ValueError(f"--splits {split}: row {without} has no answer (t2)")
-        return some(rows, self.hparams["limit"])
+        return some(read_questions(folder, split, self.hparams["cache_folder"]), self.hparams["limit"])
 
     def answer(self, split: str) -> tuple[dict[str, Shares], Answers]:
         """Answers a split in every way."""

@@ -6,7 +6,7 @@ import torch
 from omnikit.data.rows import Row
 from omnikit.data.skipped import Skipped
 from omnikit.evaluate.batches import Reply
-from omnikit.evaluate.qa import Way, count_right, shares_table, some, write_answers
+from omnikit.evaluate.qa import Way, count_right, read_questions, shares_table, some, write_answers
 from omnikit.evaluate.text import plain
 from omnikit.strategies import PARALLEL
 from omnikit.tasks import TASKS
@@ -65,6 +65,17 @@ def test_table_has_a_column_for_each_kind_of_any_split():
         "| seen, text | 3 | 66.7 | 33.3 | 66.7 | 33.3 | 100.0 | 50.0 |",
         "| held out, text | 2 | 50.0 | 0.0 | 50.0 | 50.0 | - | 50.0 |",
     ]
+
+
+def test_a_set_of_questions_is_any_manifest(tmp_path):
+    (tmp_path / "llama.csv").write_text("ID,t1,t2,a1\n1,which city,Paris,1.wav\n")
+    (row,) = read_questions(tmp_path, "llama", tmp_path)
+    assert (row.t2, row.a1.path, row.a2) == ("Paris", str(tmp_path / "1.wav"), None)
+    (tmp_path / "open.json").write_text('{"1": {"t1": "why"}}')
+    with pytest.raises(ValueError, match=r"open\.json: row '1' has no answer"):
+        read_questions(tmp_path, "open", tmp_path)
+    with pytest.raises(ValueError, match=r"no such file: .*none\.parquet"):
+        read_questions(tmp_path, "none", tmp_path)
 
 
 def test_answers_are_kept_line_by_line(tmp_path):
