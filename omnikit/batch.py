@@ -204,7 +204,10 @@ class Job:
         path = self.folder / RUN
         if not path.exists():
             return
-        there = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            there = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path}: was not written by this command; give another --output") from None
         other = [f"{key} was {there.get(key)}, is {now}" for key, now in self.about.items() if there.get(key) != now]
         if other:
             raise ValueError(f"--output {self.folder}: holds results of another run ({'; '.join(other)})")

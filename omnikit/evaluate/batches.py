@@ -55,8 +55,11 @@ Respond = Callable[[list[Row]], Replied]
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raises:
-    ValueError: below 1."""
+    """Refuse what is below 1.
+
+    Raises:
+        ValueError: the message names the flag.
+    """
     if batch_size < 1:
         raise ValueError(f"--batch_size {batch_size}: must be 1 or more")
 

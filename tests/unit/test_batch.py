@@ -12,15 +12,16 @@ import pytest
 import torch
 from toy import toy_model
 
+import omnikit
 from omnikit.api import Omni
-from omnikit.audio import save_audio
+from omnikit.audio import load_audio, save_audio
 from omnikit.batch import Job, Share, holds_many, wav_name
 from omnikit.evaluate import batches
 from omnikit.generate import Decoding
 from omnikit.strategies import BATCH_PARALLEL
 
+ROOT = Path(__file__).parents[2]
 NAMES = ["a", "b", "deep/c", "deep/d", "e"]
-TEXTS = ["the cat", "yes", "what is red", "one two three", "a blue dog sees the cat"]
 
 
 @pytest.fixture
@@ -69,6 +70,22 @@ def test_answers_are_those_of_one_by_one(folder, tmp_path, batch_size, strategy)
         assert found[name]["truncated"] is True and found[name]["skipped"] is None
     assert found["cut"]["skipped"] == found["broken"]["skipped"] == "unreadable"
     assert found["deep/c"]["wav"] == "deep%2Fc.wav"
+
+
+def test_trained_answers_of_many_lengths_are_those_of_one_by_one(tmp_path):
+    system, questions = omnikit.load(), ROOT / "egs" / "mini" / "questions"
+    counts = job("A1A2", questions, tmp_path / "out", batch_size=6).run(system)
+    found = lines(tmp_path / "out" / "results.jsonl")
+    assert counts.done == len(found) == len(list(questions.glob("*.wav"))) and not counts.truncated
+    assert len({line["seconds"] for line in found.values()}) > 3
+    for name, line in found.items():
+        alone = system.ask(questions / f"{name}.wav")
+        assert line["text"] == alone.text
+        save_audio(tmp_path / "alone.wav", alone.wav, alone.sample_rate)
+        both = [
+            load_audio(path, alone.sample_rate) for path in (tmp_path / "alone.wav", tmp_path / "out" / line["wav"])
+        ]
+        assert both[0].shape == both[1].shape and (both[0] - both[1]).abs().max() < 1e-3  # other codes differ by far
 
 
 def test_transcripts_and_speech_of_manifest_and_lines(folder, tmp_path):
@@ -157,6 +174,11 @@ def test_results_of_another_run_are_not_mixed_in(folder, tmp_path):
         job("A1T1", folder, out, {"checkpoint": "two"})
     with pytest.raises(ValueError, match=r"another run.*task was A1T1, is A1A2"):
         job("A1A2", folder, out, {"checkpoint": "one"})
+    (out / "run.json").rename(out / "kept.json")
+    (out / "run.json").write_text("mine")
+    with pytest.raises(ValueError, match=r"run\.json: was not written by this command"):
+        job("A1T1", folder, out, {"checkpoint": "one"})
+    (out / "kept.json").rename(out / "run.json")
     (out / "results.jsonl").write_text("[]\n")
     with pytest.raises(ValueError, match=r"results\.jsonl: line 1 is no result"):
         job("A1T1", folder, out, {"checkpoint": "one"}).run(omni())
@@ -211,7 +233,7 @@ def test_the_command_under_torchrun(folder, tmp_path, saved):
         "omnikit.cli",
         *map(str, words),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert len(lines(tmp_path / "out" / "results.jsonl", tmp_path / "out" / "results.1.jsonl")) == 7
