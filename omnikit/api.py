@@ -148,9 +148,7 @@ class Omni:
 
     def _join(self, chunks: Iterator[Chunk]) -> Reply:
         pieces = list(chunks)
-        return Reply(
-            "".join(p.text for p in pieces), torch.cat([p.wav for p in pieces]), self.model.codec.sample_rate
-        )
+        return Reply("".join(p.text for p in pieces), torch.cat([p.wav for p in pieces]), self.model.codec.sample_rate)
 
 
 class _Voice:
