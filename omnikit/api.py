@@ -98,7 +98,12 @@ class Omni:
 
     def speak(self, text: str) -> Reply:
         """Text -> speech that says it."""
-        return self._join(self._speak(TASKS["T1A1"], self.read(text)))
+        return self._join(self.stream_speech(text))
+
+    def stream_speech(self, text: str, *, mode: str = EXACT) -> Iterator[Chunk]:
+        """As `speak`, piece by piece, see `stream`."""
+        check_mode(mode)
+        return self._speak(TASKS["T1A1"], self.read(text), mode)
 
     def chat(self, text: str) -> str:
         """A written question -> a written answer."""
@@ -144,9 +149,7 @@ class Omni:
 
     def _join(self, chunks: Iterator[Chunk]) -> Reply:
         pieces = list(chunks)
-        return Reply(
-            "".join(p.text for p in pieces), torch.cat([p.wav for p in pieces]), self.model.codec.sample_rate
-        )
+        return Reply("".join(p.text for p in pieces), torch.cat([p.wav for p in pieces]), self.model.codec.sample_rate)
 
 
 class _Voice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from omnikit.errors import bad_input_exits
 
 if TYPE_CHECKING:
     from omnikit.api import Omni
+    from omnikit.batch import Job
     from omnikit.strategies import Strategy as Strategies
 
 app = typer.Typer(
@@ -25,8 +27,16 @@ app = typer.Typer(
 
 PARTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """For commands that also take parts by name and their options."""
-Sound = Annotated[str, typer.Argument(metavar="AUDIO", help="A sound file of at most 30 s: wav, flac, ogg, mp3 ..")]
+Sound = Annotated[
+    str,
+    typer.Argument(
+        metavar="AUDIO", help="A sound file of at most 30 s (wav, flac, ogg, mp3 ..); or many: a folder, a manifest."
+    ),
+]
 Words = Annotated[str, typer.Argument(metavar="TEXT")]
+Texts = Annotated[
+    str, typer.Argument(metavar="TEXT", help="What is said; or many: a manifest, a .txt file with a text in each line.")
+]
 Checkpoint = Annotated[
     str | None, typer.Option(metavar="DIR", help="A trained model; the small system of the package if not given.")
 ]
@@ -37,35 +47,48 @@ Strategy = Annotated[
 ]
 
 
-def _output(default: str) -> typer.models.OptionInfo:
-    return typer.Option("--output", "-o", metavar="FILE", help=f"Where the speech goes; {default} if not given.")
+BatchSize = Annotated[int, typer.Option("--batch_size", help="Of many, how many are decoded together.")]
+ANSWER, SPEECH = "answer.wav", "speech.wav"
+
+
+def _output(one: str) -> typer.models.OptionInfo:
+    words = f"{one}. Of many: the folder of results (results.jsonl, wavs); started again, it goes on (docs/batch.md)."
+    return typer.Option("--output", "-o", metavar="FILE|DIR", help=words)
 
 
 @app.command(context_settings=PARTS)
 def ask(
     context: typer.Context,
     audio: Sound,
-    output: Annotated[str, _output("answer.wav")] = "answer.wav",
+    output: Annotated[str | None, _output(f"Where the speech goes; {ANSWER} if not given")] = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     strategy: Strategy = None,
     engine: Engine = "torch",
     max_steps: Annotated[int | None, typer.Option("--max_steps", help="Cut the answer after so many steps.")] = None,
+    batch_size: BatchSize = 16,
 ) -> None:
-    """Answer a spoken question with text, as it grows, and speech. Parts by name instead of a checkpoint make an
-    untrained system (--llm qwen2_0.5b --codec snac_24khz ..), each part with the weights that its file names, or with
-    none of them (--pretrained false); --size tiny builds each part that can be with few layers."""
+    """Answer a spoken question, or those of a folder or manifest, with text, as it grows, and speech. Parts by name
+    instead of a checkpoint make an untrained system (--llm qwen2_0.5b --codec snac_24khz ..), each part with the
+    weights that its file names, or with none of them (--pretrained false); --size tiny builds each part that can be
+    with few layers."""
     import torch
 
     from omnikit.audio import check_target, save_audio
 
-    check_target(output)
     settings = _settings(context, checkpoint)
     if settings and engine != "torch":
         raise ValueError(f"--engine {engine}: wants a --checkpoint; it keeps what it makes of the weights")
+    about = {"strategy": strategy, "engine": engine, "max_steps": max_steps, "parts": settings}
+    job = _job("A1A2", audio, output, batch_size, checkpoint, about)
+    output = output or ANSWER
+    if job is None:
+        check_target(output)
     omni = _assemble(settings, device, strategy) if settings else _load(checkpoint, device, engine, strategy)
     if max_steps is not None:
         omni.decoding = dataclasses.replace(omni.decoding, max_steps=max_steps)
+    if job is not None:
+        return _run(job, omni)
     begin, first, wavs = time.perf_counter(), None, []
     for chunk in omni.stream(audio):
         typer.echo(chunk.text, nl=False)
@@ -79,22 +102,39 @@ def ask(
 
 
 @app.command()
-def transcribe(audio: Sound, checkpoint: Checkpoint = None, device: Device = "cpu", engine: Engine = "torch") -> None:
-    """Write what is said in a sound file."""
+def transcribe(
+    audio: Sound,
+    output: Annotated[str | None, _output("Of one recording the text is printed")] = None,
+    checkpoint: Checkpoint = None,
+    device: Device = "cpu",
+    engine: Engine = "torch",
+    batch_size: BatchSize = 16,
+) -> None:
+    """Write what is said in a sound file, or in those of a folder or manifest."""
+    job = _job("A1T1", audio, output, batch_size, checkpoint, {"engine": engine})
+    if job is not None:
+        return _run(job, _load(checkpoint, device, engine))
+    if output is not None:
+        raise ValueError(f"--output {output}: the text of one recording is printed; give a folder or a manifest")
     typer.echo(_load(checkpoint, device, engine).transcribe(audio))
 
 
 @app.command()
 def speak(
-    text: Words,
-    output: Annotated[str, _output("speech.wav")] = "speech.wav",
+    text: Texts,
+    output: Annotated[str | None, _output(f"Where the speech goes; {SPEECH} if not given")] = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "torch",
+    batch_size: BatchSize = 16,
 ) -> None:
-    """Say a text."""
+    """Say a text, or those of a manifest or a text file."""
     from omnikit.audio import check_target, save_audio
 
+    job = _job("T1A1", text, output, batch_size, checkpoint, {"engine": engine})
+    if job is not None:
+        return _run(job, _load(checkpoint, device, engine))
+    output = output or SPEECH
     check_target(output)
     omni = _load(checkpoint, device, engine)
     begin = time.perf_counter()
@@ -155,10 +195,34 @@ def main() -> None:
     raise SystemExit(status)
 
 
+def _job(
+    task: str, word: str, output: str | None, batch_size: int, checkpoint: str | None, about: dict[str, Any]
+) -> Job | None:
+    """What is to be done with many recordings or texts; None where the word is or names a single one."""
+    from omnikit.batch import Job, checkpoint_stamp, holds_many
+
+    if not holds_many(word, task):
+        return None
+    if output is None:
+        raise ValueError(f"{word}: holds many; --output is missing, the folder that takes the results")
+    return Job(task, word, output, batch_size=batch_size, about={**checkpoint_stamp(checkpoint), **about})
+
+
+def _run(job: Job, omni: Omni) -> None:
+    counts = job.run(omni)
+    typer.echo(f"{job.results}: {counts}", err=True)
+
+
+def _own_device(device: str) -> str:
+    """Each process of torchrun has a GPU of its own."""
+    rank = os.environ.get("LOCAL_RANK")
+    return device if rank is None or device != "cuda" else f"cuda:{rank}"
+
+
 def _load(checkpoint: str | None, device: str, engine: str, strategy: str | None = None) -> Omni:
     import omnikit
 
-    return omnikit.load(checkpoint, device=device, strategy=_strategy(strategy), engine=engine)
+    return omnikit.load(checkpoint, device=_own_device(device), strategy=_strategy(strategy), engine=engine)
 
 
 def _strategy(name: str | None) -> Strategies | None:
@@ -189,7 +253,7 @@ def _settings(context: typer.Context, checkpoint: str | None) -> dict[str, Any]:
 def _assemble(settings: dict[str, Any], device: str, strategy: str | None) -> Omni:
     from omnikit.api import Omni, build
 
-    return Omni(build(**{"pretrained": True, **settings}).to(device), strategy=_strategy(strategy))
+    return Omni(build(**{"pretrained": True, **settings}).to(_own_device(device)), strategy=_strategy(strategy))
 
 
 def _report(output: str, seconds: float, took: float, first: float | None = None) -> None:

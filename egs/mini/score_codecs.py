@@ -21,7 +21,8 @@ from torch.nn import functional
 from omnikit.codecs.mel_rvq import MelRVQ
 from omnikit.data.rows import Clip
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.intelligibility import judged, keep_wavs, rates_table, shuffled, sound
+from omnikit.evaluate.batches import sound
+from omnikit.evaluate.intelligibility import judged, keep_wavs, rates_table, shuffled
 from omnikit.evaluate.judge import Judge
 from omnikit.evaluate.tables import write_json
 from omnikit.hparams import build_part

@@ -44,7 +44,7 @@ def check_recording(
             return Recording("unreadable")
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             return _check(file, decode_all, max_seconds)
-    except (soundfile.SoundFileError, OSError):
+    except (soundfile.SoundFileError, OSError, UnicodeEncodeError):  # the last: a file name that is not UTF-8
         return Recording("unreadable")
 
 

@@ -7,7 +7,6 @@ the second may be codes. It serves every task whose fields it has.
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import soundfile
 import torch
 from torch import Tensor
 
 from omnikit.audio import decode_audio, load_audio
 from omnikit.data.manifest import AUDIO, CSV_ID, ENDINGS, FIELDS
+from omnikit.data.recordings import Recording, check_recording
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
@@ -51,9 +50,9 @@ class Clip:
             return load_audio(self.path, sample_rate, max_seconds=None)
         return decode_audio(self._bytes(), sample_rate, name=self.key)
 
-    def seconds(self) -> float:
-        """Its length."""
-        return soundfile.info(self.path or io.BytesIO(self._bytes())).duration
+    def check(self) -> Recording:
+        """Whether it can be used, and its length; of its header and last sample."""
+        return check_recording(self._bytes() if self.path is None else self.path)
 
     def _bytes(self) -> bytes:
         return self.table[self.index][self.column]

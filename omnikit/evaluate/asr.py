@@ -11,12 +11,10 @@ from typing import Any
 
 from omnikit.data.rows import Row
 from omnikit.data.skipped import Skipped
-from omnikit.evaluate.batches import replies
+from omnikit.evaluate.batches import Respond, gather
 from omnikit.evaluate.tables import markdown_table, percent, write_json
 from omnikit.evaluate.text import Normalizer
 from omnikit.evaluate.wer import ErrorRates, Pair, score
-from omnikit.generate import Decoding
-from omnikit.model import OmniLM
 from omnikit.tasks import TASKS
 
 ALL = "all"
@@ -33,11 +31,10 @@ class SplitResult:
 
 
 def evaluate_split(
-    model: OmniLM,
+    respond: Respond,
     split: str,
     rows: Sequence[Row],
     *,
-    decoding: Decoding,
     batch_size: int,
     normalize: Normalizer,
     groups: Mapping[str, str],
@@ -46,12 +43,13 @@ def evaluate_split(
     """Transcribes and scores a split; writes `wer_<split>.txt` and `hypotheses_<split>.jsonl` to the folder.
 
     Args:
+        respond: a system or a baseline that transcribes, see `by_model` and `by_recogniser`.
         groups: name -> regular expression looked for in utterance ids; such a group is also scored by itself.
 
     Raises:
         ValueError: no recording of the split can be read.
     """
-    found, skipped = replies(model, TASKS["A1T1"], rows, decoding=decoding, batch_size=batch_size, title=split)
+    found, skipped = gather(respond, TASKS["A1T1"], rows, batch_size=batch_size, title=split)
     if not found:
         raise ValueError(f"--splits {split}: no recording could be read; skipped: {skipped}")
     pairs = [Pair(row.id, row.t1, found[row.id].text) for row in rows if row.id in found]

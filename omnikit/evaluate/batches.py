@@ -1,9 +1,10 @@
-"""A whole corpus through a model: batches of like lengths, a progress bar, unreadable recordings counted."""
+"""Many rows through a model: batches of like lengths, a progress bar, and for each row a reply or why there is none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TypeVar
 
 import torch
@@ -13,8 +14,10 @@ from tqdm import tqdm
 
 from omnikit.data.rows import Row
 from omnikit.data.skipped import Skipped
+from omnikit.errors import one_line
 from omnikit.generate import Decoding, Question, answers
-from omnikit.model import OmniLM
+from omnikit.interfaces import Codec
+from omnikit.model import Engine, OmniLM
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import Task
 
@@ -27,22 +30,84 @@ class Reply:
 
     text: str
     codes: Tensor  # [K, T]; T = 0 where the task does not speak
-    truncated: bool  # cut at the greatest number of steps
+    truncated: bool = False  # cut at the greatest number of steps
+
+
+def cut_short(reply: Reply, task: Task) -> bool:
+    """Whether a reply was cut; a spoken one also where there is text and no sound of it."""
+    return reply.truncated or (task.speaks and bool(reply.text) and not reply.codes.shape[1])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a row has no reply."""
+
+    reason: str  # one of few, for counting
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+Replied = Iterable[tuple[Row, Reply | Problem]]
+Respond = Callable[[list[Row]], Replied]
+"""A batch of rows -> each with its reply or problem, in any order."""
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse what is below 1.
+
+    Raises:
+        ValueError: the message names the flag.
+    """
+    if batch_size < 1:
+        raise ValueError(f"--batch_size {batch_size}: must be 1 or more")
 
 
 def in_batches(
-    items: Sequence[Item], length: Callable[[Item], float], batch_size: int, title: str
+    items: Sequence[Item], length: Callable[[Item], float], batch_size: int, title: str, *, quiet: bool = False
 ) -> Iterator[list[Item]]:
     """Batches of items of like lengths under a progress bar, the longest first: a batch too big for the memory fails at
     once and not after an hour."""
-    if batch_size < 1:
-        raise ValueError(f"--batch_size {batch_size}: must be 1 or more")
+    check_batch_size(batch_size)
     ordered = sorted(items, key=length, reverse=True)
-    with tqdm(total=len(ordered), desc=title, dynamic_ncols=True) as bar:
+    with tqdm(total=len(ordered), desc=title, dynamic_ncols=True, disable=quiet or not ordered) as bar:
         for start in range(0, len(ordered), batch_size):
             batch = ordered[start : start + batch_size]
             yield batch
             bar.update(len(batch))
+
+
+def each_reply(
+    respond: Respond, task: Task, rows: Iterable[Row], *, batch_size: int, title: str = "", quiet: bool = False
+) -> Iterator[tuple[Row, Reply | Problem]]:
+    """Each row once, as soon as its batch is done; first those that cannot be asked at all.
+
+    Args:
+        quiet: no progress bar.
+    """
+    usable = []
+    for row in rows:
+        length = _length(task, row)
+        if isinstance(length, Problem):
+            yield row, length
+        else:
+            usable.append((length, row))
+    for batch in in_batches(usable, itemgetter(0), batch_size, title or task.name, quiet=quiet):
+        yield from respond([row for _, row in batch])
+
+
+def gather(
+    respond: Respond, task: Task, rows: Sequence[Row], *, batch_size: int, title: str = ""
+) -> tuple[dict[str, Reply], Skipped]:
+    """All replies by the rows' ids in their order, and the count of rows without one."""
+    skipped, found = Skipped(), {}
+    for row, reply in each_reply(respond, task, rows, batch_size=batch_size, title=title):
+        if isinstance(reply, Problem):
+            skipped.add(reply.reason, row.id)
+        else:
+            found[row.id] = reply
+    return {row.id: found[row.id] for row in rows if row.id in found}, skipped
 
 
 def replies(
@@ -55,49 +120,88 @@ def replies(
     batch_size: int = 16,
     title: str = "",
 ) -> tuple[dict[str, Reply], Skipped]:
-    """A task's answer to every row, by the rows' ids in their order, and the rows whose recording cannot be read."""
-    skipped, found = Skipped(), {}
-    lengths = {row.id: length for row in rows if (length := _length(task, row, skipped)) is not None}
-    usable = [row for row in rows if row.id in lengths]
-    for batch in in_batches(usable, lambda row: lengths[row.id], batch_size, title or task.name):
-        for row, reply in _reply(model, task, batch, decoding, strategy, skipped):
-            found[row.id] = reply
-    return {row.id: found[row.id] for row in rows if row.id in found}, skipped
+    """`gather` of what a model replies."""
+    respond = by_model(model, task, decoding=decoding, strategy=strategy)
+    return gather(respond, task, rows, batch_size=batch_size, title=title)
 
 
-def _length(task: Task, row: Row, skipped: Skipped) -> float | None:
-    """Of what a row asks: seconds or characters; None where its recording cannot be read."""
-    clip = row.heard(task)
-    if clip is None:
-        return len(row.t1)
-    try:
-        return clip.seconds()
-    except (RuntimeError, OSError):  # libsndfile's errors are runtime errors
-        skipped.add("unreadable", row.id)
-        return None
+def by_model(
+    model: OmniLM, task: Task, *, decoding: Decoding, strategy: Strategy = PARALLEL, engine: Engine | None = None
+) -> Respond:
+    """A model's replies to a task; with greedy sampling those that each row would get alone."""
+
+    def respond(rows: list[Row]) -> Replied:
+        asked = []
+        for row, question in _questions(model, task, rows):
+            if isinstance(question, Problem):
+                yield row, question
+            else:
+                asked.append((row, question))
+        if asked:
+            questions = [question for _, question in asked]
+            given = answers(model, task, questions, decoding=decoding, strategy=strategy, engine=engine)
+            for (row, _), answer in zip(asked, given, strict=True):
+                yield row, Reply(model.llm.tokenizer.decode(answer.text), answer.codes, answer.truncated)
+
+    return respond
 
 
-def _reply(
-    model: OmniLM, task: Task, rows: list[Row], decoding: Decoding, strategy: Strategy, skipped: Skipped
-) -> Iterator[tuple[Row, Reply]]:
+def sound(codec: Codec, codes: Tensor) -> Tensor:
+    """Codes of one utterance [K, T] -> waveform [N]; without a frame there is no sound."""
+    if not codes.shape[1]:
+        return torch.zeros(0)
+    with torch.inference_mode():
+        return codec.decode(codes[None])[0].cpu()
+
+
+def load_recordings(
+    rows: Sequence[Row], sample_rate: int
+) -> tuple[list[tuple[Row, Tensor]], list[tuple[Row, Problem]]]:
+    """What is heard of rows: waveforms [N], and the rows whose recording cannot be read."""
+    heard, problems = [], []
+    for row in rows:
+        try:
+            heard.append((row, row.a1.load(sample_rate)))
+        except ValueError as error:
+            problems.append((row, Problem("unreadable", one_line(error))))
+    return heard, problems
+
+
+def _length(task: Task, row: Row) -> float | Problem:
+    """Of what a row asks: seconds or characters."""
     if task.given == "text":
-        questions = [Question(text=model.llm.tokenizer.encode(row.t1)) for row in rows]
-    else:
-        heard = [(row, wav) for row in rows if (wav := _load(row, task, model, skipped)) is not None]
-        rows = [row for row, _ in heard]
-        questions = hear(model, [wav for _, wav in heard]) if heard else []
-    if questions:
-        given = answers(model, task, questions, decoding=decoding, strategy=strategy)
-        for row, answer in zip(rows, given, strict=True):
-            yield row, Reply(model.llm.tokenizer.decode(answer.text), answer.codes, answer.truncated)
+        return len(row.t1) if row.t1.strip() else Problem("no text")
+    if row.a1 is None:
+        return Problem("no recording")
+    found = row.a1.check()
+    return Problem(found.problem) if found.problem else found.seconds
 
 
-def _load(row: Row, task: Task, model: OmniLM, skipped: Skipped) -> Tensor | None:
+def _questions(model: OmniLM, task: Task, rows: list[Row]) -> Iterator[tuple[Row, Question | Problem]]:
+    if task.given == "text":
+        yield from ((row, _read(model, row.t1)) for row in rows)
+        return
+    heard, problems = load_recordings(rows, model.encoder.sample_rate)
+    yield from problems
+    if heard:
+        yield from zip([row for row, _ in heard], _hear(model, [wav for _, wav in heard]), strict=True)
+
+
+def _read(model: OmniLM, text: str) -> Question | Problem:
     try:
-        return row.heard(task).load(model.encoder.sample_rate)
-    except ValueError:
-        skipped.add("unreadable", row.id)
-        return None
+        return Question(text=model.llm.tokenizer.encode(text))
+    except ValueError as error:  # characters that the tokenizer lacks
+        return Problem("refused", one_line(error))
+
+
+def _hear(model: OmniLM, wavs: list[Tensor]) -> list[Question | Problem]:
+    """As `hear`; the encoder refuses a batch for one of its recordings, so then each is heard alone."""
+    try:
+        return list(hear(model, wavs))
+    except ValueError as error:
+        if len(wavs) == 1:
+            return [Problem("refused", one_line(error))]
+        return [question for wav in wavs for question in _hear(model, [wav])]
 
 
 def hear(model: OmniLM, wavs: list[Tensor]) -> list[Question]:

@@ -1,54 +1,81 @@
-"""Is speech understood by a recogniser that is not ours? Recordings, what a codec keeps of them, and spoken answers."""
+"""Is speech understood by a recogniser? Recordings, what a codec keeps of them, and spoken answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from omnikit.api import load
 from omnikit.audio import save_audio
 from omnikit.data.rows import Clip
+from omnikit.errors import missing_package
+from omnikit.evaluate.baselines import BASELINES, open_baseline
+from omnikit.evaluate.batches import sound
+from omnikit.evaluate.judge import Judge, RecogniserJudge, SystemRecogniser
 from omnikit.evaluate.tables import markdown_table, percent
-from omnikit.evaluate.text import plain
+from omnikit.evaluate.text import Normalizer, plain
 from omnikit.evaluate.wer import ErrorRates, Pair, score
+from omnikit.hub import is_hub_id
 from omnikit.interfaces import Codec
 
+POCKETSPHINX = "pocketsphinx"
+NOT_JUDGED = f"Not judged: {POCKETSPHINX} wants a `--grammar_file`; or choose another `--judge`."
 Said = tuple[str, str, Tensor]
 """Id, the text that should be heard, and the waveform [N]."""
 
 
-def open_judge(grammar_file: str | None):
-    """The judge that knows the sentences of a JSGF file; None where no file is named: nothing is judged then.
+class Listener(Protocol):
+    """A judge."""
+
+    def transcribe(self, wav: Tensor, sample_rate: int) -> str:
+        """Waveform [N] in -1..1 at a rate in Hz -> what is heard; empty for silence."""
+
+
+def open_judge(
+    judge: str, grammar_file: str | None = None, weights: str | None = None, device: str = "cpu"
+) -> Listener | None:
+    """Who listens: None where it is pocketsphinx and no grammar is named; nothing is judged then.
+
+    Args:
+        judge: `pocketsphinx`, a name in `BASELINES`, or the folder or hub id of a system of ours.
+        grammar_file: the sentences that pocketsphinx knows, as JSGF.
+        weights: of a baseline, see `open_baseline`.
 
     Raises:
-        ValueError: there is no such file, it is no grammar, or the judge is not installed.
+        ValueError: there is no such judge, file or checkpoint, it is no grammar, or pocketsphinx is not installed.
     """
-    if grammar_file is None:
-        return None
-    if not Path(grammar_file).is_file():
-        raise ValueError(f"--grammar_file {grammar_file}: no such file")
+    if judge == POCKETSPHINX:
+        return None if grammar_file is None else _with_grammar(grammar_file)
+    if grammar_file is not None:
+        raise ValueError(f"--grammar_file {grammar_file}: --judge {judge} takes no grammar, only {POCKETSPHINX} does")
+    if judge in BASELINES:
+        return RecogniserJudge(open_baseline(judge, weights, device))
+    if Path(judge).is_dir() or is_hub_id(judge):
+        return RecogniserJudge(SystemRecogniser(load(judge, device=device)))
+    choices = ", ".join((POCKETSPHINX, *BASELINES))
+    raise ValueError(f"--judge {judge}: no such judge (choices: {choices}, or the folder of a trained system)")
+
+
+def _with_grammar(file: str) -> Judge:
+    if not Path(file).is_file():
+        raise ValueError(f"--grammar_file {file}: no such file")
     try:
-        from omnikit.evaluate.judge import Judge
+        return Judge(Path(file).read_text(encoding="utf-8"))
     except ModuleNotFoundError as error:
-        raise ValueError(f"--grammar_file needs {error.name}: pip install 'omnikit[judge]'") from None
-    return Judge(Path(grammar_file).read_text(encoding="utf-8"))
+        raise ValueError(f"--judge {POCKETSPHINX}: {missing_package(error.name)}") from None
 
 
-def judged(judge, said: Iterable[Said], sample_rate: int, title: str) -> tuple[ErrorRates, list[Pair]]:
+def judged(
+    judge: Listener, said: Iterable[Said], sample_rate: int, title: str, normalize: Normalizer = plain
+) -> tuple[ErrorRates, list[Pair]]:
     """Error rates of what the judge hears, and what that is."""
     pairs = [Pair(name, text, judge.transcribe(wav, sample_rate)) for name, text, wav in tqdm(list(said), desc=title)]
-    return score(pairs, plain), pairs
-
-
-def sound(codec: Codec, codes: Tensor) -> Tensor:
-    """Codes of one utterance [K, T] -> waveform [N]; without a frame there is no sound."""
-    if not codes.shape[1]:
-        return torch.zeros(0)
-    with torch.inference_mode():
-        return codec.decode(codes[None])[0].cpu()
+    return score(pairs, normalize), pairs
 
 
 def encoded(codec: Codec, clip: Clip) -> Tensor:
@@ -65,7 +92,12 @@ def shuffled(codes: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def reference_rates(
-    judge, codecs: dict[str, Codec], clips: Sequence[tuple[str, str, Clip]], *, shuffle_with: str
+    judge: Listener,
+    codecs: dict[str, Codec],
+    clips: Sequence[tuple[str, str, Clip]],
+    *,
+    shuffle_with: str,
+    normalize: Normalizer = plain,
 ) -> dict[str, ErrorRates]:
     """What the judge understands of recordings, of each codec's resynthesis of them, and of shuffled codes.
 
@@ -75,15 +107,15 @@ def reference_rates(
     """
     first = codecs[shuffle_with]
     originals = ((name, text, clip.load(first.sample_rate)) for name, text, clip in clips)
-    rates = {"original recordings": judged(judge, originals, first.sample_rate, "original recordings")[0]}
+    rates = {"original recordings": judged(judge, originals, first.sample_rate, "original recordings", normalize)[0]}
     for codec_name, codec in codecs.items():
         again = ((name, text, sound(codec, encoded(codec, clip))) for name, text, clip in clips)
         title = f"resynthesis by {codec_name}"
-        rates[title] = judged(judge, again, codec.sample_rate, title)[0]
+        rates[title] = judged(judge, again, codec.sample_rate, title, normalize)[0]
     generator = torch.Generator().manual_seed(0)
     noise = ((name, text, sound(first, shuffled(encoded(first, clip), generator))) for name, text, clip in clips)
     title = f"{shuffle_with}, codes shuffled"
-    rates[title] = judged(judge, noise, first.sample_rate, title)[0]
+    rates[title] = judged(judge, noise, first.sample_rate, title, normalize)[0]
     return rates
 
 

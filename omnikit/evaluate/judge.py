@@ -1,4 +1,4 @@
-"""Is it intelligible? A recogniser that is not ours listens: pocketsphinx under one grammar of the whole domain.
+"""Is it intelligible? A recogniser listens: pocketsphinx under one grammar of the whole domain, or any other one.
 
 The grammar must be made from what *can* be said (templates and word lists), never from the sentences under test, or it
 hands the judge the answers. Acoustic model and pronunciations are those of the pocketsphinx wheel (US English).
@@ -7,10 +7,15 @@ hands the judge the answers. Acoustic model and pronunciations are those of the 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import soxr
+import torch
 from torch import Tensor
+
+from omnikit.api import Omni
+from omnikit.evaluate.baselines import Recogniser
 
 SAMPLE_RATE = 16000
 MARGIN = 0.15
@@ -48,9 +53,7 @@ class Judge:
 
     def transcribe(self, wav: Tensor | np.ndarray, sample_rate: int) -> str:
         """Waveform [N] in -1..1 -> the words heard; empty for silence and where nothing fits the grammar."""
-        samples = np.asarray(wav, dtype=np.float32)
-        if sample_rate != SAMPLE_RATE:
-            samples = soxr.resample(samples, sample_rate, SAMPLE_RATE)
+        samples = _at_rate(wav, sample_rate, SAMPLE_RATE)
         if np.abs(samples).max(initial=0) < SILENT:
             return ""
         samples = np.pad(samples, round(MARGIN * SAMPLE_RATE))
@@ -60,6 +63,42 @@ class Judge:
         self.decoder.end_utt()
         found = self.decoder.hyp()
         return found.hypstr if found else ""
+
+
+class RecogniserJudge:
+    """A published recogniser, or a system of ours, as a judge."""
+
+    def __init__(self, recogniser: Recogniser):
+        self.recogniser = recogniser
+
+    def transcribe(self, wav: Tensor | np.ndarray, sample_rate: int) -> str:
+        """Waveform [N] in -1..1 -> the text heard; empty for silence."""
+        samples = _at_rate(wav, sample_rate, self.recogniser.sample_rate)
+        if np.abs(samples).max(initial=0) < SILENT:
+            return ""
+        return self.recogniser.transcribe([torch.from_numpy(samples)])[0]
+
+
+class SystemRecogniser:
+    """A system of ours as a `Recogniser`; what its encoder refuses (too short, too long) it does not understand."""
+
+    def __init__(self, omni: Omni):
+        self.omni, self.sample_rate = omni, omni.model.encoder.sample_rate
+
+    def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
+        """See `Recogniser`."""
+        return [self._transcribe(wav) for wav in wavs]
+
+    def _transcribe(self, wav: Tensor) -> str:
+        try:
+            return self.omni.transcribe(wav)
+        except ValueError:
+            return ""
+
+
+def _at_rate(wav: Tensor | np.ndarray, sample_rate: int, wanted: int) -> np.ndarray:
+    samples = np.asarray(wav, dtype=np.float32)
+    return samples if sample_rate == wanted else soxr.resample(samples, sample_rate, wanted)
 
 
 def grammar_words(grammar: str) -> set[str]:

@@ -1,17 +1,17 @@
-"""How fast spoken answers come, one question at a time, as a user asks them."""
+"""How fast speech comes, one question or text at a time, as a user gives them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from statistics import median
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from omnikit.api import Omni
+from omnikit.api import Chunk
 from omnikit.evaluate.tables import markdown_table, seconds
 
 
@@ -19,12 +19,15 @@ from omnikit.evaluate.tables import markdown_table, seconds
 class Speed:
     """Measured on this machine with the given number of threads."""
 
-    questions: int
+    questions: int  # or texts
     threads: int
     real_time_factor: float  # wall time over seconds of answer audio, of all questions together
     median_real_time_factor: float
+    p95_real_time_factor: float  # of 100 answers 95 are not slower
     median_first_audio: float  # seconds from the question to the first sound
+    p95_first_audio: float
     median_first_text: float
+    p95_first_text: float
     audio_seconds: float  # of all answers
 
     def as_dict(self) -> dict[str, float]:
@@ -42,11 +45,11 @@ class Timing:
     first_text: float
 
 
-def time_answer(omni: Omni, wav: Tensor) -> Timing | None:
-    """Streams one answer; None where no sound came."""
+def time_answer(stream: Callable[[Any], Iterator[Chunk]], asked: Any, sample_rate: int) -> Timing | None:
+    """Times the chunks of one answer at a sample rate in Hz; None where no sound came."""
     began = time.perf_counter()
     samples, first_audio, first_text = 0, None, None
-    for chunk in omni.stream(wav):
+    for chunk in stream(asked):
         now = time.perf_counter() - began
         if chunk.text and first_text is None:
             first_text = now
@@ -56,36 +59,56 @@ def time_answer(omni: Omni, wav: Tensor) -> Timing | None:
     wall = time.perf_counter() - began
     if first_audio is None:
         return None
-    return Timing(wall, samples / omni.sample_rate, first_audio, wall if first_text is None else first_text)
+    return Timing(wall, samples / sample_rate, first_audio, wall if first_text is None else first_text)
 
 
-def measure(omni: Omni, wavs: Sequence[Tensor], threads: int) -> Speed | None:
-    """Answers the questions one by one, after one that is not counted; None where no answer had sound."""
+def measure(
+    stream: Callable[[Any], Iterator[Chunk]], asked: Sequence[Any], *, sample_rate: int, threads: int
+) -> Speed | None:
+    """Answers one by one, after one that is not counted; None where no answer had sound.
+
+    Args:
+        stream: `Omni.stream` or `Omni.stream_speech`.
+        asked: what is given to it.
+        sample_rate: of what it gives, Hz.
+    """
     with _threads(threads):
-        time_answer(omni, wavs[0])
-        timings = [timing for wav in wavs if (timing := time_answer(omni, wav)) is not None]
+        time_answer(stream, asked[0], sample_rate)
+        found = [time_answer(stream, each, sample_rate) for each in asked]
+    timings = [timing for timing in found if timing is not None]
     if not timings:
         return None
     return Speed(
         questions=len(timings),
         threads=threads,
         real_time_factor=sum(t.wall for t in timings) / sum(t.audio for t in timings),
-        median_real_time_factor=median(t.wall / t.audio for t in timings),
-        median_first_audio=median(t.first_audio for t in timings),
-        median_first_text=median(t.first_text for t in timings),
+        **_spread("real_time_factor", [t.wall / t.audio for t in timings]),
+        **_spread("first_audio", [t.first_audio for t in timings]),
+        **_spread("first_text", [t.first_text for t in timings]),
         audio_seconds=sum(t.audio for t in timings),
     )
 
 
+def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    middle, high = np.percentile(values, (50, 95))
+    return {f"median_{name}": float(middle), f"p95_{name}": float(high)}
+
+
 def speed_table(measured: dict[str, Speed | None]) -> str:
     """Markdown of way -> speed."""
-    header = ["Spoken answers", "Questions", "Threads", "Real-time factor", "First text, s", "First sound, s"]
+    header = ["Speech", "Given", "Threads", "Real-time factor", "p50 / p95", "First text, s, p50 / p95"]
+    header += ["First sound, s, p50 / p95"]
     rows = [
-        [way, str(s.questions), str(s.threads), seconds(s.real_time_factor), seconds(s.median_first_text),
-         seconds(s.median_first_audio)]
+        [way, str(s.questions), str(s.threads), seconds(s.real_time_factor),
+         _pair(s.median_real_time_factor, s.p95_real_time_factor), _pair(s.median_first_text, s.p95_first_text),
+         _pair(s.median_first_audio, s.p95_first_audio)]
         for way, s in measured.items() if s is not None
     ]  # fmt: skip
     return markdown_table(header, rows) if rows else "No answer had sound."
+
+
+def _pair(middle: float, high: float) -> str:
+    return f"{seconds(middle)} / {seconds(high)}"
 
 
 @contextmanager

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib import metadata
+
+from omnikit import __version__
 
 Normalizer = Callable[[str], str]
 
@@ -25,6 +28,12 @@ def english() -> Normalizer:
 
 
 _MAKERS: dict[str, Callable[[], Normalizer]] = {"english": english, "plain": lambda: plain}
+
+
+def normalizer_version(name: str) -> str:
+    """A normaliser and the version of what decides about it: figures of two versions need not be the same."""
+    decides = f"omnikit {__version__}" if name == "plain" else f"openai-whisper {metadata.version('openai-whisper')}"
+    return f"{name} ({decides})"
 
 
 def normalizer(name: str) -> Normalizer:

@@ -1,5 +1,6 @@
 """Each evaluation as a debug run: an untrained system, a tiny corpus made here."""
 
+import dataclasses
 import io
 import json
 
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+import whisper
 
 from omnikit.audio import save_audio
 
@@ -54,9 +56,28 @@ def test_asr(run, untrained, corpus, tmp_path):
     assert "test-clean, template sentences" in ran.stdout
 
 
+def test_asr_of_a_baseline(run, corpus, tmp_path):
+    torch.manual_seed(0)
+    dims = whisper.model.ModelDimensions(80, 1500, 16, 2, 1, 51865, 12, 16, 2, 1)
+    state = whisper.model.Whisper(dims).state_dict()
+    torch.save({"dims": dataclasses.asdict(dims), "model_state_dict": state}, tmp_path / "whisper.pt")
+    ran = run(
+        ASR, "hparams/eval.yaml", "--splits", "[test-clean]", "--data_folder", corpus, "--output_folder",
+        tmp_path / "out", "--baseline", "whisper_small", "--baseline_weights", tmp_path / "whisper.pt",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads((tmp_path / "out" / "asr.json").read_text())
+    assert result["baseline"].startswith("whisper_small") and "checkpoint" not in result
+    assert result["splits"]["test-clean"]["groups"]["all"]["utterances"] == 2
+    assert "- normalizer: english (openai-whisper 20" in ran.stdout
+    ran = run(ASR, "hparams/eval.yaml", "--data_folder", corpus, "--output_folder", tmp_path, "--baseline", "siri")
+    assert ran.returncode == 2 and "--baseline siri" in ran.stderr and ran.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--baseline", "whisper_small"], "--baseline whisper_small: is scored in place of a system"),
         (["--normalizer", "german"], "--normalizer german"),
         (["--splits", "[test-cleen]"], "test-cleen"),
     ],
@@ -110,6 +131,8 @@ def test_questions(run, untrained, questions, grammar, tmp_path):
     ways = result["splits"]["test_seen"]
     assert set(ways) == {"text", "speech_parallel", "speech_batch_parallel"}
     for way in ways.values():
+        assert way["truncated_percent"] == pytest.approx(100 * way["truncated"] / 3)
+        assert way["containing_percent"] >= way["percent"] >= way["exact_percent"]
         assert way["asked"] == 3 and way["kinds"]["color"]["asked"] == 2
     sounds = list(result["intelligibility"])
     assert sounds[:3] == ["original recordings", "resynthesis by the codec", "the codec, codes shuffled"]
@@ -125,10 +148,12 @@ def test_speech_from_text(run, untrained, corpus, grammar, tmp_path):
     ran = run(
         TTS, "hparams/eval.yaml", "--data_folder", corpus, "--checkpoint", untrained, "--output_folder",
         tmp_path / "out", "--grammar_file", grammar, "--ids", "^7-1-", "--decoding.max_steps", "12",
-        "--codecs", "[{name: snac_mini}]",
+        "--codecs", "[{name: snac_mini}]", "--speed_sentences", "1",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    rates = json.loads((tmp_path / "out" / "tts.json").read_text())["intelligibility"]
+    result = json.loads((tmp_path / "out" / "tts.json").read_text())
+    assert result["truncated_percent"] in (0, 100) and result["speed"]["the system, from text"]["p95_first_audio"] > 0
+    rates = result["intelligibility"]
     assert list(rates) == [
         "original recordings",
         "resynthesis by the system's codec",

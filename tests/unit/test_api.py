@@ -68,6 +68,8 @@ def test_every_verb_answers(question):
     assert isinstance(omni.chat("what is red"), str)
     assert len(omni.speak("two is red").wav)
     assert omni.speak("two is red").text == "two is red"
+    pieces = torch.cat([chunk.wav for chunk in omni.stream_speech("two is red")])
+    assert torch.equal(pieces, omni.speak("two is red").wav)
     assert len(omni.answer("what is red").wav)
 
 

@@ -82,6 +82,30 @@ def test_text_commands_answer(run, tmp_path, saved):
     assert soundfile.info(tmp_path / "b.flac").samplerate == RATE
 
 
+def test_folders_and_files_of_texts(run, refused, sounds, saved, tmp_path):
+    here = ["--checkpoint", saved, "--batch_size", "2"]
+    for command in ("transcribe", "ask"):
+        status, _, err = run(command, sounds, "-o", tmp_path.parent / f"{tmp_path.name}-{command}", *here)
+        assert status == 0, err
+        assert "2 of 6 done" in err and "2 empty" in err
+    (tmp_path / "texts.txt").write_text("one two\nthree\n")
+    assert run("speak", tmp_path / "texts.txt", "-o", tmp_path / "said", *here)[0] == 0
+    assert soundfile.info(tmp_path / "said" / "00002.wav").samplerate == RATE
+    assert "--output is missing" in refused("transcribe", sounds, *here)
+    assert "is printed" in refused("transcribe", sounds / "good.wav", "-o", tmp_path, *here)
+    assert "--batch_size 0" in refused("speak", tmp_path / "texts.txt", "-o", tmp_path / "x", "--batch_size", "0")
+    line = refused("speak", tmp_path / "texts.txt", "-o", tmp_path / "said")
+    assert f"checkpoint was {saved}, is None" in line
+    assert "no such folder" in refused("speak", tmp_path / "texts.txt", "-o", tmp_path / "y", "--checkpoint", "no")
+    assert not (tmp_path / "y").exists()
+
+
+def test_each_process_of_torchrun_has_its_gpu(monkeypatch):
+    assert cli._own_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [cli._own_device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
+
+
 def test_info_names_parts_and_sizes(run, saved, tokenizer):
     out = run("info", "--checkpoint", saved)[1]
     assert re.search(r"^codec +mel_rvq +codecs.mel_rvq.MelRVQ", out, re.M)

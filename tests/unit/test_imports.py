@@ -18,7 +18,7 @@ GROUPS = (
     ("tasks", "strategies", "model", "losses"),
     ("generate", "checkpoint", "engines"),
     ("api", "convert", "serve", "describe"),
-    ("data", "train", "evaluate"),
+    ("data", "train", "evaluate", "batch"),
     ("cli", "__main__"),
 )
 GROUP = {name: number for number, names in enumerate(GROUPS) for name in names}

@@ -1,4 +1,4 @@
-"""Intelligibility of speech made from text, judged by another recogniser.
+"""Speech made from text: how well a recogniser understands it, how much of it is cut, how fast it comes.
 
     python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR --grammar_file FILE.jsgf
 
@@ -10,17 +10,31 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnikit.api import load
+from omnikit.api import Omni, load
 from omnikit.data.corpus import prepare
 from omnikit.data.rows import Row, read_manifest
+from omnikit.data.skipped import Skipped
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.batches import replies
-from omnikit.evaluate.intelligibility import Said, judged, keep_wavs, open_judge, rates_table, reference_rates, sound
+from omnikit.evaluate.batches import cut_short, replies, sound
+from omnikit.evaluate.intelligibility import (
+    NOT_JUDGED,
+    Listener,
+    Said,
+    judged,
+    keep_wavs,
+    open_judge,
+    rates_table,
+    reference_rates,
+)
 from omnikit.evaluate.qa import some
+from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.tables import write_json
+from omnikit.evaluate.text import normalizer
+from omnikit.evaluate.wer import ErrorRates
 from omnikit.hparams import build_part, load_recipe
 from omnikit.interfaces import Codec
 from omnikit.model import OmniLM
@@ -30,6 +44,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "LibriSpeech"))
 from prepare import CORPUS
 
 OWN = "the system's codec"
+SYSTEM = "the system, from text"
+SPEAK = TASKS["T1A1"]
 
 
 def read_rows(hparams: dict[str, Any], folder: Path) -> list[Row]:
@@ -53,33 +69,80 @@ def open_codecs(own: Codec, wanted: list[dict[str, str]]) -> dict[str, Codec]:
     return codecs
 
 
-def speak(model: OmniLM, rows: list[Row], hparams: dict[str, Any]) -> list[Said]:
-    """The system reads every row's text."""
+@dataclass(frozen=True)
+class Spoken:
+    """The texts that a system was given, as it speaks them."""
+
+    said: list[Said]
+    truncated_percent: float  # of the texts, those that were not spoken to their end
+    skipped: Skipped
+
+
+def speak(model: OmniLM, rows: list[Row], hparams: dict[str, Any]) -> Spoken:
+    """The system reads every row's text.
+
+    Raises:
+        ValueError: it can read none of them.
+    """
     options = {"decoding": hparams["decoding"], "batch_size": hparams["batch_size"]}
-    found, _ = replies(model, TASKS["T1A1"], rows, title="speak", **options)
-    return [(row.id, row.t1, sound(model.codec, found[row.id].codes)) for row in rows]
+    found, skipped = replies(model, SPEAK, rows, title="speak", **options)
+    if not found:
+        raise ValueError(f"--split {hparams['split']}: no text could be spoken; skipped: {skipped}")
+    said = [(row.id, row.t1, sound(model.codec, found[row.id].codes)) for row in rows if row.id in found]
+    cut = sum(cut_short(reply, SPEAK) for reply in found.values())
+    return Spoken(said, 100 * cut / len(found), skipped)
+
+
+def intelligibility(
+    judge: Listener, codecs: dict[str, Codec], rows: list[Row], said: list[Said], hparams: dict[str, Any], folder: Path
+) -> dict[str, ErrorRates]:
+    """What the judge hears of recordings, codecs and the system; the last goes to `heard.jsonl` as well."""
+    normalize = normalizer(hparams["judge_normalizer"])
+    clips = [(row.id, row.t1, row.a1) for row in rows]
+    rates = reference_rates(judge, codecs, clips, shuffle_with=OWN, normalize=normalize)
+    rates[SYSTEM], heard = judged(judge, said, codecs[OWN].sample_rate, SYSTEM, normalize)
+    with (folder / "heard.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"id": p.id, "text": p.reference, "heard": p.hypothesis}) + "\n" for p in heard)
+    return rates
+
+
+def speed(omni: Omni, said: list[Said], hparams: dict[str, Any]) -> dict[str, Speed | None]:
+    """Of the first sentences."""
+    texts = [text for _, text, _ in said[: hparams["speed_sentences"]]]
+    if not texts:
+        return {}
+    omni.decoding = hparams["decoding"]
+    options = {"sample_rate": omni.sample_rate, "threads": hparams["speed_threads"]}
+    return {SYSTEM: measure(omni.stream_speech, texts, **options)}
 
 
 def main() -> None:
     recipe = load_recipe()
     hparams = recipe.hparams
-    folder = Path(hparams["output_folder"])
-    judge = open_judge(hparams["grammar_file"])
+    folder, device = Path(hparams["output_folder"]), recipe.run_opts.get("device", "cpu")
+    judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
     rows = read_rows(hparams, folder)
-    model = load(hparams["checkpoint"], device=recipe.run_opts.get("device", "cpu")).model
-    codecs = open_codecs(model.codec, hparams["codecs"])
-    said = speak(model, rows, hparams)
-    keep_wavs(said, folder / "wav", model.codec.sample_rate, hparams["keep_wavs"])
-    if judge is None:
-        print(f"{folder / 'wav'}: wavs written; not judged, no --grammar_file is given")
-        return
-    rates = reference_rates(judge, codecs, [(row.id, row.t1, row.a1) for row in rows], shuffle_with=OWN)
-    rates["the system, from text"], heard = judged(judge, said, model.codec.sample_rate, "the system, from text")
-    with (folder / "heard.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"id": p.id, "text": p.reference, "heard": p.hypothesis}) + "\n" for p in heard)
-    about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system", "split": hparams["split"]}
-    write_json(folder / "tts.json", {**about, "intelligibility": {name: r.as_dict() for name, r in rates.items()}})
-    text = f"# Speech from text, {hparams['split']}\n\n{rates_table(rates)}\n"
+    omni = load(hparams["checkpoint"], device=device)
+    codecs = open_codecs(omni.model.codec, hparams["codecs"])
+    spoken = speak(omni.model, rows, hparams)
+    keep_wavs(spoken.said, folder / "wav", omni.sample_rate, hparams["keep_wavs"])
+    rates = {} if judge is None else intelligibility(judge, codecs, rows, spoken.said, hparams, folder)
+    measured = speed(omni, spoken.said, hparams)
+    about = {
+        "checkpoint": hparams["checkpoint"] or "the shipped mini system",
+        "split": hparams["split"],
+        "judge": hparams["judge"],
+        "truncated_percent": round(spoken.truncated_percent, 4),
+    }
+    write_json(folder / "tts.json", {
+        **about,
+        "skipped": dict(spoken.skipped.reasons),
+        "intelligibility": {name: r.as_dict() for name, r in rates.items()},
+        "speed": {name: s and s.as_dict() for name, s in measured.items()},
+    })  # fmt: skip
+    notes = "\n".join([*(f"- {key}: {value}" for key, value in about.items()), f"- left out: {spoken.skipped}"])
+    tables = [rates_table(rates) if rates else NOT_JUDGED, *([speed_table(measured)] if measured else [])]
+    text = "\n\n".join([f"# Speech from text, {hparams['split']}", *tables, notes]) + "\n"
     (folder / "tts.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni, load
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data.rows import Row
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.batches import Reply, replies
-from omnikit.evaluate.intelligibility import judged, keep_wavs, open_judge, rates_table, reference_rates, sound
-from omnikit.evaluate.qa import Shares, Way, count_right, shares_table, some, write_answers
+from omnikit.evaluate.batches import Reply, replies, sound
+from omnikit.evaluate.intelligibility import NOT_JUDGED, judged, keep_wavs, open_judge, rates_table, reference_rates
+from omnikit.evaluate.qa import Shares, Way, count_right, read_questions, shares_table, some, write_answers
 from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.tables import write_json
-from omnikit.evaluate.text import normalizer
+from omnikit.evaluate.text import normalizer, normalizer_version
 from omnikit.evaluate.wer import ErrorRates
 from omnikit.hparams import load_recipe
 
@@ -29,20 +29,20 @@ Answers = dict[str, dict[str, Reply]]
 class QAEvaluation:
     """One run: the system, the questions by split, and what the YAML file asks for."""
 
-    def __init__(self, hparams: dict[str, Any], omni: Omni):
+    def __init__(self, hparams: dict[str, Any], omni: Omni, device: str):
         self.hparams, self.omni, self.model = hparams, omni, omni.model
         self.folder = Path(hparams["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ways = [Way.of(name, options) for name, options in hparams["ways"].items()]
-        self.judge = open_judge(hparams["grammar_file"])
+        self.judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
+        self.judge_normalize = normalizer(hparams["judge_normalizer"])
         self.rows = {split: self._read(split) for split in dict.fromkeys(hparams["splits"])}
         if hparams["judged_split"] not in self.rows:
             raise ValueError(f"--judged_split {hparams['judged_split']}: not in splits ({', '.join(self.rows)})")
 
     def _read(self, split: str) -> list[Row]:
         folder = Path(self.hparams["data_folder"]) / "qa"
-        rows = read_manifest(folder / f"{split}.parquet", self.hparams["cache_folder"], folder / "answers.parquet")
-        return some(rows, self.hparams["limit"])
+        return some(read_questions(folder, split, self.hparams["cache_folder"]), self.hparams["limit"])
 
     def answer(self, split: str) -> tuple[dict[str, Shares], Answers]:
         """Answers a split in every way."""
@@ -53,7 +53,7 @@ class QAEvaluation:
                 self.model, way.task, rows, strategy=way.strategy, decoding=self.hparams["decoding"],
                 batch_size=self.hparams["batch_size"], title=f"{split}, {way.name}",
             )  # fmt: skip
-            shares[way.name], found[way.name] = count_right(rows, given, skipped, normalize), given
+            shares[way.name], found[way.name] = count_right(way.task, rows, given, skipped, normalize), given
             write_answers(self.folder / f"answers_{split}_{way.name}.jsonl", rows, given)
             if way.task.speaks:
                 said = self._said(given, self.hparams["keep_wavs"])
@@ -71,17 +71,18 @@ class QAEvaluation:
             return {}
         limit = self.hparams["judge_limit"]
         rows = self.rows[self.hparams["judged_split"]][:limit]
-        rates = self._references(rows) if self.hparams["references"] else {}
+        rates = self._references(rows) if self.hparams["references"] and any(row.a2 for row in rows) else {}
         for way in self.ways:
             if way.task.speaks:
                 said = self._said(found[way.name], limit)
                 title = f"spoken answers against their own text, {way.name.replace('_', ' ')}"
-                rates[title] = judged(self.judge, said, self.model.codec.sample_rate, title)[0]
+                rates[title] = judged(self.judge, said, self.omni.sample_rate, title, self.judge_normalize)[0]
         return rates
 
     def _references(self, rows: list[Row]) -> dict[str, ErrorRates]:
         clips = [(row.id, row.t2, row.a2) for row in rows if row.a2 is not None]
-        return reference_rates(self.judge, {"the codec": self.model.codec}, clips, shuffle_with="the codec")
+        codecs = {"the codec": self.model.codec}
+        return reference_rates(self.judge, codecs, clips, shuffle_with="the codec", normalize=self.judge_normalize)
 
     def speed(self) -> dict[str, Speed | None]:
         """By way, of those that speak."""
@@ -91,29 +92,33 @@ class QAEvaluation:
         for way in self.ways:
             if way.task.name == "A1A2" and wavs:
                 omni = Omni(self.model, decoding=self.hparams["decoding"], strategy=way.strategy)
-                measured[way.name] = measure(omni, wavs, self.hparams["speed_threads"])
+                options = {"sample_rate": omni.sample_rate, "threads": self.hparams["speed_threads"]}
+                measured[way.name] = measure(omni.stream, wavs, **options)
         return measured
 
 
 def main() -> None:
     recipe = load_recipe()
     hparams = recipe.hparams
-    run = QAEvaluation(hparams, load(hparams["checkpoint"], device=recipe.run_opts.get("device", "cpu")))
+    device = recipe.run_opts.get("device", "cpu")
+    run = QAEvaluation(hparams, load(hparams["checkpoint"], device=device), device)
     shares, rates = {}, {}
     for split in run.rows:
         shares[split], found = run.answer(split)
         if split == hparams["judged_split"]:
             rates = run.judge_speech(found)
     speed = run.speed()
-    about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system", "normalizer": hparams["normalizer"]}
+    about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system"}
+    about |= {"normalizer": normalizer_version(hparams["normalizer"]), "judge": hparams["judge"]}
     write_json(run.folder / "qa.json", {
         **about,
         "splits": {split: {way: s.as_dict() for way, s in ways.items()} for split, ways in shares.items()},
         "intelligibility": {name: r.as_dict() for name, r in rates.items()},
         "speed": {way: s and s.as_dict() for way, s in speed.items()},
     })  # fmt: skip
-    judged_text = rates_table(rates) if rates else "Not judged: no `grammar_file`."
-    text = "\n\n".join(["# Spoken questions", shares_table(shares), judged_text, speed_table(speed)])
+    judged_text = rates_table(rates) if rates else NOT_JUDGED
+    notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    text = "\n\n".join(["# Spoken questions", shares_table(shares), judged_text, speed_table(speed), notes])
     (run.folder / "qa.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

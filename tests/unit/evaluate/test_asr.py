@@ -7,7 +7,7 @@ from toy import toy_model
 from omnikit.audio import save_audio
 from omnikit.data.rows import Clip, Row
 from omnikit.evaluate.asr import evaluate_split, published_wer, write_report
-from omnikit.evaluate.batches import hear, in_batches, replies
+from omnikit.evaluate.batches import by_model, hear, in_batches, replies
 from omnikit.evaluate.text import plain
 from omnikit.generate import Decoding, answers
 from omnikit.tasks import TASKS
@@ -53,8 +53,9 @@ def test_text_tasks_read_the_text():
 
 
 def evaluated(rows, tmp_path, groups):
-    options = {"decoding": DECODING, "batch_size": 2, "normalize": plain, "folder": tmp_path}
-    return evaluate_split(toy_model(), "test-clean", rows, groups=groups, **options)
+    options = {"batch_size": 2, "normalize": plain, "folder": tmp_path}
+    respond = by_model(toy_model(), TASKS["A1T1"], decoding=DECODING)
+    return evaluate_split(respond, "test-clean", rows, groups=groups, **options)
 
 
 def test_split_is_scored_whole_and_by_group(rows, tmp_path):

@@ -1,12 +1,16 @@
+import sys
 from dataclasses import dataclass
 
 import pytest
+import soxr
 import torch
 from torch import Tensor
 from toy import ToyCodec
 
 from omnikit.audio import load_audio
-from omnikit.evaluate.intelligibility import encoded, judged, keep_wavs, open_judge, reference_rates, shuffled, sound
+from omnikit.evaluate.batches import sound
+from omnikit.evaluate.intelligibility import encoded, judged, keep_wavs, open_judge, reference_rates, shuffled
+from omnikit.generate import Decoding
 
 
 @dataclass
@@ -78,7 +82,33 @@ def test_kept_wavs_are_the_first_ones(tmp_path, clips):
     assert torch.allclose(load_audio(tmp_path / "wav" / "id0.wav", 16000), said[0][2], atol=1e-3)
 
 
-def test_no_grammar_no_judge_and_a_missing_one_is_named():
-    assert open_judge(None) is None
+def test_no_grammar_no_judge_and_what_is_none_is_named(monkeypatch, tmp_path):
+    assert open_judge("pocketsphinx") is None
     with pytest.raises(ValueError, match=r"--grammar_file nowhere\.jsgf"):
-        open_judge("nowhere.jsgf")
+        open_judge("pocketsphinx", "nowhere.jsgf")
+    with pytest.raises(ValueError, match=r"--judge nobody: no such judge \(choices: pocketsphinx, whisper_tiny"):
+        open_judge("nobody")
+    with pytest.raises(ValueError, match=r"words\.jsgf: --judge whisper_small takes no grammar"):
+        open_judge("whisper_small", "words.jsgf")
+    (tmp_path / "words.jsgf").touch()
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    with pytest.raises(ValueError, match=r"--judge pocketsphinx: needs the Python package 'pocketsphinx'"):
+        open_judge("pocketsphinx", str(tmp_path / "words.jsgf"))
+
+
+def test_a_system_of_ours_may_judge(saved):
+    judge = open_judge(str(saved))
+    judge.recogniser.omni.decoding = Decoding(max_steps=8)
+    wav = torch.rand(12000, generator=torch.Generator().manual_seed(0)) - 0.5
+    assert judge.transcribe(wav, 16000) == judge.recogniser.omni.transcribe(wav)
+    at_24khz = torch.from_numpy(soxr.resample(wav.numpy(), 16000, 24000))
+    again = judge.recogniser.omni.transcribe(torch.from_numpy(soxr.resample(at_24khz.numpy(), 24000, 16000)))
+    assert judge.transcribe(at_24khz, 24000) == again
+    assert judge.transcribe(torch.zeros(16000), 16000) == judge.transcribe(wav[:100], 16000) == ""
+
+
+def test_texts_are_compared_in_the_wanted_spelling(clips):
+    text, wav = "red cat", clips["red cat"]
+    ear = Ear({"Red Cat!": wav})
+    assert judged(ear, [("a", text, wav)], 16000, "test")[0].wer == 0
+    assert judged(ear, [("a", text, wav)], 16000, "test", str)[0].wer == 100

@@ -1,9 +1,10 @@
 import random
+import re
 
 import jiwer
 import pytest
 
-from omnikit.evaluate.text import normalizer, plain
+from omnikit.evaluate.text import normalizer, normalizer_version, plain
 from omnikit.evaluate.wer import Pair, score
 
 WORDS = ["the", "cat", "sees", "a", "red", "dog", "and", "one", "blue", "one"]
@@ -29,6 +30,27 @@ def test_rates_are_those_of_jiwer(seed):
     each = [100 * jiwer.wer(r, h) for r, h in zip(references, hypotheses, strict=True)]
     assert rates.wer_utterance_mean == pytest.approx(sum(each) / len(each))
     assert rates.exact == pytest.approx(100 * sum(r == h for r, h in zip(references, hypotheses, strict=True)) / 25)
+
+
+@pytest.mark.parametrize("name", ["plain", "english"])
+def test_any_pairs_have_the_rate_of_jiwer_on_the_same_normalised_text(name):
+    """Numbers, spellings, contractions, punctuation, empty texts."""
+    normalize, rng = normalizer(name), random.Random(0)
+    words = [*WORDS, "it's", "Mr.", "colour", "twenty", "-", "DON'T,", "$5", "ü", "(laughs)", "uh", "one", "1st"]
+    for _ in range(60):
+        texts = [
+            [" ".join(rng.choices(words, k=rng.randint(0, 7))) for _ in range(2)] for _ in range(rng.randint(1, 6))
+        ]
+        references, hypotheses = ([normalize(text) for text in side] for side in zip(*texts, strict=True))
+        if any(references):  # else there is no rate
+            rates = score([Pair(str(i), *pair) for i, pair in enumerate(texts)], normalize)
+            assert rates.wer == pytest.approx(100 * jiwer.wer(references, hypotheses)), texts
+            assert rates.cer == pytest.approx(100 * jiwer.cer(references, hypotheses)), texts
+
+
+def test_a_normaliser_is_named_with_its_version():
+    assert re.fullmatch(r"english \(openai-whisper 20\d{6}(\.\d+)?\)", normalizer_version("english"))
+    assert normalizer_version("plain").startswith("plain (omnikit ")
 
 
 def test_corpus_rate_weighs_words_and_mean_weighs_utterances():

@@ -1,0 +1,302 @@
+"""Offline inference: many recordings or texts through a system, results as lines of JSON beside the wavs.
+
+Guide: docs/batch.md. Each process of torchrun takes every n-th row and writes a file of its own; what was finished
+stands in the files of all and is not done again, whatever the number of processes is then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from omnikit.api import Omni
+from omnikit.audio import save_audio
+from omnikit.checkpoint import SHIPPED, existing
+from omnikit.data.manifest import ENDINGS
+from omnikit.data.rows import Clip, Row, read_manifest
+from omnikit.data.skipped import Skipped
+from omnikit.errors import one_line
+from omnikit.evaluate.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
+from omnikit.evaluate.tables import write_json
+from omnikit.tasks import TASKS, Task
+from omnikit.weights import FILE_NAME
+
+SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf")
+"""Endings of what is taken from a folder."""
+TEXT = ".txt"
+RUN = "run.json"
+"""What the results of a folder belong to."""
+NOTHING = {"text": None, "wav": None, "seconds": None, "truncated": None, "skipped": None}
+"""The fields of a line besides `id`."""
+SURROGATES = "backslashreplace"
+"""Of file names that are not UTF-8: they are written as JSON's own escapes."""
+LONGEST_NAME = 200  # bytes; file systems take 255, and an ending has to fit
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of several processes this is."""
+
+    rank: int = 0
+    processes: int = 1
+
+    @classmethod
+    def of_torchrun(cls) -> Share:
+        """From the environment; the only one where torchrun did not start it."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+@dataclass
+class Counts:
+    """What one process did of its share."""
+
+    rows: int = 0
+    kept: int = 0  # finished before
+    done: int = 0
+    truncated: int = 0
+    seconds: float = 0.0  # of speech
+    skipped: Skipped = field(default_factory=Skipped)
+
+    def __str__(self) -> str:
+        words = [f"{self.done} of {self.rows} done"]
+        words += [f"{self.kept} finished before"] if self.kept else []
+        words += [f"{self.truncated} truncated"] if self.truncated else []
+        words += [f"{self.seconds:.1f} s of speech"] if self.seconds else []
+        return ", ".join([*words, f"skipped: {self.skipped}"])
+
+
+def holds_many(word: str, task: str) -> bool:
+    """Whether a word of the command line is a folder, a manifest or a file of texts, and not one recording or text."""
+    if TASKS[task].given == "text":
+        return Path(word).suffix in (*ENDINGS, TEXT) or (os.path.isdir(word) and _is_sharded(Path(word)))
+    return os.path.isdir(word) or Path(word).suffix in ENDINGS
+
+
+def read_rows(source: Path, task: Task) -> Sequence[Row]:
+    """The rows of a folder of recordings, of a manifest, or of a text file with a text in each line.
+
+    Raises:
+        ValueError: there is no such thing, it holds nothing, or two rows share an id.
+    """
+    if source.suffix == TEXT:
+        rows = _lines(source)
+    elif source.is_dir() and not _is_sharded(source):
+        rows = _recordings(source)
+    else:
+        rows = read_manifest(source)
+    if not len(rows):
+        wanted = "text" if task.given == "text" else f"recording ({', '.join(SOUNDS)})"
+        raise ValueError(f"{source}: holds no {wanted}")
+    return rows
+
+
+def _is_sharded(folder: Path) -> bool:
+    return any(folder.glob("*.parquet"))
+
+
+def _recordings(folder: Path) -> list[Row]:
+    """Every sound file below a folder; its id is its path there, with its ending where two differ in nothing else."""
+    inside = [path for path in folder.rglob("*") if path.suffix.lower() in SOUNDS and not path.name.startswith(".")]
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(inside)}
+    alike = Counter(_stem(name) for name in paths)
+    ids = {name: _stem(name) if alike[_stem(name)] == 1 else name for name in paths}
+    return [Row(ids[name], "", a1=Clip(ids[name], path=str(path))) for name, path in paths.items()]
+
+
+def _stem(name: str) -> str:
+    return str(Path(name).with_suffix(""))
+
+
+def _lines(path: Path) -> list[Row]:
+    """The lines of a file that are not blank, with their numbers as ids."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text in UTF-8") from None
+    return [Row(f"{number:05d}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+class Job:
+    """Rows to be answered, and the folder that takes the results.
+
+    Args:
+        task: a name in `TASKS`.
+        source: see `read_rows`.
+        folder: made if it is not there.
+        about: what the results depend on besides the rows; has to agree with what the folder's results were made with.
+
+    Raises:
+        ValueError: see `read_rows`; or the folder holds results of another run, or lies in a folder of questions, where
+            answers would be taken for questions.
+    """
+
+    def __init__(
+        self, task: str, source: str, folder: str, *, batch_size: int, about: dict[str, Any], share: Share | None = None
+    ):
+        check_batch_size(batch_size)
+        self.task, self.batch_size, self.share = TASKS[task], batch_size, share or Share.of_torchrun()
+        self.folder, place = Path(folder), Path(source).resolve()
+        if self.task.speaks and place.is_dir() and self.folder.resolve().is_relative_to(place):
+            raise ValueError(f"--output {folder}: lies in {source}, where answers would be taken for questions")
+        self.rows = self._own(read_rows(Path(source), self.task), source)
+        self.about = {"task": task, "source": str(place), **about}
+        self._check_same()
+
+    def run(self, omni: Omni) -> Counts:
+        """Answer what is not finished yet.
+
+        Raises:
+            ValueError: the folder cannot be written to.
+        """
+        with _told(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.share.rank == 0:
+                write_json(self.folder / RUN, self.about)
+        finished = self._finished()
+        rows = [row for row in self.rows if row.id not in finished]
+        counts = Counts(rows=len(self.rows), kept=len(self.rows) - len(rows))
+        how = {"decoding": omni.decoding, "strategy": omni.strategy, "engine": omni.engine}
+        found = each_reply(
+            by_model(omni.model, self.task, **how), self.task, rows, batch_size=self.batch_size,
+            title=self.task.name, quiet=self.share.rank > 0,
+        )  # fmt: skip
+        for row, reply in found:
+            if isinstance(reply, Problem):
+                counts.skipped.add(reply.reason, row.id)
+                self._write({"id": row.id, **NOTHING, "skipped": str(reply)})
+            else:
+                line = self._keep(omni, row, reply)
+                self._write(line)
+                counts.done += 1
+                counts.truncated += reply.truncated
+                counts.seconds += line["seconds"] or 0.0
+        return counts
+
+    @property
+    def results(self) -> Path:
+        """The file of this process."""
+        return self.folder / _results_name(self.share.rank)
+
+    def _own(self, rows: Sequence[Row], source: str) -> list[Row]:
+        """This process's share of rows."""
+        seen, own = set(), []
+        for number, row in enumerate(rows):
+            if row.id in seen:
+                raise ValueError(f"{source}: two rows have the id {row.id!r}")
+            seen.add(row.id)
+            if number % self.share.processes == self.share.rank:
+                own.append(row)
+        return own
+
+    def _check_same(self) -> None:
+        path = self.folder / RUN
+        if not path.exists():
+            return
+        try:
+            there = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path}: was not written by this command; give another --output") from None
+        other = [f"{key} was {there.get(key)}, is {now}" for key, now in self.about.items() if there.get(key) != now]
+        if other:
+            raise ValueError(f"--output {self.folder}: holds results of another run ({'; '.join(other)})")
+
+    def _finished(self) -> set[str]:
+        """Ids in the files of all processes. This one cleans its own, and those of former processes that fall to it."""
+        finished = set()
+        for path in self.folder.glob("results*.jsonl"):
+            number = re.fullmatch(r"results(?:\.(\d+))?\.jsonl", path.name)
+            if number is None:
+                continue
+            kept = _finished_lines(path)
+            if int(number[1] or 0) % self.share.processes == self.share.rank:
+                with _told(path):
+                    _rewrite(path, kept.values())
+            finished.update(kept)
+        return finished
+
+    def _keep(self, omni: Omni, row: Row, reply: Reply) -> dict[str, Any]:
+        """Write the wav of a reply, if it has sound -> its line."""
+        line = {"id": row.id, **NOTHING, "text": reply.text, "truncated": reply.truncated}
+        if not self.task.speaks:
+            return line
+        wav = sound(omni.model.codec, reply.codes)
+        if len(wav):
+            line["wav"] = wav_name(row.id)
+            with _told(self.folder / line["wav"]):
+                save_audio(self.folder / line["wav"], wav, omni.sample_rate)
+        return {**line, "seconds": round(len(wav) / omni.sample_rate, 4)}
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """What is written here counts as finished, so the wav is there before."""
+        with _told(self.results), self.results.open("a", encoding="utf-8", errors=SURROGATES) as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def wav_name(name: str) -> str:
+    """The file of a row's speech: its id, what file systems do not take in it as `%` and two hexadecimal digits."""
+    safe = re.sub(r'[%/\\:*?"<>|\x00-\x1f]', lambda found: f"%{ord(found[0]):02X}", name)
+    if len(os.fsencode(safe)) > LONGEST_NAME:
+        safe = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f"{safe}.wav"
+
+
+def checkpoint_stamp(checkpoint: str | None) -> dict[str, Any]:
+    """What tells a checkpoint from another, and from itself before it was trained further.
+
+    Raises:
+        ValueError: it is not to be had.
+    """
+    folder = existing(SHIPPED if checkpoint is None else checkpoint)
+    weights = folder / FILE_NAME
+    written = weights.stat().st_mtime_ns if checkpoint is not None and weights.is_file() else None
+    return {"checkpoint": None if checkpoint is None else str(folder.resolve()), "written": written}
+
+
+def _results_name(rank: int) -> str:
+    return f"results.{rank}.jsonl" if rank else "results.jsonl"
+
+
+def _finished_lines(path: Path) -> dict[str, bytes]:
+    """Id -> line, without those of skipped rows or lost wavs, which are tried again, and without what a kill cut short.
+
+    Raises:
+        ValueError: another line is no result.
+    """
+    kept = {}
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not text.endswith(b"\n"):
+            break
+        try:
+            line = json.loads(text)
+            if line["skipped"] is None and (line["wav"] is None or (path.parent / line["wav"]).is_file()):
+                kept[line["id"]] = text
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}: line {number} is no result of this command") from None
+    return kept
+
+
+def _rewrite(path: Path, lines: Iterable[bytes]) -> None:
+    aside = path.with_suffix(".partial")
+    aside.write_bytes(b"".join(lines))
+    os.replace(aside, path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the disk refuses, in one line."""
+    try:
+        yield
+    except (OSError, soundfile.SoundFileError) as error:
+        raise ValueError(f"{path}: cannot be written ({one_line(error)}); start again to go on") from None
