@@ -24,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("baseline", "torch", "openvino")
+BANDWIDTH = "bandwidth"
 QUESTION_SECONDS = 3.0
 CONTEXT = range(190, 211)
 """Positions at which a step is timed."""
@@ -47,7 +48,7 @@ def main() -> int:
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--cache_folder", default=str(Path.home() / ".cache" / "omnikit" / "benchmark"))
     parser.add_argument("--json", help="also write the figures to this file")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=(*SIDES, BANDWIDTH), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(measure(options)))
@@ -56,13 +57,14 @@ def main() -> int:
     if not checkpoint.is_dir():
         print(f"making a checkpoint with random weights: {checkpoint}", flush=True)
         run_alone("import sys; from benchmarks.inference import make; make(sys.argv[1])", str(checkpoint))
-    figures = {}
+    figures, bandwidth = {}, side_figures(BANDWIDTH, options)["gb_per_s"]
     for side in options.sides:
         print(f"measuring: {side}", flush=True)
         figures[side] = side_figures(side, options)
     if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+        Path(options.json).write_text(json.dumps({BANDWIDTH: bandwidth, **figures}, indent=1) + "\n")
     print(table(figures))
+    print(floors(figures, bandwidth))
     return report_goals(figures)
 
 
@@ -103,7 +105,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     repeats = 3 if options.quick else 7
-    bandwidth = read_bandwidth()
+    if options.side == BANDWIDTH:
+        return {"gb_per_s": read_bandwidth()}
     side = (Published if options.side == "baseline" else Omnikit)(options)
     wav = torch.randn(int(QUESTION_SECONDS * side.model.encoder.sample_rate)) * 0.1
     figures = {
@@ -112,7 +115,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         "codec_4_frames": timed(side.codec_pusher(), repeats),
         "first_sound": timed(lambda: next(side.sounds(wav)), repeats),
         **side.whole_answer(wav, max(1, repeats // 3)),
-        "bandwidth_gb": bandwidth,
+        "step_gb": side.step_bytes() / 1e9,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
     return {name: round(value, 5) for name, value in figures.items()}
@@ -123,7 +126,7 @@ def read_bandwidth() -> float:
     import torch
 
     data = torch.ones(2**29)
-    seconds = timed(data.sum, 3)
+    seconds = timed(data.sum, 5)
     return data.numel() * 4 / seconds / 1e9
 
 
@@ -149,6 +152,25 @@ def times_between(items: Iterator[Any]) -> list[float]:
     return taken
 
 
+class FromTheFirst:
+    """Items, and when the first of them had come."""
+
+    def __init__(self, items: Iterator[Any]):
+        self.items, self.began = items, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, item in enumerate(self.items):
+            if not number:
+                self.began = time.perf_counter()
+            yield item
+
+
+def weights_per_step(model: Any) -> int:
+    """Weights that a step reads: those of the blocks and of the heads."""
+    modules = (model.llm.trunk.layers, model.llm.lm_head, model.text_rows.head, model.audio_rows.head)
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
 class Published:
     """The baseline's side."""
 
@@ -159,6 +181,9 @@ class Published:
         self.model = checkpoint.load(Path(options.cache_folder) / "true-size")
         self.model.encoder.pad_to_30s = True
         self.baseline, self.chunk = Baseline(self.model), CHUNK
+
+    def step_bytes(self) -> int:
+        return 4 * (weights_per_step(self.model) + self.baseline.cache.numel())
 
     def hear(self, wav: Any) -> Any:
         return self.baseline.hear(wav)
@@ -180,12 +205,11 @@ class Published:
         return self.baseline.sounds(self.baseline.steps(self.baseline.hear(wav), ANSWER_STEPS))
 
     def whole_answer(self, wav: Any, repeats: int) -> dict[str, float]:
-        factors = []
+        factors, features = [], self.hear(wav)
         for _ in range(repeats):
-            began, samples = time.perf_counter(), 0
-            for piece in self.sounds(wav):
-                samples += len(piece)
-            factors.append((time.perf_counter() - began) * self.model.codec.sample_rate / samples)
+            steps = FromTheFirst(self.baseline.steps(features, ANSWER_STEPS))
+            samples = sum(len(piece) for piece in self.baseline.sounds(steps))
+            factors.append((time.perf_counter() - steps.began) * self.model.codec.sample_rate / samples)
         return {"real_time_factor": median(factors)}
 
 
@@ -201,6 +225,10 @@ class Omnikit:
         self.omni = omnikit.load(folder, engine=options.side, **dtype)
         self.omni.decoding = Decoding(max_steps=ANSWER_STEPS)
         self.model = self.omni.model
+        self.weight_bytes = {"torch": 2, "openvino": 1}[options.side]
+
+    def step_bytes(self) -> int:
+        return self.weight_bytes * weights_per_step(self.model)
 
     def hear(self, wav: Any) -> Any:
         return self.omni.hear(wav)
@@ -237,9 +265,9 @@ class Omnikit:
     def whole_answer(self, wav: Any, repeats: int) -> dict[str, float]:
         factors = []
         for _ in range(repeats):
-            began = time.perf_counter()
-            samples = sum(len(chunk.wav) for chunk in self.omni.stream(wav))
-            factors.append((time.perf_counter() - began) * self.model.codec.sample_rate / samples)
+            chunks = FromTheFirst(self.omni.stream(wav))
+            samples = sum(len(chunk.wav) for chunk in chunks)
+            factors.append((time.perf_counter() - chunks.began) * self.model.codec.sample_rate / samples)
         return {"real_time_factor": median(factors)}
 
 
@@ -250,9 +278,9 @@ WORDS = {
     "step_batch_parallel": ("step, batch-parallel", 1e3, "ms"),
     "codec_4_frames": ("codec, 4 frames", 1e3, "ms"),
     "first_sound": ("first sound", 1e3, "ms"),
-    "real_time_factor": ("real-time factor", 1.0, ""),
+    "real_time_factor": ("real-time factor (steps and codec)", 1.0, ""),
     "peak_gib": ("peak memory", 1.0, "GiB"),
-    "bandwidth_gb": ("memory read at", 1.0, "GB/s"),
+    "step_gb": ("read per step", 1.0, "GB"),
 }
 
 
@@ -266,6 +294,12 @@ def table(figures: dict[str, dict[str, float]]) -> str:
         for name, (words, factor, unit) in WORDS.items()
     ]
     return markdown_table(["", *figures], rows)
+
+
+def floors(figures: dict[str, dict[str, float]], bandwidth: float) -> str:
+    """What a step takes of what reading its memory alone would take."""
+    shares = (f"{side} {100 * each['step_gb'] / bandwidth / each['step']:.0f} %" for side, each in figures.items())
+    return f"memory is read at {bandwidth:.1f} GB/s; a step's speed is, of what that allows: {', '.join(shares)}"
 
 
 def report_goals(figures: dict[str, dict[str, float]]) -> int:

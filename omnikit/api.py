@@ -15,7 +15,7 @@ from omnikit.engines import TORCH, load_with_engine
 from omnikit.generate import Decoding, Question, Step, answers, generate, read_codes
 from omnikit.model import Engine, OmniLM
 from omnikit.strategies import PARALLEL, Strategy
-from omnikit.streaming import EXACT, LOW_LATENCY, check_mode
+from omnikit.streaming import EXACT, check_mode
 from omnikit.tasks import TASKS, Task
 
 Audio = str | Path | Tensor
@@ -24,7 +24,7 @@ UNFINISHED = "\ufffd"
 """What tokenizers write for bytes that are no character yet."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST_CHUNK = 8
-"""Frames. At its ends a chunk of a low-latency stream is estimated, and that takes work: the longer it is, the less."""
+"""Frames. Chunks grow up to this: the first comes soon, and long ones cost the codec less."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,12 @@ class Omni:
         return self._join(self.stream(audio))
 
     def stream(self, audio: Audio, *, mode: str = EXACT) -> Iterator[Chunk]:
-        """As `ask`, piece by piece while it is being decoded. Drop the iterator to stop.
+        """As `ask`, piece by piece while it is being decoded: the codec is given 1, 2, 4 .. frames at a time. Drop the
+        iterator to stop.
 
         Args:
-            mode: of `omnikit.streaming.MODES`. `low_latency` gives sound from the first whole frame on, in pieces of
-                1, 2, 4 .. frames; where it had to guess what follows it, it differs a little from that of `ask`.
+            mode: of `omnikit.streaming.MODES`. `low_latency` gives sound from the first whole frame on; where it had to
+                guess what follows, it differs a little from that of `ask`.
 
         Raises:
             ValueError: as `ask`; or no such mode.
@@ -162,7 +163,6 @@ class _Voice:
         self.text, self.frames = "", 0
         self.waiting: Tensor | None = None  # codes of frames that are not decoded yet [1, K, t]
         self.chunk = 1  # frames that are waited for
-        self.longest = LONGEST_CHUNK if mode == LOW_LATENCY else 1
 
     def push(self, step: Step) -> Chunk:
         self.steps.append(step.tokens[0])
@@ -180,7 +180,7 @@ class _Voice:
     def _decode(self) -> Tensor:
         """What waits -> its samples, as far as they can be given [n]."""
         codes, self.waiting = self.waiting, None
-        self.frames, self.chunk = self.frames + codes.shape[-1], min(2 * self.chunk, self.longest)
+        self.frames, self.chunk = self.frames + codes.shape[-1], min(2 * self.chunk, LONGEST_CHUNK)
         with torch.inference_mode():
             return self.codec.push(codes)[0]
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from omnikit import checkpoint as checkpoints
 from omnikit.errors import missing_package
+from omnikit.llms.skeleton import DTYPE
 from omnikit.model import Engine, OmniLM
 from omnikit.weights import FILE_NAME
 
@@ -53,8 +52,7 @@ def load_with_engine(name: str, checkpoint: str | Path | None, **options: Any) -
     module, folder = _openvino(), engine_folder(checkpoint)
     if not module.is_converted(folder, **options):
         module.convert(checkpoints.load(checkpoint), folder, **options)
-    # rounded as stored checkpoints are: the embeddings are most of what is left
-    model = checkpoints.load(checkpoint, skeleton=True).to_dtype(torch.bfloat16)
+    model = checkpoints.load(checkpoint, skeleton=True).to_dtype(DTYPE)
     return model, module.OpenVINOEngine(model, folder, **options)
 
 

@@ -8,6 +8,8 @@ from contextvars import ContextVar
 
 import torch
 
+DTYPE = torch.bfloat16
+"""Of the embeddings: they are most of what is left, and checkpoints are stored in it."""
 _WANTED = ContextVar("skeletons", default=False)
 
 

@@ -62,7 +62,7 @@ class TransformersLM(Backbone):
         self.trunk, self.lm_head = model.get_decoder(), model.get_output_embeddings()
         embed = self.trunk.get_input_embeddings()
         if skeleton.wanted():
-            embed.to_empty(device=torch.get_default_device())
+            embed.to(skeleton.DTYPE).to_empty(device=torch.get_default_device())
         else:
             nn.init.normal_(embed.weight, std=embedding_std)
         self.embedding_std = embedding_std * embedding_scale(self.trunk)
