@@ -99,7 +99,7 @@ def read_parts(
     if codec is None and encoder is None:
         raise ValueError("nothing to do: give --codec NAME, --encoder NAME or --checkpoint DIR")
     name = str(settings.get("codec", ""))
-    return Parts(codec and _with_codes(codec, name), name, encoder)
+    return Parts(None if codec is None else _with_codes(codec, name), name, encoder)
 
 
 def _own_device(device: str) -> str:
