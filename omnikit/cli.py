@@ -162,7 +162,7 @@ def tokenize_manifest(
     ] = "",
     drop: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings that are left out of the shards.")] = "",
     batch_seconds: Annotated[
-        float | None, typer.Option("--batch_seconds", help="Of recordings whose features are made together.")
+        float | None, typer.Option("--batch_seconds", help="Of recordings that are encoded together. [default: 40]")
     ] = None,
     shard_rows: ShardRows = None,
     strict: Strict = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,14 +76,17 @@ def make_features(encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS) -
     return Making(encoder.eval(), encode, batch_seconds)
 
 
-def make_codes(codec: Codec) -> Making:
-    """Codes [K, T], int16."""
+def make_codes(codec: Codec, batch_seconds: float = BATCH_SECONDS) -> Making:
+    """Codes [K, T], int16: one recording at a time where padding would change them."""
+
+    def together(wavs: list[Tensor]) -> list[Tensor]:
+        codes = codec.encode(pad_sequence(wavs, batch_first=True).to(_device(codec))).to(torch.int16).cpu()
+        return [c[:, : math.ceil(len(w) / codec.frame_samples)] for c, w in zip(codes, wavs, strict=True)]
 
     def encode(wavs: list[Tensor]) -> list[Tensor]:
-        # one by one: what a codec makes of padding is not defined
-        return [codec.encode(w[None].to(_device(codec)))[0].to(torch.int16).cpu() for w in wavs]
+        return together(wavs) if codec.encodes_padded else [together([wav])[0] for wav in wavs]
 
-    return Making(codec.eval(), encode)
+    return Making(codec.eval(), encode, batch_seconds)
 
 
 def features_of(encoder: AudioEncoder, clips: list[Clip], folder: str | Path, name: str) -> ArrayStore:

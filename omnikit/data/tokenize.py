@@ -54,7 +54,7 @@ def tokenize(
     Args:
         fields: recordings that become codes; () = the answers, `a2`, or `a1` where the manifest has none.
         drop: recordings that are left out of the shards.
-        batch_seconds: of recordings whose features are made together.
+        batch_seconds: of recordings that are encoded together, padding included.
         shard_rows, strict: see `rewrite`.
 
     Raises:
@@ -62,6 +62,8 @@ def tokenize(
     """
     check_recordings("--fields", fields)
     check_recordings("--drop", drop)
+    if fields and parts.codec is None:
+        raise ValueError(f"--fields {','.join(fields)}: codes of which codec? give --codec NAME")
     if batch_seconds <= 0:
         raise ValueError(f"--batch_seconds {batch_seconds:g}: must be above 0")
     step = _Tokenizing(parts, fields, drop, batch_seconds)
@@ -139,7 +141,7 @@ class _Tokenizing(Step):
 
     def __init__(self, parts: Parts, fields: Sequence[str], drop: Sequence[str], batch_seconds: float):
         self.codec_name, self.drop, self.fields = parts.codec_name, tuple(drop), tuple(fields)
-        self.codes = None if parts.codec is None else make_codes(parts.codec)
+        self.codes = None if parts.codec is None else make_codes(parts.codec, batch_seconds)
         self.features = None if parts.encoder is None else make_features(parts.encoder, batch_seconds)
         self.encoder_name = "" if parts.encoder is None else fingerprint(parts.encoder)
         codec_made_by = "" if parts.codec is None else fingerprint(parts.codec, self.codec_name)

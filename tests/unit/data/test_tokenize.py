@@ -261,6 +261,8 @@ def test_bad_options_are_told(tmp_path: Path):
     ):
         with pytest.raises(ValueError, match=message):
             tokenize(path, tmp_path / "out", parts, **options)
+    with pytest.raises(ValueError, match="--fields a1: codes of which codec"):
+        tokenize(path, tmp_path / "out", Parts(encoder=parts.encoder), fields=("a1",))
     for manifest in (path, path.parent):
         with pytest.raises(ValueError, match=r"--save_folder .*: holds the manifest that is read"):
             tokenize(manifest, path.parent, parts)
