@@ -58,7 +58,7 @@ def load(
     Raises:
         ValueError: no such folder, a piece of it is missing, refused or does not fit, or no such device.
     """
-    _check_device(device)
+    check_device(device)
     folder = existing(SHIPPED if folder is None else folder)
     _piece(folder, HPARAMS)
     _piece(folder, FILE_NAME)
@@ -171,7 +171,8 @@ def _old(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old")
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raises `ValueError` naming the choices where there is no such device."""
     try:
         kind = torch.device(device).type
         torch.empty(0, device=device)

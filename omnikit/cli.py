@@ -45,6 +45,10 @@ Engine = Annotated[str, typer.Option(metavar="NAME", help="What computes the ste
 Strategy = Annotated[
     str | None, typer.Option(metavar="NAME", help="How one question is decoded, a name in hparams/strategy.")
 ]
+Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest: .csv, .json, .parquet, or a folder.")]
+SaveFolder = Annotated[str, typer.Option("--save_folder", metavar="DIR", help="Where the shards go.")]
+ShardRows = Annotated[int | None, typer.Option("--shard_rows", metavar="N", help="Rows of a shard. [default: 2048]")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first thing that makes no row.")]
 
 
 BatchSize = Annotated[int, typer.Option("--batch_size", help="Of many, how many are decoded together.")]
@@ -181,6 +185,65 @@ def convert(
     typer.echo(out_dir)
 
 
+@app.command(name="tokenize", context_settings=PARTS)
+def tokenize_manifest(
+    context: typer.Context,
+    manifest: Manifest,
+    save_folder: SaveFolder,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A trained model whose codec is used, in place of --codec.")
+    ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="With --checkpoint: its encoder's features, too.")
+    ] = False,
+    fields: Annotated[
+        str,
+        typer.Option(metavar="a1,a2", help="Recordings that become codes. [default: a2, or a1 where there is none]"),
+    ] = "",
+    drop: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings that are left out of the shards.")] = "",
+    batch_seconds: Annotated[
+        float | None, typer.Option("--batch_seconds", help="Of recordings that are encoded together. [default: 40]")
+    ] = None,
+    shard_rows: ShardRows = None,
+    strict: Strict = False,
+    device: Device = "cpu",
+) -> None:
+    """Make codes of a manifest's recordings (--codec NAME, with its options: --codec.weights DIR ..) and features of
+    the questions (--encoder NAME ..), as Parquet shards that are a manifest again. A run that was killed goes on when
+    it is started again; under torchrun each process makes its share."""
+    from omnikit.data.tokenize import read_parts, tokenize
+
+    parts = read_parts(_settings(context, checkpoint), checkpoint, features=features, device=device)
+    options = {**_given(batch_seconds=batch_seconds, shard_rows=shard_rows), "strict": strict}
+    typer.echo(tokenize(manifest, save_folder, parts, fields=_names(fields), drop=_names(drop), **options))
+
+
+@app.command(name="synthesize")
+def synthesize_manifest(
+    manifest: Manifest,
+    save_folder: SaveFolder,
+    voice: Annotated[
+        str, typer.Option(metavar="NAME", help="espeak, checkpoint, or package.module.Class of a voice of your own.")
+    ] = "espeak",
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Of the voice `checkpoint`; the small system if not given.")
+    ] = None,
+    fields: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings that are made where one lacks.")] = "a1,a2",
+    audio: Annotated[str, typer.Option(metavar="KIND", help="Where they go: embedded, files (flac).")] = "embedded",
+    shard_rows: ShardRows = None,
+    strict: Strict = False,
+    device: Annotated[str | None, typer.Option(help="Where the checkpoint runs: cpu, cuda ..")] = None,
+) -> None:
+    """Give the texts of a manifest a voice where they have no recording, as Parquet shards that are a manifest again:
+    one voice for answers, for questions as many as there are. Resumes and is shared out as `tokenize`."""
+    from omnikit.data.synthesize import synthesize
+    from omnikit.data.voices import open_voice
+
+    speaker = open_voice(voice, **_given(checkpoint=checkpoint, device=device))
+    options = {**_given(shard_rows=shard_rows), "audio": audio, "strict": strict}
+    typer.echo(synthesize(manifest, save_folder, speaker, voice_name=voice, fields=_names(fields), **options))
+
+
 def main() -> None:
     """Run the command; what the user got wrong is told in one line, with exit status 2."""
     with bad_input_exits():
@@ -254,6 +317,15 @@ def _assemble(settings: dict[str, Any], device: str, strategy: str | None) -> Om
     from omnikit.api import Omni, build
 
     return Omni(build(**{"pretrained": True, **settings}).to(_own_device(device)), strategy=_strategy(strategy))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """`a1,a2` -> both."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _report(output: str, seconds: float, took: float, first: float | None = None) -> None:

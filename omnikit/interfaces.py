@@ -133,6 +133,9 @@ class Codec(Part, ABC):
     """Samples that an exact streamed decoding lags behind the frames given to it, at most."""
     frame_samples: ClassVar[int] | int
     """Samples per frame."""
+    encodes_padded: ClassVar[bool] = False
+    """Whether silence behind a waveform changes none of its codes, so that waveforms of other lengths can be encoded
+    together."""
 
     @abstractmethod
     def encode(self, wav: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class MelRVQ(Codec):
         weights: where trained codebooks lie; see `Part`.
     """
 
+    encodes_padded = True
+
     def __init__(
         self,
         sample_rate: int,

@@ -30,6 +30,7 @@ class MimiCodec(CausalCodec):
 
     config_class, network_class = MimiConfig, MimiModel
     tiny, fixed = TINY, FIXED
+    encodes_padded = True  # causal, and with zeros at the start where EnCodec has a mirror
 
     def samples_per_frame(self) -> int:
         return self.network.config.frame_size

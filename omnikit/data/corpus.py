@@ -1,80 +1,38 @@
 """What all `recipes/<Corpus>/prepare.py` share: from a corpus as it was downloaded to manifests.
 
 A corpus has splits, a split has parts, and a part makes one file: `<split>.csv` (one part) or `<split>/<part>.parquet`.
-Beside each file `<name>.summary.json` says what it was made from and what was left out. A part that is whole and whose
-sources have not changed is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from omnikit.data.manifest import AUDIO, ManifestWriter
 from omnikit.data.recordings import Recording, check_recording
-from omnikit.data.skipped import Skipped
+from omnikit.data.shards import (
+    Item,
+    Part,
+    Remark,
+    Summary,
+    fingerprint_of,
+    in_batches,
+    kept,
+    make,
+    problem_of_texts,
+    remove_others,
+)
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.tables import write_json
 
-REASONS = {
-    "missing": "a text names a recording that is not there",
-    "empty": "the recording has no samples",
-    "unreadable": "the recording is no audio or is cut short",
-    "too long": "it is longer than `--max_seconds`",
-    "clipped": "1 % of its samples or more are at full scale (found with `--decode_all`)",
-    "no text": "the text is blank",
-    "audio without text": "no text names the recording",
-    "not UTF-8": "a text or a file name is in another encoding",
-    "duplicate id": "a row of the split has that id already",
-    "malformed": "a line or an entry is not what the layout says",
-    "bad codes": "not the codec's number of codes in each frame, or a code outside the codebook",
-    "shard unreadable": "an upstream Parquet file is cut short or damaged",
-}
-"""Why something makes no row."""
-NOTES = {
-    "another rate": "the recording has not the corpus' sample rate; it is resampled when loaded",
-    "several channels": "they are mixed when loaded",
-    "later turn": "only the first turn of a conversation can be understood alone; the others make no row",
-}
-"""What is counted and does no harm."""
 THREADS = 4  # opening files waits on the disk more than on the processor
-BATCH = 512  # rows that are checked and written together
 VERSION = 1
 """Goes up when the same sources make other rows, so that manifests are made again."""
-
-Item = dict[str, Any]
-"""A row before it is checked, by the names of `manifest.FIELDS`; `duration` is filled in."""
-
-
-@dataclass(frozen=True)
-class Remark:
-    """Something that makes no row: one of `REASONS`, or of `NOTES`."""
-
-    reason: str
-    example: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one file is made from."""
-
-    name: str
-    sources: Sequence[Path]
-    """The part is made again when one of these files or folders has changed."""
-    items: Callable[[], Iterable[Item | Remark]]
-    """The same ones in the same order at each call."""
-    rows: int | None = None
-    """How many, if that is known beforehand."""
 
 
 @dataclass(frozen=True)
@@ -105,50 +63,6 @@ class Checks:
     strict: bool = False
     decode_all: bool = False
     max_seconds: float | None = None
-
-
-@dataclass
-class Summary:
-    """What a split's manifest holds, or a part of it."""
-
-    split: str
-    rows: int = 0
-    hours: float = 0.0
-    speakers: set[str] = field(default_factory=set)
-    skipped: Skipped = field(default_factory=Skipped)
-    notes: Skipped = field(default_factory=Skipped)
-
-    def add_row(self, row: Item) -> None:
-        self.rows += 1
-        self.hours += (row.get("duration") or 0.0) / 3600
-        if row.get("speaker"):
-            self.speakers.add(row["speaker"])
-
-    def update(self, part: Summary) -> None:
-        """Add what a part of the split holds."""
-        self.rows += part.rows
-        self.hours += part.hours
-        self.speakers |= part.speakers
-        self.skipped.update(part.skipped)
-        self.notes.update(part.notes)
-
-    def as_dict(self) -> dict[str, Any]:
-        counts = {name: vars(getattr(self, name)) for name in ("skipped", "notes")}
-        return {**vars(self), "speakers": sorted(self.speakers), **counts}
-
-    @classmethod
-    def of(cls, stored: dict[str, Any]) -> Summary:
-        """The inverse of `as_dict`."""
-        summary = cls(stored["split"], stored["rows"], stored["hours"], set(stored["speakers"]))
-        for name in ("skipped", "notes"):
-            for reason, count in stored[name]["reasons"].items():
-                getattr(summary, name).add(reason, stored[name]["examples"][reason], count)
-        return summary
-
-    def __str__(self) -> str:
-        size = f"{self.rows} rows, {self.hours:.2f} h, {len(self.speakers)} speakers"
-        noted = f"; notes: {self.notes}" if self.notes else ""
-        return f"{self.split}: {size}; skipped: {self.skipped}{noted}"
 
 
 def prepare(
@@ -219,36 +133,21 @@ class _Split:
         if not total.rows:
             raise ValueError(f"{place}: no usable row; {total}")
         if self.corpus.shards:
-            self._remove_others({part.name for part in parts})
+            remove_others(self.folder, {part.name for part in parts})
         return total
 
     def _part(self, part: Part, title: str) -> Summary:
         path = self.folder / (f"{part.name}.parquet" if self.corpus.shards else f"{self.split}.csv")
-        note = _note_of(path)
-        fingerprint = self._fingerprint(part)
-        summary = _kept(path, note, fingerprint)
+        made_by = (VERSION, self.corpus.fields, self.checks.decode_all, self.checks.max_seconds)
+        fingerprint = fingerprint_of(part, *made_by)
+        summary = kept(path, fingerprint, self.checks.strict)
         if summary is not None:
-            if self.checks.strict and summary.skipped:
-                raise ValueError(f"{self.split}: skipped {summary.skipped}")
             self.unread += [path] if summary.rows else []
             return summary
         for made in self.unread:
             self.ids.update(pq.read_table(made, columns=["id"])["id"].to_pylist())
         self.unread.clear()
-        note.unlink(missing_ok=True)  # until the new one is whole the old manifest must not pass for up to date
-        summary = self._write(part, path, title)
-        if not summary.rows:
-            path.unlink(missing_ok=True)
-        _write_note(note, {"fingerprint": fingerprint, "summary": summary.as_dict()})
-        return summary
-
-    def _fingerprint(self, part: Part) -> str:
-        stamps = []
-        for source in part.sources:
-            stat = source.stat()
-            stamps.append((str(source.resolve()), stat.st_mtime_ns, stat.st_size if source.is_file() else None))
-        made_by = (VERSION, part.name, part.rows, self.corpus.fields, self.checks.decode_all, self.checks.max_seconds)
-        return hashlib.sha256(repr((made_by, stamps)).encode("utf-8", "surrogateescape")).hexdigest()
+        return make(path, fingerprint, lambda: self._write(part, path, title))
 
     def _write(self, part: Part, path: Path, title: str) -> Summary:
         summary = Summary(self.split)
@@ -257,7 +156,7 @@ class _Split:
             ThreadPoolExecutor(THREADS) as pool,
             tqdm(total=part.rows, desc=title, leave=False, dynamic_ncols=True) as bar,
         ):
-            for batch in _batches(part.items()):
+            for batch in in_batches(part.items()):
                 rows = []
                 for item, found in zip(batch, pool.map(self._check, batch), strict=True):
                     self._count(item, found, rows, summary)
@@ -270,7 +169,7 @@ class _Split:
 
     def _check(self, item: Item | Remark) -> Recording:
         """What can be said of an item alone: its first recording, or the first one with a problem."""
-        problem = None if isinstance(item, Remark) else _problem_of_texts(item)
+        problem = None if isinstance(item, Remark) else problem_of_texts(item)
         if isinstance(item, Remark) or problem:
             return Recording(problem)
         options = {"decode_all": self.checks.decode_all, "max_seconds": self.checks.max_seconds}
@@ -280,11 +179,11 @@ class _Split:
     def _count(self, item: Item | Remark, found: Recording, rows: list[Item], summary: Summary) -> None:
         """Put the item into `rows`, or count why it is none."""
         if isinstance(item, Remark):
-            self._leave_out(item, summary)
+            summary.leave_out(item, self.checks.strict)
         elif found.problem:
-            self._leave_out(Remark(found.problem, item["id"]), summary)
+            summary.leave_out(Remark(found.problem, item["id"]), self.checks.strict)
         elif item["id"] in self.ids:
-            self._leave_out(Remark("duplicate id", item["id"]), summary)
+            summary.leave_out(Remark("duplicate id", item["id"]), self.checks.strict)
         else:
             self.ids.add(item["id"])
             if found.seconds:
@@ -295,59 +194,3 @@ class _Split:
                 summary.notes.add("several channels", item["id"])
             summary.add_row(item)
             rows.append(item)
-
-    def _leave_out(self, remark: Remark, summary: Summary) -> None:
-        if remark.reason in NOTES:
-            summary.notes.add(remark.reason, remark.example)
-            return
-        assert remark.reason in REASONS, remark.reason
-        example = remark.example.encode("utf-8", "replace").decode()
-        if self.checks.strict:
-            raise ValueError(f"{self.split}: {example}: {remark.reason} ({REASONS[remark.reason]})")
-        summary.skipped.add(remark.reason, example)
-
-    def _remove_others(self, names: set[str]) -> None:
-        """Shards of upstream files that are gone."""
-        for shard in self.folder.glob("*.parquet"):
-            if shard.stem not in names and _note_of(shard).exists():
-                shard.unlink()
-                _note_of(shard).unlink()
-
-
-def _batches(items: Iterable[Item | Remark]) -> Iterator[list[Item | Remark]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, BATCH)):
-        yield batch
-
-
-def _problem_of_texts(item: Item) -> str | None:
-    try:
-        for value in item.values():
-            if isinstance(value, str):
-                value.encode()  # what was no UTF-8 stands there as surrogates, see `upstream.read_lines`
-    except UnicodeEncodeError:
-        return "not UTF-8"
-    blank = any(name in item and not (item[name] or "").strip() for name in ("t1", "t2"))
-    return "no text" if blank else None
-
-
-def _note_of(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.summary.json")
-
-
-def _kept(path: Path, note: Path, fingerprint: str) -> Summary | None:
-    """The summary of a part that is whole and up to date."""
-    if not note.exists():
-        return None
-    stored = json.loads(note.read_text(encoding="utf-8"))
-    if stored["fingerprint"] != fingerprint or (stored["summary"]["rows"] and not path.exists()):
-        return None
-    return Summary.of(stored["summary"])
-
-
-def _write_note(path: Path, content: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, content)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror}); start again to go on") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,27 @@ FIELDS = {
     "t2": pa.string(),
     "a1": pa.string(),
     "a2": pa.string(),
+    "codes1": pa.list_(pa.list_(pa.int16())),
     "codes": pa.list_(pa.list_(pa.int16())),
     "codec": pa.string(),
+    "features": pa.binary(),
+    "frames": pa.int32(),
+    "encoder": pa.string(),
 }
 """Field -> its type in Parquet; `a1` and `a2` are paths, or binary where recordings are embedded."""
 CSV_ID = "ID"
 """What SpeechBrain calls the column `id`."""
 AUDIO = ("a1", "a2")
+CODES_OF = {"a1": "codes1", "a2": "codes"}
+"""Recording -> its codes."""
 ENDINGS = (".csv", ".json", ".parquet")
-_REPEATED = ("speaker", "language", "kind", "codec")  # few values: worth a dictionary in Parquet
+_REPEATED = ("speaker", "language", "kind", "codec", "encoder")  # few values: worth a dictionary in Parquet
 
 
-def schema(fields: Sequence[str], embedded: bool = False) -> pa.Schema:
-    """The columns of a Parquet manifest; `embedded` recordings stand in it as encoded sound files."""
-    return pa.schema([(name, pa.binary() if embedded and name in AUDIO else FIELDS[name]) for name in fields])
+def schema(fields: Sequence[str], embedded: bool | Collection[str] = False) -> pa.Schema:
+    """The columns of a Parquet manifest; `embedded` recordings (True: all) stand in it as encoded sound files."""
+    inside = AUDIO if embedded is True else embedded or ()
+    return pa.schema([(name, pa.binary() if name in inside else FIELDS[name]) for name in fields])
 
 
 class ManifestWriter:
@@ -48,14 +55,14 @@ class ManifestWriter:
     Args:
         path: the ending names the format, see `ENDINGS`.
         fields: names of `FIELDS`; `id` first.
-        embedded: whether `a1` and `a2` are bytes (Parquet only).
+        embedded: which of `a1` and `a2` are bytes (Parquet only); True = both.
 
     Raises:
         ValueError: another ending, a field that the format cannot hold, or the disk is full; what was at `path` before
             then stays.
     """
 
-    def __init__(self, path: str | Path, fields: Sequence[str], embedded: bool = False):
+    def __init__(self, path: str | Path, fields: Sequence[str], embedded: bool | Collection[str] = False):
         self.path, self.kept = Path(path), True
         self.aside = self.path.with_name(self.path.name + ".partial")
         if self.path.suffix not in _FORMATS:
@@ -65,7 +72,7 @@ class ManifestWriter:
             self.format = _FORMATS[self.path.suffix](self.aside, schema(fields, embedded))
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Rows with any of the fields; what is missing or None stays empty. `codes` are int16 [K, T]."""
+        """Rows with any of the fields; what is missing or None stays empty. Codes are int16 [K, T]."""
         with self._told():
             self.format.write(rows)
 
@@ -101,7 +108,7 @@ class _Csv:
     """As SpeechBrain reads it: a header, and one line a row."""
 
     def __init__(self, path: Path, columns: pa.Schema):
-        _refuse(path, columns, "codes")
+        _refuse(path, columns, *CODES_OF.values())
         self.file = path.open("w", newline="", encoding="utf-8")
         self.names = columns.names
         self.writer = csv.writer(self.file, lineterminator="\n")
@@ -143,7 +150,8 @@ class _Parquet:
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         # arrow takes a list of vectors, not a matrix
-        rows = [row if row.get("codes") is None else {**row, "codes": list(row["codes"])} for row in rows]
+        codes = [{name: list(row[name]) for name in CODES_OF.values() if row.get(name) is not None} for row in rows]
+        rows = [{**row, **each} for row, each in zip(rows, codes, strict=True)]
         self.writer.write_table(pa.Table.from_pylist(rows, schema=self.writer.schema))
 
     def close(self) -> None:
@@ -154,7 +162,7 @@ _FORMATS = dict(zip(ENDINGS, (_Csv, _Json, _Parquet), strict=True))
 
 
 def _refuse(path: Path, columns: pa.Schema, *names: str) -> None:
-    """Embedded recordings, and columns `names`."""
+    """Bytes, and columns `names`."""
     unfit = [name for name in columns.names if name in names or columns.field(name).type == pa.binary()]
     if unfit:
         raise ValueError(f"manifest {path.stem}: cannot hold {unfit[0]}; choices: .parquet")

@@ -1,7 +1,8 @@
 """Rows: what a manifest gives, whichever way it is stored (docs/data.md).
 
-A row has up to two texts (`t1` the question or transcript, `t2` the answer) and two recordings (`a1`, `a2`), of which
-the second may be codes. It serves every task whose fields it has.
+A row has up to two texts (`t1` the question or transcript, `t2` the answer) and two recordings (`a1`, `a2`), in whose
+place may stand what was made of them: codes where they are said, features where they are heard. It serves every task
+whose fields it has.
 """
 
 from __future__ import annotations
@@ -21,13 +22,11 @@ import torch
 from torch import Tensor
 
 from omnikit.audio import decode_audio, load_audio
-from omnikit.data.manifest import AUDIO, CSV_ID, ENDINGS, FIELDS
+from omnikit.data.manifest import AUDIO, CODES_OF, CSV_ID, ENDINGS, FIELDS
 from omnikit.data.recordings import Recording, check_recording
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
-
-CODES = "codes"
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,34 @@ class Clip:
 
 @dataclass(frozen=True)
 class Codes:
-    """The codes of an answer, [K, T] with T = `frames`: in a table, or lists from a JSON file."""
+    """The codes of a recording, [K, T] with T = `frames`: in a table, or lists from a JSON file."""
 
     codec: str
     frames: int
     table: Any = None  # a `datasets.Dataset`
     index: int = 0
+    column: str = ""
     values: Sequence[Sequence[int]] = ()
 
     def load(self) -> Tensor:
         """The codes [K, T], int16."""
-        values = self.values if self.table is None else self.table[self.index][CODES]
+        values = self.values if self.table is None else self.table[self.index][self.column]
         return torch.from_numpy(np.array(values, dtype=np.int16))
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder made of a recording, [T, D] with T = `frames`; `encoder` is its fingerprint."""
+
+    encoder: str
+    frames: int
+    table: Any  # a `datasets.Dataset`
+    index: int
+
+    def load(self) -> Tensor:
+        """The features [T, D], float16."""
+        values = np.frombuffer(self.table[self.index]["features"], dtype="<f2")
+        return torch.from_numpy(values.reshape(self.frames, -1).copy())
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,9 @@ class Row:
     a1: Clip | None = None
     a2: Clip | None = None
     kind: str = ""
+    codes1: Codes | None = None
     codes: Codes | None = None
+    features: Features | None = None
     duration: float | None = None  # of the recording, seconds
     speaker: str = ""
     language: str = ""
@@ -101,7 +118,9 @@ class Row:
 
     def spoken_codes(self, task: Task) -> Codes | None:
         """The codes of what a task says."""
-        return self.codes if task.speaks and not task.text_forced else None
+        if not task.speaks:
+            return None
+        return self.codes1 if task.text_forced else self.codes
 
     def written(self, task: Task) -> str | None:
         """The text row's answer."""
@@ -109,7 +128,7 @@ class Row:
 
     def serves(self, task: Task) -> bool:
         """Whether all fields that the task needs are there."""
-        speech = task.given != "speech" or self.a1 is not None
+        speech = task.given != "speech" or self.a1 is not None or self.features is not None
         voice = not task.speaks or self.spoken(task) is not None or self.spoken_codes(task) is not None
         return speech and voice and self.written(task) is not None
 
@@ -137,7 +156,7 @@ def check_codec(codes: Codes, codec: Codec, codec_name: str | None, where: str) 
     if codes.codec != codec_name:
         raise ValueError(
             f"{where}: holds codes of the codec {codes.codec!r}, but the system's is {codec_name or 'unnamed'!r}; "
-            f"choose --codec {codes.codec}, or give the answers' recordings (a2)"
+            f"choose --codec {codes.codec}, or give the recordings that they were made of"
         )
     found = len(codes.load())
     if found != codec.num_codebooks:
@@ -159,22 +178,43 @@ def read_manifest(
         ValueError: no such file or folder, another format, a missing column or field, two rows of one id.
     """
     path = Path(path)
-    if path.is_dir() or path.suffix == ".parquet":
+    if in_parquet(path):
         spoken = dict(_spoken(Path(answers), cache_folder)) if answers is not None else {}
         return TableRows(_table(path, cache_folder, ("id", "t1")), spoken)
+    return [_row_of_files(fields) for fields in read_fields(path)]
+
+
+def in_parquet(path: Path) -> bool:
+    """Whether a manifest is a Parquet file or a folder of them."""
+    return path.is_dir() or path.suffix == ".parquet"
+
+
+def read_fields(path: Path) -> Iterator[dict[str, Any]]:
+    """What is not empty of each row of a `.csv` or `.json` manifest, by the names of `manifest.FIELDS`; recordings are
+    paths that begin at the manifest.
+
+    Raises:
+        ValueError: see `read_manifest`.
+    """
     if not path.is_file():
         raise ValueError(f"manifest: no such file: {path}")
     readers = {".csv": _csv_fields, ".json": _json_fields}
     if path.suffix not in readers:
         choices = f"{', '.join(ENDINGS)}, or a folder of .parquet files"
         raise ValueError(f"manifest {path}: unknown ending {path.suffix!r}; choices: {choices}")
-    rows: dict[str, Row] = {}
-    for fields in readers[path.suffix](path):
-        row = _row_of_files(fields, path)
-        if row.id in rows:
-            raise ValueError(f"manifest {path}: two rows have the id {row.id!r}")
-        rows[row.id] = row
-    return list(rows.values())
+    ids = set()
+    for row in readers[path.suffix](path):
+        if row["id"] in ids:
+            raise ValueError(f"manifest {path}: two rows have the id {row['id']!r}")
+        ids.add(row["id"])
+        found = {name: row[name] for name in FIELDS if row.get(name)}
+        found |= {name: str(path.parent / found[name]) for name in AUDIO if name in found}
+        try:
+            found |= {"duration": float(found["duration"])} if "duration" in found else {}
+        except (TypeError, ValueError):
+            where = f"manifest {path}: row {row['id']!r}"
+            raise ValueError(f"{where}: duration {found['duration']!r} is no number") from None
+        yield found
 
 
 class TableRows(Sequence[Row]):
@@ -189,10 +229,12 @@ class TableRows(Sequence[Row]):
         self.spoken = spoken
         columns = [name for name in FIELDS if name in table.column_names]
         embedded = [name for name in AUDIO if name in columns and _is_binary(table.features[name])]
-        large = [*embedded, *([CODES] if CODES in columns else [])]
+        coded = [name for name in CODES_OF.values() if name in columns]
+        large = [*embedded, *coded, *(name for name in ("features",) if name in columns)]
         self.large = {name: table.select_columns([name]) for name in large}
         self.small = table.select_columns([name for name in columns if name not in large])
-        self.frames = _frames(table) if CODES in large else None
+        self.frames = {name: _frames(table, name) for name in coded}
+        self.embedded = {name: _present(table, name) for name in embedded}
 
     def __len__(self) -> int:
         return len(self.small)
@@ -209,19 +251,24 @@ class TableRows(Sequence[Row]):
         return (self._row(i, fields) for i, fields in enumerate(self.small))
 
     def _row(self, index: int, fields: dict[str, Any]) -> Row:
-        codec = fields.pop("codec", None)
+        codec, encoder, frames = (fields.pop(name, None) for name in ("codec", "encoder", "frames"))
         fields = {"t1": "", **{name: value for name, value in fields.items() if value is not None}}
         clips = {name: self._clip(name, index, fields) for name in AUDIO}
         clips["a2"] = clips["a2"] or self.spoken.get(fields.get("t2"))
-        codes = None
-        if self.frames is not None and self.frames[index] >= 0:
-            codes = Codes(codec or "", int(self.frames[index]), self.large[CODES], index)
-        return Row(**fields | clips, codes=codes)
+        codes = {
+            name: Codes(codec or "", int(counts[index]), self.large[name], index, name)
+            for name, counts in self.frames.items()
+            if counts[index] >= 0
+        }
+        features = None
+        if frames is not None and "features" in self.large:
+            features = Features(encoder or "", frames, self.large["features"], index)
+        return Row(**fields | clips | codes, features=features)
 
     def _clip(self, name: str, index: int, fields: dict[str, Any]) -> Clip | None:
         key = clip_key(fields["id"], name)
-        if name in self.large:
-            return Clip(key, table=self.large[name], index=index, column=name)
+        if name in self.embedded:
+            return Clip(key, table=self.large[name], index=index, column=name) if self.embedded[name][index] else None
         return Clip(key, path=fields[name]) if fields.get(name) else None
 
 
@@ -234,14 +281,19 @@ def clip_key(row: str, name: str) -> str:
     return row if name == "a1" else f"{row} {name}"
 
 
-def _frames(table: Any) -> np.ndarray:
+def _frames(table: Any, column: str) -> np.ndarray:
     """Frames of each row's codes [rows]; -1 where it has none."""
-    chunks = table.data.column(CODES).chunks
+    chunks = table.data.column(column).chunks
     try:
         counts = [pc.fill_null(pc.list_value_length(pc.list_element(chunk, 0)), -1) for chunk in chunks]
     except pa.ArrowInvalid:
         raise ValueError("manifest: a row's codes are an empty list; rows without codes hold null") from None
     return np.concatenate([count.to_numpy(zero_copy_only=False) for count in counts] or [np.zeros(0, int)])
+
+
+def _present(table: Any, column: str) -> np.ndarray:
+    """Which rows have a value [rows], bool."""
+    return table.data.column(column).is_valid().to_numpy()
 
 
 def _csv_fields(path: Path) -> Iterator[dict[str, Any]]:
@@ -250,7 +302,7 @@ def _csv_fields(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            _check_columns(path, reader.fieldnames or (), (CSV_ID, "t1"))
+            check_columns(path, reader.fieldnames or (), (CSV_ID, "t1"))
             for row in reader:
                 if None in row or None in row.values():
                     raise ValueError(f"manifest {path}: line {reader.line_num} has not the header's number of columns")
@@ -267,29 +319,25 @@ def _json_fields(path: Path) -> Iterator[dict[str, Any]]:
     if not isinstance(stored, dict) or not all(isinstance(fields, dict) for fields in stored.values()):
         raise ValueError(f"manifest {path}: must be one object, id -> fields")
     for name, fields in stored.items():
-        _check_columns(path, fields, ("t1",))
+        check_columns(path, fields, ("t1",))
         yield {"id": name, **fields}
 
 
-def _row_of_files(fields: dict[str, Any], path: Path) -> Row:
-    """A row whose recordings are files; relative paths begin at the manifest."""
-    clips = {
-        name: Clip(clip_key(fields["id"], name), path=str(path.parent / fields[name]))
-        for name in AUDIO
-        if fields.get(name)
+def _row_of_files(fields: dict[str, Any]) -> Row:
+    """A row whose recordings are files."""
+    clips = {name: Clip(clip_key(fields["id"], name), path=fields[name]) for name in AUDIO if name in fields}
+    codes = {
+        name: Codes(fields.get("codec", ""), len(fields[name][0]), values=fields[name])
+        for name in CODES_OF.values()
+        if name in fields
     }
-    values = fields.get("codes")
-    codes = Codes(fields.get("codec", ""), len(values[0]), values=values) if values else None
-    texts = {name: fields[name] for name in ("t2", "kind", "speaker", "language") if fields.get(name) is not None}
-    try:
-        duration = float(fields["duration"]) if fields.get("duration") else None
-    except (TypeError, ValueError):
-        where = f"manifest {path}: row {fields['id']!r}"
-        raise ValueError(f"{where}: duration {fields['duration']!r} is no number") from None
-    return Row(fields["id"], fields.get("t1", ""), codes=codes, duration=duration, **clips, **texts)
+    plain = ("id", "t2", "kind", "duration", "speaker", "language")
+    rest = {name: fields[name] for name in plain if name in fields}
+    return Row(**rest, t1=fields.get("t1", ""), **codes, **clips)
 
 
-def _check_columns(path: Path, found: Sequence[str] | dict[str, Any], needed: Sequence[str]) -> None:
+def check_columns(path: Path, found: Sequence[str] | dict[str, Any], needed: Sequence[str]) -> None:
+    """Raises `ValueError` where one that is needed is missing."""
     missing = [name for name in needed if name not in found]
     if missing:
         raise ValueError(f"manifest {path}: column {missing[0]!r} is missing; it has {', '.join(found) or 'none'}")
@@ -313,7 +361,7 @@ def _table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -
             columns = pq.read_schema(file).names
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"manifest {file}: not a Parquet file that can be read ({one_line(error)})") from None
-        _check_columns(file, columns, needed)
+        check_columns(file, columns, needed)
     disable_progress_bars()
     cache = None if cache_folder is None else str(cache_folder)
     return Dataset.from_parquet([str(file) for file in files], cache_dir=cache)

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from omnikit.data.rows import Codes, Row
+from omnikit.data.rows import Codes, Features, Row
 from omnikit.data.store import ArrayStore
 from omnikit.hparams.recipe import names_of
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Sample, Task, make_sample
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Encoder features of rows: their own where they are of the system's encoder, else those made of the recordings."""
+
+    encoder: str | None = None
+    """Fingerprint of the system's; None where no row has features."""
+    made: ArrayStore | None = None
+
+    def own(self, row: Row) -> Features | None:
+        """The row's own features, of this encoder."""
+        return row.features if row.features is not None and row.features.encoder == self.encoder else None
+
+    def __contains__(self, row: Row) -> bool:
+        return self.own(row) is not None or (row.a1 is not None and _holds(self.made, row.a1.key))
+
+    def __getitem__(self, row: Row) -> Tensor:
+        """[T, D], float16"""
+        own = self.own(row)
+        return self.made[row.a1.key] if own is None else own.load()
+
+    def frames(self, row: Row) -> int:
+        """T, without reading them."""
+        own = self.own(row)
+        return self.made.shape(row.a1.key)[0] if own is None else own.frames
 
 
 @dataclass(frozen=True)
@@ -21,7 +47,7 @@ class Source:
 
     rows: Sequence[Row]
     tasks: tuple[str, ...]
-    features: ArrayStore | None = None
+    heard: Heard = field(default_factory=Heard)
     codes: ArrayStore | None = None
 
 
@@ -36,15 +62,15 @@ class SampleMaker:
     """
 
     def __init__(self, model: OmniLM, source: Source):
-        self.model, self.features, self.codes = model, source.features, source.codes
+        self.model, self.heard, self.codes = model, source.heard, source.codes
         self.codec = codec_name(model)
 
     def usable(self, row: Row, task: Task) -> bool:
         """Whether the row serves the task and its recordings could be read."""
         if not row.serves(task):
             return False
-        heard, spoken = row.heard(task), row.spoken(task)
-        return (heard is None or _holds(self.features, heard.key)) and (
+        spoken = row.spoken(task)
+        return (task.given != "speech" or row in self.heard) and (
             not task.speaks
             or self._own_codes(row, task) is not None
             or (spoken is not None and _holds(self.codes, spoken.key))
@@ -57,7 +83,7 @@ class SampleMaker:
             frames = self._frames(row, task)
             count = max(count, max(self.model.pattern.end(s, frames) for s in range(len(self.model.pattern.carries))))
         if task.given == "speech":
-            given = self.model.frames_heard(self.features.shape(row.heard(task).key)[0])
+            given = self.model.frames_heard(self.heard.frames(row))
         else:
             given = len(self.model.llm.tokenizer.encode(row.t1))
         return given + 3 + count
@@ -65,7 +91,7 @@ class SampleMaker:
     def __call__(self, row: Row, task: Task) -> tuple[Sample, Tensor | None]:
         """Row and task -> the sample, and the encoder features [T, D] that it hears."""
         encode = self.model.llm.tokenizer.encode
-        features = self.features[row.heard(task).key] if task.given == "speech" else None
+        features = self.heard[row] if task.given == "speech" else None
         sample = make_sample(
             task,
             self.model.layout,

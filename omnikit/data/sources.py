@@ -9,7 +9,8 @@ from typing import Any
 
 from omnikit.data.prepare import codes_of, features_of
 from omnikit.data.rows import Clip, Row, check_codec, read_manifest
-from omnikit.data.samples import Source, codec_name
+from omnikit.data.samples import Heard, Source, codec_name
+from omnikit.data.store import fingerprint
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
 
@@ -25,7 +26,7 @@ def read_sources(
         tasks: the mix; what no wanted task needs is not made.
 
     Raises:
-        ValueError: a missing file, an unknown task, or codes of another codec without the recordings.
+        ValueError: a missing file, an unknown task, or codes or features of other parts without the recordings.
     """
     return [_read(name, options, model, tasks, cache_folder) for name, options in sources.items()]
 
@@ -53,14 +54,38 @@ def _read(
     if not wanted:
         return Source([], ())
     rows = read_rows(name, options, cache_folder)
-    heard = _clips([row.heard(task) for task in wanted for row in rows])
     spoken = _clips(_to_encode(rows, wanted, model, f"sources.{name}"))
     return Source(
         rows,
         tuple(task.name for task in wanted),
-        features_of(model.encoder, heard, cache_folder, name) if heard else None,
+        hear(model, rows, cache_folder, name) if any(task.given == "speech" for task in wanted) else Heard(),
         codes_of(model.codec, spoken, cache_folder, name) if spoken else None,
     )
+
+
+def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str) -> Heard:
+    """Encoder features of rows that have them or a recording.
+
+    Args:
+        name: of the source.
+
+    Raises:
+        ValueError: a row holds another encoder's features and no recording.
+    """
+    encoder, clips = None, []
+    for row in rows:
+        if row.features is not None and encoder is None:
+            encoder = fingerprint(model.encoder)
+        if row.features is not None and row.features.encoder == encoder:
+            continue
+        if row.a1 is not None:
+            clips.append(row.a1)
+        elif row.features is not None:
+            raise ValueError(
+                f"sources.{name}: row {row.id}: holds features of the encoder {row.features.encoder}, but the system's "
+                f"is {encoder}; make them again (omnikit tokenize), or give the recordings (a1)"
+            )
+    return Heard(encoder, features_of(model.encoder, clips, cache_folder, name) if clips else None)
 
 
 def _to_encode(rows: Sequence[Row], tasks: list[Task], model: OmniLM, where: str) -> list[Clip | None]:

@@ -65,7 +65,10 @@ def _batches(arrays: Iterable[tuple[str, Tensor]]) -> Iterator[list[dict]]:
 
 
 def fingerprint(module: nn.Module, *more: str) -> str:
-    """A short name for what a module computes: its class, plain options and weights, and whatever else matters."""
+    """A short name for what a module computes: its class, plain options and weights, and whatever else matters.
+
+    Weights count as checkpoints keep them (bfloat16), so that a part is the same one before and after it was saved.
+    """
     digest = hashlib.sha256(type(module).__qualname__.encode())
     plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str))}
     plain.pop("training", None)
@@ -73,7 +76,9 @@ def fingerprint(module: nn.Module, *more: str) -> str:
     digest.update(repr(sorted(plain.items())).encode())
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+        stored = tensor.detach().cpu().contiguous()
+        stored = stored.to(torch.bfloat16).view(torch.int16) if stored.is_floating_point() else stored
+        digest.update(stored.numpy().tobytes())
     for text in more:
         digest.update(text.encode())
     return digest.hexdigest()[:16]

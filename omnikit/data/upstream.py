@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from omnikit.data.corpus import Item, Part, Remark
+from omnikit.data.shards import Item, Part, Remark
 
 _READ_ROWS = 256  # of a table at a time
 
@@ -31,7 +31,7 @@ def first_with(data_folder: Path, inner: Sequence[str], name: str) -> Path | Non
 
 def read_lines(path: Path) -> Iterator[str]:
     """Lines that are not blank, without white space at their ends; bytes that are no UTF-8 become surrogates, which
-    `corpus` finds.
+    `shards` finds.
 
     Raises:
         ValueError: the file cannot be read.

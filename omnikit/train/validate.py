@@ -7,9 +7,8 @@ from typing import Any
 
 import jiwer
 
-from omnikit.data.prepare import features_of
 from omnikit.data.rows import Row
-from omnikit.data.sources import read_rows
+from omnikit.data.sources import hear, read_rows
 from omnikit.generate import Decoding, Question, answers
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
@@ -61,9 +60,9 @@ def _questions(
 ) -> tuple[Task, list[Question], list[str]]:
     rows = [row for row in rows if row.serves(task)]
     if task.given == "speech":
-        store = features_of(model.encoder, [row.a1 for row in rows], cache_folder, f"{name}-decode")
-        rows = [row for row in rows if row.a1.key in store]
-        questions = [Question(features=store[row.a1.key].float()) for row in rows]
+        heard = hear(model, rows, cache_folder, f"{name}-decode")
+        rows = [row for row in rows if row in heard]
+        questions = [Question(features=heard[row].float()) for row in rows]
     else:
         questions = [Question(text=model.llm.tokenizer.encode(row.t1)) for row in rows]
     return task, questions, [row.written(task) for row in rows]

@@ -16,9 +16,10 @@ import pytest
 import soundfile
 import torch
 
-from omnikit.data.corpus import NOTES, REASONS, Checks, prepare
+from omnikit.data.corpus import Checks, prepare
 from omnikit.data.manifest import ManifestWriter
 from omnikit.data.rows import read_manifest
+from omnikit.data.shards import NOTES, REASONS
 from omnikit.tasks import TASKS
 from tests.recipes.trees import (
     RECIPES,

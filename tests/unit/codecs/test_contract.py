@@ -8,6 +8,7 @@ import pytest
 import torch
 from codec_tools import in_chunks, loud
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from omnikit.hparams import build_part, choices, pick
 from omnikit.interfaces import Codec
@@ -77,6 +78,15 @@ def test_encode_hears(codec):
     codes = codec.encode(wav)
     assert not torch.equal(codes, codec.encode(0 * wav)) and not torch.equal(codes[0], codes[1])
     assert torch.equal(codes[:1], codec.encode(wav[:1]))
+
+
+def test_padding_changes_no_code_where_a_codec_says_so(codec):
+    if not codec.encodes_padded:
+        pytest.skip("it says that it does")
+    frame = codec.frame_samples
+    wavs = [torch.rand(samples) - 0.5 for samples in (1, frame - 1, frame, 2 * frame + 7, 5 * frame, 12 * frame + 3)]
+    for wav, codes in zip(wavs, codec.encode(pad_sequence(wavs, batch_first=True)), strict=True):
+        assert torch.equal(codes[:, : math.ceil(len(wav) / frame)], codec.encode(wav[None])[0])
 
 
 @pytest.mark.parametrize("frames", [0, 1, 2, 7])

@@ -1,0 +1,208 @@
+"""Files that are whole or absent, what each was made from, and what was left out of it.
+
+Beside each file `<name>.summary.json` says both. A file that is whole and whose sources have not changed is not made
+again, so a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omnikit.data.skipped import Skipped
+from omnikit.evaluate.tables import write_json
+
+REASONS = {
+    "missing": "a text names a recording that is not there",
+    "empty": "the recording has no samples",
+    "unreadable": "the recording is no audio or is cut short",
+    "too long": "it is longer than `--max_seconds`",
+    "clipped": "1 % of its samples or more are at full scale (found with `--decode_all`)",
+    "no text": "the text is blank",
+    "audio without text": "no text names the recording",
+    "not UTF-8": "a text or a file name is in another encoding",
+    "duplicate id": "a row of the split has that id already",
+    "malformed": "a line or an entry is not what the layout says",
+    "bad codes": "not the codec's number of codes in each frame, or a code outside the codebook",
+    "shard unreadable": "an upstream Parquet file is cut short or damaged",
+    "foreign": "codes or features of another codec or encoder, without the recording that they were made of",
+    "refused": "the codec or the encoder takes no recording of that length",
+    "not said": "the voice cannot say the text",
+}
+"""Why something makes no row."""
+NOTES = {
+    "another rate": "the recording has not the corpus' sample rate; it is resampled when loaded",
+    "several channels": "they are mixed when loaded",
+    "later turn": "only the first turn of a conversation can be understood alone; the others make no row",
+    "no recording": "there is nothing to make codes or features of; the row is carried over as it is",
+}
+"""What is counted and does no harm."""
+BATCH = 512
+"""Rows that are checked and written together."""
+
+Item = dict[str, Any]
+"""A row by the names of `manifest.FIELDS`."""
+_Any = TypeVar("_Any")
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something that makes no row: one of `REASONS`, or of `NOTES`."""
+
+    reason: str
+    example: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one file is made from."""
+
+    name: str
+    sources: Sequence[Path]
+    """The part is made again when one of these files or folders has changed."""
+    items: Callable[[], Iterable[Item | Remark]]
+    """The same ones in the same order at each call."""
+    rows: int | None = None
+    """How many, if that is known beforehand."""
+
+
+@dataclass
+class Summary:
+    """What a split's manifest holds, or a part of it."""
+
+    split: str
+    rows: int = 0
+    hours: float = 0.0
+    speakers: set[str] = field(default_factory=set)
+    skipped: Skipped = field(default_factory=Skipped)
+    notes: Skipped = field(default_factory=Skipped)
+
+    def add_row(self, row: Item) -> None:
+        self.rows += 1
+        self.hours += (row.get("duration") or 0.0) / 3600
+        if row.get("speaker"):
+            self.speakers.add(row["speaker"])
+
+    def leave_out(self, remark: Remark, strict: bool) -> None:
+        """Count a remark.
+
+        Raises:
+            ValueError: `strict`, and it is no mere note.
+        """
+        if remark.reason in NOTES:
+            self.notes.add(remark.reason, remark.example)
+            return
+        assert remark.reason in REASONS, remark.reason
+        example = remark.example.encode("utf-8", "replace").decode()
+        if strict:
+            raise ValueError(f"{self.split}: {example}: {remark.reason} ({REASONS[remark.reason]})")
+        self.skipped.add(remark.reason, example)
+
+    def update(self, part: Summary) -> None:
+        """Add what a part of the split holds."""
+        self.rows += part.rows
+        self.hours += part.hours
+        self.speakers |= part.speakers
+        self.skipped.update(part.skipped)
+        self.notes.update(part.notes)
+
+    def as_dict(self) -> dict[str, Any]:
+        counts = {name: vars(getattr(self, name)) for name in ("skipped", "notes")}
+        return {**vars(self), "speakers": sorted(self.speakers), **counts}
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Summary:
+        """The inverse of `as_dict`."""
+        summary = cls(stored["split"], stored["rows"], stored["hours"], set(stored["speakers"]))
+        for name in ("skipped", "notes"):
+            for reason, count in stored[name]["reasons"].items():
+                getattr(summary, name).add(reason, stored[name]["examples"][reason], count)
+        return summary
+
+    def __str__(self) -> str:
+        size = f"{self.rows} rows, {self.hours:.2f} h, {len(self.speakers)} speakers"
+        noted = f"; notes: {self.notes}" if self.notes else ""
+        return f"{self.split}: {size}; skipped: {self.skipped}{noted}"
+
+
+def fingerprint_of(part: Part, *made_by: object) -> str:
+    """A name for what a file is made from: the state of its sources, the part, and whatever else matters."""
+    stamps = []
+    for source in part.sources:
+        stat = source.stat()
+        stamps.append((str(source.resolve()), stat.st_mtime_ns, stat.st_size if source.is_file() else None))
+    text = repr((part.name, part.rows, made_by, stamps))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def kept(path: Path, fingerprint: str, strict: bool) -> Summary | None:
+    """The summary of a file that is whole and up to date.
+
+    Raises:
+        ValueError: `strict`, and something was left out of it.
+    """
+    note = _note_of(path)
+    if not note.exists():
+        return None
+    stored = json.loads(note.read_text(encoding="utf-8"))
+    if stored["fingerprint"] != fingerprint or (stored["summary"]["rows"] and not path.exists()):
+        return None
+    summary = Summary.of(stored["summary"])
+    if strict and summary.skipped:
+        raise ValueError(f"{summary.split}: skipped {summary.skipped}")
+    return summary
+
+
+def make(path: Path, fingerprint: str, write: Callable[[], Summary]) -> Summary:
+    """Let `write` write a file (none where there is no row), then its summary."""
+    note = _note_of(path)
+    note.unlink(missing_ok=True)  # until the new one is whole the old manifest must not pass for up to date
+    summary = write()
+    if not summary.rows:
+        path.unlink(missing_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"fingerprint": fingerprint, "summary": summary.as_dict()})
+    except OSError as error:
+        raise ValueError(f"{note}: cannot be written ({error.strerror}); start again to go on") from None
+    return summary
+
+
+def remove_others(folder: Path, names: Collection[str]) -> None:
+    """Shards of parts that are no more."""
+    for note in folder.glob(f"*{_NOTE}"):
+        name = note.name.removesuffix(_NOTE)
+        if name not in names:
+            (folder / f"{name}.parquet").unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+
+
+def in_batches(items: Iterable[_Any], size: int = BATCH) -> Iterator[list[_Any]]:
+    """As many at a time."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def problem_of_texts(item: Item) -> str | None:
+    """Why the texts of an item make no row."""
+    try:
+        for value in item.values():
+            if isinstance(value, str):
+                value.encode()  # what was no UTF-8 stands there as surrogates, see `upstream.read_lines`
+    except UnicodeEncodeError:
+        return "not UTF-8"
+    blank = any(name in item and not (item[name] or "").strip() for name in ("t1", "t2"))
+    return "no text" if blank else None
+
+
+_NOTE = ".summary.json"
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}{_NOTE}")

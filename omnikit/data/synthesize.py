@@ -1,0 +1,102 @@
+"""`omnikit synthesize`: texts of a manifest that have no recording get one from a voice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from omnikit.data.manifest import AUDIO, CODES_OF
+from omnikit.data.rewrite import SHARD_ROWS, Columns, Step, check_recordings, rewrite
+from omnikit.data.shards import Item, Remark, Summary
+from omnikit.data.voices import Request, Voice, say_all
+
+SAYS = {"a1": "t1", "a2": "t2"}
+"""Recording -> what it says."""
+EMBEDDED, FILES = "embedded", "files"
+
+
+def synthesize(
+    manifest: str | Path,
+    save_folder: str | Path,
+    voice: Voice,
+    *,
+    voice_name: str,
+    fields: Sequence[str] = AUDIO,
+    audio: str = EMBEDDED,
+    shard_rows: int = SHARD_ROWS,
+    strict: bool = False,
+) -> Summary:
+    """Write a manifest's rows with recordings of their texts as shards that are a manifest again.
+
+    Questions are said by speakers that follow from their rows' ids, answers by one.
+
+    Args:
+        voice_name: for what the shards were made by.
+        fields: recordings that are made where there is neither one nor codes.
+        audio: `embedded`, or `files`: flac files in the save folder. A manifest that has the recording in some of its
+            rows goes on with what it has.
+        shard_rows, strict: see `rewrite`.
+
+    Raises:
+        ValueError: bad options; see `rewrite`.
+    """
+    check_recordings("--fields", fields)
+    if audio not in (EMBEDDED, FILES):
+        raise ValueError(f"--audio {audio}: no such choice (choices: {EMBEDDED}, {FILES})")
+    step = _Synthesizing(voice, voice_name, fields, audio, Path(save_folder) / "audio")
+    return rewrite(manifest, save_folder, step, shard_rows=shard_rows, strict=strict)
+
+
+class _Synthesizing(Step):
+    name = "synthesize"
+    chunk = 512  # a voice that remembers begins anew with each
+
+    def __init__(self, voice: Voice, voice_name: str, fields: Sequence[str], audio: str, folder: Path):
+        self.voice, self.fields, self.audio, self.folder = voice, tuple(fields), audio, folder
+        self.embedded: tuple[str, ...] = ()
+        self.made_by = (voice_name, voice.sample_rate, *voice.made_by, self.fields, audio)
+
+    def columns(self, found: Columns) -> Columns:
+        said = [name for name in self.fields if SAYS[name] in found.names]
+        new = [name for name in said if name not in found.names and self.audio == EMBEDDED]
+        columns = found.with_more(["duration", *said], new)
+        self.embedded = columns.embedded
+        return columns
+
+    def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
+        wanted = [(number, name) for number, item in enumerate(items) for name in self._lacking(item)]
+        said = say_all(self.voice, [_request(items[number], name) for number, name in wanted]) if wanted else []
+        not_said = set()
+        for (number, name), speech in zip(wanted, said, strict=True):
+            item = items[number]
+            if speech.data is None:
+                not_said.add(number)
+                continue
+            item[name] = speech.data if name in self.embedded else self._file(item["id"], name, speech.data)
+            item.setdefault("duration", round(speech.seconds, 4))
+        for number, item in enumerate(items):
+            yield Remark("not said", item["id"]) if number in not_said else item
+
+    def _lacking(self, item: Item) -> list[str]:
+        return [n for n in self.fields if SAYS[n] in item and n not in item and CODES_OF[n] not in item]
+
+    def _file(self, row: str, name: str, data: bytes) -> str:
+        """Where a flac file was written."""
+        path = (self.folder / f"{quote(row, safe='')}-{name}.flac").absolute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be written ({os.strerror(error.errno)}); start again to go on") from None
+        return str(path)
+
+
+def _request(item: Item, name: str) -> Request:
+    language = item.get("language", "")
+    if name == "a2":
+        return Request(item["t2"], None, language)
+    seed = int.from_bytes(hashlib.sha256(item["id"].encode()).digest()[:8], "big")
+    return Request(item["t1"], seed, language)

@@ -1,0 +1,232 @@
+"""`omnikit tokenize`: recordings of a manifest become codes of a codec and features of a frozen encoder, once for all
+trainings that use the same ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from omnikit import checkpoint
+from omnikit.audio import decode_audio, load_audio
+from omnikit.data.manifest import AUDIO, CODES_OF
+from omnikit.data.prepare import BATCH_SECONDS, make_codes, make_features
+from omnikit.data.recordings import check_recording
+from omnikit.data.rewrite import SHARD_ROWS, Columns, Step, check_recordings, rewrite
+from omnikit.data.shards import Item, Remark, Summary
+from omnikit.data.store import fingerprint
+from omnikit.hparams import build_part, names_of
+from omnikit.interfaces import AudioEncoder, Codec, Part
+
+HEARD = "a1"
+"""The recording that the tasks listen to."""
+FEATURES = ("features", "frames", "encoder")
+THREADS = 4  # that load recordings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What encodes."""
+
+    codec: Codec | None = None
+    codec_name: str = ""
+    encoder: AudioEncoder | None = None
+
+
+def tokenize(
+    manifest: str | Path,
+    save_folder: str | Path,
+    parts: Parts,
+    *,
+    fields: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    batch_seconds: float = BATCH_SECONDS,
+    shard_rows: int = SHARD_ROWS,
+    strict: bool = False,
+) -> Summary:
+    """Write a manifest's rows with codes and features as shards that are a manifest again.
+
+    Args:
+        fields: recordings that become codes; () = the answers, `a2`, or `a1` where the manifest has none.
+        drop: recordings that are left out of the shards.
+        batch_seconds: of recordings that are encoded together, padding included.
+        shard_rows, strict: see `rewrite`.
+
+    Raises:
+        ValueError: bad options; see `rewrite`.
+    """
+    check_recordings("--fields", fields)
+    check_recordings("--drop", drop)
+    if fields and parts.codec is None:
+        raise ValueError(f"--fields {','.join(fields)}: codes of which codec? give --codec NAME")
+    if batch_seconds <= 0:
+        raise ValueError(f"--batch_seconds {batch_seconds:g}: must be above 0")
+    step = _Tokenizing(parts, fields, drop, batch_seconds)
+    return rewrite(manifest, save_folder, step, shard_rows=shard_rows, strict=strict)
+
+
+def read_parts(
+    settings: Mapping[str, Any], checkpoint_folder: str | None, *, features: bool = False, device: str = "cpu"
+) -> Parts:
+    """The codec and the encoder that a command line names.
+
+    Args:
+        settings: `codec`, `encoder` and their options with dots.
+        checkpoint_folder: in their place, the checkpoint that has them.
+        features: whether the checkpoint's encoder is wanted.
+
+    Raises:
+        ValueError: none is named, one has no weights, or what is named cannot be built or loaded.
+    """
+    device = _own_device(device)
+    checkpoint.check_device(device)
+    unknown = [key for key in settings if key.partition(".")[0] not in ("codec", "encoder")]
+    if unknown:
+        raise ValueError(f"--{unknown[0]}: no such option; parts here are --codec and --encoder, with their options")
+    if checkpoint_folder is not None:
+        model = checkpoint.load(checkpoint_folder, device=device)
+        name = names_of(model.recipe).get("codec")
+        if name is None:
+            raise ValueError(f"checkpoint {checkpoint_folder}: does not say what its codec is called; give --codec")
+        return Parts(_with_codes(model.codec, name), name, model.encoder if features else None)
+    if features and "encoder" not in settings:
+        raise ValueError("--features: of which encoder? give --encoder NAME or --checkpoint DIR")
+    codec = _trained("codec", settings, device)
+    encoder = _trained("encoder", settings, device)
+    if codec is None and encoder is None:
+        raise ValueError("nothing to do: give --codec NAME, --encoder NAME or --checkpoint DIR")
+    name = str(settings.get("codec", ""))
+    return Parts(None if codec is None else _with_codes(codec, name), name, encoder)
+
+
+def _own_device(device: str) -> str:
+    """Under torchrun each process has a GPU of its own."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def _trained(kind: str, settings: Mapping[str, Any], device: str) -> Part | None:
+    options = {key.removeprefix(f"{kind}."): value for key, value in settings.items() if key.startswith(f"{kind}.")}
+    if kind not in settings:
+        if options:
+            raise ValueError(f"--{kind}.{next(iter(options))}: an option of which {kind}? give --{kind} NAME")
+        return None
+    part = build_part(kind, str(settings[kind]), **options)
+    if part.weights is None and part.state_dict():
+        raise ValueError(f"--{kind} {settings[kind]}: has no weights of its own; give --{kind}.weights DIR")
+    part.load_weights()
+    return part.to(device).eval()
+
+
+def _with_codes(codec: Codec, name: str) -> Codec:
+    from omnikit.codecs.none import NoCodec
+
+    if isinstance(codec, NoCodec):
+        raise ValueError(f"--codec {name}: makes no codes; choose another")
+    return codec
+
+
+class _Tokenizing(Step):
+    """A row gets codes for each recording in `fields` and features of `HEARD`, where it has not the same ones already.
+
+    Codes of another codec, and features of another encoder, are made anew, too, wherever they stand.
+    """
+
+    name = "tokenize"
+    chunk = 256  # their recordings stand in memory, and are sorted by length
+
+    def __init__(self, parts: Parts, fields: Sequence[str], drop: Sequence[str], batch_seconds: float):
+        self.codec_name, self.drop, self.fields = parts.codec_name, tuple(drop), tuple(fields)
+        self.codes = None if parts.codec is None else make_codes(parts.codec, batch_seconds)
+        self.features = None if parts.encoder is None else make_features(parts.encoder, batch_seconds)
+        self.encoder_name = "" if parts.encoder is None else fingerprint(parts.encoder)
+        codec_made_by = "" if parts.codec is None else fingerprint(parts.codec, self.codec_name)
+        self.made_by = (codec_made_by, self.encoder_name, self.fields, self.drop, batch_seconds)
+
+    def columns(self, found: Columns) -> Columns:
+        missing = [name for name in self.fields if name not in found.names and CODES_OF[name] not in found.names]
+        if missing and found.names:
+            raise ValueError(f"--fields {missing[0]}: the manifest has none; it has {', '.join(found.names)}")
+        if self.codes is None:
+            self.fields = ()
+        elif not self.fields:
+            self.fields = ("a2",) if {"a2", CODES_OF["a2"]} & set(found.names) else ("a1",)
+        coded = [CODES_OF[name] for name in self.fields]
+        new = [*coded, *(["codec"] if coded else []), *(FEATURES if self.features else ())]
+        return found.with_more(["duration", *new]).without(self.drop)
+
+    def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            loaded = list(pool.map(self._load, items))
+        refused = self._fill(items, loaded)
+        for number, (item, found) in enumerate(zip(items, loaded, strict=True)):
+            if isinstance(found, Remark):
+                yield found
+            elif number in refused:
+                yield Remark("refused", item["id"])
+            else:
+                if not found and not self._holds_any(item):
+                    yield Remark("no recording", item["id"])
+                yield {name: value for name, value in item.items() if name not in self.drop}
+
+    def _load(self, item: Item) -> dict[str, Tensor] | Remark:
+        """What is to be encoded: field that is to be filled -> waveform."""
+        sources = self._to_make(item)
+        if any(source not in item for source in sources.values()):
+            return Remark("foreign", item["id"])
+        wavs = {}
+        for source in dict.fromkeys(sources.values()):
+            found = check_recording(item[source])
+            if found.problem:
+                return Remark(found.problem, item["id"])
+            item.setdefault("duration", round(found.seconds, 4))
+        for field, source in sources.items():
+            making = self.features if field == "features" else self.codes
+            try:
+                wavs[field] = _read(item[source], making.part.sample_rate)
+            except ValueError:
+                return Remark("unreadable", item["id"])
+        return wavs
+
+    def _to_make(self, item: Item) -> dict[str, str]:
+        """Field that is to be filled -> recording; also what of another codec or encoder has none."""
+        made = {}
+        for source in AUDIO if self.codes else ():
+            target = CODES_OF[source]
+            other = target in item and item.get("codec") != self.codec_name
+            if other or (source in self.fields and source in item and target not in item):
+                made[target] = source
+        if self.features:
+            other = "features" in item and item.get("encoder") != self.encoder_name
+            if other or (HEARD in item and "features" not in item):
+                made["features"] = HEARD
+        return made
+
+    def _holds_any(self, item: Item) -> bool:
+        return any(CODES_OF[name] in item for name in self.fields) or (self.features is not None and "features" in item)
+
+    def _fill(self, items: list[Item], loaded: list[dict[str, Tensor] | Remark]) -> set[int]:
+        """Put what is made of the waveforms into the items; which items hold a recording that is refused."""
+        refused = set()
+        for field in (*CODES_OF.values(), "features"):
+            wavs = [(n, found[field]) for n, found in enumerate(loaded) if isinstance(found, dict) and field in found]
+            making = self.features if field == "features" else self.codes
+            for number, array in making(wavs) if wavs else ():
+                if array is None or not array.numel():
+                    refused.add(number)
+                elif field == "features":
+                    stored = array.numpy().astype("<f2").tobytes()
+                    items[number] |= {field: stored, "frames": len(array), "encoder": self.encoder_name}
+                else:
+                    items[number] |= {field: array.numpy(), "codec": self.codec_name}
+        return refused
+
+
+def _read(source: str | bytes, sample_rate: int) -> Tensor:
+    if isinstance(source, bytes):
+        return decode_audio(source, sample_rate, name="recording")
+    return load_audio(source, sample_rate, max_seconds=None)

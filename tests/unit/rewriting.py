@@ -1,0 +1,99 @@
+"""What the tests of tokenize and synthesize run in processes of their own: toy parts, a toy voice, both slow."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from toy import ToyCodec, ToyEncoder
+
+from omnikit.data.synthesize import synthesize
+from omnikit.data.tokenize import Parts, tokenize
+from omnikit.data.voices import Voice
+
+
+class SlowCodec(ToyCodec):
+    def encode(self, wav: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.004)
+        return super().encode(wav)
+
+
+class Beeps(Voice):
+    """Says a text as a tone, the longer the text, the longer; the seed is its pitch. Of "§" it knows nothing."""
+
+    sample_rate = 8000
+
+    def say(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
+        if "§" in text:
+            raise ValueError("unknown")
+        time.sleep(0.004)
+        pitch = 200 if seed is None else 300 + seed % 500
+        return 0.5 * np.sin(np.arange(400 * len(text)) * 2 * np.pi * pitch / self.sample_rate)
+
+
+def sound(seconds: float, seed: int = 0) -> bytes:
+    """A wav file of noise at 16 kHz."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.random.default_rng(seed).uniform(-0.3, 0.3, int(16000 * seconds)), 16000, format="WAV")
+    return buffer.getvalue()
+
+
+def toy_parts() -> Parts:
+    torch.manual_seed(0)
+    return Parts(SlowCodec(), "toy", ToyEncoder())
+
+
+def run_tokenize(manifest: Path, save_folder: Path, begun: Connection, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    parts = toy_parts()
+    begun.send(None)
+    tokenize(manifest, save_folder, parts, fields=("a1",), shard_rows=4)
+
+
+def run_synthesize(manifest: Path, save_folder: Path, begun: Connection, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    begun.send(None)
+    synthesize(manifest, save_folder, Beeps(), voice_name="beeps", shard_rows=4)
+
+
+def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.Process:
+    """One of the above in a process that has begun; most of what it imports is loaded once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["omnikit.data.tokenize", "omnikit.llms.transformers_lm", "omnikit.model"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(*folders, sender, environment), daemon=True)
+    process.start()
+    sender.close()
+    receiver.recv()
+    return process
+
+
+def killed_at_random(run: Callable, manifest: Path, whole: Path, killed: Path) -> int:
+    """Fill `whole` without interruption, and `killed` after ten processes that got SIGKILL; how many were at work."""
+    process = start(run, manifest, whole)
+    began = time.monotonic()
+    process.join()
+    moments, at_work = np.random.default_rng(0).uniform(0, (time.monotonic() - began) / 4, 10), 0
+    for moment in moments:
+        process = start(run, manifest, killed)
+        time.sleep(moment)
+        at_work += process.is_alive()
+        process.kill()
+        process.join()
+    last = start(run, manifest, killed)
+    last.join()
+    assert last.exitcode == 0
+    return at_work
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
