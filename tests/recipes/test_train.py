@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from omnikit import checkpoint
-from tests.recipes.conftest import ROOT
+from omnikit.hparams.tree import read_tree, write_tree
+from tests.recipes.conftest import MINI_SYSTEM, ROOT
 
 TRAIN = ROOT / "recipes" / "VoiceAssistant" / "QA" / "train.py"
 SMALL = {
@@ -29,8 +30,8 @@ SMALL = {
 def command(stage: str, data, out, *more: str) -> list[str]:
     small = [word for key, value in SMALL.items() for word in (f"--{key}", str(value))]
     return [
-        sys.executable, TRAIN.name, f"hparams/{stage}.yaml", "--data_folder", str(data), "--output_folder", str(out),
-        "--device", "cpu", *small, *more,
+        sys.executable, TRAIN.name, f"hparams/{stage}.yaml", str(MINI_SYSTEM), "--data_folder", str(data),
+        "--output_folder", str(out), "--device", "cpu", *small, *more,
     ]  # fmt: skip
 
 
@@ -93,13 +94,17 @@ def test_parts_are_swapped_by_flags(data, tmp_path, chosen):
     recipe = shutil.copytree(TRAIN.parent, tmp_path / "recipe", ignore=shutil.ignore_patterns("results"))
     flags = [word for kind, name in chosen.items() for word in (f"--{kind}", name)]
     quick = ["--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "400", "--model.tts_blocks", "1"]
-    words = ["hparams/stage1.yaml", "--data_folder", data, "--device", "cpu", "--size", "tiny", "--pretrained", "false"]
+    system = read_tree(MINI_SYSTEM)
+    sources = tmp_path / "sources.yaml"
+    sources.write_text(write_tree({key: system[key] for key in ("effective_batch", "sources", "valid_sources")}))
+    tiny = ["--device", "cpu", "--size", "tiny", "--pretrained", "false"]
+    words = ["hparams/stage1.yaml", sources, "--data_folder", data, *tiny]
     ran = subprocess.run(
         [sys.executable, "train.py", *map(str, words), *quick, *flags],
         cwd=recipe, env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
-    own = {"encoder": "mini", "llm": "mini", "codec": "mel_rvq", "pattern": "delayed"}
+    own = {"encoder": "whisper_small", "llm": "qwen2_0.5b", "codec": "snac_24khz", "pattern": "delayed"}
     other = "".join(f"-{kind}={chosen[kind]}" for kind in own if chosen[kind] != own[kind])
     folder = recipe / "results" / f"stage1{other}-size=tiny"
     log = json.loads((folder / "train_log.jsonl").read_text())
