@@ -64,9 +64,11 @@ class OmniBrain(sb.Brain):
     """Its only module is `losses`, a `Losses`. Under torchrun each process has its own batches; the figures of training
     are those of the main process' share.
 
-    Needs in hparams: `trainable`, `stream_weights` (text, audio), `peak_rate`, `lowest_rate`, `warmup_steps`,
-    `epochs`, `batches_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the
-    batch sampler) and `validate` (called with the brain after each epoch, gives figures)."""
+    What is frozen must be so before: processes share, and the optimiser gets, what needs gradients.
+
+    Needs in hparams: `stream_weights` (text, audio), `peak_rate`, `lowest_rate`, `warmup_steps`, `epochs`,
+    `batches_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
+    sampler) and `validate` (called with the brain after each epoch, gives figures)."""
 
     @property
     def model(self) -> OmniLM:
@@ -81,8 +83,6 @@ class OmniBrain(sb.Brain):
         return weighted_mean(losses, self.weights)
 
     def on_fit_start(self) -> None:
-        """Only what trains is shared between processes and goes to the optimiser."""
-        self.model.freeze_all_but(self.hparams.trainable)
         super().on_fit_start()
         streams = self.model.layout.num_streams
         text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
@@ -131,12 +131,15 @@ class OmniBrain(sb.Brain):
             seconds = time.time() - self.began
             self.train_figures = {"loss": stage_loss, **self.sums.means(), "seconds": seconds}
             return
-        if sb.utils.distributed.if_main_process():
-            figures = {"loss": stage_loss, **self.sums.means(), **self.hparams.validate(self)}
-            where = {"stage": self.hparams.stage, "epoch": epoch, "step": self.optimizer_step}
-            self._log({**where, "parts": self.hparams.part_names}, figures)
+        self._report(stage_loss, epoch)
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(meta={"loss": stage_loss}, num_to_keep=1, keep_recent=True)
+
+    @sb.utils.distributed.main_process_only
+    def _report(self, valid_loss: float, epoch: int) -> None:
+        figures = {"loss": valid_loss, **self.sums.means(), **self.hparams.validate(self)}
+        where = {"stage": self.hparams.stage, "epoch": epoch, "step": self.optimizer_step}
+        self._log({**where, "parts": self.hparams.part_names}, figures)
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
         """Not between two batches of an optimiser step: the gradients so far would be lost."""

@@ -47,6 +47,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     """Train the model of built hparams and save it in their output folder."""
     model = hparams["model"]
     origins = start_weights(model, hparams["start_from"])
+    model.freeze_all_but(hparams["trainable"])
     if sb.utils.distributed.if_main_process():
         Console().print(parameter_table(model, hparams["trainable"], origins))
     model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # encoder and codec work there, too
