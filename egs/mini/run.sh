@@ -52,7 +52,7 @@ wanted() { [ "$1" -ge "$stage" ] && [ "$1" -le "$stop_stage" ] && echo "== $1 $2
 train() { # name of the recipe's stage file, name of the mini stage, then further flags
   local recipe=$1 name=$2
   shift 2
-  local overrides=("$here/hparams/$name.yaml")
+  local overrides=("$here/hparams/system.yaml" "$here/hparams/$name.yaml")
   if [ "$speed" = demo ] && [ -f "$here/hparams/demo/$name.yaml" ]; then overrides+=("$here/hparams/demo/$name.yaml"); fi
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" train.py "hparams/$recipe.yaml" "${overrides[@]}" --seed "$seed" \
     --data_folder "$data" --output_folder "$results/$name" --llm.tokenizer "$base/llm/tokenizer.model" \

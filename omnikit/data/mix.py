@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from omnikit.data.collate import STEPS, rounded
 
 _POOL = 24  # batches whose samples are sorted by length together
+_MANY = 4 * _POOL
 
 
 class TaskMix(Sampler[list[int]]):
@@ -26,7 +27,7 @@ class TaskMix(Sampler[list[int]]):
         lengths: steps of each sample.
         weights: task -> how often it is drawn, relative to the others.
         batch_steps: steps in a batch, padding included.
-        batches: per epoch, of all processes together (SpeechBrain shares them out).
+        batches: per epoch, of all processes together (SpeechBrain shares them out); may be set later.
 
     Raises:
         ValueError: a task without samples, or a sample longer than a batch.
@@ -39,7 +40,7 @@ class TaskMix(Sampler[list[int]]):
         *,
         weights: dict[str, float],
         batch_steps: int,
-        batches: int,
+        batches: int = 1,
         seed: int = 0,
     ):
         self.of_task: dict[str, list[int]] = defaultdict(list)
@@ -67,6 +68,10 @@ class TaskMix(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return itertools.islice(self._endless(), self.batches)
+
+    def sequences_per_batch(self) -> float:
+        """How many samples a batch holds, in the mean over some pools."""
+        return sum(map(len, itertools.islice(self._endless(), _MANY))) / _MANY
 
     def cover(self, lengths: Sequence[int]) -> list[list[int]]:
         """Batches that hold each of other samples once, for validation."""

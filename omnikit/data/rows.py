@@ -272,6 +272,20 @@ class TableRows(Sequence[Row]):
         return Clip(key, path=fields[name]) if fields.get(name) else None
 
 
+class SomeRows(Sequence[Row]):
+    """Some rows of a manifest, by their places in it; made when they are asked for."""
+
+    def __init__(self, rows: Sequence[Row], places: Sequence[int]):
+        self.rows, self.places = rows, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int | slice) -> Row | SomeRows:
+        places = self.places[index]
+        return SomeRows(self.rows, places) if isinstance(index, slice) else self.rows[places]
+
+
 def _is_binary(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("binary", "large_binary")
 

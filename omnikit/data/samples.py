@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from omnikit.data.store import ArrayStore
 from omnikit.hparams.recipe import names_of
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Sample, Task, make_sample
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,21 +130,24 @@ def _holds(store: ArrayStore | None, key: str) -> bool:
     return store is not None and key in store
 
 
-def make_dataset(model: OmniLM, sources: list[Source], tasks: dict[str, float]):
+def make_dataset(model: OmniLM, sources: list[Source], tasks: dict[str, float], longest: int | None = None):
     """All samples of the wanted tasks as a DynamicItemDataset that provides `sample` and `features`.
 
     Rows stay where they are (of a large corpus, in its table) until a sample is asked for.
+
+    Args:
+        longest: samples of more steps are left out.
 
     Returns:
         The dataset, the task of each sample, and its steps (in the dataset's order).
 
     Raises:
-        ValueError: two rows of a source share an id.
+        ValueError: two rows of a source share an id, or there is no sample.
     """
     from speechbrain.dataio.dataset import DynamicItemDataset
 
     makers = [SampleMaker(model, source) for source in sources]
-    data = {}
+    data, too_long = {}, 0
     for number, (source, make) in enumerate(zip(sources, makers, strict=True)):
         for name in source.tasks:
             if tasks.get(name, 0) <= 0:
@@ -152,7 +158,15 @@ def make_dataset(model: OmniLM, sources: list[Source], tasks: dict[str, float]):
                     raise ValueError(f"manifest: two rows of a source have the id {row.id!r}")
                 if make.usable(row, TASKS[name]):
                     length = make.length(row, TASKS[name])
+                    if longest is not None and length > longest:
+                        too_long += 1
+                        continue
                     data[key] = {"source": number, "index": index, "task": name, "length": length}
+    if too_long:
+        logger.warning("%d samples of more than %d steps left out", too_long, longest)
+    if not data:
+        wanted = ", ".join(name for name, weight in tasks.items() if weight > 0)
+        raise ValueError(f"sources: no row serves one of the tasks {wanted}; {too_long} samples are too long")
     dataset = DynamicItemDataset(data)
 
     def provide(source: int, index: int, task: str):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.data.prepare import codes_of, features_of
-from omnikit.data.rows import Clip, Row, check_codec, read_manifest
+from omnikit.data.rows import Clip, Row, SomeRows, check_codec, read_manifest
 from omnikit.data.samples import Heard, Source, codec_name
 from omnikit.data.store import fingerprint
 from omnikit.model import OmniLM
@@ -16,32 +16,47 @@ from omnikit.tasks import TASKS, Task
 
 
 def read_sources(
-    sources: dict[str, dict[str, Any]], model: OmniLM, *, tasks: dict[str, float], cache_folder: str | Path
+    sources: dict[str, dict[str, Any] | None], model: OmniLM, *, tasks: dict[str, float], cache_folder: str | Path
 ) -> list[Source]:
     """Rows with encoder features and codes, as far as the wanted tasks need them.
 
     Args:
         sources: name -> `{manifest: FILE or FOLDER}`, with `tasks: [..]` that it may serve, `limit: N` for a part of
-            its rows, chosen at random, and `answers: FILE` where rows share the recordings of their answers.
+            its rows, chosen at random, `answers: FILE` where rows share the recordings of their answers, and
+            `hold_out: N` or `held_out: N`, see `read_rows`; None for a source that is not wanted.
         tasks: the mix; what no wanted task needs is not made.
 
     Raises:
         ValueError: a missing file, an unknown task, or codes or features of other parts without the recordings.
     """
-    return [_read(name, options, model, tasks, cache_folder) for name, options in sources.items()]
+    return [_read(name, options, model, tasks, cache_folder) for name, options in sources.items() if options]
 
 
 def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[Row]:
-    """The rows of one source.
+    """The rows of one source; with `hold_out: N` all but N chosen at random, with `held_out: N` these.
 
     Raises:
-        ValueError: no manifest is named, or it cannot be read.
+        ValueError: no manifest is named, it cannot be read, or has no more than N rows.
     """
     if "manifest" not in options:
         raise ValueError(f"sources.{name}: no manifest; it has {', '.join(options) or 'nothing'}")
     rows = read_manifest(options["manifest"], Path(cache_folder) / "tables", options.get("answers"))
+    chosen: Sequence[int] = range(len(rows))
+    for key in ("hold_out", "held_out"):
+        if (count := options.get(key)) is not None:
+            chosen = _parted(name, key, count, len(rows))
     limit = options.get("limit")
-    return rows if limit is None or limit >= len(rows) else random.Random(0).sample(rows, limit)
+    if limit is not None and limit < len(chosen):
+        chosen = random.Random(0).sample(chosen, limit)
+    return rows if isinstance(chosen, range) else SomeRows(rows, chosen)
+
+
+def _parted(name: str, key: str, count: int, rows: int) -> list[int]:
+    """Indices of the rows that are held out, or of the others."""
+    if not 0 <= count < rows:
+        raise ValueError(f"sources.{name}.{key}: {count}; the manifest has {rows} rows")
+    held = sorted(random.Random(1).sample(range(rows), count))
+    return held if key == "held_out" else sorted(set(range(rows)).difference(held))
 
 
 def _read(

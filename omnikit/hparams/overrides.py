@@ -33,12 +33,15 @@ def as_overrides(tree: Mapping, settings: Mapping[str, Any], folder: Path, prefi
 
 def _set(tree: Mapping, keys: list[str], value: Any, flag: str, folder: Path, overrides: dict[str, Any]) -> None:
     key, *rest = keys
-    _check_known(tree, key, flag, folder)
-    node = tree.get(key)
+    added = _is_table(tree) and (key in overrides or (isinstance(value, Mapping) and not rest))
+    if not added:
+        _check_known(tree, key, flag, folder)
+    node = tree.get(key, overrides.get(key) if added else None)
     if has_tag(node, PICK) and not rest and not isinstance(value, Mapping):
         rest = ["name"]  # `--codec mimi` chooses the part
     if rest:
-        _set(_inside(tree, node, flag), rest, value, flag, folder, overrides.setdefault(key, {}))
+        overrides[key] = overrides.get(key) or {}  # None: an earlier setting took it out
+        _set(_inside(tree, node, flag), rest, value, flag, folder, overrides[key])
     elif isinstance(value, Mapping) and isinstance(node, Mapping):
         _check_tags(flag, value)
         for inner, inner_value in value.items():
@@ -46,7 +49,7 @@ def _set(tree: Mapping, keys: list[str], value: Any, flag: str, folder: Path, ov
             _set(tree, inner_keys, inner_value, f"{flag}.{inner}", folder, overrides)
     else:
         _check_value(node, value, flag)
-        overrides[key] = value
+        overrides[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 class _Unknown(dict):
@@ -59,6 +62,13 @@ def _inside(tree: Mapping, node: Any, flag: str) -> Mapping:
     if node is None and (isinstance(tree, _Unknown) or has_tag(tree, PICK)):
         return _Unknown()
     raise ValueError(f"--{flag}: what stands before the last dot is a single value, it has no options")
+
+
+def _is_table(node: Mapping) -> bool:
+    """Whether a mapping's keys are names that the user gives, such as those of `sources`: all values have options."""
+    values = [value for value in node.values() if value is not None]
+    plain = all(isinstance(value, Mapping) and not tag_of(value) for value in values)
+    return plain and bool(values) and not tag_of(node)
 
 
 def _check_known(tree: Mapping, key: str, flag: str, folder: Path) -> None:

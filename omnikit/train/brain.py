@@ -11,7 +11,8 @@ import speechbrain as sb
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from omnikit.data.collate import Batch
@@ -44,37 +45,51 @@ def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str]
     return table
 
 
+class Losses(nn.Module):
+    """The model from a batch to the mean loss of each stream [S].
+
+    All of it is one `forward`, since DistributedDataParallel has to see every weight that a loss depends on.
+    """
+
+    def __init__(self, model: OmniLM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        speech = batch.speech(*self.model.adapter(batch.features, batch.lengths)) if batch.has_speech else None
+        return stream_losses(self.model, self.model(batch.steps, speech), batch.labels)
+
+
 class OmniBrain(sb.Brain):
-    """Needs in hparams: `trainable`, `stream_weights` (text, audio), `peak_rate`, `lowest_rate`, `warmup_steps`,
-    `epochs`, `batches_per_epoch`, `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
+    """Its only module is `losses`, a `Losses`. Under torchrun each process has its own batches; the figures of training
+    are those of the main process' share.
+
+    What is frozen must be so before: processes share, and the optimiser gets, what needs gradients.
+
+    Needs in hparams: `stream_weights` (text, audio), `peak_rate`, `lowest_rate`, `warmup_steps`, `epochs`,
+    `batches_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
     sampler) and `validate` (called with the brain after each epoch, gives figures)."""
 
     @property
     def model(self) -> OmniLM:
-        return self.raw_modules.model
+        losses = self.modules.losses
+        return (losses.module if isinstance(losses, DistributedDataParallel) else losses).model
 
-    def compute_forward(self, batch: Batch, stage: sb.Stage):
-        batch = batch.to(self.device)
-        speech = batch.speech(*self.model.adapter(batch.features, batch.lengths)) if batch.has_speech else None
-        return batch, self.modules.model(batch.steps, speech)
+    def compute_forward(self, batch: Batch, stage: sb.Stage) -> Tensor:
+        return self.modules.losses(batch.to(self.device))
 
-    def compute_objectives(self, predictions, batch: Batch, stage: sb.Stage) -> Tensor:
-        batch, hidden = predictions
-        losses = stream_losses(self.model, hidden, batch.labels)
+    def compute_objectives(self, losses: Tensor, batch: Batch, stage: sb.Stage) -> Tensor:
         self.sums.add(losses.detach())
         return weighted_mean(losses, self.weights)
 
     def on_fit_start(self) -> None:
-        """Only what trains goes to the optimiser."""
         super().on_fit_start()
         streams = self.model.layout.num_streams
         text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
-        batches = self.hparams.epochs.limit * self.hparams.batches_per_epoch
-        self.total_steps = batches // self.grad_accumulation_factor
+        self.total_steps = self.hparams.epochs.limit * self.hparams.batches_per_epoch
         self.weights = torch.tensor([text] + [audio] * (streams - 1), device=self.device, dtype=torch.float32)
 
     def init_optimizers(self) -> None:
-        self.model.freeze_all_but(self.hparams.trainable)
         self.optimizer = self.opt_class([p for p in self.model.parameters() if p.requires_grad])
         self.optimizers_dict = {"opt_class": self.optimizer}
         if self.checkpointer is not None:
@@ -102,7 +117,13 @@ class OmniBrain(sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.hparams.mix.set_epoch(epoch)
             title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
-            self.bar = tqdm(total=self.hparams.batches_per_epoch, initial=self.step, desc=title, dynamic_ncols=True)
+            self.bar = tqdm(
+                total=self.hparams.batches_per_epoch * self.grad_accumulation_factor,
+                initial=self.step,
+                desc=title,
+                dynamic_ncols=True,
+                disable=not sb.utils.distributed.if_main_process(),
+            )
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         if stage == sb.Stage.TRAIN:
@@ -110,11 +131,20 @@ class OmniBrain(sb.Brain):
             seconds = time.time() - self.began
             self.train_figures = {"loss": stage_loss, **self.sums.means(), "seconds": seconds}
             return
-        figures = {"loss": stage_loss, **self.sums.means(), **self.hparams.validate(self)}
-        where = {"stage": self.hparams.stage, "epoch": epoch, "step": self.optimizer_step}
-        self._log({**where, "parts": self.hparams.part_names}, figures)
+        self._report(stage_loss, epoch)
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(meta={"loss": stage_loss}, num_to_keep=1, keep_recent=True)
+
+    @sb.utils.distributed.main_process_only
+    def _report(self, valid_loss: float, epoch: int) -> None:
+        figures = {"loss": valid_loss, **self.sums.means(), **self.hparams.validate(self)}
+        where = {"stage": self.hparams.stage, "epoch": epoch, "step": self.optimizer_step}
+        self._log({**where, "parts": self.hparams.part_names}, figures)
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
+        """Not between two batches of an optimiser step: the gradients so far would be lost."""
+        whole = self.step % self.grad_accumulation_factor == 0
+        return whole and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
     def _log(self, where: dict, valid: dict) -> None:
         line = {**where, "train": _rounded(self.train_figures), "valid": _rounded(valid)}

@@ -14,7 +14,7 @@ from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
 
 _BATCH = 32
-_MAX_STEPS = 48
+_MARGIN = 16  # steps beyond the longest right answer
 
 
 class Validation:
@@ -25,14 +25,22 @@ class Validation:
     """
 
     def __init__(
-        self, model: OmniLM, sources: dict[str, dict[str, Any]], *, tasks: dict[str, float], cache_folder: str | Path
+        self,
+        model: OmniLM,
+        sources: dict[str, dict[str, Any] | None],
+        *,
+        tasks: dict[str, float],
+        cache_folder: str | Path,
     ):
         self.material: list[tuple[Task, list[Question], list[str]]] = []
         for name, options in sources.items():
+            if options is None:
+                continue
             wanted = [TASKS[t] for t in options["tasks"] if tasks.get(t, 0) > 0 and not TASKS[t].speaks]
             if wanted and options["decode"]:
                 rows = read_rows(name, {**options, "limit": options["decode"]}, cache_folder)
-                self.material += [_questions(model, task, rows, name, cache_folder) for task in wanted]
+                found = [_questions(model, task, rows, name, cache_folder) for task in wanted]
+                self.material += [each for each in found if each[1]]
 
     def __call__(self, brain: Any) -> dict[str, float]:
         """Figures of the brain's model as it is."""
@@ -41,10 +49,10 @@ class Validation:
         model.eval()
         figures = {}
         for task, questions, targets in self.material:
-            said = []
+            said, longest = [], max(len(model.llm.tokenizer.encode(target)) for target in targets)
             for begin in range(0, len(questions), _BATCH):
                 batch = questions[begin : begin + _BATCH]
-                found = answers(model, task, batch, decoding=Decoding(max_steps=_MAX_STEPS))
+                found = answers(model, task, batch, decoding=Decoding(max_steps=longest + _MARGIN))
                 said += [model.llm.tokenizer.decode(a.text) for a in found]
             if task.name == "A1T1":
                 figures["wer"] = 100 * jiwer.wer(targets, said)

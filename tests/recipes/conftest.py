@@ -16,6 +16,8 @@ from omnikit import checkpoint
 from omnikit.hparams import build_parts
 
 ROOT = Path(__file__).parents[2]
+MINI_SYSTEM = ROOT / "egs" / "mini" / "hparams" / "system.yaml"
+"""Overrides by which a stage of the recipes reads the corpus `data` with mini parts."""
 TEXTS = ["what is two plus three", "two plus three is five", "the sky is blue", "say the color of milk"]
 
 

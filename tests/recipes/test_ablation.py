@@ -18,7 +18,7 @@ import pytest
 import ruamel.yaml
 
 from omnikit.hparams.tree import write_tree
-from tests.recipes.conftest import ROOT, flac
+from tests.recipes.conftest import MINI_SYSTEM, ROOT, flac
 
 ABLATION = ROOT / "recipes" / "Ablation"
 sys.path.append(str(ABLATION))
@@ -343,7 +343,7 @@ def tiny(tmp_path, data) -> Path:
         }},
         "train": {"stage": {
             "script": str(recipes / "VoiceAssistant/QA/train.py"),
-            "files": [str(recipes / "VoiceAssistant/QA/hparams/stage3.yaml")],
+            "files": [str(recipes / "VoiceAssistant/QA/hparams/stage3.yaml"), str(MINI_SYSTEM)],
         }},
         "evaluate": {"asr": {
             "script": str(recipes / "LibriSpeech/ASR/evaluate.py"),

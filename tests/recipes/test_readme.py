@@ -12,7 +12,9 @@ import sys
 import pytest
 import soundfile
 
-from tests.recipes.conftest import ROOT
+from omnikit.data.corpus import prepare
+from tests.recipes.conftest import MINI_SYSTEM, ROOT
+from tests.recipes.trees import libritts, load_corpus, mls, vctk
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INDENTED = re.findall(r"^    (.+)$", README, flags=re.MULTILINE)
@@ -21,8 +23,22 @@ TRAIN = [line for line in INDENTED if line.startswith("python train.py ")]
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 QUICK = [
     "--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "300", "--model.tts_blocks", "1",
-    "--device", "cpu",
+    "--device", "cpu", "--effective_batch", "null",
 ]  # fmt: skip
+TINY = ["--size", "tiny", "--pretrained", "false"]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Manifests of the corpora that stage 1 reads, a folder for each."""
+    folder = tmp_path_factory.mktemp("published")
+    for split in ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean"):
+        libritts(folder / "upstream", split=split)
+    vctk(folder / "upstream")
+    mls(folder / "upstream", name="train", languages=["english"])
+    for name in ("LibriTTS", "VCTK", "MLS"):
+        assert list(prepare(load_corpus(name), folder / "upstream", folder / name))
+    return folder
 
 
 @pytest.fixture
@@ -63,7 +79,9 @@ def test_python_examples(code, workplace):
 
 
 @pytest.mark.parametrize("line", TRAIN)
-def test_training_commands(line, data, tmp_path):
-    words = [str(data) if word == "DIR" else word for word in shlex.split(line)[1:]]
+def test_training_commands(line, data, published, tmp_path):
+    """With the mini system; or the recipe as it is, published corpora and parts, the parts tiny and without weights."""
+    folder, more = (data, []) if MINI_SYSTEM.name in line else (published, TINY)
+    words = [str(folder) if word == "DIR" else word for word in shlex.split(line)[1:]] + more
     recipe = ROOT / "recipes" / "VoiceAssistant" / "QA"
     run([sys.executable, *words, "--output_folder", str(tmp_path / "out"), *QUICK], recipe)

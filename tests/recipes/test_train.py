@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from omnikit import checkpoint
-from tests.recipes.conftest import ROOT
+from omnikit.hparams.tree import read_tree, write_tree
+from tests.recipes.conftest import MINI_SYSTEM, ROOT, TEXTS, flac
 
 TRAIN = ROOT / "recipes" / "VoiceAssistant" / "QA" / "train.py"
 SMALL = {
@@ -29,8 +31,8 @@ SMALL = {
 def command(stage: str, data, out, *more: str) -> list[str]:
     small = [word for key, value in SMALL.items() for word in (f"--{key}", str(value))]
     return [
-        sys.executable, TRAIN.name, f"hparams/{stage}.yaml", "--data_folder", str(data), "--output_folder", str(out),
-        "--device", "cpu", *small, *more,
+        sys.executable, TRAIN.name, f"hparams/{stage}.yaml", str(MINI_SYSTEM), "--data_folder", str(data),
+        "--output_folder", str(out), "--device", "cpu", *small, *more,
     ]  # fmt: skip
 
 
@@ -93,13 +95,17 @@ def test_parts_are_swapped_by_flags(data, tmp_path, chosen):
     recipe = shutil.copytree(TRAIN.parent, tmp_path / "recipe", ignore=shutil.ignore_patterns("results"))
     flags = [word for kind, name in chosen.items() for word in (f"--{kind}", name)]
     quick = ["--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "400", "--model.tts_blocks", "1"]
-    words = ["hparams/stage1.yaml", "--data_folder", data, "--device", "cpu", "--size", "tiny", "--pretrained", "false"]
+    system = read_tree(MINI_SYSTEM)
+    sources = tmp_path / "sources.yaml"
+    sources.write_text(write_tree({key: system[key] for key in ("effective_batch", "sources", "valid_sources")}))
+    tiny = ["--device", "cpu", "--size", "tiny", "--pretrained", "false"]
+    words = ["hparams/stage1.yaml", sources, "--data_folder", data, *tiny]
     ran = subprocess.run(
         [sys.executable, "train.py", *map(str, words), *quick, *flags],
         cwd=recipe, env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
-    own = {"encoder": "mini", "llm": "mini", "codec": "mel_rvq", "pattern": "delayed"}
+    own = {"encoder": "whisper_small", "llm": "qwen2_0.5b", "codec": "snac_24khz", "pattern": "delayed"}
     other = "".join(f"-{kind}={chosen[kind]}" for kind in own if chosen[kind] != own[kind])
     folder = recipe / "results" / f"stage1{other}-size=tiny"
     log = json.loads((folder / "train_log.jsonl").read_text())
@@ -110,6 +116,67 @@ def test_parts_are_swapped_by_flags(data, tmp_path, chosen):
         assert f"{kind}: {name}" in (folder / "hparams.yaml").read_text()
     assert f"choice: {other}-size=tiny" in (folder / "hyperparams.yaml").read_text()
     assert len(checkpoint.load(folder).pattern.carries) == 1
+
+
+TOLD = """
+import json, pathlib, sys
+from speechbrain.dataio.sampler import DistributedSamplerWrapper
+from omnikit.train import run
+from speechbrain.utils.distributed import get_rank
+
+folder, (train, share) = pathlib.Path(sys.argv.pop()), (run.train, DistributedSamplerWrapper.__iter__)
+
+def told_share(self):
+    batches = list(share(self))
+    with (folder / f"batches{get_rank()}.jsonl").open("a") as file:
+        file.write(json.dumps(batches) + "\\n")
+    return iter(batches)
+
+def told_train(hparams, run_opts):
+    train(hparams, run_opts)
+    weights = [float(p.double().sum()) for p in hparams["model"].parameters()]
+    (folder / f"weights{get_rank()}.json").write_text(json.dumps(weights))
+
+DistributedSamplerWrapper.__iter__, run.train = told_share, told_train
+run.main()
+"""
+"""A training script that tells which batches its process sees, and what weights it ends with."""
+
+
+@pytest.mark.long
+def test_two_processes_share_the_work(tmp_path):
+    """Stage 1 under torchrun: no sample of an epoch is seen by both processes, and both end with the same weights."""
+    (tmp_path / "a.flac").write_bytes(flac(0, 0.3))
+    lines = [f"{i},0.3,7,{TEXTS[i % len(TEXTS)]},a.flac" for i in range(120)]
+    (tmp_path / "m.csv").write_text("\n".join(["ID,duration,speaker,t1,a1", *lines]) + "\n")
+    (tmp_path / "train.py").write_text(TOLD)
+    system = read_tree(MINI_SYSTEM)
+    both = {"manifest": str(tmp_path / "m.csv"), "tasks": ["A1T1", "T1A1"], "limit": None}
+    own = {"sources": both, "valid_sources": {**both, "limit": 2, "decode": 1}}
+    without = {key: {name: None for name, options in system[key].items() if options is None} for key in own}
+    overrides = {key: {**without[key], "both": own[key]} for key in own}
+    (tmp_path / "both.yaml").write_text(write_tree({**system, **overrides}))
+    words = command("stage1", tmp_path, tmp_path / "out", "--batch_steps", "100", "--effective_batch", "16")
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", tmp_path / "train.py",
+         words[2], tmp_path / "both.yaml", *words[4:], tmp_path],
+        cwd=TRAIN.parent, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
+    text = (tmp_path / "out" / "log.txt").read_text()
+    said = re.search(r"effective batch: (\d+) sequences in 4 batches on 2 processes", text)
+    assert 12 <= int(said[1]) <= 20
+    log = [json.loads(line) for line in (tmp_path / "out/train_log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [3, 6]
+    shares = [
+        [json.loads(line) for line in (tmp_path / f"batches{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)
+    ]
+    for epoch, (first, second) in enumerate(zip(*shares, strict=True)):
+        assert len(first) == len(second) == 6, epoch
+        seen = [{i for batch in share for i in batch} for share in (first, second)]
+        assert not seen[0] & seen[1]
+    weights = [json.loads((tmp_path / f"weights{rank}.json").read_text()) for rank in (0, 1)]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.long

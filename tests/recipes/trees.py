@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -81,8 +82,8 @@ def librispeech(root: Path, damaged: bool = False) -> None:
     write_text(chapter / "19-198.trans.txt", texts.encode() + (b"19-198-0016 CAF\xc9\n" if damaged else b""))
 
 
-def libritts(root: Path, damaged: bool = False) -> None:
-    chapter = root / "LibriTTS" / "dev-clean" / "84" / "121123"
+def libritts(root: Path, damaged: bool = False, split: str = "dev-clean") -> None:
+    chapter = root / "LibriTTS" / split / "84" / "121123"
     for i, text in enumerate(("Mr. Smith has $2.", "It is so.")):
         name = f"84_121123_000007_{i:06d}"
         write_sound(chapter / f"{name}.wav", rate=24000)
@@ -114,9 +115,12 @@ def vctk(root: Path, damaged: bool = False) -> None:
         write_text(root / "txt" / "p225" / "p225_003.txt", "Stereo.")
 
 
-def mls(root: Path, damaged: bool = False) -> None:
-    for folder, ending in (("mls_german", ".flac"), ("mls_polish_opus", ".opus")):
-        split = root / folder / "dev"
+def mls(
+    root: Path, damaged: bool = False, name: str = "dev", languages: Sequence[str] = ("german", "polish_opus")
+) -> None:
+    for language in languages:
+        ending = ".opus" if language.endswith("_opus") else ".flac"
+        split = root / f"mls_{language}" / name
         lines = "4800_10003_000000\tein test für alle\n4800_10003_000001\tnoch einer\n"
         for i in range(2):
             write_sound(split / "audio" / "4800" / "10003" / f"4800_10003_{i:06d}{ending}", 0.5)

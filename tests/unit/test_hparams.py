@@ -173,6 +173,34 @@ def test_later_settings_win_whatever_their_spelling(recipe, tmp_path):
     assert load(recipe, str(first), "--codec.size", "3")["codec"].size == 3
 
 
+TABLE = """\
+folder: data
+sources:
+  one: {manifest: !ref <folder>/one.csv, limit: null}
+  two: {manifest: !ref <folder>/two.csv, limit: 3}
+"""
+
+
+def test_tables_of_named_entries_can_lose_and_gain_some(tmp_path):
+    file, more = tmp_path / "table.yaml", tmp_path / "more.yaml"
+    file.write_text(TABLE)
+    more.write_text("sources:\n  one: null\n  own: {manifest: !ref <folder>/own.csv, limit: null}\n")
+    found = load(str(file), str(more), "--folder", "x", "--sources.own.limit", "5")["sources"]
+    assert found == {
+        "one": None,
+        "two": {"manifest": "x/two.csv", "limit": 3},
+        "own": {"manifest": "x/own.csv", "limit": 5},
+    }
+    again = load(str(file), str(more), "--sources.one.limit", "2")["sources"]
+    assert again["one"] == {"manifest": "data/one.csv", "limit": 2}
+
+
+def test_a_misspelt_entry_of_a_table_is_refused(tmp_path):
+    file = tmp_path / "table.yaml"
+    file.write_text(TABLE)
+    assert "did you mean two?" in refused(str(file), "--sources.tow.limit", "5")
+
+
 def test_command_line_knows_exact_run_options_only():
     words = "r.yaml --test 4 --debug --device=cpu --precision bf16 --max_grad_norm -1 --dev x --output_folder /a/b=c"
     words += " --note=d=e --codec.k null --ckpt_interval_steps 7"

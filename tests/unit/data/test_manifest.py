@@ -22,7 +22,7 @@ from omnikit.data import manifest
 from omnikit.data.manifest import FIELDS, ManifestWriter
 from omnikit.data.rows import Row, read_manifest
 from omnikit.data.samples import make_dataset
-from omnikit.data.sources import read_sources
+from omnikit.data.sources import read_rows, read_sources
 from omnikit.tasks import TASKS, make_sample
 
 CODES = np.arange(12, dtype=np.int16).reshape(3, 4) % 11
@@ -244,6 +244,38 @@ def test_a_source_without_a_manifest_is_told(tmp_path: Path):
     with pytest.raises(ValueError, match=r"sources\.qa: no manifest; it has csv, tasks"):
         options = {"qa": {"csv": "x", "tasks": ["T1T2"]}}
         read_sources(options, toy_model(), tasks={"T1T2": 1.0}, cache_folder=tmp_path)
+
+
+def test_rows_are_held_out_of_training(tmp_path: Path):
+    path = write(tmp_path / "m.parquet", [{"id": str(i), "t1": "what", "t2": "no"} for i in range(20)])
+
+    def ids(**options) -> list[str]:
+        return [row.id for row in read_rows("qa", {"manifest": path, **options}, tmp_path / "c")]
+
+    trained, held = ids(hold_out=5), ids(held_out=5)
+    assert len(held) == 5 and sorted(trained + held) == sorted(ids())
+    assert ids(hold_out=5) == trained
+    limited = ids(hold_out=5, limit=7)
+    assert len(limited) == 7 and set(limited) < set(trained)
+    with pytest.raises(ValueError, match=r"sources\.qa\.hold_out: 20; the manifest has 20 rows"):
+        ids(hold_out=20)
+
+
+def test_a_source_may_be_left_out(tmp_path: Path):
+    assert read_sources({"qa": None}, toy_model(), tasks={"T1T2": 1.0}, cache_folder=tmp_path) == []
+
+
+def test_long_samples_are_left_out_and_none_is_an_error(tmp_path: Path):
+    model = toy_model()
+    path = write(tmp_path / "m.parquet", [{"id": str(i), "t1": "no" * (i + 1), "t2": "no"} for i in range(4)])
+    sources = read_sources(
+        {"qa": {"manifest": path, "tasks": ["T1T2"]}}, model, tasks={"T1T2": 1.0}, cache_folder=tmp_path / "c"
+    )
+    lengths = sorted(make_dataset(model, sources, {"T1T2": 1.0})[2])
+    dataset, _, kept = make_dataset(model, sources, {"T1T2": 1.0}, longest=lengths[1])
+    assert sorted(kept) == lengths[:2] and len(dataset) == 2
+    with pytest.raises(ValueError, match="no row serves one of the tasks T1T2; 4 samples are too long"):
+        make_dataset(model, sources, {"T1T2": 1.0}, longest=1)
 
 
 def test_two_rows_of_one_id_are_told(tmp_path: Path):

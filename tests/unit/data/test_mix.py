@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from speechbrain.dataio.sampler import DistributedSamplerWrapper
 
 from omnikit.data.collate import STEPS, rounded
 from omnikit.data.mix import TaskMix
@@ -57,3 +58,25 @@ def test_wrong_mixes_are_refused():
         mix(weights={"T1A2": 1.0})
     with pytest.raises(ValueError, match="batch_steps: 30; the longest sample has 46 steps"):
         mix(batch_steps=30)
+
+
+def test_sequences_of_a_batch_are_known_beforehand():
+    sampler = mix(batches=960)
+    assert sampler.sequences_per_batch() == pytest.approx(sum(map(len, sampler)) / 960, rel=0.1)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_processes_share_an_epoch_out(processes):
+    """As SpeechBrain wraps it: no batch comes twice and none is missing, in every epoch anew."""
+    epochs = []
+    for epoch in (1, 2):
+        shares = []
+        for rank in range(processes):
+            sampler = mix(batches=48)
+            wrapper = DistributedSamplerWrapper(sampler, num_replicas=processes, rank=rank, shuffle=True)
+            wrapper.set_epoch(epoch)
+            shares.append(list(wrapper))
+        assert {len(share) for share in shares} == {48 // processes}
+        assert sorted(batch for share in shares for batch in share) == sorted(sampler)
+        epochs.append(shares)
+    assert epochs[0] != epochs[1]

@@ -1,0 +1,117 @@
+"""What all `recipes/<Corpus>/<Task>/train.py` share: from a recipe's YAML file to a trained checkpoint.
+
+A killed run goes on where it was when started again with the same command. Under torchrun every process computes its
+own share of the batches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import speechbrain as sb
+import torch
+from rich.console import Console
+
+from omnikit import checkpoint
+from omnikit.data.mix import TaskMix
+from omnikit.data.samples import collate_items, make_dataset
+from omnikit.data.sources import read_sources
+from omnikit.hparams import load_recipe
+from omnikit.model import OmniLM
+from omnikit.train.brain import Losses, OmniBrain, parameter_table
+from omnikit.train.effective import effective_batch
+from omnikit.train.start import start_weights
+from omnikit.train.validate import Validation
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Train what this process' command line describes.
+
+    Raises:
+        ValueError: bad file, flag, value or data; the message is one line for the user.
+    """
+    recipe = load_recipe()
+    hparams, run_opts = recipe.hparams, {**_run_options(recipe.run_opts), **recipe.run_opts}
+    sb.utils.distributed.ddp_init_group(run_opts)
+    sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
+    logger.info(f"parts: {recipe.choice}")
+    train(hparams, run_opts)
+
+
+def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
+    """Train the model of built hparams and save it in their output folder."""
+    model = hparams["model"]
+    origins = start_weights(model, hparams["start_from"])
+    model.freeze_all_but(hparams["trainable"])
+    if sb.utils.distributed.if_main_process():
+        Console().print(parameter_table(model, hparams["trainable"], origins))
+    model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # encoder and codec work there, too
+
+    with main_process_first():
+        train_set, tasks, lengths = _samples(model, hparams["sources"], hparams)
+        valid_set, _, valid_lengths = _samples(model, hparams["valid_sources"], hparams)
+        options = {"tasks": hparams["tasks"], "cache_folder": hparams["cache_folder"]}
+        validation = Validation(model, hparams["valid_sources"], **options)
+    mix = TaskMix(tasks, lengths, weights=hparams["tasks"], batch_steps=hparams["batch_steps"], seed=hparams["seed"])
+    together = effective_batch(
+        hparams["effective_batch"], mix.sequences_per_batch(), _processes(), run_opts.get("grad_accumulation_factor")
+    )
+    logger.info(str(together))
+    mix.batches = hparams["batches_per_epoch"] * together.batches
+
+    brain = OmniBrain(
+        modules={"losses": Losses(model)},
+        opt_class=hparams["opt_class"],
+        hparams={**hparams, "mix": mix, "validate": validation},
+        run_opts={**run_opts, "grad_accumulation_factor": together.accumulated},
+        checkpointer=hparams["checkpointer"],
+    )
+    collate = collate_items(model)
+    brain.fit(
+        hparams["epochs"],
+        train_set,
+        valid_set,
+        progressbar=False,  # the brain draws its own, with the loss of each stream
+        train_loader_kwargs={"batch_sampler": mix, "collate_fn": collate},
+        valid_loader_kwargs={"batch_sampler": mix.cover(valid_lengths), "collate_fn": collate},
+    )
+    if sb.utils.distributed.if_main_process():
+        checkpoint.save(model, hparams["output_folder"])
+        print(f"saved to {hparams['output_folder']}")
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The other processes go through the block after the main one, and find in the cache what it made."""
+    main = sb.utils.distributed.if_main_process()
+    if not main:
+        sb.utils.distributed.ddp_barrier()
+    yield
+    if main:
+        sb.utils.distributed.ddp_barrier()
+
+
+def _samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: dict[str, Any]):
+    """Sources of the YAML file -> dataset, the task of each sample, its steps."""
+    read = read_sources(sources, model, tasks=hparams["tasks"], cache_folder=hparams["cache_folder"])
+    return make_dataset(model, read, hparams["tasks"], hparams["longest_sample"])
+
+
+def _processes() -> int:
+    started = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if started else 1
+
+
+def _run_options(given: dict[str, Any]) -> dict[str, Any]:
+    """SpeechBrain's run options where the command line has none."""
+    on_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
+    return {
+        "ckpt_interval_minutes": 5.0,
+        "distributed_backend": "nccl" if on_gpu else "gloo",
+        "find_unused_parameters": True,  # a batch without speech leaves the adapter out, for example
+    }

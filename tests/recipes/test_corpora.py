@@ -1,0 +1,91 @@
+"""Each corpus from its upstream layout to figures: prepare, train for a step, evaluate, with the recipes' own commands.
+
+The scripts run in this process: importing what they need takes longer than all else.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from omnikit.hparams.tree import read_tree, write_tree
+from tests.recipes.trees import RECIPES, TREES, librispeech
+
+TINY = [
+    "--device", "cpu", "--size", "tiny", "--pretrained", "false", "--model.tts_blocks", "1", "--effective_batch", "4",
+    "--batches_per_epoch", "1", "--epochs.limit", "1", "--warmup_steps", "1", "--batch_steps", "4000",
+]  # fmt: skip
+ASR, TTS, QA = "LibriSpeech/ASR", "LibriTTS/TTS", "VoiceAssistant/QA"
+CORPORA = {  # the recipe's folder and file, the manifest, the tasks
+    "LibriSpeech": (ASR, "train", "dev-clean.csv", ["A1T1"]),
+    "LibriTTS": (TTS, "train", "dev-clean.csv", ["T1A1"]),
+    "LJSpeech": (TTS, "train", "all.csv", ["T1A1"]),
+    "VCTK": (QA, "stage1", "mic1.csv", ["A1T1", "T1A1"]),
+    "MLS": (QA, "stage1", "german-dev", ["A1T1"]),
+    "OpenOrca": (QA, "stage2", "1M-GPT4-Augmented", ["T1T2"]),
+    "MOSS": (QA, "stage2", "en_helpfulness", ["T1T2"]),
+    "VoiceAssistant": (QA, "anneal", "train", ["A1T2", "A1A2"]),
+}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """`run("LibriSpeech/prepare.py", ..)`, as in the script's own folder."""
+
+    def call(script: str, *words: object) -> None:
+        path = RECIPES / script
+        monkeypatch.chdir(path.parent)
+        monkeypatch.setattr(sys, "argv", [path.name, *map(str, words)])
+        runpy.run_path(str(path), run_name="__main__")
+
+    return call
+
+
+def only(recipe: Path, own: dict) -> dict:
+    """Overrides by which a recipe has one source, for training and validation."""
+    tree = read_tree(recipe)
+    none = {key: dict.fromkeys(tree[key]) for key in ("sources", "valid_sources")}
+    tasks = {task: float(task in own["tasks"]) for task in tree["tasks"]}
+    return {
+        "start_from": None,
+        "tasks": tasks,
+        "sources": {**none["sources"], "own": {**own, "limit": None}},
+        "valid_sources": {**none["valid_sources"], "own": {**own, "limit": 2, "decode": 1}},
+    }
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_prepare_train_evaluate(corpus, run, data, tmp_path):
+    folder, file, manifest, tasks = CORPORA[corpus]
+    TREES[corpus](tmp_path / "upstream")
+    upstream = next((tmp_path / "upstream").iterdir()) if corpus == "LJSpeech" else tmp_path / "upstream"
+    run(f"{corpus}/prepare.py", "--data_folder", upstream, "--save_folder", tmp_path / "manifests" / corpus)
+
+    overrides, out = tmp_path / "only.yaml", tmp_path / "out"
+    own = {"manifest": str(tmp_path / "manifests" / corpus / manifest), "tasks": tasks}
+    overrides.write_text(write_tree(only(RECIPES / folder / "hparams" / f"{file}.yaml", own)))
+    words = ["--data_folder", tmp_path, "--output_folder", out, *TINY]
+    words += ["--codec.size", "published"] if corpus == "VoiceAssistant" else []  # its codes are of no tiny codec
+    run(f"{folder}/train.py", f"hparams/{file}.yaml", overrides, *words)
+    log = json.loads((out / "train_log.jsonl").read_text())
+    assert log["step"] == 1 and log["valid"]["loss"] > 0
+    assert "effective batch: " in (out / "log.txt").read_text()
+
+    common = ["hparams/eval.yaml", "--checkpoint", out, "--output_folder", tmp_path / "scores"]
+    if corpus == "VoiceAssistant":
+        run(f"{QA}/evaluate.py", *common, "--data_folder", data, "--splits", "[dev]", "--judged_split", "dev",
+            "--decoding.max_steps", "8", "--speed_questions", "1", "--speed_threads", "1", "--limit", "2")  # fmt: skip
+        assert (tmp_path / "scores" / "qa.json").exists()
+        return
+    librispeech(tmp_path / "scored")
+    common += ["--data_folder", tmp_path / "scored", "--decoding.max_steps", "8"]
+    if folder == TTS:
+        run(f"{TTS}/evaluate.py", *common, "--split", "dev-clean")
+        assert list((tmp_path / "scores" / "wav").glob("*.wav"))
+    else:
+        run(f"{ASR}/evaluate.py", *common, "--splits", "[dev-clean]")
+        assert json.loads((tmp_path / "scores" / "asr.json").read_text())["splits"]["dev-clean"]
