@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from omnikit.data.espeak import check_voice, synthesize
 from omnikit.errors import one_line
 
 ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029")
@@ -56,9 +57,10 @@ class EspeakVoice(Voice):
     sample_rate = 22050
     remembers = True
 
-    def say(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
-        from omnikit.data.espeak import synthesize
+    def __init__(self) -> None:
+        check_voice(ACCENTS[0])  # that espeak-ng is there at all
 
+    def say(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
         accents = ACCENTS if language in ("", "en") else (language,)
         if seed is None:
             return synthesize(text, accents[0], sample_rate=self.sample_rate)[0]
