@@ -73,6 +73,10 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """Raises `ValueError` naming the characters that the vocabulary lacks."""
 
+    def count(self, texts: list[str]) -> list[int]:
+        """Ids of each text; of many at a time, where that is faster."""
+        return [len(self.encode(text)) for text in texts]
+
     @abstractmethod
     def decode(self, ids: list[int]) -> str: ...
 

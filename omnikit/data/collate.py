@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -17,8 +18,8 @@ STEPS, FRAMES = 8, 32
 faster than new ones: oneDNN compiles a kernel for each shape, and the allocator cuts its memory to pieces."""
 
 
-def rounded(length: int, multiple: int) -> int:
-    """The next multiple."""
+def rounded(length: int | np.ndarray, multiple: int) -> int | np.ndarray:
+    """The next multiple, of a number or of each of an array."""
     return -(-length // multiple) * multiple
 
 

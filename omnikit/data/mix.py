@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from omnikit.data.collate import STEPS, rounded
@@ -43,20 +43,19 @@ class TaskMix(Sampler[list[int]]):
         batches: int = 1,
         seed: int = 0,
     ):
-        self.of_task: dict[str, list[int]] = defaultdict(list)
-        for i, task in enumerate(tasks):
-            self.of_task[task].append(i)
-        for task, weight in weights.items():
-            if weight > 0 and not self.of_task[task]:
-                served = ", ".join(sorted(set(tasks)))
-                raise ValueError(f"tasks: no sample of the data serves {task}; it serves {served}")
-        if max(lengths) > batch_steps:
-            raise ValueError(f"batch_steps: {batch_steps}; the longest sample has {max(lengths)} steps")
-        self.lengths = [rounded(length, STEPS) for length in lengths]
-        self.batch_steps, self.batches, self.seed = batch_steps, batches, seed
+        tasks, lengths = np.asarray(tasks), np.asarray(lengths)
         self.weights = {task: weight for task, weight in weights.items() if weight > 0}
+        self.of_task = {task: np.flatnonzero(tasks == task) for task in self.weights}
+        for task, samples in self.of_task.items():
+            if not len(samples):
+                served = ", ".join(sorted(set(tasks.tolist())))
+                raise ValueError(f"tasks: no sample of the data serves {task}; it serves {served}")
+        if lengths.max() > batch_steps:
+            raise ValueError(f"batch_steps: {batch_steps}; the longest sample has {lengths.max()} steps")
+        self.lengths = rounded(lengths, STEPS)
+        self.batch_steps, self.batches, self.seed = batch_steps, batches, seed
         self.epoch = 1
-        mean = sum(self.lengths) / len(self.lengths)
+        mean = int(self.lengths.sum()) / len(self.lengths)
         self.samples_per_pool = max(1, int(_POOL * batch_steps / mean))
 
     def set_epoch(self, epoch: int) -> None:
@@ -75,7 +74,7 @@ class TaskMix(Sampler[list[int]]):
 
     def cover(self, lengths: Sequence[int]) -> list[list[int]]:
         """Batches that hold each of other samples once, for validation."""
-        lengths = [rounded(length, STEPS) for length in lengths]
+        lengths = rounded(np.asarray(lengths), STEPS)
         return self._cut_by(sorted(range(len(lengths)), key=lengths.__getitem__), lengths)
 
     def _endless(self) -> Iterator[list[int]]:
@@ -93,7 +92,8 @@ class TaskMix(Sampler[list[int]]):
         """`count` samples of a task: whole rounds, then a random rest."""
         samples = self.of_task[task]
         whole, rest = divmod(count, len(samples))
-        return samples * whole + rng.sample(samples, rest)
+        rounds = samples.tolist() * whole if whole else []
+        return rounds + samples[rng.sample(range(len(samples)), rest)].tolist()
 
     def _cut_by(self, ordered: list[int], lengths: Sequence[int]) -> list[list[int]]:
         batches: list[list[int]] = []

@@ -378,4 +378,14 @@ def _table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -
         check_columns(file, columns, needed)
     disable_progress_bars()
     cache = None if cache_folder is None else str(cache_folder)
-    return Dataset.from_parquet([str(file) for file in files], cache_dir=cache)
+    table = Dataset.from_parquet([str(file) for file in files], cache_dir=cache)
+    if "id" in needed:
+        _check_ids(path, table.data.column("id"))
+    return table
+
+
+def _check_ids(path: Path, ids: pa.ChunkedArray) -> None:
+    if pc.count_distinct(ids).as_py() < len(ids):
+        found = pc.value_counts(ids)
+        twice = found.filter(pc.greater(found.field("counts"), 1))[0]["values"].as_py()
+        raise ValueError(f"manifest {path}: two rows have the id {twice!r}")

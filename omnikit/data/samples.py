@@ -1,13 +1,17 @@
-"""From rows and stored arrays to training samples, as SpeechBrain's DynamicItemDataset."""
+"""From rows and stored arrays to training samples."""
 
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from omnikit.data.rows import Codes, Features, Row
 from omnikit.data.store import ArrayStore
@@ -16,6 +20,8 @@ from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Sample, Task, make_sample
 
 logger = logging.getLogger(__name__)
+NAMES = list(TASKS)
+_TOGETHER = 2048  # rows
 
 
 @dataclass(frozen=True)
@@ -79,16 +85,17 @@ class SampleMaker:
             or (spoken is not None and _holds(self.codes, spoken.key))
         )
 
-    def length(self, row: Row, task: Task) -> int:
-        """Steps of the sample, without making it."""
-        count = len(self.model.llm.tokenizer.encode(row.written(task)))
+    def texts(self, row: Row, task: Task) -> list[str]:
+        """What is read and written in the sample."""
+        return [row.written(task), *([row.t1] if task.given == "text" else [])]
+
+    def length(self, row: Row, task: Task, tokens: dict[str, int]) -> int:
+        """Steps of the sample, without making it; `tokens`: how many each of its texts has."""
+        count = tokens[row.written(task)]
         if task.speaks:
             frames = self._frames(row, task)
             count = max(count, max(self.model.pattern.end(s, frames) for s in range(len(self.model.pattern.carries))))
-        if task.given == "speech":
-            given = self.model.frames_heard(self.heard.frames(row))
-        else:
-            given = len(self.model.llm.tokenizer.encode(row.t1))
+        given = self.model.frames_heard(self.heard.frames(row)) if task.given == "speech" else tokens[row.t1]
         return given + 3 + count
 
     def __call__(self, row: Row, task: Task) -> tuple[Sample, Tensor | None]:
@@ -130,54 +137,75 @@ def _holds(store: ArrayStore | None, key: str) -> bool:
     return store is not None and key in store
 
 
-def make_dataset(model: OmniLM, sources: list[Source], tasks: dict[str, float], longest: int | None = None):
-    """All samples of the wanted tasks as a DynamicItemDataset that provides `sample` and `features`.
+class Samples(Dataset):
+    """Samples, each made when it is asked for: `{"sample": Sample, "features": [T, D] or None}`.
 
-    Rows stay where they are (of a large corpus, in its table) until a sample is asked for.
+    Nothing is kept of a sample but where it comes from, so that there can be many millions.
+
+    Args:
+        makers: of each source.
+        sources: where rows are; of a large corpus they stay in its table.
+        places: source, row of it, and task (its place in `TASKS`) of each sample [samples, 3].
+    """
+
+    def __init__(self, makers: list[SampleMaker], sources: list[Source], places: np.ndarray):
+        self.makers, self.sources, self.places = makers, sources, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict:
+        source, row, task = self.places[index].tolist()
+        sample, features = self.makers[source](self.sources[source].rows[row], TASKS[NAMES[task]])
+        return {"sample": sample, "features": features}
+
+
+def make_dataset(
+    model: OmniLM, sources: list[Source], tasks: dict[str, float], longest: int | None = None
+) -> tuple[Samples, np.ndarray, np.ndarray]:
+    """All samples of the wanted tasks: source after source, in it task after task, in it row after row.
 
     Args:
         longest: samples of more steps are left out.
 
     Returns:
-        The dataset, the task of each sample, and its steps (in the dataset's order).
+        The samples, the task of each, and the steps of each.
 
     Raises:
-        ValueError: two rows of a source share an id, or there is no sample.
+        ValueError: there is no sample.
     """
-    from speechbrain.dataio.dataset import DynamicItemDataset
-
-    makers = [SampleMaker(model, source) for source in sources]
-    data, too_long = {}, 0
+    makers, places, lengths = [SampleMaker(model, source) for source in sources], [], []
     for number, (source, make) in enumerate(zip(sources, makers, strict=True)):
-        for name in source.tasks:
-            if tasks.get(name, 0) <= 0:
-                continue
-            for index, row in enumerate(source.rows):
-                key = f"{number} {row.id} {name}"
-                if key in data:
-                    raise ValueError(f"manifest: two rows of a source have the id {row.id!r}")
-                if make.usable(row, TASKS[name]):
-                    length = make.length(row, TASKS[name])
-                    if longest is not None and length > longest:
-                        too_long += 1
-                        continue
-                    data[key] = {"source": number, "index": index, "task": name, "length": length}
-    if too_long:
-        logger.warning("%d samples of more than %d steps left out", too_long, longest)
-    if not data:
+        wanted = [name for name in source.tasks if tasks.get(name, 0) > 0]
+        for name, found in _measured(make, source.rows, wanted).items():
+            rows, steps = np.frombuffer(found, dtype=np.int32).reshape(-1, 2).T
+            lengths.append(steps)
+            places.append(np.stack([np.full_like(rows, number), rows, np.full_like(rows, NAMES.index(name))], axis=1))
+    steps = np.concatenate([*lengths, np.zeros(0, np.int32)])
+    kept = np.ones(len(steps), bool) if longest is None else steps <= longest
+    if not kept.any():
         wanted = ", ".join(name for name, weight in tasks.items() if weight > 0)
-        raise ValueError(f"sources: no row serves one of the tasks {wanted}; {too_long} samples are too long")
-    dataset = DynamicItemDataset(data)
+        raise ValueError(f"sources: no row serves one of the tasks {wanted}; {len(steps)} samples are too long")
+    if not kept.all():
+        logger.warning("%d samples of more than %d steps left out", len(kept) - kept.sum(), longest)
+    chosen = np.concatenate(places)[kept]
+    return Samples(makers, sources, chosen), np.array(NAMES)[chosen[:, 2]], steps[kept]
 
-    def provide(source: int, index: int, task: str):
-        sample, features = makers[source](sources[source].rows[index], TASKS[task])
-        yield sample
-        yield features
 
-    dataset.add_dynamic_item(provide, takes=["source", "index", "task"], provides=["sample", "features"])
-    dataset.set_output_keys(["sample", "features"])
-    order = [data[i] for i in dataset.data_ids]
-    return dataset, [d["task"] for d in order], [d["length"] for d in order]
+def _measured(make: SampleMaker, rows: Sequence[Row], tasks: list[str]) -> dict[str, array[int]]:
+    """Of each task, row and steps of every sample, one after the other.
+
+    Rows are gone through once, and the texts of some thousand are counted together.
+    """
+    found = {name: array("i") for name in tasks}
+    ordered = enumerate(rows if tasks else ())
+    while some := list(islice(ordered, _TOGETHER)):
+        usable = [(i, row, name) for i, row in some for name in tasks if make.usable(row, TASKS[name])]
+        texts = list({text: None for _, row, name in usable for text in make.texts(row, TASKS[name])})
+        tokens = dict(zip(texts, make.model.llm.tokenizer.count(texts), strict=True)) if texts else {}
+        for i, row, name in usable:
+            found[name].extend((i, make.length(row, TASKS[name], tokens)))
+    return found
 
 
 def collate_items(model: OmniLM):

@@ -112,6 +112,9 @@ class TransformersTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self.loaded.encode(text, add_special_tokens=False)
 
+    def count(self, texts: list[str]) -> list[int]:
+        return [len(ids) for ids in self.loaded(texts, add_special_tokens=False)["input_ids"]]
+
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; those that the model has and the tokenizer does not give nothing."""
         known = [i for i in ids if i < self.vocab_size]
@@ -149,6 +152,9 @@ class HubTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return self.loaded.encode(text)
+
+    def count(self, texts: list[str]) -> list[int]:
+        return self.loaded.count(texts)
 
     def decode(self, ids: list[int]) -> str:
         return self.loaded.decode(ids)
