@@ -98,7 +98,8 @@ def test_samples_are_those_of_the_recordings(model, tmp_path: Path):
     made = set((tmp_path / "cache" / "out").glob("*.arrow"))
     found, found_names, found_lengths = samples(tmp_path / "out")
     assert set((tmp_path / "cache" / "out").glob("*.arrow")) == made  # nothing was encoded again
-    assert (found_names, found_lengths) == (names, lengths) and len(names) == 5 * len(TASKS)
+    assert (list(found_names), list(found_lengths)) == (list(names), list(lengths))
+    assert len(names) == 5 * len(TASKS)
     for old, new in zip(expected, found, strict=True):
         assert torch.equal(old["sample"].steps, new["sample"].steps)
         assert torch.equal(old["sample"].labels, new["sample"].labels)
