@@ -185,7 +185,7 @@ def make_dataset(
     kept = np.ones(len(steps), bool) if longest is None else steps <= longest
     if not kept.any():
         wanted = ", ".join(name for name, weight in tasks.items() if weight > 0)
-        raise ValueError(f"sources: no row serves one of the tasks {wanted}; {len(steps)} samples are too long")
+        raise ValueError(f"no row of the sources serves a task of {wanted}; {len(steps)} samples are too long")
     if not kept.all():
         logger.warning("%d samples of more than %d steps left out", len(kept) - kept.sum(), longest)
     chosen = np.concatenate(places)[kept]

@@ -275,7 +275,7 @@ def test_long_samples_are_left_out_and_none_is_an_error(tmp_path: Path):
     dataset, _, kept = make_dataset(model, sources, {"T1T2": 1.0}, longest=lengths[1])
     assert sorted(kept) == lengths[:2] and len(dataset) == 2
     assert [len(model.llm.tokenizer.encode(dataset.sources[0].rows[row].t1)) for _, row, _ in dataset.places] == [1, 2]
-    with pytest.raises(ValueError, match="no row serves one of the tasks T1T2; 4 samples are too long"):
+    with pytest.raises(ValueError, match="no row of the sources serves a task of T1T2; 4 samples are too long"):
         make_dataset(model, sources, {"T1T2": 1.0}, longest=1)
 
 

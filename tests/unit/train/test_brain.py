@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from omnikit.train.brain import StreamMeans, cosine_rate, parameter_table
+from omnikit.train.brain import OmniBrain, StreamMeans, cosine_rate, parameter_table
 from tests.unit.toy import toy_model
 
 RATE = {"peak": 1e-3, "lowest": 1e-5, "warmup": 10, "total": 110}
@@ -38,3 +38,14 @@ def test_table_says_what_trains_and_where_weights_come_from():
     lines = console.file.getvalue().splitlines()
     assert any("adapter" in line and "trainable" in line and "random" in line for line in lines)
     assert any("llm" in line and "frozen" in line and "some/folder" in line for line in lines)
+
+
+def test_no_checkpoint_between_two_batches_of_an_optimiser_step():
+    brain = OmniBrain.__new__(OmniBrain)
+    options = {"ckpt_interval_minutes": 0.0, "ckpt_interval_steps": 1, "checkpointer": object()}
+    vars(brain).update(options, grad_accumulation_factor=3)
+    saved = []
+    for brain.step in range(1, 8):
+        if brain._should_save_intra_epoch_ckpt(0.0, 1):
+            saved.append(brain.step)
+    assert saved == [3, 6]
