@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from omnikit.data.manifest import AUDIO, ManifestWriter
 from omnikit.data.recordings import Recording, check_recording
@@ -27,6 +26,7 @@ from omnikit.data.shards import (
     make,
     problem_of_texts,
     remove_others,
+    write_rows,
 )
 from omnikit.errors import bad_input_exits
 
@@ -154,18 +154,13 @@ class _Split:
         with (
             ManifestWriter(path, self.corpus.fields, self.corpus.embedded) as writer,
             ThreadPoolExecutor(THREADS) as pool,
-            tqdm(total=part.rows, desc=title, leave=False, dynamic_ncols=True) as bar,
         ):
-            for batch in in_batches(part.items()):
-                rows = []
-                for item, found in zip(batch, pool.map(self._check, batch), strict=True):
-                    self._count(item, found, rows, summary)
-                if rows:
-                    writer.write(rows)
-                bar.update(len(batch))
-            if not summary.rows:
-                writer.discard()
-        return summary
+            batches = ((len(batch), self._rows(batch, pool, summary)) for batch in in_batches(part.items()))
+            return write_rows(writer, summary, batches, total=part.rows, title=title, strict=self.checks.strict)
+
+    def _rows(self, batch: list[Item | Remark], pool: ThreadPoolExecutor, summary: Summary) -> Iterator[Item | Remark]:
+        for item, found in zip(batch, pool.map(self._check, batch), strict=True):
+            yield self._row(item, found, summary)
 
     def _check(self, item: Item | Remark) -> Recording:
         """What can be said of an item alone: its first recording, or the first one with a problem."""
@@ -176,21 +171,19 @@ class _Split:
         found = [check_recording(item[name], **options) for name in AUDIO if item.get(name) is not None]
         return next((each for each in found if each.problem), found[0] if found else Recording())
 
-    def _count(self, item: Item | Remark, found: Recording, rows: list[Item], summary: Summary) -> None:
-        """Put the item into `rows`, or count why it is none."""
+    def _row(self, item: Item | Remark, found: Recording, summary: Summary) -> Item | Remark:
+        """The item with its duration, or why it is no row; `summary` gets the notes."""
         if isinstance(item, Remark):
-            summary.leave_out(item, self.checks.strict)
-        elif found.problem:
-            summary.leave_out(Remark(found.problem, item["id"]), self.checks.strict)
-        elif item["id"] in self.ids:
-            summary.leave_out(Remark("duplicate id", item["id"]), self.checks.strict)
-        else:
-            self.ids.add(item["id"])
-            if found.seconds:
-                item["duration"] = round(found.seconds, 4)
-            if found.rate and self.corpus.sample_rate and found.rate != self.corpus.sample_rate:
-                summary.notes.add("another rate", item["id"])
-            if found.channels > 1:
-                summary.notes.add("several channels", item["id"])
-            summary.add_row(item)
-            rows.append(item)
+            return item
+        if found.problem:
+            return Remark(found.problem, item["id"])
+        if item["id"] in self.ids:
+            return Remark("duplicate id", item["id"])
+        self.ids.add(item["id"])
+        if found.seconds:
+            item["duration"] = round(found.seconds, 4)
+        if found.rate and self.corpus.sample_rate and found.rate != self.corpus.sample_rate:
+            summary.notes.add("another rate", item["id"])
+        if found.channels > 1:
+            summary.notes.add("several channels", item["id"])
+        return item

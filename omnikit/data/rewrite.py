@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from omnikit.data.manifest import AUDIO, FIELDS, ManifestWriter
 from omnikit.data.rows import check_columns, in_parquet, read_fields
@@ -29,6 +28,7 @@ from omnikit.data.shards import (
     make,
     problem_of_texts,
     remove_others,
+    write_rows,
 )
 from omnikit.data.upstream import parquet_parts
 
@@ -175,25 +175,9 @@ def _shard(
 
 
 def _write(path: Path, part: Part, step: Step, columns: Columns, strict: bool, title: str) -> Summary:
-    summary = Summary(part.name)
-    with (
-        ManifestWriter(path, columns.names, columns.embedded) as writer,
-        tqdm(total=part.rows, desc=title, leave=False, dynamic_ncols=True) as bar,
-    ):
-        for batch in in_batches(part.items(), step.chunk):
-            rows = []
-            for made in _made(batch, step):
-                if isinstance(made, Remark):
-                    summary.leave_out(made, strict)
-                else:
-                    summary.add_row(made)
-                    rows.append(made)
-            if rows:
-                writer.write(rows)
-            bar.update(len(batch))
-        if not summary.rows:
-            writer.discard()
-    return summary
+    with ManifestWriter(path, columns.names, columns.embedded) as writer:
+        batches = ((len(batch), _made(batch, step)) for batch in in_batches(part.items(), step.chunk))
+        return write_rows(writer, Summary(part.name), batches, total=part.rows, title=title, strict=strict)
 
 
 def _made(batch: Sequence[Item | Remark], step: Step) -> Iterator[Item | Remark]:

@@ -14,6 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
+from omnikit.data.manifest import ManifestWriter
 from omnikit.data.skipped import Skipped
 from omnikit.evaluate.tables import write_json
 
@@ -170,6 +173,39 @@ def make(path: Path, fingerprint: str, write: Callable[[], Summary]) -> Summary:
         write_json(note, {"fingerprint": fingerprint, "summary": summary.as_dict()})
     except OSError as error:
         raise ValueError(f"{note}: cannot be written ({error.strerror}); start again to go on") from None
+    return summary
+
+
+def write_rows(
+    writer: ManifestWriter,
+    summary: Summary,
+    batches: Iterable[tuple[int, Iterable[Item | Remark]]],
+    *,
+    total: int | None,
+    title: str,
+    strict: bool,
+) -> Summary:
+    """Write the rows of each batch together and count the rest, with a progress bar; no file where there is no row.
+
+    Args:
+        writer: entered, so that an error leaves nothing behind.
+        batches: how many things were looked at, and what came of them in their order.
+        total: things in all, if that is known.
+    """
+    with tqdm(total=total, desc=title, leave=False, dynamic_ncols=True) as bar:
+        for count, found in batches:
+            rows = []
+            for each in found:
+                if isinstance(each, Remark):
+                    summary.leave_out(each, strict)
+                else:
+                    summary.add_row(each)
+                    rows.append(each)
+            if rows:
+                writer.write(rows)
+            bar.update(count)
+        if not summary.rows:
+            writer.discard()
     return summary
 
 

@@ -39,6 +39,7 @@ def load_with_engine(name: str, checkpoint: str | Path | None, **options: Any) -
     """A checkpoint's model on the CPU and an engine for it, without what the engine does not need.
 
     Args:
+        name: of an engine but `torch`, which needs all of a model.
         checkpoint: as for `omnikit.checkpoint.load`.
         options: of the engine.
 
@@ -46,9 +47,6 @@ def load_with_engine(name: str, checkpoint: str | Path | None, **options: Any) -
         ValueError: as `open_engine` and `omnikit.checkpoint.load`.
     """
     _check(name)
-    if name == TORCH:
-        model = checkpoints.load(checkpoint)
-        return model, model
     module, folder = _openvino(), engine_folder(checkpoint)
     if not module.is_converted(folder, **options):
         module.convert(checkpoints.load(checkpoint), folder, **options)
