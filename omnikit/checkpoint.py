@@ -53,18 +53,17 @@ def load(
         folder: or a hub id; `None` = the mini system that comes with the package.
         device: where it shall run.
         allow: modules of one's own whose classes the checkpoint may name.
-        skeleton: leave the backbone's blocks and heads out: an engine computes them.
+        skeleton: leave the backbone's blocks and heads out: an engine computes them. What can stays in the file.
 
     Raises:
         ValueError: no such folder, a piece of it is missing, refused or does not fit, or no such device.
     """
     check_device(device)
-    folder = existing(SHIPPED if folder is None else folder)
+    folder = weights_of(folder).parent
     _piece(folder, HPARAMS)
-    _piece(folder, FILE_NAME)
     with skeletons() if skeleton else nullcontext():
         model = build(folder, allow)
-    load_into(model, folder)
+    load_into(model, folder, mapped=skeleton)
     return (model if skeleton else model.to(device)).eval()
 
 
@@ -109,6 +108,15 @@ def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
     if not isinstance(tokenizer, str):
         return text
     return _with_tokenizer(text, str(_piece(folder, Path(tokenizer).name)))
+
+
+def weights_of(folder: str | Path | None) -> Path:
+    """The file with a checkpoint's weights; see `load`.
+
+    Raises:
+        ValueError: there is no such folder, or none in it.
+    """
+    return _piece(existing(SHIPPED if folder is None else folder), FILE_NAME)
 
 
 def existing(folder: str | Path) -> Path:

@@ -21,13 +21,17 @@ _SHOWN = 3
 Stored = dict[str, Tensor]
 
 
-def load_into(module: nn.Module, path: str | Path, fit: Callable[[Stored], Stored] | None = None) -> None:
+def load_into(
+    module: nn.Module, path: str | Path, fit: Callable[[Stored], Stored] | None = None, *, mapped: bool = False
+) -> None:
     """Copy weights into `module`, each cast to the type that the module has. What of it is on the meta device stays
     there, and its weights are not read.
 
     Args:
         path: a safetensors file, or a folder with `model.safetensors`.
         fit: takes from the stored tensors those that `module` wants, where it does not want all of them.
+        mapped: weights stored in the type that the module has stay in the file, which is read where they are needed:
+            a table of embeddings takes memory for the rows that were looked up. They must not be changed.
 
     Raises:
         ValueError: no such file, not safetensors, or names and shapes that differ; the message names file and names.
@@ -45,9 +49,12 @@ def load_into(module: nn.Module, path: str | Path, fit: Callable[[Stored], Store
     problems = _differences(own, stored)
     if problems:
         raise ValueError(f"{file} does not fit {type(module).__name__}: {'; '.join(problems)}")
-    with torch.no_grad():
-        for name, tensor in stored.items():
-            own[name].copy_(tensor)
+    stay = [name for name, tensor in stored.items() if mapped and own[name].dtype == tensor.dtype]
+    with torch.no_grad(), safe_open(file, "pt") as reader:
+        for name in stay:
+            own[name].data = reader.get_tensor(name)
+        for name in stored.keys() - set(stay):
+            own[name].copy_(stored[name])
 
 
 def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:

@@ -13,7 +13,6 @@ from omnikit import checkpoint as checkpoints
 from omnikit.errors import missing_package
 from omnikit.llms.skeleton import DTYPE
 from omnikit.model import Engine, OmniLM
-from omnikit.weights import FILE_NAME
 
 TORCH, OPENVINO = ENGINES = ("torch", "openvino")
 
@@ -68,9 +67,12 @@ def _openvino() -> ModuleType:
 
 def engine_folder(checkpoint: str | Path | None) -> Path:
     """Where engines keep what they make of a checkpoint: a folder of the user's cache (`XDG_CACHE_HOME`) that belongs
-    to its weights as they are now; None = the mini system of the package."""
-    folder = checkpoints.existing(checkpoints.SHIPPED if checkpoint is None else checkpoint)
-    file = (folder / FILE_NAME).resolve()
+    to its weights as they are now; None = the mini system of the package.
+
+    Raises:
+        ValueError: there are no weights.
+    """
+    file = checkpoints.weights_of(checkpoint).resolve()
     about = file.stat()
     key = hashlib.sha256(f"{file} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:16]
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnikit" / "engines" / key

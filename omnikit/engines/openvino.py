@@ -7,6 +7,7 @@ Letters: B rows, L new positions, C positions with those before, D width, S stre
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from omnikit.model import Hidden, OmniLM, Speech
 
 FORBIDDEN = -1e9
 """Added to the scores of positions that must not be attended to."""
+MADV_DONTNEED = 4  # madvise(2): for pages of a file, they are forgotten, and read again if touched
 GRAPHS = ("trunk", "text_head", "audio_head")
 SETTINGS = {
     "PERFORMANCE_HINT": "LATENCY",
@@ -52,6 +54,18 @@ class OpenVINOEngine:
         compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
         self.trunk = compiled["trunk"]
         self.heads = {name: compiled[name].create_infer_request() for name in GRAPHS[1:]}
+        self._begin(files)
+
+    def _begin(self, files: dict[str, Path]) -> None:
+        """OpenVINO lays matrices out for its products at the first of them; what it read them from is let go then, or
+        each would be in memory twice."""
+        with torch.inference_mode():
+            one = torch.zeros(1, self.model.layout.num_streams, 1, dtype=torch.long)
+            self(one, positions=one[:, 0], mask=torch.ones(1, 1), cache=self.new_cache())
+        let_go(files["trunk"].with_suffix(".bin"))
+        for name, request in self.heads.items():
+            request.infer([np.zeros((1, self.model.llm.dim), np.float32)])
+            let_go(files[name].with_suffix(".bin"))
 
     def __call__(
         self, steps: Tensor, speech: Speech | None = None, *, positions: Tensor, mask: Tensor, cache: OpenVINOCache
@@ -139,6 +153,16 @@ def _write(graph: ov.Model, file: Path) -> None:
     # a graph is there when its .xml is; that is written last
     os.replace(aside.with_suffix(".bin"), file.with_suffix(".bin"))
     os.replace(aside, file)
+
+
+def let_go(file: Path) -> None:
+    """Take what this process has mapped of a file out of its memory, on Linux; it is read again where it is needed."""
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        place, _, rest = line.partition(" ")
+        if rest.endswith(f" {file.resolve()}"):
+            first, end = (int(number, 16) for number in place.split("-"))
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), MADV_DONTNEED)
 
 
 def _scores(mask: Tensor, new: int, window: int | None) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from omnikit.weights import load_into, save_weights
+from omnikit.weights import FILE_NAME, load_into, save_weights
 
 
 class Tied(nn.Module):
@@ -40,6 +42,21 @@ def test_full_precision_is_exact(tmp_path):
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     load_into(other, save_weights(model, tmp_path / "a.safetensors", dtype=torch.float32))
     assert torch.equal(other.weight, model.weight)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_what_is_stored_in_the_type_that_is_wanted_can_stay_in_the_file(tmp_path):
+    model, other = Tied(), Tied()
+    other.embed.to(torch.bfloat16)
+    save_weights(model, tmp_path)
+    load_into(other, tmp_path, mapped=True)
+    assert torch.equal(other.embed.weight, model.embed.weight.bfloat16())
+    assert other.head.weight is other.embed.weight
+    assert torch.equal(other.norm.weight, model.norm.weight)
+    maps = Path("/proc/self/maps")
+    mapped = [line.split()[0] for line in maps.read_text().splitlines() if line.endswith(FILE_NAME)]
+    ranges = [[int(end, 16) for end in place.split("-")] for place in mapped]
+    assert [first <= other.embed.weight.data_ptr() < end for first, end in ranges] == [True]
 
 
 def refused(module, path) -> str:

@@ -10,13 +10,15 @@ import torch
 
 import omnikit
 from omnikit.cli import main
-from omnikit.engines import open_engine
+from omnikit.engines import engine_folder, load_with_engine, open_engine
 from omnikit.generate import Decoding, Question, answers
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS
 from tests.unit.toy import toy_model
 
 pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
+
+from omnikit.engines.openvino import graph_files, let_go
 
 
 def build(llm: str = "qwen2_0.5b", **options):
@@ -126,6 +128,30 @@ def test_blocks_and_heads_are_not_loaded_twice(tmp_path, monkeypatch):
         assert name in nowhere or torch.equal(tensor.float(), whole.state_dict()[name].float()), name
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is in memory")
+def test_matrices_are_in_memory_once(tmp_path, monkeypatch):
+    """Not where the graphs are read from as well."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _, engine = load_with_engine("openvino", None)
+    graphs = [file.with_suffix(".bin") for file in graph_files(engine_folder(None), "int8").values()]
+    assert [in_memory(graph) for graph in graphs] == [0] * len(graphs)
+    x = torch.randn(2, engine.model.llm.dim)
+    before = engine.text_logits(x)
+    let_go(graphs[1])
+    assert torch.equal(engine.text_logits(x), before)
+
+
+def in_memory(file: Path) -> int:
+    """kB of a file that this process has mapped and in memory."""
+    found = wanted = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.partition(" ")[0]:
+            wanted = line.endswith(f" {file.resolve()}")
+        elif line.startswith("Rss:") and wanted:
+            found += int(line.split()[1])
+    return found
+
+
 def test_bad_input(tmp_path, monkeypatch):
     model = build()
     with pytest.raises(ValueError, match=r"engine .tensorrt.: unknown .*torch, openvino"):
@@ -136,6 +162,8 @@ def test_bad_input(tmp_path, monkeypatch):
         open_engine("openvino", build("phi2"), tmp_path)
     with pytest.raises(ValueError, match=r"openvino: runs on the CPU, not on --device cuda"):
         omnikit.load(device="cuda", engine="openvino")
+    with pytest.raises(ValueError, match=r"nowhere: no such folder"):
+        omnikit.load(tmp_path / "nowhere", engine="openvino")
     monkeypatch.delitem(sys.modules, "omnikit.engines.openvino")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ValueError, match="openvino"):
