@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from omnikit.convert.mini_omni import from_state_dict
+from omnikit.engines import ENGINES, OPENVINO, open_engine
 from omnikit.generate import Decoding, Question, generate
 from omnikit.losses import stream_losses, weighted_mean
 from omnikit.model import OmniLM, Speech
@@ -98,18 +99,22 @@ def test_forward(path: Path, task: str):
         close(ours[name], case.arrays[f"forward/{task}/{name}"])
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("path", "name"), parts_of("generate"))
-def test_generated_tokens(path: Path, name: str):
+def test_generated_tokens(path: Path, name: str, engine: str, tmp_path: Path):
     case = read(path)
     theirs = torch.tensor(case.figures["generate"][name])
     task, _, batch = name.partition("-")
     question = Question(features=case.features) if TASKS[task].given == "speech" else Question(text=case.text)
+    if engine == OPENVINO:
+        pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
     steps = generate(
         case.model,
         TASKS[task],
         [question],
         decoding=Decoding(constrain=False, max_steps=theirs.shape[-1]),
         strategy=BATCH_PARALLEL if batch else PARALLEL,
+        engine=open_engine(engine, case.model, tmp_path, **({"weights": "f32"} if engine == OPENVINO else {})),
     )
     ours = torch.stack([step.tokens[0] for step in steps], dim=-1)
     assert (published_order(ours) if theirs.dim() == 2 else ours[0]).tolist() == theirs.tolist()
