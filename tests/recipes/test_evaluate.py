@@ -122,9 +122,9 @@ def questions(tmp_path):
 
 def test_questions(run, untrained, questions, grammar, tmp_path):
     ran = run(
-        QA, "hparams/eval.yaml", "--data_folder", questions, "--checkpoint", untrained, "--output_folder",
-        tmp_path / "out", "--splits", "[test_seen]", "--grammar_file", grammar, "--decoding.max_steps", "12",
-        "--speed_questions", "1", "--speed_threads", "1", "--keep_wavs", "2",
+        QA, "hparams/eval.yaml", "../../../egs/mini/hparams/eval_qa.yaml", "--data_folder", questions, "--checkpoint",
+        untrained, "--output_folder", tmp_path / "out", "--splits", "[test_seen]", "--grammar_file", grammar,
+        "--decoding.max_steps", "12", "--speed_questions", "1", "--speed_threads", "1", "--keep_wavs", "2",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     result = json.loads((tmp_path / "out" / "qa.json").read_text())
@@ -145,8 +145,11 @@ def test_questions(run, untrained, questions, grammar, tmp_path):
 
 
 def test_speech_from_text(run, untrained, corpus, grammar, tmp_path):
+    (tmp_path / "LibriTTS").mkdir()
+    lines = [f"7-{n}-0000,THE SKY IS BLUE,{corpus}/test-clean/7/{n}/7-{n}-0000.flac" for n in (1, 2)]
+    (tmp_path / "LibriTTS" / "test-clean.csv").write_text("\n".join(["ID,t1,a1", *lines]) + "\n")
     ran = run(
-        TTS, "hparams/eval.yaml", "--data_folder", corpus, "--checkpoint", untrained, "--output_folder",
+        TTS, "hparams/eval.yaml", "--data_folder", tmp_path, "--checkpoint", untrained, "--output_folder",
         tmp_path / "out", "--grammar_file", grammar, "--ids", "^7-1-", "--decoding.max_steps", "12",
         "--codecs", "[{name: snac_mini}]", "--speed_sentences", "1",
     )  # fmt: skip
