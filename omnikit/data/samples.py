@@ -25,7 +25,7 @@ from omnikit.tasks import TASKS, Task, make_sample
 logger = logging.getLogger(__name__)
 NAMES = list(TASKS)
 Item = dict[str, Any]
-"""`sample`: a `Sample`; `features` [T, D] of the encoder, or `wav` [N], the recording of which they are still to be made;
+"""`sample`: a `Sample`; `features` [T, D] of the encoder, or `wav` [N], a recording of which they are still to be made;
 None in place of what it has not."""
 _TOGETHER = 2048  # rows
 
