@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
 
+logger = logging.getLogger(__name__)
 CACHED, ON_THE_FLY = "cached", "on_the_fly"
 """Features of the frozen encoder: made once and kept in the cache folder, or in each training step."""
 
@@ -110,19 +112,24 @@ def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str
     Raises:
         ValueError: a row holds another encoder's features and no recording.
     """
-    encoder, clips = None, []
+    encoder, clips, lost = None, [], []
+    in_step = Heard(live=model.encoder)
     for row in rows:
         if row.features is not None and encoder is None:
             encoder = fingerprint(model.encoder)
         if row.features is not None and row.features.encoder == encoder:
             continue
-        if row.a1 is not None:
+        if row.a1 is not None and live:
+            lost += [] if row in in_step else [row.id]
+        elif row.a1 is not None:
             clips.append(row.a1)
         elif row.features is not None:
             raise ValueError(
                 f"sources.{name}: row {row.id}: holds features of the encoder {row.features.encoder}, but the system's "
                 f"is {encoder}; make them again (omnikit tokenize), or give the recordings (a1)"
             )
+    if lost:
+        logger.warning("%s: %d of %d recordings skipped, such as %s", name, len(lost), len(rows), lost[0])
     if live:
         return Heard(encoder, live=model.encoder)
     return Heard(encoder, features_of(model.encoder, clips, cache_folder, name) if clips else None)
