@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from torch import Tensor
 
 MAX_SECONDS = 30.0
 """What a question may last; the published system's encoder reads no more."""
+LONGEST_NAME = 200  # bytes; file systems take 255, and an ending has to fit
 
 
 def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = MAX_SECONDS) -> Tensor:
@@ -51,6 +55,14 @@ def save_audio(path: str | Path, wav: Tensor, sample_rate: int) -> None:
     check_target(path)
     samples = wav.detach().to("cpu", torch.float32).reshape(-1).clamp(-1, 1).numpy()
     soundfile.write(path, samples, sample_rate, format=_format(path))
+
+
+def wav_name(name: str) -> str:
+    """The file of a row's speech: its id, what file systems do not take in it as `%` and two hexadecimal digits."""
+    safe = re.sub(r'[%/\\:*?"<>|\x00-\x1f]', lambda found: f"%{ord(found[0]):02X}", name)
+    if len(os.fsencode(safe)) > LONGEST_NAME:
+        safe = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f"{safe}.wav"
 
 
 def check_target(path: str | Path) -> None:

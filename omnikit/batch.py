@@ -6,13 +6,11 @@ stands in the files of all and is not done again, whatever the number of process
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,12 @@ from typing import Any
 import soundfile
 
 from omnikit.api import Omni
-from omnikit.audio import save_audio
+from omnikit.audio import save_audio, wav_name
 from omnikit.checkpoint import SHIPPED, existing
 from omnikit.data.manifest import ENDINGS
 from omnikit.data.rows import Clip, Row, read_manifest
 from omnikit.data.skipped import Skipped
-from omnikit.errors import one_line
+from omnikit.errors import writing
 from omnikit.evaluate.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
 from omnikit.evaluate.tables import write_json
 from omnikit.tasks import TASKS, Task
@@ -40,7 +38,6 @@ NOTHING = {"text": None, "wav": None, "seconds": None, "truncated": None, "skipp
 """The fields of a line besides `id`."""
 SURROGATES = "backslashreplace"
 """Of file names that are not UTF-8: they are written as JSON's own escapes."""
-LONGEST_NAME = 200  # bytes; file systems take 255, and an ending has to fit
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ class Job:
         Raises:
             ValueError: the folder cannot be written to.
         """
-        with _told(self.folder):
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.share.rank == 0:
                 write_json(self.folder / RUN, self.about)
@@ -221,7 +218,7 @@ class Job:
                 continue
             kept = _finished_lines(path)
             if int(number[1] or 0) % self.share.processes == self.share.rank:
-                with _told(path):
+                with writing(path):
                     _rewrite(path, kept.values())
             finished.update(kept)
         return finished
@@ -234,22 +231,14 @@ class Job:
         wav = sound(omni.model.codec, reply.codes)
         if len(wav):
             line["wav"] = wav_name(row.id)
-            with _told(self.folder / line["wav"]):
+            with writing(self.folder / line["wav"], soundfile.SoundFileError):
                 save_audio(self.folder / line["wav"], wav, omni.sample_rate)
         return {**line, "seconds": round(len(wav) / omni.sample_rate, 4)}
 
     def _write(self, line: dict[str, Any]) -> None:
         """What is written here counts as finished, so the wav is there before."""
-        with _told(self.results), self.results.open("a", encoding="utf-8", errors=SURROGATES) as file:
+        with writing(self.results), self.results.open("a", encoding="utf-8", errors=SURROGATES) as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def wav_name(name: str) -> str:
-    """The file of a row's speech: its id, what file systems do not take in it as `%` and two hexadecimal digits."""
-    safe = re.sub(r'[%/\\:*?"<>|\x00-\x1f]', lambda found: f"%{ord(found[0]):02X}", name)
-    if len(os.fsencode(safe)) > LONGEST_NAME:
-        safe = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return f"{safe}.wav"
 
 
 def checkpoint_stamp(checkpoint: str | None) -> dict[str, Any]:
@@ -291,12 +280,3 @@ def _rewrite(path: Path, lines: Iterable[bytes]) -> None:
     aside = path.with_suffix(".partial")
     aside.write_bytes(b"".join(lines))
     os.replace(aside, path)
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What the disk refuses, in one line."""
-    try:
-        yield
-    except (OSError, soundfile.SoundFileError) as error:
-        raise ValueError(f"{path}: cannot be written ({one_line(error)}); start again to go on") from None

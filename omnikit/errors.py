@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 
 BAD_INPUT = 2
 
@@ -23,6 +25,23 @@ def bad_input_exits() -> Iterator[None]:
 def one_line(error: Exception) -> str:
     """What an error of a library says, without its line breaks and at a bearable length."""
     return " ".join(str(error).split())[:300]
+
+
+def unwritable(path: str | Path, error: Exception) -> ValueError:
+    """What to raise when the disk refuses a file or a folder, because it is full for example."""
+    number = getattr(error, "errno", None)
+    return ValueError(
+        f"{path}: cannot be written ({os.strerror(number) if number else one_line(error)}); start again to go on"
+    )
+
+
+@contextmanager
+def writing(path: str | Path, *also: type[Exception]) -> Iterator[None]:
+    """Tells of an `OSError`, and of what else libraries raise for one, as `unwritable`."""
+    try:
+        yield
+    except (OSError, *also) as error:
+        raise unwritable(path, error) from None
 
 
 def missing_package(module: str) -> str:

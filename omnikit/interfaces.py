@@ -52,6 +52,15 @@ class AudioEncoder(Part, ABC):
         Padding never changes the features of a sample.
         """
 
+    def num_frames(self, samples: int) -> int:
+        """T of a recording of N samples, without encoding it. Only an encoder that can tell may be used in training
+        without features made before.
+
+        Raises:
+            ValueError: it takes no recording of that length.
+        """
+        raise NotImplementedError
+
 
 class Adapter(nn.Module, ABC):
     """Brings encoder features to the backbone's width. Built as `adapter(dim_in=..., dim_out=...)`."""

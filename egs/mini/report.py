@@ -127,7 +127,7 @@ def build_page(results: Path) -> str:
         recognition=tables.recognition(asr),
         questions=tables.questions(qa),
         intelligibility=tables.intelligibility(qa, tts),
-        speed=tables.speed(qa),
+        speed=tables.speed(qa, tts),
         learning=learning(results),
     )
 

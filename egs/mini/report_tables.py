@@ -96,8 +96,9 @@ def questions(qa: Json | None) -> str:
         for i, (name, way) in enumerate(ways.items()):
             label = f"<b>{html.escape(split)}</b>" if i == 0 else ""
             shares = [percent(way["kinds"].get(kind, {}).get("percent")) for kind in kinds]
-            rows.append([label, _spaced(name), str(way["asked"]), percent(way["percent"]), *shares])
-    return table(["Split", "Answered as", "Asked", "Right %", *kinds], rows, "named")
+            figures = [str(way["asked"]), percent(way["percent"]), percent(way["truncated_percent"])]
+            rows.append([label, _spaced(name), *figures, *shares])
+    return table(["Split", "Answered as", "Asked", "Right %", "Truncated %", *kinds], rows, "named")
 
 
 def intelligibility(qa: Json | None, tts: Json | None) -> str:
@@ -108,21 +109,24 @@ def intelligibility(qa: Json | None, tts: Json | None) -> str:
         rows = [[html.escape(n), bar(r["wer"]), percent(r["wer"]), str(r["utterances"])] for n, r in rates.items()]
         header = [title, "", "WER %", "Utterances"]
         parts.append(table(header, rows, "named") if rows else not_run(f"{title.lower()}: not judged"))
+        if result is not None and "truncated_percent" in result:
+            parts.append(f'<p class="note">{percent(result["truncated_percent"])} % of the texts were truncated.</p>')
     return "\n".join(parts)
 
 
-def speed(qa: Json | None) -> str:
-    """How fast spoken answers come."""
-    measured = {way: s for way, s in ((qa or {}).get("speed") or {}).items() if s}
+def speed(qa: Json | None, tts: Json | None) -> str:
+    """How fast spoken answers, and speech from text, come: p50 is the middle one, 95 of 100 are no slower than p95."""
+    measured = {way: s for result in (qa, tts) for way, s in ((result or {}).get("speed") or {}).items() if s}
     if not measured:
         return not_run("speed was not measured")
+    spreads = {"real_time_factor": "Real-time factor", "first_text": "First text, s", "first_audio": "First sound, s"}
     rows = [
         [_spaced(way), str(s["questions"]), str(s["threads"]), f"{s['real_time_factor']:.2f}",
-         f"{s['median_first_text']:.2f}", f"{s['median_first_audio']:.2f}"]
+         *(f"{s[f'{which}_{name}']:.2f}" for name in spreads for which in ("median", "p95"))]
         for way, s in measured.items()
     ]  # fmt: skip
-    header = ["Spoken answers", "Questions", "Threads", "Real-time factor", "First text, s", "First sound, s"]
-    return table(header, rows)
+    header = ["Speech", "Given", "Threads", "Real-time factor"]
+    return table([*header, *(f"{name}, {which}" for name in spreads.values() for which in ("p50", "p95"))], rows)
 
 
 def bar(value: float) -> str:

@@ -100,7 +100,7 @@ if wanted 10 "QA, TTS"; then
     --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/qa" \
     --grammar_file "$results/world.jsgf" "${qa_limits[@]}")
   (cd "$root/recipes/LibriTTS/TTS" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_tts.yaml" \
-    --checkpoint "$results/stage3" --data_folder "$data/corpus" --output_folder "$results/tts" \
+    --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/tts" \
     --grammar_file "$results/world.jsgf" "${tts_limits[@]}" \
     --codecs "[{name: mel_rvq, weights: $base/mel_rvq}, {name: snac_mini, weights: $base/snac_mini}]")
 fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from omnikit.interfaces import lengths_to_mask
 from omnikit.model import Speech
 from omnikit.tasks import AUDIO_START, Sample
 from omnikit.tokens import IGNORE, TokenLayout
@@ -25,28 +27,55 @@ def rounded(length: int | np.ndarray, multiple: int) -> int | np.ndarray:
 
 @dataclass
 class Batch:
-    """A training batch. Rows without speech have no features and the length 0."""
+    """A training batch. Rows without speech have no features and the length 0; likewise those whose features are still
+    to be made of a recording, see `heard`."""
 
     steps: Tensor  # [B, S, L]
     labels: Tensor  # [B, S, L]
     features: Tensor  # [B, T, D] encoder features
     lengths: Tensor  # [B]
+    wav: Tensor  # [B, N] recordings without features
+    samples: Tensor  # [B] their lengths; 0 where there is none
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     @property
     def has_speech(self) -> bool:
-        return bool((self.lengths > 0).any())
+        return bool(((self.lengths > 0) | self.unheard).any())
+
+    @property
+    def unheard(self) -> Tensor:
+        """Rows of which there is a recording in place of features [B], bool."""
+        return self.samples > 0
+
+    def heard(self, made: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Features made of the recordings [b, T, D] with lengths [b] -> those of all rows [B, T, D], lengths [B]."""
+        at, ready, inside = self.unheard, self.features, lengths_to_mask(counts, made.shape[1])
+        longest = rounded(max(made.shape[1], ready.shape[1]), FRAMES)
+        features = ready.new_zeros(len(at), longest, ready.shape[2])
+        features[:, : ready.shape[1]] = ready
+        features[at, : made.shape[1]] = (made * inside[..., None]).to(features.dtype)
+        return features, self.lengths.masked_scatter(at, counts.to(self.lengths.dtype))
 
     def speech(self, adapted: Tensor, lengths: Tensor) -> Speech:
         """Adapted features of this batch, placed where its prompts expect them."""
         return Speech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
 
 
-def collate(samples: list[Sample], features: list[Tensor | None], layout: TokenLayout, dim: int) -> Batch:
+def collate(
+    samples: list[Sample],
+    features: list[Tensor | None],
+    layout: TokenLayout,
+    dim: int,
+    wavs: Sequence[Tensor | None] = (),
+) -> Batch:
     """Samples and the encoder features [T, dim] of those that are given speech -> a batch padded on the right
-    to a multiple of `STEPS`, its features to one of `FRAMES`."""
+    to a multiple of `STEPS`, its features to one of `FRAMES`.
+
+    Args:
+        wavs: recordings [N] of samples that are given speech without features; () = there are none.
+    """
     longest = rounded(max(s.steps.shape[1] for s in samples), STEPS)
     steps = layout.pads()[None, :, None].repeat(len(samples), 1, longest)
     labels = torch.full_like(steps, IGNORE)
@@ -57,4 +86,6 @@ def collate(samples: list[Sample], features: list[Tensor | None], layout: TokenL
     lengths = torch.tensor([f.shape[0] for f in given])
     padded = pad_sequence(given, batch_first=True)
     padded = nn.functional.pad(padded, (0, 0, 0, -padded.shape[1] % FRAMES))
-    return Batch(steps, labels, padded, lengths)
+    recorded = [torch.zeros(0) if wav is None else wav for wav in wavs or [None] * len(samples)]
+    counts = torch.tensor([len(wav) for wav in recorded])
+    return Batch(steps, labels, padded, lengths, pad_sequence(recorded, batch_first=True), counts)

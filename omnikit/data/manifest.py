@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omnikit.errors import unwritable
+
 FIELDS = {
     "id": pa.string(),
     "duration": pa.float64(),
@@ -24,6 +26,7 @@ FIELDS = {
     "kind": pa.string(),
     "t1": pa.string(),
     "t2": pa.string(),
+    "accepted": pa.list_(pa.string()),
     "a1": pa.string(),
     "a2": pa.string(),
     "codes1": pa.list_(pa.list_(pa.int16())),
@@ -39,8 +42,16 @@ CSV_ID = "ID"
 AUDIO = ("a1", "a2")
 CODES_OF = {"a1": "codes1", "a2": "codes"}
 """Recording -> its codes."""
+BETWEEN = "|"
+"""What stands between accepted answers where they are one text, as in CSV."""
 ENDINGS = (".csv", ".json", ".parquet")
 _REPEATED = ("speaker", "language", "kind", "codec", "encoder")  # few values: worth a dictionary in Parquet
+
+
+def accepted_answers(value: Any) -> list[str]:
+    """Of a list, or of a text with `BETWEEN` between them; what is blank is none."""
+    texts = value if isinstance(value, (list, tuple)) else str(value).split(BETWEEN)
+    return [text for each in texts if (text := str(each).strip())]
 
 
 def schema(fields: Sequence[str], embedded: bool | Collection[str] = False) -> pa.Schema:
@@ -100,8 +111,7 @@ class ManifestWriter:
         except OSError as error:
             with suppress(OSError):
                 self.aside.unlink(missing_ok=True)
-            reason = os.strerror(error.errno) if error.errno else error
-            raise ValueError(f"{self.path}: cannot be written ({reason}); start again to go on") from None
+            raise unwritable(self.path, error) from None
 
 
 class _Csv:
@@ -115,7 +125,7 @@ class _Csv:
         self.writer.writerow([CSV_ID if name == "id" else name for name in self.names])
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.writer.writerows([row.get(name) for name in self.names] for row in rows)
+        self.writer.writerows([_cell(row.get(name)) for name in self.names] for row in rows)
 
     def close(self) -> None:
         self.file.close()
@@ -166,6 +176,11 @@ def _refuse(path: Path, columns: pa.Schema, *names: str) -> None:
     unfit = [name for name in columns.names if name in names or columns.field(name).type == pa.binary()]
     if unfit:
         raise ValueError(f"manifest {path.stem}: cannot hold {unfit[0]}; choices: .parquet")
+
+
+def _cell(value: Any) -> Any:
+    """Accepted answers as one text."""
+    return BETWEEN.join(value) if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from omnikit.data.manifest import AUDIO, FIELDS, ManifestWriter
+from omnikit.data.manifest import AUDIO, FIELDS, ManifestWriter, accepted_answers
 from omnikit.data.rows import check_columns, in_parquet, read_fields
 from omnikit.data.shards import (
     Item,
@@ -160,6 +160,7 @@ def _as_texts(fields: dict[str, Any]) -> Item:
 
 def _to_item(row: dict[str, Any]) -> Item | Remark:
     item = {name: value for name, value in row.items() if value is not None}
+    item |= {"accepted": accepted_answers(item["accepted"])} if "accepted" in item else {}
     return item if item.get("id") else Remark("malformed", str(item.get("t1", ""))[:60])
 
 

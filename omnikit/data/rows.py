@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from omnikit.audio import decode_audio, load_audio
-from omnikit.data.manifest import AUDIO, CODES_OF, CSV_ID, ENDINGS, FIELDS
+from omnikit.data.manifest import AUDIO, CODES_OF, CSV_ID, ENDINGS, FIELDS, accepted_answers
 from omnikit.data.recordings import Recording, check_recording
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
@@ -96,6 +96,7 @@ class Row:
     id: str
     t1: str
     t2: str | None = None
+    accepted: tuple[str, ...] = ()  # answers, any of which is right; evaluation alone asks for them
     a1: Clip | None = None
     a2: Clip | None = None
     kind: str = ""
@@ -125,6 +126,10 @@ class Row:
     def written(self, task: Task) -> str | None:
         """The text row's answer."""
         return self.t1 if task.name in ("A1T1", "T1A1") else self.t2
+
+    def right_answers(self) -> tuple[str, ...]:
+        """Those accepted, else the answer; none where it has neither."""
+        return self.accepted or (() if self.t2 is None else (self.t2,))
 
     def serves(self, task: Task) -> bool:
         """Whether all fields that the task needs are there."""
@@ -209,6 +214,7 @@ def read_fields(path: Path) -> Iterator[dict[str, Any]]:
         ids.add(row["id"])
         found = {name: row[name] for name in FIELDS if row.get(name)}
         found |= {name: str(path.parent / found[name]) for name in AUDIO if name in found}
+        found |= {"accepted": accepted_answers(found["accepted"])} if "accepted" in found else {}
         try:
             found |= {"duration": float(found["duration"])} if "duration" in found else {}
         except (TypeError, ValueError):
@@ -253,6 +259,7 @@ class TableRows(Sequence[Row]):
     def _row(self, index: int, fields: dict[str, Any]) -> Row:
         codec, encoder, frames = (fields.pop(name, None) for name in ("codec", "encoder", "frames"))
         fields = {"t1": "", **{name: value for name, value in fields.items() if value is not None}}
+        fields["accepted"] = tuple(accepted_answers(fields.get("accepted", ())))
         clips = {name: self._clip(name, index, fields) for name in AUDIO}
         clips["a2"] = clips["a2"] or self.spoken.get(fields.get("t2"))
         codes = {
@@ -347,7 +354,7 @@ def _row_of_files(fields: dict[str, Any]) -> Row:
     }
     plain = ("id", "t2", "kind", "duration", "speaker", "language")
     rest = {name: fields[name] for name in plain if name in fields}
-    return Row(**rest, t1=fields.get("t1", ""), **codes, **clips)
+    return Row(**rest, t1=fields.get("t1", ""), accepted=tuple(fields.get("accepted", ())), **codes, **clips)
 
 
 def check_columns(path: Path, found: Sequence[str] | dict[str, Any], needed: Sequence[str]) -> None:
@@ -365,7 +372,7 @@ def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, 
 
 def _table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -> Any:
     """A Parquet file, or a folder of them in the order of their names, as a `datasets.Dataset`."""
-    from datasets import Dataset, disable_progress_bars
+    from datasets import disable_progress_bars
 
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
@@ -377,11 +384,30 @@ def _table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -
             raise ValueError(f"manifest {file}: not a Parquet file that can be read ({one_line(error)})") from None
         check_columns(file, columns, needed)
     disable_progress_bars()
-    cache = None if cache_folder is None else str(cache_folder)
-    table = Dataset.from_parquet([str(file) for file in files], cache_dir=cache)
+    table = _laid_out(files, cache_folder)
     if "id" in needed:
         _check_ids(path, table.data.column("id"))
     return table
+
+
+def _laid_out(files: Sequence[Path], cache_folder: str | Path | None) -> Any:
+    """As in `_table`.
+
+    Raises:
+        ValueError: the cache folder's disk is full, or a file is damaged; the message names both.
+    """
+    from datasets import Dataset, config
+    from datasets.exceptions import DatasetGenerationError
+
+    folder = config.HF_DATASETS_CACHE if cache_folder is None else cache_folder
+    try:
+        return Dataset.from_parquet([str(file) for file in files], cache_dir=str(folder))
+    except (OSError, DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        if not isinstance(cause, OSError):
+            raise
+        which = f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
+        raise ValueError(f"{folder}: {which} cannot be laid out there ({one_line(cause)})") from None
 
 
 def _check_ids(path: Path, ids: pa.ChunkedArray) -> None:

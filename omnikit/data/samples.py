@@ -7,37 +7,54 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from omnikit.data.collate import Batch, collate
 from omnikit.data.rows import Codes, Features, Row
 from omnikit.data.store import ArrayStore
+from omnikit.errors import one_line
 from omnikit.hparams.recipe import names_of
+from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
-from omnikit.tasks import TASKS, Sample, Task, make_sample
+from omnikit.tasks import TASKS, Task, make_sample
 
 logger = logging.getLogger(__name__)
 NAMES = list(TASKS)
+Item = dict[str, Any]
+"""`sample`: a `Sample`; `features` [T, D] of the encoder, or `wav` [N], a recording of which they are still to be made;
+None in place of what it has not."""
 _TOGETHER = 2048  # rows
+
+
+class Unheard(ValueError):
+    """A recording of which the training step was to make features cannot be used."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """Encoder features of rows: their own where they are of the system's encoder, else those made of the recordings."""
+    """Encoder features of rows: their own where they are of the system's encoder, else those made of the recordings;
+    with `live` in their place the recordings, of which the training step makes features."""
 
     encoder: str | None = None
     """Fingerprint of the system's; None where no row has features."""
     made: ArrayStore | None = None
+    live: AudioEncoder | None = None
+    """The system's; None where features were made before."""
 
     def own(self, row: Row) -> Features | None:
         """The row's own features, of this encoder."""
         return row.features if row.features is not None and row.features.encoder == self.encoder else None
 
     def __contains__(self, row: Row) -> bool:
-        return self.own(row) is not None or (row.a1 is not None and _holds(self.made, row.a1.key))
+        if self.own(row) is not None:
+            return True
+        if self.live is not None:
+            return row.a1 is not None and self._expected(row) is not None
+        return row.a1 is not None and _holds(self.made, row.a1.key)
 
     def __getitem__(self, row: Row) -> Tensor:
         """[T, D], float16"""
@@ -45,9 +62,34 @@ class Heard:
         return self.made[row.a1.key] if own is None else own.load()
 
     def frames(self, row: Row) -> int:
-        """T, without reading them."""
+        """T, without reading them; of a recording about so many, by its length in seconds."""
         own = self.own(row)
-        return self.made.shape(row.a1.key)[0] if own is None else own.frames
+        if own is not None:
+            return own.frames
+        return self.made.shape(row.a1.key)[0] if self.live is None else self._expected(row)
+
+    def wav(self, row: Row) -> Tensor | None:
+        """The recording [N] of which the training step makes features; None where the row has features.
+
+        Raises:
+            Unheard: it cannot be read, or the encoder takes no recording of that length.
+        """
+        if self.live is None or self.own(row) is not None:
+            return None
+        try:
+            wav = row.a1.load(self.live.sample_rate)
+            self.live.num_frames(len(wav))
+        except ValueError as error:
+            raise Unheard(f"row {row.id} is left out of its batch: {one_line(error)}") from None
+        return wav
+
+    def _expected(self, row: Row) -> int | None:
+        """T of a recording by its length in seconds; None where it cannot be read or is refused."""
+        seconds = row.duration or row.a1.check().seconds
+        try:
+            return self.live.num_frames(round(seconds * self.live.sample_rate)) if seconds else None
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -98,20 +140,28 @@ class SampleMaker:
         given = self.model.frames_heard(self.heard.frames(row)) if task.given == "speech" else tokens[row.t1]
         return given + 3 + count
 
-    def __call__(self, row: Row, task: Task) -> tuple[Sample, Tensor | None]:
-        """Row and task -> the sample, and the encoder features [T, D] that it hears."""
+    def __call__(self, row: Row, task: Task) -> Item:
+        """Row and task -> the sample and what it hears.
+
+        Raises:
+            Unheard: see `Heard.wav`.
+        """
         encode = self.model.llm.tokenizer.encode
-        features = self.heard[row] if task.given == "speech" else None
+        features = wav = frames = None
+        if task.given == "speech":
+            wav = self.heard.wav(row)
+            features = self.heard[row] if wav is None else None
+            frames = len(features) if wav is None else self.heard.live.num_frames(len(wav))
         sample = make_sample(
             task,
             self.model.layout,
             self.model.pattern,
             question=encode(row.t1) if task.given == "text" else None,
-            audio_frames=None if features is None else self.model.frames_heard(features.shape[0]),
+            audio_frames=None if frames is None else self.model.frames_heard(frames),
             answer=encode(row.written(task)),
             codes=self._codes(row, task) if task.speaks else None,
         )
-        return sample, features
+        return {"sample": sample, "features": features, "wav": wav}
 
     def _own_codes(self, row: Row, task: Task) -> Codes | None:
         codes = row.spoken_codes(task)
@@ -138,7 +188,7 @@ def _holds(store: ArrayStore | None, key: str) -> bool:
 
 
 class Samples(Dataset):
-    """Samples, each made when it is asked for: `{"sample": Sample, "features": [T, D] or None}`.
+    """Samples, each made when it is asked for; None for one whose recording cannot be read then.
 
     Nothing is kept of a sample but where it comes from, so that there can be many millions.
 
@@ -154,10 +204,13 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> dict:
-        source, row, task = self.places[index].tolist()
-        sample, features = self.makers[source](self.sources[source].rows[row], TASKS[NAMES[task]])
-        return {"sample": sample, "features": features}
+    def __getitem__(self, index: int) -> Item | None:
+        source, place, task = self.places[index].tolist()
+        try:
+            return self.makers[source](self.sources[source].rows[place], TASKS[NAMES[task]])
+        except Unheard as error:
+            logger.warning("%s", error)
+            return None
 
 
 def make_dataset(
@@ -209,11 +262,17 @@ def _measured(make: SampleMaker, rows: Sequence[Row], tasks: list[str]) -> dict[
 
 
 def collate_items(model: OmniLM):
-    """A collate function for that dataset's items."""
-    from omnikit.data.collate import collate
+    """A collate function for that dataset's items.
 
-    def join(items: list[dict]):
-        features = [None if i["features"] is None else torch.as_tensor(i["features"]) for i in items]
-        return collate([i["sample"] for i in items], features, model.layout, model.encoder.dim)
+    Raises:
+        ValueError: of a batch without any.
+    """
+
+    def join(items: list[Item | None]) -> Batch:
+        items = [item for item in items if item is not None]
+        if not items:
+            raise ValueError("none of the recordings of a batch can be read (see the log); make the manifest anew")
+        samples, features, wavs = ([item[name] for item in items] for name in ("sample", "features", "wav"))
+        return collate(samples, features, model.layout, model.encoder.dim, wavs)
 
     return join

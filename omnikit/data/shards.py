@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from omnikit.data.manifest import ManifestWriter
 from omnikit.data.skipped import Skipped
+from omnikit.errors import writing
 from omnikit.evaluate.tables import write_json
 
 REASONS = {
@@ -168,11 +169,9 @@ def make(path: Path, fingerprint: str, write: Callable[[], Summary]) -> Summary:
     summary = write()
     if not summary.rows:
         path.unlink(missing_ok=True)
-    try:
+    with writing(note):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(note, {"fingerprint": fingerprint, "summary": summary.as_dict()})
-    except OSError as error:
-        raise ValueError(f"{note}: cannot be written ({error.strerror}); start again to go on") from None
     return summary
 
 

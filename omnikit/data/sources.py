@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,22 @@ from omnikit.data.prepare import codes_of, features_of
 from omnikit.data.rows import Clip, Row, SomeRows, check_codec, read_manifest
 from omnikit.data.samples import Heard, Source, codec_name
 from omnikit.data.store import fingerprint
+from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
 
+logger = logging.getLogger(__name__)
+CACHED, ON_THE_FLY = "cached", "on_the_fly"
+"""Features of the frozen encoder: made once and kept in the cache folder, or in each training step."""
+
 
 def read_sources(
-    sources: dict[str, dict[str, Any] | None], model: OmniLM, *, tasks: dict[str, float], cache_folder: str | Path
+    sources: dict[str, dict[str, Any] | None],
+    model: OmniLM,
+    *,
+    tasks: dict[str, float],
+    cache_folder: str | Path,
+    features: str = CACHED,
 ) -> list[Source]:
     """Rows with encoder features and codes, as far as the wanted tasks need them.
 
@@ -25,11 +36,23 @@ def read_sources(
             its rows, chosen at random, `answers: FILE` where rows share the recordings of their answers, and
             `hold_out: N` or `held_out: N`, see `read_rows`; None for a source that is not wanted.
         tasks: the mix; what no wanted task needs is not made.
+        features: `CACHED` or `ON_THE_FLY`.
 
     Raises:
-        ValueError: a missing file, an unknown task, or codes or features of other parts without the recordings.
+        ValueError: a missing file, an unknown task, codes or features of other parts without the recordings, or an
+            encoder that cannot be used on the fly.
     """
-    return [_read(name, options, model, tasks, cache_folder) for name, options in sources.items() if options]
+    live = _live(features, model.encoder)
+    return [_read(name, options, model, tasks, cache_folder, live) for name, options in sources.items() if options]
+
+
+def _live(features: str, encoder: AudioEncoder) -> bool:
+    if features not in (CACHED, ON_THE_FLY):
+        raise ValueError(f"features: {features}; choices: {CACHED}, {ON_THE_FLY}")
+    if features == ON_THE_FLY and type(encoder).num_frames is AudioEncoder.num_frames:
+        name = type(encoder).__name__
+        raise ValueError(f"features: {ON_THE_FLY}: the encoder {name} has no num_frames; choices: {CACHED}")
+    return features == ON_THE_FLY
 
 
 def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[Row]:
@@ -60,7 +83,7 @@ def _parted(name: str, key: str, count: int, rows: int) -> list[int]:
 
 
 def _read(
-    name: str, options: dict[str, Any], model: OmniLM, tasks: dict[str, float], cache_folder: str | Path
+    name: str, options: dict[str, Any], model: OmniLM, tasks: dict[str, float], cache_folder: str | Path, live: bool
 ) -> Source:
     for task in options["tasks"]:
         if task not in TASKS:
@@ -74,33 +97,41 @@ def _read(
     return Source(
         rows,
         tuple(task.name for task in wanted),
-        hear(model, rows, cache_folder, name) if any(task.given == "speech" for task in wanted) else Heard(),
+        hear(model, rows, cache_folder, name, live) if any(task.given == "speech" for task in wanted) else Heard(),
         codes_of(model.codec, spoken, cache_folder, name) if spoken else None,
     )
 
 
-def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str) -> Heard:
+def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str, live: bool = False) -> Heard:
     """Encoder features of rows that have them or a recording.
 
     Args:
         name: of the source.
+        live: nothing is made of recordings before the training step.
 
     Raises:
         ValueError: a row holds another encoder's features and no recording.
     """
-    encoder, clips = None, []
+    encoder, clips, lost = None, [], []
+    in_step = Heard(live=model.encoder)
     for row in rows:
         if row.features is not None and encoder is None:
             encoder = fingerprint(model.encoder)
         if row.features is not None and row.features.encoder == encoder:
             continue
-        if row.a1 is not None:
+        if row.a1 is not None and live:
+            lost += [] if row in in_step else [row.id]
+        elif row.a1 is not None:
             clips.append(row.a1)
         elif row.features is not None:
             raise ValueError(
                 f"sources.{name}: row {row.id}: holds features of the encoder {row.features.encoder}, but the system's "
                 f"is {encoder}; make them again (omnikit tokenize), or give the recordings (a1)"
             )
+    if lost:
+        logger.warning("%s: %d of %d recordings skipped, such as %s", name, len(lost), len(rows), lost[0])
+    if live:
+        return Heard(encoder, live=model.encoder)
     return Heard(encoder, features_of(model.encoder, clips, cache_folder, name) if clips else None)
 
 

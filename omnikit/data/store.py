@@ -12,6 +12,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from omnikit.errors import writing
+
 _SCHEMA = pa.schema(
     [("key", pa.string()), ("shape", pa.list_(pa.int32())), ("dtype", pa.string()), ("data", pa.binary())]
 )
@@ -42,14 +44,22 @@ class ArrayStore:
 
 
 def write_store(path: str | Path, arrays: Iterable[tuple[str, Tensor]]) -> None:
-    """Write arrays aside and rename, so that the file is whole or absent."""
+    """Write arrays aside and rename, so that the file is whole or absent.
+
+    Raises:
+        ValueError: the disk is full; the message names the file.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.unfinished")
-    with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-        for rows in _batches(arrays):
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_SCHEMA))
-    aside.replace(path)
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+                for rows in _batches(arrays):
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_SCHEMA))
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _batches(arrays: Iterable[tuple[str, Tensor]]) -> Iterator[list[dict]]:

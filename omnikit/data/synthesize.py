@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +11,7 @@ from omnikit.data.manifest import AUDIO, CODES_OF
 from omnikit.data.rewrite import SHARD_ROWS, Columns, Step, check_recordings, rewrite
 from omnikit.data.shards import Item, Remark, Summary
 from omnikit.data.voices import Request, Voice, say_all
+from omnikit.errors import writing
 
 SAYS = {"a1": "t1", "a2": "t2"}
 """Recording -> what it says."""
@@ -86,11 +86,9 @@ class _Synthesizing(Step):
     def _file(self, row: str, name: str, data: bytes) -> str:
         """Where a flac file was written."""
         path = (self.folder / f"{quote(row, safe='')}-{name}.flac").absolute()
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be written ({os.strerror(error.errno)}); start again to go on") from None
         return str(path)
 
 

@@ -23,6 +23,11 @@ class Qwen2AudioEncoder(WhisperEncoder):
     frame_rate = SAMPLE_RATE / frame_samples
     families = ("qwen2_audio", "qwen2_audio_encoder")
 
+    def num_frames(self, samples: int) -> int:
+        """See `AudioEncoder.num_frames`."""
+        self._check(samples, samples)
+        return -(-samples // FRAME_SAMPLES if self.pad_to_30s else -(samples // HOP_LENGTH) // CONV_STRIDE) // POOL
+
     def _padded(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x = self.convolve(self.mel_of_30s(wav, lengths), torch.full_like(lengths, WINDOW_SAMPLES // HOP_LENGTH))
         frames = -(-lengths // FRAME_SAMPLES)

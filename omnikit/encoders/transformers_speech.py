@@ -48,15 +48,14 @@ class TransformersSpeechEncoder(AudioEncoder):
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(
-        self, *, config: dict[str, Any], normalize: bool, weights: str | None = None, size: str = PUBLISHED
-    ):
+    def __init__(self, *, config: dict[str, Any], normalize: bool, weights: str | None = None, size: str = PUBLISHED):
         super().__init__()
         self.normalize, self.weights = normalize, weights
         self.net = AutoModel.from_config(_read_config(sized(config, TINY, size)))
         numbers = self.net.config
         self.dim = numbers.hidden_size
         self.frame_rate = SAMPLE_RATE / math.prod(numbers.conv_stride)
+        self.convolutions = list(zip(numbers.conv_kernel, numbers.conv_stride, strict=True))
         self.shortest = shortest_input(numbers.conv_kernel, numbers.conv_stride)
 
     def load_weights(self) -> None:
@@ -73,16 +72,24 @@ class TransformersSpeechEncoder(AudioEncoder):
         Raises:
             ValueError: a recording too short for one frame.
         """
-        if int(lengths.min()) < self.shortest:
-            raise ValueError(
-                f"a recording of {int(lengths.min())} samples is shorter than one frame ({self.shortest} samples)"
-            )
+        self._check(int(lengths.min()))
         rows: dict[int, Tensor] = {}
         for samples in sorted(set(lengths.tolist())):
             alike = (lengths == samples).nonzero()[:, 0]
             rows |= dict(zip(alike.tolist(), self._encode(wav[alike, :samples]), strict=True))
         features = [rows[i] for i in range(len(rows))]
         return pad_sequence(features, batch_first=True), lengths.new_tensor([len(row) for row in features])
+
+    def num_frames(self, samples: int) -> int:
+        """See `AudioEncoder.num_frames`."""
+        self._check(samples)
+        for kernel, stride in self.convolutions:
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def _check(self, shortest: int) -> None:
+        if shortest < self.shortest:
+            raise ValueError(f"a recording of {shortest} samples is shorter than one frame ({self.shortest} samples)")
 
     def _encode(self, wav: Tensor) -> Tensor:
         """Whole recordings of equal length [B, N] -> features [B, T, D]."""

@@ -114,11 +114,18 @@ class WhisperEncoder(AudioEncoder):
         Raises:
             ValueError: a recording shorter than one frame (20 ms) or longer than `n_ctx` frames.
         """
-        self._check(lengths)
+        self._check(int(lengths.min()), int(lengths.max()))
         return self._padded(wav, lengths) if self.pad_to_30s else self.encode_mel(*log_mel(wav, lengths, self.n_mels))
 
-    def _check(self, lengths: Tensor) -> None:
-        shortest, longest, limit = int(lengths.min()), int(lengths.max()), self.n_ctx * FRAME_SAMPLES
+    def num_frames(self, samples: int) -> int:
+        """See `AudioEncoder.num_frames`."""
+        self._check(samples, samples)
+        if self.pad_to_30s:
+            return min(samples // FRAME_SAMPLES + 1, self.n_ctx)
+        return -(-(samples // HOP_LENGTH) // CONV_STRIDE)
+
+    def _check(self, shortest: int, longest: int) -> None:
+        limit = self.n_ctx * FRAME_SAMPLES
         if shortest < self.frame_samples:
             raise ValueError(
                 f"a recording of {shortest} samples is shorter than one frame ({self.frame_samples} samples)"
@@ -128,7 +135,7 @@ class WhisperEncoder(AudioEncoder):
             raise ValueError(f"a recording of {seconds:.1f} s is longer than the encoder's {most:g} s")
 
     def _padded(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        frames = (lengths // FRAME_SAMPLES + 1).clamp(max=self.n_ctx)
+        frames = lengths.new_tensor([self.num_frames(samples) for samples in lengths.tolist()])
         return self.encoder(self.mel_of_30s(wav, lengths))[:, : int(frames.max())], frames
 
     def mel_of_30s(self, wav: Tensor, lengths: Tensor) -> Tensor:

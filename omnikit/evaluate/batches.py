@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from omnikit.data.rows import Row
+from omnikit.data.rows import Features, Row
 from omnikit.data.skipped import Skipped
+from omnikit.data.store import fingerprint
 from omnikit.errors import one_line
 from omnikit.generate import Decoding, Question, answers
 from omnikit.interfaces import Codec
@@ -49,6 +51,7 @@ class Problem:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
+NO_RECORDING = Problem("no recording")
 Replied = Iterable[tuple[Row, Reply | Problem]]
 Respond = Callable[[list[Row]], Replied]
 """A batch of rows -> each with its reply or problem, in any order."""
@@ -129,10 +132,11 @@ def by_model(
     model: OmniLM, task: Task, *, decoding: Decoding, strategy: Strategy = PARALLEL, engine: Engine | None = None
 ) -> Respond:
     """A model's replies to a task; with greedy sampling those that each row would get alone."""
+    encoder = functools.cache(lambda: fingerprint(model.encoder))
 
     def respond(rows: list[Row]) -> Replied:
         asked = []
-        for row, question in _questions(model, task, rows):
+        for row, question in _questions(model, task, rows, encoder):
             if isinstance(question, Problem):
                 yield row, question
             else:
@@ -157,9 +161,12 @@ def sound(codec: Codec, codes: Tensor) -> Tensor:
 def load_recordings(
     rows: Sequence[Row], sample_rate: int
 ) -> tuple[list[tuple[Row, Tensor]], list[tuple[Row, Problem]]]:
-    """What is heard of rows: waveforms [N], and the rows whose recording cannot be read."""
+    """What is heard of rows: waveforms [N], and the rows whose recording cannot be read or that have none."""
     heard, problems = [], []
     for row in rows:
+        if row.a1 is None:
+            problems.append((row, NO_RECORDING))
+            continue
         try:
             heard.append((row, row.a1.load(sample_rate)))
         except ValueError as error:
@@ -168,23 +175,35 @@ def load_recordings(
 
 
 def _length(task: Task, row: Row) -> float | Problem:
-    """Of what a row asks: seconds or characters."""
+    """Of what a row asks: characters, seconds, or feature frames where it has no recording."""
     if task.given == "text":
         return len(row.t1) if row.t1.strip() else Problem("no text")
     if row.a1 is None:
-        return Problem("no recording")
+        return NO_RECORDING if row.features is None else row.features.frames
     found = row.a1.check()
     return Problem(found.problem) if found.problem else found.seconds
 
 
-def _questions(model: OmniLM, task: Task, rows: list[Row]) -> Iterator[tuple[Row, Question | Problem]]:
+def _questions(
+    model: OmniLM, task: Task, rows: list[Row], encoder: Callable[[], str]
+) -> Iterator[tuple[Row, Question | Problem]]:
+    """`encoder` gives the fingerprint of the model's."""
     if task.given == "text":
         yield from ((row, _read(model, row.t1)) for row in rows)
         return
-    heard, problems = load_recordings(rows, model.encoder.sample_rate)
+    ready = [row for row in rows if row.a1 is None and row.features is not None]
+    yield from ((row, _ready(model, row.features, encoder())) for row in ready)
+    recorded = [row for row in rows if row.a1 is not None or row.features is None]
+    heard, problems = load_recordings(recorded, model.encoder.sample_rate)
     yield from problems
     if heard:
         yield from zip([row for row, _ in heard], _hear(model, [wav for _, wav in heard]), strict=True)
+
+
+def _ready(model: OmniLM, features: Features, encoder: str) -> Question | Problem:
+    if features.encoder != encoder:
+        return Problem("foreign", f"features of the encoder {features.encoder}, the system's is {encoder}")
+    return Question(features=features.load().to(model.device, torch.float32))
 
 
 def _read(model: OmniLM, text: str) -> Question | Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omnikit.api import load
-from omnikit.audio import save_audio
-from omnikit.data.rows import Clip
+from omnikit.audio import save_audio, wav_name
+from omnikit.data.rows import Clip, Codes, Row
 from omnikit.errors import missing_package
 from omnikit.evaluate.baselines import BASELINES, open_baseline
 from omnikit.evaluate.batches import sound
@@ -22,6 +23,7 @@ from omnikit.evaluate.text import Normalizer, plain
 from omnikit.evaluate.wer import ErrorRates, Pair, score
 from omnikit.hub import is_hub_id
 from omnikit.interfaces import Codec
+from omnikit.tasks import Task
 
 POCKETSPHINX = "pocketsphinx"
 NOT_JUDGED = f"Not judged: {POCKETSPHINX} wants a `--grammar_file`; or choose another `--judge`."
@@ -78,11 +80,35 @@ def judged(
     return score(pairs, normalize), pairs
 
 
-def encoded(codec: Codec, clip: Clip) -> Tensor:
-    """Codes of a recording [K, T]."""
+@dataclass(frozen=True)
+class Reference:
+    """How a text was said: a recording, or codes of the system's codec."""
+
+    id: str
+    text: str
+    clip: Clip | None = None
+    codes: Codes | None = None
+
+
+def references(rows: Iterable[Row], task: Task, codec_name: str | None) -> list[Reference]:
+    """What a task should say of rows, where that is a recording that can be read, or codes of that codec."""
+    found = []
+    for row in rows:
+        text, clip, codes = row.written(task), row.spoken(task), row.spoken_codes(task)
+        if text and clip is not None and clip.check().problem is None:
+            found.append(Reference(row.id, text, clip=clip))
+        elif text and codes is not None and codes.codec == codec_name:
+            found.append(Reference(row.id, text, codes=codes))
+    return found
+
+
+def encoded(codec: Codec, said: Reference) -> Tensor:
+    """Codes of a reference [K, T]: its own, else those of its recording."""
     device = next((tensor.device for tensor in codec.state_dict().values()), None)
+    if said.clip is None:
+        return said.codes.load().long().to(device)
     with torch.inference_mode():
-        return codec.encode(clip.load(codec.sample_rate)[None].to(device))[0]
+        return codec.encode(said.clip.load(codec.sample_rate)[None].to(device))[0]
 
 
 def shuffled(codes: Tensor, generator: torch.Generator) -> Tensor:
@@ -94,36 +120,38 @@ def shuffled(codes: Tensor, generator: torch.Generator) -> Tensor:
 def reference_rates(
     judge: Listener,
     codecs: dict[str, Codec],
-    clips: Sequence[tuple[str, str, Clip]],
+    said: Sequence[Reference],
     *,
-    shuffle_with: str,
+    own: str,
     normalize: Normalizer = plain,
 ) -> dict[str, ErrorRates]:
-    """What the judge understands of recordings, of each codec's resynthesis of them, and of shuffled codes.
+    """What the judge understands of recordings, of each codec's resynthesis of them, and of shuffled codes; nothing of
+    what there is none of.
 
     Args:
-        clips: id, text and recording.
-        shuffle_with: name of the codec whose codes are shuffled.
+        own: name of the system's codec, whose codes may stand in place of recordings, and are shuffled.
     """
-    first = codecs[shuffle_with]
-    originals = ((name, text, clip.load(first.sample_rate)) for name, text, clip in clips)
-    rates = {"original recordings": judged(judge, originals, first.sample_rate, "original recordings", normalize)[0]}
-    for codec_name, codec in codecs.items():
-        again = ((name, text, sound(codec, encoded(codec, clip))) for name, text, clip in clips)
-        title = f"resynthesis by {codec_name}"
-        rates[title] = judged(judge, again, codec.sample_rate, title, normalize)[0]
+    first, recorded = codecs[own], [each for each in said if each.clip is not None]
     generator = torch.Generator().manual_seed(0)
-    noise = ((name, text, sound(first, shuffled(encoded(first, clip), generator))) for name, text, clip in clips)
-    title = f"{shuffle_with}, codes shuffled"
-    rates[title] = judged(judge, noise, first.sample_rate, title, normalize)[0]
+    sounds = {"original recordings": (first, recorded, lambda each: each.clip.load(first.sample_rate))}
+    for name, codec in codecs.items():
+        of = said if name == own else recorded
+        sounds[f"resynthesis by {name}"] = codec, of, lambda each, codec=codec: sound(codec, encoded(codec, each))
+    noise = f"{own}, codes shuffled"
+    sounds[noise] = first, said, lambda each: sound(first, shuffled(encoded(first, each), generator))
+    rates = {}
+    for title, (codec, of, make) in sounds.items():
+        if of:
+            made = ((each.id, each.text, make(each)) for each in of)
+            rates[title] = judged(judge, made, codec.sample_rate, title, normalize)[0]
     return rates
 
 
 def keep_wavs(said: Sequence[Said], folder: Path, sample_rate: int, count: int) -> None:
-    """The first `count` of them as `<folder>/<id>.wav`."""
+    """The first `count` of them, see `wav_name`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, _, wav in said[:count]:
-        save_audio(folder / f"{name}.wav", wav, sample_rate)
+        save_audio(folder / wav_name(name), wav, sample_rate)
 
 
 def rates_table(rates: dict[str, ErrorRates]) -> str:

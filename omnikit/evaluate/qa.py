@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from omnikit.data.manifest import ENDINGS
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data.rows import Row
 from omnikit.data.skipped import Skipped
+from omnikit.data.sources import read_rows
 from omnikit.evaluate.batches import Reply, cut_short
 from omnikit.evaluate.tables import markdown_table, percent
 from omnikit.evaluate.text import Normalizer
@@ -46,7 +47,7 @@ class Way:
 class Shares:
     """Right answers of one split, given in one way."""
 
-    right: dict[str, int]  # by kind of question
+    right: dict[str, int]  # by kind of question; "" where the manifest names none
     asked: dict[str, int]
     exact: int  # right letter by letter
     containing: int  # right, or with the expected words one after the other somewhere in them
@@ -66,9 +67,14 @@ class Shares:
         """Of the questions of one kind; None if there is none."""
         return 100 * self.right[kind] / self.asked[kind] if self.asked.get(kind) else None
 
+    @property
+    def kinds(self) -> list[str]:
+        """Those that the manifest names."""
+        return [kind for kind in self.asked if kind]
+
     def as_dict(self) -> dict:
         """For JSON."""
-        kinds = {k: {"right": self.right[k], "asked": n, "percent": self.percent_of(k)} for k, n in self.asked.items()}
+        kinds = {k: {"right": self.right[k], "asked": self.asked[k], "percent": self.percent_of(k)} for k in self.kinds}
         return {
             "percent": self.percent,
             "exact_percent": self.share(self.exact),
@@ -84,21 +90,22 @@ class Shares:
 def count_right(
     task: Task, rows: Sequence[Row], replies: dict[str, Reply], skipped: Skipped, normalize: Normalizer
 ) -> Shares:
-    """An answer is right if its text is the expected one after normalisation.
+    """An answer is right if its text is, after normalisation, one of those that the row accepts.
 
     Raises:
         ValueError: no question could be read.
     """
     answered = [row for row in rows if row.id in replies]
     if not answered:
-        raise ValueError(f"--splits: no question could be read; skipped: {skipped}")
+        raise ValueError(f"sources: no question could be read; skipped: {skipped}")
     right, asked, exact, containing = Counter(), Counter(), 0, 0
     for row in answered:
-        text, given, expected = replies[row.id].text, normalize(replies[row.id].text), normalize(row.t2)
+        text, wanted = replies[row.id].text, row.right_answers()
+        given, expected = normalize(text), [normalize(each) for each in wanted]
         asked[row.kind] += 1
-        right[row.kind] += given == expected
-        exact += text.strip() == row.t2.strip()
-        containing += given == expected or (expected != "" and f" {expected} " in f" {given} ")
+        right[row.kind] += given in expected
+        exact += text.strip() in [each.strip() for each in wanted]
+        containing += given in expected or any(each and f" {each} " in f" {given} " for each in expected)
     truncated = sum(cut_short(replies[row.id], task) for row in answered)
     return Shares(dict(right), dict(sorted(asked.items())), exact, containing, truncated, skipped)
 
@@ -109,34 +116,34 @@ def write_answers(path: Path, rows: Sequence[Row], replies: dict[str, Reply]) ->
         for row in rows:
             if row.id in replies:
                 reply = replies[row.id]
-                line = {"id": row.id, "kind": row.kind, "question": row.t1, "right": row.t2, "answer": reply.text}
-                file.write(json.dumps(line | {"frames": reply.codes.shape[1]}, ensure_ascii=False) + "\n")
+                asked = {"id": row.id, "kind": row.kind, "question": row.t1, "right": row.right_answers()}
+                given = {"answer": reply.text, "frames": reply.codes.shape[1]}
+                file.write(json.dumps(asked | given, ensure_ascii=False) + "\n")
 
 
-def read_questions(folder: Path, split: str, cache_folder: str | Path) -> Sequence[Row]:
-    """The rows of `<split>.parquet`, `.csv` or `.json`, whose answers' recordings may stand in `answers.parquet`.
+def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[Row]:
+    """The rows of a source, see `read_rows`.
 
     Raises:
-        ValueError: there is no such file, or a row without an expected answer.
+        ValueError: the source cannot be read, or a row has no answer that would be right.
     """
-    found = [path for ending in ENDINGS if (path := folder / f"{split}{ending}").is_file()]
-    answers = folder / "answers.parquet"
-    path = found[0] if found else folder / f"{split}.parquet"
-    rows = read_manifest(path, cache_folder, answers if answers.is_file() else None)
-    without = next((row.id for row in rows if row.t2 is None), None)
+    rows = read_rows(name, options, cache_folder)
+    without = next((row.id for row in rows if not row.right_answers()), None)
     if without is not None:
-        raise ValueError(f"manifest {path}: row {without!r} has no answer (t2)")
+        raise ValueError(f"manifest {options['manifest']}: row {without!r} has no answer (t2 or accepted)")
     return rows
 
 
 def some(rows: Sequence[Row], limit: int | None) -> list[Row]:
     """All rows, or a part of them that is the same each time."""
-    return list(rows) if limit is None or limit >= len(rows) else random.Random(0).sample(list(rows), limit)
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    return [rows[i] for i in random.Random(0).sample(range(len(rows)), limit)]
 
 
 def shares_table(results: dict[str, dict[str, Shares]]) -> str:
     """Markdown of split -> way -> shares: one line per split and way, one column per kind of question."""
-    kinds = sorted({kind for ways in results.values() for shares in ways.values() for kind in shares.asked})
+    kinds = sorted({kind for ways in results.values() for shares in ways.values() for kind in shares.kinds})
     rows = []
     for split, ways in results.items():
         for way, shares in ways.items():

@@ -48,7 +48,8 @@ def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str]
 class Losses(nn.Module):
     """The model from a batch to the mean loss of each stream [S].
 
-    All of it is one `forward`, since DistributedDataParallel has to see every weight that a loss depends on.
+    All of it is one `forward`, since DistributedDataParallel has to see every weight that a loss depends on. Recordings
+    without features are encoded here, by the encoder as it is in evaluation, in float32 and without gradients.
     """
 
     def __init__(self, model: OmniLM):
@@ -56,8 +57,17 @@ class Losses(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
-        speech = batch.speech(*self.model.adapter(batch.features, batch.lengths)) if batch.has_speech else None
+        speech = batch.speech(*self.model.adapter(*self._heard(batch))) if batch.has_speech else None
         return stream_losses(self.model, self.model(batch.steps, speech), batch.labels)
+
+    def _heard(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features [B, T, D] and their lengths [B]."""
+        at = batch.unheard
+        if not at.any():
+            return batch.features, batch.lengths
+        self.model.encoder.eval()  # the Brain sets all modules to training
+        with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
+            return batch.heard(*self.model.encoder(batch.wav[at], batch.samples[at]))
 
 
 class OmniBrain(sb.Brain):

@@ -71,14 +71,14 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
         run_opts={**run_opts, "grad_accumulation_factor": together.accumulated},
         checkpointer=hparams["checkpointer"],
     )
-    collate = collate_items(model)
+    loader = {"collate_fn": collate_items(model), "num_workers": hparams["loader_workers"]}
     brain.fit(
         hparams["epochs"],
         train_set,
         valid_set,
         progressbar=False,  # the brain draws its own, with the loss of each stream
-        train_loader_kwargs={"batch_sampler": mix, "collate_fn": collate},
-        valid_loader_kwargs={"batch_sampler": mix.cover(valid_lengths), "collate_fn": collate},
+        train_loader_kwargs={"batch_sampler": mix, **loader},
+        valid_loader_kwargs={"batch_sampler": mix.cover(valid_lengths), **loader},
     )
     if sb.utils.distributed.if_main_process():
         checkpoint.save(model, hparams["output_folder"])
@@ -98,7 +98,8 @@ def main_process_first() -> Iterator[None]:
 
 def _samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: dict[str, Any]):
     """Sources of the YAML file -> dataset, the task of each sample, its steps."""
-    read = read_sources(sources, model, tasks=hparams["tasks"], cache_folder=hparams["cache_folder"])
+    options = {name: hparams[name] for name in ("tasks", "cache_folder", "features")}
+    read = read_sources(sources, model, **options)
     return make_dataset(model, read, hparams["tasks"], hparams["longest_sample"])
 
 

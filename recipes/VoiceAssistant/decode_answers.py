@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from omnikit.audio import save_audio
+from omnikit.audio import save_audio, wav_name
 from omnikit.data.rows import Row, read_manifest
 from omnikit.errors import bad_input_exits
 from omnikit.hparams import build_part
@@ -48,7 +48,7 @@ def main() -> None:
     codec.eval()
     options.save_folder.mkdir(parents=True, exist_ok=True)
     for row in tqdm(rows, desc="decode"):
-        path = options.save_folder / f"{row.id.replace('/', '_')}.wav"
+        path = options.save_folder / wav_name(row.id)
         if not path.exists():
             save_audio(path, row.answer_wav(codec, options.codec), codec.sample_rate)
 

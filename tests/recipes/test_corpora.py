@@ -58,8 +58,15 @@ def only(recipe: Path, own: dict) -> dict:
     }
 
 
+@pytest.fixture
+def grammar(tmp_path) -> Path:
+    path = tmp_path / "numbers.jsgf"
+    path.write_text("#JSGF V1.0;\ngrammar numbers;\npublic <sentence> = i am (number | it) (one | so | please);\n")
+    return path
+
+
 @pytest.mark.parametrize("corpus", CORPORA)
-def test_prepare_train_evaluate(corpus, run, data, tmp_path):
+def test_prepare_train_evaluate(corpus, run, grammar, tmp_path):
     folder, file, manifest, tasks = CORPORA[corpus]
     TREES[corpus](tmp_path / "upstream")
     upstream = next((tmp_path / "upstream").iterdir()) if corpus == "LJSpeech" else tmp_path / "upstream"
@@ -70,22 +77,32 @@ def test_prepare_train_evaluate(corpus, run, data, tmp_path):
     overrides.write_text(write_tree(only(RECIPES / folder / "hparams" / f"{file}.yaml", own)))
     words = ["--data_folder", tmp_path, "--output_folder", out, *TINY]
     words += ["--codec.size", "published"] if corpus == "VoiceAssistant" else []  # its codes are of no tiny codec
+    words += ["--features", "on_the_fly", "--loader_workers", "1"] if corpus == "LibriSpeech" else []
     run(f"{folder}/train.py", f"hparams/{file}.yaml", overrides, *words)
     log = json.loads((out / "train_log.jsonl").read_text())
     assert log["step"] == 1 and log["valid"]["loss"] > 0
     assert "effective batch: " in (out / "log.txt").read_text()
+    if corpus == "LibriSpeech":  # only of what validation decodes
+        assert [path.name.partition("-features")[0] for path in (tmp_path / "cache").glob("*.arrow")] == ["own-decode"]
 
     common = ["hparams/eval.yaml", "--checkpoint", out, "--output_folder", tmp_path / "scores"]
+    common += ["--decoding.max_steps", "24"]
+    judge = ["--data_folder", tmp_path / "manifests", "--grammar_file", grammar, "--speed_threads", "1"]
     if corpus == "VoiceAssistant":
-        run(f"{QA}/evaluate.py", *common, "--data_folder", data, "--splits", "[dev]", "--judged_split", "dev",
-            "--decoding.max_steps", "8", "--speed_questions", "1", "--speed_threads", "1", "--limit", "2")  # fmt: skip
-        assert (tmp_path / "scores" / "qa.json").exists()
-        return
-    librispeech(tmp_path / "scored")
-    common += ["--data_folder", tmp_path / "scored", "--decoding.max_steps", "8"]
-    if folder == TTS:
-        run(f"{TTS}/evaluate.py", *common, "--split", "dev-clean")
-        assert list((tmp_path / "scores" / "wav").glob("*.wav"))
+        run(f"{QA}/evaluate.py", *common, *judge, "--sources.voiceassistant.held_out", "2", "--speed_questions", "1")
+        found = json.loads((tmp_path / "scores" / "qa.json").read_text())
+        ways = found["splits"]["voiceassistant"]
+        assert {way: (each["asked"], each["kinds"]) for way, each in ways.items()} == dict.fromkeys(ways, (2, {}))
+        # its answers are codes, not recordings
+        assert list(found["intelligibility"])[:2] == ["resynthesis by the codec", "the codec, codes shuffled"]
+        assert len(found["intelligibility"]) == 4
+    elif "T1A1" in tasks:
+        own = ["--manifest", tmp_path / "manifests" / corpus / manifest]
+        run(f"{TTS}/evaluate.py", *common, *judge, *own, "--speed_sentences", "1")
+        found = json.loads((tmp_path / "scores" / "tts.json").read_text())
+        assert len(found["intelligibility"]) == 4 and not found["skipped"]
+        assert len(list((tmp_path / "scores" / "wav").glob("*.wav"))) == 2
     else:
-        run(f"{ASR}/evaluate.py", *common, "--splits", "[dev-clean]")
+        librispeech(tmp_path / "scored")
+        run(f"{ASR}/evaluate.py", *common, "--splits", "[dev-clean]", "--data_folder", tmp_path / "scored")
         assert json.loads((tmp_path / "scores" / "asr.json").read_text())["splits"]["dev-clean"]

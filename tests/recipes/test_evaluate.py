@@ -120,11 +120,23 @@ def questions(tmp_path):
     return tmp_path
 
 
-def test_questions(run, untrained, questions, grammar, tmp_path):
+@pytest.fixture
+def llama(tmp_path):
+    """Overrides that name a set of questions with several right answers and a recording that cannot be read."""
+    (tmp_path / "q0.flac").write_bytes(flac(noise(0.5)))
+    (tmp_path / "q1.flac").write_bytes(b"no sound")
+    rows = ["q0,what is the capital,q0.flac,Paris|the city of Paris", "q1,how many are there,q1.flac,7|seven"]
+    (tmp_path / "llama.csv").write_text("\n".join(["ID,t1,a1,accepted", *rows]) + "\n")
+    (tmp_path / "llama.yaml").write_text(f"sources:\n  llama: {{manifest: {tmp_path / 'llama.csv'}}}\n")
+    return tmp_path / "llama.yaml"
+
+
+def test_questions(run, untrained, questions, llama, grammar, tmp_path):
     ran = run(
-        QA, "hparams/eval.yaml", "--data_folder", questions, "--checkpoint", untrained, "--output_folder",
-        tmp_path / "out", "--splits", "[test_seen]", "--grammar_file", grammar, "--decoding.max_steps", "12",
-        "--speed_questions", "1", "--speed_threads", "1", "--keep_wavs", "2",
+        QA, "hparams/eval.yaml", "../../../egs/mini/hparams/eval_qa.yaml", llama, "--data_folder", questions,
+        "--checkpoint", untrained, "--output_folder", tmp_path / "out", "--splits", "[test_seen, llama]",
+        "--grammar_file", grammar, "--decoding.max_steps", "12", "--speed_questions", "1",
+        "--speed_threads", "1", "--keep_wavs", "2",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     result = json.loads((tmp_path / "out" / "qa.json").read_text())
@@ -142,11 +154,18 @@ def test_questions(run, untrained, questions, grammar, tmp_path):
         wavs = sorted((tmp_path / "out" / "wav" / way).glob("*.wav"))
         assert [wav.stem for wav in wavs] == ["q0", "q1"]
         assert soundfile.info(wavs[0]).frames > 0
+    for way in result["splits"]["llama"].values():
+        assert (way["asked"], way["kinds"], way["skipped"]) == (1, {}, {"unreadable": 1})
+    answers = (tmp_path / "out" / "answers_llama_text.jsonl").read_text()
+    assert json.loads(answers)["right"] == ["Paris", "the city of Paris"]
 
 
 def test_speech_from_text(run, untrained, corpus, grammar, tmp_path):
+    (tmp_path / "LibriTTS").mkdir()
+    lines = [f"7-{n}-0000,THE SKY IS BLUE,{corpus}/test-clean/7/{n}/7-{n}-0000.flac" for n in (1, 2)]
+    (tmp_path / "LibriTTS" / "test-clean.csv").write_text("\n".join(["ID,t1,a1", *lines]) + "\n")
     ran = run(
-        TTS, "hparams/eval.yaml", "--data_folder", corpus, "--checkpoint", untrained, "--output_folder",
+        TTS, "hparams/eval.yaml", "--data_folder", tmp_path, "--checkpoint", untrained, "--output_folder",
         tmp_path / "out", "--grammar_file", grammar, "--ids", "^7-1-", "--decoding.max_steps", "12",
         "--codecs", "[{name: snac_mini}]", "--speed_sentences", "1",
     )  # fmt: skip

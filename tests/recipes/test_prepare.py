@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -16,8 +17,8 @@ import pytest
 import soundfile
 import torch
 
-from omnikit.data.corpus import Checks, prepare
-from omnikit.data.manifest import ManifestWriter
+from omnikit.data.corpus import Checks, command, prepare
+from omnikit.data.manifest import ManifestWriter, _Parquet
 from omnikit.data.rows import read_manifest
 from omnikit.data.shards import NOTES, REASONS
 from omnikit.tasks import TASKS
@@ -270,6 +271,32 @@ def test_the_script_says_what_it_made_and_what_is_wrong(tmp_path: Path):
     wrong = run("LibriSpeech", *folders, "--splits", "dev-cleen")
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
     assert f"--splits dev-cleen: not in {tmp_path}; choices: dev-clean, dev-other" in wrong.stderr
+
+
+def test_a_full_disk_is_one_line_and_the_next_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    voiceassistant(tmp_path, files=3)
+    corpus, out = load_corpus("VoiceAssistant"), tmp_path / "out"
+    list(prepare(corpus, tmp_path, tmp_path / "whole"))
+    words, write, calls = ["--data_folder", str(tmp_path), "--save_folder", str(out)], _Parquet.write, []
+
+    def full(self, rows) -> None:
+        calls.append(rows)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "full")
+        write(self, rows)
+
+    monkeypatch.setattr(_Parquet, "write", full)
+    with pytest.raises(SystemExit) as end:
+        command(corpus, "", words)
+    line = capsys.readouterr().err.rpartition("\r")[2]
+    assert end.value.code == 2 and line.count("\n") == 1 and str(out / "train") in line
+    assert "cannot be written (No space left on device); start again to go on" in line
+    there = contents(out)
+    assert len(there) == 2  # the first shard and its summary
+    command(corpus, "", words)
+    assert contents(out) == contents(tmp_path / "whole") and there.items() <= contents(out).items()
 
 
 @pytest.mark.parametrize("name", TREES)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from pathlib import Path
 
 import pytest
 import sentencepiece
 import torch
 
-from omnikit import checkpoint
+from omnikit import checkpoint, cli
+from omnikit.generate import Decoding
 from omnikit.hparams import build_parts
 from omnikit.model import OmniLM
 
@@ -48,3 +51,19 @@ def saved(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "stage"
     checkpoint.save(tiny(), folder)
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run("ask", file)` -> exit status, stdout, stderr without the progress bar."""
+    # an untrained model seldom ends by itself
+    monkeypatch.setattr("omnikit.api.Decoding", functools.partial(Decoding, max_steps=24))
+
+    def call(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["omnikit", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err.rpartition("\r")[2]
+
+    return call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import shutil
 import subprocess
@@ -14,7 +13,6 @@ import soundfile
 
 from omnikit import cli
 from omnikit.audio import load_audio
-from omnikit.generate import Decoding
 from omnikit.llms.tokenizers import SentencePieceTokenizer
 
 RATE = 16000
@@ -31,22 +29,6 @@ def sounds(tmp_path):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "words.wav").write_text("no sound")
     return tmp_path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run("ask", file)` -> exit status, stdout, stderr."""
-    # an untrained model seldom ends by itself
-    monkeypatch.setattr("omnikit.api.Decoding", functools.partial(Decoding, max_steps=24))
-
-    def call(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["omnikit", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import sys
+import errno
 from pathlib import Path
 
 import pytest
 from rewriting import sound
 
-from omnikit import cli
+from omnikit.data import manifest as manifests
 from omnikit.data.manifest import ManifestWriter
 from omnikit.data.rows import read_manifest
-from omnikit.generate import Decoding
 from omnikit.tasks import TASKS
 
 MEL_RVQ = Path(__file__).parents[2] / "egs" / "mini" / "pretrained" / "mel_rvq"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run("tokenize", manifest)` -> exit status, stdout, stderr without the progress bar."""
-    monkeypatch.setattr("omnikit.api.Decoding", functools.partial(Decoding, max_steps=24))
-
-    def call(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["omnikit", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err.rpartition("\r")[2]
-
-    return call
 
 
 @pytest.fixture
@@ -66,6 +49,32 @@ def test_codec_encoder_and_voice_of_a_checkpoint(run, manifest, saved, tmp_path)
     rows = read_manifest(tmp_path / "tokens", tmp_path / "cache")
     assert len(rows) == 2 and rows[1].a1 is not None and rows[1].codes1.codec == "mel_rvq"
     assert rows[0].features.load().shape == (rows[0].features.frames, 16)
+
+
+def test_a_full_disk_is_one_line_that_names_the_folder_and_nothing_is_lost(run, manifest, tmp_path, monkeypatch):
+    (tmp_path / "b.wav").write_bytes(sound(0.3))
+    manifest.write_text("ID,t1,t2,a1\na,one two,three,a.wav\nb,four,one,b.wav\n")
+    words = ["--codec", "mel_rvq", "--codec.weights", MEL_RVQ, "--fields", "a1", "--shard_rows", "1"]
+    here = ["tokenize", manifest, *words, "--save_folder"]
+    assert run(*here, tmp_path / "whole")[0] == 0
+    write = manifests._Parquet.write
+
+    def full(self, rows) -> None:
+        if rows[0]["id"] == "b":
+            raise OSError(errno.ENOSPC, "full")
+        write(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests._Parquet, "write", full)
+        status, out, err = run(*here, tmp_path / "out")
+    assert status == 2 and not out and err.count("\n") == 1
+    assert f"{tmp_path / 'out'}" in err and "cannot be written (No space left on device); start again to go on" in err
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert sorted(kept) == ["m-0000.parquet", "m-0000.summary.json"]
+    assert run(*here, tmp_path / "out")[0] == 0
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
+    shards = [path.read_bytes() for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert shards == [path.read_bytes() for path in sorted((tmp_path / "whole").glob("*.parquet"))]
 
 
 def test_wrong_words_are_told_in_one_line(run, manifest, saved, tmp_path):

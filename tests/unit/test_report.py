@@ -19,10 +19,12 @@ import report
 
 RATES = score([Pair("a", "one two three four", "one two three five")], plain).as_dict()
 SPEED = {
-    "questions": 2, "threads": 2, "real_time_factor": 0.375, "median_real_time_factor": 0.4, "median_first_audio": 0.2,
-    "median_first_text": 0.1, "audio_seconds": 3.0,
+    "questions": 2, "threads": 2, "real_time_factor": 0.375, "median_real_time_factor": 0.4,
+    "p95_real_time_factor": 0.45, "median_first_audio": 0.2, "p95_first_audio": 0.29, "median_first_text": 0.1,
+    "p95_first_text": 0.13, "audio_seconds": 3.0,
 }  # fmt: skip
-WAY = {"percent": 87.5, "asked": 8, "kinds": {"sum": {"right": 7, "asked": 8, "percent": 87.5}}}
+SUMS = {"right": 7, "asked": 8, "percent": 87.5}
+WAY = {"percent": 87.5, "truncated_percent": 12.5, "asked": 8, "kinds": {"sum": SUMS}}
 RESULTS = {
     "asr/asr.json": {"splits": {"test-clean": {"groups": {"all": RATES, "template sentences": RATES}}}},
     "qa/qa.json": {
@@ -30,7 +32,11 @@ RESULTS = {
         "intelligibility": {"original recordings": RATES},
         "speed": {"speech_parallel": SPEED},
     },
-    "tts/tts.json": {"intelligibility": {"the system, from text": RATES}},
+    "tts/tts.json": {
+        "intelligibility": {"the system, from text": RATES},
+        "truncated_percent": 3.1,
+        "speed": {"the system, from text": {**SPEED, "p95_first_audio": 0.77}},
+    },
 }
 PARTS = [*RESULTS, "stage1", "stage2", "stage3", "answers"]
 
@@ -92,7 +98,9 @@ def test_whole_page(tmp_path):
     counts = Balanced(page).counts
     assert (counts["audio"], counts["img"]) == (4, 4)  # two turns twice; two spectrograms, two sheets of curves
     assert "paris &amp; &lt;rome&gt;" in page
-    for figure in ("25.0", "87.5", "0.38", "peak 0.50", "0.50 s of sound"):
+    truncated = ("12.5", "3.1 % of the texts were truncated")
+    slowest = ("0.45", "0.13", "0.29", "0.77")
+    for figure in ("25.0", "87.5", "0.38", "peak 0.50", "0.50 s of sound", *truncated, *slowest):
         assert figure in page, figure
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing outside the file is needed
 

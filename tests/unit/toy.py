@@ -33,6 +33,9 @@ class ToyEncoder(AudioEncoder):
         frames = wav[:, : wav.shape[1] // 160 * 160].unflatten(1, (-1, 160))
         return self.net(frames), lengths // 160
 
+    def num_frames(self, samples: int) -> int:
+        return samples // 160
+
 
 class ToyCodec(Codec):
     """Each code is one sample value."""

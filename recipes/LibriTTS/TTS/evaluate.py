@@ -9,26 +9,27 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni, load
-from omnikit.data.corpus import prepare
 from omnikit.data.rows import Row, read_manifest
+from omnikit.data.samples import codec_name
 from omnikit.data.skipped import Skipped
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import cut_short, replies, sound
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
     Listener,
+    Reference,
     Said,
     judged,
     keep_wavs,
     open_judge,
     rates_table,
     reference_rates,
+    references,
 )
 from omnikit.evaluate.qa import some
 from omnikit.evaluate.speed import Speed, measure, speed_table
@@ -40,23 +41,19 @@ from omnikit.interfaces import Codec
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "LibriSpeech"))
-from prepare import CORPUS
-
 OWN = "the system's codec"
 SYSTEM = "the system, from text"
 SPEAK = TASKS["T1A1"]
 
 
-def read_rows(hparams: dict[str, Any], folder: Path) -> list[Row]:
-    """The sentences to be spoken, with their recordings."""
-    split = hparams["split"]
-    for summary in prepare(CORPUS, hparams["data_folder"], folder / "manifests", [split]):
-        print(summary)
-    rows = [row for row in read_manifest(folder / "manifests" / f"{split}.csv") if re.search(hparams["ids"], row.id)]
-    if not rows:
-        raise ValueError(f"--ids {hparams['ids']}: found in no utterance id of {split}")
-    return some(rows, hparams["limit"])
+def read_rows(hparams: dict[str, Any]) -> list[Row]:
+    """The sentences to be spoken, with their recordings if they have any."""
+    manifest, ids = hparams["manifest"], hparams["ids"]
+    rows = read_manifest(manifest, Path(hparams["cache_folder"]) / "tables")
+    wanted = [row for row in rows if re.search(ids, row.id)] if ids else rows
+    if not wanted:
+        raise ValueError(f"--ids {ids}: found in no utterance id of {manifest}")
+    return some(wanted, hparams["limit"])
 
 
 def open_codecs(own: Codec, wanted: list[dict[str, str]]) -> dict[str, Codec]:
@@ -87,19 +84,23 @@ def speak(model: OmniLM, rows: list[Row], hparams: dict[str, Any]) -> Spoken:
     options = {"decoding": hparams["decoding"], "batch_size": hparams["batch_size"]}
     found, skipped = replies(model, SPEAK, rows, title="speak", **options)
     if not found:
-        raise ValueError(f"--split {hparams['split']}: no text could be spoken; skipped: {skipped}")
+        raise ValueError(f"--manifest {hparams['manifest']}: no text could be spoken; skipped: {skipped}")
     said = [(row.id, row.t1, sound(model.codec, found[row.id].codes)) for row in rows if row.id in found]
     cut = sum(cut_short(reply, SPEAK) for reply in found.values())
     return Spoken(said, 100 * cut / len(found), skipped)
 
 
 def intelligibility(
-    judge: Listener, codecs: dict[str, Codec], rows: list[Row], said: list[Said], hparams: dict[str, Any], folder: Path
+    judge: Listener,
+    codecs: dict[str, Codec],
+    recorded: list[Reference],
+    said: list[Said],
+    hparams: dict[str, Any],
+    folder: Path,
 ) -> dict[str, ErrorRates]:
     """What the judge hears of recordings, codecs and the system; the last goes to `heard.jsonl` as well."""
     normalize = normalizer(hparams["judge_normalizer"])
-    clips = [(row.id, row.t1, row.a1) for row in rows]
-    rates = reference_rates(judge, codecs, clips, shuffle_with=OWN, normalize=normalize)
+    rates = reference_rates(judge, codecs, recorded, own=OWN, normalize=normalize)
     rates[SYSTEM], heard = judged(judge, said, codecs[OWN].sample_rate, SYSTEM, normalize)
     with (folder / "heard.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"id": p.id, "text": p.reference, "heard": p.hypothesis}) + "\n" for p in heard)
@@ -121,16 +122,17 @@ def main() -> None:
     hparams = recipe.hparams
     folder, device = Path(hparams["output_folder"]), recipe.run_opts.get("device", "cpu")
     judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
-    rows = read_rows(hparams, folder)
+    rows = read_rows(hparams)
     omni = load(hparams["checkpoint"], device=device)
     codecs = open_codecs(omni.model.codec, hparams["codecs"])
     spoken = speak(omni.model, rows, hparams)
     keep_wavs(spoken.said, folder / "wav", omni.sample_rate, hparams["keep_wavs"])
-    rates = {} if judge is None else intelligibility(judge, codecs, rows, spoken.said, hparams, folder)
+    recorded = references(rows, SPEAK, codec_name(omni.model))
+    rates = {} if judge is None else intelligibility(judge, codecs, recorded, spoken.said, hparams, folder)
     measured = speed(omni, spoken.said, hparams)
     about = {
         "checkpoint": hparams["checkpoint"] or "the shipped mini system",
-        "split": hparams["split"],
+        "manifest": hparams["manifest"],
         "judge": hparams["judge"],
         "truncated_percent": round(spoken.truncated_percent, 4),
     }
@@ -142,7 +144,7 @@ def main() -> None:
     })  # fmt: skip
     notes = "\n".join([*(f"- {key}: {value}" for key, value in about.items()), f"- left out: {spoken.skipped}"])
     tables = [rates_table(rates) if rates else NOT_JUDGED, *([speed_table(measured)] if measured else [])]
-    text = "\n\n".join([f"# Speech from text, {hparams['split']}", *tables, notes]) + "\n"
+    text = "\n\n".join([f"# Speech from text, {Path(hparams['manifest']).stem}", *tables, notes]) + "\n"
     (folder / "tts.md").write_text(text, encoding="utf-8")
     print(text)
 

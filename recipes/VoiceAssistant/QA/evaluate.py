@@ -12,22 +12,32 @@ from typing import Any
 
 from omnikit.api import Omni, load
 from omnikit.data.rows import Row
+from omnikit.data.samples import codec_name
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import Reply, replies, sound
-from omnikit.evaluate.intelligibility import NOT_JUDGED, judged, keep_wavs, open_judge, rates_table, reference_rates
+from omnikit.evaluate.intelligibility import (
+    NOT_JUDGED,
+    judged,
+    keep_wavs,
+    open_judge,
+    rates_table,
+    reference_rates,
+    references,
+)
 from omnikit.evaluate.qa import Shares, Way, count_right, read_questions, shares_table, some, write_answers
 from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.tables import write_json
 from omnikit.evaluate.text import normalizer, normalizer_version
 from omnikit.evaluate.wer import ErrorRates
 from omnikit.hparams import load_recipe
+from omnikit.tasks import TASKS
 
 Answers = dict[str, dict[str, Reply]]
 """Way -> question id -> reply."""
 
 
 class QAEvaluation:
-    """One run: the system, the questions by split, and what the YAML file asks for."""
+    """One run: the system, the questions by split (a source of the YAML file), and what else that file asks for."""
 
     def __init__(self, hparams: dict[str, Any], omni: Omni, device: str):
         self.hparams, self.omni, self.model = hparams, omni, omni.model
@@ -36,13 +46,14 @@ class QAEvaluation:
         self.ways = [Way.of(name, options) for name, options in hparams["ways"].items()]
         self.judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
         self.judge_normalize = normalizer(hparams["judge_normalizer"])
-        self.rows = {split: self._read(split) for split in dict.fromkeys(hparams["splits"])}
-        if hparams["judged_split"] not in self.rows:
-            raise ValueError(f"--judged_split {hparams['judged_split']}: not in splits ({', '.join(self.rows)})")
+        sources = chosen(hparams["sources"], hparams["splits"])
+        self.rows = {split: self._read(split, options) for split, options in sources.items()}
+        self.judged_split = hparams["judged_split"] or next(iter(self.rows))
+        if self.judged_split not in self.rows:
+            raise ValueError(f"--judged_split {self.judged_split}: not in splits ({', '.join(self.rows)})")
 
-    def _read(self, split: str) -> list[Row]:
-        folder = Path(self.hparams["data_folder"]) / "qa"
-        return some(read_questions(folder, split, self.hparams["cache_folder"]), self.hparams["limit"])
+    def _read(self, split: str, options: dict[str, Any]) -> list[Row]:
+        return some(read_questions(split, options, self.hparams["cache_folder"]), self.hparams["limit"])
 
     def answer(self, split: str) -> tuple[dict[str, Shares], Answers]:
         """Answers a split in every way."""
@@ -70,8 +81,7 @@ class QAEvaluation:
         if self.judge is None:
             return {}
         limit = self.hparams["judge_limit"]
-        rows = self.rows[self.hparams["judged_split"]][:limit]
-        rates = self._references(rows) if self.hparams["references"] and any(row.a2 for row in rows) else {}
+        rates = self._references(self.rows[self.judged_split][:limit]) if self.hparams["references"] else {}
         for way in self.ways:
             if way.task.speaks:
                 said = self._said(found[way.name], limit)
@@ -80,14 +90,15 @@ class QAEvaluation:
         return rates
 
     def _references(self, rows: list[Row]) -> dict[str, ErrorRates]:
-        clips = [(row.id, row.t2, row.a2) for row in rows if row.a2 is not None]
+        said = references(rows, TASKS["A1A2"], codec_name(self.model))
         codecs = {"the codec": self.model.codec}
-        return reference_rates(self.judge, codecs, clips, shuffle_with="the codec", normalize=self.judge_normalize)
+        return reference_rates(self.judge, codecs, said, own="the codec", normalize=self.judge_normalize)
 
-    def speed(self) -> dict[str, Speed | None]:
-        """By way, of those that speak."""
-        rows = self.rows[self.hparams["judged_split"]][: self.hparams["speed_questions"]]
-        wavs = [row.a1.load(self.model.encoder.sample_rate) for row in rows]
+    def speed(self, found: Answers) -> dict[str, Speed | None]:
+        """By way, of those that speak; of questions that were answered and are recorded."""
+        answered = {name for given in found.values() for name in given}
+        rows = [row for row in self.rows[self.judged_split] if row.id in answered and row.a1 is not None]
+        wavs = [row.a1.load(self.model.encoder.sample_rate) for row in rows[: self.hparams["speed_questions"]]]
         measured = {}
         for way in self.ways:
             if way.task.name == "A1A2" and wavs:
@@ -97,17 +108,30 @@ class QAEvaluation:
         return measured
 
 
+def chosen(sources: dict[str, dict[str, Any] | None], splits: list[str] | None) -> dict[str, dict[str, Any]]:
+    """The sources that are scored; `splits`: their names, None = all.
+
+    Raises:
+        ValueError: there is none, or none of such a name.
+    """
+    there = {name: options for name, options in sources.items() if options is not None}
+    names = list(there) if splits is None else list(dict.fromkeys(splits))
+    unknown = [name for name in names if name not in there]
+    if unknown or not names:
+        raise ValueError(f"--splits {', '.join(unknown) or names}: no such source (choices: {', '.join(there)})")
+    return {name: there[name] for name in names}
+
+
 def main() -> None:
     recipe = load_recipe()
     hparams = recipe.hparams
     device = recipe.run_opts.get("device", "cpu")
     run = QAEvaluation(hparams, load(hparams["checkpoint"], device=device), device)
-    shares, rates = {}, {}
+    shares, rates, speed = {}, {}, {}
     for split in run.rows:
         shares[split], found = run.answer(split)
-        if split == hparams["judged_split"]:
-            rates = run.judge_speech(found)
-    speed = run.speed()
+        if split == run.judged_split:
+            rates, speed = run.judge_speech(found), run.speed(found)
     about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system"}
     about |= {"normalizer": normalizer_version(hparams["normalizer"]), "judge": hparams["judge"]}
     write_json(run.folder / "qa.json", {
@@ -116,9 +140,10 @@ def main() -> None:
         "intelligibility": {name: r.as_dict() for name, r in rates.items()},
         "speed": {way: s and s.as_dict() for way, s in speed.items()},
     })  # fmt: skip
-    judged_text = rates_table(rates) if rates else NOT_JUDGED
+    tables = [shares_table(shares), rates_table(rates) if rates else NOT_JUDGED]
+    tables += [speed_table(speed)] if speed else []
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    text = "\n\n".join(["# Spoken questions", shares_table(shares), judged_text, speed_table(speed), notes])
+    text = "\n\n".join(["# Spoken questions", *tables, notes])
     (run.folder / "qa.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

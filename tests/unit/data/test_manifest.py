@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
 from speechbrain.dataio.dataset import DynamicItemDataset
 from toy import toy_model
 
@@ -164,6 +166,20 @@ def test_a_disk_that_is_full_at_the_end_is_told(ending: str, tmp_path: Path, mon
     with pytest.raises(ValueError, match=rf"m.{ending}: cannot be written \(No space left on device\)"):
         write(path, rows("b.wav"))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_under_the_cache_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write(tmp_path / "m.parquet", rows("a.wav"))
+    for error in (OSError(errno.ENOSPC, "No space left"), OSError("Not enough disk space. Needed: 9 GB")):
+
+        def full(files, cache_dir, error=error):
+            raise DatasetGenerationError("An error occurred") from error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Dataset, "from_parquet", full)
+            with pytest.raises(ValueError, match=r"cache: .*m.parquet cannot be laid out there \((No|Not enough|.*28)"):
+                read_manifest(path, tmp_path / "cache")
+    assert len(read_manifest(path, tmp_path / "cache")) == 3
 
 
 def test_formats_refuse_what_they_cannot_hold(tmp_path: Path):

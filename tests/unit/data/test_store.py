@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import soundfile
 import torch
 
+from omnikit.data import store
 from omnikit.data.prepare import codes_of, features_of
 from omnikit.data.rows import Clip
 from omnikit.data.store import ArrayStore, fingerprint, write_store
@@ -15,11 +18,11 @@ from tests.unit.toy import ToyCodec, ToyEncoder
 def test_store_gives_back_what_was_written(tmp_path):
     arrays = {f"k{i}": torch.randint(-100, 100, (i % 3, i), dtype=torch.int16) for i in range(600)}
     write_store(tmp_path / "a.arrow", arrays.items())
-    store = ArrayStore(tmp_path / "a.arrow")
-    assert store.keys == list(arrays)
+    stored = ArrayStore(tmp_path / "a.arrow")
+    assert stored.keys == list(arrays)
     for key, value in arrays.items():
-        assert torch.equal(store[key], value)
-        assert store.shape(key) == list(value.shape)
+        assert torch.equal(stored[key], value)
+        assert stored.shape(key) == list(value.shape)
 
 
 def test_a_write_that_fails_leaves_nothing_that_looks_whole(tmp_path):
@@ -30,6 +33,16 @@ def test_a_write_that_fails_leaves_nothing_that_looks_whole(tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         write_store(tmp_path / "a.arrow", broken())
     assert not (tmp_path / "a.arrow").exists()
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(store, "_batches", full)
+    with pytest.raises(ValueError, match=r"c/a.arrow: cannot be written \(No space left on device\); start again"):
+        write_store(tmp_path / "c" / "a.arrow", [("a", torch.zeros(3))])
+    assert list((tmp_path / "c").iterdir()) == []
 
 
 def test_fingerprint_follows_weights_and_options():

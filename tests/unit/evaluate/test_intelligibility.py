@@ -7,10 +7,21 @@ import torch
 from torch import Tensor
 from toy import ToyCodec
 
-from omnikit.audio import load_audio
+from omnikit.audio import load_audio, save_audio
+from omnikit.data.rows import Clip, Codes, Row
 from omnikit.evaluate.batches import sound
-from omnikit.evaluate.intelligibility import encoded, judged, keep_wavs, open_judge, reference_rates, shuffled
+from omnikit.evaluate.intelligibility import (
+    Reference,
+    encoded,
+    judged,
+    keep_wavs,
+    open_judge,
+    reference_rates,
+    references,
+    shuffled,
+)
 from omnikit.generate import Decoding
+from omnikit.tasks import TASKS
 
 
 @dataclass
@@ -50,16 +61,36 @@ def test_shuffled_keeps_each_codebooks_codes():
 
 
 def test_what_is_heard_of_recordings_resynthesis_and_shuffled_codes(clips):
-    listed = [(str(i), text, Recorded(wav)) for i, (text, wav) in enumerate(clips.items())]
+    listed = [Reference(str(i), text, Recorded(wav)) for i, (text, wav) in enumerate(clips.items())]
     coarse = ToyCodec(codebook_size=2)
     codecs = {"fine": ToyCodec(codebook_size=50), "coarse": coarse}
-    rates = reference_rates(Ear(clips), codecs, listed, shuffle_with="fine")
+    rates = reference_rates(Ear(clips), codecs, listed, own="fine")
     assert {name: r.wer for name, r in rates.items()} == {
         "original recordings": 0,
         "resynthesis by fine": 0,
         "resynthesis by coarse": 100,
         "fine, codes shuffled": 100,
     }
+
+
+def test_codes_stand_in_for_recordings_of_the_systems_codec_alone(clips):
+    fine = ToyCodec(codebook_size=50)
+    stored = [fine.encode(wav[None])[0].short().tolist() for wav in clips.values()]
+    rows = [
+        Row(name, "?", text, codes=Codes(name, len(values[0]), values=values))
+        for name, text, values in zip(("fine", "other"), clips, stored, strict=True)
+    ]
+    said = references(rows, TASKS["A1A2"], "fine")
+    assert [(each.id, each.text) for each in said] == [("fine", "red cat")]
+    rates = reference_rates(Ear(clips), {"fine": fine, "coarse": ToyCodec(codebook_size=2)}, said, own="fine")
+    assert {name: r.wer for name, r in rates.items()} == {"resynthesis by fine": 0, "fine, codes shuffled": 100}
+
+
+def test_a_recording_that_cannot_be_read_is_no_reference(tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    save_audio(tmp_path / "good.wav", torch.rand(2000) - 0.5, 16000)
+    rows = [Row(name, name, a1=Clip(name, path=str(tmp_path / f"{name}.wav"))) for name in ("broken", "good")]
+    assert [each.id for each in references([*rows, Row("written", "x")], TASKS["T1A1"], None)] == ["good"]
 
 
 def test_an_answer_without_sound_counts_as_not_understood(clips):
@@ -72,7 +103,7 @@ def test_an_answer_without_sound_counts_as_not_understood(clips):
 
 def test_encoded_is_decoded_by_sound(clips):
     codec, wav = ToyCodec(codebook_size=50), clips["red cat"]
-    assert (sound(codec, encoded(codec, Recorded(wav))) - wav).abs().max() < 0.1
+    assert (sound(codec, encoded(codec, Reference("a", "red cat", Recorded(wav)))) - wav).abs().max() < 0.1
 
 
 def test_kept_wavs_are_the_first_ones(tmp_path, clips):

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from omnikit.data.manifest import ManifestWriter
 from omnikit.data.rows import Row
 from omnikit.data.skipped import Skipped
 from omnikit.evaluate.batches import Reply
@@ -67,22 +68,48 @@ def test_table_has_a_column_for_each_kind_of_any_split():
     ]
 
 
-def test_a_set_of_questions_is_any_manifest(tmp_path):
-    (tmp_path / "llama.csv").write_text("ID,t1,t2,a1\n1,which city,Paris,1.wav\n")
-    (row,) = read_questions(tmp_path, "llama", tmp_path)
-    assert (row.t2, row.a1.path, row.a2) == ("Paris", str(tmp_path / "1.wav"), None)
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_any_of_the_accepted_answers_is_right(ending, tmp_path):
+    """Sets with several reference answers a question, in each format that a manifest has."""
+    path = tmp_path / f"llama.{ending}"
+    written = [
+        {"id": "1", "t1": "which city", "a1": "1.wav", "accepted": ["Paris", "the city of Paris"]},
+        {"id": "2", "t1": "how many", "a1": "2.wav", "accepted": ["2", "two"]},
+        {"id": "3", "t1": "which letter", "a1": "3.wav", "t2": "a|b"},
+    ]
+    with ManifestWriter(path, ["id", "t1", "t2", "accepted", "a1"]) as writer:
+        writer.write(written)
+    rows = read_questions("llama", {"manifest": path}, tmp_path / "cache")
+    assert [row.accepted for row in rows] == [("Paris", "the city of Paris"), ("2", "two"), ()]
+    assert not any(row.serves(task) for row in rows[:2] for task in TASKS.values() if task.text_mark == "answer")
+    given = {"1": reply("The city of Paris!"), "2": reply("There are two."), "3": reply("a|b")}
+    shares = count_right(A1T2, rows, given, Skipped(), plain)
+    assert (shares.right, shares.exact, shares.containing) == ({"": 2}, 1, 3)
+    assert shares.as_dict()["kinds"] == {}
+    assert shares_table({"llama": {"text": shares}}).splitlines()[0].endswith("| Truncated % |")
+
+
+def test_accepted_answers_of_a_text_have_bars_between_them(tmp_path):
+    (tmp_path / "m.csv").write_text("ID,t1,a1,accepted\n1,which city,1.wav, Paris | paris||\n")
+    (tmp_path / "m.json").write_text('{"1": {"t1": "how many", "accepted": "4|four"}, "2": {"t1": "?", "accepted": 7}}')
+    assert read_questions("q", {"manifest": tmp_path / "m.csv"}, tmp_path)[0].accepted == ("Paris", "paris")
+    rows = read_questions("q", {"manifest": tmp_path / "m.json"}, tmp_path)
+    assert [row.right_answers() for row in rows] == [("4", "four"), ("7",)]
+
+
+def test_questions_without_an_answer_are_told(tmp_path):
     (tmp_path / "open.json").write_text('{"1": {"t1": "why"}}')
-    with pytest.raises(ValueError, match=r"open\.json: row '1' has no answer"):
-        read_questions(tmp_path, "open", tmp_path)
-    with pytest.raises(ValueError, match=r"no such file: .*none\.parquet"):
-        read_questions(tmp_path, "none", tmp_path)
+    with pytest.raises(ValueError, match=r"open\.json: row '1' has no answer \(t2 or accepted\)"):
+        read_questions("open", {"manifest": tmp_path / "open.json"}, tmp_path)
+    with pytest.raises(ValueError, match=r"no such file: .*none\.csv"):
+        read_questions("none", {"manifest": tmp_path / "none.csv"}, tmp_path)
 
 
 def test_answers_are_kept_line_by_line(tmp_path):
     write_answers(tmp_path / "answers.jsonl", ROWS, GIVEN)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["a", "b", "c"]
-    assert lines[1]["right"] == "two plus one is three" and lines[1]["frames"] == 2
+    assert lines[1]["right"] == ["two plus one is three"] and lines[1]["frames"] == 2
 
 
 def test_nothing_readable_is_an_error():

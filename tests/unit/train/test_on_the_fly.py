@@ -1,0 +1,132 @@
+"""Features made in the training step: the same samples and the same losses as with features made before."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from rewriting import sound
+from torch import nn
+from toy import ToyEncoder, toy_model
+
+from omnikit.data.manifest import ManifestWriter
+from omnikit.data.samples import collate_items, make_dataset
+from omnikit.data.sources import read_sources
+from omnikit.data.tokenize import Parts, tokenize
+from omnikit.interfaces import AudioEncoder
+from omnikit.model import OmniLM
+from omnikit.train.brain import Losses
+
+TASKS = {"A1T1": 1.0, "T1T2": 1.0}
+FIELDS = ["id", "duration", "t1", "t2", "a1"]
+
+
+class Dropping(ToyEncoder):
+    """Of use only in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.9)
+
+    def forward(self, wav, lengths):
+        features, lengths = super().forward(wav, lengths)
+        return self.drop(features), lengths
+
+
+@pytest.fixture
+def model() -> OmniLM:
+    model = toy_model()
+    model.encoder = Dropping()
+    model.freeze_all_but(["adapter", "llm"])
+    return model
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Four recordings of other lengths, one of which the manifest says nothing about."""
+    texts = ["what is red", "the cat", "a dog sees the cat", "yes"]
+    rows = [
+        {"id": str(i), "duration": 0.1 + 0.07 * i, "t1": text, "t2": "no", "a1": f"{i}.wav"}
+        for i, text in enumerate(texts)
+    ]
+    for i, row in enumerate(rows):
+        (tmp_path / row["a1"]).write_bytes(sound(row["duration"], i))
+    with ManifestWriter(tmp_path / "m.csv", FIELDS) as writer:
+        writer.write([*rows[:3], {**rows[3], "duration": None}])
+    return tmp_path / "m.csv"
+
+
+def samples(model: OmniLM, manifest: Path, features: str, tasks: dict[str, float] = TASKS):
+    options = {"qa": {"manifest": manifest, "tasks": list(tasks)}}
+    cache = manifest.parent / "cache"
+    return make_dataset(model, read_sources(options, model, tasks=tasks, cache_folder=cache, features=features), tasks)
+
+
+def batch_of(model: OmniLM, dataset):
+    return collate_items(model)([dataset[i] for i in range(len(dataset))])
+
+
+def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
+    live, names, lengths = samples(model, manifest, "on_the_fly")
+    assert not list((tmp_path / "cache").glob("*.arrow"))
+    cached, cached_names, cached_lengths = samples(model, manifest, "cached")
+    assert names.tolist() == cached_names.tolist() and lengths.tolist() == cached_lengths.tolist()
+    batches = batch_of(model, live), batch_of(model, cached)
+    assert torch.equal(batches[0].steps, batches[1].steps) and torch.equal(batches[0].labels, batches[1].labels)
+    assert batches[0].unheard.sum() == 4 and not batches[1].unheard.any() and all(b.has_speech for b in batches)
+    losses = Losses(model)
+    losses.train()  # as the Brain does
+    found, gradients = [], []
+    for batch in batches:
+        model.zero_grad()
+        found.append(losses(batch))
+        found[-1][0].backward()
+        gradients.append([p.grad.clone() for p in model.adapter.parameters()])
+        assert all(p.grad is None for p in model.encoder.parameters())
+    assert found[0][0] > 0 and torch.allclose(found[0], found[1], atol=1e-3, equal_nan=True)  # cached ones are float16
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-2)
+    heard = losses._heard(batches[0])
+    assert torch.allclose(heard[0][:, : batches[1].features.shape[1]], batches[1].features, atol=1e-3)
+    assert torch.equal(heard[1], batches[1].lengths)
+
+
+def test_rows_that_have_features_are_not_encoded(model, manifest, tmp_path):
+    tokenize(manifest, tmp_path / "out", Parts(encoder=model.encoder), drop=("a1",))
+    ready, _, _ = samples(model, tmp_path / "out", "on_the_fly", {"A1T1": 1.0})
+    live, _, _ = samples(model, manifest, "on_the_fly", {"A1T1": 1.0})
+    assert not batch_of(model, ready).unheard.any()
+    mixed = collate_items(model)([ready[0], live[1], ready[2], live[3]])
+    assert mixed.unheard.tolist() == [False, True, False, True]
+    expected = Losses(model)(batch_of(model, ready))
+    assert torch.allclose(Losses(model)(mixed), expected, atol=1e-3, equal_nan=True)
+
+
+def test_a_recording_that_was_lost_is_left_out_of_its_batch(model, manifest, tmp_path, caplog):
+    live, _, _ = samples(model, manifest, "on_the_fly", {"A1T1": 1.0})
+    (tmp_path / "1.wav").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert batch_of(model, live).steps.shape[0] == 3
+    assert "row 1 is left out of its batch" in caplog.text and "1.wav: no such file" in caplog.text
+    with pytest.raises(ValueError, match="none of the recordings of a batch can be read"):
+        collate_items(model)([live[1]])
+
+
+def test_what_the_header_tells_is_no_sample(model, manifest, tmp_path, caplog):
+    (tmp_path / "3.wav").write_bytes(b"no sound")  # the one without a duration
+    assert samples(model, manifest, "on_the_fly", {"A1T1": 1.0})[0].places[:, 1].tolist() == [0, 1, 2]
+    assert "qa: 1 of 4 recordings skipped, such as 3" in caplog.text
+
+
+def test_wrong_choices_are_told(model, manifest):
+    with pytest.raises(ValueError, match="features: live; choices: cached, on_the_fly"):
+        samples(model, manifest, "live")
+
+    class Mute(Dropping):
+        num_frames = AudioEncoder.num_frames
+
+    model.encoder = Mute()
+    with pytest.raises(ValueError, match="features: on_the_fly: the encoder Mute has no num_frames; choices: cached"):
+        samples(model, manifest, "on_the_fly")
