@@ -115,7 +115,7 @@ class Backbone(Part, ABC):
 
     @abstractmethod
     def new_cache(self) -> Any:
-        """An empty key/value cache; `reorder_cache(rows)` keeps the rows named [B'], some of them perhaps more than once."""
+        """An empty key/value cache; `reorder_cache(rows)` keeps the rows named [B'], perhaps one of them twice."""
 
     @abstractmethod
     def blocks(self, n: int) -> nn.Module:
