@@ -30,7 +30,7 @@ CODEC_FRAMES = 4
 AROUND_SPEECH = 3
 """Positions of a prompt besides those of the speech."""
 UNTIMED_STEPS = 2
-"""Before those that are timed: the prompt, and the first step, which may have something to set up."""
+"""Before those that are timed: the one of the prompt, and the next, which may have something to set up."""
 READS = 5
 
 
@@ -110,7 +110,7 @@ def _steps(omni: Omni, asked: Question, steps: int, strategy: Strategy) -> Gener
 
 def _step_times(omni: Omni, plan: Plan, strategy: Strategy) -> list[float]:
     model = omni.model
-    heard = plan.context - plan.steps // 2 - AROUND_SPEECH - UNTIMED_STEPS
+    heard = plan.context - plan.steps // 2 - (AROUND_SPEECH + UNTIMED_STEPS - 1)
     asked = Question(features=torch.randn(heard * model.adapter.stride, model.encoder.dim))
     return _decode(omni, asked, UNTIMED_STEPS + plan.steps, strategy).taken[UNTIMED_STEPS:]
 

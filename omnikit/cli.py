@@ -203,8 +203,9 @@ def bench(
     settings = {"pretrained": False, **found} if (found := _settings(context, checkpoint)) else {}
     plan = dataclasses.replace(QUICK if quick else Plan(), seconds=seconds)
     omni = _open(settings, checkpoint, device, engine, dtype=dtype)
+    figures = measure(omni, plan)
     typer.echo(f"{device}, {torch.get_num_threads()} threads, a question of {seconds:g} s", err=True)
-    typer.echo(table({engine: measure(omni, plan)}))
+    typer.echo(table({engine: figures}))
 
 
 @app.command(context_settings=PARTS)
