@@ -79,7 +79,7 @@ def measure(omni: Omni, plan: Plan) -> Figures:
         "prefill": [_decode(omni, asked, 1, PARALLEL).taken[0] for _ in range(plan.repeats)],
         "step": _step_times(omni, plan, PARALLEL),
         "step_batch_parallel": _step_times(omni, plan, BATCH_PARALLEL),
-        "codec": timed(codec_pusher(model), plan.repeats, model.device),
+        "codec": timed(_codec_pusher(model), plan.repeats, model.device),
         "first_sound": timed(lambda: _first_sound(omni, wav), plan.repeats, model.device),
         "real_time_factor": [_real_time_factor(omni, wav) for _ in range(plan.answers)],
     }
@@ -115,12 +115,12 @@ def _step_times(omni: Omni, plan: Plan, strategy: Strategy) -> list[float]:
     return _decode(omni, asked, UNTIMED_STEPS + plan.steps, strategy).taken[UNTIMED_STEPS:]
 
 
-def codec_pusher(model: OmniLM) -> Callable[[], Any]:
+def _codec_pusher(model: OmniLM) -> Callable[[], Any]:
     """What gives the codec further frames of one stream."""
     shape = (1, model.codec.num_codebooks, CODEC_FRAMES)
     codes = torch.randint(0, model.codec.codebook_size, shape, device=model.device)
     stream = model.codec.stream()
-    return lambda: stream.push(codes)
+    return torch.inference_mode()(lambda: stream.push(codes))
 
 
 def _first_sound(omni: Omni, wav: Tensor) -> Tensor:
