@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from omnikit.audio import load_audio
 from omnikit.engines import TORCH, load_with_engine
-from omnikit.generate import Decoding, Question, Step, answers, generate, read_codes
+from omnikit.generate import END, Decoding, Generation, Question, Step, answers, generate, read_frames
 from omnikit.model import Engine, OmniLM
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.streaming import EXACT, check_mode
-from omnikit.tasks import TASKS, Task
+from omnikit.tasks import TASKS
 
 Audio = str | Path | Tensor
 """A file, or a waveform [N] in -1..1 at the encoder's sample rate."""
@@ -27,13 +28,24 @@ LONGEST_CHUNK = 8
 """Frames. Chunks grow up to this: the first comes soon, and long ones cost the codec less."""
 
 
+class Stop(TypedDict, total=False):
+    """What may stop an answer before its end. What was decoded until then is given, and stays as it is."""
+
+    cancel: Event | None
+    """Where it is set, by whatever thread, no further step begins."""
+    time_limit: float | None
+    """Seconds of decoding, those of the prompt included; None = as `Omni.decoding` says."""
+
+
 @dataclass(frozen=True)
 class Reply:
-    """A spoken answer."""
+    """An answer."""
 
     text: str
-    wav: Tensor  # [N]
+    wav: Tensor  # [N], N = 0 where it is a written one
     sample_rate: int
+    end: str = END
+    """Why it ended, one of `omnikit.generate.ENDS`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,9 @@ class Chunk:
     """A piece of a spoken answer; text and sound grow together."""
 
     text: str
-    wav: Tensor  # [n]
+    wav: Tensor  # [n], on the CPU
+    end: str | None = None
+    """Of the last one: why the answer ended, one of `omnikit.generate.ENDS`."""
 
 
 class Omni:
@@ -71,17 +85,17 @@ class Omni:
         """Of the answers (Hz)."""
         return self.model.codec.sample_rate
 
-    def ask(self, audio: Audio) -> Reply:
+    def ask(self, audio: Audio, **stop: Unpack[Stop]) -> Reply:
         """A spoken question -> text and speech.
 
         Raises:
-            ValueError: the file cannot be read; the message names it.
+            ValueError: the file cannot be read, or is longer than what the encoder hears; the message names it.
         """
-        return self._join(self.stream(audio))
+        return self._join(self.stream(audio, **stop))
 
-    def stream(self, audio: Audio, *, mode: str = EXACT) -> Iterator[Chunk]:
+    def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Iterator[Chunk]:
         """As `ask`, piece by piece while it is being decoded: the codec is given 1, 2, 4 .. frames at a time. Drop the
-        iterator to stop.
+        iterator to have no more, or see `Stop`.
 
         Args:
             mode: of `omnikit.streaming.MODES`. `low_latency` gives sound from the first whole frame on; where it had to
@@ -90,29 +104,36 @@ class Omni:
         Raises:
             ValueError: as `ask`; or no such mode.
         """
-        check_mode(mode)
-        return self._speak(TASKS["A1A2"], self.hear(audio), mode)
+        return self._speak("A1A2", self.hear(audio), mode, **stop)
 
-    def transcribe(self, audio: Audio) -> str:
+    def transcribe(self, audio: Audio, **stop: Unpack[Stop]) -> str:
         """Speech -> its text."""
-        return self._write(TASKS["A1T1"], self.hear(audio))
+        return self.write("A1T1", self.hear(audio), **stop).text
 
-    def speak(self, text: str) -> Reply:
+    def speak(self, text: str, **stop: Unpack[Stop]) -> Reply:
         """Text -> speech that says it."""
-        return self._join(self.stream_speech(text))
+        return self._join(self.stream_speech(text, **stop))
 
-    def stream_speech(self, text: str, *, mode: str = EXACT) -> Iterator[Chunk]:
+    def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Iterator[Chunk]:
         """As `speak`, piece by piece, see `stream`."""
-        check_mode(mode)
-        return self._speak(TASKS["T1A1"], self.read(text), mode)
+        return self._speak("T1A1", self.read(text), mode, **stop)
 
-    def chat(self, text: str) -> str:
+    def chat(self, text: str, **stop: Unpack[Stop]) -> str:
         """A written question -> a written answer."""
-        return self._write(TASKS["T1T2"], self.read(text))
+        return self.write("T1T2", self.read(text), **stop).text
 
-    def answer(self, text: str) -> Reply:
+    def answer(self, text: str, **stop: Unpack[Stop]) -> Reply:
         """A written question -> text and speech."""
-        return self._join(self._speak(TASKS["T1A2"], self.read(text)))
+        return self._join(self._speak("T1A2", self.read(text), EXACT, **stop))
+
+    def write(self, task: str, question: Question, **stop: Unpack[Stop]) -> Reply:
+        """What `transcribe` (A1T1), `chat` (T1T2) and the task A1T2 write, with the reason why it ended.
+
+        Args:
+            task: a name in `omnikit.tasks.TASKS` that does not speak.
+        """
+        found = answers(self.model, TASKS[task], [question], **self._how(**stop))[0]
+        return Reply(self.model.llm.tokenizer.decode(found.text), torch.zeros(0), self.sample_rate, found.end)
 
     def hear(self, audio: Audio) -> Question:
         """A question for `omnikit.generate` from speech."""
@@ -135,22 +156,24 @@ class Omni:
             raise ValueError(f"text {text!r}: empty")
         return Question(text=self.model.llm.tokenizer.encode(text))
 
-    def _write(self, task: Task, question: Question) -> str:
-        answer = answers(self.model, task, [question], **self._how())[0]
-        return self.model.llm.tokenizer.decode(answer.text)
+    def _speak(self, task: str, question: Question, mode: str, **stop: Unpack[Stop]) -> Iterator[Chunk]:
+        check_mode(mode)
+        return self._chunks(generate(self.model, TASKS[task], [question], **self._how(**stop)), mode)
 
-    def _speak(self, task: Task, question: Question, mode: str = EXACT) -> Iterator[Chunk]:
+    def _chunks(self, steps: Generation, mode: str) -> Iterator[Chunk]:
         voice = _Voice(self.model, mode)
-        for step in generate(self.model, task, [question], **self._how()):
+        for step in steps:
             yield voice.push(step)
-        yield voice.finish()
+        yield replace(voice.finish(), end=steps.ends[0])
 
-    def _how(self) -> dict[str, Any]:
-        return {"decoding": self.decoding, "strategy": self.strategy, "engine": self.engine}
+    def _how(self, *, cancel: Event | None = None, time_limit: float | None = None) -> dict[str, Any]:
+        decoding = self.decoding if time_limit is None else replace(self.decoding, time_limit=time_limit)
+        return {"decoding": decoding, "strategy": self.strategy, "engine": self.engine, "cancel": cancel}
 
     def _join(self, chunks: Iterator[Chunk]) -> Reply:
         pieces = list(chunks)
-        return Reply("".join(p.text for p in pieces), torch.cat([p.wav for p in pieces]), self.model.codec.sample_rate)
+        text, wav = "".join(p.text for p in pieces), torch.cat([p.wav for p in pieces])
+        return Reply(text, wav, self.sample_rate, pieces[-1].end)
 
 
 class _Voice:
@@ -158,31 +181,41 @@ class _Voice:
 
     def __init__(self, model: OmniLM, mode: str):
         self.model, self.codec = model, model.codec.stream(mode=mode)
-        self.steps: list[Tensor] = []
+        self.steps: list[Tensor] = []  # audio rows of those that the next frame needs, each [S - 1]
         self.ids: list[int] = []
-        self.text, self.frames = "", 0
-        self.waiting: Tensor | None = None  # codes of frames that are not decoded yet [1, K, t]
+        self.text = ""
+        self.waiting: list[Tensor] = []  # codes of frames that are not decoded yet, each [K, t]
         self.chunk = 1  # frames that are waited for
+        self.silent = False  # from here on
 
     def push(self, step: Step) -> Chunk:
-        self.steps.append(step.tokens[0])
-        codes = read_codes(self.model, torch.stack(self.steps, dim=-1)[1:])
-        self.waiting = codes[None, :, self.frames :]
-        wav = self._decode() if self.waiting.shape[-1] >= self.chunk else torch.zeros(0)
+        self.steps.append(step.tokens[0, 1:])
+        self._take_frames()
+        wav = self._decode() if sum(codes.shape[1] for codes in self.waiting) >= self.chunk else torch.zeros(0)
         return Chunk(self._new_text(int(step.tokens[0, 0])), wav)
 
     def finish(self) -> Chunk:
-        rest = self._decode() if self.waiting is not None and self.waiting.shape[-1] else None
+        rest = self._decode() if self.waiting else torch.zeros(0)
         with torch.inference_mode():
-            end = self.codec.finish()[0]
-        return Chunk(self._grown(), end if rest is None else torch.cat([rest, end.to(rest.device)]))
+            end = self.codec.finish()[0].cpu()
+        return Chunk(self._grown(), torch.cat([rest, end]))
+
+    def _take_frames(self) -> None:
+        """Frames that have become complete; what is left of the steps is again a prefix of the pattern's."""
+        pattern = self.model.pattern
+        complete = pattern.num_frames(len(self.steps))
+        if complete and not self.silent:
+            frames = read_frames(self.model, torch.stack(self.steps, dim=-1))
+            self.silent = frames.ended
+            self.waiting += [frames.codes] if frames.codes.shape[1] else []
+        del self.steps[: complete * pattern.stride]
 
     def _decode(self) -> Tensor:
         """What waits -> its samples, as far as they can be given [n]."""
-        codes, self.waiting = self.waiting, None
-        self.frames, self.chunk = self.frames + codes.shape[-1], min(2 * self.chunk, LONGEST_CHUNK)
+        codes, self.waiting = torch.cat(self.waiting, dim=1), []
+        self.chunk = min(2 * self.chunk, LONGEST_CHUNK)
         with torch.inference_mode():
-            return self.codec.push(codes)[0]
+            return self.codec.push(codes[None])[0].cpu()
 
     def _new_text(self, token: int) -> str:
         """A character of several pieces is held back until it is whole."""
@@ -220,12 +253,21 @@ def load(
     if engine != TORCH and device != "cpu":
         raise ValueError(f"--engine {engine}: runs on the CPU, not on --device {device}")
     if engine == TORCH:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype {dtype}: unknown (choices: {', '.join(DTYPES)})")
-        model = load_checkpoint(checkpoint, device=device).to_dtype(DTYPES[dtype])
-        return Omni(model, strategy=strategy)
+        as_type = dtype_named(dtype)
+        return Omni(load_checkpoint(checkpoint, device=device).to_dtype(as_type), strategy=strategy)
     model, machine = load_with_engine(engine, checkpoint)
     return Omni(model, strategy=strategy, engine=machine)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Of `DTYPES`.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name}: unknown (choices: {', '.join(DTYPES)})")
+    return DTYPES[name]
 
 
 def build(

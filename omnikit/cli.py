@@ -14,7 +14,7 @@ import typer
 from omnikit.errors import bad_input_exits
 
 if TYPE_CHECKING:
-    from omnikit.api import Omni
+    from omnikit.api import Omni, Reply
     from omnikit.batch import Job
     from omnikit.strategies import Strategy as Strategies
 
@@ -45,6 +45,15 @@ Engine = Annotated[str, typer.Option(metavar="NAME", help="What computes the ste
 Strategy = Annotated[
     str | None, typer.Option(metavar="NAME", help="How one question is decoded, a name in hparams/strategy.")
 ]
+MaxSteps = Annotated[int | None, typer.Option("--max_steps", metavar="N", help="Cut the answer after so many steps.")]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time_limit",
+        metavar="SECONDS",
+        help="Cut the answer after so many seconds of decoding; of many, those that are decoded together.",
+    ),
+]
 Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest: .csv, .json, .parquet, or a folder.")]
 SaveFolder = Annotated[str, typer.Option("--save_folder", metavar="DIR", help="Where the shards go.")]
 ShardRows = Annotated[int | None, typer.Option("--shard_rows", metavar="N", help="Rows of a shard. [default: 2048]")]
@@ -69,7 +78,8 @@ def ask(
     device: Device = "cpu",
     strategy: Strategy = None,
     engine: Engine = "torch",
-    max_steps: Annotated[int | None, typer.Option("--max_steps", help="Cut the answer after so many steps.")] = None,
+    max_steps: MaxSteps = None,
+    time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
 ) -> None:
     """Answer a spoken question, or those of a folder or manifest, with text, as it grows, and speech. Parts by name
@@ -80,17 +90,15 @@ def ask(
 
     from omnikit.audio import check_target, save_audio
 
-    settings = _settings(context, checkpoint)
-    if settings and engine != "torch":
-        raise ValueError(f"--engine {engine}: wants a --checkpoint; it keeps what it makes of the weights")
+    settings, limits = _settings(context, checkpoint), _limits(max_steps, time_limit)
     about = {"strategy": strategy, "engine": engine, "max_steps": max_steps, "parts": settings}
+    about |= _given(time_limit=time_limit)
     job = _job("A1A2", audio, output, batch_size, checkpoint, about)
     output = output or ANSWER
     if job is None:
         check_target(output)
-    omni = _assemble(settings, device, strategy) if settings else _load(checkpoint, device, engine, strategy)
-    if max_steps is not None:
-        omni.decoding = dataclasses.replace(omni.decoding, max_steps=max_steps)
+    omni = _open(settings, checkpoint, device, engine, strategy=_strategy(strategy))
+    omni.decoding = dataclasses.replace(omni.decoding, **limits)
     if job is not None:
         return _run(job, omni)
     begin, first, wavs = time.perf_counter(), None, []
@@ -102,7 +110,7 @@ def ask(
     typer.echo()
     wav = torch.cat(wavs)
     save_audio(output, wav, omni.sample_rate)
-    _report(output, len(wav) / omni.sample_rate, time.perf_counter() - begin, first)
+    _report(output, len(wav) / omni.sample_rate, time.perf_counter() - begin, first, end=chunk.end)
 
 
 @app.command()
@@ -112,15 +120,19 @@ def transcribe(
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "torch",
+    max_steps: MaxSteps = None,
+    time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
 ) -> None:
     """Write what is said in a sound file, or in those of a folder or manifest."""
-    job = _job("A1T1", audio, output, batch_size, checkpoint, {"engine": engine})
-    if job is not None:
-        return _run(job, _load(checkpoint, device, engine))
-    if output is not None:
+    limits, about = _limits(max_steps, time_limit), _given(max_steps=max_steps, time_limit=time_limit)
+    job = _job("A1T1", audio, output, batch_size, checkpoint, {"engine": engine, **about})
+    if job is None and output is not None:
         raise ValueError(f"--output {output}: the text of one recording is printed; give a folder or a manifest")
-    typer.echo(_load(checkpoint, device, engine).transcribe(audio))
+    omni = _load(checkpoint, device, engine, limits)
+    if job is not None:
+        return _run(job, omni)
+    _print(omni.write("A1T1", omni.hear(audio)))
 
 
 @app.command()
@@ -130,27 +142,70 @@ def speak(
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "torch",
+    max_steps: MaxSteps = None,
+    time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
 ) -> None:
     """Say a text, or those of a manifest or a text file."""
     from omnikit.audio import check_target, save_audio
 
-    job = _job("T1A1", text, output, batch_size, checkpoint, {"engine": engine})
-    if job is not None:
-        return _run(job, _load(checkpoint, device, engine))
+    limits, about = _limits(max_steps, time_limit), _given(max_steps=max_steps, time_limit=time_limit)
+    job = _job("T1A1", text, output, batch_size, checkpoint, {"engine": engine, **about})
     output = output or SPEECH
-    check_target(output)
-    omni = _load(checkpoint, device, engine)
+    if job is None:
+        check_target(output)
+    omni = _load(checkpoint, device, engine, limits)
+    if job is not None:
+        return _run(job, omni)
     begin = time.perf_counter()
     reply = omni.speak(text)
     save_audio(output, reply.wav, reply.sample_rate)
-    _report(output, len(reply.wav) / reply.sample_rate, time.perf_counter() - begin)
+    _report(output, len(reply.wav) / reply.sample_rate, time.perf_counter() - begin, end=reply.end)
 
 
 @app.command()
-def chat(text: Words, checkpoint: Checkpoint = None, device: Device = "cpu", engine: Engine = "torch") -> None:
+def chat(
+    text: Words,
+    checkpoint: Checkpoint = None,
+    device: Device = "cpu",
+    engine: Engine = "torch",
+    max_steps: MaxSteps = None,
+    time_limit: TimeLimit = None,
+) -> None:
     """Answer a written question in writing."""
-    typer.echo(_load(checkpoint, device, engine).chat(text))
+    omni = _load(checkpoint, device, engine, _limits(max_steps, time_limit))
+    _print(omni.write("T1T2", omni.read(text)))
+
+
+@app.command(context_settings=PARTS)
+def bench(
+    context: typer.Context,
+    checkpoint: Checkpoint = None,
+    device: Device = "cpu",
+    engine: Engine = "torch",
+    dtype: Annotated[str, typer.Option(help="In which torch computes: float32, bfloat16, float16.")] = "float32",
+    seconds: Annotated[float, typer.Option(help="Of the question.")] = 3.0,
+    threads: Annotated[int | None, typer.Option(help="Of the CPU. [default: torch's own number]")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats and shorter answers.")] = False,
+) -> None:
+    """Time the pieces of an answer on this machine, each by itself: a table of the middle and the slow end (p50 / p95)
+    of each, and how near a step comes to what the memory allows. Of a checkpoint, or of parts by name with random
+    weights (--llm qwen2_0.5b --codec snac_24khz .., --size tiny). The question is noise."""
+    import torch
+
+    from omnikit.bench import QUICK, Plan, measure
+    from omnikit.bench_table import table
+
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads {threads}: must be 1 or more")
+        torch.set_num_threads(threads)
+    settings = {"pretrained": False, **found} if (found := _settings(context, checkpoint)) else {}
+    plan = dataclasses.replace(QUICK if quick else Plan(), seconds=seconds)
+    omni = _open(settings, checkpoint, device, engine, dtype=dtype)
+    figures = measure(omni, plan)
+    typer.echo(f"{device}, {torch.get_num_threads()} threads, a question of {seconds:g} s", err=True)
+    typer.echo(table({engine: figures}))
 
 
 @app.command(context_settings=PARTS)
@@ -282,10 +337,41 @@ def _own_device(device: str) -> str:
     return device if rank is None or device != "cuda" else f"cuda:{rank}"
 
 
-def _load(checkpoint: str | None, device: str, engine: str, strategy: str | None = None) -> Omni:
-    import omnikit
+def _limits(max_steps: int | None, time_limit: float | None) -> dict[str, Any]:
+    """Options of `Decoding`, refused before anything is loaded."""
+    from omnikit.generate import Decoding
 
-    return omnikit.load(checkpoint, device=_own_device(device), strategy=_strategy(strategy), engine=engine)
+    limits = _given(max_steps=max_steps, time_limit=time_limit)
+    Decoding(**limits)
+    return limits
+
+
+def _load(checkpoint: str | None, device: str, engine: str, limits: dict[str, Any]) -> Omni:
+    omni = _open({}, checkpoint, device, engine)
+    omni.decoding = dataclasses.replace(omni.decoding, **limits)
+    return omni
+
+
+def _open(
+    settings: dict[str, Any],
+    checkpoint: str | None,
+    device: str,
+    engine: str,
+    *,
+    strategy: Strategies | None = None,
+    dtype: str = "float32",
+) -> Omni:
+    """A system of parts by name, if there are any, or of a checkpoint."""
+    from omnikit.api import Omni, build, dtype_named, load
+
+    device = _own_device(device)
+    if not settings:
+        return load(checkpoint, device=device, strategy=strategy, engine=engine, dtype=dtype)
+    if engine != "torch":
+        raise ValueError(f"--engine {engine}: wants a --checkpoint; it keeps what it makes of the weights")
+    as_type = dtype_named(dtype)
+    model = build(**{"pretrained": True, **settings}).to(device).to_dtype(as_type)
+    return Omni(model, strategy=strategy)
 
 
 def _strategy(name: str | None) -> Strategies | None:
@@ -313,12 +399,6 @@ def _settings(context: typer.Context, checkpoint: str | None) -> dict[str, Any]:
     return settings
 
 
-def _assemble(settings: dict[str, Any], device: str, strategy: str | None) -> Omni:
-    from omnikit.api import Omni, build
-
-    return Omni(build(**{"pretrained": True, **settings}).to(_own_device(device)), strategy=_strategy(strategy))
-
-
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
@@ -328,12 +408,27 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _report(output: str, seconds: float, took: float, first: float | None = None) -> None:
+def _print(written: Reply) -> None:
+    typer.echo(written.text)
+    if words := _cut_words(written.end):
+        typer.echo(words, err=True)
+
+
+def _cut_words(end: str) -> str:
+    """What cut an answer; nothing where it ended of itself."""
+    from omnikit.generate import END
+
+    return "" if end == END else f"the answer was cut: {end}"
+
+
+def _report(output: str, seconds: float, took: float, first: float | None = None, *, end: str) -> None:
     words = [f"{Path(output)}: {seconds:.2f} s of speech in {took:.2f} s"]
     if first is not None:
         words.append(f"the first of it after {first:.2f} s")
     if seconds:
         words.append(f"real-time factor {took / seconds:.2f}")
+    if cut := _cut_words(end):
+        words.append(cut)
     typer.echo(", ".join(words), err=True)
 
 

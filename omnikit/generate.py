@@ -5,17 +5,22 @@ Letters: B questions, R rows per question (see `omnikit.strategies`), S streams,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Event
+from time import monotonic
 
 import torch
 from torch import Tensor
 
-from omnikit.model import Engine, OmniLM, Speech
+from omnikit.model import Engine, Hidden, OmniLM, Speech
 from omnikit.sampling import Sampling, sample
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import AUDIO_START, Prompt, Task, make_prompt
 from omnikit.tokens import TokenLayout
+
+END, STEP_LIMIT, TIME_LIMIT, CANCELLED = ENDS = ("end", "step limit", "time limit", "cancelled")
+"""Why an answer ended: of itself, or what cut it."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,26 @@ class Decoding:
             audio streams end with the frame after which the first one ends. False = as the published code does: every
             stream is sampled freely, and the first step is not checked for an end.
         max_steps: an answer is cut after so many steps.
+        min_steps: no stream ends before so many.
+        time_limit: an answer is cut after so many seconds, those of the prompt included; None = never. What a batch
+            decodes is cut together.
+
+    Raises:
+        ValueError: a limit that leaves no step.
     """
 
     text: Sampling = field(default_factory=Sampling)
     audio: Sampling = field(default_factory=Sampling)
     constrain: bool = True
     max_steps: int = 1024
+    min_steps: int = 0
+    time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps: {self.max_steps}; it must be 1 or more")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise ValueError(f"time_limit: {self.time_limit}; it must be above 0 seconds, or null for none")
 
 
 @dataclass(frozen=True)
@@ -60,8 +79,88 @@ class Answer:
     """Text ids without `eot`."""
     codes: Tensor
     """Codes [K, T]; T = 0 where the task does not speak."""
-    truncated: bool
-    """Whether `max_steps` cut it."""
+    end: str
+    """One of `ENDS`."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut."""
+        return self.end != END
+
+
+class Generation:
+    """An iterator of the steps of some answers, each decoded when it is asked for, by any thread.
+
+    Args:
+        cancel: where it is set, from whatever thread, no further step begins.
+
+    The others are those of `generate`. When there are no more steps, `ends` tells for each question which of `ENDS` it
+    was; before, it is None.
+    """
+
+    def __init__(
+        self,
+        model: OmniLM,
+        task: Task,
+        questions: list[Question],
+        *,
+        decoding: Decoding,
+        strategy: Strategy,
+        generator: torch.Generator | None,
+        engine: Engine,
+        cancel: Event | None,
+    ):
+        self.decoding, self.engine, self.cancel = decoding, engine, cancel
+        self.ends: list[str] | None = None
+        self._rules = AnswerRules(model, task, questions, decoding, generator)
+        self._new_rows = lambda: _Rows(model, engine, task, questions, strategy.for_task(task))
+        self._rows: _Rows | None = None
+        self._began = 0.0
+
+    def __iter__(self) -> Generation:
+        return self
+
+    # for this step alone: between two of them the caller computes as it likes, perhaps in another thread
+    @torch.inference_mode()
+    def __next__(self) -> Step:
+        if self.ends is not None:
+            raise StopIteration
+        if self._rows is None:
+            self._began = monotonic()
+        if (reason := self._cut()) is not None:
+            self._end(reason)
+            raise StopIteration
+        hidden = self._advance()
+        step = len(self._rules.emitted)
+        tokens = self._rules.next(self.engine, hidden, step)
+        if self._rules.finished.all():
+            self._end(END)
+            raise StopIteration
+        return Step(tokens, ~self._rules.finished)
+
+    def close(self) -> None:
+        """No further steps; nothing that was computed is kept."""
+        if self.ends is None:
+            self._end(CANCELLED)
+
+    def _advance(self) -> tuple[Tensor, Tensor]:
+        """The prompts or the last tokens through the model."""
+        if self._rows is None:
+            self._rows = self._new_rows()
+            return self._rows.prefill()
+        return self._rows.feed(self._rules.emitted[-1], text_over=self._rules.text_over)
+
+    def _cut(self) -> str | None:
+        if self.cancel is not None and self.cancel.is_set():
+            return CANCELLED
+        if len(self._rules.emitted) == self.decoding.max_steps:
+            return STEP_LIMIT
+        limit = self.decoding.time_limit
+        return TIME_LIMIT if limit is not None and monotonic() - self._began >= limit else None
+
+    def _end(self, reason: str) -> None:
+        self.ends = [END if finished else reason for finished in self._rules.finished.tolist()]
+        self._rows = None
 
 
 def generate(
@@ -73,24 +172,17 @@ def generate(
     strategy: Strategy = PARALLEL,
     generator: torch.Generator | None = None,
     engine: Engine | None = None,
-) -> Iterator[Step]:
-    """Decode answers step by step until all have ended; drop the iterator to cancel.
+    cancel: Event | None = None,
+) -> Generation:
+    """Decode answers step by step until all have ended; drop the iterator or set `cancel` to stop before.
 
     Args:
         engine: what computes the steps; None = the model.
+        cancel: see `Generation`.
     """
     decoding, engine = decoding or Decoding(), engine or model
-    strategy = strategy.for_task(task)
-    rules = AnswerRules(model, task, questions, decoding, generator)
-    with torch.inference_mode():
-        rows = _Rows(model, engine, task, questions, strategy)
-        hidden = rows.prefill()
-        for step in range(decoding.max_steps):
-            tokens = rules.next(engine, hidden, step)
-            if rules.finished.all():
-                return
-            yield Step(tokens, ~rules.finished)
-            hidden = rows.feed(tokens)
+    options = {"decoding": decoding, "strategy": strategy, "generator": generator, "engine": engine, "cancel": cancel}
+    return Generation(model, task, questions, **options)
 
 
 def answers(
@@ -102,35 +194,50 @@ def answers(
     strategy: Strategy = PARALLEL,
     generator: torch.Generator | None = None,
     engine: Engine | None = None,
+    cancel: Event | None = None,
 ) -> list[Answer]:
     """Decode whole answers of a batch of questions."""
-    decoding = decoding or Decoding()
-    options = {"decoding": decoding, "strategy": strategy, "generator": generator, "engine": engine}
-    steps = list(generate(model, task, questions, **options))
+    options = {"decoding": decoding, "strategy": strategy, "generator": generator, "engine": engine, "cancel": cancel}
+    generation = generate(model, task, questions, **options)
+    steps = list(generation)
     if not steps:
         empty = torch.zeros(model.pattern.num_codebooks, 0, dtype=torch.long)
-        return [Answer([], empty, False) for _ in questions]
+        return [Answer([], empty, end) for end in generation.ends]
     tokens = torch.stack([step.tokens for step in steps], dim=-1)
     counts = torch.stack([step.emitted for step in steps]).sum(dim=0).tolist()
     return [
-        read_answer(model, task, tokens[b, :, :count], truncated=count == decoding.max_steps)
-        for b, count in enumerate(counts)
+        _read_answer(model, task, tokens[b, :, :count], end)
+        for b, (count, end) in enumerate(zip(counts, generation.ends, strict=True))
     ]
 
 
-def read_answer(model: OmniLM, task: Task, steps: Tensor, *, truncated: bool = False) -> Answer:
+def _read_answer(model: OmniLM, task: Task, steps: Tensor, end: str) -> Answer:
     """Emitted steps [S, L] -> text ids and the codes of the complete frames."""
-    layout = model.layout
-    text = [i for i in steps[0].tolist() if i < layout.text_vocab]
-    return Answer(text, read_codes(model, steps[1:]) if task.speaks else steps.new_zeros(0, 0), truncated)
+    text = [i for i in steps[0].tolist() if i < model.layout.text_vocab]
+    return Answer(text, read_frames(model, steps[1:]).codes if task.speaks else steps.new_zeros(0, 0), end)
 
 
-def read_codes(model: OmniLM, steps: Tensor) -> Tensor:
-    """Audio rows of emitted steps [S - 1, L] -> codes of the complete frames before any end mark [K, T]."""
-    codes = model.layout.to_codes(steps, model.pattern.codebooks(steps.shape[-1]).to(steps.device))
-    frames = model.pattern.deinterleave(codes[None])[0]
-    outside = ((frames < 0) | (frames >= model.layout.codebook_size)).any(dim=0)
-    return frames[:, : int(outside.int().argmax())] if outside.any() else frames
+@dataclass(frozen=True)
+class Frames:
+    """What can be heard of some steps."""
+
+    codes: Tensor  # [K, T]
+    ended: bool  # whether nothing behind these can be heard
+
+
+def read_frames(model: OmniLM, steps: Tensor) -> Frames:
+    """Audio rows of emitted steps [S - 1, L] -> the complete frames that can be heard.
+
+    The sound ends before the first frame in which a stream has an `eoa`. A frame with another id that is no code of its
+    codebook is left out. (Only where `Decoding.constrain` is off does the network have a choice of such ids.)
+    """
+    layout, pattern = model.layout, model.pattern
+    ends = torch.tensor([[ids.eoa] for ids in layout.audio], device=steps.device)
+    over = pattern.deinterleave((steps == ends)[None])[0].any(dim=0).cumsum(dim=0) > 0
+    codes = layout.to_codes(steps, pattern.codebooks(steps.shape[-1]).to(steps.device))
+    codes = pattern.deinterleave(codes[None])[0]
+    known = ((codes >= 0) & (codes < layout.codebook_size)).all(dim=0)
+    return Frames(codes[:, known & ~over], bool(over.any()))
 
 
 class _Rows:
@@ -150,25 +257,28 @@ class _Rows:
 
     def prefill(self) -> tuple[Tensor, Tensor]:
         """The prompts. All rows of a question share all but the last position, so that is computed once."""
-        device = self.model.device
+        device, rows = self.model.device, len(self.strategy.text_only)
         positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0).to(device)
-        self.mask = self.mask.to(device)
+        self.mask, steps = self.mask.to(device), self.steps.to(device)
         speech = None
         if self.features is not None:
             speech = Speech(self.features, self.lengths.to(device), self.starts.to(device) + AUDIO_START)
-        steps = self.steps.to(device)
-        self.engine(steps[..., :-1], speech, positions=positions[:, :-1], mask=self.mask[:, :-1], cache=self.cache)
-        rows = len(self.row_tasks)
-        if rows > 1:
-            self.cache.repeat(rows)
-        self.mask = self.mask.repeat_interleave(rows, dim=0)
-        self.position = positions[:, -1:].repeat_interleave(rows, dim=0)
+        shared = slice(None) if rows == 1 else slice(-1)
+        hidden = self.engine(
+            steps[..., shared], speech, positions=positions[:, shared], mask=self.mask[:, shared], cache=self.cache
+        )
+        self.position = positions[:, -1:]
+        if rows == 1:
+            return self._choose(hidden)
+        self._select(torch.arange(len(steps), device=device).repeat_interleave(rows))
         marks = [self.model.layout.marks(text=t.text_mark, audio=t.speaks) for t in self.row_tasks]
         return self._run(torch.stack(marks).repeat(len(steps), 1).to(device))
 
-    def feed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The emitted tokens [B, S] of the last step."""
-        fed = tokens[:, None].repeat(1, len(self.row_tasks), 1)
+    def feed(self, tokens: Tensor, *, text_over: bool) -> tuple[Tensor, Tensor]:
+        """The emitted tokens [B, S] of the last step; `text_over`: no more text is read from any row."""
+        if text_over:
+            self._keep_one_row()
+        fed = tokens[:, None].repeat(1, len(self.strategy.text_only), 1)
         pads = self.model.layout.pads().to(tokens.device)
         for row, quiet in enumerate(self.strategy.text_only):
             if quiet:
@@ -177,10 +287,24 @@ class _Rows:
         self.position = self.position + 1
         return self._run(fed.flatten(0, 1))
 
+    def _keep_one_row(self) -> None:
+        """Go on with the row that speaks alone."""
+        rows = len(self.strategy.text_only)
+        if rows > 1:
+            self._select(torch.arange(self.strategy.audio_from, len(self.mask), rows, device=self.mask.device))
+            self.strategy = PARALLEL
+
+    def _select(self, rows: Tensor) -> None:
+        self.cache.select(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
+
     def _run(self, step: Tensor) -> tuple[Tensor, Tensor]:
-        """One step [B * R, S] -> hidden states for the text and the audio heads, each [B, D]."""
-        hidden = self.engine(step[..., None], positions=self.position, mask=self.mask, cache=self.cache)
-        rows = len(self.row_tasks)
+        """One step [B * R, S] -> as `_choose`."""
+        return self._choose(self.engine(step[..., None], positions=self.position, mask=self.mask, cache=self.cache))
+
+    def _choose(self, hidden: Hidden) -> tuple[Tensor, Tensor]:
+        """What the text and the audio heads are to read, of the last position, each [B, D]."""
+        rows = len(self.strategy.text_only)
         text = hidden.text[:, -1].unflatten(0, (-1, rows))[:, self.strategy.text_from]
         return text, hidden.audio[:, -1].unflatten(0, (-1, rows))[:, self.strategy.audio_from]
 
@@ -210,6 +334,7 @@ class AnswerRules:
         self.leader = min(range(len(model.pattern.first)), key=model.pattern.first.__getitem__)
         self.pads = self.layout.pads().to(device)
         self.forced = _forced_text(self.layout, questions).to(device) if task.text_forced else None
+        self.text_over = task.text_forced  # whether no more text is sampled
         self.emitted: list[Tensor] = []
 
     def next(self, heads: Engine, hidden: tuple[Tensor, Tensor], step: int) -> Tensor:
@@ -227,35 +352,45 @@ class AnswerRules:
         self.emitted.append(torch.stack(tokens, dim=1))
         return self.emitted[-1]
 
-    def _previous(self, stream: int) -> Tensor | None:
-        return torch.stack([tokens[:, stream] for tokens in self.emitted], dim=1) if self.emitted else None
+    def _sample(self, logits: Tensor, stream: int, how: Sampling) -> Tensor:
+        previous = None
+        if how.repetition_penalty != 1.0 and self.emitted:
+            previous = torch.stack([tokens[:, stream] for tokens in self.emitted], dim=1)
+        return sample(logits, how, previous=previous, generator=self.generator)
 
-    def _next_text(self, logits, step: int) -> Tensor:
+    def _next_text(self, logits: Callable[[], Tensor], step: int) -> Tensor:
         pad = self.pads[0].expand_as(self.text_done.long())
         if self.forced is not None:
             return self.forced[:, step] if step < self.forced.shape[1] else pad
-        if bool(self.text_done.all()):
+        if self.text_over:
             return pad
-        logits = logits().float()
+        scores = self._not_yet(logits().float(), self.layout.text.eot, step)
         if self.decoding.constrain:
-            allowed = torch.arange(logits.shape[-1], device=logits.device) <= self.layout.text.eot
-            logits = logits.masked_fill(~allowed, float("-inf"))
-        token = sample(logits, self.decoding.text, previous=self._previous(0), generator=self.generator)
-        token = torch.where(self.text_done, pad, token)
+            allowed = torch.arange(scores.shape[-1], device=scores.device) <= self.layout.text.eot
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        token = torch.where(self.text_done, pad, self._sample(scores, 0, self.decoding.text))
         self.text_done |= (token == self.layout.text.eot) & self._counts(step)
+        self.text_over = bool(self.text_done.all())
         return token
 
     def _next_audio(self, logits: Tensor, stream: int, step: int) -> Tensor:
         ids, logits = self.layout.audio[stream], logits.float()
+        logits = self._not_yet(logits, ids.eoa, step)
         if self.decoding.constrain:
             logits = self._constrain(logits, stream, step)
-        token = sample(logits, self.decoding.audio, previous=self._previous(1 + stream), generator=self.generator)
+        token = self._sample(logits, 1 + stream, self.decoding.audio)
         ended = (token == ids.eoa) & self._counts(step)
         if self.decoding.constrain and stream == self.leader:
             new = ended & (self.frames < 0)
             self.frames = torch.where(new, self._frame(stream, step), self.frames)
         self.audio_done[:, stream] |= ended
         return token
+
+    def _not_yet(self, logits: Tensor, end: int, step: int) -> Tensor:
+        """Logits [B, V] without an end mark while answers may not end."""
+        if step >= self.decoding.min_steps:
+            return logits
+        return logits.index_fill(1, torch.tensor([end], device=logits.device), float("-inf"))
 
     def _frame(self, stream: int, step: int) -> int:
         return (step - self.model.pattern.first[stream]) // self.model.pattern.stride

@@ -124,7 +124,7 @@ class Backbone(Part, ABC):
 
     @abstractmethod
     def new_cache(self) -> Any:
-        """An empty key/value cache; `batch_repeat_interleave(n)` repeats its rows."""
+        """An empty key/value cache; `reorder_cache(rows)` keeps the rows named [B'], perhaps one of them twice."""
 
     @abstractmethod
     def blocks(self, n: int) -> nn.Module:

@@ -46,15 +46,18 @@ class Cache:
     def __init__(self, llm: Any, tts: Any):
         self.llm, self.tts = llm, tts
 
-    def repeat(self, n: int) -> None:
-        """Each row n times, side by side."""
+    def select(self, rows: Tensor) -> None:
+        """Row i of the next step goes on from row `rows[i]` [B'] of the last one."""
         for cache in (self.llm, self.tts):
             if cache is not None:
-                cache.batch_repeat_interleave(n)
+                cache.reorder_cache(rows)
 
 
 class Engine(Protocol):
     """What computes the steps of a model while it answers: the `OmniLM` itself, or one of `omnikit.engines`."""
+
+    weight_bytes: int
+    """What a weight that a step reads takes in memory."""
 
     def __call__(
         self, steps: Tensor, speech: Speech | None = None, *, positions: Tensor, mask: Tensor, cache: Any
@@ -62,7 +65,7 @@ class Engine(Protocol):
         """As `OmniLM.forward`."""
 
     def new_cache(self) -> Any:
-        """An empty cache for decoding step by step; `repeat` as in `Cache`."""
+        """An empty cache for decoding step by step; `select` as in `Cache`."""
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Hidden [B, D] -> logits over the text stream's ids [B, V]."""
@@ -123,6 +126,11 @@ class OmniLM(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of what comes after the encoder and before the codec."""
         return self.text_rows.embed.weight.dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """See `Engine`."""
+        return self.dtype.itemsize
 
     def to_dtype(self, dtype: torch.dtype) -> OmniLM:
         """Compute in another type; encoder and codec stay as they are, and so do buffers: rounded rotary frequencies

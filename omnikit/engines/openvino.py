@@ -17,7 +17,7 @@ import openvino as ov
 import torch
 from torch import Tensor
 
-from omnikit.engines.openvino_graph import INT8, WEIGHTS, GraphBuilder, attention_window
+from omnikit.engines.openvino_graph import INT8, WEIGHT_BYTES, WEIGHTS, GraphBuilder, attention_window
 from omnikit.model import Hidden, OmniLM, Speech
 
 FORBIDDEN = -1e9
@@ -49,6 +49,7 @@ class OpenVINOEngine:
         files = graph_files(folder, weights)
         if not is_converted(folder, weights=weights):
             convert(model, folder, weights=weights)
+        self.weight_bytes = WEIGHT_BYTES[weights]
         settings = {**SETTINGS, "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
         core = ov.Core()
         compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
@@ -100,16 +101,16 @@ class OpenVINOCache:
     def __init__(self, request: ov.InferRequest):
         self.request = request
         self.request.reset_state()
-        self.repeats = 1
+        self.selected: np.ndarray | None = None
 
-    def repeat(self, n: int) -> None:
-        """Each row n times, side by side."""
-        self.repeats *= n
+    def select(self, rows: Tensor) -> None:
+        """As `omnikit.model.Cache.select`; once between two steps."""
+        self.selected = rows.numpy().astype(np.int32)
 
     def take_rows(self, rows: int) -> np.ndarray:
         """For each row of the next call [B], which of the rows of the last one it goes on."""
-        taken = np.arange(rows, dtype=np.int32) // self.repeats
-        self.repeats = 1
+        taken = np.arange(rows, dtype=np.int32) if self.selected is None else self.selected
+        self.selected = None
         return taken
 
 

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 Node = ov.Output
 F32, BF16, INT8 = WEIGHTS = ("f32", "bf16", "int8")
 """How matrices are stored."""
+WEIGHT_BYTES = {F32: 4, BF16: 2, INT8: 1}
 KINDS = ("qwen2", "llama", "mistral", "qwen3")
 """transformers' model types whose blocks are built here."""
 

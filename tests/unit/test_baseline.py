@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import omnikit
+from benchmarks import inference
 from benchmarks.baseline import CHUNK, Baseline
+from omnikit import bench
+from omnikit.bench_table import ROWS
 from omnikit.generate import Decoding, Question, generate
 from omnikit.strategies import BATCH_PARALLEL
 from omnikit.tasks import TASKS
@@ -50,6 +53,29 @@ def test_first_sound_after_eleven_passes(model):
     wav = next(baseline.sounds(counted()))
     assert passes == 11
     assert wav.shape == (CHUNK * model.codec.frame_samples,)
+
+
+def test_it_is_measured_as_omnikit_is():
+    plan = bench.Plan(seconds=0.2, context=40, steps=3, frames=CHUNK, answers=2, repeats=1, gib=0.001)
+    figures = inference.measure_baseline(build(), plan)
+    assert figures.keys() == ROWS.keys()
+    steps = build().pattern.num_steps(plan.frames)
+    assert len(figures["prefill"]) == len(figures["first_sound"]) == plan.answers
+    assert len(figures["step"]) == plan.answers * (steps - 1)
+    assert len(figures["codec"]) == plan.answers
+    # the first sound is there when the question is encoded, the steps are done and four frames are decoded
+    parts = [figures[name][0] for name in ("encode", "prefill", "codec")]
+    assert figures["first_sound"][0] == pytest.approx(sum(parts) + sum(figures["step"][: steps - 1]), rel=0.05)
+
+
+def test_goals_are_ratios_to_the_baseline(capsys):
+    figures = {side: {name: [1.0] for name in ROWS} for side in inference.SIDES}
+    assert inference.report_goals(figures) == 1
+    assert capsys.readouterr().out.count("missed") == len(inference.GOALS)
+    figures["baseline"] = {name: [5.0, 9.0, 9.0] for name in ROWS}
+    figures["openvino"]["real_time_factor"] = [0.9, 0.5, 0.1]
+    assert inference.report_goals(figures) == 0
+    assert "real-time factor of openvino: 0.50" in capsys.readouterr().out
 
 
 def test_another_architecture_is_refused():

@@ -64,6 +64,30 @@ def test_text_commands_answer(run, tmp_path, saved):
     assert soundfile.info(tmp_path / "b.flac").samplerate == RATE
 
 
+def test_answers_can_be_cut(run, refused, sounds, saved):
+    good, here = sounds / "good.wav", ["--checkpoint", saved]
+    status, _, err = run("ask", good, "-o", sounds / "a.wav", "--max_steps", "12", *here)
+    assert status == 0 and "the answer was cut: step limit" in err
+    for words in (["ask", good, "-o", sounds / "a.wav"], ["speak", "one", "-o", sounds / "b.wav"], ["chat", "one"],
+                  ["transcribe", good]):  # fmt: skip
+        status, _, err = run(*words, "--time_limit", "1e-9", *here)
+        assert status == 0 and "the answer was cut: time limit" in err
+        assert "time_limit: -1.0; it must be above 0" in refused(*words, "--time_limit", "-1")
+        assert "max_steps: 0; it must be 1 or more" in refused(*words, "--max_steps", "0")
+
+
+def test_bench_of_parts_and_bad_flags(run, refused, saved):
+    parts = ["--llm", "qwen2_0.5b", "--codec", "snac_mini", "--size", "tiny", "--seconds", "0.5", "--quick"]
+    status, out, err = run("bench", *parts)
+    assert status == 0, err
+    assert "| peak memory, GiB |" in out
+    assert "choices: float32, bfloat16, float16" in refused("bench", *parts, "--dtype", "int8")
+    assert "--engine openvino: wants a --checkpoint" in refused("bench", *parts, "--engine", "openvino")
+    assert "--threads 0" in refused("bench", "--threads", "0")
+    assert "--seconds 0: must be above 0" in refused("bench", "--seconds", "0")
+    assert "longer than the encoder's 4 s" in refused("bench", "--seconds", "9", "--quick", "--checkpoint", saved)
+
+
 def test_folders_and_files_of_texts(run, refused, sounds, saved, tmp_path):
     here = ["--checkpoint", saved, "--batch_size", "2"]
     for command in ("transcribe", "ask"):

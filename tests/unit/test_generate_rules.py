@@ -2,76 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from omnikit.generate import Decoding, Question, answers, generate, read_codes
-from omnikit.strategies import BATCH_PARALLEL, PARALLEL
-from omnikit.tasks import TASKS
+from omnikit.generate import AnswerRules, Decoding, Question, answers, generate
+from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
+from omnikit.tasks import TASKS, make_prompt
+from tests.unit.scripted import FREE, SAFE, WORD, Script
 from tests.unit.toy import toy_model
-
-FREE = Decoding(constrain=False, max_steps=20)
-SAFE = Decoding(max_steps=20)
-WORD = 7
-
-
-class Script:
-    """A toy model whose heads say what is written; `fed` [step][row][stream] is what went in after the prompt.
-
-    Args:
-        text, audio: the best id per step, for text and for each audio stream; the last one goes on for ever.
-        pattern, options: of the toy model.
-    """
-
-    def __init__(self, monkeypatch, text: list, audio: list[list], pattern: str = "delayed", **options):
-        self.model = toy_model(pattern, **options)
-        self.text, self.audio, self.fed = self._ids(0, text), [self._ids(1 + s, a) for s, a in enumerate(audio)], []
-        # `parameters` of the network stay as they are: only what the heads say is replaced
-        monkeypatch.setattr(self.model, "text_logits", self._text_logits)
-        monkeypatch.setattr(self.model, "audio_logits", self._audio_logits)
-        embed = self.model.embed
-
-        def watched(steps, speech=None):
-            if steps.shape[2] == 1:
-                self.fed.append(steps[..., 0].tolist())
-            return embed(steps, speech)
-
-        monkeypatch.setattr(self.model, "embed", watched)
-
-    def _ids(self, stream: int, words: list) -> list[int]:
-        layout = self.model.layout
-        names = layout.text if stream == 0 else layout.audio[stream - 1]
-        return [getattr(names, word) if isinstance(word, str) else word for word in words]
-
-    def _at(self, stream: int, words: list[int], batch: int) -> torch.Tensor:
-        logits = torch.zeros(batch, self.model.layout.sizes[stream])
-        logits[:, words[min(len(self.fed) - 1, len(words) - 1)]] = 1.0
-        return logits
-
-    def _text_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._at(0, self.text, len(hidden))
-
-    def _audio_logits(self, hidden: torch.Tensor) -> list[torch.Tensor]:
-        return [self._at(1 + s, words, len(hidden)) for s, words in enumerate(self.audio)]
-
-    def run(self, task: str, decoding: Decoding, strategy=PARALLEL, questions: list[Question] | None = None):
-        """Emitted tokens [S][L]."""
-        given = [Question(text=[3])] if TASKS[task].given == "text" else [Question(features=torch.zeros(4, 12))]
-        self.fed.clear()
-        steps = list(generate(self.model, TASKS[task], questions or given, decoding=decoding, strategy=strategy))
-        return torch.stack([step.tokens[0] for step in steps], dim=-1).tolist() if steps else []
-
-    def codes(self, tokens: list[list[int]]) -> list[list[int]]:
-        """Codes [K][T] that emitted tokens carry."""
-        return read_codes(self.model, torch.tensor(tokens[1:])).tolist()
-
-    @property
-    def pads(self) -> list[int]:
-        return self.model.layout.pads().tolist()
 
 
 @pytest.fixture
 def script(monkeypatch):
+    """`script(text, audio, pattern, **options)`, see `Script`."""
     return lambda *args, **options: Script(monkeypatch, *args, **options)
 
 
@@ -236,9 +181,10 @@ def test_batch_parallel_feeds_each_row_its_own(script):
     speaks, writes = scripted.fed[0]
     assert speaks == layout.marks(text="answer", audio=True).tolist()
     assert writes == layout.marks(text="answer", audio=False).tolist()
-    for step, (first, second) in enumerate(scripted.fed[1:]):
+    for step, (first, *second) in enumerate(scripted.fed[1:]):
         assert first == [row[step] for row in tokens]
-        assert second == [tokens[0][step], *pads[1:]]
+        # the text ends at step 2; the row that was asked for it goes no further
+        assert second == ([[tokens[0][step], *pads[1:]]] if step < 2 else [])
 
 
 def test_batch_parallel_takes_text_and_audio_from_their_rows(monkeypatch):
@@ -272,3 +218,75 @@ def test_max_steps_cuts_and_says_so(script):
     assert answers(scripted.model, TASKS["T1T2"], question, decoding=Decoding(max_steps=4))[0].truncated
     ended = script([WORD, "eot"], CODES)
     assert not answers(ended.model, TASKS["T1T2"], question, decoding=Decoding(max_steps=4))[0].truncated
+
+
+@pytest.mark.parametrize("decoding", [FREE, SAFE])
+def test_no_stream_ends_before_min_steps(script, decoding):
+    scripted = script(["eot"], [["eoa"], ["eoa"], ["eoa"]])
+    assert len(scripted.run("T1A2", replace(decoding, min_steps=9))[0]) >= 9
+    assert len(scripted.run("T1T2", replace(decoding, min_steps=9))[0]) == 9
+    assert len(scripted.run("T1A2", decoding)[0]) < 9
+
+
+@pytest.mark.parametrize("questions", [1, 3])
+@pytest.mark.parametrize("task", ["T1A2", "A1A2"])
+def test_what_is_computed(script, task, questions):
+    """Prompts at once, or what the rows share once; no text head and no row for text once all texts have ended."""
+    given = {"T1A2": Question(text=[3, 4]), "A1A2": Question(features=torch.zeros(4, 12))}[task]
+    scripted = script([WORD, WORD, "eot"], CODES)
+    for strategy, prefill, later in ((PARALLEL, [1], [1, 1]), (BATCH_PARALLEL, [1, 2], [2, 2])):
+        steps = len(scripted.run(task, FREE, strategy, [given] * questions)[0])
+        rows = [*prefill, *later] + [1] * (steps - 3)
+        assert [shape[0] for shape in scripted.calls] == [questions * n for n in rows]
+        assert [shape[2] > 1 for shape in scripted.calls] == [True] + [False] * (len(rows) - 1)
+        assert scripted.texts == 3
+
+
+def test_given_text_needs_no_text_head(script):
+    scripted = script([WORD], CODES)
+    scripted.run("T1A1", SAFE)
+    assert scripted.texts == 0
+
+
+def plainly(model, task, question, strategy, decoding) -> list[list[int]]:
+    """Every row and every position anew at each step, without a cache."""
+    rules = AnswerRules(model, task, [question], decoding)
+    prompts = [make_prompt(each, model.layout, text=question.text).steps for each in strategy.row_tasks(task)]
+    emitted = []
+    for step in range(decoding.max_steps):
+        with torch.no_grad():
+            hidden = model(torch.stack(prompts))
+            tokens = rules.next(
+                model, (hidden.text[None, strategy.text_from, -1], hidden.audio[None, strategy.audio_from, -1]), step
+            )
+        if rules.finished.all():
+            break
+        emitted.append(tokens[0].tolist())
+        for row, quiet in enumerate(strategy.text_only):
+            fed = torch.cat([tokens[0, :1], model.layout.pads()[1:]]) if quiet else tokens[0]
+            prompts[row] = torch.cat([prompts[row], fed[:, None]], dim=1)
+    return emitted
+
+
+OTHER_WAY_ROUND = Strategy(text_only=(True, False), text_from=0, audio_from=1)
+
+
+@pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL, OTHER_WAY_ROUND])
+@pytest.mark.parametrize("decoding", [FREE, SAFE])
+@pytest.mark.parametrize(("pattern", "options"), [("delayed", {}), ("delayed", {"tts_blocks": 1}), ("flattened", {})])
+def test_tokens_are_those_of_computing_everything(monkeypatch, pattern, options, decoding, strategy):
+    model = toy_model(pattern, **options)
+    asked, head = [], model.text_logits
+
+    def ends_at_the_fourth(hidden):
+        asked.append(hidden)
+        return head(hidden).index_fill(1, torch.tensor(model.layout.text.eot), 1000.0 if len(asked) == 4 else 0.0)
+
+    monkeypatch.setattr(model, "text_logits", ends_at_the_fourth)
+    question, task = Question(text=[3, 5, 8]), TASKS["T1A2"]
+    expected = plainly(model, task, question, strategy, decoding)
+    assert len(asked) == 4 and len(expected) > 5
+    asked.clear()
+    steps = generate(model, task, [question], decoding=decoding, strategy=strategy)
+    assert [step.tokens[0].tolist() for step in steps] == expected
+    assert len(asked) == 4

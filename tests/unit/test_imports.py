@@ -18,7 +18,7 @@ GROUPS = (
     ("tasks", "strategies", "model", "losses"),
     ("generate", "checkpoint", "engines"),
     ("api", "convert", "serve", "describe"),
-    ("data", "train", "evaluate", "batch"),
+    ("data", "train", "evaluate", "batch", "bench", "bench_table"),
     ("cli", "__main__"),
 )
 GROUP = {name: number for number, names in enumerate(GROUPS) for name in names}

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import omnikit
+from omnikit import bench
+from omnikit.api import Omni
 from omnikit.cli import main
 from omnikit.engines import engine_folder, load_with_engine, open_engine
 from omnikit.generate import Decoding, Question, answers
@@ -77,6 +79,34 @@ def test_same_answers_in_a_batch(strategy, tmp_path):
     for ours, answer in zip(answers(model, TASKS["A1A2"], questions, **options), theirs, strict=True):
         assert answer.text == ours.text
         assert answer.codes.tolist() == ours.codes.tolist()
+
+
+def test_only_the_row_that_speaks_goes_on_when_the_texts_have_ended(tmp_path, monkeypatch):
+    """The script ends them at the third step; batch-parallel's second rows go no further."""
+    model = toy_model().eval()
+    engine = open_engine("openvino", model, tmp_path, weights="f32")
+    questions = [Question(features=torch.randn(n, model.encoder.dim)) for n in (9, 4)]
+    found = []
+    for network in (model, engine):
+        asked = []
+
+        def logits(hidden, asked=asked):
+            asked.append(hidden)
+            ids = torch.arange(model.layout.sizes[0])
+            return (ids == (model.layout.text.eot if len(asked) == 3 else 5)).float().expand(len(hidden), -1)
+
+        monkeypatch.setattr(network, "text_logits", logits)
+        options = {"decoding": Decoding(max_steps=12), "strategy": BATCH_PARALLEL, "engine": network}
+        found.append(answers(model, TASKS["A1A2"], questions, **options))
+    assert [answer.codes.tolist() for answer in found[0]] == [answer.codes.tolist() for answer in found[1]]
+    assert [answer.text for answer in found[1]] == [[5, 5]] * 2
+
+
+def test_it_is_measured(tmp_path):
+    engine = open_engine("openvino", toy_model(), tmp_path)
+    plan = bench.Plan(seconds=0.1, context=40, steps=3, frames=4, answers=1, repeats=1, gib=0.001)
+    figures = bench.measure(Omni(engine.model, engine=engine), plan)
+    assert figures["step_gb"] == [bench.weights_per_step(engine.model) / 1e9]  # a byte each
 
 
 def test_the_second_time_nothing_is_converted(tmp_path, monkeypatch, capsys):

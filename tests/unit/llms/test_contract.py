@@ -75,14 +75,16 @@ def test_the_cache_equals_the_whole(llm):
 
 
 @torch.inference_mode()
-def test_a_caches_rows_can_be_repeated(llm):
-    inputs = torch.randn(1, LENGTH, llm.dim)
-    cache = llm.new_cache()
-    llm(inputs[:, :-1], places(1, 0, LENGTH - 1), None, cache)
-    cache.batch_repeat_interleave(2)
-    last = llm(inputs[:, -1:].expand(2, -1, -1), places(2, LENGTH - 1, LENGTH), None, cache)
-    whole = llm(inputs, places(1, 0, LENGTH))[:, -1:]
-    torch.testing.assert_close(last, whole.expand(2, -1, -1), atol=1e-5, rtol=1e-4)
+def test_a_caches_rows_can_be_selected(llm):
+    inputs, half = torch.randn(2, LENGTH, llm.dim), LENGTH // 2
+    whole = llm(inputs, places(2, 0, LENGTH))
+    cache, begin = llm.new_cache(), 0
+    for end, rows in ((half, [1, 0, 1]), (LENGTH - 1, [2, 1]), (LENGTH, None)):  # of the rows before
+        hidden = llm(inputs[:, begin:end], places(len(inputs), begin, end), None, cache)
+        torch.testing.assert_close(hidden, whole[:, begin:end], atol=1e-5, rtol=1e-4)
+        if rows is not None:
+            cache.reorder_cache(torch.tensor(rows))
+            inputs, whole, begin = inputs[rows], whole[rows], end
 
 
 @torch.inference_mode()

@@ -1,0 +1,78 @@
+"""A toy model whose heads say what a test wrote."""
+
+from __future__ import annotations
+
+import torch
+
+from omnikit.generate import Decoding, Question, generate, read_frames
+from omnikit.strategies import PARALLEL
+from omnikit.tasks import TASKS
+from tests.unit.toy import toy_model
+
+FREE = Decoding(constrain=False, max_steps=20)
+SAFE = Decoding(max_steps=20)
+WORD = 7
+
+
+class Script:
+    """A toy model whose heads say what is written; `fed` [step][row][stream] is what went in last before a head was
+    asked, `calls` the shapes [B, S, L] of all that went in, `texts` how often the text head was asked.
+
+    Args:
+        text, audio: the best id per step, for text and for each audio stream; the last one goes on for ever.
+        pattern, options: of the toy model.
+    """
+
+    def __init__(self, monkeypatch, text: list, audio: list[list], pattern: str = "delayed", **options):
+        self.model = toy_model(pattern, **options)
+        self.text, self.audio, self.fed = self._ids(0, text), [self._ids(1 + s, a) for s, a in enumerate(audio)], []
+        self.calls, self.texts = [], 0
+        # `parameters` of the network stay as they are: only what the heads say is replaced
+        monkeypatch.setattr(self.model, "text_logits", self._text_logits)
+        monkeypatch.setattr(self.model, "audio_logits", self._audio_logits)
+        embed = self.model.embed
+
+        def watched(steps, speech=None):
+            self.calls.append(steps.shape)
+            if steps.shape[2] == 1 or int(steps[0, 0, -1]) != self.model.layout.text.eot:  # no prefix of prompts
+                self.fed.append(steps[..., -1].tolist())
+            return embed(steps, speech)
+
+        monkeypatch.setattr(self.model, "embed", watched)
+
+    def _ids(self, stream: int, words: list) -> list[int]:
+        layout = self.model.layout
+        names = layout.text if stream == 0 else layout.audio[stream - 1]
+        return [getattr(names, word) if isinstance(word, str) else word for word in words]
+
+    def _at(self, stream: int, words: list[int], batch: int) -> torch.Tensor:
+        logits = torch.zeros(batch, self.model.layout.sizes[stream])
+        logits[:, words[min(len(self.fed) - 1, len(words) - 1)]] = 1.0
+        return logits
+
+    def _text_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.texts += 1
+        return self._at(0, self.text, len(hidden))
+
+    def _audio_logits(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        return [self._at(1 + s, words, len(hidden)) for s, words in enumerate(self.audio)]
+
+    def run(self, task: str, decoding: Decoding, strategy=PARALLEL, questions: list[Question] | None = None):
+        """Emitted tokens [S][L]."""
+        given = [Question(text=[3])] if TASKS[task].given == "text" else [Question(features=torch.zeros(4, 12))]
+        self.restart()
+        steps = list(generate(self.model, TASKS[task], questions or given, decoding=decoding, strategy=strategy))
+        return torch.stack([step.tokens[0] for step in steps], dim=-1).tolist() if steps else []
+
+    def restart(self) -> None:
+        self.fed.clear()
+        self.calls.clear()
+        self.texts = 0
+
+    def codes(self, tokens: list[list[int]]) -> list[list[int]]:
+        """Codes [K][T] that emitted tokens carry."""
+        return read_frames(self.model, torch.tensor(tokens[1:])).codes.tolist()
+
+    @property
+    def pads(self) -> list[int]:
+        return self.model.layout.pads().tolist()
