@@ -21,6 +21,8 @@ from omnikit.tokens import TokenLayout
 
 PARTS = ("encoder", "adapter", "llm", "tts_adapter", "text_rows", "audio_rows", "codec")
 """The modules of an OmniLM, as freezing and reporting name them."""
+FIXED = ("encoder", "codec")
+"""Those that never train as parts of an OmniLM."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class OmniLM(nn.Module):
         self.text_rows = Rows(self.layout.num_text_specials, llm.dim, llm.embedding_std)
         self.audio_rows = Rows(sum(self.layout.sizes[1:]), llm.dim, llm.embedding_std)
         offsets = torch.tensor(self.layout.offsets[1:]) - self.layout.offsets[1]
+        self.frozen: tuple[str, ...] = ()
         self.register_buffer("audio_offsets", offsets[None, :, None], persistent=False)
 
     @property
@@ -208,14 +211,23 @@ class OmniLM(nn.Module):
         return list(self.audio_rows.head(hidden).split(self.layout.sizes[1:], dim=-1))
 
     def freeze_all_but(self, trainable: list[str]) -> None:
-        """Only the named parts train, the others are frozen and in evaluation mode.
+        """Only the named parts train, the others are frozen, and in evaluation mode whatever `train` says.
 
         Raises:
-            ValueError: a name that is no part.
+            ValueError: a name that is no part, or a part whose output is data here.
         """
-        unknown = sorted(set(trainable) - set(PARTS))
-        if unknown:
-            raise ValueError(f"trainable: unknown part {unknown[0]!r}; choices: {', '.join(PARTS)}")
+        choices = [part for part in PARTS if part not in FIXED]
+        if wrong := sorted(set(trainable) - set(choices)):
+            why = "stays frozen: to training its output is data" if wrong[0] in FIXED else "no such part"
+            raise ValueError(f"trainable: {wrong[0]}: {why}; choices: {', '.join(choices)}")
         for name, module in self.parts().items():
             module.requires_grad_(name in trainable)
-            module.train(name in trainable)
+        self.frozen = tuple(name for name in self.parts() if name not in trainable)
+        self.train()
+
+    def train(self, mode: bool = True) -> OmniLM:
+        """As for every module, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self, name).eval()
+        return self

@@ -65,7 +65,6 @@ class Losses(nn.Module):
         at = batch.unheard
         if not at.any():
             return batch.features, batch.lengths
-        self.model.encoder.eval()  # the Brain sets all modules to training
         with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
             return batch.heard(*self.model.encoder(batch.wav[at], batch.samples[at]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from omnikit.losses import stream_losses, weighted_mean
@@ -80,6 +81,17 @@ def test_frozen_parts_stay_bit_identical():
         assert same == (name not in trainable or not before[name]), name
 
 
-def test_an_unknown_part_cannot_train():
-    with pytest.raises(ValueError, match="unknown part 'heads'; choices: encoder"):
+def test_frozen_parts_stay_in_evaluation_mode():
+    model = toy_model(tts_blocks=1)
+    model.freeze_all_but(["adapter", "text_rows"])
+    nn.ModuleList([model]).train()  # as SpeechBrain's Brain does
+    modes = {name: {module.training for module in part.modules()} for name, part in model.parts().items()}
+    assert modes == {name: {name in ("adapter", "text_rows")} for name in model.parts()}
+
+
+def test_what_cannot_train():
+    with pytest.raises(ValueError, match="heads: no such part; choices: adapter, llm"):
         toy_model().freeze_all_but(["heads"])
+    for part in ("encoder", "codec"):
+        with pytest.raises(ValueError, match=f"{part}: stays frozen.*; choices: adapter, llm"):
+            toy_model().freeze_all_but(["adapter", part])
