@@ -35,8 +35,8 @@ class Phones:
 
 
 def heard(rows: Iterable[Row], group: str) -> dict[str, dict[str, Any]]:
-    """Rows of a manifest as {id: {clip, text, duration, group}}, ids with the group in front; recordings that cannot be
-    read are left out."""
+    """Rows of a manifest as {id: {clip, text, duration, group}}, ids with the group in front; rows without a duration
+    whose recording cannot be read are left out."""
     found = {}
     for row in rows:
         seconds = row.duration or row.a1.check().seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -20,13 +19,19 @@ from omnikit.data.phones import BLANK, Phones, make_dataset
 from omnikit.encoders.whisper import WhisperEncoder, log_mel
 from omnikit.evaluate.tables import markdown_table
 from omnikit.interfaces import count_parameters
+from omnikit.train.brain import cosine_rate
 from omnikit.weights import load_into, save_weights
+
+HEAD_RATE = 1e-2
+"""Learning rate of the CTC head alone, a linear layer on normalised features."""
 
 
 class EncoderBrain(sb.Brain):
-    """CTC over the encoder's features.
+    """CTC over the encoder's features. In the first `head_steps` the head learns alone: the gradients of a random one
+    would undo what a trained encoder knows.
 
-    Needs in hparams: `encoder`, `mask`, `lr`, `warmup_steps`, `steps`, `log_every`, `train_logger`."""
+    Needs in hparams: `encoder`, `mask`, `lr`, `head_steps`, `warmup_steps`, `steps` (of both), `log_every`,
+    `train_logger`."""
 
     def compute_forward(self, batch, stage):
         wav, relative = batch.wav
@@ -50,17 +55,18 @@ class EncoderBrain(sb.Brain):
         return loss
 
     def on_fit_batch_start(self, batch, should_step):
+        self.modules.encoder.requires_grad_(self.optimizer_step >= self.hparams.head_steps)
         rate = self.rate_at(self.optimizer_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
     def rate_at(self, step: int) -> float:
-        """Warm up linearly, then a half cosine to zero at the last step."""
+        """The head's; then linear warm-up, and half a cosine to zero at the last step."""
         hp = self.hparams
-        if step < hp.warmup_steps:
-            return hp.lr * (step + 1) / hp.warmup_steps
-        done = min(1.0, (step - hp.warmup_steps) / max(1, hp.steps - hp.warmup_steps))
-        return hp.lr * 0.5 * (1 + math.cos(math.pi * done))
+        if step < hp.head_steps:
+            return HEAD_RATE
+        step, total = step - hp.head_steps, hp.steps - hp.head_steps
+        return cosine_rate(step, peak=hp.lr, lowest=0.0, warmup=hp.warmup_steps, total=total)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         self.recent.append(loss.item())

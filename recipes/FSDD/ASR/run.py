@@ -61,12 +61,12 @@ def steps(fold: Fold, options: argparse.Namespace) -> Iterator[tuple[Path, list[
         ["../prepare.py", "--data_folder", str(data), "--save_folder", str(made), "--held_out", fold.speaker],
     )
     yield (
-        encoder / "weights" / "README.md",
+        encoder / "system" / "model.safetensors",
         ["train_encoder.py", "hparams/encoder.yaml", *more, *own, f"--output_folder={encoder}", *flags["encoder"]],
     )
     yield (
         asr / "model.safetensors",
-        ["train.py", "hparams/train.yaml", *own, f"--output_folder={asr}", f"--encoder.weights={encoder / 'weights'}",
+        ["train.py", "hparams/train.yaml", *own, f"--output_folder={asr}", f"--start_from={encoder / 'system'}",
          *flags["train"]],
     )  # fmt: skip
     yield (

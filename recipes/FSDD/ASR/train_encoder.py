@@ -1,7 +1,8 @@
 """Train the mini encoder on digits of real people, CTC on phonemes: `python train_encoder.py hparams/encoder.yaml
 --data_folder DIR --held_out george`.
 
-Resumes from its last checkpoint. At the end the encoder's weights are written to `export_folder`, with a card.
+Resumes from its last checkpoint. At the end the encoder's weights are written to `export_folder`, with a card, and to
+`system_folder` the system in which they take the place of its own encoder's: there train.py starts.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import speechbrain as sb
 
+from omnikit import checkpoint
 from omnikit.data.phones import heard
 from omnikit.data.rows import read_manifest
 from omnikit.errors import bad_input_exits
 from omnikit.hparams import load_recipe
 from omnikit.train.encoder import export, train_encoder
+from omnikit.weights import load_into
 
 CARD = """# The mini encoder, trained on digits
 
@@ -39,7 +42,10 @@ def main() -> None:
     )
     brain, valid_set = train_encoder(hparams, {"device": "cpu", **recipe.run_opts}, train, valid)
     export(brain, valid_set, CARD, start=hparams["encoder"].weights or "nothing", held_out=held_out)
-    print(f"weights and card written to {hparams['export_folder']}")
+    system = checkpoint.load(hparams["system"])
+    load_into(system.encoder, hparams["export_folder"])
+    checkpoint.save(system, hparams["system_folder"])
+    print(f"weights and card written to {hparams['export_folder']}, the system to {hparams['system_folder']}")
 
 
 if __name__ == "__main__":
