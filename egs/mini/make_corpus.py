@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from omnikit.data.espeak import synthesize
 from omnikit.data.noise import add_noise
+from omnikit.data.recordings import encode_flac
 
 SAMPLE_RATE = 16000
 CHUNK = 300  # recordings per worker process
@@ -42,9 +43,7 @@ def render(recording: Recording) -> bytes:
     )
     if recording.noise_seed is not None:
         wav = add_noise(wav, recording.snr_db, np.random.default_rng(recording.noise_seed))
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(wav, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+    return encode_flac(wav, SAMPLE_RATE)
 
 
 def _render_chunk(chunk: list[Recording]) -> list[tuple[str, str, bytes]]:

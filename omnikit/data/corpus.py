@@ -55,6 +55,10 @@ class Corpus:
     default_splits: tuple[str, ...] = ()
     """Where no splits are asked for; () = all."""
 
+    def manifest(self, save_folder: Path, split: str) -> Path:
+        """The manifest of a split: a folder of shards, or a file."""
+        return save_folder / split if self.shards else save_folder / f"{split}.csv"
+
 
 @dataclass(frozen=True)
 class Checks:
@@ -119,7 +123,7 @@ class _Split:
 
     def __init__(self, corpus: Corpus, split: str, save_folder: Path, checks: Checks):
         self.corpus, self.split, self.checks = corpus, split, checks
-        self.folder = save_folder / split if corpus.shards else save_folder
+        self.manifest = corpus.manifest(save_folder, split)
         self.ids: set[str] = set()
         self.unread: list[Path] = []  # shards made before, whose ids have not been needed
 
@@ -133,11 +137,11 @@ class _Split:
         if not total.rows:
             raise ValueError(f"{place}: no usable row; {total}")
         if self.corpus.shards:
-            remove_others(self.folder, {part.name for part in parts})
+            remove_others(self.manifest, {part.name for part in parts})
         return total
 
     def _part(self, part: Part, title: str) -> Summary:
-        path = self.folder / (f"{part.name}.parquet" if self.corpus.shards else f"{self.split}.csv")
+        path = self.manifest / f"{part.name}.parquet" if self.corpus.shards else self.manifest
         made_by = (VERSION, self.corpus.fields, self.checks.decode_all, self.checks.max_seconds)
         fingerprint = fingerprint_of(part, *made_by)
         summary = kept(path, fingerprint, self.checks.strict)

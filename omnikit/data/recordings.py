@@ -1,4 +1,4 @@
-"""Whether a recording can be used: of its header and last samples, or of all of it."""
+"""Recordings as files: whether one can be used (of its header and last samples, or of all of it), and FLAC bytes."""
 
 from __future__ import annotations
 
@@ -46,6 +46,13 @@ def check_recording(
             return _check(file, decode_all, max_seconds)
     except (soundfile.SoundFileError, OSError, UnicodeEncodeError):  # the last: a file name that is not UTF-8
         return Recording("unreadable")
+
+
+def encode_flac(wav: np.ndarray, sample_rate: int) -> bytes:
+    """A waveform [N] in -1..1 as a FLAC file of 16 bit; what is outside is clipped."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(wav, -1.0, 1.0), sample_rate, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def _check(file: soundfile.SoundFile, decode_all: bool, max_seconds: float | None) -> Recording:

@@ -6,7 +6,6 @@ A voice of one's own is a class like these, named with its module: `--voice my_p
 from __future__ import annotations
 
 import inspect
-import io
 import multiprocessing
 import pydoc
 import random
@@ -17,9 +16,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from omnikit.data.espeak import check_voice, synthesize
+from omnikit.data.recordings import encode_flac
 from omnikit.errors import one_line
 
 ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029")
@@ -164,6 +163,4 @@ def _flac(voice: Voice, request: Request) -> Said:
         wav = voice.say(request.text, request.seed, request.language)
     except ValueError:
         return Said()
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(wav, -1.0, 1.0), voice.sample_rate, format="FLAC", subtype="PCM_16")
-    return Said(buffer.getvalue(), len(wav) / voice.sample_rate)
+    return Said(encode_flac(wav, voice.sample_rate), len(wav) / voice.sample_rate)

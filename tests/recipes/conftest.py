@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from omnikit import checkpoint
 from omnikit.hparams import build_parts
@@ -48,6 +49,12 @@ def flac(i: int, seconds: float) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, wav.numpy(), 16000, format="FLAC")
     return buffer.getvalue()
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Parts with a weight that differs."""
+    old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
+    return {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
 
 
 @pytest.fixture(scope="session")

@@ -72,10 +72,6 @@ DAMAGED = {
 }  # fmt: skip
 
 
-def manifest(folder: Path, name: str, split: str) -> Path:
-    return folder / split if load_corpus(name).shards else folder / f"{split}.csv"
-
-
 @pytest.mark.parametrize("name", TREES)
 def test_rows_of_the_published_layout(name: str, tmp_path: Path):
     TREES[name](tmp_path / "upstream")
@@ -84,7 +80,7 @@ def test_rows_of_the_published_layout(name: str, tmp_path: Path):
     assert {summary.split: summary.rows for summary in summaries} == expected
     upstream_lacks = {"audio without text": 1} if name == "VCTK" else {}
     assert all(summary.skipped.reasons == upstream_lacks for summary in summaries)
-    rows = read_manifest(manifest(tmp_path / "out", name, summaries[0].split), tmp_path / "cache")
+    rows = read_manifest(load_corpus(name).manifest(tmp_path / "out", summaries[0].split), tmp_path / "cache")
     assert len({row.id for row in rows}) == len(rows) == summaries[0].rows
     row = rows[0]
     assert (row.id, row.speaker, row.language, row.t1, row.t2) == first

@@ -12,12 +12,10 @@ import sys
 import time
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from omnikit import checkpoint
 from omnikit.hparams.tree import read_tree, write_tree
-from tests.recipes.conftest import MINI_SYSTEM, ROOT, TEXTS, flac
+from tests.recipes.conftest import MINI_SYSTEM, ROOT, TEXTS, changed, flac
 
 TRAIN = ROOT / "recipes" / "VoiceAssistant" / "QA" / "train.py"
 SMALL = {
@@ -46,12 +44,6 @@ def run(*arguments) -> subprocess.CompletedProcess:
     )
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
     return ran
-
-
-def changed(before, after) -> set[str]:
-    """Parts with a weight that differs."""
-    old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
-    return {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
 
 
 def test_three_stages(data, tmp_path):

@@ -9,65 +9,15 @@ writes `asr.json`, `asr.md`, and per split `hypotheses_<split>.jsonl` and `wer_<
 from __future__ import annotations
 
 import sys
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
-from omnikit.api import load
-from omnikit.data.corpus import prepare
-from omnikit.data.rows import read_manifest
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.asr import evaluate_split, write_report
-from omnikit.evaluate.baselines import by_recogniser, open_baseline
-from omnikit.evaluate.batches import Respond, by_model
-from omnikit.evaluate.text import normalizer, normalizer_version
-from omnikit.hparams import load_recipe
-from omnikit.tasks import TASKS
+from omnikit.evaluate.run import main
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from prepare import CORPUS
 
-
-def open_system(hparams: dict[str, Any], device: str) -> tuple[Respond, dict[str, str]]:
-    """What transcribes, and what it is called in the results.
-
-    Raises:
-        ValueError: there is no such system or baseline, or both are given.
-    """
-    baseline, checkpoint = hparams["baseline"], hparams["checkpoint"]
-    if baseline is None:
-        model = load(checkpoint, device=device).model
-        name = {"checkpoint": checkpoint or "the shipped mini system"}
-        return by_model(model, TASKS["A1T1"], decoding=hparams["decoding"]), name
-    if checkpoint is not None:
-        raise ValueError(f"--baseline {baseline}: is scored in place of a system; leave out --checkpoint {checkpoint}")
-    weights = hparams["baseline_weights"]
-    name = {"baseline": baseline if weights is None else f"{baseline}, weights {weights}"}
-    return by_recogniser(open_baseline(baseline, weights, device)), name
-
-
-def main() -> None:
-    recipe = load_recipe()
-    hparams = recipe.hparams
-    folder = Path(hparams["output_folder"])
-    options = {
-        "normalize": normalizer(hparams["normalizer"]),
-        "groups": {group["name"]: group["ids"] for group in hparams["groups"]},
-        "batch_size": hparams["batch_size"],
-        "folder": folder,
-    }
-    respond, name = open_system(hparams, recipe.run_opts.get("device", "cpu"))
-    summaries = list(prepare(CORPUS, hparams["data_folder"], folder / "manifests", hparams["splits"]))
-    results = []
-    for summary in summaries:
-        print(summary)
-        rows = read_manifest(folder / "manifests" / f"{summary.split}.csv")
-        result = evaluate_split(respond, summary.split, rows, **options)
-        result.skipped.update(summary.skipped)  # what was left out when the manifest was written counts as well
-        results.append(result)
-    about = {**name, "normalizer": normalizer_version(hparams["normalizer"])}
-    print(write_report(folder, results, about=about, published=hparams["published"]))
-
-
 if __name__ == "__main__":
     with bad_input_exits():
-        main()
+        main(CORPUS, itemgetter("splits"))

@@ -1,0 +1,63 @@
+"""Recordings and the phonemes of what they say, as targets of CTC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from torch import Tensor
+
+from omnikit.data.augment import SAMPLE_RATE, Augment
+from omnikit.data.espeak import phonemes
+from omnikit.data.rows import Clip, Row
+
+BLANK = 0
+
+
+class Phones:
+    """Phoneme symbols and their CTC ids; 0 is the blank."""
+
+    def __init__(self, symbols: list[str]):
+        self.symbols = symbols
+        self.ids = {symbol: i + 1 for i, symbol in enumerate(symbols)}
+
+    @classmethod
+    def of_texts(cls, texts: list[str]) -> Phones:
+        return cls(sorted({sound for text in texts for sound in phonemes(text)}))
+
+    def __len__(self) -> int:
+        return len(self.symbols) + 1
+
+    def encode(self, text: str) -> list[int]:
+        return [self.ids[sound] for sound in phonemes(text)]
+
+
+def heard(rows: Iterable[Row], group: str) -> dict[str, dict[str, Any]]:
+    """Rows of a manifest as {id: {clip, text, duration, group}}, ids with the group in front; rows without a duration
+    whose recording cannot be read are left out."""
+    found = {}
+    for row in rows:
+        seconds = row.duration or row.a1.check().seconds
+        if seconds:
+            found[f"{group}/{row.id}"] = {"clip": row.a1, "text": row.t1, "duration": seconds, "group": group}
+    return found
+
+
+def make_dataset(rows: dict[str, dict[str, Any]], phones: Phones, augment: Augment | None = None) -> DynamicItemDataset:
+    """Rows of `heard` -> items with `id`, `group`, `wav` [N] at 16 kHz and `phones` [L]."""
+    targets = {text: phones.encode(text) for text in {row["text"] for row in rows.values()}}
+
+    def wav(clip: Clip) -> Tensor:
+        sound = clip.load(SAMPLE_RATE)
+        return torch.from_numpy(augment(sound.numpy())) if augment else sound
+
+    def ids(text: str) -> Tensor:
+        return torch.tensor(targets[text])
+
+    dataset = DynamicItemDataset(rows)
+    dataset.add_dynamic_item(wav, takes="clip", provides="wav")
+    dataset.add_dynamic_item(ids, takes="text", provides="phones")
+    dataset.set_output_keys(["id", "group", "wav", "phones"])
+    return dataset

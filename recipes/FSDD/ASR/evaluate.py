@@ -1,0 +1,34 @@
+"""Word error rate on strings of digits of each speaker, made of a folder of recordings.
+
+    python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR --speakers george
+
+writes `asr.json`, `asr.md`, and per speaker `hypotheses_test-<speaker>.jsonl` and `wer_test-<speaker>.txt`
+(alignments).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from omnikit.errors import bad_input_exits
+from omnikit.evaluate.run import main
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from prepare import CORPUS, TEST, check_speakers, speakers
+
+
+def splits(hparams: dict[str, Any]) -> list[str]:
+    """The strings of the wanted speakers: one name, a list of names, or None for everybody."""
+    wanted, folder = hparams["speakers"], hparams["data_folder"]
+    if wanted is None:
+        wanted = speakers(folder)
+    names = [str(name) for name in (wanted if isinstance(wanted, list) else [wanted])]
+    check_speakers("speakers", names, folder)
+    return [f"{TEST}{name}" for name in names]
+
+
+if __name__ == "__main__":
+    with bad_input_exits():
+        main(CORPUS, splits)

@@ -1,0 +1,174 @@
+"""Strings of spoken digits from the Free Spoken Digit Dataset, or from recordings named like its own.
+
+    python prepare.py --data_folder /data/free-spoken-digit-dataset --save_folder strings --held_out george
+
+A string is 1 to 7 recordings of one speaker with silence between them, at 16 kHz; its text is in words. For a speaker
+who is held out there are three splits, each a folder of Parquet shards with the sound inside (docs/data.md):
+`train-without-<speaker>` and `valid-without-<speaker>` have everybody else's recordings, from index 5 on and 0 to 4
+(upstream's own test split), `test-<speaker>` has all of the speaker's. Training strings are resampled by up to 12 % and
+set to another level, as of more speakers. `--speakers NAME ..` makes `test-<speaker>` alone; without either flag all
+splits of all speakers are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from omnikit.audio import load_audio
+from omnikit.data.augment import SAMPLE_RATE, Augment
+from omnikit.data.corpus import Corpus, Item, Part, Remark, command
+from omnikit.data.recordings import check_recording, encode_flac
+from omnikit.errors import bad_input_exits
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>.+)_(?P<index>\d+)")
+TEST, TRAIN, VALID = "test-", "train-without-", "valid-without-"
+"""What stands before a speaker's name in the name of a split."""
+UPSTREAM_TEST = 5
+"""Upstream tests on the recordings of each speaker and digit with a lower index."""
+PASSES = {TRAIN: 4, VALID: 2, TEST: 2}
+"""How often each recording is used."""
+LONGEST = 7
+PAUSE, EDGE = (0.05, 0.4), (0.1, 0.3)  # seconds, between recordings and around a string
+CHANGE = {"warp_prob": 1.0, "warp": 0.12, "gain": (0.1, 1.0), "silence": 0.2, "noise_prob": 0.0, "snr_db": (0.0, 0.0)}
+"""What is done to training strings; not noise, which the encoder meets in its own training."""
+SEED = 1
+
+
+def recordings_folder(data_folder: Path) -> Path:
+    """Upstream's folder `recordings`, or the data folder itself."""
+    inner = data_folder / "recordings"
+    return inner if inner.is_dir() else data_folder
+
+
+def speakers(data_folder: str | Path) -> list[str]:
+    """Everybody of whom there are recordings, sorted."""
+    names = (NAME.fullmatch(path.stem) for path in recordings_folder(Path(data_folder)).glob("*.wav"))
+    return sorted({name["speaker"] for name in names if name})
+
+
+def check_speakers(flag: str, names: Sequence[str], data_folder: str | Path) -> None:
+    """Raises `ValueError` for a speaker without recordings; a folder without any is left to `prepare`."""
+    known = speakers(data_folder)
+    unknown = [name for name in names if name not in known]
+    if known and unknown:
+        raise ValueError(f"--{flag} {' '.join(unknown)}: not in {data_folder}; choices: {', '.join(known)}")
+
+
+def splits(data_folder: Path) -> dict[str, Path]:
+    """Three for each speaker; nobody can be held out where there is only one."""
+    names = speakers(data_folder)
+    kinds = (TRAIN, VALID, TEST) if len(names) > 1 else (TEST,)
+    return {f"{kind}{name}": recordings_folder(data_folder) for name in names for kind in kinds}
+
+
+def parts(split: str, folder: Path) -> list[Part]:
+    """A shard for each speaker in the split."""
+    kind = next(kind for kind in PASSES if split.startswith(kind))
+    own = split.removeprefix(kind)
+    wanted = [own] if kind == TEST else [name for name in speakers(folder) if name != own]
+    files: dict[str, list[Path]] = {name: [] for name in wanted}
+    strays = []
+    for path in sorted(folder.glob("*.wav")):
+        name = NAME.fullmatch(path.stem)
+        if name is None:
+            strays.append(path)
+        elif name["speaker"] in files and (kind == TEST or (int(name["index"]) < UPSTREAM_TEST) == (kind == VALID)):
+            files[name["speaker"]].append(path)
+    files[wanted[0]] += strays  # counted once
+    return [Part(name, of, lambda name=name, of=of: items(kind, name, of)) for name, of in files.items()]
+
+
+def items(kind: str, speaker: str, files: list[Path]) -> Iterator[Item | Remark]:
+    """The strings of a speaker: the same ones at each call, whoever else is in the split."""
+    found: list[tuple[int, np.ndarray]] = []
+    for path in files:
+        recording = read(path)
+        if isinstance(recording, Remark):
+            yield recording
+        else:
+            found.append(recording)
+    rng = np.random.default_rng([SEED, *f"{kind}{speaker}".encode()])
+    change = Augment(**CHANGE, rng=rng)
+    for number, string in enumerate(strings(len(found), PASSES[kind], rng)):
+        digits = [found[i][0] for i in string]
+        wav = joined([found[i][1] for i in string], rng)
+        yield {
+            "id": f"{speaker}-{number:04d}-{''.join(map(str, digits))}",
+            "speaker": speaker,
+            "language": "en",
+            "t1": " ".join(DIGITS[digit] for digit in digits),
+            "a1": encode_flac(change(wav) if kind == TRAIN else wav, SAMPLE_RATE),
+        }
+
+
+def read(path: Path) -> tuple[int, np.ndarray] | Remark:
+    """A digit and its waveform [N], or why the file is of no use."""
+    name = NAME.fullmatch(path.stem)
+    problem = "malformed" if name is None else check_recording(path).problem
+    try:
+        return Remark(problem, path.name) if problem else (int(name["digit"]), load_audio(path, SAMPLE_RATE).numpy())
+    except ValueError:
+        return Remark("unreadable", path.name)
+
+
+def strings(recordings: int, passes: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Indices of 1 to `LONGEST` recordings; in each pass every recording stands in one string."""
+    for _ in range(passes):
+        order = rng.permutation(recordings).tolist()
+        while order:
+            length = int(rng.integers(1, LONGEST + 1))
+            yield order[:length]
+            order = order[length:]
+
+
+def joined(wavs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Waveforms one after the other [N], silence of random length between and around them."""
+    pieces = [silence(EDGE, rng)]
+    for wav in wavs:
+        pieces += [wav, silence(PAUSE, rng)]
+    return np.concatenate([*pieces[:-1], silence(EDGE, rng)])
+
+
+def silence(seconds: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    return np.zeros(int(rng.uniform(*seconds) * SAMPLE_RATE), np.float32)
+
+
+CORPUS = Corpus(
+    layout="recordings/<digit>_<speaker>_<index>.wav",
+    fields=("id", "duration", "speaker", "language", "t1", "a1"),
+    splits=splits,
+    parts=parts,
+    shards=True,
+    embedded=True,
+)
+
+
+def with_splits(words: Sequence[str]) -> list[str]:
+    """`--held_out NAME ..` and `--speakers NAME ..` of a command line as the `--splits` that they mean.
+
+    Raises:
+        ValueError: there are no recordings of a speaker.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data_folder")
+    parser.add_argument("--held_out", nargs="+", default=[])
+    parser.add_argument("--speakers", nargs="+", default=[])
+    own, rest = parser.parse_known_args(words)
+    for flag in ("held_out", "speakers"):
+        check_speakers(flag, getattr(own, flag), own.data_folder or "")
+    chosen = [f"{kind}{name}" for name in own.held_out for kind in (TRAIN, VALID, TEST)]
+    chosen += [f"{TEST}{name}" for name in own.speakers]
+    folder = [] if own.data_folder is None else ["--data_folder", own.data_folder]
+    return [*rest, *folder, *(["--splits", *chosen] if chosen else [])]
+
+
+if __name__ == "__main__":
+    with bad_input_exits():
+        command(CORPUS, __doc__, with_splits(sys.argv[1:]))

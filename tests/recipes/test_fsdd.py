@@ -1,0 +1,221 @@
+"""Spoken digits: the strings made of recordings, and the whole recipe on tones that stand for speakers."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from omnikit.checkpoint import SHIPPED
+from omnikit.data.corpus import Checks, prepare
+from omnikit.data.rows import read_manifest
+from tests.recipes.conftest import changed
+from tests.recipes.trees import RECIPES, cut, load_corpus, load_script, write_sound, write_text
+
+PITCH = {"anna": 440.0, "ben": 1200.0}  # Hz
+INDICES = (0, 1, 5, 6, 7)
+WORDS = {"3": "three", "7": "seven"}
+
+
+def tree(root: Path, damaged: bool = False) -> Path:
+    """Recordings as upstream has them; each speaker is a tone."""
+    folder = root / "upstream" / "recordings"
+    folder.mkdir(parents=True)
+    for speaker, pitch in PITCH.items():
+        for digit in WORDS:
+            for index in INDICES:
+                seconds = np.arange(800 + 100 * index) / 8000
+                wav = 0.3 * np.sin(2 * np.pi * pitch * seconds)
+                soundfile.write(folder / f"{digit}_{speaker}_{index}.wav", wav, 8000, subtype="PCM_16")
+    if damaged:
+        write_text(folder / "3_ben_8.wav", b"")
+        write_text(folder / "3_ben_9.wav", b"not audio at all")
+        cut(write_sound(folder / "7_ben_10.wav", rate=8000))
+        write_sound(folder / "7_ben_11.wav", 0.0, rate=8000)
+        write_sound(folder / "seven.wav", rate=8000)
+        write_sound(folder / "7_ben_12.wav", rate=44100, channels=2)  # is used
+    return folder.parent
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Every corpus has a module `prepare`; nobody else's is found."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not path.startswith(str(RECIPES))])
+    monkeypatch.delitem(sys.modules, "prepare", raising=False)
+    yield
+    sys.modules.pop("prepare", None)
+
+
+@pytest.fixture
+def run(monkeypatch, alone):
+    """`run("prepare.py", ..)`, as in the script's own folder."""
+
+    def call(script: str, *words: object) -> None:
+        path = RECIPES / "FSDD" / script
+        monkeypatch.chdir(path.parent)
+        monkeypatch.setattr(sys, "argv", [path.name, *map(str, words)])
+        runpy.run_path(str(path), run_name="__main__")
+
+    return call
+
+
+def rows_of(folder: Path, split: str) -> list:
+    return list(read_manifest(load_corpus("FSDD").manifest(folder, split), folder / "cache"))
+
+
+def pitch_of(wav: np.ndarray) -> float:
+    """The strongest frequency (Hz)."""
+    return float(np.abs(np.fft.rfft(wav)).argmax() * 16000 / len(wav))
+
+
+def test_each_recording_stands_in_one_string_of_a_pass():
+    script = load_script(RECIPES / "FSDD" / "prepare.py")
+    made = list(script.strings(100, 3, np.random.default_rng(0)))
+    assert {len(string) for string in made} == set(range(1, 8))
+    order = [i for string in made for i in string]
+    assert [sorted(order[i : i + 100]) for i in (0, 100, 200)] == [list(range(100))] * 3
+    assert order[:100] != order[100:200]
+
+
+def test_a_held_out_speaker_is_in_no_training_string(tmp_path: Path):
+    upstream = tree(tmp_path)
+    summaries = {s.split: s for s in prepare(load_corpus("FSDD"), upstream, tmp_path / "out")}
+    assert len(summaries) == 6 and not any(s.skipped for s in summaries.values())
+    uses = {"train-without-ben": ("anna", 3 * 4), "valid-without-ben": ("anna", 2 * 2), "test-ben": ("ben", 5 * 2)}
+    for split, (speaker, count) in uses.items():
+        rows = rows_of(tmp_path / "out", split)
+        assert summaries[split].rows == len({row.id for row in rows}) == len(rows)
+        assert Counter(word for row in rows for word in row.t1.split()) == {"three": count, "seven": count}
+        for row in rows:
+            digits = row.id.rsplit("-", 1)[1]
+            assert row.speaker == speaker and row.t1 == " ".join(WORDS[digit] for digit in digits)
+            wav = row.a1.load(16000).numpy()
+            assert len(wav) == pytest.approx(16000 * row.duration, abs=2)
+            assert pitch_of(wav) == pytest.approx(PITCH[speaker], rel=0.15 if split.startswith("train") else 0.02)
+            if split == "test-ben":
+                least, most = 0.2 + 0.1 * len(digits), 0.6 + 0.2 * len(digits) + 0.4 * (len(digits) - 1)
+                assert least <= row.duration <= most
+
+
+def test_the_page_on_data_tells_of_the_layout():
+    assert load_corpus("FSDD").layout in (RECIPES.parent / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+def test_the_same_bytes_each_time(tmp_path: Path):
+    upstream, corpus = tree(tmp_path), load_corpus("FSDD")
+    for name in ("a", "b"):
+        list(prepare(corpus, upstream, tmp_path / name, ["train-without-ben", "test-ben"]))
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.parquet")]
+    assert len(files) == 2
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+def test_damage_is_skipped_and_counted(tmp_path: Path):
+    upstream, corpus = tree(tmp_path, damaged=True), load_corpus("FSDD")
+    (summary,) = prepare(corpus, upstream / "recordings", tmp_path / "out", ["test-ben"])
+    assert summary.skipped.reasons == {"empty": 2, "unreadable": 2, "malformed": 1}
+    said = Counter(word for row in rows_of(tmp_path / "out", "test-ben") for word in row.t1.split())
+    assert said == {"three": 10, "seven": 12}
+    with pytest.raises(ValueError, match=r"3_ben_8\.wav: empty"):
+        list(prepare(corpus, upstream, tmp_path / "strict", ["test-ben"], Checks(strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("prepare.py", ["--save_folder", "out", "--held_out", "bob"], "--held_out bob: not in "),
+        ("prepare.py", ["--save_folder", "out", "--speakers", "ben", "bob"], "--speakers bob: not in "),
+        ("ASR/evaluate.py", ["hparams/eval.yaml", "--speakers", "bob"], "--speakers bob: not in "),
+        ("ASR/run.py", ["--from_nothing", "bob"], "--from_nothing bob: not in "),
+    ],
+)
+def test_an_unknown_speaker_is_told_the_choices(script, words, message, run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(script, *words, "--data_folder", tree(tmp_path))
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.count("\n") == 1
+    assert message in told and told.endswith("choices: anna, ben\n")
+
+
+def test_prepare_train_evaluate(run, tmp_path: Path):
+    """Encoder from both starts, adapters and language model, scores; the shipped parts at their true size."""
+    upstream, made, encoder, asr = tree(tmp_path), tmp_path / "made", tmp_path / "encoder", tmp_path / "asr"
+    run("prepare.py", "--data_folder", upstream, "--save_folder", made, "--held_out", "ben")
+    own = ["--data_folder", made, "--held_out", "ben", "--device", "cpu"]
+    quick = ["--batch_seconds", "3", "--num_buckets", "2", "--log_every", "1", "--warmup_steps", "1"]
+
+    def train_encoder(folder: Path, steps: int, *words: str) -> str:
+        words = [*words, *own, *quick, "--output_folder", folder, "--steps", steps]
+        run("ASR/train_encoder.py", "hparams/encoder.yaml", *words)
+        return (folder / "weights" / "README.md").read_text()
+
+    train_encoder(encoder, 2, "--head_steps", "2")
+    assert not changed(Path(SHIPPED), encoder / "system")
+    card = train_encoder(encoder, 4, "--head_steps", "2")
+    assert changed(Path(SHIPPED), encoder / "system") == {"encoder"}
+    assert "egs/mini/pretrained/encoder: 4 steps" in card and "any recording of ben" in card and "| valid |" in card
+    assert "nothing: 1 steps" in train_encoder(tmp_path / "new", 1, "hparams/from_nothing.yaml")
+
+    steps = ["--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "200"]
+    start = ["--start_from", encoder / "system"]
+    run("ASR/train.py", "hparams/train.yaml", *own, *start, "--output_folder", asr, *steps)
+    assert changed(encoder / "system", asr) == {"adapter", "llm", "text_rows"}
+    log = json.loads((asr / "train_log.jsonl").read_text())
+    assert log["step"] == 2 and {"text", "wer"} <= set(log["valid"])
+
+    scored = ["--checkpoint", asr, "--data_folder", upstream, "--output_folder", tmp_path / "scores"]
+    run("ASR/evaluate.py", "hparams/eval.yaml", *scored, "--speakers", "ben", "--decoding.max_steps", "4")
+    splits = json.loads((tmp_path / "scores" / "asr.json").read_text())["splits"]
+    assert list(splits) == ["test-ben"] and splits["test-ben"]["groups"]["all"]["words"] == 20
+    run("ASR/evaluate.py", "hparams/eval.yaml", *scored, "--decoding.max_steps", "4")
+    assert list(json.loads((tmp_path / "scores" / "asr.json").read_text())["splits"]) == ["test-anna", "test-ben"]
+
+
+def test_leave_one_out_goes_on_where_it_was(run, monkeypatch, tmp_path: Path, capsys):
+    called, failing = [], ["train.py"]
+
+    def told(words: list[str], cwd: Path) -> subprocess.CompletedProcess:
+        """Stands for the scripts: writes what each writes last."""
+        name, flags = Path(words[1]).stem, dict(word[2:].split("=", 1) for word in words if "=" in word)
+        speaker = flags.get("speakers") or flags.get("held_out") or words[-1]
+        called.append((name, speaker, "hparams/from_nothing.yaml" in words))
+        if f"{name}.py" in failing:
+            return subprocess.CompletedProcess(words, 1)
+        out = Path(flags.get("output_folder", tmp_path / "out" / "strings"))
+        rates = {"utterances": 2, "words": 8, "wer": 12.34 if speaker == "ben" else 20.0, "cer": 5.0, "exact": 50.0}
+        scores = json.dumps({"splits": {f"test-{speaker}": {"groups": {"all": rates}}}})
+        product = {
+            "prepare": f"test-{speaker}/{speaker}.parquet", "train_encoder": "system/model.safetensors",
+            "train": "model.safetensors", "evaluate": "asr.json",
+        }[name]  # fmt: skip
+        write_text(out / product, scores)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocess, "run", told)
+    words = ["--data_folder", tree(tmp_path), "--output_folder", tmp_path / "out", "--from_nothing", "ben"]
+    with pytest.raises(SystemExit):
+        run("ASR/run.py", *words)
+    assert "error: anna: train.py failed with status 1, " in capsys.readouterr().err
+    assert [name for name, *_ in called] == ["prepare", "train_encoder", "train"]
+    called.clear(), failing.clear()
+    run("ASR/run.py", *words)
+    done = [(name, speaker) for name, speaker, nothing in called if not nothing]
+    each = ["prepare", "train_encoder", "train", "evaluate"]
+    assert done[:6] == [("train", "anna"), ("evaluate", "anna"), *((name, "ben") for name in each)]
+    assert [(name, speaker) for name, speaker, nothing in called if nothing] == [("train_encoder", "ben")]
+    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert table[3:] == [
+        "| ben | synthetic speech | 2 | 8 | 12.3 | 5.0 | 50.0 |",
+        "| ben | nothing | 2 | 8 | 12.3 | 5.0 | 50.0 |",
+        "| mean of 2 | synthetic speech |  |  | 16.2 | 5.0 | 50.0 |",
+    ]
+    called.clear()
+    run("ASR/run.py", *words)
+    assert not called and "| anna |" in capsys.readouterr().out
