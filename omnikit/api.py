@@ -23,7 +23,8 @@ Audio = str | Path | Tensor
 """A file, or a waveform [N] in -1..1 at the encoder's sample rate."""
 UNFINISHED = "\ufffd"
 """What tokenizers write for bytes that are no character yet."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT32 = "float32"
+DTYPES = {FLOAT32: torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST_CHUNK = 8
 """Frames. Chunks grow up to this: the first comes soon, and long ones cost the codec less."""
 
@@ -237,7 +238,7 @@ def load(
     device: str = "cpu",
     strategy: Strategy | None = None,
     engine: str = TORCH,
-    dtype: str = "float32",
+    dtype: str = FLOAT32,
 ) -> Omni:
     """Load a checkpoint folder, or one of the hub by its id; None = the mini system that comes with the package.
 
@@ -252,6 +253,8 @@ def load(
 
     if engine != TORCH and device != "cpu":
         raise ValueError(f"--engine {engine}: runs on the CPU, not on --device {device}")
+    if engine != TORCH and dtype != FLOAT32:
+        raise ValueError(f"dtype {dtype}: is for the engine {TORCH}; {engine} stores weights in its own way")
     if engine == TORCH:
         as_type = dtype_named(dtype)
         return Omni(load_checkpoint(checkpoint, device=device).to_dtype(as_type), strategy=strategy)

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from omnikit.api import Omni
 from omnikit.bench_table import Figures
-from omnikit.generate import Decoding, Generation, Question, generate
-from omnikit.interfaces import Pattern
+from omnikit.generate import Question, generate
 from omnikit.model import OmniLM
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
 from omnikit.streaming import LOW_LATENCY
@@ -61,7 +60,7 @@ class Plan:
             raise ValueError(f"--seconds {self.seconds:g}: must be above 0")
 
 
-QUICK = Plan(steps=11, frames=20, answers=1, repeats=3, gib=0.5)
+QUICK = Plan(steps=9, frames=16, answers=1, repeats=2, gib=0.5)
 
 
 def measure(omni: Omni, plan: Plan) -> Figures:
@@ -100,12 +99,9 @@ def _lasting(omni: Omni, steps: int) -> Omni:
 
 
 def _decode(omni: Omni, asked: Question, steps: int, strategy: Strategy) -> Watched:
-    return Watched(_steps(omni, asked, steps, strategy)).through()
-
-
-def _steps(omni: Omni, asked: Question, steps: int, strategy: Strategy) -> Generation:
-    decoding: Decoding = _lasting(omni, steps).decoding
-    return generate(omni.model, TASKS["A1A2"], [asked], decoding=decoding, strategy=strategy, engine=omni.engine)
+    """The steps of an answer of so many, without its sound."""
+    options = {"decoding": _lasting(omni, steps).decoding, "strategy": strategy, "engine": omni.engine}
+    return Watched(generate(omni.model, TASKS["A1A2"], [asked], **options)).through()
 
 
 def _step_times(omni: Omni, plan: Plan, strategy: Strategy) -> list[float]:
@@ -134,20 +130,15 @@ def _real_time_factor(omni: Omni, wav: Tensor) -> float:
 
 
 def real_time_factor(steps: Watched, samples: int, model: OmniLM) -> float:
-    """Seconds that a second of sound took, from the step with which its first frame begins to be whole: what an answer
-    is slowed by before depends on its length.
+    """Seconds that a second of sound took, from the step on in which its first frame begins to be whole: what comes
+    before would count the more, the shorter an answer is.
 
     Args:
         steps: watched until the sound was there.
         samples: of the sound.
     """
-    begin = max(0, _completing(model.pattern) - model.pattern.stride)
+    begin = max(0, model.pattern.num_steps(1) - 1 - model.pattern.stride)
     return (steps.until_now() - steps.came[begin]) * model.codec.sample_rate / samples
-
-
-def _completing(pattern: Pattern) -> int:
-    """The step that completes the first frame."""
-    return pattern.num_steps(1) - 1
 
 
 class Watched:

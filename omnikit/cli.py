@@ -91,8 +91,8 @@ def ask(
     from omnikit.audio import check_target, save_audio
 
     settings, limits = _settings(context, checkpoint), _limits(max_steps, time_limit)
-    about = {"strategy": strategy, "engine": engine, "max_steps": max_steps, "parts": settings}
-    about |= _given(time_limit=time_limit)
+    about = {"strategy": strategy, "engine": engine, "parts": settings, "max_steps": max_steps}
+    about["time_limit"] = time_limit
     job = _job("A1A2", audio, output, batch_size, checkpoint, about)
     output = output or ANSWER
     if job is None:
@@ -125,7 +125,7 @@ def transcribe(
     batch_size: BatchSize = 16,
 ) -> None:
     """Write what is said in a sound file, or in those of a folder or manifest."""
-    limits, about = _limits(max_steps, time_limit), _given(max_steps=max_steps, time_limit=time_limit)
+    limits, about = _limits(max_steps, time_limit), {"max_steps": max_steps, "time_limit": time_limit}
     job = _job("A1T1", audio, output, batch_size, checkpoint, {"engine": engine, **about})
     if job is None and output is not None:
         raise ValueError(f"--output {output}: the text of one recording is printed; give a folder or a manifest")
@@ -149,7 +149,7 @@ def speak(
     """Say a text, or those of a manifest or a text file."""
     from omnikit.audio import check_target, save_audio
 
-    limits, about = _limits(max_steps, time_limit), _given(max_steps=max_steps, time_limit=time_limit)
+    limits, about = _limits(max_steps, time_limit), {"max_steps": max_steps, "time_limit": time_limit}
     job = _job("T1A1", text, output, batch_size, checkpoint, {"engine": engine, **about})
     output = output or SPEECH
     if job is None:

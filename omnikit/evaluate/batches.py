@@ -32,7 +32,7 @@ class Reply:
 
     text: str
     codes: Tensor  # [K, T]; T = 0 where the task does not speak
-    truncated: bool = False  # cut at the greatest number of steps
+    truncated: bool = False  # cut by a limit of `Decoding`
 
 
 def cut_short(reply: Reply, task: Task) -> bool:

@@ -102,6 +102,8 @@ def test_folders_and_files_of_texts(run, refused, sounds, saved, tmp_path):
     assert "--batch_size 0" in refused("speak", tmp_path / "texts.txt", "-o", tmp_path / "x", "--batch_size", "0")
     line = refused("speak", tmp_path / "texts.txt", "-o", tmp_path / "said")
     assert f"checkpoint was {saved}, is None" in line
+    line = refused("speak", tmp_path / "texts.txt", "-o", tmp_path / "said", *here, "--time_limit", "9")
+    assert "time_limit was None, is 9.0" in line
     assert "no such folder" in refused("speak", tmp_path / "texts.txt", "-o", tmp_path / "y", "--checkpoint", "no")
     assert not (tmp_path / "y").exists()
 
