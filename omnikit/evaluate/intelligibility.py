@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +29,8 @@ POCKETSPHINX = "pocketsphinx"
 NOT_JUDGED = f"Not judged: {POCKETSPHINX} wants a `--grammar_file`; or choose another `--judge`."
 Said = tuple[str, str, Tensor]
 """Id, the text that should be heard, and the waveform [N]."""
+Heard = tuple[ErrorRates, list[Pair]]
+"""How much of it was understood, and what."""
 
 
 class Listener(Protocol):
@@ -72,9 +74,7 @@ def _with_grammar(file: str) -> Judge:
         raise ValueError(f"--judge {POCKETSPHINX}: {missing_package(error.name)}") from None
 
 
-def judged(
-    judge: Listener, said: Iterable[Said], sample_rate: int, title: str, normalize: Normalizer = plain
-) -> tuple[ErrorRates, list[Pair]]:
+def judged(judge: Listener, said: Iterable[Said], sample_rate: int, title: str, normalize: Normalizer = plain) -> Heard:
     """Error rates of what the judge hears, and what that is."""
     pairs = [Pair(name, text, judge.transcribe(wav, sample_rate)) for name, text, wav in tqdm(list(said), desc=title)]
     return score(pairs, normalize), pairs
@@ -117,34 +117,44 @@ def shuffled(codes: Tensor, generator: torch.Generator) -> Tensor:
     return codes.gather(1, order.to(codes.device))
 
 
-def reference_rates(
-    judge: Listener,
-    codecs: dict[str, Codec],
-    said: Sequence[Reference],
-    *,
-    own: str,
-    normalize: Normalizer = plain,
-) -> dict[str, ErrorRates]:
-    """What the judge understands of recordings, of each codec's resynthesis of them, and of shuffled codes; nothing of
-    what there is none of.
+@dataclass(frozen=True)
+class Speech:
+    """Utterances of one kind, each made when it is listened to."""
+
+    sample_rate: int
+    said: Callable[[], Iterable[Said]]
+
+
+def reference_speech(codecs: dict[str, Codec], said: Sequence[Reference], *, own: str) -> dict[str, Speech]:
+    """Recordings, each codec's resynthesis of them, and shuffled codes; nothing of what there is none of.
 
     Args:
         own: name of the system's codec, whose codes may stand in place of recordings, and are shuffled.
     """
     first, recorded = codecs[own], [each for each in said if each.clip is not None]
-    generator = torch.Generator().manual_seed(0)
-    sounds = {"original recordings": (first, recorded, lambda each: each.clip.load(first.sample_rate))}
+
+    def speech(codec: Codec, of: Sequence[Reference], make: Callable[[Reference], Tensor]) -> Speech:
+        return Speech(codec.sample_rate, lambda: ((each.id, each.text, make(each)) for each in of))
+
+    def mixed() -> Iterator[Said]:
+        generator = torch.Generator().manual_seed(0)  # the same order for whoever listens
+        for each in said:
+            yield each.id, each.text, sound(first, shuffled(encoded(first, each), generator))
+
+    found = {}
+    if recorded:
+        found["original recordings"] = speech(first, recorded, lambda each: each.clip.load(first.sample_rate))
     for name, codec in codecs.items():
-        of = said if name == own else recorded
-        sounds[f"resynthesis by {name}"] = codec, of, lambda each, codec=codec: sound(codec, encoded(codec, each))
-    noise = f"{own}, codes shuffled"
-    sounds[noise] = first, said, lambda each: sound(first, shuffled(encoded(first, each), generator))
-    rates = {}
-    for title, (codec, of, make) in sounds.items():
-        if of:
-            made = ((each.id, each.text, make(each)) for each in of)
-            rates[title] = judged(judge, made, codec.sample_rate, title, normalize)[0]
-    return rates
+        if of := said if name == own else recorded:
+            found[f"resynthesis by {name}"] = speech(
+                codec, of, lambda each, codec=codec: sound(codec, encoded(codec, each))
+            )
+    return {**found, f"{own}, codes shuffled": Speech(first.sample_rate, mixed)} if said else found
+
+
+def judge_all(judge: Listener, speech: dict[str, Speech], normalize: Normalizer = plain) -> dict[str, Heard]:
+    """`judged`, for each kind of speech."""
+    return {title: judged(judge, kind.said(), kind.sample_rate, title, normalize) for title, kind in speech.items()}
 
 
 def keep_wavs(said: Sequence[Said], folder: Path, sample_rate: int, count: int) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+from pathlib import Path
+from unittest.mock import ANY
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -131,15 +133,26 @@ def llama(tmp_path):
     return tmp_path / "llama.yaml"
 
 
-def test_questions(run, untrained, questions, llama, grammar, tmp_path):
+@pytest.fixture
+def lengths(tmp_path) -> Path:
+    """What torch.hub takes for UTMOS; the longer an utterance, the more natural."""
+    (tmp_path / "hub").mkdir()
+    code = "import torch\n\ndef utmos22_strong():\n    return Seconds()\n\nclass Seconds(torch.nn.Module):\n"
+    code += "    def forward(self, wave, sr):\n        return torch.full((len(wave),), wave.shape[1] / sr)\n"
+    (tmp_path / "hub" / "hubconf.py").write_text(code)
+    return tmp_path / "hub"
+
+
+def test_questions(run, untrained, questions, llama, grammar, lengths, tmp_path):
     ran = run(
         QA, "hparams/eval.yaml", "../../../egs/mini/hparams/eval_qa.yaml", llama, "--data_folder", questions,
         "--checkpoint", untrained, "--output_folder", tmp_path / "out", "--splits", "[test_seen, llama]",
         "--grammar_file", grammar, "--decoding.max_steps", "12", "--speed_questions", "1",
-        "--speed_threads", "1", "--keep_wavs", "2",
+        "--speed_threads", "1", "--keep_wavs", "2", "--mos", "utmos", "--mos_source", lengths,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     result = json.loads((tmp_path / "out" / "qa.json").read_text())
+    assert result["mos"]["original recordings"]["utterances"] == 3
     ways = result["splits"]["test_seen"]
     assert set(ways) == {"text", "speech_parallel", "speech_batch_parallel"}
     for way in ways.values():
@@ -160,14 +173,14 @@ def test_questions(run, untrained, questions, llama, grammar, tmp_path):
     assert json.loads(answers)["right"] == ["Paris", "the city of Paris"]
 
 
-def test_speech_from_text(run, untrained, corpus, grammar, tmp_path):
+def test_speech_from_text(run, untrained, corpus, grammar, lengths, tmp_path):
     (tmp_path / "LibriTTS").mkdir()
     lines = [f"7-{n}-0000,THE SKY IS BLUE,{corpus}/test-clean/7/{n}/7-{n}-0000.flac" for n in (1, 2)]
     (tmp_path / "LibriTTS" / "test-clean.csv").write_text("\n".join(["ID,t1,a1", *lines]) + "\n")
     ran = run(
         TTS, "hparams/eval.yaml", "--data_folder", tmp_path, "--checkpoint", untrained, "--output_folder",
         tmp_path / "out", "--grammar_file", grammar, "--ids", "^7-1-", "--decoding.max_steps", "12",
-        "--codecs", "[{name: snac_mini}]", "--speed_sentences", "1",
+        "--codecs", "[{name: snac_mini}]", "--speed_sentences", "1", "--mos", "utmos", "--mos_source", lengths,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     result = json.loads((tmp_path / "out" / "tts.json").read_text())
@@ -181,4 +194,11 @@ def test_speech_from_text(run, untrained, corpus, grammar, tmp_path):
         "the system, from text",
     ]
     assert all(rate["utterances"] == 1 and rate["words"] == 4 for rate in rates.values())
+    seconds = soundfile.info(corpus / "test-clean/7/1/7-1-0000.flac").duration
+    assert result["mos"]["original recordings"] == {
+        "mean": pytest.approx(seconds, rel=0.01),
+        "worst": ANY,
+        "utterances": 1,
+    }
+    assert set(result["mos"]) <= set(rates) and "| UTMOS, mean |" in (tmp_path / "out" / "tts.md").read_text()
     assert (tmp_path / "out" / "wav" / "7-1-0000.wav").exists()

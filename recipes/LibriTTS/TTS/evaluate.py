@@ -22,19 +22,20 @@ from omnikit.evaluate.batches import cut_short, replies, sound
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
     Listener,
-    Reference,
     Said,
-    judged,
+    Speech,
+    judge_all,
     keep_wavs,
     open_judge,
     rates_table,
-    reference_rates,
+    reference_speech,
     references,
 )
+from omnikit.evaluate.mos import open_mos, opinions, opinions_table
 from omnikit.evaluate.qa import some
 from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.tables import write_json
-from omnikit.evaluate.text import normalizer
+from omnikit.evaluate.text import Normalizer, normalizer
 from omnikit.evaluate.wer import ErrorRates
 from omnikit.hparams import build_part, load_recipe
 from omnikit.interfaces import Codec
@@ -91,20 +92,14 @@ def speak(model: OmniLM, rows: list[Row], hparams: dict[str, Any]) -> Spoken:
 
 
 def intelligibility(
-    judge: Listener,
-    codecs: dict[str, Codec],
-    recorded: list[Reference],
-    said: list[Said],
-    hparams: dict[str, Any],
-    folder: Path,
+    judge: Listener, speech: dict[str, Speech], normalize: Normalizer, folder: Path
 ) -> dict[str, ErrorRates]:
     """What the judge hears of recordings, codecs and the system; the last goes to `heard.jsonl` as well."""
-    normalize = normalizer(hparams["judge_normalizer"])
-    rates = reference_rates(judge, codecs, recorded, own=OWN, normalize=normalize)
-    rates[SYSTEM], heard = judged(judge, said, codecs[OWN].sample_rate, SYSTEM, normalize)
+    found = judge_all(judge, speech, normalize)
     with (folder / "heard.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"id": p.id, "text": p.reference, "heard": p.hypothesis}) + "\n" for p in heard)
-    return rates
+        for pair in found[SYSTEM][1]:
+            file.write(json.dumps({"id": pair.id, "text": pair.reference, "heard": pair.hypothesis}) + "\n")
+    return {title: rates for title, (rates, _) in found.items()}
 
 
 def speed(omni: Omni, said: list[Said], hparams: dict[str, Any]) -> dict[str, Speed | None]:
@@ -122,13 +117,17 @@ def main() -> None:
     hparams = recipe.hparams
     folder, device = Path(hparams["output_folder"]), recipe.run_opts.get("device", "cpu")
     judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
+    mos = open_mos(hparams["mos"], hparams["mos_source"], device)
     rows = read_rows(hparams)
     omni = load(hparams["checkpoint"], device=device)
     codecs = open_codecs(omni.model.codec, hparams["codecs"])
     spoken = speak(omni.model, rows, hparams)
     keep_wavs(spoken.said, folder / "wav", omni.sample_rate, hparams["keep_wavs"])
-    recorded = references(rows, SPEAK, codec_name(omni.model))
-    rates = {} if judge is None else intelligibility(judge, codecs, recorded, spoken.said, hparams, folder)
+    speech = reference_speech(codecs, references(rows, SPEAK, codec_name(omni.model)), own=OWN)
+    speech[SYSTEM] = Speech(omni.sample_rate, lambda: spoken.said)
+    normalize = normalizer(hparams["judge_normalizer"])
+    rates = {} if judge is None else intelligibility(judge, speech, normalize, folder)
+    found = opinions(mos, speech)
     measured = speed(omni, spoken.said, hparams)
     about = {
         "checkpoint": hparams["checkpoint"] or "the shipped mini system",
@@ -140,10 +139,13 @@ def main() -> None:
         **about,
         "skipped": dict(spoken.skipped.reasons),
         "intelligibility": {name: r.as_dict() for name, r in rates.items()},
+        "mos": {name: o.as_dict() for name, o in found.items()},
         "speed": {name: s and s.as_dict() for name, s in measured.items()},
     })  # fmt: skip
     notes = "\n".join([*(f"- {key}: {value}" for key, value in about.items()), f"- left out: {spoken.skipped}"])
-    tables = [rates_table(rates) if rates else NOT_JUDGED, *([speed_table(measured)] if measured else [])]
+    tables = [rates_table(rates) if rates else NOT_JUDGED]
+    tables += [opinions_table(found)] if found else []
+    tables += [speed_table(measured)] if measured else []
     text = "\n\n".join([f"# Speech from text, {Path(hparams['manifest']).stem}", *tables, notes]) + "\n"
     (folder / "tts.md").write_text(text, encoding="utf-8")
     print(text)

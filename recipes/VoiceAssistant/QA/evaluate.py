@@ -7,6 +7,7 @@ writes `qa.json`, `qa.md`, `answers_<split>_<way>.jsonl` and some answers as wav
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import Reply, replies, sound
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
-    judged,
+    Speech,
+    judge_all,
     keep_wavs,
     open_judge,
     rates_table,
-    reference_rates,
+    reference_speech,
     references,
 )
+from omnikit.evaluate.mos import open_mos, opinions, opinions_table
 from omnikit.evaluate.qa import Shares, Way, count_right, read_questions, shares_table, some, write_answers
 from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.tables import write_json
 from omnikit.evaluate.text import normalizer, normalizer_version
-from omnikit.evaluate.wer import ErrorRates
 from omnikit.hparams import load_recipe
 from omnikit.tasks import TASKS
 
@@ -45,6 +47,7 @@ class QAEvaluation:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ways = [Way.of(name, options) for name, options in hparams["ways"].items()]
         self.judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
+        self.mos = open_mos(hparams["mos"], hparams["mos_source"], device)
         self.judge_normalize = normalizer(hparams["judge_normalizer"])
         sources = chosen(hparams["sources"], hparams["splits"])
         self.rows = {split: self._read(split, options) for split, options in sources.items()}
@@ -76,23 +79,17 @@ class QAEvaluation:
         chosen = list(given.items())[:limit]
         return [(name, reply.text, sound(self.model.codec, reply.codes)) for name, reply in chosen]
 
-    def judge_speech(self, found: Answers) -> dict[str, ErrorRates]:
-        """Recorded answers and what the codec keeps of them, if wanted; the spoken answers against their own text."""
-        if self.judge is None:
-            return {}
-        limit = self.hparams["judge_limit"]
-        rates = self._references(self.rows[self.judged_split][:limit]) if self.hparams["references"] else {}
+    def speech(self, found: Answers) -> dict[str, Speech]:
+        """Recorded answers and what the codec keeps of them, if wanted; the spoken answers with their own text."""
+        limit, speech = self.hparams["judge_limit"], {}
+        if self.hparams["references"]:
+            said = references(self.rows[self.judged_split][:limit], TASKS["A1A2"], codec_name(self.model))
+            speech = reference_speech({"the codec": self.model.codec}, said, own="the codec")
         for way in self.ways:
             if way.task.speaks:
-                said = self._said(found[way.name], limit)
                 title = f"spoken answers against their own text, {way.name.replace('_', ' ')}"
-                rates[title] = judged(self.judge, said, self.omni.sample_rate, title, self.judge_normalize)[0]
-        return rates
-
-    def _references(self, rows: list[Row]) -> dict[str, ErrorRates]:
-        said = references(rows, TASKS["A1A2"], codec_name(self.model))
-        codecs = {"the codec": self.model.codec}
-        return reference_rates(self.judge, codecs, said, own="the codec", normalize=self.judge_normalize)
+                speech[title] = Speech(self.omni.sample_rate, partial(self._said, found[way.name], limit))
+        return speech
 
     def speed(self, found: Answers) -> dict[str, Speed | None]:
         """By way, of those that speak; of questions that were answered and are recorded."""
@@ -127,20 +124,26 @@ def main() -> None:
     hparams = recipe.hparams
     device = recipe.run_opts.get("device", "cpu")
     run = QAEvaluation(hparams, load(hparams["checkpoint"], device=device), device)
-    shares, rates, speed = {}, {}, {}
+    shares, rates, mos, speed = {}, {}, {}, {}
     for split in run.rows:
         shares[split], found = run.answer(split)
         if split == run.judged_split:
-            rates, speed = run.judge_speech(found), run.speed(found)
+            speech = run.speech(found)
+            if run.judge is not None:
+                heard = judge_all(run.judge, speech, run.judge_normalize)
+                rates = {title: each for title, (each, _) in heard.items()}
+            mos, speed = opinions(run.mos, speech), run.speed(found)
     about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system"}
     about |= {"normalizer": normalizer_version(hparams["normalizer"]), "judge": hparams["judge"]}
     write_json(run.folder / "qa.json", {
         **about,
         "splits": {split: {way: s.as_dict() for way, s in ways.items()} for split, ways in shares.items()},
         "intelligibility": {name: r.as_dict() for name, r in rates.items()},
+        "mos": {name: o.as_dict() for name, o in mos.items()},
         "speed": {way: s and s.as_dict() for way, s in speed.items()},
     })  # fmt: skip
     tables = [shares_table(shares), rates_table(rates) if rates else NOT_JUDGED]
+    tables += [opinions_table(mos)] if mos else []
     tables += [speed_table(speed)] if speed else []
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
     text = "\n\n".join(["# Spoken questions", *tables, notes])

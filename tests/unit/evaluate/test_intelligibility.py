@@ -13,10 +13,11 @@ from omnikit.evaluate.batches import sound
 from omnikit.evaluate.intelligibility import (
     Reference,
     encoded,
+    judge_all,
     judged,
     keep_wavs,
     open_judge,
-    reference_rates,
+    reference_speech,
     references,
     shuffled,
 )
@@ -64,8 +65,8 @@ def test_what_is_heard_of_recordings_resynthesis_and_shuffled_codes(clips):
     listed = [Reference(str(i), text, Recorded(wav)) for i, (text, wav) in enumerate(clips.items())]
     coarse = ToyCodec(codebook_size=2)
     codecs = {"fine": ToyCodec(codebook_size=50), "coarse": coarse}
-    rates = reference_rates(Ear(clips), codecs, listed, own="fine")
-    assert {name: r.wer for name, r in rates.items()} == {
+    heard = judge_all(Ear(clips), reference_speech(codecs, listed, own="fine"))
+    assert {name: rates.wer for name, (rates, _) in heard.items()} == {
         "original recordings": 0,
         "resynthesis by fine": 0,
         "resynthesis by coarse": 100,
@@ -82,8 +83,12 @@ def test_codes_stand_in_for_recordings_of_the_systems_codec_alone(clips):
     ]
     said = references(rows, TASKS["A1A2"], "fine")
     assert [(each.id, each.text) for each in said] == [("fine", "red cat")]
-    rates = reference_rates(Ear(clips), {"fine": fine, "coarse": ToyCodec(codebook_size=2)}, said, own="fine")
-    assert {name: r.wer for name, r in rates.items()} == {"resynthesis by fine": 0, "fine, codes shuffled": 100}
+    speech = reference_speech({"fine": fine, "coarse": ToyCodec(codebook_size=2)}, said, own="fine")
+    heard = judge_all(Ear(clips), speech)
+    assert {name: rates.wer for name, (rates, _) in heard.items()} == {
+        "resynthesis by fine": 0,
+        "fine, codes shuffled": 100,
+    }
 
 
 def test_a_recording_that_cannot_be_read_is_no_reference(tmp_path):
