@@ -58,21 +58,40 @@ def _panel(axis: Axes, title: str, column: dict[str, Cell], baseline: str) -> No
     axis.grid(visible=False, axis="y")
 
 
+TOGETHER = (90, 12)
+"""Pixels, to the side and up, within which names would cover each other."""
+
+
 def draw_against(path: Path, grid: Grid, made: Cells) -> None:
     """One panel per wanted pair of figures, one point per row."""
     with pyplot.rc_context(STYLE):
         size = (6 * len(grid.plots), 4.5)
         figure, axes = pyplot.subplots(1, len(grid.plots), figsize=size, squeeze=False, layout="constrained")
+        points: dict[Axes, dict[str, tuple[float, float]]] = {}
         for axis, (x, y) in zip(axes[0], grid.plots, strict=True):
-            for row, line in made.items():
-                if line[x].mean is not None and line[y].mean is not None:
-                    _point(axis, row, line[x], line[y], BASE if row == grid.baseline else COLOR)
+            drawn = {row: line for row, line in made.items() if line[x].mean is not None and line[y].mean is not None}
+            for row, line in drawn.items():
+                _point(axis, line[x], line[y], BASE if row == grid.baseline else COLOR)
             axis.set(xlabel=x, ylabel=y)
             axis.margins(0.15)
+            points[axis] = {row: (line[x].mean, line[y].mean) for row, line in drawn.items()}
+        figure.draw_without_rendering()  # settles where points lie
+        for axis, of in points.items():
+            _name(axis, of)
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
 
 
-def _point(axis: Axes, row: str, x: Cell, y: Cell, color: str) -> None:
+def _point(axis: Axes, x: Cell, y: Cell, color: str) -> None:
     axis.errorbar(x.mean, y.mean, xerr=x.deviation, yerr=y.deviation, fmt="o", color=color, markersize=5)
-    axis.annotate(row, (x.mean, y.mean), xytext=(5, 4), textcoords="offset points", fontsize=8)
+
+
+def _name(axis: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """The rows' names beside their points, one under the other where points lie together."""
+    to_pixels, named = axis.transData.transform, []
+    for row, point in points.items():
+        place = to_pixels(point)
+        below = sum(abs(place[0] - x) < TOGETHER[0] and abs(place[1] - y) < TOGETHER[1] for x, y in named)
+        named.append(place)
+        offset = (5, 4 - 10 * below)
+        axis.annotate(row, point, xytext=offset, textcoords="offset points", fontsize=8)
