@@ -35,13 +35,14 @@ def main() -> None:
     recipe = load_recipe()
     hparams = recipe.hparams
     folder, held_out = Path(hparams["data_folder"]), hparams["held_out"]
+    hparams["encoder"].weights = hparams["start_from"]
     sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
     train, valid = (
         heard(read_manifest(folder / f"{split}-without-{held_out}", hparams["cache_folder"]), split)
         for split in ("train", "valid")
     )
     brain, valid_set = train_encoder(hparams, {"device": "cpu", **recipe.run_opts}, train, valid)
-    export(brain, valid_set, CARD, start=hparams["encoder"].weights or "nothing", held_out=held_out)
+    export(brain, valid_set, CARD, start=hparams["start_from"] or "nothing", held_out=held_out)
     system = checkpoint.load(hparams["system"])
     load_into(system.encoder, hparams["export_folder"])
     checkpoint.save(system, hparams["system_folder"])
