@@ -27,6 +27,7 @@ from omnikit.errors import writing
 from omnikit.evaluate.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
 from omnikit.evaluate.tables import write_json
 from omnikit.tasks import TASKS, Task
+from omnikit.torchrun import Share
 from omnikit.weights import FILE_NAME
 
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf")
@@ -38,19 +39,6 @@ NOTHING = {"text": None, "wav": None, "seconds": None, "truncated": None, "skipp
 """The fields of a line besides `id`."""
 SURROGATES = "backslashreplace"
 """Of file names that are not UTF-8: they are written as JSON's own escapes."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which of several processes this is."""
-
-    rank: int = 0
-    processes: int = 1
-
-    @classmethod
-    def of_torchrun(cls) -> Share:
-        """From the environment; the only one where torchrun did not start it."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 @dataclass

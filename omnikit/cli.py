@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from pathlib import Path
@@ -331,12 +330,6 @@ def _run(job: Job, omni: Omni) -> None:
     typer.echo(f"{job.results}: {counts}", err=True)
 
 
-def _own_device(device: str) -> str:
-    """Each process of torchrun has a GPU of its own."""
-    rank = os.environ.get("LOCAL_RANK")
-    return device if rank is None or device != "cuda" else f"cuda:{rank}"
-
-
 def _limits(max_steps: int | None, time_limit: float | None) -> dict[str, Any]:
     """Options of `Decoding`, refused before anything is loaded."""
     from omnikit.generate import Decoding
@@ -363,8 +356,9 @@ def _open(
 ) -> Omni:
     """A system of parts by name, if there are any, or of a checkpoint."""
     from omnikit.api import Omni, build, dtype_named, load
+    from omnikit.torchrun import own_device
 
-    device = _own_device(device)
+    device = own_device(device)
     if not settings:
         return load(checkpoint, device=device, strategy=strategy, engine=engine, dtype=dtype)
     if engine != "torch":

@@ -50,11 +50,13 @@ def load_into(
     if problems:
         raise ValueError(f"{file} does not fit {type(module).__name__}: {'; '.join(problems)}")
     stay = [name for name, tensor in stored.items() if mapped and own[name].dtype == tensor.dtype]
-    with torch.no_grad(), safe_open(file, "pt") as reader:
-        for name in stay:
-            own[name].data = reader.get_tensor(name)
+    with torch.no_grad():
         for name in stored.keys() - set(stay):
             own[name].copy_(stored[name])
+        if stay:  # opened anew: what was read above for copying would stay in memory with the rest
+            with safe_open(file, "pt") as reader:
+                for name in stay:
+                    own[name].data = reader.get_tensor(name)
 
 
 def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:

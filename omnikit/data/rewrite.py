@@ -5,7 +5,6 @@ A shard follows from its rows of the manifest and from the options alone, not fr
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from omnikit.data.shards import (
     write_rows,
 )
 from omnikit.data.upstream import parquet_parts
+from omnikit.torchrun import Share
 
 SHARD_ROWS = 2048
 VERSION = 1
@@ -98,15 +98,16 @@ def rewrite(
         raise ValueError(f"--save_folder {save_folder}: holds the manifest that is read; choose another")
     found, parts = read_parts(manifest, shard_rows)
     columns = step.columns(found)
-    rank, processes = (int(os.environ.get(name, value)) for name, value in (("RANK", 0), ("WORLD_SIZE", 1)))
-    total = Summary(step.name if processes == 1 else f"{step.name}, process {rank + 1} of {processes}")
+    share = Share.of_torchrun()
+    which = f", process {share.rank + 1} of {share.processes}" if share.processes > 1 else ""
+    total = Summary(step.name + which)
     for number, part in enumerate(parts):
-        if number % processes == rank:
+        if number % share.processes == share.rank:
             title = f"{step.name} {number + 1}/{len(parts)}"
             total.update(_shard(save_folder, part, step, columns, shard_rows, strict, title))
-    if rank == 0:
+    if share.rank == 0:
         remove_others(save_folder, {part.name for part in parts})
-    if not total.rows and processes == 1:
+    if not total.rows and share.processes == 1:
         raise ValueError(f"{manifest}: no usable row; {total}")
     return total
 

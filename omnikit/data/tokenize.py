@@ -3,7 +3,6 @@ trainings that use the same ones."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from omnikit.data.shards import Item, Remark, Summary
 from omnikit.data.store import fingerprint
 from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part
+from omnikit.torchrun import own_device
 
 HEARD = "a1"
 """The recording that the tasks listen to."""
@@ -83,7 +83,7 @@ def read_parts(
     Raises:
         ValueError: none is named, one has no weights, or what is named cannot be built or loaded.
     """
-    device = _own_device(device)
+    device = own_device(device)
     checkpoint.check_device(device)
     unknown = [key for key in settings if key.partition(".")[0] not in ("codec", "encoder")]
     if unknown:
@@ -102,11 +102,6 @@ def read_parts(
         raise ValueError("nothing to do: give --codec NAME, --encoder NAME or --checkpoint DIR")
     name = str(settings.get("codec", ""))
     return Parts(None if codec is None else _with_codes(codec, name), name, encoder)
-
-
-def _own_device(device: str) -> str:
-    """Under torchrun each process has a GPU of its own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 def _trained(kind: str, settings: Mapping[str, Any], device: str) -> Part | None:

@@ -15,10 +15,11 @@ from toy import toy_model
 import omnikit
 from omnikit.api import Omni
 from omnikit.audio import load_audio, save_audio
-from omnikit.batch import Job, Share, holds_many, wav_name
+from omnikit.batch import Job, holds_many, wav_name
 from omnikit.evaluate import batches
 from omnikit.generate import Decoding
 from omnikit.strategies import BATCH_PARALLEL
+from omnikit.torchrun import Share
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["a", "b", "deep/c", "deep/d", "e"]

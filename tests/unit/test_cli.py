@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnikit import cli
 from omnikit.audio import load_audio
 from omnikit.llms.tokenizers import SentencePieceTokenizer
+from omnikit.torchrun import own_device
 
 RATE = 16000
 
@@ -109,9 +109,9 @@ def test_folders_and_files_of_texts(run, refused, sounds, saved, tmp_path):
 
 
 def test_each_process_of_torchrun_has_its_gpu(monkeypatch):
-    assert cli._own_device("cuda") == "cuda"
+    assert own_device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert [cli._own_device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
+    assert [own_device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
 
 
 def test_info_names_parts_and_sizes(run, saved, tokenizer):

@@ -1,0 +1,25 @@
+"""Which of torchrun's processes this is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of several processes this is."""
+
+    rank: int = 0
+    processes: int = 1
+
+    @classmethod
+    def of_torchrun(cls) -> Share:
+        """From the environment; the only one where torchrun did not start it."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def own_device(device: str) -> str:
+    """Each process of torchrun has a GPU of its own: `cuda` means that one."""
+    rank = os.environ.get("LOCAL_RANK")
+    return device if rank is None or device != "cuda" else f"cuda:{rank}"
