@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from omnikit.audio import load_audio
 from omnikit.codecs import centred
-from omnikit.codecs.centred import Pieces, final_outputs, rising
+from omnikit.codecs.centred import Pieces, final_outputs, rising, weights_of
 from omnikit.hparams import build_part
 from omnikit.interfaces import Codec
 
@@ -203,7 +203,7 @@ def test_layers_against_torch(kernel, stride, padding, more):
         nn.Conv1d(3, 1, 3, padding=1),
     )
     x = torch.randn(2, 2, 17)
-    whole, pieces, given = layers(x), Pieces(layers, {layer: layer.weight for layer in layers}), []
+    whole, pieces, given = layers(x), Pieces(layers, weights_of(layers)), []
     for n in range(17):
         given.append(pieces.push(x[..., n : n + 1]))
         assert sum(y.shape[-1] for y in given) == max(0, final_outputs(layers, n + 1))
