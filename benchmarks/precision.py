@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import omnikit
 from omnikit.data.rows import Row, read_manifest
-from omnikit.engines import OPENVINO, TORCH, load_with_engine
+from omnikit.engines import OPENVINO, TORCH, load_openvino
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.asr import ALL, evaluate_split
 from omnikit.evaluate.batches import by_model, gather, hear
@@ -51,7 +51,7 @@ class Way:
         if self.engine == TORCH:
             model = omnikit.load(checkpoint, dtype=self.weights).model
             return model, model
-        return load_with_engine(self.engine, checkpoint, weights=self.weights)
+        return load_openvino(checkpoint, weights=self.weights)
 
 
 REFERENCE = Way(TORCH, "float32")

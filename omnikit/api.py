@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omnikit.audio import load_audio
-from omnikit.engines import TORCH, load_with_engine
+from omnikit.engines import OF_TORCH, TORCH, check_engine, load_openvino, open_engine
 from omnikit.generate import END, Decoding, Generation, Question, Step, answers, generate, read_frames
 from omnikit.model import Engine, OmniLM
 from omnikit.strategies import PARALLEL, Strategy
@@ -243,22 +243,23 @@ def load(
     """Load a checkpoint folder, or one of the hub by its id; None = the mini system that comes with the package.
 
     Args:
-        engine: what computes the steps, a name in `omnikit.engines.ENGINES`; all but `torch` need the CPU.
-        dtype: in which `torch` computes all but encoder and codec: float32, bfloat16 or float16.
+        engine: what computes the steps, a name in `omnikit.engines.ENGINES`; `openvino` needs the CPU.
+        dtype: in which engines of torch compute all but encoder and codec: float32, bfloat16 or float16.
 
     Raises:
         ValueError: the folder or a piece of it is missing or does not fit, or the engine cannot run it.
     """
     from omnikit.checkpoint import load as load_checkpoint
 
-    if engine != TORCH and device != "cpu":
+    check_engine(engine)
+    if engine in OF_TORCH:
+        model = load_checkpoint(checkpoint, device=device).to_dtype(dtype_named(dtype))
+        return Omni(model, strategy=strategy, engine=open_engine(engine, model))
+    if device != "cpu":
         raise ValueError(f"--engine {engine}: runs on the CPU, not on --device {device}")
-    if engine != TORCH and dtype != FLOAT32:
-        raise ValueError(f"dtype {dtype}: is for the engine {TORCH}; {engine} stores weights in its own way")
-    if engine == TORCH:
-        as_type = dtype_named(dtype)
-        return Omni(load_checkpoint(checkpoint, device=device).to_dtype(as_type), strategy=strategy)
-    model, machine = load_with_engine(engine, checkpoint)
+    if dtype != FLOAT32:
+        raise ValueError(f"dtype {dtype}: is for {', '.join(OF_TORCH)}; {engine} stores weights in its own way")
+    model, machine = load_openvino(checkpoint)
     return Omni(model, strategy=strategy, engine=machine)
 
 

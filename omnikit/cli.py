@@ -40,7 +40,10 @@ Checkpoint = Annotated[
     str | None, typer.Option(metavar="DIR", help="A trained model; the small system of the package if not given.")
 ]
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda ..")]
-Engine = Annotated[str, typer.Option(metavar="NAME", help="What computes the steps: torch, openvino (on CPUs, 8 bit).")]
+Engine = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="What computes the steps: torch, static, compiled, openvino (on CPUs, 8 bit)."),
+]
 Strategy = Annotated[
     str | None, typer.Option(metavar="NAME", help="How one question is decoded, a name in hparams/strategy.")
 ]
@@ -356,16 +359,18 @@ def _open(
 ) -> Omni:
     """A system of parts by name, if there are any, or of a checkpoint."""
     from omnikit.api import Omni, build, dtype_named, load
+    from omnikit.engines import OF_TORCH, check_engine, open_engine
     from omnikit.torchrun import own_device
 
     device = own_device(device)
     if not settings:
         return load(checkpoint, device=device, strategy=strategy, engine=engine, dtype=dtype)
-    if engine != "torch":
+    check_engine(engine)
+    if engine not in OF_TORCH:
         raise ValueError(f"--engine {engine}: wants a --checkpoint; it keeps what it makes of the weights")
     as_type = dtype_named(dtype)
     model = build(**{"pretrained": True, **settings}).to(device).to_dtype(as_type)
-    return Omni(model, strategy=strategy)
+    return Omni(model, strategy=strategy, engine=open_engine(engine, model))
 
 
 def _strategy(name: str | None) -> Strategies | None:

@@ -10,42 +10,46 @@ from types import ModuleType
 from typing import Any
 
 from omnikit import checkpoint as checkpoints
+from omnikit.engines.static import StaticEngine
 from omnikit.errors import missing_package
 from omnikit.llms.skeleton import DTYPE
 from omnikit.model import Engine, OmniLM
 
-TORCH, OPENVINO = ENGINES = ("torch", "openvino")
+TORCH, STATIC, COMPILED, OPENVINO = ENGINES = ("torch", "static", "compiled", "openvino")
+OF_TORCH = (TORCH, STATIC, COMPILED)
+"""Those that compute with the model's own weights, on any device; `openvino` has weights of its own."""
 
 
 def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **options: Any) -> Engine:
-    """An engine by name: `torch` is the model itself, on any device; `openvino` is for CPUs.
+    """An engine by name: `torch` is the model itself, `static` its steps over caches of fixed size (on a GPU one CUDA
+    graph), `compiled` those compiled by torch; `openvino` is for CPUs.
 
     Args:
-        folder: where an engine keeps what it makes of the model's weights; it belongs to these weights alone.
+        folder: where `openvino` keeps what it makes of the model's weights; it belongs to these weights alone.
         options: of the engine.
 
     Raises:
         ValueError: an unknown name, a package that is not installed, or a model that the engine cannot run.
     """
-    _check(name)
+    check_engine(name)
     if name == TORCH:
         return model
+    if name in OF_TORCH:
+        return StaticEngine(model, compiled=name == COMPILED)
     assert folder is not None, "openvino keeps its graphs in a folder"
     return _openvino().OpenVINOEngine(model, folder, **options)
 
 
-def load_with_engine(name: str, checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM, Engine]:
-    """A checkpoint's model on the CPU and an engine for it, without what the engine does not need.
+def load_openvino(checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM, Engine]:
+    """A checkpoint's model on the CPU and `openvino` for it, without what that does not need of the model.
 
     Args:
-        name: of an engine but `torch`, which needs all of a model.
         checkpoint: as for `omnikit.checkpoint.load`.
         options: of the engine.
 
     Raises:
         ValueError: as `open_engine` and `omnikit.checkpoint.load`.
     """
-    _check(name)
     module, folder = _openvino(), engine_folder(checkpoint)
     if not module.is_converted(folder, **options):
         module.convert(checkpoints.load(checkpoint), folder, **options)
@@ -53,7 +57,8 @@ def load_with_engine(name: str, checkpoint: str | Path | None, **options: Any) -
     return model, module.OpenVINOEngine(model, folder, **options)
 
 
-def _check(name: str) -> None:
+def check_engine(name: str) -> None:
+    """Refuse an unknown name."""
     if name not in ENGINES:
         raise ValueError(f"engine {name!r}: unknown (choices: {', '.join(ENGINES)})")
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from omnikit.convert.mini_omni import from_state_dict
-from omnikit.engines import ENGINES, OPENVINO, open_engine
+from omnikit.engines import COMPILED, ENGINES, OPENVINO, open_engine
+from omnikit.engines.static import find_compiler
 from omnikit.generate import Decoding, Question, generate
 from omnikit.losses import stream_losses, weighted_mean
 from omnikit.model import OmniLM, Speech
@@ -108,6 +109,8 @@ def test_generated_tokens(path: Path, name: str, engine: str, tmp_path: Path):
     question = Question(features=case.features) if TASKS[task].given == "speech" else Question(text=case.text)
     if engine == OPENVINO:
         pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
+    if engine == COMPILED and find_compiler() is None:
+        pytest.skip("needs a C++ compiler")
     steps = generate(
         case.model,
         TASKS[task],

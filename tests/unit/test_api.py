@@ -97,5 +97,5 @@ def test_answers_in_bf16():
     assert omni.chat("what is two plus two") == omnikit.load().chat("what is two plus two")
     with pytest.raises(ValueError, match=r"dtype int8: unknown .*float32, bfloat16, float16"):
         omnikit.load(dtype="int8")
-    with pytest.raises(ValueError, match="dtype bfloat16: is for the engine torch"):
+    with pytest.raises(ValueError, match="dtype bfloat16: is for torch, static, compiled; openvino"):
         omnikit.load(dtype="bfloat16", engine="openvino")

@@ -12,43 +12,16 @@ import omnikit
 from omnikit import bench
 from omnikit.api import Omni
 from omnikit.cli import main
-from omnikit.engines import engine_folder, load_with_engine, open_engine
+from omnikit.engines import engine_folder, load_openvino, open_engine
 from omnikit.generate import Decoding, Question, answers
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS
+from tests.unit.engines.comparing import build, error
 from tests.unit.toy import toy_model
 
 pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
 
 from omnikit.engines.openvino import graph_files, let_go
-
-
-def build(llm: str = "qwen2_0.5b", **options):
-    torch.manual_seed(1)
-    return omnikit.build(size="tiny", encoder="none", llm=llm, codec="none", adapter="linear", **options)
-
-
-def hidden(model, engine, lengths=(9, 6)) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Rows padded on the left, all but three steps at once, then those one by one; by the model and by the engine."""
-    longest, draw = max(lengths), torch.Generator().manual_seed(0)
-    steps = torch.randint(0, 9, (len(lengths), model.layout.num_streams, longest), generator=draw)
-    mask = (torch.arange(longest)[None] >= longest - torch.tensor(lengths)[:, None]).long()
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    found = []
-    with torch.inference_mode():
-        for network in (model, engine):
-            cache, outputs, begin = network.new_cache(), [], 0
-            for end in (longest - 3, longest - 2, longest - 1, longest):
-                out = network(steps[..., begin:end], positions=positions[:, begin:end], mask=mask[:, :end], cache=cache)
-                outputs += [out.text[:, -1], out.audio[:, -1]]
-                begin = end
-            found.append(outputs)
-    return found[0], found[1]
-
-
-def error(model, engine) -> float:
-    ours, theirs = (torch.stack(outputs) for outputs in hidden(model, engine))
-    return float((ours - theirs).abs().max() / ours.abs().max())
 
 
 @pytest.mark.parametrize("llm", ["qwen2_0.5b", "llama", "llama3_8b", "mistral_7b", "qwen3_0.6b", "smollm2_135m"])
@@ -162,7 +135,7 @@ def test_blocks_and_heads_are_not_loaded_twice(tmp_path, monkeypatch):
 def test_matrices_are_in_memory_once(tmp_path, monkeypatch):
     """Not where the graphs are read from as well."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    _, engine = load_with_engine("openvino", None)
+    _, engine = load_openvino(None)
     graphs = [file.with_suffix(".bin") for file in graph_files(engine_folder(None), "int8").values()]
     assert [in_memory(graph) for graph in graphs] == [0] * len(graphs)
     x = torch.randn(2, engine.model.llm.dim)
@@ -184,7 +157,7 @@ def in_memory(file: Path) -> int:
 
 def test_bad_input(tmp_path, monkeypatch):
     model = build()
-    with pytest.raises(ValueError, match=r"engine .tensorrt.: unknown .*torch, openvino"):
+    with pytest.raises(ValueError, match=r"engine .tensorrt.: unknown .*torch, static, compiled, openvino"):
         open_engine("tensorrt", model)
     with pytest.raises(ValueError, match=r"int3: unknown .*f32, bf16, int8"):
         open_engine("openvino", model, tmp_path, weights="int3")
