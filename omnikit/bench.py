@@ -45,6 +45,7 @@ class Plan:
         answers: whole ones.
         repeats: of all else.
         gib: that are read to learn how fast memory is.
+        streams: questions that prefill and the steps decode at a time; all else is of one.
     """
 
     seconds: float = 3.0
@@ -54,10 +55,13 @@ class Plan:
     answers: int = 7
     repeats: int = 7
     gib: float = 2.0
+    streams: int = 1
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
             raise ValueError(f"--seconds {self.seconds:g}: must be above 0")
+        if self.streams < 1:
+            raise ValueError(f"--streams {self.streams}: must be 1 or more")
 
 
 QUICK = Plan(steps=9, frames=15, answers=1, repeats=2, gib=0.5)
@@ -75,7 +79,7 @@ def measure(omni: Omni, plan: Plan) -> Figures:
     asked = omni.hear(wav)
     figures = {
         "encode": timed(lambda: omni.hear(wav), plan.repeats, model.device),
-        "prefill": [_decode(omni, asked, 1, PARALLEL).taken[0] for _ in range(plan.repeats)],
+        "prefill": [_decode(omni, [asked] * plan.streams, 1, PARALLEL).taken[0] for _ in range(plan.repeats)],
         "step": _step_times(omni, plan, PARALLEL),
         "step_batch_parallel": _step_times(omni, plan, BATCH_PARALLEL),
         "codec": timed(_codec_pusher(model), plan.repeats, model.device),
@@ -98,17 +102,17 @@ def _lasting(omni: Omni, steps: int) -> Omni:
     return Omni(omni.model, decoding=decoding, strategy=omni.strategy, engine=omni.engine)
 
 
-def _decode(omni: Omni, asked: Question, steps: int, strategy: Strategy) -> Watched:
-    """The steps of an answer of so many, without its sound."""
+def _decode(omni: Omni, asked: list[Question], steps: int, strategy: Strategy) -> Watched:
+    """The steps of answers of so many, without their sound."""
     options = {"decoding": _lasting(omni, steps).decoding, "strategy": strategy, "engine": omni.engine}
-    return Watched(generate(omni.model, TASKS["A1A2"], [asked], **options)).through()
+    return Watched(generate(omni.model, TASKS["A1A2"], asked, **options)).through()
 
 
 def _step_times(omni: Omni, plan: Plan, strategy: Strategy) -> list[float]:
     model = omni.model
     heard = plan.context - plan.steps // 2 - (AROUND_SPEECH + UNTIMED_STEPS - 1)
     asked = Question(features=torch.randn(heard * model.adapter.stride, model.encoder.dim))
-    return _decode(omni, asked, UNTIMED_STEPS + plan.steps, strategy).taken[UNTIMED_STEPS:]
+    return _decode(omni, [asked] * plan.streams, UNTIMED_STEPS + plan.steps, strategy).taken[UNTIMED_STEPS:]
 
 
 def _codec_pusher(model: OmniLM) -> Callable[[], Any]:

@@ -188,6 +188,7 @@ def bench(
     dtype: Annotated[str, typer.Option(help="In which torch computes: float32, bfloat16, float16.")] = "float32",
     seconds: Annotated[float, typer.Option(help="Of the question.")] = 3.0,
     threads: Annotated[int | None, typer.Option(help="Of the CPU. [default: torch's own number]")] = None,
+    streams: Annotated[int, typer.Option(metavar="N", help="Answers that a step decodes at a time.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats and shorter answers.")] = False,
 ) -> None:
     """Time the pieces of an answer on this machine, each by itself: a table of the middle and the slow end (p50 / p95)
@@ -203,10 +204,12 @@ def bench(
             raise ValueError(f"--threads {threads}: must be 1 or more")
         torch.set_num_threads(threads)
     settings = {"pretrained": False, **found} if (found := _settings(context, checkpoint)) else {}
-    plan = dataclasses.replace(QUICK if quick else Plan(), seconds=seconds)
+    plan = dataclasses.replace(QUICK if quick else Plan(), seconds=seconds, streams=streams)
     omni = _open(settings, checkpoint, device, engine, dtype=dtype)
     figures = measure(omni, plan)
-    typer.echo(f"{device}, {torch.get_num_threads()} threads, a question of {seconds:g} s", err=True)
+    typer.echo(
+        f"{device}, {torch.get_num_threads()} threads, a question of {seconds:g} s, {streams} at a time", err=True
+    )
     typer.echo(table({engine: figures}))
 
 

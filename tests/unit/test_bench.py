@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -41,7 +42,8 @@ def test_every_piece_is_measured(pattern):
     assert all(value > 0 for values in figures.values() for value in values)
 
 
-def test_steps_are_timed_around_the_context(monkeypatch):
+@pytest.mark.parametrize("streams", [1, 3])
+def test_steps_are_timed_around_the_context(streams, monkeypatch):
     """Two rows are two rows to the last step, though the system is asked to go on for long."""
     model, seen = toy_model(), []
     forward = model.forward
@@ -51,9 +53,9 @@ def test_steps_are_timed_around_the_context(monkeypatch):
         return forward(steps, *args, positions=positions, **options)
 
     monkeypatch.setattr(model, "forward", watched)
-    bench._step_times(Omni(model), SMALL, bench.BATCH_PARALLEL)
+    bench._step_times(Omni(model), replace(SMALL, streams=streams), bench.BATCH_PARALLEL)
     timed = seen[-SMALL.steps :]
-    assert [rows for rows, _ in timed] == [2] * SMALL.steps
+    assert [rows for rows, _ in timed] == [2 * streams] * SMALL.steps
     assert timed[SMALL.steps // 2][1] == SMALL.context
 
 
