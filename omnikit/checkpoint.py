@@ -16,6 +16,7 @@ from omnikit.hparams.tree import read_tree_text, write_tree
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.llms.skeleton import skeletons
 from omnikit.model import OmniLM
+from omnikit.undrawn import Undrawn
 from omnikit.weights import FILE_NAME, load_into, save_weights
 
 HPARAMS = "hparams.yaml"
@@ -61,9 +62,9 @@ def load(
     check_device(device)
     folder = weights_of(folder).parent
     _piece(folder, HPARAMS)
-    with skeletons() if skeleton else nullcontext():
+    with Undrawn(), skeletons() if skeleton else nullcontext():
         model = build(folder, allow)
-    load_into(model, folder, mapped=skeleton)
+    load_into(model, folder, mapped=skeleton, whole=True)
     return (model if skeleton else model.to(device)).eval()
 
 

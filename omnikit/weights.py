@@ -22,7 +22,12 @@ Stored = dict[str, Tensor]
 
 
 def load_into(
-    module: nn.Module, path: str | Path, fit: Callable[[Stored], Stored] | None = None, *, mapped: bool = False
+    module: nn.Module,
+    path: str | Path,
+    fit: Callable[[Stored], Stored] | None = None,
+    *,
+    mapped: bool = False,
+    whole: bool = False,
 ) -> None:
     """Copy weights into `module`, each cast to the type that the module has. What of it is on the meta device stays
     there, and its weights are not read.
@@ -32,6 +37,7 @@ def load_into(
         fit: takes from the stored tensors those that `module` wants, where it does not want all of them.
         mapped: weights stored in the type that the module has stay in the file, which is read where they are needed:
             a table of embeddings takes memory for the rows that were looked up. They must not be changed.
+        whole: nothing may be missing, not even all of LoRA.
 
     Raises:
         ValueError: no such file, not safetensors, or names and shapes that differ; the message names file and names.
@@ -46,7 +52,7 @@ def load_into(
     except SafetensorError as error:
         raise ValueError(f"{file}: not a safetensors file ({error})") from None
     stored = stored if fit is None else fit(stored)
-    problems = _differences(own, stored)
+    problems = _differences(own, stored, whole)
     if problems:
         raise ValueError(f"{file} does not fit {type(module).__name__}: {'; '.join(problems)}")
     stay = [name for name, tensor in stored.items() if mapped and own[name].dtype == tensor.dtype]
@@ -104,9 +110,9 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().clone()
 
 
-def _differences(own: dict[str, Tensor], stored: dict[str, Tensor]) -> list[str]:
+def _differences(own: dict[str, Tensor], stored: dict[str, Tensor], whole: bool) -> list[str]:
     covered = {id(own[name]) for name in stored if name in own}
-    before_lora = not any(LORA in name for name in stored)
+    before_lora = not whole and not any(LORA in name for name in stored)
     missing = [
         name for name, tensor in own.items() if id(tensor) not in covered and not (before_lora and LORA in name)
     ]

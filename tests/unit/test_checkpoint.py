@@ -8,8 +8,10 @@ import shutil
 import pytest
 import torch
 
+import omnikit
 from omnikit import checkpoint
 from omnikit.hparams import different_parts
+from omnikit.weights import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,32 @@ def test_a_loaded_model_is_saved_as_it_was(folder, tmp_path):
     checkpoint.save(again, tmp_path / "copy")
     for name in ("hparams.yaml", "model.safetensors", "tokenizer.model"):
         assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("llm", ["qwen2_0.5b", "gemma3_1b", "phi2"])
+def test_loading_draws_no_weights_in_vain(llm, tmp_path):
+    """At true size that would take longer than reading them."""
+    made = omnikit.build(size="tiny", encoder="whisper_small", adapter="gated_mlp", llm=llm, codec="snac_24khz")
+    checkpoint.save(made, tmp_path / "saved")
+    before = torch.get_rng_state()
+    assert same(made, checkpoint.load(tmp_path / "saved"))
+    assert torch.equal(torch.get_rng_state(), before)
+    checkpoint.build(tmp_path / "saved")
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_checkpoint_with_lora_has_its_weights(tmp_path):
+    """Weights from before LoRA may start a training, but they are no checkpoint of a system that has it."""
+    pytest.importorskip("peft", reason="omnikit[lora] is not installed")
+    plain, lora = (
+        omnikit.build(size="tiny", encoder="none", llm="qwen2_0.5b", codec="none", adapter="linear", **options)
+        for options in ({}, {"llm.lora": {"rank": 2}})
+    )
+    checkpoint.save(lora, tmp_path / "saved")
+    checkpoint.load(tmp_path / "saved")
+    save_weights(plain, tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"lacks .*lora_A"):
+        checkpoint.load(tmp_path / "saved")
 
 
 def test_saving_again_replaces_and_keeps_other_files(model, folder):

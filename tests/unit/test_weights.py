@@ -54,7 +54,7 @@ def test_what_is_stored_in_the_type_that_is_wanted_can_stay_in_the_file(tmp_path
     assert other.head.weight is other.embed.weight
     assert torch.equal(other.norm.weight, model.norm.weight)
     maps = Path("/proc/self/maps")
-    mapped = [line.split()[0] for line in maps.read_text().splitlines() if line.endswith(FILE_NAME)]
+    mapped = [line.split()[0] for line in maps.read_text().splitlines() if line.endswith(str(tmp_path / FILE_NAME))]
     ranges = [[int(end, 16) for end in place.split("-")] for place in mapped]
     assert [first <= other.embed.weight.data_ptr() < end for first, end in ranges] == [True]
 
