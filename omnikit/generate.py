@@ -133,7 +133,7 @@ class Generation:
         hidden = self._advance()
         step = len(self._rules.emitted)
         tokens = self._rules.next(self.engine, hidden, step)
-        if self._rules.finished.all():
+        if self._rules.all_finished:
             self._end(END)
             raise StopIteration
         return Step(tokens, ~self._rules.finished)
@@ -253,6 +253,7 @@ class _Rows:
         ]
         self.steps, self.mask, self.starts = _pad_left(prompts, model.layout)
         self.lengths = lengths
+        self.pads = model.layout.pads().to(model.device)
         self.cache = engine.new_cache()
 
     def prefill(self) -> tuple[Tensor, Tensor]:
@@ -279,10 +280,9 @@ class _Rows:
         if text_over:
             self._keep_one_row()
         fed = tokens[:, None].repeat(1, len(self.strategy.text_only), 1)
-        pads = self.model.layout.pads().to(tokens.device)
         for row, quiet in enumerate(self.strategy.text_only):
             if quiet:
-                fed[:, row, 1:] = pads[1:]
+                fed[:, row, 1:] = self.pads[1:]
         self.mask = torch.cat([self.mask, self.mask.new_ones(self.mask.shape[0], 1)], dim=1)
         self.position = self.position + 1
         return self._run(fed.flatten(0, 1))
@@ -335,6 +335,7 @@ class AnswerRules:
         self.pads = self.layout.pads().to(device)
         self.forced = _forced_text(self.layout, questions).to(device) if task.text_forced else None
         self.text_over = task.text_forced  # whether no more text is sampled
+        self.all_finished = False
         self.emitted: list[Tensor] = []
 
     def next(self, heads: Engine, hidden: tuple[Tensor, Tensor], step: int) -> Tensor:
@@ -348,7 +349,7 @@ class AnswerRules:
             tokens += [chosen[s] for s in range(len(logits))]
         else:
             tokens += [self.pads[s].expand_as(text) for s in range(1, self.layout.num_streams)]
-        self._check_end(step)
+        self._check_end()
         self.emitted.append(torch.stack(tokens, dim=1))
         return self.emitted[-1]
 
@@ -370,7 +371,6 @@ class AnswerRules:
             scores = scores.masked_fill(~allowed, float("-inf"))
         token = torch.where(self.text_done, pad, self._sample(scores, 0, self.decoding.text))
         self.text_done |= (token == self.layout.text.eot) & self._counts(step)
-        self.text_over = bool(self.text_done.all())
         return token
 
     def _next_audio(self, logits: Tensor, stream: int, step: int) -> Tensor:
@@ -390,7 +390,9 @@ class AnswerRules:
         """Logits [B, V] without an end mark while answers may not end."""
         if step >= self.decoding.min_steps:
             return logits
-        return logits.index_fill(1, torch.tensor([end], device=logits.device), float("-inf"))
+        logits = logits.clone()
+        logits[:, end] = float("-inf")
+        return logits
 
     def _frame(self, stream: int, step: int) -> int:
         return (step - self.model.pattern.first[stream]) // self.model.pattern.stride
@@ -405,8 +407,8 @@ class AnswerRules:
             begin = self.layout.carries[stream].index(book) * self.layout.codebook_size
             allowed[:, begin : begin + self.layout.codebook_size] = True
             self._allow_end(allowed, stream, step, boundary=begin == 0)
-        allowed[waiting] = False
-        allowed[waiting, ids.pad] = True
+        allowed &= ~waiting[:, None]
+        allowed[:, ids.pad] |= waiting
         return logits.masked_fill(~allowed, float("-inf"))
 
     def _allow_end(self, allowed: Tensor, stream: int, step: int, *, boundary: bool) -> None:
@@ -416,16 +418,19 @@ class AnswerRules:
             allowed[:, eoa] = boundary and self._frame(stream, step) > 0
             return
         due = (self.frames == self._frame(stream, step)) & boundary
-        allowed[due] = False
-        allowed[due, eoa] = True
+        allowed &= ~due[:, None]
+        allowed[:, eoa] |= due
 
     def _counts(self, step: int) -> bool:
         """Whether an end mark at this step counts: the published code does not look at the first one."""
         return self.decoding.constrain or step > 0
 
-    def _check_end(self, step: int) -> None:
+    def _check_end(self) -> None:
         last = max(range(self.audio_done.shape[1]), key=self.model.pattern.first.__getitem__)
         self.finished |= self.audio_done[:, last] if self.task.speaks else self.text_done
+        # a device is asked once a step
+        text_over, self.all_finished = torch.stack([self.text_done.all(), self.finished.all()]).tolist()
+        self.text_over = self.text_over or text_over
 
 
 def _listen(model: OmniLM, questions: list[Question]) -> tuple[Tensor, Tensor]:

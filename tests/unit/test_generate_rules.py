@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from omnikit.engines import open_engine
 from omnikit.generate import AnswerRules, Decoding, Question, answers, generate
+from omnikit.sampling import Sampling
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
 from omnikit.tasks import TASKS, make_prompt
 from tests.unit.scripted import FREE, SAFE, WORD, Script
@@ -290,3 +293,36 @@ def test_tokens_are_those_of_computing_everything(monkeypatch, pattern, options,
     steps = generate(model, task, [question], decoding=decoding, strategy=strategy)
     assert [step.tokens[0].tolist() for step in steps] == expected
     assert len(asked) == 4
+
+
+class Asked(TorchDispatchMode):
+    """Counts what makes a GPU stop until the host knows a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select"):
+            self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("constrain", [True, False])
+@pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.2)])
+@pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch parallel"])
+def test_a_step_asks_the_device_once(strategy, how, constrain, monkeypatch):
+    """For what has ended, by `tolist`; for nothing else."""
+    model, lists = toy_model(), []
+    decoding = Decoding(text=how, audio=how, constrain=constrain, min_steps=9, max_steps=9)
+    questions = [Question(features=torch.randn(n, model.encoder.dim)) for n in (9, 4)]
+    options = {"decoding": decoding, "strategy": strategy, "engine": open_engine("static", model)}
+    steps = generate(model, TASKS["A1A2"], questions, **options)
+    for _ in range(2):  # the prompt, and the step that sets up the cache
+        next(steps)
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(tensor) or tolist(tensor))
+    with Asked() as asked:
+        for _ in range(3):
+            next(steps)
+    assert len(lists) == 3 and asked.names == []
