@@ -144,7 +144,14 @@ def main() -> None:
     data = Path(arguments.data_folder)
     with TemporaryDirectory() as cache:
         utterances = some(read_manifest(data / "manifests" / f"{SPLIT}.csv"), arguments.limit)
-        questions = some(read_questions(data / "qa", QUESTIONS, cache), arguments.limit)
+        questions = some(
+            read_questions(
+                QUESTIONS,
+                {"manifest": data / "qa" / f"{QUESTIONS}.parquet", "answers": data / "qa" / "answers.parquet"},
+                cache,
+            ),
+            arguments.limit,
+        )
         recorded = spoken_answers(REFERENCE.open(arguments.checkpoint)[0], questions[: arguments.answers])
         rows = []
         for way in WAYS:
