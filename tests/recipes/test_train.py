@@ -136,7 +136,8 @@ run.main()
 
 
 @pytest.mark.long
-def test_two_processes_share_the_work(tmp_path):
+@pytest.mark.parametrize("features", ["cached", "on_the_fly"])
+def test_two_processes_share_the_work(features, tmp_path):
     """Stage 1 under torchrun: no sample of an epoch is seen by both processes, and both end with the same weights."""
     (tmp_path / "a.flac").write_bytes(flac(0, 0.3))
     lines = [f"{i},0.3,7,{TEXTS[i % len(TEXTS)]},a.flac" for i in range(120)]
@@ -149,6 +150,7 @@ def test_two_processes_share_the_work(tmp_path):
     overrides = {key: {**without[key], "both": own[key]} for key in own}
     (tmp_path / "both.yaml").write_text(write_tree({**system, **overrides}))
     words = command("stage1", tmp_path, tmp_path / "out", "--batch_steps", "100", "--effective_batch", "16")
+    words += ["--features", features]
     ran = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", tmp_path / "train.py",
          words[2], tmp_path / "both.yaml", *words[4:], tmp_path],
