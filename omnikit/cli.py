@@ -185,7 +185,9 @@ def bench(
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "torch",
-    dtype: Annotated[str, typer.Option(help="In which torch computes: float32, bfloat16, float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="In which all engines but openvino compute: float32, bfloat16, float16.")
+    ] = "float32",
     seconds: Annotated[float, typer.Option(help="Of the question.")] = 3.0,
     threads: Annotated[int | None, typer.Option(help="Of the CPU. [default: torch's own number]")] = None,
     streams: Annotated[int, typer.Option(metavar="N", help="Answers that a step decodes at a time.")] = 1,

@@ -15,7 +15,10 @@ them."""
 
 
 class Undrawn(TorchFunctionMode):
-    """A context in which parameters keep what their memory holds where they would be drawn at random."""
+    """A context in which parameters keep what their memory holds where they would be drawn at random.
+
+    All of them have to be read from a file then, and nothing may be computed from them before.
+    """
 
     def __torch_function__(
         self, function: Callable, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

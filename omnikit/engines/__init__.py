@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from omnikit import checkpoint as checkpoints
-from omnikit.engines.static import StaticEngine
+from omnikit.engines.static import StaticEngine, find_compiler, wanted_compiler
 from omnikit.errors import missing_package
 from omnikit.llms.skeleton import DTYPE
 from omnikit.model import Engine, OmniLM
@@ -58,9 +58,15 @@ def load_openvino(checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM
 
 
 def check_engine(name: str) -> None:
-    """Refuse an unknown name."""
+    """Refuse an unknown name, and one that cannot work on this machine.
+
+    Raises:
+        ValueError: see there.
+    """
     if name not in ENGINES:
         raise ValueError(f"engine {name!r}: unknown (choices: {', '.join(ENGINES)})")
+    if name == COMPILED and find_compiler() is None:  # torch says so at the first step only, in many lines
+        raise ValueError(f"engine {name}: no C++ compiler {wanted_compiler()}; install it, or name another in CXX")
 
 
 def _openvino() -> ModuleType:

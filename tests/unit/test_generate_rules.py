@@ -296,15 +296,21 @@ def test_tokens_are_those_of_computing_everything(monkeypatch, pattern, options,
 
 
 class Asked(TorchDispatchMode):
-    """Counts what makes a GPU stop until the host knows a value."""
+    """Counts what makes a GPU and the host wait for each other: values that the host wants to know, places that a mask
+    has to be turned into, and tensors that come from the host."""
 
     def __init__(self):
         super().__init__()
         self.names: list[str] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select"):
-            self.names.append(function.overloadpacket.__name__)
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and torch.bool in [
+            i.dtype for i in args[1] if i is not None
+        ]
+        from_host = name == "lift_fresh" and args[0].dim() > 0  # numbers are passed on as such
+        if by_mask or from_host or name in ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select"):
+            self.names.append(name)
         return function(*args, **(kwargs or {}))
 
 
