@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py            # medians of 7 and more
     python benchmarks/inference.py --quick    # of 2; of the baseline one answer
+    python benchmarks/inference.py --sides torch static compiled
 
 Everything is measured in one run on this machine, each side in a process of its own; the ratios come last, and the exit
 status is 1 where one of them falls short of its goal. The first run makes a checkpoint and the engine's graphs in

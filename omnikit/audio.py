@@ -28,7 +28,7 @@ def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = M
         max_seconds: longer files are refused; `None` = no limit.
 
     Raises:
-        ValueError: no such file, not audio, empty, or too long.
+        ValueError: no such file, not audio, empty, too long, or with samples that are no numbers.
     """
     return _to_mono(*_read(Path(path), max_seconds), sample_rate, str(path))
 
@@ -37,7 +37,7 @@ def decode_audio(data: bytes, sample_rate: int, name: str) -> Tensor:
     """A sound file's bytes as a mono waveform [N]; `name` is what errors call it.
 
     Raises:
-        ValueError: not audio, or empty.
+        ValueError: not audio, empty, or with samples that are no numbers.
     """
     try:
         samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
@@ -89,6 +89,8 @@ def _to_mono(samples: np.ndarray, rate: int, sample_rate: int, name: str) -> Ten
         mono = soxr.resample(mono, rate, sample_rate)
     if not mono.size:
         raise ValueError(f"{name}: holds no audio (0 samples)")
+    if not np.isfinite(mono).all():
+        raise ValueError(f"{name}: holds samples that are no numbers (NaN or infinite)")
     return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
 
 

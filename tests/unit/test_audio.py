@@ -54,6 +54,8 @@ def refused(path, **options) -> str:
 def test_bad_files_are_refused(tmp_path):
     assert "no such file" in refused(tmp_path / "none.wav")
     assert "folder" in refused(tmp_path)
+    soundfile.write(tmp_path / "nan.wav", np.array([0.1, np.nan, 0.2]), 16000, subtype="FLOAT")
+    assert "nan.wav: holds samples that are no numbers" in refused(tmp_path / "nan.wav")
     (tmp_path / "empty.wav").touch()
     assert "empty" in refused(tmp_path / "empty.wav")
     (tmp_path / "text.wav").write_text("these are words, not sound")
