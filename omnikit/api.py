@@ -253,7 +253,7 @@ def load(
 
     check_engine(engine)
     if engine in OF_TORCH:
-        model = load_checkpoint(checkpoint, device=device).to_dtype(dtype_named(dtype))
+        model = load_checkpoint(checkpoint, device=device, dtype=dtype_named(dtype))
         return Omni(model, strategy=strategy, engine=open_engine(engine, model))
     if device != "cpu":
         raise ValueError(f"--engine {engine}: runs on the CPU, not on --device {device}")

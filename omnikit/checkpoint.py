@@ -46,7 +46,11 @@ def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16)
 
 
 def load(
-    folder: str | Path | None = None, device: str = "cpu", allow: tuple[str, ...] = (), skeleton: bool = False
+    folder: str | Path | None = None,
+    device: str = "cpu",
+    allow: tuple[str, ...] = (),
+    skeleton: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> OmniLM:
     """Build a saved model, in evaluation mode.
 
@@ -55,6 +59,7 @@ def load(
         device: where it shall run.
         allow: modules of one's own whose classes the checkpoint may name.
         skeleton: leave the backbone's blocks and heads out: an engine computes them. What can stays in the file.
+        dtype: see `OmniLM.to_dtype`; weights never take memory in another one.
 
     Raises:
         ValueError: no such folder, a piece of it is missing, refused or does not fit, or no such device.
@@ -63,7 +68,7 @@ def load(
     folder = weights_of(folder).parent
     _piece(folder, HPARAMS)
     with Undrawn(), skeletons() if skeleton else nullcontext():
-        model = build(folder, allow)
+        model = build(folder, allow).to_dtype(dtype)
     load_into(model, folder, mapped=skeleton, whole=True)
     return (model if skeleton else model.to(device)).eval()
 

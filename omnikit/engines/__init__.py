@@ -53,7 +53,7 @@ def load_openvino(checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM
     module, folder = _openvino(), engine_folder(checkpoint)
     if not module.is_converted(folder, **options):
         module.convert(checkpoints.load(checkpoint), folder, **options)
-    model = checkpoints.load(checkpoint, skeleton=True).to_dtype(DTYPE)
+    model = checkpoints.load(checkpoint, skeleton=True, dtype=DTYPE)
     return model, module.OpenVINOEngine(model, folder, **options)
 
 

@@ -154,7 +154,7 @@ class Slots:
     def __init__(self, engine: StaticEngine, rows: int, room: int):
         model, self.compute, self.rows, self.room = engine.model, engine.compute, rows, room
         grown = model.new_cache()
-        self.cache = Cache(*(cache and _fixed(cache, room) for cache in (grown.llm, grown.tts)))
+        self.cache = Cache(_fixed(grown.llm, room), None if grown.tts is None else _fixed(grown.tts, room))
         self.layers = _layers(self.cache)
         self.windows = {_kind(layer): getattr(layer, "sliding_window", None) for layer in grown.llm.layers}
         shape = rows, 1, 1, room
@@ -174,8 +174,8 @@ class Slots:
                 own.lazy_initialization(keys, values)
             first = before - keys.shape[2]  # of those within a window, the last are there
             for kept, new in ((own.keys, keys), (own.values, values)):
+                kept.zero_()  # what another answer left is masked, but a NaN would come through
                 kept[:, :, first:before] = new
-                kept[:, :, before:] = 0  # what another answer left is masked, but a NaN would come through
         self._count(before)
 
     def step(self, steps: Tensor, positions: Tensor, mask: Tensor) -> Hidden:
@@ -206,7 +206,10 @@ class Slots:
 
     def _record(self, before: int) -> None:
         """Record the step. What libraries set up at a first call must not be recorded, so it runs before, as often as
-        torch's documentation of CUDA graphs has it; that leaves nothing in the cache that counts."""
+        torch's documentation of CUDA graphs has it; that leaves nothing in the cache that counts.
+
+        Meanwhile no other thread may wait for the GPU or draw from its default generator, or recording fails.
+        """
         with _RECORDING:
             aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
             aside.wait_stream(torch.cuda.current_stream())

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "omnikit"
 GROUPS = (
-    ("errors", "tokens", "streaming", "sampling", "weights", "audio", "hub", "sizes", "torchrun", "hparams"),
+    ("errors", "tokens", "streaming", "sampling", "weights", "audio", "hub", "sizes", "torchrun", "undrawn", "hparams"),
     ("interfaces",),
     ("patterns", "adapters", "encoders", "llms", "codecs"),
     ("tasks", "strategies", "model", "losses"),
