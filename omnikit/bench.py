@@ -64,7 +64,7 @@ class Plan:
             raise ValueError(f"--streams {self.streams}: must be 1 or more")
 
 
-QUICK = Plan(steps=7, frames=6, answers=1, repeats=2, gib=0.2)
+QUICK = Plan(steps=7, frames=11, answers=1, repeats=2, gib=0.2)
 
 
 def measure(omni: Omni, plan: Plan) -> Figures:
