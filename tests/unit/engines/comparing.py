@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 import omnikit
 from omnikit.model import Engine, OmniLM
+from omnikit.tokens import TokenLayout
 
 
 def build(llm: str = "qwen2_0.5b", **options) -> OmniLM:
@@ -31,6 +33,19 @@ def hidden(model: OmniLM, engine: Engine, lengths: tuple[int, ...] = (9, 6)) -> 
                 begin = end
             found.append(outputs)
     return found[0], found[1]
+
+
+def end_texts(network: Engine, layout: TokenLayout, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All texts end at a step, before which they are id 5."""
+    asked = 0
+
+    def logits(hidden: Tensor) -> Tensor:
+        nonlocal asked
+        asked += 1
+        ids = torch.arange(layout.sizes[0])
+        return (ids == (layout.text.eot if asked == step else 5)).float().expand(len(hidden), -1)
+
+    monkeypatch.setattr(network, "text_logits", logits)
 
 
 def error(model: OmniLM, engine: Engine, lengths: tuple[int, ...] = (9, 6)) -> float:

@@ -16,7 +16,7 @@ from omnikit.engines import engine_folder, load_openvino, open_engine
 from omnikit.generate import Decoding, Question, answers
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS
-from tests.unit.engines.comparing import build, error
+from tests.unit.engines.comparing import build, end_texts, error
 from tests.unit.toy import toy_model
 
 pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
@@ -61,14 +61,7 @@ def test_only_the_row_that_speaks_goes_on_when_the_texts_have_ended(tmp_path, mo
     questions = [Question(features=torch.randn(n, model.encoder.dim)) for n in (9, 4)]
     found = []
     for network in (model, engine):
-        asked = []
-
-        def logits(hidden, asked=asked):
-            asked.append(hidden)
-            ids = torch.arange(model.layout.sizes[0])
-            return (ids == (model.layout.text.eot if len(asked) == 3 else 5)).float().expand(len(hidden), -1)
-
-        monkeypatch.setattr(network, "text_logits", logits)
+        end_texts(network, model.layout, 3, monkeypatch)
         options = {"decoding": Decoding(max_steps=12), "strategy": BATCH_PARALLEL, "engine": network}
         found.append(answers(model, TASKS["A1A2"], questions, **options))
     assert [answer.codes.tolist() for answer in found[0]] == [answer.codes.tolist() for answer in found[1]]

@@ -16,7 +16,7 @@ from omnikit.generate import Answer, Decoding, Question, answers, generate
 from omnikit.model import Engine, OmniLM
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
 from omnikit.tasks import TASKS
-from tests.unit.engines.comparing import build, error
+from tests.unit.engines.comparing import build, end_texts, error
 from tests.unit.toy import toy_model
 
 LLMS = sorted(file.stem for file in (Path(__file__).parents[3] / "hparams" / "llm").glob("*.yaml"))
@@ -69,14 +69,7 @@ def test_only_the_row_that_speaks_goes_on_when_the_texts_have_ended(monkeypatch)
     model = toy_model()
     engine, found = open_engine("static", model), []
     for network in (model, engine):
-        heard = []
-
-        def logits(hidden, heard=heard):
-            heard.append(hidden)
-            ids = torch.arange(model.layout.sizes[0])
-            return (ids == (model.layout.text.eot if len(heard) == 3 else 5)).float().expand(len(hidden), -1)
-
-        monkeypatch.setattr(network, "text_logits", logits)
+        end_texts(network, model.layout, 3, monkeypatch)
         options = {"decoding": STEPS, "strategy": BATCH_PARALLEL, "engine": network}
         found.append([a.codes.tolist() for a in answers(model, TASKS["A1A2"], asked(model, 9, 4), **options)])
     assert found[0] == found[1]
