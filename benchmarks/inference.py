@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from omnikit.bench import Plan
     from omnikit.model import OmniLM
 
-SIDES = ("baseline", "torch", "openvino")
-MORE_SIDES = ("static", "compiled")
-"""Other engines of torch, on demand: one of them compiles for a minute."""
+USUAL = ("baseline", "torch", "openvino")
+SIDES = (*USUAL, "static", "compiled")
+"""The baseline and omnikit's engines. One of them compiles for a minute: it and its kind are measured on demand."""
 GOALS = (
     # what, its figure, how it compares, goal
     ("step of openvino, one row", "step", "openvino", 4.0),
@@ -53,10 +53,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats and shorter answers")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=(*SIDES, *MORE_SIDES))
+    parser.add_argument("--sides", nargs="+", default=list(USUAL), choices=SIDES)
     parser.add_argument("--cache_folder", default=str(Path.home() / ".cache" / "omnikit" / "benchmark"))
     parser.add_argument("--json", help="also write what was measured to this file")
-    parser.add_argument("--side", choices=(*SIDES, *MORE_SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(measure(options)), flush=True)
@@ -112,6 +112,7 @@ def measure(options: argparse.Namespace) -> Figures:
     import omnikit
     from benchmarks.baseline import CHUNK
     from omnikit import bench, checkpoint
+    from omnikit.engines import OF_TORCH
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -120,7 +121,7 @@ def measure(options: argparse.Namespace) -> Figures:
         if options.quick:  # each of its steps takes the same
             plan = dataclasses.replace(plan, frames=CHUNK)
         return measure_baseline(checkpoint.load(folder), plan)
-    dtype = {} if options.side == "openvino" else {"dtype": "bfloat16"}
+    dtype = {"dtype": "bfloat16"} if options.side in OF_TORCH else {}
     return bench.measure(omnikit.load(folder, engine=options.side, **dtype), plan)
 
 

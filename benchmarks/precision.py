@@ -142,16 +142,10 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=10, help="answers whose logits are compared")
     arguments = parser.parse_args()
     data = Path(arguments.data_folder)
+    asked = {"manifest": data / "qa" / f"{QUESTIONS}.parquet", "answers": data / "qa" / "answers.parquet"}
     with TemporaryDirectory() as cache:
         utterances = some(read_manifest(data / "manifests" / f"{SPLIT}.csv"), arguments.limit)
-        questions = some(
-            read_questions(
-                QUESTIONS,
-                {"manifest": data / "qa" / f"{QUESTIONS}.parquet", "answers": data / "qa" / "answers.parquet"},
-                cache,
-            ),
-            arguments.limit,
-        )
+        questions = some(read_questions(QUESTIONS, asked, cache), arguments.limit)
         recorded = spoken_answers(REFERENCE.open(arguments.checkpoint)[0], questions[: arguments.answers])
         rows = []
         for way in WAYS:

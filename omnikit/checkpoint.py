@@ -14,7 +14,7 @@ import torch
 from omnikit.hparams import check_safe, different_parts, packaged, safe_load
 from omnikit.hparams.tree import read_tree_text, write_tree
 from omnikit.hub import hub_folder, is_hub_id
-from omnikit.llms.skeleton import skeletons
+from omnikit.llms.skeleton import DTYPE, skeletons
 from omnikit.model import OmniLM
 from omnikit.undrawn import Undrawn
 from omnikit.weights import FILE_NAME, load_into, save_weights
@@ -58,8 +58,9 @@ def load(
         folder: or a hub id; `None` = the mini system that comes with the package.
         device: where it shall run.
         allow: modules of one's own whose classes the checkpoint may name.
-        skeleton: leave the backbone's blocks and heads out: an engine computes them. What can stays in the file.
-        dtype: see `OmniLM.to_dtype`; weights never take memory in another one.
+        skeleton: leave the backbone's blocks and heads out: an engine computes them. The rest is in the type of
+            `omnikit.llms.skeleton`, and what can stays in the file.
+        dtype: of a model that is not a skeleton, see `OmniLM.to_dtype`; weights never take memory in another one.
 
     Raises:
         ValueError: no such folder, a piece of it is missing, refused or does not fit, or no such device.
@@ -68,7 +69,7 @@ def load(
     folder = weights_of(folder).parent
     _piece(folder, HPARAMS)
     with Undrawn(), skeletons() if skeleton else nullcontext():
-        model = build(folder, allow).to_dtype(dtype)
+        model = build(folder, allow).to_dtype(DTYPE if skeleton else dtype)
     load_into(model, folder, mapped=skeleton, whole=True)
     return (model if skeleton else model.to(device)).eval()
 

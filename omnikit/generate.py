@@ -407,8 +407,7 @@ class AnswerRules:
             begin = self.layout.carries[stream].index(book) * self.layout.codebook_size
             allowed[:, begin : begin + self.layout.codebook_size] = True
             self._allow_end(allowed, stream, step, boundary=begin == 0)
-        allowed &= ~waiting[:, None]
-        allowed[:, ids.pad] |= waiting
+        _allow_alone(allowed, ids.pad, waiting)
         return logits.masked_fill(~allowed, float("-inf"))
 
     def _allow_end(self, allowed: Tensor, stream: int, step: int, *, boundary: bool) -> None:
@@ -418,8 +417,7 @@ class AnswerRules:
             allowed[:, eoa] = boundary and self._frame(stream, step) > 0
             return
         due = (self.frames == self._frame(stream, step)) & boundary
-        allowed &= ~due[:, None]
-        allowed[:, eoa] |= due
+        _allow_alone(allowed, eoa, due)
 
     def _counts(self, step: int) -> bool:
         """Whether an end mark at this step counts: the published code does not look at the first one."""
@@ -431,6 +429,12 @@ class AnswerRules:
         # a device is asked once a step
         text_over, self.all_finished = torch.stack([self.text_done.all(), self.finished.all()]).tolist()
         self.text_over = self.text_over or text_over
+
+
+def _allow_alone(allowed: Tensor, token: int, rows: Tensor) -> None:
+    """In some rows [B] of what may stand [B, V], one id and no other. A mask as an index would make a GPU wait."""
+    allowed &= ~rows[:, None]
+    allowed[:, token] |= rows
 
 
 def _listen(model: OmniLM, questions: list[Question]) -> tuple[Tensor, Tensor]:

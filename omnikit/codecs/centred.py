@@ -210,11 +210,12 @@ class Pieces:
         (kernel,), (stride,), (padding,) = layer.kernel_size, layer.stride, layer.padding
         begun = x.new_zeros(len(x), layer.out_channels, kernel - stride)
         skip, begun = self.memory.get(layer, (padding, begun))
-        final, y = x.shape[-1] * stride, begun.clone()
-        if final:
+        if final := x.shape[-1] * stride:
             size = (1, final + kernel - stride)
             y = functional.fold(self.weights[layer] @ x, size, (1, kernel), stride=(1, stride))[:, :, 0]
             y[..., : begun.shape[-1]] += begun
+        else:
+            y = begun.clone()
         end = y.shape[-1] - padding + layer.output_padding[0] if last else final
         out = y[..., :end]
         dropped = min(skip, out.shape[-1])

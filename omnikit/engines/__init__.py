@@ -12,7 +12,6 @@ from typing import Any
 from omnikit import checkpoint as checkpoints
 from omnikit.engines.static import StaticEngine, find_compiler, wanted_compiler
 from omnikit.errors import missing_package
-from omnikit.llms.skeleton import DTYPE
 from omnikit.model import Engine, OmniLM
 
 TORCH, STATIC, COMPILED, OPENVINO = ENGINES = ("torch", "static", "compiled", "openvino")
@@ -53,7 +52,7 @@ def load_openvino(checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM
     module, folder = _openvino(), engine_folder(checkpoint)
     if not module.is_converted(folder, **options):
         module.convert(checkpoints.load(checkpoint), folder, **options)
-    model = checkpoints.load(checkpoint, skeleton=True, dtype=DTYPE)
+    model = checkpoints.load(checkpoint, skeleton=True)
     return model, module.OpenVINOEngine(model, folder, **options)
 
 
