@@ -9,17 +9,34 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from omnikit.torchrun import Share
+
 BAD_INPUT = 2
+
+
+class Stopped(Exception):
+    """Ends a command for a reason that is told in one line, without being bad input.
+
+    Args:
+        message: what is printed.
+        status: exit status of the process.
+    """
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message)
+        self.status = status
 
 
 @contextmanager
 def bad_input_exits() -> Iterator[None]:
-    """`with bad_input_exits(): main()` turns a `ValueError` into its message on stderr and exit status 2."""
+    """`with bad_input_exits(): main()` turns a `ValueError` into its message on stderr and exit status 2, and `Stopped`
+    into its message and status; of torchrun's processes the main one prints it."""
     try:
         yield
-    except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT) from None
+    except (ValueError, Stopped) as error:
+        if Share.of_torchrun().rank == 0 or isinstance(error, ValueError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(error.status if isinstance(error, Stopped) else BAD_INPUT) from None
 
 
 def one_line(error: Exception) -> str:

@@ -27,12 +27,13 @@ from omnikit.errors import bad_input_exits
 from omnikit.hparams import load_recipe
 from omnikit.interfaces import Codec, count_parameters
 from omnikit.train.codec_losses import quantise, revive_unused, start_from_data
+from omnikit.train.guarded import GuardedBrain
 from omnikit.weights import save_weights
 
 VALID_CROPS = 32
 
 
-class SnacBrain(sb.Brain):
+class SnacBrain(GuardedBrain):
     """Reconstruction through the quantiser; after `joint_epochs` the decoder learns alone."""
 
     def compute_forward(self, batch, stage):
@@ -47,8 +48,10 @@ class SnacBrain(sb.Brain):
     def compute_objectives(self, predictions, batch, stage):
         wav, quantiser_loss = predictions
         spectral = self.hparams.spectral_loss(wav, batch.wav.data)
-        self.sums += torch.tensor([spectral.item(), quantiser_loss.item(), 1.0])
-        return spectral + self.hparams.quantiser_weight * quantiser_loss if self.joint else spectral
+        loss = spectral + self.hparams.quantiser_weight * quantiser_loss if self.joint else spectral
+        if self.usable(loss):
+            self.sums += torch.tensor([spectral.item(), quantiser_loss.item(), 1.0])
+        return loss
 
     @property
     def joint(self) -> bool:
@@ -89,10 +92,11 @@ class SnacBrain(sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.train_stats = stats
             return
+        self.check_validation()
         stats["codes_used"] = [int((used > 0).sum()) for used in self.used]
         meta = {"epoch": epoch, "minutes": round((time.monotonic() - self.started) / 60, 1)}
         self.hparams.train_logger.log_stats(meta, train_stats=self.train_stats, valid_stats=stats)
-        self.checkpointer.save_and_keep_only(meta={"spectral": spectral}, num_to_keep=1)
+        self.save_epoch({"spectral": spectral}, num_to_keep=1)
 
 
 def recordings(folder: str | Path) -> list[Path]:

@@ -69,7 +69,7 @@ def learn(model: OmniLM, batch: Batch, steps: int) -> list[float]:
     for _ in range(steps):
         speech = batch.speech(*model.adapter(batch.features, batch.lengths))
         each = stream_losses(model, model(batch.steps, speech), batch.labels)
-        loss = weighted_mean(each, torch.ones(len(each)))
+        loss = weighted_mean(each, torch.ones(len(each.sums)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

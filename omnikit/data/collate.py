@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -36,9 +36,11 @@ class Batch:
     lengths: Tensor  # [B]
     wav: Tensor  # [B, N] recordings without features
     samples: Tensor  # [B] their lengths; 0 where there is none
+    ids: tuple[str, ...] = ()  # of the entries, for logs
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
 
     @property
     def has_speech(self) -> bool:
@@ -69,12 +71,14 @@ def collate(
     layout: TokenLayout,
     dim: int,
     wavs: Sequence[Tensor | None] = (),
+    ids: Sequence[str] = (),
 ) -> Batch:
     """Samples and the encoder features [T, dim] of those that are given speech -> a batch padded on the right
     to a multiple of `STEPS`, its features to one of `FRAMES`.
 
     Args:
         wavs: recordings [N] of samples that are given speech without features; () = there are none.
+        ids: names of the entries that the samples were made of.
     """
     longest = rounded(max(s.steps.shape[1] for s in samples), STEPS)
     steps = layout.pads()[None, :, None].repeat(len(samples), 1, longest)
@@ -88,4 +92,4 @@ def collate(
     padded = nn.functional.pad(padded, (0, 0, 0, -padded.shape[1] % FRAMES))
     recorded = [torch.zeros(0) if wav is None else wav for wav in wavs or [None] * len(samples)]
     counts = torch.tensor([len(wav) for wav in recorded])
-    return Batch(steps, labels, padded, lengths, pad_sequence(recorded, batch_first=True), counts)
+    return Batch(steps, labels, padded, lengths, pad_sequence(recorded, batch_first=True), counts, tuple(ids))

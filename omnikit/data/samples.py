@@ -25,8 +25,8 @@ from omnikit.tasks import TASKS, Task, make_sample
 logger = logging.getLogger(__name__)
 NAMES = list(TASKS)
 Item = dict[str, Any]
-"""`sample`: a `Sample`; `features` [T, D] of the encoder, or `wav` [N], a recording of which they are still to be made;
-None in place of what it has not."""
+"""`id` of the row; `sample`, a `Sample`; `features` [T, D] of the encoder, or `wav` [N], a recording of which they are
+still to be made; None in place of what it has not."""
 _TOGETHER = 2048  # rows
 
 
@@ -161,7 +161,7 @@ class SampleMaker:
             answer=encode(row.written(task)),
             codes=self._codes(row, task) if task.speaks else None,
         )
-        return {"sample": sample, "features": features, "wav": wav}
+        return {"id": row.id, "sample": sample, "features": features, "wav": wav}
 
     def _own_codes(self, row: Row, task: Task) -> Codes | None:
         codes = row.spoken_codes(task)
@@ -272,7 +272,8 @@ def collate_items(model: OmniLM):
         items = [item for item in items if item is not None]
         if not items:
             raise ValueError("none of the recordings of a batch can be read (see the log); make the manifest anew")
-        samples, features, wavs = ([item[name] for item in items] for name in ("sample", "features", "wav"))
-        return collate(samples, features, model.layout, model.encoder.dim, wavs)
+        names = ("sample", "features", "wav", "id")
+        samples, features, wavs, ids = ([item[name] for item in items] for name in names)
+        return collate(samples, features, model.layout, model.encoder.dim, wavs, ids)
 
     return join

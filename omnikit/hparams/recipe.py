@@ -24,7 +24,9 @@ MODEL = "model"
 """Key of the model that joins the parts."""
 NAMES = "part_names"
 """Key of what each part is called, in a resolved text and in a checkpoint."""
-_NOT_TRAINED = ("weights", "tokenizer", "attention", "lora")
+ORIGINS = ("weights", "tokenizer", "attention")
+"""Options of parts that say where files come from or how fast something runs, and leave the parameters as they are."""
+_NOT_TRAINED = (*ORIGINS, "lora")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Recipe:
     hparams: dict[str, Any]  # built
     run_opts: dict[str, Any]  # for SpeechBrain's Brain
     overrides: dict[str, Any]  # for SpeechBrain's create_experiment_directory
-    parts: str  # YAML text of the parts and the model, for `omnikit.checkpoint`
+    text: str  # the YAML text, all choices made and all references replaced
+    parts: str  # of that text the parts and the model, for `omnikit.checkpoint`
 
     @property
     def choice(self) -> str:
@@ -55,7 +58,9 @@ def load_recipe(argv: list[str] | None = None) -> Recipe:
     path, run_opts, settings = split_command_line(sys.argv[1:] if argv is None else argv)
     overrides, text = resolve(path, settings)
     hparams = build(text, path)
-    return Recipe(path=path, hparams=hparams, run_opts=run_opts, overrides=overrides, parts=dump_parts(text))
+    return Recipe(
+        path=path, hparams=hparams, run_opts=run_opts, overrides=overrides, text=text, parts=dump_parts(text)
+    )
 
 
 def build_parts(names: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -135,14 +140,20 @@ def names_of(text: str) -> dict[str, str]:
     return dict(read_tree_text(text, "recipe").get(NAMES, {}))
 
 
-def different_parts(recipe: str, other: str) -> dict[str, tuple[str, str]]:
-    """Kinds of parts that two texts of `dump_parts` do not share, each with what it is in the one and in the other.
+def different_parts(recipe: str, other: str, ignored: tuple[str, ...] = _NOT_TRAINED) -> dict[str, tuple[str, str]]:
+    """Compare two texts of `dump_parts`.
 
-    Where a part's files come from, how fast it runs and the decoding strategy may differ: weights fit all the same.
+    The decoding strategy may differ, and so may options whose difference leaves trained weights fitting.
+
+    Args:
+        ignored: options of parts that are not compared.
+
+    Returns:
+        Kind of part, or `model`, that the two do not share -> what it is in the one and in the other.
     """
     trees = read_tree_text(recipe, "recipe"), read_tree_text(other, "recipe")
     different = {}
-    for kind in KINDS:
+    for kind in (*KINDS, MODEL):
         parts = [tree.get(kind) for tree in trees]
         if kind == "strategy" or None in parts:
             continue
@@ -150,7 +161,7 @@ def different_parts(recipe: str, other: str) -> dict[str, tuple[str, str]]:
             different[kind] = tuple(_called(tree, kind) for tree in trees)
             continue
         options = [dict(_options(_completed(*pair))) for pair in (parts, parts[::-1])]
-        if changed := _changed(*options):
+        if changed := _changed(*options, (*ignored, *(KINDS if kind == MODEL else ()))):
             different[kind] = tuple(", ".join(f"{key} {part.get(key)}" for key in changed) for part in options)
     return different
 
@@ -159,6 +170,13 @@ def _called(tree: Mapping, kind: str) -> str:
     """Name and class of a part."""
     name = tree.get(NAMES, {}).get(kind)
     return f"{name}, {dotted_name(tree[kind])}" if name else dotted_name(tree[kind])
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """Return the plain values of a resolved recipe by dotted key, without those of the parts and the model."""
+    tree = read_tree_text(text, "recipe")
+    others = {key: value for key, value in tree.items() if key not in (*KINDS, MODEL, NAMES)}
+    return {key: value for key, value in _options(others) if not key.startswith("__")}
 
 
 def _options(part: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -170,8 +188,8 @@ def _options(part: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def _changed(part: Mapping, other: Mapping) -> list[str]:
-    keys = [key for key in {**part, **other} if key.partition(".")[0] not in _NOT_TRAINED]
+def _changed(part: Mapping, other: Mapping, ignored: tuple[str, ...]) -> list[str]:
+    keys = [key for key in {**part, **other} if key.partition(".")[0] not in ignored]
     return [key for key in keys if part.get(key) != other.get(key)]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import speechbrain as sb
 import torch
@@ -17,9 +18,11 @@ from tqdm import tqdm
 
 from omnikit.data.collate import Batch
 from omnikit.interfaces import count_parameters
-from omnikit.losses import stream_losses, weighted_mean
+from omnikit.losses import StreamLosses, stream_losses, weighted_mean
 from omnikit.model import OmniLM
 from omnikit.train.curves import draw_curves, read_log
+from omnikit.train.guarded import GuardedBrain, highest_loss
+from omnikit.train.progress import EpochProgress, StreamSums
 
 LOG = "train_log.jsonl"
 
@@ -46,7 +49,7 @@ def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str]
 
 
 class Losses(nn.Module):
-    """The model from a batch to the mean loss of each stream [S].
+    """The model from a batch to the losses of each stream.
 
     All of it is one `forward`, since DistributedDataParallel has to see every weight that a loss depends on. Recordings
     without features are encoded here, by the encoder as it is in evaluation, in float32 and without gradients.
@@ -56,7 +59,7 @@ class Losses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> StreamLosses:
         speech = batch.speech(*self.model.adapter(*self._heard(batch))) if batch.has_speech else None
         return stream_losses(self.model, self.model(batch.steps, speech), batch.labels)
 
@@ -69,9 +72,8 @@ class Losses(nn.Module):
             return batch.heard(*self.model.encoder(batch.wav[at], batch.samples[at]))
 
 
-class OmniBrain(sb.Brain):
-    """Its only module is `losses`, a `Losses`. Under torchrun each process has its own batches; the figures of training
-    are those of the main process' share.
+class OmniBrain(GuardedBrain):
+    """Its only module is `losses`, a `Losses`. Under torchrun each process has its own batches.
 
     What is frozen must be so before: processes share, and the optimiser gets, what needs gradients.
 
@@ -79,24 +81,42 @@ class OmniBrain(sb.Brain):
     `batches_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
     sampler) and `validate` (called with the brain after each epoch, gives figures)."""
 
+    bar: tqdm | None = None
+
     @property
     def model(self) -> OmniLM:
         losses = self.modules.losses
         return (losses.module if isinstance(losses, DistributedDataParallel) else losses).model
 
-    def compute_forward(self, batch: Batch, stage: sb.Stage) -> Tensor:
+    def entries(self, batch: Batch) -> Sequence[str]:
+        return batch.ids
+
+    def compute_forward(self, batch: Batch, stage: sb.Stage) -> StreamLosses:
         return self.modules.losses(batch.to(self.device))
 
-    def compute_objectives(self, losses: Tensor, batch: Batch, stage: sb.Stage) -> Tensor:
-        self.sums.add(losses.detach())
-        return weighted_mean(losses, self.weights)
+    def compute_objectives(self, losses: StreamLosses, batch: Batch, stage: sb.Stage) -> Tensor:
+        loss = weighted_mean(losses, self.weights)
+        if self.usable(loss):
+            (self.progress.sums if stage == sb.Stage.TRAIN else self.valid_sums).add(losses)
+        return loss
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().fit(*args, **kwargs)
+        finally:
+            if self.bar is not None:  # its line would come after that of an error
+                self.bar.close()
 
     def on_fit_start(self) -> None:
+        layout = self.model.layout
+        self.progress = EpochProgress(layout.num_streams)
+        if self.checkpointer is not None:  # checkpoints from before do not have it
+            self.checkpointer.add_recoverable("progress", self.progress, optional_load=True)
         super().on_fit_start()
-        streams = self.model.layout.num_streams
         text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
         self.total_steps = self.hparams.epochs.limit * self.hparams.batches_per_epoch
-        self.weights = torch.tensor([text] + [audio] * (streams - 1), device=self.device, dtype=torch.float32)
+        self.highest_loss = highest_loss(max(layout.sizes))
+        self.weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device)
 
     def init_optimizers(self) -> None:
         self.optimizer = self.opt_class([p for p in self.model.parameters() if p.requires_grad])
@@ -115,45 +135,57 @@ class OmniBrain(sb.Brain):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def on_fit_batch_end(self, batch: Batch, outputs, loss: Tensor, should_step: bool) -> None:
+    def on_fit_batch_end(self, batch: Batch, outputs: StreamLosses, loss: Tensor, should_step: bool) -> None:
         self.bar.update()
         if self.step % 10 == 0:
-            self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.sums.recent().items()})
+            self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.progress.sums.recent().items()})
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
-        self.sums = StreamMeans(self.model.layout.num_streams)
-        self.began = time.time()
-        if stage == sb.Stage.TRAIN:
-            self.hparams.mix.set_epoch(epoch)
-            title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
-            self.bar = tqdm(
-                total=self.hparams.batches_per_epoch * self.grad_accumulation_factor,
-                initial=self.step,
-                desc=title,
-                dynamic_ncols=True,
-                disable=not sb.utils.distributed.if_main_process(),
-            )
+        if stage != sb.Stage.TRAIN:
+            self.valid_sums = StreamSums(self.model.layout.num_streams)
+            return
+        if not self.step:  # else a checkpoint in the middle of the epoch has given its figures so far
+            self.progress.restart()
+        self.hparams.mix.set_epoch(epoch)
+        title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
+        self.bar = tqdm(
+            total=self.hparams.batches_per_epoch * self.grad_accumulation_factor,
+            initial=self.step,
+            desc=title,
+            dynamic_ncols=True,
+            disable=not sb.utils.distributed.if_main_process(),
+        )
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         if stage == sb.Stage.TRAIN:
             self.bar.close()
-            seconds = time.time() - self.began
-            self.train_figures = {"loss": stage_loss, **self.sums.means(), "seconds": seconds}
+            self.progress.sums.gather()
+            self.train_figures = {**self._figures(self.progress.sums), "seconds": self.progress.seconds}
+            if self.progress.skipped:
+                self.train_figures["skipped steps"] = self.progress.skipped
             return
-        self._report(stage_loss, epoch)
-        if self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only(meta={"loss": stage_loss}, num_to_keep=1, keep_recent=True)
+        self.check_validation()
+        figures = self._figures(self.valid_sums)
+        self._report(figures, epoch)
+        self.save_epoch({"loss": figures["loss"]}, num_to_keep=1, keep_recent=True)
+
+    def _skip(self, why: str) -> None:
+        self.progress.skipped += 1
+        super()._skip(why)
+
+    def _save_intra_epoch_ckpt(self) -> None:
+        self.progress.sums.gather()
+        super()._save_intra_epoch_ckpt()
+
+    def _figures(self, sums: StreamSums) -> dict[str, float]:
+        """Return the weighted mean loss and the mean loss of each stream."""
+        return {"loss": float(weighted_mean(sums.losses(), self.weights.cpu())), **sums.means()}
 
     @sb.utils.distributed.main_process_only
-    def _report(self, valid_loss: float, epoch: int) -> None:
-        figures = {"loss": valid_loss, **self.sums.means(), **self.hparams.validate(self)}
+    def _report(self, figures: dict[str, float], epoch: int) -> None:
+        figures = {**figures, **self.hparams.validate(self)}
         where = {"stage": self.hparams.stage, "epoch": epoch, "step": self.optimizer_step}
         self._log({**where, "parts": self.hparams.part_names}, figures)
-
-    def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
-        """Not between two batches of an optimiser step: the gradients so far would be lost."""
-        whole = self.step % self.grad_accumulation_factor == 0
-        return whole and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
     def _log(self, where: dict, valid: dict) -> None:
         line = {**where, "train": _rounded(self.train_figures), "valid": _rounded(valid)}
@@ -167,35 +199,6 @@ class OmniBrain(sb.Brain):
         draw_curves(path, path.with_name("curves.png"))
         shown = {k: v for k, v in line["valid"].items() if not k.startswith("audio")}
         Console().print(f"{where['stage']} epoch {where['epoch']}: valid {shown}")
-
-
-class StreamMeans:
-    """Mean loss per stream over an epoch, and lately."""
-
-    def __init__(self, streams: int):
-        self.total, self.count = torch.zeros(streams), torch.zeros(streams)
-        self.late: Tensor | None = None
-
-    def add(self, losses: Tensor) -> None:
-        """Losses [S], NaN where a stream had no labels."""
-        losses = losses.cpu()
-        present = ~losses.isnan()
-        self.total += losses.nan_to_num()
-        self.count += present
-        late = losses if self.late is None else torch.where(present, 0.95 * self.late + 0.05 * losses, self.late)
-        self.late = torch.where(late.isnan(), losses, late)
-
-    def means(self) -> dict[str, float]:
-        """Stream -> mean loss, those that had any."""
-        return self._named(self.total / self.count)
-
-    def recent(self) -> dict[str, float]:
-        """Stream -> running mean of the latest losses."""
-        return {} if self.late is None else self._named(self.late)
-
-    def _named(self, values: Tensor) -> dict[str, float]:
-        names = ["text", *(f"audio{k}" for k in range(1, len(values)))]
-        return {name: float(v) for name, v in zip(names, values, strict=True) if not v.isnan()}
 
 
 def _rounded(figures: dict) -> dict:

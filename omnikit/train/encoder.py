@@ -20,13 +20,14 @@ from omnikit.encoders.whisper import WhisperEncoder, log_mel
 from omnikit.evaluate.tables import markdown_table
 from omnikit.interfaces import count_parameters
 from omnikit.train.brain import cosine_rate
+from omnikit.train.guarded import GuardedBrain, highest_loss
 from omnikit.weights import load_into, save_weights
 
 HEAD_RATE = 1e-2
 """Learning rate of the CTC head alone, a linear layer on normalised features."""
 
 
-class EncoderBrain(sb.Brain):
+class EncoderBrain(GuardedBrain):
     """CTC over the encoder's features. In the first `head_steps` the head learns alone: the gradients of a random one
     would undo what a trained encoder knows.
 
@@ -69,7 +70,8 @@ class EncoderBrain(sb.Brain):
         return cosine_rate(step, peak=hp.lr, lowest=0.0, warmup=hp.warmup_steps, total=total)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        self.recent.append(loss.item())
+        if self.usable(loss):
+            self.recent.append(loss.item())
         if self.optimizer_step % self.hparams.log_every == 0 and self.recent:
             minutes = (time.monotonic() - self.started) / 60
             mean = sum(self.recent) / len(self.recent)
@@ -89,10 +91,12 @@ class EncoderBrain(sb.Brain):
     def on_stage_end(self, stage, stage_loss, epoch=None):
         if stage == sb.Stage.TRAIN:
             return
+        if stage == sb.Stage.VALID:
+            self.check_validation()
         rates = {f"PER {split}": stats.summarize("error_rate") for split, stats in sorted(self.errors.items())}
         self.hparams.train_logger.log_stats({"step": self.optimizer_step}, valid_stats={"loss": stage_loss} | rates)
         if stage == sb.Stage.VALID:
-            self.checkpointer.save_and_keep_only(meta=rates, num_to_keep=1)
+            self.save_epoch(rates, num_to_keep=1)
 
 
 def greedy(log_probs: Tensor, frames: Tensor) -> list[list[int]]:
@@ -158,6 +162,7 @@ def train_encoder(
         checkpointer,
     )
     brain.recent, brain.started = [], time.monotonic()
+    brain.highest_loss = highest_loss(len(phones))
     brain.optimizer_step_limit = hparams["steps"]
     brain.max_grad_norm, brain.ckpt_interval_minutes = hparams["grad_clip"], hparams["ckpt_interval_minutes"]
     brain.train_sampler = DynamicBatchSampler(

@@ -23,6 +23,7 @@ from omnikit.hparams import load_recipe
 from omnikit.model import OmniLM
 from omnikit.train.brain import Losses, OmniBrain, parameter_table
 from omnikit.train.effective import effective_batch
+from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
 from omnikit.train.start import start_weights
 from omnikit.train.validate import Validation
 
@@ -33,13 +34,18 @@ def main() -> None:
     """Train what this process' command line describes.
 
     Raises:
-        ValueError: bad file, flag, value or data; the message is one line for the user.
+        ValueError: bad file, flag, value or data, or the output folder holds checkpoints of another run; the message is
+            one line for the user.
+        Stopped: by a signal, or because nothing can be learned any more.
     """
     recipe = load_recipe()
     hparams, run_opts = recipe.hparams, {**_run_options(recipe.run_opts), **recipe.run_opts}
     sb.utils.distributed.ddp_init_group(run_opts)
+    changes = resumes(hparams["checkpointer"], RunIdentity(recipe, fixed_facts(hparams)))
     sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
     logger.info(f"parts: {recipe.choice}")
+    for change in changes:
+        logger.warning("resuming: %s", change)
     train(hparams, run_opts)
 
 
@@ -83,6 +89,16 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     if sb.utils.distributed.if_main_process():
         checkpoint.save(model, hparams["output_folder"])
         print(f"saved to {hparams['output_folder']}")
+
+
+def fixed_facts(hparams: dict[str, Any]) -> dict[str, Any]:
+    """Return what a resumed run must share with its checkpoints, besides the parts."""
+    return {
+        "stage": hparams["stage"],
+        "vocabulary": vocabulary_of(hparams["model"].llm.tokenizer),
+        "tasks": sorted(task for task, weight in hparams["tasks"].items() if weight > 0),
+        "trainable": sorted(hparams["trainable"]),
+    }
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from omnikit import checkpoint
 from omnikit.hparams.tree import read_tree, write_tree
@@ -189,3 +190,53 @@ def test_a_killed_run_ends_with_the_same_weights(data, tmp_path):
     assert not (killed / "model.safetensors").exists()
     run("stage1", data, killed, "--epochs.limit", "4")
     assert changed(whole, killed) == set()
+
+
+def last_weights(folder) -> dict:
+    (found,) = sorted(folder.glob("save/CKPT*/model.ckpt"), key=lambda path: path.stat().st_mtime_ns)[-1:]
+    return torch.load(found, weights_only=True)
+
+
+@pytest.mark.long
+def test_an_absurd_rate_stops_the_run_and_leaves_the_last_good_checkpoint(data, tmp_path):
+    run("stage1", data, tmp_path / "out", "--epochs.limit", "1")
+    good = last_weights(tmp_path / "out")
+    more = ("--epochs.limit", "9", "--batches_per_epoch", "30", "--peak_rate", "1e6", "--lowest_rate", "1e6")
+    ran = subprocess.run(
+        command("stage1", data, tmp_path / "out", *more), cwd=TRAIN.parent, env=environment(),
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert ran.stderr.splitlines()[-1].startswith("error: training stopped")
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "skipped (1 in a row)" in log and "entries: train-" in log
+    assert "resuming: peak_rate was 0.01, is 1000000.0 from here on" in log
+    left = last_weights(tmp_path / "out")
+    assert left.keys() == good.keys() and all(torch.equal(left[name], good[name]) for name in good)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_answered_in_one_line_and_the_run_goes_on_later(data, tmp_path, number):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run("stage1", data, whole, "--epochs.limit", "4")
+    process = subprocess.Popen(
+        command("stage1", data, stopped, "--epochs.limit", "4"), cwd=TRAIN.parent, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.time() + 250
+    while not list(stopped.glob("save/CKPT*/CKPT.yaml")) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    words = process.communicate(timeout=250)[1]
+    assert process.returncode == 128 + number and "Traceback" not in words
+    last = words.splitlines()[-1]
+    assert last.startswith(f"error: training stopped by {number.name}") and "start again with the same command" in last
+    run("stage1", data, stopped, "--epochs.limit", "4")
+    assert changed(whole, stopped) == set()
+    logs = [
+        [json.loads(line) for line in (each / "train_log.jsonl").read_text().splitlines()] for each in (whole, stopped)
+    ]
+    for line in (line for log in logs for line in log):
+        del line["train"]["seconds"]
+    assert logs[0] == logs[1]

@@ -153,8 +153,8 @@ def batch_of(model: OmniLM, features: list[Tensor]) -> Batch:
 def loss_of(model: OmniLM, batch: Batch) -> Tensor:
     speech = batch.speech(*model.adapter(batch.features, batch.lengths))
     losses = stream_losses(model, model(batch.steps, speech), batch.labels)
-    assert losses.isfinite().all()
-    return weighted_mean(losses, torch.ones(len(losses)))
+    assert losses.sums.isfinite().all() and losses.counts.all()
+    return weighted_mean(losses, torch.ones(len(losses.sums)))
 
 
 def train_one_step(model: OmniLM, batch: Batch) -> None:

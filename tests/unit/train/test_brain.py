@@ -9,7 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from omnikit.train.brain import OmniBrain, StreamMeans, cosine_rate, parameter_table
+from omnikit.losses import StreamLosses
+from omnikit.train.brain import OmniBrain, cosine_rate, parameter_table
+from omnikit.train.progress import EpochProgress, StreamSums
 from tests.unit.toy import toy_model
 
 RATE = {"peak": 1e-3, "lowest": 1e-5, "warmup": 10, "total": 110}
@@ -24,12 +26,31 @@ def test_rate_warms_up_and_falls_to_the_lowest():
     assert rates[110:] == pytest.approx([1e-5] * 20)
 
 
-def test_means_count_only_what_was_there():
-    means = StreamMeans(3)
-    for losses in ([1.0, 2.0, float("nan")], [3.0, float("nan"), float("nan")]):
-        means.add(torch.tensor(losses))
-    assert means.means() == {"text": 2.0, "audio1": 2.0}
-    assert set(means.recent()) == {"text", "audio1"}
+def summed(*batches: tuple[list[float], list[int]]) -> StreamSums:
+    sums = StreamSums(len(batches[0][0]))
+    for each, counts in batches:
+        sums.add(StreamLosses(torch.tensor(each), torch.tensor(counts)))
+    return sums
+
+
+def test_means_count_labels_and_streams_without_any_are_absent():
+    sums = summed(([2.0, 4.0, 0.0], [2, 2, 0]), ([9.0, 0.0, 0.0], [3, 0, 0]))
+    assert sums.means() == {"text": 11 / 5, "audio1": 2.0}
+    assert sums.recent() == {"text": pytest.approx(0.95 * 1 + 0.05 * 3), "audio1": 2.0}
+
+
+def test_a_resumed_epoch_reports_all_of_it(tmp_path):
+    whole, first, second = EpochProgress(2), EpochProgress(2), EpochProgress(2)
+    batches = [([0.1, 0.2], [3, 1]), ([0.7, 0.0], [5, 0]), ([1.3, 0.4], [2, 2])]
+    whole.sums, first.sums = summed(*batches), summed(*batches[:2])
+    first.skipped, first.before = 2, 100.0
+    first.save(tmp_path / "progress")
+    second.load(tmp_path / "progress", end_of_epoch=False)
+    second.sums.add(StreamLosses(*map(torch.tensor, batches[2])))
+    assert second.sums.means() == whole.sums.means()
+    assert second.skipped == 2 and second.seconds >= 100
+    second.load(tmp_path / "progress", end_of_epoch=True)
+    assert second.sums.means() == {} and second.skipped == 0 and second.seconds < 100
 
 
 def test_table_says_what_trains_and_where_weights_come_from():

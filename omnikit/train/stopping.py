@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM during training: finish the optimiser step, save a checkpoint, say how to go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from omnikit.errors import Stopped
+
+
+class StopRequest:
+    """A context in which the first SIGINT or SIGTERM is noted in `signal` and a second one stops at once.
+
+    Batch schedulers send SIGTERM some seconds before they kill a job, which is enough for a checkpoint. Signal handlers
+    belong to the main thread; in another one nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        """Number of the signal that came; 0 = none."""
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise stopped_by(number, "at once; start again with the same command to go on from the last checkpoint")
+        self.signal = number
+
+
+def stopped_by(number: int, how: str) -> Stopped:
+    """Return the error that ends a run for a signal, with the exit status that shells expect of one."""
+    return Stopped(f"training stopped by {signal.Signals(number).name} {how}", status=128 + number)

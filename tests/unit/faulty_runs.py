@@ -1,0 +1,153 @@
+"""Trainings of a toy system in which something goes wrong, in this process or in each of torchrun's.
+
+`python -m torch.distributed.run --nproc_per_node 2 faulty_runs.py FOLDER` runs every fault and writes what came of it
+to `FOLDER/<fault>.<rank>.json`. Faults of data and of gradients reach the last process alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.epoch_loop import EpochCounter
+from torch.utils.data import DataLoader
+
+from omnikit.data.collate import Batch, collate
+from omnikit.errors import Stopped
+from omnikit.model import OmniLM
+from omnikit.tasks import TASKS, make_sample
+from omnikit.torchrun import Share
+from omnikit.train.brain import Losses, OmniBrain
+from omnikit.train.checkpointer import WholeCheckpointer
+from tests.unit.toy import toy_model
+
+BATCHES = 12  # of an epoch, more than steps may be skipped in a row
+POISONED = 4
+"""Batch of the second epoch at which a fault comes."""
+FAULTS = ("none", "sample", "weight", "rate", "gradient")
+
+
+class Quiet:
+    """Stands for what a run needs besides: the sampler's `set_epoch`, TensorBoard's `log_stats`, the validation."""
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def log_stats(self, *figures: Any) -> None: ...
+
+    def __call__(self, brain: OmniBrain) -> dict[str, float]:
+        return {}
+
+
+class FaultyBrain(OmniBrain):
+    """Training in whose second epoch a fault happens."""
+
+    fault = "none"
+
+    def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
+        super().on_fit_batch_start(batch, should_step)
+        here = self.hparams.epochs.current == 2 and self.step == POISONED
+        if self.fault == "weight" and here:
+            next(self.model.adapter.parameters()).data[0] = torch.nan
+        if self.fault == "rate" and self.hparams.epochs.current == 2:
+            self.optimizer.param_groups[0]["lr"] = 1e6
+        self.spoils = self.fault == "gradient" and here and is_last()
+
+    def check_loss_isfinite(self, loss: torch.Tensor) -> None:
+        super().check_loss_isfinite(loss)
+        if self.spoils:
+            loss.register_hook(lambda gradient: gradient * torch.inf)
+
+
+def is_last() -> bool:
+    share = Share.of_torchrun()
+    return share.rank == share.processes - 1
+
+
+def batches(model: OmniLM, epoch: str, poisoned: bool = False) -> list[Batch]:
+    """Batches of two entries; the answers of each process are others."""
+    rng = torch.Generator().manual_seed(Share.of_torchrun().rank)
+    made = []
+    for number in range(BATCHES):
+        features = [torch.randn(6, model.encoder.dim, generator=rng) for _ in range(2)]
+        if poisoned and number == POISONED - 1:
+            features[1][2, 3] = torch.nan
+        text = model.llm.tokenizer.encode("the cat sees a dog")
+        codes = torch.randint(0, model.codec.codebook_size, (model.codec.num_codebooks, 2), generator=rng)
+        sample = make_sample(
+            TASKS["A1A2"], model.layout, model.pattern, audio_frames=model.frames_heard(6), answer=text, codes=codes
+        )
+        ids = [f"{epoch}-{number}-{row}-rank{Share.of_torchrun().rank}" for row in range(2)]
+        made.append(collate([sample, sample], features, model.layout, model.encoder.dim, ids=ids))
+    return made
+
+
+def loader(found: list[Batch]) -> DataLoader:
+    return DataLoader(found, batch_size=None, collate_fn=None)
+
+
+def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) -> FaultyBrain:
+    model = toy_model(tts_blocks=1)
+    model.freeze_all_but(["adapter", "llm", "tts_adapter", "text_rows", "audio_rows"])
+    counter = EpochCounter(epochs)
+    hparams = {
+        "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_rate": 1e-3, "lowest_rate": 1e-3, "warmup_steps": 1,
+        "epochs": counter, "batches_per_epoch": BATCHES, "output_folder": str(folder), "stage": "toy",
+        "part_names": {}, "tensorboard": Quiet(), "mix": Quiet(), "validate": Quiet(),
+    }  # fmt: skip
+    options = {"device": "cpu", "distributed_backend": "gloo", "find_unused_parameters": True, **run_opts}
+    brain = FaultyBrain(
+        {"losses": Losses(model)}, torch.optim.AdamW, hparams, options,
+        WholeCheckpointer(folder / "save", {"model": model, "epochs": counter}),
+    )  # fmt: skip
+    brain.fault = fault
+    return brain
+
+
+def run(folder: Path, fault: str, epochs: int = 2, **run_opts: Any) -> dict[str, Any]:
+    """Train; return how it ended, the figures, the log, and weights as they are and as the last checkpoint has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    logging.getLogger("omnikit").addHandler(handler)
+    stopped, first = "", None
+    try:
+        for upto in range(1, epochs + 1):  # the first epoch is whole before anything goes wrong
+            brain = brain_of(folder, upto, fault, **run_opts)
+            train = batches(brain.model, f"epoch{upto}", fault == "sample" and upto == 2 and is_last())
+            valid = loader(batches(brain.model, "valid")[:2])
+            brain.fit(brain.hparams.epochs, loader(train), valid, progressbar=False)
+            first = first or weights_of(brain.model)
+    except Stopped as error:
+        stopped = str(error)
+    finally:
+        logging.getLogger("omnikit").removeHandler(handler)
+    found = sorted((folder / "save").glob("CKPT*/model.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    stored = toy_model(tts_blocks=1)
+    stored.load_state_dict(torch.load(found[-1], weights_only=True))
+    log = folder / "train_log.jsonl"
+    return {
+        "stopped": stopped, "text": text.getvalue(), "first": first, "end": weights_of(brain.model),
+        "stored": weights_of(stored), "log": [json.loads(line) for line in log.read_text().splitlines()],
+    }  # fmt: skip
+
+
+def weights_of(model: OmniLM) -> list[float]:
+    """Return the sum of each tensor, in float64."""
+    return [float(tensor.double().sum()) for tensor in model.state_dict().values()]
+
+
+def main() -> None:
+    folder, share = Path(sys.argv[1]), Share.of_torchrun()
+    sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
+    for fault in FAULTS:
+        (folder / f"{fault}.{share.rank}.json").write_text(json.dumps(run(folder / fault, fault)))
+
+
+if __name__ == "__main__":
+    main()
