@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from omnikit.data.chunks import in_batches
 from omnikit.data.ledger import Seen, open_ledger
 from omnikit.data.rows import Clip
-from omnikit.data.shards import in_batches
 from omnikit.data.skipped import Skipped
 from omnikit.data.store import ArrayCache, ArrayStore, Place, fingerprint, open_cache
 from omnikit.interfaces import AudioEncoder, Codec
@@ -150,7 +150,7 @@ def _encoded(making: Making, chunk: list[tuple[Clip, Seen]]) -> Iterator[tuple[b
         except ValueError as error:
             logger.warning("skipped: %s", error)
             wav = "unreadable"
-        if clip.content().unchanged_since(seen):
+        if clip.content().stamp() == seen.stamp:
             if isinstance(wav, str):
                 yield seen.digest, wav
             else:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from omnikit.audio import decode_audio, load_audio
-from omnikit.data.ledger import Content
+from omnikit.data.content import Content
 from omnikit.data.manifest import AUDIO, CODES_OF, CSV_ID, ENDINGS, FIELDS, accepted_answers
 from omnikit.data.recordings import Recording, check_recording
 from omnikit.data.tables import Table, lay_out

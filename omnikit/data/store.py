@@ -102,6 +102,7 @@ class ArrayCache:
         self._path = folder / f"{uuid.uuid4().hex}.bin"  # of this process alone
         self._end = 0  # bytes of the file that the index knows of
         self._sizes: dict[str, int] = {}
+        self._reported: set[str] = set()
 
     def find(self, digest: bytes) -> Place | None:
         """Return where the array of a recording stands, or why it has none; None if it is still to be computed."""
@@ -149,10 +150,11 @@ class ArrayCache:
         """Whether an array reaches beyond the end of its file, which was damaged or removed."""
         if place.end <= self._sizes.get(place.file, 0):
             return False
-        known, path = place.file in self._sizes, self.folder / place.file
+        path = self.folder / place.file  # another process may have appended to it meanwhile
         self._sizes[place.file] = path.stat().st_size if path.is_file() else 0
         cut_short = place.end > self._sizes[place.file]
-        if cut_short and not known:
+        if cut_short and place.file not in self._reported:
+            self._reported.add(place.file)
             logger.warning("%s: is missing or cut short; the arrays that it held are computed again", path)
         return cut_short
 

@@ -1,8 +1,7 @@
-"""Parquet files as one memory-mapped table, laid out in a cache folder by `datasets` once for each content of theirs."""
+"""Parquet files as one memory-mapped table, which `datasets` lays out in a cache folder once for each content."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.ledger import Content, open_ledger
+from omnikit.data.content import Content, digest_of
+from omnikit.data.ledger import open_ledger
 from omnikit.errors import one_line
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def _version(files: Sequence[Path], folder: Path, which: str) -> str:
     unread = next((file for file, found in zip(files, seen, strict=True) if found is None), None)
     if unread is not None:
         raise ValueError(f"manifest {unread}: cannot be read")
-    return hashlib.blake2b(b"".join(found.digest for found in seen), digest_size=16).hexdigest()
+    return digest_of(b"".join(found.digest for found in seen)).hex()
 
 
 @cache
