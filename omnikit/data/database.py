@@ -32,6 +32,16 @@ def open_database(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
+def reading(connection: sqlite3.Connection) -> Iterator[None]:
+    """Lock the database once for all that is read in a `with` block, where nothing may be written."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.rollback()
+
+
+@contextmanager
 def _reported(path: Path) -> Iterator[None]:
     try:
         yield

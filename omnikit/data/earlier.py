@@ -88,4 +88,4 @@ def _content(recording: str | bytes) -> Content:
 @cache
 def _report_old(folder: Path) -> None:
     """Warn once of shards whose notes say nothing of the recordings."""
-    logger.warning("%s: shards of an earlier version, which does not say of which recordings; they are made anew", folder)
+    logger.warning("%s: shards of an earlier version, which noted nothing of their recordings; made anew", folder)

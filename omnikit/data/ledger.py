@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from omnikit.data.content import THREADS, UNREADABLE, Content, Stamp, stamped
-from omnikit.data.database import open_database
+from omnikit.data.database import open_database, reading
 
 logger = logging.getLogger(__name__)
 LEDGER = "ledger.sqlite"
@@ -69,7 +69,8 @@ class Ledger:
     def _look_up(
         self, contents: list[tuple[Content, Stamp | None]], pool: ThreadPoolExecutor, changed: list[str]
     ) -> list[Seen | None]:
-        noted = [self._noted(content) for content, _ in contents]
+        with reading(self.connection):
+            noted = [self._noted(content) for content, _ in contents]
         seen: list[Seen | None] = [
             Seen(old[1], stamp) if old is not None and old[0] == stamp else None
             for old, (_, stamp) in zip(noted, contents, strict=True)

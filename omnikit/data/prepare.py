@@ -123,14 +123,15 @@ def _stored(making: Making, clips: list[Clip], folder: Path, kind: str, name: st
     found = [(clip, each) for clip, each in zip(clips, seen, strict=True) if each is not None]
     with open_cache(folder / f"{kind}-{fingerprint(making.part)}") as cache:
         _fill(cache, making, found, title)
-        places = [(clip, cache.find(each.digest)) for clip, each in found]
+        places = list(zip((clip for clip, _ in found), cache.find(seen.digest for _, seen in found), strict=True))
     _report_skipped(clips, {clip.key: place for clip, place in places}, title)
     return ArrayStore(cache.folder, ((c.key, place) for c, place in places if place is not None and not place.problem))
 
 
 def _fill(cache: ArrayCache, making: Making, clips: list[tuple[Clip, Seen]], title: str) -> None:
     """Encode the recordings that the cache has nothing of, each content once."""
-    wanted = {seen.digest: (clip, seen) for clip, seen in clips if cache.find(seen.digest) is None}
+    places = cache.find(seen.digest for _, seen in clips)
+    wanted = {seen.digest: (clip, seen) for (clip, seen), place in zip(clips, places, strict=True) if place is None}
     if not wanted:
         return
     if len(wanted) < len(clips):

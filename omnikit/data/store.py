@@ -24,11 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omnikit.data.database import open_database
+from omnikit.data.chunks import in_batches
+from omnikit.data.database import open_database, reading
 from omnikit.errors import writing
 
 logger = logging.getLogger(__name__)
 INDEX = "index.sqlite"
+_TOGETHER = 2048  # places that are looked up while the index is locked
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS arrays (digest BLOB PRIMARY KEY, file TEXT, begin INTEGER, rows INTEGER,"
     " columns INTEGER, dtype TEXT, problem TEXT) WITHOUT ROWID"
@@ -104,13 +106,12 @@ class ArrayCache:
         self._sizes: dict[str, int] = {}
         self._reported: set[str] = set()
 
-    def find(self, digest: bytes) -> Place | None:
-        """Return where the array of a recording stands, or why it has none; None if it is still to be computed."""
-        sql = "SELECT file, begin, rows, columns, dtype, problem FROM arrays WHERE digest = ?"
-        row = self.connection.execute(sql, (digest,)).fetchone()
-        if row is None or self._is_cut_short(place := Place(*row)):
-            return None
-        return place
+    def find(self, digests: Iterable[bytes]) -> Iterator[Place | None]:
+        """Yield where the array of each recording stands, or why it has none; None if it is still to be computed."""
+        for some in in_batches(digests, _TOGETHER):
+            with reading(self.connection):
+                found = [self._find(digest) for digest in some]
+            yield from found
 
     def add(self, computed: Iterable[tuple[bytes, Tensor | str]]) -> None:
         """Store arrays [rows, columns] by digest, or in their place the reason why a recording has none.
@@ -137,6 +138,13 @@ class ArrayCache:
             os.truncate(self._path, self._end)
             if not self._end:
                 self._path.unlink()
+
+    def _find(self, digest: bytes) -> Place | None:
+        sql = "SELECT file, begin, rows, columns, dtype, problem FROM arrays WHERE digest = ?"
+        row = self.connection.execute(sql, (digest,)).fetchone()
+        if row is None or self._is_cut_short(place := Place(*row)):
+            return None
+        return place
 
     def _append(self, computed: Tensor | str) -> Place:
         if isinstance(computed, str):

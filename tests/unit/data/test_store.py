@@ -18,7 +18,7 @@ from omnikit.data import store
 from omnikit.data.ledger import open_ledger
 from omnikit.data.prepare import codes_of, features_of
 from omnikit.data.rows import Clip
-from omnikit.data.store import ArrayStore, fingerprint, open_cache
+from omnikit.data.store import ArrayCache, ArrayStore, Place, fingerprint, open_cache
 from tests.unit.toy import ToyCodec, ToyEncoder
 
 
@@ -26,8 +26,13 @@ def numbers(count: int = 600) -> dict[bytes, torch.Tensor]:
     return {bytes([i // 256, i % 256]): torch.randint(-100, 100, (i % 3, i), dtype=torch.int16) for i in range(count)}
 
 
+def found(cache: ArrayCache, digest: bytes) -> Place | None:
+    (place,) = cache.find([digest])
+    return place
+
+
 def stored(cache, arrays: Iterable[bytes]) -> ArrayStore:
-    return ArrayStore(cache.folder, [(digest.hex(), cache.find(digest)) for digest in arrays])
+    return ArrayStore(cache.folder, [(digest.hex(), found(cache, digest)) for digest in arrays])
 
 
 def test_store_gives_back_what_was_written(tmp_path):
@@ -35,7 +40,7 @@ def test_store_gives_back_what_was_written(tmp_path):
     with open_cache(tmp_path / "a") as cache:
         cache.add(list(arrays.items())[:200])
         cache.add([*list(arrays.items())[200:], (b"x", "unreadable"), (b"f", torch.ones(2, 3).half())])
-        assert cache.find(b"y") is None and cache.find(b"x").problem == "unreadable"
+        assert found(cache, b"y") is None and found(cache, b"x").problem == "unreadable"
         store = stored(cache, [*arrays, b"f"])
     for each in (store, pickle.loads(pickle.dumps(store))):
         assert list(each.index) == [digest.hex() for digest in [*arrays, b"f"]]
@@ -55,9 +60,9 @@ def test_a_write_that_fails_leaves_what_was_whole(tmp_path):
         cache.add([(b"b", torch.ones(2, 2))])
         cache.add(broken())
     with open_cache(tmp_path / "a") as cache:
-        assert cache.find(b"a") is None and torch.equal(stored(cache, [b"b"])[b"b".hex()], torch.ones(2, 2))
+        assert found(cache, b"a") is None and torch.equal(stored(cache, [b"b"])[b"b".hex()], torch.ones(2, 2))
         (file,) = cache.folder.glob("*.bin")
-        assert file.stat().st_size == cache.find(b"b").end
+        assert file.stat().st_size == found(cache, b"b").end
 
 
 def killed(folder: Path) -> None:
@@ -98,11 +103,11 @@ def test_files_that_are_cut_short_are_told_and_made_again(tmp_path, caplog):
     (file,) = (tmp_path / "a").glob("*.bin")
     os.truncate(file, 20)
     with open_cache(tmp_path / "a") as cache:
-        assert cache.find(b"a").rows == 2 and cache.find(b"b") is None
+        assert found(cache, b"a").rows == 2 and found(cache, b"b") is None
     assert f"{file}: is missing or cut short" in caplog.text
     file.unlink()
     with open_cache(tmp_path / "a") as cache:
-        assert cache.find(b"a") is None
+        assert found(cache, b"a") is None
 
 
 @pytest.mark.parametrize("name", ["index.sqlite", "ledger.sqlite"])
@@ -128,8 +133,8 @@ def test_two_processes_share_a_folder(tmp_path):
         process.join()
         assert process.exitcode == 0
     with open_cache(tmp_path / "a") as cache:
-        found = stored(cache, [bytes([i]) for i in range(50)])
-    assert [int(found[bytes([i]).hex()]) for i in range(50)] == list(range(50))
+        held = stored(cache, [bytes([i]) for i in range(50)])
+    assert [int(held[bytes([i]).hex()]) for i in range(50)] == list(range(50))
 
 
 def test_fingerprint_follows_weights_and_options():
