@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from omnikit.data.chunks import in_batches
 from omnikit.data.manifest import AUDIO, ManifestWriter
 from omnikit.data.recordings import Recording, check_recording
 from omnikit.data.shards import (
@@ -21,7 +22,6 @@ from omnikit.data.shards import (
     Remark,
     Summary,
     fingerprint_of,
-    in_batches,
     kept,
     make,
     problem_of_texts,
@@ -143,7 +143,7 @@ class _Split:
     def _part(self, part: Part, title: str) -> Summary:
         path = self.manifest / f"{part.name}.parquet" if self.corpus.shards else self.manifest
         made_by = (VERSION, self.corpus.fields, self.checks.decode_all, self.checks.max_seconds)
-        fingerprint = fingerprint_of(part, *made_by)
+        fingerprint = fingerprint_of(replace(part, recordings=lambda: self._recordings(part)), *made_by)
         summary = kept(path, fingerprint, self.checks.strict)
         if summary is not None:
             self.unread += [path] if summary.rows else []
@@ -152,6 +152,13 @@ class _Split:
             self.ids.update(pq.read_table(made, columns=["id"])["id"].to_pylist())
         self.unread.clear()
         return make(path, fingerprint, lambda: self._write(part, path, title))
+
+    def _recordings(self, part: Part) -> Iterator[str]:
+        """The recordings that rows of a part name, also those that are missing or broken."""
+        if not self.corpus.embedded and {*AUDIO} & {*self.corpus.fields}:
+            for item in part.items():
+                if not isinstance(item, Remark):
+                    yield from (item[name] for name in AUDIO if item.get(name) is not None)
 
     def _write(self, part: Part, path: Path, title: str) -> Summary:
         summary = Summary(self.split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +15,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from omnikit.data.chunks import in_batches
+from omnikit.data.ledger import Seen, open_ledger
 from omnikit.data.rows import Clip
-from omnikit.data.shards import in_batches
-from omnikit.data.store import ArrayStore, fingerprint, write_store
+from omnikit.data.skipped import Skipped
+from omnikit.data.store import ArrayCache, ArrayStore, Place, fingerprint, open_cache
 from omnikit.interfaces import AudioEncoder, Codec
 
 logger = logging.getLogger(__name__)
@@ -90,41 +93,89 @@ def make_codes(codec: Codec, batch_seconds: float = BATCH_SECONDS) -> Making:
 
 
 def features_of(encoder: AudioEncoder, clips: list[Clip], folder: str | Path, name: str) -> ArrayStore:
-    """Encoder features [T, D] (float16) of recordings; made once per encoder weights and set of recordings."""
-    return _store(make_features(encoder), clips, Path(folder), f"{name}-features")
+    """Return the encoder features [T, D] (float16) of recordings, computing those that the cache folder lacks.
+
+    Args:
+        name: of the source, for the progress bar and the log.
+
+    Raises:
+        ValueError: the cache cannot be read or written; the message names the file.
+    """
+    return _stored(make_features(encoder), clips, Path(folder), "features", name)
 
 
 def codes_of(codec: Codec, clips: list[Clip], folder: str | Path, name: str) -> ArrayStore:
-    """Codes [K, T] (int16) of recordings; made once per codec weights and set of recordings."""
-    return _store(make_codes(codec), clips, Path(folder), f"{name}-codes")
+    """Return the codes [K, T] (int16) of recordings, computing those that the cache folder lacks; see `features_of`."""
+    return _stored(make_codes(codec), clips, Path(folder), "codes", name)
 
 
 def _device(module: torch.nn.Module) -> torch.device:
     return next((t.device for t in module.state_dict().values()), torch.device("cpu"))
 
 
-def _store(making: Making, clips: list[Clip], folder: Path, name: str) -> ArrayStore:
+def _stored(making: Making, clips: list[Clip], folder: Path, kind: str, name: str) -> ArrayStore:
+    """Arrays by the keys of the clips; those of recordings that cannot be used are missing, which the log tells."""
     clips = list({clip.key: clip for clip in clips}.values())
-    path = folder / f"{name}-{fingerprint(making.part, *sorted(clip.key for clip in clips))}.arrow"
-    if not path.is_file():
-        write_store(path, _encode_all(making, clips, name))
-    return ArrayStore(path)
+    title = f"{name}-{kind}"
+    _report_old(folder, title)
+    with open_ledger(folder) as ledger:
+        seen = ledger.look_up((clip.content() for clip in clips), title, len(clips))
+    found = [(clip, each) for clip, each in zip(clips, seen, strict=True) if each is not None]
+    with open_cache(folder / f"{kind}-{fingerprint(making.part)}") as cache:
+        _fill(cache, making, found, title)
+        places = list(zip((clip for clip, _ in found), cache.find(seen.digest for _, seen in found), strict=True))
+    _report_skipped(clips, {clip.key: place for clip, place in places}, title)
+    return ArrayStore(cache.folder, ((c.key, place) for c, place in places if place is not None and not place.problem))
 
 
-def _encode_all(making: Making, clips: list[Clip], name: str) -> Iterator[tuple[str, Tensor]]:
-    made = 0
-    with tqdm(total=len(clips), desc=name) as bar:
-        for chunk in in_batches(clips, CHUNK):
-            loaded = []
-            for clip in chunk:
-                try:
-                    loaded.append((clip.key, clip.load(making.part.sample_rate)))
-                except ValueError as error:
-                    logger.warning("skipped: %s", error)
-                bar.update()
-            for key, array in making(loaded):
-                if array is not None:
-                    made += 1
-                    yield key, array
-    if made < len(clips):
-        logger.warning("%s: %d of %d recordings skipped", name, len(clips) - made, len(clips))
+def _fill(cache: ArrayCache, making: Making, clips: list[tuple[Clip, Seen]], title: str) -> None:
+    """Encode the recordings that the cache has nothing of, each content once."""
+    places = cache.find(seen.digest for _, seen in clips)
+    wanted = {seen.digest: (clip, seen) for (clip, seen), place in zip(clips, places, strict=True) if place is None}
+    if not wanted:
+        return
+    if len(wanted) < len(clips):
+        logger.info("%s: %d of %d recordings are encoded, the others are cached", title, len(wanted), len(clips))
+    with tqdm(total=len(wanted), desc=title) as bar:
+        for chunk in in_batches(wanted.values(), CHUNK):
+            cache.add(_encoded(making, chunk))
+            bar.update(len(chunk))
+
+
+def _encoded(making: Making, chunk: list[tuple[Clip, Seen]]) -> Iterator[tuple[bytes, Tensor | str]]:
+    """Digest -> array, or the reason why there is none; nothing of a file that changed after its digest was taken."""
+    loaded = []
+    for clip, seen in chunk:
+        try:
+            wav: Tensor | str = clip.load(making.part.sample_rate)
+        except ValueError as error:
+            logger.warning("skipped: %s", error)
+            wav = "unreadable"
+        if clip.content().stamp() == seen.stamp:
+            if isinstance(wav, str):
+                yield seen.digest, wav
+            else:
+                loaded.append((seen.digest, wav))
+    for digest, array in making(loaded):
+        yield digest, "refused" if array is None else array
+
+
+def _report_skipped(clips: list[Clip], places: dict[str, Place | None], title: str) -> None:
+    skipped = Skipped()
+    for clip in clips:
+        place = places.get(clip.key)
+        if place is None:  # it is tried again at the next start
+            exists = clip.path is None or Path(clip.path).exists()
+            skipped.add("not readable now" if exists else "missing", clip.path or clip.key)
+        elif place.problem:
+            skipped.add(place.problem, clip.path or clip.key)
+    if skipped:
+        count = sum(skipped.reasons.values())
+        logger.warning("%s: %d of %d recordings skipped: %s", title, count, len(clips), skipped)
+
+
+@functools.cache
+def _report_old(folder: Path, title: str) -> None:
+    """Warn once of arrays that were stored when nothing was noted of the recordings that they were computed from."""
+    for file in folder.glob(f"{title}-*.arrow"):
+        logger.warning("%s: arrays of an earlier version, which does not say of which recordings; delete it", file)

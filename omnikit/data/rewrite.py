@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omnikit.data.chunks import in_batches
+from omnikit.data.earlier import Earlier, digest_recordings
 from omnikit.data.manifest import AUDIO, FIELDS, ManifestWriter, accepted_answers
 from omnikit.data.rows import check_columns, in_parquet, read_fields
 from omnikit.data.shards import (
@@ -22,7 +24,6 @@ from omnikit.data.shards import (
     Remark,
     Summary,
     fingerprint_of,
-    in_batches,
     kept,
     make,
     problem_of_texts,
@@ -65,6 +66,10 @@ class Step(ABC):
     """What the rows depend on but for those of the manifest."""
     chunk: int
     """Rows that are worked on together."""
+    recordings: tuple[str, ...] = ()
+    """Fields whose recordings rows are computed from; shards are made again when one of these files changes."""
+    computed: tuple[str, ...] = ()
+    """Fields that follow from these recordings and `made_by`: where a recording is unchanged they are kept."""
 
     @abstractmethod
     def columns(self, found: Columns) -> Columns:
@@ -77,6 +82,10 @@ class Step(ABC):
     @abstractmethod
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
         """Rows -> rows in their order, or why there is none."""
+
+    def reads(self, item: Item) -> list[str]:
+        """Return those of the fields `recordings` from which fields of this item are computed."""
+        return []
 
 
 def rewrite(
@@ -96,7 +105,7 @@ def rewrite(
         raise ValueError(f"--shard_rows {shard_rows}: must be 1 or more")
     if save_folder.resolve() == (manifest if manifest.is_dir() else manifest.parent).resolve():
         raise ValueError(f"--save_folder {save_folder}: holds the manifest that is read; choose another")
-    found, parts = read_parts(manifest, shard_rows)
+    found, parts = read_parts(manifest, shard_rows, step.recordings)
     columns = step.columns(found)
     share = Share.of_torchrun()
     which = f", process {share.rank + 1} of {share.processes}" if share.processes > 1 else ""
@@ -112,8 +121,11 @@ def rewrite(
     return total
 
 
-def read_parts(manifest: Path, shard_rows: int) -> tuple[Columns, list[Part]]:
+def read_parts(manifest: Path, shard_rows: int, recordings: Sequence[str] = ()) -> tuple[Columns, list[Part]]:
     """The fields of a manifest, and its rows as parts that become a shard each.
+
+    Args:
+        recordings: fields whose files the shards depend on.
 
     Raises:
         ValueError: see `rewrite`.
@@ -122,7 +134,13 @@ def read_parts(manifest: Path, shard_rows: int) -> tuple[Columns, list[Part]]:
         items = [_as_texts(fields) for fields in read_fields(manifest)]
         names = {name for item in items for name in item}
         return Columns(()).with_more(names), [
-            Part(f"{manifest.stem}-{number:04d}", [manifest], lambda rows=rows: map(dict, rows), len(rows))
+            Part(
+                f"{manifest.stem}-{number:04d}",
+                [manifest],
+                lambda rows=rows: map(dict, rows),
+                len(rows),
+                lambda rows=rows: _paths(rows, recordings),
+            )
             for number, rows in enumerate(in_batches(items, shard_rows))
         ]
     files = sorted(manifest.glob("*.parquet")) if manifest.is_dir() else [manifest]
@@ -137,8 +155,28 @@ def read_parts(manifest: Path, shard_rows: int) -> tuple[Columns, list[Part]]:
                 f"manifest {file}: its recordings are bytes where others are paths, or the other way round"
             )
         columns = columns.with_more(own.names, own.embedded)
-        parts += parquet_parts(file, own.names, _to_item, shard_rows)
+        parts += _parts(file, own, shard_rows, recordings)
     return columns, parts
+
+
+def _parts(file: Path, columns: Columns, shard_rows: int, recordings: Sequence[str]) -> list[Part]:
+    """The parts of a Parquet file; recordings that stand in it are its own content."""
+    parts = parquet_parts(file, columns.names, _to_item, shard_rows)
+    named = [name for name in recordings if name in columns.names and name not in columns.embedded]
+    if not named:
+        return parts
+    paths = parquet_parts(file, named, dict, shard_rows)
+    return [
+        replace(part, recordings=lambda rows=rows: _paths(rows.items(), named))
+        for part, rows in zip(parts, paths, strict=True)
+    ]
+
+
+def _paths(rows: Iterable[Item | Remark], names: Sequence[str]) -> Iterator[str]:
+    """The recordings that rows name, without blanks and without parts of a file that cannot be read."""
+    for row in rows:
+        if not isinstance(row, Remark):
+            yield from (row[name] for name in names if row.get(name))
 
 
 def _columns(file: Path) -> Columns:
@@ -173,16 +211,20 @@ def _shard(
     summary = kept(path, fingerprint, strict)
     if summary is not None:
         return summary
-    return make(path, fingerprint, lambda: _write(path, part, step, columns, strict, title))
+    earlier = Earlier.read(path, repr((VERSION, columns, step.made_by)), step.computed)
+    note = earlier.new_note()
+    return make(path, fingerprint, lambda: _write(path, part, step, columns, strict, title, earlier, note), note)
 
 
-def _write(path: Path, part: Part, step: Step, columns: Columns, strict: bool, title: str) -> Summary:
+def _write(
+    path: Path, part: Part, step: Step, columns: Columns, strict: bool, title: str, earlier: Earlier, note: dict
+) -> Summary:
     with ManifestWriter(path, columns.names, columns.embedded) as writer:
-        batches = ((len(batch), _made(batch, step)) for batch in in_batches(part.items(), step.chunk))
+        batches = ((len(batch), _made(batch, step, earlier, note)) for batch in in_batches(part.items(), step.chunk))
         return write_rows(writer, Summary(part.name), batches, total=part.rows, title=title, strict=strict)
 
 
-def _made(batch: Sequence[Item | Remark], step: Step) -> Iterator[Item | Remark]:
+def _made(batch: Sequence[Item | Remark], step: Step, earlier: Earlier, note: dict) -> Iterator[Item | Remark]:
     """What stands between usable rows is told first."""
     items = []
     for item in batch:
@@ -192,6 +234,10 @@ def _made(batch: Sequence[Item | Remark], step: Step) -> Iterator[Item | Remark]
             yield Remark(problem, item["id"])
         else:
             items.append(item)
+    if step.recordings:
+        digests = digest_recordings(items, step.reads)
+        earlier.fill(items, digests)
+        note["recordings"] |= digests
     yield from step.rows(items)
 
 

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from omnikit.audio import decode_audio, load_audio
+from omnikit.data.content import Content
 from omnikit.data.manifest import AUDIO, CODES_OF, CSV_ID, ENDINGS, FIELDS, accepted_answers
 from omnikit.data.recordings import Recording, check_recording
+from omnikit.data.tables import Table, lay_out
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
@@ -38,6 +40,7 @@ class Clip:
     table: Any = None  # a `datasets.Dataset`
     index: int = 0
     column: str = ""
+    version: str = ""  # names the content of the table, as long as it is unchanged
 
     def load(self, sample_rate: int) -> Tensor:
         """The waveform [N].
@@ -52,6 +55,12 @@ class Clip:
     def check(self) -> Recording:
         """Whether it can be used, and its length; of its header and last sample."""
         return check_recording(self._bytes() if self.path is None else self.path)
+
+    def content(self) -> Content:
+        """What the caches know the recording by."""
+        if self.path is not None:
+            return Content.of_file(self.path)
+        return Content(f"{self.version} {self.column} {self.key}", read=self._bytes, fixed=bool(self.version))
 
     def _bytes(self) -> bytes:
         return self.table[self.index][self.column]
@@ -185,7 +194,8 @@ def read_manifest(
     path = Path(path)
     if in_parquet(path):
         spoken = dict(_spoken(Path(answers), cache_folder)) if answers is not None else {}
-        return TableRows(_table(path, cache_folder, ("id", "t1")), spoken)
+        table = _table(path, cache_folder, ("id", "t1"))
+        return TableRows(table.data, spoken, table.version)
     return [_row_of_files(fields) for fields in read_fields(path)]
 
 
@@ -229,10 +239,11 @@ class TableRows(Sequence[Row]):
     Args:
         table: a `datasets.Dataset` with columns of `manifest.FIELDS`.
         spoken: text of an answer -> its recording, for rows without one of their own.
+        version: of the table's content, see `Clip`.
     """
 
-    def __init__(self, table: Any, spoken: dict[str, Clip]):
-        self.spoken = spoken
+    def __init__(self, table: Any, spoken: dict[str, Clip], version: str = ""):
+        self.spoken, self.version = spoken, version
         columns = [name for name in FIELDS if name in table.column_names]
         embedded = [name for name in AUDIO if name in columns and _is_binary(table.features[name])]
         coded = [name for name in CODES_OF.values() if name in columns]
@@ -275,7 +286,8 @@ class TableRows(Sequence[Row]):
     def _clip(self, name: str, index: int, fields: dict[str, Any]) -> Clip | None:
         key = clip_key(fields["id"], name)
         if name in self.embedded:
-            return Clip(key, table=self.large[name], index=index, column=name) if self.embedded[name][index] else None
+            place = {"table": self.large[name], "index": index, "column": name, "version": self.version}
+            return Clip(key, **place) if self.embedded[name][index] else None
         return Clip(key, path=fields[name]) if fields.get(name) else None
 
 
@@ -366,14 +378,12 @@ def check_columns(path: Path, found: Sequence[str] | dict[str, Any], needed: Seq
 
 def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, Clip]]:
     table = _table(path, cache_folder, ("t2", "a2"))
-    for i, text in enumerate(table["t2"]):
-        yield text, Clip(f"answer {text}", table=table, index=i, column="a2")
+    for i, text in enumerate(table.data["t2"]):
+        yield text, Clip(f"answer {text}", table=table.data, index=i, column="a2", version=table.version)
 
 
-def _table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -> Any:
-    """A Parquet file, or a folder of them in the order of their names, as a `datasets.Dataset`."""
-    from datasets import disable_progress_bars
-
+def _table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -> Table:
+    """A Parquet file, or a folder of them in the order of their names, as one table."""
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"manifest: no such file: {path / '*.parquet' if path.is_dir() else path}")
@@ -383,31 +393,10 @@ def _table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"manifest {file}: not a Parquet file that can be read ({one_line(error)})") from None
         check_columns(file, columns, needed)
-    disable_progress_bars()
-    table = _laid_out(files, cache_folder)
+    table = lay_out(files, cache_folder)
     if "id" in needed:
-        _check_ids(path, table.data.column("id"))
+        _check_ids(path, table.data.data.column("id"))
     return table
-
-
-def _laid_out(files: Sequence[Path], cache_folder: str | Path | None) -> Any:
-    """As in `_table`.
-
-    Raises:
-        ValueError: the cache folder's disk is full, or a file is damaged; the message names both.
-    """
-    from datasets import Dataset, config
-    from datasets.exceptions import DatasetGenerationError
-
-    folder = config.HF_DATASETS_CACHE if cache_folder is None else cache_folder
-    try:
-        return Dataset.from_parquet([str(file) for file in files], cache_dir=str(folder))
-    except (OSError, DatasetGenerationError) as error:
-        cause = error.__cause__ or error
-        if not isinstance(cause, OSError):
-            raise
-        which = f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
-        raise ValueError(f"{folder}: {which} cannot be laid out there ({one_line(cause)})") from None
 
 
 def _check_ids(path: Path, ids: pa.ChunkedArray) -> None:

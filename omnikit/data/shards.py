@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
+from omnikit.data.content import THREADS, Content, stamped
 from omnikit.data.manifest import ManifestWriter
 from omnikit.data.skipped import Skipped
 from omnikit.errors import writing
@@ -46,12 +47,9 @@ NOTES = {
     "no recording": "there is nothing to make codes or features of; the row is carried over as it is",
 }
 """What is counted and does no harm."""
-BATCH = 512
-"""Rows that are checked and written together."""
 
 Item = dict[str, Any]
 """A row by the names of `manifest.FIELDS`."""
-_Any = TypeVar("_Any")
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,9 @@ class Part:
     """The same ones in the same order at each call."""
     rows: int | None = None
     """How many, if that is known beforehand."""
+    recordings: Callable[[], Iterable[str]] = tuple
+    """Paths of the recordings that the rows name and that are not among the sources; the part is made again when the
+    size or the modification time of one changes."""
 
 
 @dataclass
@@ -135,13 +136,20 @@ class Summary:
 
 
 def fingerprint_of(part: Part, *made_by: object) -> str:
-    """A name for what a file is made from: the state of its sources, the part, and whatever else matters."""
+    """A name for what a file is made from: the state of its sources and recordings, the part, and whatever else
+    matters. It asks the file system once for each recording."""
     stamps = []
     for source in part.sources:
         stat = source.stat()
         stamps.append((str(source.resolve()), stat.st_mtime_ns, stat.st_size if source.is_file() else None))
     text = repr((part.name, part.rows, made_by, stamps))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape"))
+    recordings = tqdm(part.recordings(), desc=f"{part.name}: checking", leave=False, delay=1.0)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for some in stamped(map(Content.of_file, recordings), pool):
+            found = repr([(content.address, stamp) for content, stamp in some])
+            digest.update(found.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def kept(path: Path, fingerprint: str, strict: bool) -> Summary | None:
@@ -150,11 +158,8 @@ def kept(path: Path, fingerprint: str, strict: bool) -> Summary | None:
     Raises:
         ValueError: `strict`, and something was left out of it.
     """
-    note = _note_of(path)
-    if not note.exists():
-        return None
-    stored = json.loads(note.read_text(encoding="utf-8"))
-    if stored["fingerprint"] != fingerprint or (stored["summary"]["rows"] and not path.exists()):
+    stored = read_note(path)
+    if not stored or stored["fingerprint"] != fingerprint or (stored["summary"]["rows"] and not path.exists()):
         return None
     summary = Summary.of(stored["summary"])
     if strict and summary.skipped:
@@ -162,8 +167,18 @@ def kept(path: Path, fingerprint: str, strict: bool) -> Summary | None:
     return summary
 
 
-def make(path: Path, fingerprint: str, write: Callable[[], Summary]) -> Summary:
-    """Let `write` write a file (none where there is no row), then its summary."""
+def read_note(path: Path) -> dict[str, Any]:
+    """Return what `make` noted of a file: fingerprint, summary and `more`; empty where there is nothing."""
+    note = _note_of(path)
+    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+
+
+def make(path: Path, fingerprint: str, write: Callable[[], Summary], more: Mapping[str, Any] | None = None) -> Summary:
+    """Let `write` write a file (none where there is no row), then its note.
+
+    Args:
+        more: is noted as well; `write` may fill it.
+    """
     note = _note_of(path)
     note.unlink(missing_ok=True)  # until the new one is whole the old manifest must not pass for up to date
     summary = write()
@@ -171,7 +186,7 @@ def make(path: Path, fingerprint: str, write: Callable[[], Summary]) -> Summary:
         path.unlink(missing_ok=True)
     with writing(note):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, {"fingerprint": fingerprint, "summary": summary.as_dict()})
+        write_json(note, {"fingerprint": fingerprint, "summary": summary.as_dict(), **(more or {})})
     return summary
 
 
@@ -215,13 +230,6 @@ def remove_others(folder: Path, names: Collection[str]) -> None:
         if name not in names:
             (folder / f"{name}.parquet").unlink(missing_ok=True)
             note.unlink(missing_ok=True)
-
-
-def in_batches(items: Iterable[_Any], size: int = BATCH) -> Iterator[list[_Any]]:
-    """As many at a time."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def problem_of_texts(item: Item) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omnikit.data.ledger import open_ledger
 from omnikit.data.prepare import codes_of, features_of
 from omnikit.data.rows import Clip, Row, SomeRows, check_codec, read_manifest
 from omnikit.data.samples import Heard, Source, codec_name
@@ -19,6 +20,8 @@ from omnikit.tasks import TASKS, Task
 logger = logging.getLogger(__name__)
 CACHED, ON_THE_FLY = "cached", "on_the_fly"
 """Features of the frozen encoder: made once and kept in the cache folder, or in each training step."""
+TABLES = "tables"
+"""Folder in the cache folder where Parquet manifests are laid out."""
 
 
 def read_sources(
@@ -46,6 +49,18 @@ def read_sources(
     return [_read(name, options, model, tasks, cache_folder, live) for name, options in sources.items() if options]
 
 
+def check_cache(cache_folder: str | Path) -> None:
+    """Have the content of every recording and Parquet manifest verified when it is next read, whatever size and
+    modification time it has.
+
+    Raises:
+        ValueError: the cache cannot be written.
+    """
+    for folder in (Path(cache_folder), Path(cache_folder) / TABLES):
+        with open_ledger(folder) as ledger:
+            ledger.distrust()
+
+
 def _live(features: str, encoder: AudioEncoder) -> bool:
     if features not in (CACHED, ON_THE_FLY):
         raise ValueError(f"features: {features}; choices: {CACHED}, {ON_THE_FLY}")
@@ -63,7 +78,7 @@ def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> S
     """
     if "manifest" not in options:
         raise ValueError(f"sources.{name}: no manifest; it has {', '.join(options) or 'nothing'}")
-    rows = read_manifest(options["manifest"], Path(cache_folder) / "tables", options.get("answers"))
+    rows = read_manifest(options["manifest"], Path(cache_folder) / TABLES, options.get("answers"))
     chosen: Sequence[int] = range(len(rows))
     for key in ("hold_out", "held_out"):
         if (count := options.get(key)) is not None:

@@ -133,6 +133,7 @@ class _Tokenizing(Step):
 
     name = "tokenize"
     chunk = 256  # their recordings stand in memory, and are sorted by length
+    computed = (*CODES_OF.values(), "codec", *FEATURES, "duration")
 
     def __init__(self, parts: Parts, fields: Sequence[str], drop: Sequence[str], batch_seconds: float):
         self.codec_name, self.drop, self.fields = parts.codec_name, tuple(drop), tuple(fields)
@@ -141,6 +142,7 @@ class _Tokenizing(Step):
         self.encoder_name = "" if parts.encoder is None else fingerprint(parts.encoder)
         codec_made_by = "" if parts.codec is None else fingerprint(parts.codec, self.codec_name)
         self.made_by = (codec_made_by, self.encoder_name, self.fields, self.drop, batch_seconds)
+        self.recordings = AUDIO if self.codes else (HEARD,)
 
     def columns(self, found: Columns) -> Columns:
         missing = [name for name in self.fields if name not in found.names and CODES_OF[name] not in found.names]
@@ -153,6 +155,9 @@ class _Tokenizing(Step):
         coded = [CODES_OF[name] for name in self.fields]
         new = [*coded, *(["codec"] if coded else []), *(FEATURES if self.features else ())]
         return found.with_more(["duration", *new]).without(self.drop)
+
+    def reads(self, item: Item) -> list[str]:
+        return [name for name in dict.fromkeys(self._to_make(item).values()) if name in item]
 
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
         with ThreadPoolExecutor(THREADS) as pool:

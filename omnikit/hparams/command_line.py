@@ -20,7 +20,8 @@ USAGE = "usage: train.py FILE.yaml [MORE.yaml ..] [--key value ..]"
 def split_command_line(argv: list[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Arguments (without the script's name) -> the YAML file, SpeechBrain run options, overrides by dotted key.
 
-    Further YAML files hold overrides; flags come after them, so they win.
+    Further YAML files hold overrides; flags come after them, so they win. A switch of the recipe, a key that is `true`
+    or `false` there, may stand without a value and means `true` then.
 
     Raises:
         ValueError: no YAML file, a stray word, a flag without a value, or a value that its option does not take.
@@ -29,15 +30,20 @@ def split_command_line(argv: list[str]) -> tuple[str, dict[str, Any], dict[str, 
     files: list[str] = []
     run_opts: dict[str, Any] = {}
     flags: dict[str, Any] = {}
+    bare: list[str] = []
     for flag, text in _tokens(argv, flags={name for name, kind in options.items() if kind is bool}):
         if flag is None:
             files.append(_yaml_file(text))
         elif flag in options:
             run_opts[flag] = _run_option(flag, text, options[flag])
+        elif text is None:
+            bare.append(flag)
         else:
             _put(flags, flag, parse_value(flag, text))
     if not files:
         raise ValueError(f"no YAML file given; {USAGE}")
+    for flag in bare:
+        _put(flags, flag, _switched_on(flag, read_tree(files[0])))
     overrides: dict[str, Any] = {}
     for settings in (*map(read_tree, files[1:]), flags):
         for key, value in settings.items():
@@ -62,11 +68,21 @@ def read_settings(words: list[str]) -> dict[str, Any]:
 def parse_value(flag: str, text: str | None) -> Any:
     """The text after a flag as YAML reads it: `3`, `1e-4`, `true`, `null`, `[1, 2]`, `a/b=c`."""
     if text is None:
-        raise ValueError(f"--{flag}: a value is missing")
+        raise _without_value(flag)
     try:
         return ruamel.yaml.YAML().load(text) if text else ""
     except YAMLError as error:
         raise ValueError(f"--{flag} {text}: not a YAML value ({one_line(error)}); quote it: \"'{text}'\"") from None
+
+
+def _switched_on(flag: str, recipe: Mapping[str, Any]) -> bool:
+    if not isinstance(recipe.get(flag), bool):
+        raise _without_value(flag)
+    return True
+
+
+def _without_value(flag: str) -> ValueError:
+    return ValueError(f"--{flag}: a value is missing")
 
 
 def _tokens(argv: list[str], flags: set[str]) -> Iterator[tuple[str | None, str | None]]:
@@ -122,7 +138,7 @@ def _run_option(flag: str, text: str | None, kind: Any) -> Any:
             raise ValueError(f"--{flag}={text}: must be true or false")
         return text is None or text.lower() == "true"
     if text is None:
-        raise ValueError(f"--{flag}: a value is missing")
+        raise _without_value(flag)
     if kind in (int, float, str):
         try:
             return kind(text)

@@ -18,7 +18,7 @@ from rich.console import Console
 from omnikit import checkpoint
 from omnikit.data.mix import TaskMix
 from omnikit.data.samples import collate_items, make_dataset
-from omnikit.data.sources import read_sources
+from omnikit.data.sources import check_cache, read_sources
 from omnikit.hparams import load_recipe
 from omnikit.model import OmniLM
 from omnikit.train.brain import Losses, OmniBrain, parameter_table
@@ -59,6 +59,8 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # encoder and codec work there, too
 
     with main_process_first():
+        if hparams["check_cache"] and sb.utils.distributed.if_main_process():
+            check_cache(hparams["cache_folder"])
         train_set, tasks, lengths = _samples(model, hparams["sources"], hparams)
         valid_set, _, valid_lengths = _samples(model, hparams["valid_sources"], hparams)
         options = {"tasks": hparams["tasks"], "cache_folder": hparams["cache_folder"]}

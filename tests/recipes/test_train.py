@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from omnikit import checkpoint
+from omnikit.data.ledger import LEDGER
 from omnikit.hparams.tree import read_tree, write_tree
 from tests.recipes.conftest import MINI_SYSTEM, ROOT, TEXTS, changed, flac
 
@@ -53,7 +55,10 @@ def test_three_stages(data, tmp_path):
     assert "trainable" in first.stdout
     assert "train-clean-2.flac" in first.stderr + first.stdout
     run("stage2", data, stages[1], "--start_from", str(stages[0]))
-    run("stage3", data, stages[2], "--start_from", str(stages[1]))
+    with sqlite3.connect(data / "cache" / LEDGER) as ledger:
+        ledger.execute("UPDATE contents SET digest = x'00'")  # as if all recordings had changed under size and time
+    third = run("stage3", data, stages[2], "--start_from", str(stages[1]), "--check_cache")
+    assert "have changed since they were read" in third.stdout + third.stderr
     assert changed(stages[0], stages[1]) == {"llm", "text_rows"}
     assert changed(stages[1], stages[2]) == {"adapter", "llm", "tts_adapter", "text_rows", "audio_rows"}
     log = [json.loads(line) for line in (stages[2] / "train_log.jsonl").read_text().splitlines()]

@@ -97,6 +97,15 @@ def test_a_packaged_file_may_be_replaced(recipe):
     assert load(recipe, "--codec", "file", "--codec.inner", "mine")["codec"].inner == "mine"
 
 
+def test_a_switch_of_the_recipe_needs_no_value(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("check: false\nseed: 1\n")
+    for words, value in ((["--check"], True), (["--check", "false"], False), (["--check", "--seed", "2"], True)):
+        assert split_command_line([str(recipe), *words])[2]["check"] is value
+    with pytest.raises(ValueError, match="--seed: a value is missing"):
+        split_command_line([str(recipe), "--seed", "--check"])
+
+
 def test_partials_are_finished_by_the_model():
     node = hparams.pick("adapter", "partial", size=6)
     assert node["size"] == 6

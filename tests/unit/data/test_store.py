@@ -3,46 +3,138 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 
 from omnikit.data import store
+from omnikit.data.ledger import open_ledger
 from omnikit.data.prepare import codes_of, features_of
 from omnikit.data.rows import Clip
-from omnikit.data.store import ArrayStore, fingerprint, write_store
+from omnikit.data.store import ArrayCache, ArrayStore, Place, fingerprint, open_cache
 from tests.unit.toy import ToyCodec, ToyEncoder
 
 
+def numbers(count: int = 600) -> dict[bytes, torch.Tensor]:
+    return {bytes([i // 256, i % 256]): torch.randint(-100, 100, (i % 3, i), dtype=torch.int16) for i in range(count)}
+
+
+def found(cache: ArrayCache, digest: bytes) -> Place | None:
+    (place,) = cache.find([digest])
+    return place
+
+
+def stored(cache, arrays: Iterable[bytes]) -> ArrayStore:
+    return ArrayStore(cache.folder, [(digest.hex(), found(cache, digest)) for digest in arrays])
+
+
 def test_store_gives_back_what_was_written(tmp_path):
-    arrays = {f"k{i}": torch.randint(-100, 100, (i % 3, i), dtype=torch.int16) for i in range(600)}
-    write_store(tmp_path / "a.arrow", arrays.items())
-    stored = ArrayStore(tmp_path / "a.arrow")
-    assert stored.keys == list(arrays)
-    for key, value in arrays.items():
-        assert torch.equal(stored[key], value)
-        assert stored.shape(key) == list(value.shape)
+    arrays = numbers()
+    with open_cache(tmp_path / "a") as cache:
+        cache.add(list(arrays.items())[:200])
+        cache.add([*list(arrays.items())[200:], (b"x", "unreadable"), (b"f", torch.ones(2, 3).half())])
+        assert found(cache, b"y") is None and found(cache, b"x").problem == "unreadable"
+        store = stored(cache, [*arrays, b"f"])
+    for each in (store, pickle.loads(pickle.dumps(store))):
+        assert list(each.index) == [digest.hex() for digest in [*arrays, b"f"]]
+        for digest, value in arrays.items():
+            assert torch.equal(each[digest.hex()], value)
+            assert each.shape(digest.hex()) == list(value.shape)
+        assert torch.equal(each[b"f".hex()], torch.ones(2, 3).half())
+    assert len(pickle.dumps(store)) < 60_000  # the arrays stay on the disk
 
 
-def test_a_write_that_fails_leaves_nothing_that_looks_whole(tmp_path):
+def test_a_write_that_fails_leaves_what_was_whole(tmp_path):
     def broken():
-        yield "a", torch.zeros(3)
+        yield b"a", torch.zeros(3, 1)
         raise RuntimeError("killed")
 
-    with pytest.raises(RuntimeError, match="killed"):
-        write_store(tmp_path / "a.arrow", broken())
-    assert not (tmp_path / "a.arrow").exists()
+    with pytest.raises(RuntimeError, match="killed"), open_cache(tmp_path / "a") as cache:
+        cache.add([(b"b", torch.ones(2, 2))])
+        cache.add(broken())
+    with open_cache(tmp_path / "a") as cache:
+        assert found(cache, b"a") is None and torch.equal(stored(cache, [b"b"])[b"b".hex()], torch.ones(2, 2))
+        (file,) = cache.folder.glob("*.bin")
+        assert file.stat().st_size == found(cache, b"b").end
+
+
+def killed(folder: Path) -> None:
+    with open_cache(folder) as cache:
+        cache.add([(b"a", torch.ones(2, 2))])
+        cache._append(torch.zeros(1000, 1000))
+        cache._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_kill_costs_the_last_chunk(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=killed, args=(tmp_path / "a",))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    with open_cache(tmp_path / "a") as cache:
+        assert torch.equal(stored(cache, [b"a"])[b"a".hex()], torch.ones(2, 2))
+        cache.add([(b"b", torch.zeros(1, 1))])
+        assert torch.equal(stored(cache, [b"b"])[b"b".hex()], torch.zeros(1, 1))
 
 
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(store, "_batches", full)
-    with pytest.raises(ValueError, match=r"c/a.arrow: cannot be written \(No space left on device\); start again"):
-        write_store(tmp_path / "c" / "a.arrow", [("a", torch.zeros(3))])
-    assert list((tmp_path / "c").iterdir()) == []
+    monkeypatch.setattr(store.os, "fsync", full)
+    with (
+        pytest.raises(ValueError, match=r"c/\w+.bin: cannot be written \(No space left on device\); start again"),
+        open_cache(tmp_path / "c") as cache,
+    ):
+        cache.add([(b"a", torch.zeros(3, 1))])
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["index.sqlite"]
+
+
+def test_files_that_are_cut_short_are_told_and_made_again(tmp_path, caplog):
+    with open_cache(tmp_path / "a") as cache:
+        cache.add([(b"a", torch.ones(2, 2)), (b"b", torch.ones(2, 2))])
+    (file,) = (tmp_path / "a").glob("*.bin")
+    os.truncate(file, 20)
+    with open_cache(tmp_path / "a") as cache:
+        assert found(cache, b"a").rows == 2 and found(cache, b"b") is None
+    assert f"{file}: is missing or cut short" in caplog.text
+    file.unlink()
+    with open_cache(tmp_path / "a") as cache:
+        assert found(cache, b"a") is None
+
+
+@pytest.mark.parametrize("name", ["index.sqlite", "ledger.sqlite"])
+def test_a_damaged_index_says_what_to_do(name, tmp_path):
+    (tmp_path / name).write_bytes(b"not a database" * 1000)
+    opened = open_cache(tmp_path) if name == "index.sqlite" else open_ledger(tmp_path)
+    with pytest.raises(ValueError, match=rf"{name}: is damaged \(file is not a database\); delete the folder"):
+        opened.__enter__()
+
+
+def add_many(folder: Path, first: int) -> None:
+    with open_cache(folder) as cache:
+        for i in range(first, first + 30):
+            cache.add([(bytes([i]), torch.full((1, 1), i))])
+
+
+def test_two_processes_share_a_folder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=add_many, args=(tmp_path / "a", first)) for first in (0, 20)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    with open_cache(tmp_path / "a") as cache:
+        held = stored(cache, [bytes([i]) for i in range(50)])
+    assert [int(held[bytes([i]).hex()]) for i in range(50)] == list(range(50))
 
 
 def test_fingerprint_follows_weights_and_options():
@@ -80,6 +172,6 @@ def test_made_once_per_weights(clips, tmp_path):
     encoder = ToyEncoder()
     features_of(encoder, clips[:2], tmp_path / "cache", "toy")
     features_of(encoder, clips[:2], tmp_path / "cache", "toy")
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("features-*/*.bin"))) == 1
     features_of(ToyEncoder(), clips[:2], tmp_path / "cache", "toy")
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("features-*/*.bin"))) == 2

@@ -95,9 +95,9 @@ def test_samples_are_those_of_the_recordings(model, tmp_path: Path):
         return make_dataset(model, sources, weights)
 
     expected, names, lengths = samples(path)
-    made = set((tmp_path / "cache" / "out").glob("*.arrow"))
+    made = set((tmp_path / "cache" / "out").rglob("*.bin"))
     found, found_names, found_lengths = samples(tmp_path / "out")
-    assert set((tmp_path / "cache" / "out").glob("*.arrow")) == made  # nothing was encoded again
+    assert set((tmp_path / "cache" / "out").rglob("*.bin")) == made  # nothing was encoded again
     assert (list(found_names), list(found_lengths)) == (list(names), list(lengths))
     assert len(names) == 5 * len(TASKS)
     for old, new in zip(expected, found, strict=True):

@@ -70,7 +70,7 @@ def batch_of(model: OmniLM, dataset):
 
 def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
     live, names, lengths = samples(model, manifest, "on_the_fly")
-    assert not list((tmp_path / "cache").glob("*.arrow"))
+    assert not list((tmp_path / "cache").rglob("*.bin"))
     cached, cached_names, cached_lengths = samples(model, manifest, "cached")
     assert names.tolist() == cached_names.tolist() and lengths.tolist() == cached_lengths.tolist()
     batches = batch_of(model, live), batch_of(model, cached)

@@ -1,0 +1,66 @@
+"""Parquet files as one memory-mapped table, which `datasets` lays out in a cache folder once for each content."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omnikit.data.content import Content, digest_of
+from omnikit.data.ledger import open_ledger
+from omnikit.errors import one_line
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A `datasets.Dataset`, and a name for the content of the files that it was made from."""
+
+    data: Any
+    version: str
+
+
+def lay_out(files: Sequence[Path], cache_folder: str | Path | None) -> Table:
+    """Return the rows of Parquet files, one file after the other.
+
+    Args:
+        cache_folder: where the table and the ledger of the files are kept; None = where `datasets` keeps its own.
+
+    Raises:
+        ValueError: the cache folder's disk is full, or a file is damaged; the message names both.
+    """
+    from datasets import Dataset, config, disable_progress_bars
+    from datasets.exceptions import DatasetGenerationError
+
+    folder = Path(config.HF_DATASETS_CACHE) / "omnikit" if cache_folder is None else Path(cache_folder)
+    which = f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
+    version = _version(files, folder, which)
+    disable_progress_bars()
+    _report_old(folder)
+    try:
+        return Table(Dataset.from_parquet([str(file) for file in files], cache_dir=str(folder / version)), version)
+    except (OSError, DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        if not isinstance(cause, OSError):
+            raise
+        raise ValueError(f"{folder}: {which} cannot be laid out there ({one_line(cause)})") from None
+
+
+def _version(files: Sequence[Path], folder: Path, which: str) -> str:
+    with open_ledger(folder) as ledger:
+        seen = ledger.look_up([Content.of_file(file) for file in files], which)
+    unread = next((file for file, found in zip(files, seen, strict=True) if found is None), None)
+    if unread is not None:
+        raise ValueError(f"manifest {unread}: cannot be read")
+    return digest_of(b"".join(found.digest for found in seen)).hex()
+
+
+@cache
+def _report_old(folder: Path) -> None:
+    """Warn once of tables that were laid out when only the names and times of their files were noted."""
+    if (folder / "parquet").is_dir():
+        logger.warning("%s: tables of an earlier version, which are not used any more; delete it", folder / "parquet")
