@@ -21,6 +21,7 @@ from hyperpyyaml import load_hyperpyyaml
 from omnikit.data.corpus import prepare
 from omnikit.data.phones import heard
 from omnikit.data.rows import Row, read_manifest
+from omnikit.errors import bad_input_exits
 from omnikit.train.encoder import export, train_encoder
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "recipes" / "LibriSpeech"))
@@ -87,4 +88,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with bad_input_exits():
+        main()

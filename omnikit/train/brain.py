@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -154,6 +155,10 @@ class OmniBrain(sb.Brain):
         """Not between two batches of an optimiser step: the gradients so far would be lost."""
         whole = self.step % self.grad_accumulation_factor == 0
         return whole and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+
+    def _save_intra_epoch_ckpt(self) -> None:
+        """As SpeechBrain does, but the checkpoint of the last whole epoch is not kept beyond the newest ones."""
+        self.checkpointer.save_and_keep_only(end_of_epoch=False, verbosity=logging.DEBUG)
 
     def _log(self, where: dict, valid: dict) -> None:
         line = {**where, "train": _rounded(self.train_figures), "valid": _rounded(valid)}
