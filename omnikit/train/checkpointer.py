@@ -171,8 +171,7 @@ class WholeCheckpointer(Checkpointer):
 
     def _look(self) -> dict[Path, str]:
         """Return the checkpoints that are known to be damaged, or seem so without reading their large files."""
-        paths = [path for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}*") if path.is_dir()]
-        seen = {path: self._damaged.get(path) or _glance(path) for path in paths}
+        seen = {path: self._damaged.get(path) or _glance(path) for path in self._folders()}
         return {path: damage for path, damage in seen.items() if damage is not None}
 
     def _verify(self, checkpoint: Checkpoint) -> str | None:
@@ -182,9 +181,12 @@ class WholeCheckpointer(Checkpointer):
         optional = {name for name in self.recoverables if "dataloader" in name or self.optional_recoverables.get(name)}
         return find_unreadable(checkpoint.path, [name + PARAMFILE_EXT for name in self.recoverables.keys() - optional])
 
+    def _folders(self) -> list[Path]:
+        return [path for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*") if path.is_dir()]
+
     def _list_checkpoint_dirs(self) -> list[Path]:
         damaged = self._look()
-        return [path for path in super()._list_checkpoint_dirs() if path not in damaged]
+        return [path for path in self._folders() if path not in damaged]
 
     def _new_checkpoint_dirpath(self) -> Path:
         return _unfinished(super()._new_checkpoint_dirpath())

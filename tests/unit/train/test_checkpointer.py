@@ -110,6 +110,13 @@ def test_unfinished_ones_are_passed_over_and_removed_at_the_next_save(stopped, u
     assert sorted(stopped.iterdir()) == sorted(checkpoints(stopped))
 
 
+def test_other_folders_are_left_alone(stopped):
+    other = stopped / "CKPT of mine"
+    other.mkdir()
+    train(stopped)
+    assert other.exists()
+
+
 def test_without_a_finished_one_it_begins_anew_and_says_so(tmp_path, undamaged, caplog):
     (tmp_path / "unfinished-CKPT+2026").mkdir()
     assert same(train(tmp_path), undamaged)
@@ -158,7 +165,8 @@ def test_all_is_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeyp
     flushed = []
 
     def fsync(number):
-        path = tmp_path / os.readlink(f"/proc/self/fd/{number}")
+        inode = os.fstat(number).st_ino
+        path = next(path for path in (tmp_path, *tmp_path.rglob("*")) if path.stat().st_ino == inode)
         assert not checkpoints(tmp_path) or path == tmp_path
         flushed.append(path.name)
 
