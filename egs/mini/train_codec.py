@@ -26,6 +26,7 @@ from omnikit.audio import load_audio
 from omnikit.errors import bad_input_exits
 from omnikit.hparams import load_recipe
 from omnikit.interfaces import Codec, count_parameters
+from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.codec_losses import quantise, revive_unused, start_from_data
 from omnikit.train.guarded import GuardedBrain
 from omnikit.weights import save_weights
@@ -132,12 +133,11 @@ def train_snac(hparams: dict, run_opts: dict) -> None:
     train_set = crops(recordings(folder / "train-voice"), samples, codec.sample_rate)
     valid_set = crops(recordings(folder / "dev-voice")[:VALID_CROPS], samples, codec.sample_rate, seed=0)
     modules = {"codec": codec}
-    checkpointer = sb.utils.checkpoints.Checkpointer(
-        hparams["save_folder"], modules | {"epoch_counter": hparams["epoch_counter"]}
-    )
-    if checkpointer.find_checkpoint() is None and codec.weights is not None:
+    checkpointer = WholeCheckpointer(hparams["save_folder"], modules | {"epoch_counter": hparams["epoch_counter"]})
+    begins = checkpointer.find_checkpoint() is None
+    if begins and codec.weights is not None:
         codec.load_weights()
-    elif checkpointer.find_checkpoint() is None:
+    elif begins:
         some = torch.randperm(len(train_set))[: hparams["start_crops"]].tolist()
         start_from_data(codec.snac, torch.stack([train_set[i]["wav"] for i in some]), hparams["seed"])
     brain = SnacBrain(modules, hparams["optimizer"], hparams, run_opts, checkpointer)

@@ -121,7 +121,8 @@ def _run_option_types() -> dict[str, Any]:
     """SpeechBrain's run options that may stand on a command line, with their types."""
     from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions  # only training needs speechbrain
 
-    hints = get_type_hints(RunOptions)
+    # SpeechBrain declares whole minutes, but compares them with fractions of minutes
+    hints = {**get_type_hints(RunOptions), "ckpt_interval_minutes": float}
     names = [name for name in hints if name in HELP_TEXTS or name.endswith("module_keys")]
     return {name: _without_none(hints[name]) for name in names}
 

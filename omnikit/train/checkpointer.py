@@ -1,30 +1,223 @@
-"""SpeechBrain's Checkpointer, safe against a kill while it writes."""
+"""SpeechBrain's Checkpointer, safe against kills, full disks and damaged files."""
 
 from __future__ import annotations
 
+import logging
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
-from speechbrain.utils.distributed import ddp_barrier
+import yaml
+from speechbrain.utils.checkpoints import CKPT_PREFIX, METAFNAME, PARAMFILE_EXT, Checkpoint, Checkpointer, ckpt_recency
+from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
 
-WHOLE = "WHOLE"
+from omnikit.errors import one_line, writing
+from omnikit.train.sums import SUMS, find_damage, find_unreadable, flush_folder, write_sums
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+"""The newest checkpoints that are never deleted: when one turns out to be damaged, another is there."""
+UNFINISHED = "unfinished-"
+"""What the name of a folder begins with while it is being written or deleted."""
+_TORCH_CANNOT_WRITE = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of torch.save on a full disk
 
 
 class WholeCheckpointer(Checkpointer):
-    """Counts a checkpoint only when all of it is on disk.
+    """Loads a checkpoint only when every file of it is as it was saved, and the newest of those.
 
-    SpeechBrain writes the file by which it knows a checkpoint before the weights, so a run killed in between would find
-    half of one when it is started again. Here a mark is written last, and no process goes on before: each of them lists
-    the checkpoints to say which are old.
+    A checkpoint is written into a folder `unfinished-CKPT...`. When all of it is on the disk, with the sum of each file
+    in `SUMS.json`, the folder is renamed to `CKPT...`. So a folder of that name was whole once, and a file that does
+    not agree with its sum is damaged. Checkpoints of versions that kept no sums are loaded as well.
     """
 
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
-        saved = super().save_checkpoint(*args, **kwargs)
-        if saved is not None:  # None on all but the main process
-            (saved.path / WHOLE).touch()
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._damaged: dict[Path, str] = {}  # checkpoint -> what is wrong with it, as found when one was looked for
+
+    def save_checkpoint(
+        self,
+        meta: Mapping[str, Any] = {},
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        verbosity: int = logging.INFO,
+    ) -> Checkpoint | None:
+        """Save a checkpoint, after removing unfinished ones; remove damaged ones after it.
+
+        Raises:
+            ValueError: the disk does not take it; the checkpoints that are there stay.
+        """
+        with self._writing():
+            if if_main_process():
+                self._sweep()
+            saved = super().save_checkpoint({**meta, "sums": SUMS}, end_of_epoch, name, logging.DEBUG)
+            ddp_barrier()  # some objects are saved by all processes together
+            if saved is not None:  # None on all but the main process
+                saved = self._finish(saved, verbosity)
         ddp_barrier()
         return saved
 
+    def find_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
+        """Verify checkpoints, the most important one first, and return the first that is whole.
+
+        The main process does so, with a warning for each damaged one, and tells the others.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged.
+        """
+        found, problem = self._find_whole(*args, **kwargs)
+        if problem is not None:
+            raise ValueError(problem)
+        return found
+
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint; torch reads nothing from it but tensors and plain values.
+
+        Raises:
+            ValueError: it holds other Python objects.
+        """
+        try:
+            super().load_checkpoint(checkpoint)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{checkpoint.path}: not a checkpoint of a training ({one_line(error)})") from None
+
+    def delete_checkpoints(
+        self,
+        *,
+        num_to_keep: int = 1,
+        min_keys: Sequence[str] | None = None,
+        max_keys: Sequence[str] | None = None,
+        importance_keys: Sequence[Callable[[Checkpoint], Any]] = (ckpt_recency,),
+        ckpt_predicate: Callable[[Checkpoint], bool] | None = None,
+        verbosity: int = logging.INFO,
+    ) -> None:
+        """Delete as SpeechBrain does, but never the newest `KEPT`, and so that a kill leaves no half of one."""
+        choices: list[dict[str, Any]] = [{"min_key": key} for key in min_keys or ()]
+        choices += [{"max_key": key} for key in max_keys or ()]
+        choices += [{"importance_key": key} for key in dict.fromkeys(importance_keys)]
+        ddp_barrier()
+        if if_main_process():
+            kept = self._paths(max_num_checkpoints=KEPT)
+            listed = []
+            for choice in choices:
+                found = self._paths(**choice, ckpt_predicate=ckpt_predicate)
+                listed += found
+                kept += found[:num_to_keep]
+            for path in {*listed} - {*kept}:
+                self._remove(path)
+                logger.log(verbosity, f"Deleted checkpoint in {path}")
+        ddp_barrier()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tell of a disk that takes no more in one line, and give back what an unfinished checkpoint occupies."""
+        try:
+            with writing(self.checkpoints_dir):
+                try:
+                    yield
+                except RuntimeError as error:
+                    if not any(word in str(error) for word in _TORCH_CANNOT_WRITE):
+                        raise
+                    free = shutil.disk_usage(self.checkpoints_dir).free / 1e6
+                    raise OSError(f"{one_line(error)}; {free:.1f} MB are free") from None
+        except ValueError:
+            if if_main_process():
+                self._sweep()
+            raise
+
+    def _finish(self, saved: Checkpoint, verbosity: int) -> Checkpoint:
+        """Give a checkpoint its name when all of it is on the disk."""
+        write_sums(saved.path)
+        path = saved.path.with_name(saved.path.name.removeprefix(UNFINISHED))
+        saved.path.rename(path)
+        flush_folder(self.checkpoints_dir)
+        kind = "end-of-epoch" if saved.meta["end-of-epoch"] else "intra-epoch"
+        logger.log(verbosity, f"Saved an {kind} checkpoint in {path}")
+        for damaged in self._look():
+            self._remove(damaged)
+            logger.info(f"Deleted the damaged checkpoint in {damaged}")
+        self._damaged.clear()
+        return Checkpoint(path, saved.meta, {name: path / file.name for name, file in saved.paramfiles.items()})
+
+    @main_process_only
+    def _find_whole(self, *args: Any, **kwargs: Any) -> tuple[Checkpoint | None, str | None]:
+        """Return the checkpoint to load, or None and, where there should be one, what to tell the user."""
+        known, damaged, chosen = set(self._damaged), self._look(), None
+        for checkpoint in self.find_checkpoints(*args, **kwargs):
+            damage = self._verify(checkpoint)
+            if damage is None:
+                chosen = checkpoint
+                break
+            damaged[checkpoint.path] = damage
+        self._damaged = damaged
+        for path in sorted(damaged.keys() - known):
+            logger.warning(f"{path}: damaged, so it is not used: {damaged[path]}")
+        if chosen is None and damaged:
+            example = min(damaged)
+            return None, (
+                f"{self.checkpoints_dir}: no whole checkpoint is left ({example.name}: {damaged[example]}); put a copy "
+                "of one there to go on, or delete the folder to begin anew"
+            )
+        if chosen is None and any(self.checkpoints_dir.glob(f"{UNFINISHED}*")):
+            logger.warning(f"{self.checkpoints_dir}: the first checkpoint was never finished, so training begins anew")
+        return chosen, None
+
+    def _paths(self, **choice: Any) -> list[Path]:
+        # not the checkpoints themselves: two readings of one differ where its description has a NaN
+        return [checkpoint.path for checkpoint in self.find_checkpoints(**choice)]
+
+    def _look(self) -> dict[Path, str]:
+        """Return the checkpoints that are known to be damaged, or seem so without reading their large files."""
+        seen = {path: self._damaged.get(path) or _glance(path) for path in self._folders()}
+        return {path: damage for path, damage in seen.items() if damage is not None}
+
+    def _verify(self, checkpoint: Checkpoint) -> str | None:
+        if _has_sums(checkpoint.path, checkpoint.meta):
+            return find_damage(checkpoint.path)
+        logger.warning(f"{checkpoint.path}: saved by a version that kept no sums, so damage to it may go unnoticed")
+        optional = {name for name in self.recoverables if "dataloader" in name or self.optional_recoverables.get(name)}
+        return find_unreadable(checkpoint.path, [name + PARAMFILE_EXT for name in self.recoverables.keys() - optional])
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*") if path.is_dir()]
+
     def _list_checkpoint_dirs(self) -> list[Path]:
-        return [path for path in super()._list_checkpoint_dirs() if (path / WHOLE).exists()]
+        damaged = self._look()
+        return [path for path in self._folders() if path not in damaged]
+
+    def _new_checkpoint_dirpath(self) -> Path:
+        return _unfinished(super()._new_checkpoint_dirpath())
+
+    def _custom_checkpoint_dirpath(self, name: str) -> Path:
+        return _unfinished(super()._custom_checkpoint_dirpath(name))
+
+    def _sweep(self) -> None:
+        for path in self.checkpoints_dir.glob(f"{UNFINISHED}{CKPT_PREFIX}*"):
+            shutil.rmtree(path)
+
+    def _remove(self, path: Path) -> None:
+        shutil.rmtree(path.rename(_unfinished(path)))
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(UNFINISHED + path.name)
+
+
+def _has_sums(path: Path, meta: Mapping[str, Any]) -> bool:
+    return "sums" in meta or (path / SUMS).exists()
+
+
+def _glance(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint as far as its description and the sizes of its files tell."""
+    try:
+        meta = yaml.safe_load((path / METAFNAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{METAFNAME} is missing"
+    except (OSError, ValueError, yaml.YAMLError):
+        return f"{METAFNAME} cannot be read"
+    if not isinstance(meta, dict) or not {"unixtime", "end-of-epoch"} <= meta.keys():
+        return f"{METAFNAME} cannot be read"
+    return find_damage(path, only=METAFNAME) if _has_sums(path, meta) else None

@@ -20,6 +20,7 @@ from omnikit.encoders.whisper import WhisperEncoder, log_mel
 from omnikit.evaluate.tables import markdown_table
 from omnikit.interfaces import count_parameters
 from omnikit.train.brain import cosine_rate
+from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.guarded import GuardedBrain, highest_loss
 from omnikit.weights import load_into, save_weights
 
@@ -149,9 +150,7 @@ def train_encoder(
     head = nn.Linear(encoder.dim, len(phones))
     print(f"encoder {count_parameters(encoder):,} parameters, {len(phones) - 1} phonemes, {len(train_set)} recordings")
     modules = {"encoder": encoder, "head": head}
-    checkpointer = sb.utils.checkpoints.Checkpointer(
-        hparams["save_folder"], modules | {"epoch_counter": hparams["epoch_counter"]}
-    )
+    checkpointer = WholeCheckpointer(hparams["save_folder"], modules | {"epoch_counter": hparams["epoch_counter"]})
     brain = EncoderBrain(
         modules,
         lambda parameters: torch.optim.AdamW(
@@ -164,7 +163,7 @@ def train_encoder(
     brain.recent, brain.started = [], time.monotonic()
     brain.highest_loss = highest_loss(len(phones))
     brain.optimizer_step_limit = hparams["steps"]
-    brain.max_grad_norm, brain.ckpt_interval_minutes = hparams["grad_clip"], hparams["ckpt_interval_minutes"]
+    brain.max_grad_norm = hparams["grad_clip"]
     brain.train_sampler = DynamicBatchSampler(
         train_set, hparams["batch_seconds"], hparams["num_buckets"], seed=hparams["seed"], drop_last=True
     )

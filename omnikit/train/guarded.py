@@ -168,6 +168,11 @@ class GuardedBrain(sb.Brain):
             raise stopped_by(self.signal, f"{how}; start again with the same command to go on")
         return not self.in_a_row and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
+    def _save_intra_epoch_ckpt(self) -> None:
+        """Save as SpeechBrain does, but keep no more than the checkpointer does by itself: SpeechBrain would keep the
+        checkpoint of the last whole epoch besides."""
+        self.checkpointer.save_and_keep_only(end_of_epoch=False, verbosity=logging.DEBUG)
+
     def _agree(self, norm: Tensor) -> tuple[int, int, int]:
         """Return whether any process has an unusable loss or gradient, and a signal that reached one."""
         bad_loss = torch.stack([bad for _, bad in self.batches]).any().to(norm.device)

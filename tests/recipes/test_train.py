@@ -19,6 +19,7 @@ from omnikit import checkpoint
 from omnikit.data.ledger import LEDGER
 from omnikit.hparams.tree import read_tree, write_tree
 from tests.recipes.conftest import MINI_SYSTEM, ROOT, TEXTS, changed, flac
+from tests.unit.train.tiny_training import DAMAGES, checkpoints
 
 TRAIN = ROOT / "recipes" / "VoiceAssistant" / "QA" / "train.py"
 SMALL = {
@@ -245,3 +246,47 @@ def test_a_signal_is_answered_in_one_line_and_the_run_goes_on_later(data, tmp_pa
     for line in (line for log in logs for line in log):
         del line["train"]["seconds"]
     assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def whole_and_stopped(data, tmp_path_factory):
+    """The folder of a run of four epochs, and that of one that was stopped after the second."""
+    folder = tmp_path_factory.mktemp("runs")
+    run("stage1", data, folder / "whole", "--epochs.limit", "4")
+    run("stage1", data, folder / "stopped", "--epochs.limit", "4", "--optimizer_step_limit", "6")
+    return folder / "whole", folder / "stopped"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.ckpt", "truncated"), ("model.ckpt", "emptied"), ("model.ckpt", "removed"), ("model.ckpt", "inverted"),
+        ("optimizer.ckpt", "inverted"), ("epochs.ckpt", "emptied"), ("brain.ckpt", "removed"),
+        ("dataloader-TRAIN.ckpt", "inverted"), ("CKPT.yaml", "truncated"), ("SUMS.json", "emptied"),
+    ],
+)  # fmt: skip
+def test_a_damaged_newest_checkpoint_changes_no_weight(name, damage, whole_and_stopped, data, tmp_path):
+    whole, stopped = whole_and_stopped
+    out = shutil.copytree(stopped, tmp_path / "out")
+    before, newest = checkpoints(out / "save")
+    DAMAGES[damage](newest / name)
+    ran = run("stage1", data, out, "--epochs.limit", "4")
+    said = (ran.stdout + ran.stderr).replace("\n", "")
+    assert f"{newest}: damaged, so it is not used: {name}" in said
+    assert f"Loading a checkpoint from {before}" in (out / "log.txt").read_text()
+    assert changed(whole, out) == set()
+
+
+@pytest.mark.long
+def test_without_a_whole_checkpoint_a_run_stops(whole_and_stopped, data, tmp_path):
+    out = shutil.copytree(whole_and_stopped[1], tmp_path / "out")
+    for path in checkpoints(out / "save"):
+        DAMAGES["inverted"](path / "model.ckpt")
+    ran = subprocess.run(
+        command("stage1", data, out), cwd=TRAIN.parent, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    error = ran.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {out / 'save'}: no whole checkpoint is left") and "delete the folder" in error

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from omnikit.encoders.whisper import WhisperEncoder
+from tests.unit.train.tiny_training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 EGS = ROOT / "egs" / "mini"
@@ -39,7 +40,7 @@ def test_trains_resumes_and_exports(tmp_path: Path):
     log = (tmp_path / "out" / "train_log.txt").read_text()
     assert [line.split()[1] for line in log.splitlines() if line.startswith("step ") and "lr" in line] == list("12345")
     first, last = WhisperEncoder(**SIZE, weights=str(tmp_path / "export")), WhisperEncoder(**SIZE)
-    last.load_state_dict(torch.load(next((tmp_path / "out" / "save").rglob("encoder.ckpt"))))
+    last.load_state_dict(torch.load(checkpoints(tmp_path / "out" / "save")[-1] / "encoder.ckpt"))
     first.load_weights()
     for name, value in last.state_dict().items():
         torch.testing.assert_close(first.state_dict()[name], value, rtol=1e-2, atol=1e-3)

@@ -223,6 +223,10 @@ def test_command_line_knows_exact_run_options_only():
     }  # fmt: skip
 
 
+def test_checkpoints_may_be_less_than_a_minute_apart():
+    assert split_command_line(["r.yaml", "--ckpt_interval_minutes", "0.02"])[1] == {"ckpt_interval_minutes": 0.02}
+
+
 @pytest.mark.parametrize(
     ("flags", "word"),
     [(["--precision", "int3"], "fp32"), (["--debug_batches", "x"], "whole number"), (["--debug=maybe"], "true")],

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from omnikit.losses import StreamLosses
 from omnikit.train.brain import OmniBrain, cosine_rate, parameter_table
+from omnikit.train.checkpointer import WholeCheckpointer
+from omnikit.train.guarded import GuardedBrain
 from omnikit.train.progress import EpochProgress, StreamSums
 from tests.unit.toy import toy_model
 
@@ -70,3 +72,12 @@ def test_no_checkpoint_between_two_batches_of_an_optimiser_step():
         if brain._should_save_intra_epoch_ckpt(0.0, 1):
             saved.append(brain.step)
     assert saved == [3, 6]
+
+
+def test_checkpoints_within_an_epoch_take_the_place_of_the_last_epoch_s(tmp_path):
+    brain = GuardedBrain.__new__(GuardedBrain)
+    brain.checkpointer = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(1, 1)})
+    brain.checkpointer.save_and_keep_only()
+    for _ in range(3):
+        brain._save_intra_epoch_ckpt()
+    assert [c.meta["end-of-epoch"] for c in brain.checkpointer.find_checkpoints()] == [False, False]

@@ -1,0 +1,245 @@
+"""Checkpoints that are damaged, unfinished, of an older version, or do not fit on the disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from speechbrain.utils.checkpoints import Checkpointer
+
+from omnikit.train.checkpointer import WholeCheckpointer
+from omnikit.train.sums import SUMS, write_sums
+from tests.unit.train import saver, tiny_training
+from tests.unit.train.tiny_training import DAMAGES, FILES, checkpoints, same, train
+
+ROOT = Path(__file__).parents[3]
+
+
+def script(*words: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *map(str, words)], env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def undamaged(tmp_path_factory):
+    """What a training ends with that was never interrupted."""
+    return train(tmp_path_factory.mktemp("undamaged"))
+
+
+@pytest.fixture(scope="module")
+def _stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    train(folder / "new", epochs=2)
+    train(folder / "old", epochs=2, kind=Checkpointer, num_to_keep=2)
+    return folder
+
+
+@pytest.fixture
+def stopped(_stopped, tmp_path):
+    """A copy of the checkpoints of a training that was stopped after its second epoch."""
+    return shutil.copytree(_stopped / "new", tmp_path / "save")
+
+
+@pytest.fixture
+def old(_stopped, tmp_path):
+    """Likewise, as they were written before there were sums."""
+    folder = shutil.copytree(_stopped / "old", tmp_path / "old")
+    for path in checkpoints(folder):
+        (path / "WHOLE").touch()
+    return folder
+
+
+def warnings(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "omnikit" in r.name]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(name, damage, stopped, undamaged, caplog):
+    before, newest = checkpoints(stopped)
+    DAMAGES[damage](newest / name)
+    assert same(train(stopped), undamaged)
+    (warning,) = warnings(caplog)
+    assert str(newest) in warning and name in warning
+    assert any(f"Loading a checkpoint from {before}" in record.getMessage() for record in caplog.records)
+    assert not newest.exists()
+    assert len(checkpoints(stopped)) == 2
+
+
+def test_an_undamaged_one_is_taken_without_a_warning(stopped, undamaged, caplog):
+    newest = checkpoints(stopped)[-1]
+    assert same(train(stopped), undamaged)
+    assert not warnings(caplog)
+    assert any(f"Loading a checkpoint from {newest}" in record.getMessage() for record in caplog.records)
+
+
+def test_with_no_whole_one_left_it_stops_in_one_line(stopped):
+    for path, name in zip(checkpoints(stopped), ("model.ckpt", SUMS), strict=True):
+        DAMAGES["truncated"](path / name)
+    with pytest.raises(ValueError, match="no whole checkpoint is left") as caught:
+        train(stopped)
+    assert str(stopped) in str(caught.value) and "delete the folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(list(stopped.iterdir())) == 2
+
+
+def test_all_that_is_damaged_is_named_once(stopped, caplog):
+    for path in checkpoints(stopped):
+        DAMAGES["inverted"](path / "optimizer.ckpt")
+    checkpointer = WholeCheckpointer(stopped)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="another sum"):
+            checkpointer.find_checkpoint()
+    assert len(warnings(caplog)) == 2
+
+
+def test_unfinished_ones_are_passed_over_and_removed_at_the_next_save(stopped, undamaged, caplog):
+    half, deleted = stopped / "unfinished-CKPT+2030-01-01+00-00-00+00", stopped / "unfinished-CKPT+2000"
+    for folder in (half, deleted):
+        shutil.copytree(checkpoints(stopped)[-1], folder)
+    assert same(train(stopped), undamaged)
+    assert not warnings(caplog)
+    assert sorted(stopped.iterdir()) == sorted(checkpoints(stopped))
+
+
+def test_other_folders_are_left_alone(stopped):
+    other = stopped / "CKPT of mine"
+    other.mkdir()
+    train(stopped)
+    assert other.exists()
+
+
+def test_without_a_finished_one_it_begins_anew_and_says_so(tmp_path, undamaged, caplog):
+    (tmp_path / "unfinished-CKPT+2026").mkdir()
+    assert same(train(tmp_path), undamaged)
+    assert "training begins anew" in "".join(warnings(caplog))
+
+
+def test_the_newest_two_are_kept_whatever_else_is_asked_for(tmp_path):
+    checkpointer = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(1, 1)})
+    for loss in (1.0, 3.0, float("nan"), 2.0, float("nan")):
+        checkpointer.save_and_keep_only(meta={"loss": loss}, num_to_keep=1)
+    assert [str(c.meta["loss"]) for c in checkpointer.find_checkpoints()] == ["nan", "2.0"]
+    for loss in (0.5, 4.0, 5.0):
+        checkpointer.save_and_keep_only(meta={"loss": loss}, num_to_keep=1, keep_recent=False, min_keys=["loss"])
+    losses = [c.meta["loss"] for c in checkpointer.find_checkpoints() if c.meta["loss"] > 0]
+    assert losses == [5.0, 4.0, 0.5]
+
+
+@pytest.mark.parametrize("size", [10, 1500], ids=["in a text", "in a tensor"])
+def test_a_full_disk_leaves_the_checkpoints_as_they_were(size, tmp_path):
+    checkpointer = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(10, 100)})
+    first = checkpointer.save_checkpoint()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(ValueError, match="cannot be written") as caught:
+            checkpointer.save_checkpoint()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [first.path]
+    assert checkpointer.find_checkpoint().path == first.path
+    checkpointer.save_and_keep_only()
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_other_errors_of_torch_are_not_taken_for_a_full_disk(tmp_path):
+    def fail(model, path):
+        raise RuntimeError("CUDA error")
+
+    checkpointer = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(1, 1)}, custom_save_hooks={"model": fail})
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        checkpointer.save_checkpoint()
+
+
+def test_all_is_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    flushed = []
+
+    def fsync(number):
+        inode = os.fstat(number).st_ino
+        path = next(path for path in (tmp_path, *tmp_path.rglob("*")) if path.stat().st_ino == inode)
+        assert not checkpoints(tmp_path) or path == tmp_path
+        flushed.append(path.name)
+
+    monkeypatch.setattr("omnikit.train.sums.os.fsync", fsync)
+    saved = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(1, 1)}).save_checkpoint()
+    folder = f"unfinished-{saved.path.name}"
+    assert sorted(flushed[:2]) == ["CKPT.yaml", "model.ckpt"]
+    assert flushed[2:] == [SUMS, folder, tmp_path.name]
+
+
+class Stranger:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code of a checkpoint ran')",)
+
+
+def test_a_checkpoint_with_code_is_refused(stopped):
+    newest = checkpoints(stopped)[-1]
+    torch.save({"weight": Stranger()}, newest / "model.ckpt", pickle_module=pickle)
+    (newest / SUMS).unlink()
+    write_sums(newest)
+    with pytest.raises(ValueError, match="not a checkpoint of a training"):
+        train(stopped)
+
+
+def test_one_without_sums_is_loaded_and_said_to_be_unverified(old, undamaged, caplog):
+    newest = checkpoints(old)[-1]
+    assert same(train(old), undamaged)
+    (warning,) = warnings(caplog)
+    assert str(newest) in warning and "no sums" in warning
+    assert all((path / SUMS).exists() for path in checkpoints(old))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [name for name in FILES if name not in (SUMS, "dataloader-TRAIN.ckpt")])
+def test_one_without_sums_gives_way_where_damage_shows(name, damage, old, caplog):
+    before, newest = checkpoints(old)
+    DAMAGES[damage](newest / name)
+    saved = ("model", "epochs", "brain", "optimizer")
+    assert WholeCheckpointer(old, dict.fromkeys(saved)).find_checkpoint().path == before
+    assert any(str(newest) in warning and name in warning for warning in warnings(caplog))
+
+
+def test_the_mark_of_a_checkpoint_with_sums_cannot_get_lost(stopped):
+    """It is not taken for one of an older version."""
+    newest = checkpoints(stopped)[-1]
+    (newest / SUMS).unlink()
+    assert WholeCheckpointer(stopped).find_checkpoint().path != newest
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.long)])
+def test_a_kill_never_costs_a_checkpoint_that_was_saved(kills, tmp_path):
+    ran = script(saver.__file__, tmp_path, kills, 1)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    lines = ran.stdout.splitlines()
+    assert len(lines) == kills
+    assert any("unfinished" in line for line in lines)  # some came while a checkpoint was written
+
+
+@pytest.mark.long
+def test_all_processes_take_the_same_checkpoint(tmp_path):
+    def run(folder: Path, epochs: int) -> tuple[list[torch.Tensor], str]:
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, tiny_training.__file__]
+        ran = script(*words, folder, epochs, tmp_path)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        ends = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+        assert same(*ends)
+        return ends[0], ran.stderr
+
+    whole, _ = run(tmp_path / "whole", tiny_training.EPOCHS)
+    run(tmp_path / "damaged", 2)
+    before, newest = checkpoints(tmp_path / "damaged")
+    DAMAGES["inverted"](newest / "model.ckpt")
+    end, said = run(tmp_path / "damaged", tiny_training.EPOCHS)
+    assert same(end, whole)
+    assert said.count(f"{newest}: damaged") == 1
+    assert f"Loading a checkpoint from {before}" in said
