@@ -18,11 +18,16 @@ def bad_input_exits() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
 
 
-def one_line(error: Exception) -> str:
+def _printable(text: str) -> str:
+    """Names in files of others may hold codes that change what a terminal shows."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def one_line(error: BaseException) -> str:
     """What an error of a library says, without its line breaks and at a bearable length."""
     return " ".join(str(error).split())[:300]
 

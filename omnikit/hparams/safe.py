@@ -11,15 +11,17 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from omnikit.errors import missing_package
+from omnikit.errors import one_line as shortened
+from omnikit.hparams.bounds import bounded_nodes, check_numbers, scalars
 from omnikit.hparams.tree import one_line
 
 PART_MODULES = tuple(
@@ -27,6 +29,10 @@ PART_MODULES = tuple(
 )
 """Where the classes of a saved model may be defined: these modules and what is below them."""
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null"))
+_TEXT, _NULL, _TUPLE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null", "!tuple"
+_READ = ("weights", "tokenizer")
+"""Options that name something to be read, be it by a bare name."""
+_PLACE = re.compile(r"[/\\]|^~|^\.\.?$")
 
 
 def safe_load(text: str, source: str, allow: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -40,33 +46,82 @@ def safe_load(text: str, source: str, allow: tuple[str, ...] = ()) -> dict[str, 
     Raises:
         ValueError: anything else in the file, named; nothing has been built then.
     """
-    check_safe(text, source, allow)
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = _Constructor
-    try:
-        return yaml.load(text)
-    except YAMLError as error:
-        raise ValueError(f"{source}: {one_line(error)}") from None
+    return construct(check_safe(text, source, allow), source)
 
 
-def check_safe(text: str, source: str, allow: tuple[str, ...] = ()) -> None:
-    """Refuse a YAML text that `safe_load` would not build."""
-    try:
-        root = YAML(typ="safe", pure=True).compose(text)
-    except YAMLError as error:
-        raise ValueError(f"{source}: {one_line(error)}") from None
+def check_safe(text: str, source: str, allow: tuple[str, ...] = ()) -> MappingNode:
+    """Refuse a YAML text that `safe_load` would not build.
+
+    Returns:
+        Its nodes, for `construct`.
+    """
+    root = bounded_nodes(text, source)
     if not isinstance(root, MappingNode):
         raise ValueError(f"{source}: must be a mapping (keys and values)")
     for node in _nodes(root, set()):
-        tag = str(node.tag)
-        if tag in _PLAIN or (tag == "!tuple" and isinstance(node, ScalarNode)):
-            continue
-        kind, _, name = tag.partition(":")
-        if kind not in ("!new", "!name"):
-            raise ValueError(f"{source}: the tag {tag} is refused in a checkpoint (allowed: !new:, !name:)")
-        if isinstance(node, SequenceNode) or (isinstance(node, ScalarNode) and node.value):
-            raise ValueError(f"{source}: {tag} must have named options")
-        _allowed_class(name, tag, source, (*PART_MODULES, *allow))
+        _check_tag(node, source, (*PART_MODULES, *allow))
+    check_numbers(root, source)
+    own = {id(below) for node in _nodes(root, set()) if _is_of(node, allow) for below in _nodes(node, set())}
+    tokenizer = tokenizer_node(root)
+    for path, node in scalars(root):
+        if id(node) not in own and node is not tokenizer:
+            _check_place(path, node, source)
+    return root
+
+
+def construct(root: MappingNode, source: str) -> dict[str, Any]:
+    """Build the objects of nodes from `check_safe`, anew with each call.
+
+    Raises:
+        ValueError: a class refuses its options.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    try:
+        return yaml.constructor.construct_document(root)
+    except YAMLError as error:
+        raise ValueError(f"{source}: {one_line(error)}") from None
+
+
+def tokenizer_node(root: MappingNode) -> ScalarNode | None:
+    """The value of `llm.tokenizer`, the one option of a checkpoint that names a file."""
+    llm = _entry(root, "llm")
+    found = _entry(llm, "tokenizer") if isinstance(llm, MappingNode) else None
+    return found if isinstance(found, ScalarNode) and found.tag == _TEXT else None
+
+
+def _entry(mapping: MappingNode, name: str) -> Node | None:
+    return next((value for key, value in mapping.value if key.value == name), None)
+
+
+def _check_tag(node: Node, source: str, modules: tuple[str, ...]) -> None:
+    tag = str(node.tag)
+    if tag in _PLAIN or (tag == _TUPLE and isinstance(node, ScalarNode)):
+        return
+    kind, _, name = tag.partition(":")
+    if kind not in ("!new", "!name"):
+        raise ValueError(f"{source}: the tag {tag} is refused in a checkpoint (allowed: !new:, !name:)")
+    if isinstance(node, SequenceNode) or (isinstance(node, ScalarNode) and node.value):
+        raise ValueError(f"{source}: {tag} must have named options")
+    _allowed_class(name, tag, source, modules)
+
+
+def _check_place(path: str, node: ScalarNode, source: str) -> None:
+    """The classes of parts would read a file, a folder or a hub's repository that one of their options names."""
+    option = path.rpartition(".")[2]
+    if node.tag == _NULL or not (option in _READ or node.tag in (_TEXT, _TUPLE)):
+        return
+    if option in _READ or _PLACE.search(node.value) or not node.value.isprintable():
+        raise ValueError(
+            f"{source}: {path} {node.value[:80]!r}: a checkpoint reads its own files alone and names none elsewhere; "
+            "if this one is yours, delete the entry"
+        )
+
+
+def _is_of(node: Node, modules: tuple[str, ...]) -> bool:
+    """Whether a node is built by a class of one of these modules."""
+    kind, _, name = str(node.tag).partition(":")
+    return kind in ("!new", "!name") and any(name.startswith(f"{module}.") for module in modules)
 
 
 def _allowed_class(name: str, tag: str, source: str, modules: tuple[str, ...]) -> type:
@@ -105,12 +160,28 @@ class _Constructor(SafeConstructor):
         value = super().construct_scalar(node)
         return _tuple(value) if isinstance(value, str) and node.style is None else value
 
+    def construct_number(self, node: ScalarNode) -> float:
+        return _read_plain(super().construct_yaml_float, node, "number")
+
+    def construct_switch(self, node: ScalarNode) -> bool:
+        return _read_plain(super().construct_yaml_bool, node, "switch (true or false)")
+
+
+def _read_plain(read: Callable[[ScalarNode], Any], node: ScalarNode, kind: str) -> Any:
+    """A scalar with a tag such as `!!float` may hold anything."""
+    try:
+        return read(node)
+    except (ValueError, KeyError):
+        raise ConstructorError(None, None, f"{node.value[:40]!r} is no {kind}", node.start_mark) from None
+
 
 def _tuple(text: str) -> Any:
     """HyperPyYAML's tuples; anything but `(..)` stays as it is."""
     if not re.fullmatch(r"\(.*\)", text):
         return text
-    return tuple(YAML(typ="safe", pure=True).load(f"[{text[1:-1]}]"))
+    inner = bounded_nodes(f"[{text[1:-1]}]", "checkpoint")
+    check_numbers(inner, "checkpoint")
+    return tuple(YAML(typ="safe", pure=True).constructor.construct_document(inner))
 
 
 def _construct(constructor: _Constructor, suffix: str, node: Node) -> Any:
@@ -121,11 +192,16 @@ def _construct(constructor: _Constructor, suffix: str, node: Node) -> Any:
         return functools.partial(found, **options)
     try:
         return found(**options)
-    except TypeError as error:
-        raise ValueError(f"checkpoint: {suffix} cannot be built from the options in its YAML ({error})") from None
+    except ValueError as error:
+        raise ValueError(shortened(error)) from None
+    except Exception as error:  # classes check their options in many ways, or not at all
+        problem = f"{type(error).__name__}: {shortened(error)}"
+        raise ValueError(f"checkpoint: {suffix} cannot be built from the options in its YAML ({problem})") from None
 
 
 _Constructor.add_multi_constructor("!new:", _construct)
 _Constructor.add_multi_constructor("!name:", _construct)
 # once HyperPyYAML has loaded a file, every ruamel.yaml loader of the process gives `(..)` this tag
-_Constructor.add_constructor("!tuple", _Constructor.construct_scalar)
+_Constructor.add_constructor(_TUPLE, _Constructor.construct_scalar)
+_Constructor.add_constructor("tag:yaml.org,2002:float", _Constructor.construct_number)
+_Constructor.add_constructor("tag:yaml.org,2002:bool", _Constructor.construct_switch)

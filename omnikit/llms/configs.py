@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from omnikit.errors import one_line
+from omnikit.files import read_json
 from omnikit.hub import CONFIG, hub_file, is_hub_id
+from omnikit.limits import check_counts
 from omnikit.llms.baichuan import BAICHUAN, llama_numbers
 from omnikit.sizes import sized
 
@@ -56,9 +57,9 @@ def read_numbers(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"llm.weights {path}: no {CONFIG} there, so no model as transformers writes it")
     try:
-        numbers = json.loads(file.read_text(encoding="utf-8"))
+        numbers = read_json(file)
     except ValueError as error:
-        raise ValueError(f"llm.weights {file}: not JSON ({error})") from None
+        raise ValueError(f"llm.weights {error}") from None
     if not isinstance(numbers, dict) or "model_type" not in numbers:
         raise ValueError(f"llm.weights {file}: names no model_type")
     return numbers
@@ -78,6 +79,7 @@ def make_config(
     Raises:
         ValueError: a `model_type` that transformers does not know, or numbers that it refuses.
     """
+    check_counts("llm.config", numbers)
     numbers = {"vocab_size": vocab_size, **numbers}
     config = _config(sized(numbers, _tiny(_config(numbers), numbers) | {"vocab_size": vocab_size}, size))
     config._attn_implementation = attention

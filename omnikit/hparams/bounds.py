@@ -1,0 +1,108 @@
+"""Bounds of a YAML text that somebody else wrote: its length, depth and repetitions, and the numbers in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from omnikit.hparams.tree import one_line
+from omnikit.limits import check_count, is_count
+
+MOST_BYTES = 2**16
+"""Of a checkpoint's YAML file; real ones have some thousands."""
+_MOST_NODES = 5_000
+_DEEPEST = 32
+_LARGEST = 2**31
+
+
+def bounded_nodes(text: str, source: str) -> Node:
+    """The nodes of a YAML text, nothing built.
+
+    Args:
+        text: the YAML text.
+        source: its file's name, for errors.
+
+    Raises:
+        ValueError: not YAML; or too long, nested too deeply, or of too many nodes once aliases are written out.
+    """
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"{source}: has {len(text)} characters, more than {MOST_BYTES}")
+    try:
+        _check_events(text, source)
+        root = YAML(typ="safe", pure=True).compose(text)
+    except YAMLError as error:
+        raise ValueError(f"{source}: {one_line(error)}") from None
+    if root is None:
+        raise ValueError(f"{source}: must be a mapping (keys and values)")
+    if _size(root, source, {}) > _MOST_NODES:
+        raise ValueError(f"{source}: has more than {_MOST_NODES} entries once its aliases are written out")
+    return root
+
+
+def check_numbers(root: Node, source: str) -> None:
+    """Refuse whole numbers that no network has.
+
+    Raises:
+        ValueError: a count of layers, codebooks or the like above `MOST_COUNTED`, or any number above 2^31.
+    """
+    for path, node in scalars(root):
+        if node.tag != "tag:yaml.org,2002:int":
+            continue
+        number = _whole(node, f"{source}: {path}")
+        if abs(number) > _LARGEST:
+            raise ValueError(f"{source}: {path} {number}: must be at most {_LARGEST}")
+        if is_count(path.rpartition(".")[2]):
+            check_count(f"{source}: {path}", number)
+
+
+def scalars(node: Node, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, ScalarNode]]:
+    """Each value of a tree of nodes once, with the first of its dotted paths."""
+    seen = set() if seen is None else seen
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, ScalarNode):
+        yield path, node
+    elif isinstance(node, SequenceNode):
+        for place, child in enumerate(node.value):
+            yield from scalars(child, f"{path}.{place}" if path else str(place), seen)
+    elif isinstance(node, MappingNode):
+        for key, child in node.value:
+            name = str(key.value) if isinstance(key, ScalarNode) else "?"
+            yield from scalars(child, f"{path}.{name}" if path else name, seen)
+
+
+def _check_events(text: str, source: str) -> None:
+    """The parser keeps a stack of its own, while whatever reads nodes calls itself for each level."""
+    depth = 0
+    for number, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"{source}: line {event.start_mark.line + 1}: nested more than {_DEEPEST} deep")
+        if number > 2 * _MOST_NODES:
+            raise ValueError(f"{source}: has more than {_MOST_NODES} entries")
+
+
+def _size(node: Node, source: str, sizes: dict[int, int | None]) -> int:
+    """How many nodes there are with aliases written out."""
+    if id(node) not in sizes:
+        sizes[id(node)] = None  # being counted
+        children = node.value if not isinstance(node, ScalarNode) else []
+        pairs = isinstance(node, MappingNode)
+        flat = [child for pair in children for child in pair] if pairs else children
+        sizes[id(node)] = 1 + sum(_size(child, source, sizes) for child in flat)
+    size = sizes[id(node)]
+    if size is None:
+        raise ValueError(f"{source}: line {node.start_mark.line + 1}: an entry contains itself")
+    return size
+
+
+def _whole(node: ScalarNode, what: str) -> int:
+    try:
+        return YAML(typ="safe", pure=True).constructor.construct_yaml_int(node)
+    except ValueError:
+        raise ValueError(f"{what} {node.value[:40]}: no whole number") from None
