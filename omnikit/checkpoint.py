@@ -111,9 +111,9 @@ class _Parts:
 
     def build(self) -> OmniLM:
         """The model with random weights, as large as its weights are at most."""
-        numbers = sum(tensor.numel() for tensor in stored_tensors(self.weights).values())
+        weights = stored_tensors(self.weights).values()
         try:
-            with limited(numbers):
+            with limited(weights):
                 model = construct(self.nodes, self.source).get("model")
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}" if self.source not in str(error) else str(error)) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch.nn.modules import module as hooks
 
 MOST_COUNTED = 4096
 """Of whatever a network has several: layers, heads, codebooks, experts. Published ones have up to some hundreds."""
-MOST_MODULES = 50_000
-"""Published language models of 400 layers have a tenth of it."""
+_MOST_MODULES = 20_000  # the largest published language models have about 2000, and 10000 with LoRA everywhere
+_MODULES, _FOR_EACH = 2_000, 20  # for a network without weights, and for each tensor
 _COUNTS = re.compile(r"num_\w+|rank|\w*(layers?|blocks|heads?|experts|quantizers|codebooks)")
 _SPARE = 64 * 2**20  # numbers: what parts build and drop again, such as codebooks behind those in use
 _TIMES = 4
@@ -44,16 +44,19 @@ def check_counts(name: str, options: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def limited(stored: int) -> Iterator[None]:
+def limited(weights: Collection[Tensor]) -> Iterator[None]:
     """Bound the networks that this thread builds meanwhile.
 
     Args:
-        stored: how many numbers the weights have that the network is to be filled with.
+        weights: what the network is to be filled with.
 
     Raises:
-        ValueError: as soon as it gets more than `MOST_MODULES` modules, or much more numbers than `stored`.
+        ValueError: as soon as it gets many more modules or numbers than these weights can fill.
     """
-    counted = _Counted(_TIMES * stored + _SPARE)
+    counted = _Counted(
+        modules=min(_MOST_MODULES, _MODULES + _FOR_EACH * len(weights)),
+        numbers=_SPARE + _TIMES * sum(tensor.numel() for tensor in weights),
+    )
     with ExitStack() as stack:
         for register, count in (
             (hooks.register_module_module_registration_hook, counted.add_module),
@@ -82,8 +85,8 @@ def check_memory(needed: int, what: str) -> None:
 
 
 class _Counted:
-    def __init__(self, most: int):
-        self.most, self.thread = most, threading.get_ident()
+    def __init__(self, modules: int, numbers: int):
+        self.most_modules, self.most_numbers, self.thread = modules, numbers, threading.get_ident()
         self.modules = self.numbers = 0
 
     def add_module(self, owner: nn.Module, name: str, child: Any) -> None:
@@ -96,7 +99,7 @@ class _Counted:
         if threading.get_ident() != self.thread:  # the hooks are torch's, for all threads
             return
         self.modules, self.numbers = self.modules + modules, self.numbers + numbers
-        if self.modules > MOST_MODULES:
-            raise ValueError(f"its options make a network of more than {MOST_MODULES} modules")
-        if self.numbers > self.most:
+        if self.modules > self.most_modules:
+            raise ValueError(f"its options make a network of more than {self.most_modules} modules")
+        if self.numbers > self.most_numbers:
             raise ValueError("its options make a network that is much larger than its weights")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -17,6 +18,7 @@ MOST_BYTES = 2**16
 _MOST_NODES = 5_000
 _DEEPEST = 32
 _LARGEST = 2**31
+_KINDS = {"int": "whole number", "float": "number", "bool": "switch (true or false)"}
 
 
 def bounded_nodes(text: str, source: str) -> Node:
@@ -44,19 +46,21 @@ def bounded_nodes(text: str, source: str) -> Node:
 
 
 def check_numbers(root: Node, source: str) -> None:
-    """Refuse whole numbers that no network has.
+    """Refuse numbers and switches that are none, and whole numbers that no network has.
 
     Raises:
-        ValueError: a count of layers, codebooks or the like above `MOST_COUNTED`, or any number above 2^31.
+        ValueError: such a value, a count of layers, codebooks or the like above `omnikit.limits.MOST_COUNTED`, or a
+            whole number above 2^31.
     """
     for path, node in scalars(root):
-        if node.tag != "tag:yaml.org,2002:int":
+        kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+        if kind not in _KINDS:
             continue
-        number = _whole(node, f"{source}: {path}")
-        if abs(number) > _LARGEST:
-            raise ValueError(f"{source}: {path} {number}: must be at most {_LARGEST}")
-        if is_count(path.rpartition(".")[2]):
-            check_count(f"{source}: {path}", number)
+        value = _plain(node, kind, f"{source}: {path}")
+        if kind == "int" and abs(value) > _LARGEST:
+            raise ValueError(f"{source}: {path} {value}: must be at most {_LARGEST}")
+        if kind == "int" and is_count(path.rpartition(".")[2]):
+            check_count(f"{source}: {path}", value)
 
 
 def scalars(node: Node, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, ScalarNode]]:
@@ -101,8 +105,9 @@ def _size(node: Node, source: str, sizes: dict[int, int | None]) -> int:
     return size
 
 
-def _whole(node: ScalarNode, what: str) -> int:
+def _plain(node: ScalarNode, kind: str, what: str) -> Any:
+    """With a tag such as `!!float` any text may stand there."""
     try:
-        return YAML(typ="safe", pure=True).constructor.construct_yaml_int(node)
-    except ValueError:
-        raise ValueError(f"{what} {node.value[:40]}: no whole number") from None
+        return getattr(YAML(typ="safe", pure=True).constructor, f"construct_yaml_{kind}")(node)
+    except (ValueError, KeyError):
+        raise ValueError(f"{what} {node.value[:40]}: is no {_KINDS[kind]}") from None

@@ -11,11 +11,11 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -160,20 +160,6 @@ class _Constructor(SafeConstructor):
         value = super().construct_scalar(node)
         return _tuple(value) if isinstance(value, str) and node.style is None else value
 
-    def construct_number(self, node: ScalarNode) -> float:
-        return _read_plain(super().construct_yaml_float, node, "number")
-
-    def construct_switch(self, node: ScalarNode) -> bool:
-        return _read_plain(super().construct_yaml_bool, node, "switch (true or false)")
-
-
-def _read_plain(read: Callable[[ScalarNode], Any], node: ScalarNode, kind: str) -> Any:
-    """A scalar with a tag such as `!!float` may hold anything."""
-    try:
-        return read(node)
-    except (ValueError, KeyError):
-        raise ConstructorError(None, None, f"{node.value[:40]!r} is no {kind}", node.start_mark) from None
-
 
 def _tuple(text: str) -> Any:
     """HyperPyYAML's tuples; anything but `(..)` stays as it is."""
@@ -203,5 +189,3 @@ _Constructor.add_multi_constructor("!new:", _construct)
 _Constructor.add_multi_constructor("!name:", _construct)
 # once HyperPyYAML has loaded a file, every ruamel.yaml loader of the process gives `(..)` this tag
 _Constructor.add_constructor(_TUPLE, _Constructor.construct_scalar)
-_Constructor.add_constructor("tag:yaml.org,2002:float", _Constructor.construct_number)
-_Constructor.add_constructor("tag:yaml.org,2002:bool", _Constructor.construct_switch)

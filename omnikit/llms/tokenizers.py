@@ -142,7 +142,7 @@ class TransformersTokenizer(Tokenizer):
     def __init__(self, path: str):
         self.path = path
         self.loaded = _read(Path(path))
-        self.vocab_size = len(self.loaded)
+        self.vocab_size = 1 + max(self.loaded.get_vocab().values(), default=-1)
 
     def encode(self, text: str) -> list[int]:
         return self.loaded.encode(text, add_special_tokens=False)
