@@ -15,8 +15,8 @@ from ruamel.yaml.nodes import MappingNode
 
 from omnikit.files import inside, read_text
 from omnikit.hparams import check_safe, different_parts, packaged
-from omnikit.hparams.bounds import MOST_BYTES, bounded_nodes
-from omnikit.hparams.safe import construct, tokenizer_node
+from omnikit.hparams.bounds import MOST_BYTES
+from omnikit.hparams.safe import check_bounds, construct, tokenizer_node
 from omnikit.hparams.tree import read_tree_text, write_tree
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.limits import check_memory, limited
@@ -151,7 +151,7 @@ def restore(model: OmniLM, folder: str | Path) -> None:
     """
     folder = existing(folder)
     trained = _hparams(folder)
-    bounded_nodes(trained, str(folder / HPARAMS))
+    check_bounds(trained, str(folder / HPARAMS))
     differences = different_parts(trained, model.recipe)
     other = [f"{part} is {there} there and {here} here" for part, (there, here) in differences.items()]
     if other:

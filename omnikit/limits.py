@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 MOST_COUNTED = 4096
-"""Of whatever a network has several: layers, heads, codebooks, experts. Published ones have up to some hundreds."""
+"""Of whatever a network has several: layers, heads, codebooks. Published ones have up to some hundreds."""
 _MOST_MODULES = 20_000  # the largest published language models have about 2000, and 10000 with LoRA everywhere
 _MODULES, _FOR_EACH = 2_000, 20  # for a network without weights, and for each tensor
-_COUNTS = re.compile(r"num_\w+|rank|\w*(layers?|blocks|heads?|experts|quantizers|codebooks)")
+# Doge has 16384 experts in a layer; building them is bounded by `limited`
+_COUNTS = re.compile(r"(?!\w*per_|num_experts$)(num_\w+|rank|\w*(layers?|blocks|heads?|quantizers|codebooks))")
 _SPARE = 64 * 2**20  # numbers: what parts build and drop again, such as codebooks behind those in use
 _TIMES = 4
 

@@ -22,6 +22,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from omnikit.errors import missing_package
 from omnikit.errors import one_line as shortened
 from omnikit.hparams.bounds import bounded_nodes, check_numbers, scalars
+from omnikit.hparams.recipe import NAMES
 from omnikit.hparams.tree import one_line
 
 PART_MODULES = tuple(
@@ -55,17 +56,33 @@ def check_safe(text: str, source: str, allow: tuple[str, ...] = ()) -> MappingNo
     Returns:
         Its nodes, for `construct`.
     """
-    root = bounded_nodes(text, source)
-    if not isinstance(root, MappingNode):
-        raise ValueError(f"{source}: must be a mapping (keys and values)")
+    root = check_bounds(text, source)
     for node in _nodes(root, set()):
         _check_tag(node, source, (*PART_MODULES, *allow))
-    check_numbers(root, source)
     own = {id(below) for node in _nodes(root, set()) if _is_of(node, allow) for below in _nodes(node, set())}
     tokenizer = tokenizer_node(root)
     for path, node in scalars(root):
         if id(node) not in own and node is not tokenizer:
             _check_place(path, node, source)
+    return root
+
+
+def check_bounds(text: str, source: str) -> MappingNode:
+    """Refuse a YAML text that nothing should be read from, whatever classes it names: too long, too deep, with numbers
+    that no network has, or with other things for names of parts.
+
+    Returns:
+        Its nodes.
+    """
+    root = bounded_nodes(text, source)
+    if not isinstance(root, MappingNode):
+        raise ValueError(f"{source}: must be a mapping (keys and values)")
+    check_numbers(root, source)
+    names = _entry(root, NAMES)
+    if names is not None and not (
+        isinstance(names, MappingNode) and all(value.tag == _TEXT for _, value in names.value)
+    ):
+        raise ValueError(f"{source}: {NAMES} must be a mapping of kinds of parts to names")
     return root
 
 

@@ -48,7 +48,17 @@ def published_numbers(path: str | None, model_type: str) -> dict[str, Any]:
     numbers = read_numbers(path)
     if numbers.get("model_type") == BAICHUAN:
         return llama_numbers(numbers, path)
-    return {key: value for key, value in numbers.items() if key not in _NOT_NUMBERS and not key.startswith("_")}
+    return _without_places(numbers)
+
+
+def _without_places(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What describes a network: no names of files and repositories, which a checkpoint may not have."""
+    kept = {
+        key: _without_places(value) if isinstance(value, Mapping) else value
+        for key, value in numbers.items()
+        if key not in _NOT_NUMBERS and not key.startswith("_")
+    }
+    return {key: value for key, value in kept.items() if not (isinstance(value, str) and {"/", "\\"} & set(value))}
 
 
 def read_numbers(path: str) -> dict[str, Any]:

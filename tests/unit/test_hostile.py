@@ -266,6 +266,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "digits": (added("a: " + "9" * 5000), "is no whole number"),
     "no number": (in_yaml("heads: 2", "heads: !!float two"), "encoder.heads two: is no number"),
     "apply": (added("a: !apply:os.system [touch ran]"), "!apply:os.system is refused"),
+    "names": (in_yaml("  encoder: mini\n", "  encoder: 5\n"), "part_names must be a mapping"),
     "tuple": (added("a: (" + "[" * 300 + ")"), "nested more than"),
     # places that it names
     "tokenizer elsewhere": (named_outside("tokenizer", lambda at: at / "owner" / SENTENCES), NO_FILE),
