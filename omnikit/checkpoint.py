@@ -176,7 +176,7 @@ def _read(folder: Path, allow: tuple[str, ...] = ()) -> _Parts:
     tokenizer = tokenizer_node(nodes)
     if tokenizer is not None:
         tokenizer.value = str(_tokenizer_of(folder, tokenizer.value))
-        text = _with_tokenizer(text, tokenizer.value)
+        text = _with_tokenizer(text, tokenizer.value, source)
     return _Parts(source, text, nodes, weights, allow)
 
 
@@ -227,8 +227,8 @@ def _piece(folder: Path, name: str) -> Path:
         raise ValueError(f"checkpoint {error}") from None
 
 
-def _with_tokenizer(text: str, path: str) -> str:
-    tree: Any = read_tree_text(text, HPARAMS)
+def _with_tokenizer(text: str, path: str, source: str = HPARAMS) -> str:
+    tree: Any = read_tree_text(text, source)
     if isinstance(tree.get("llm"), Mapping) and "tokenizer" in tree["llm"]:
         tree["llm"]["tokenizer"] = path
     return write_tree(tree)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from omnikit.hparams.tree import one_line
 from omnikit.limits import check_count, is_count
@@ -18,6 +19,7 @@ MOST_BYTES = 2**16
 _MOST_NODES = 5_000
 _DEEPEST = 32
 _LARGEST = 2**31
+_LONGEST_KEY = 80  # in errors
 _KINDS = {"int": "whole number", "float": "number", "bool": "switch (true or false)"}
 
 
@@ -52,32 +54,44 @@ def check_numbers(root: Node, source: str) -> None:
         ValueError: such a value, a count of layers, codebooks or the like above `omnikit.limits.MOST_COUNTED`, or a
             whole number above 2^31.
     """
+    constructor = YAML(typ="safe", pure=True).constructor
     for path, node in scalars(root):
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
         if kind not in _KINDS:
             continue
-        value = _plain(node, kind, f"{source}: {path}")
+        value = _plain(constructor, node, kind, f"{source}: {path}")
         if kind == "int" and abs(value) > _LARGEST:
             raise ValueError(f"{source}: {path} {value}: must be at most {_LARGEST}")
         if kind == "int" and is_count(path.rpartition(".")[2]):
             check_count(f"{source}: {path}", value)
 
 
-def scalars(node: Node, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, ScalarNode]]:
-    """Each value of a tree of nodes once, with the first of its dotted paths."""
-    seen = set() if seen is None else seen
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, ScalarNode):
-        yield path, node
-    elif isinstance(node, SequenceNode):
-        for place, child in enumerate(node.value):
-            yield from scalars(child, f"{path}.{place}" if path else str(place), seen)
-    elif isinstance(node, MappingNode):
-        for key, child in node.value:
-            name = str(key.value) if isinstance(key, ScalarNode) else "?"
-            yield from scalars(child, f"{path}.{name}" if path else name, seen)
+def scalars(root: Node, skip: Callable[[Node], bool] = lambda node: False) -> Iterator[tuple[str, ScalarNode]]:
+    """Each value of a tree of nodes with its dotted path, once for every place that it stands in; mappings and lists
+    that stand in several are gone through once.
+
+    Args:
+        root: of the tree.
+        skip: nodes that are left out, with whatever is reached through them alone.
+    """
+    seen: set[int] = set()
+
+    def walk(node: Node, path: str) -> Iterator[tuple[str, ScalarNode]]:
+        if isinstance(node, ScalarNode):
+            yield path, node
+        elif id(node) not in seen and not skip(node):
+            seen.add(id(node))
+            for name, child in _children(node):
+                yield from walk(child, f"{path}.{name}" if path else name)
+
+    return walk(root, "")
+
+
+def _children(node: Node) -> Iterator[tuple[str, Node]]:
+    pairs = node.value if isinstance(node, MappingNode) else enumerate(node.value)
+    for key, child in pairs:
+        name = key.value if isinstance(key, ScalarNode) else key if isinstance(key, int) else "?"
+        yield str(name)[:_LONGEST_KEY], child
 
 
 def _check_events(text: str, source: str) -> None:
@@ -105,9 +119,9 @@ def _size(node: Node, source: str, sizes: dict[int, int | None]) -> int:
     return size
 
 
-def _plain(node: ScalarNode, kind: str, what: str) -> Any:
+def _plain(constructor: SafeConstructor, node: ScalarNode, kind: str, what: str) -> Any:
     """With a tag such as `!!float` any text may stand there."""
     try:
-        return getattr(YAML(typ="safe", pure=True).constructor, f"construct_yaml_{kind}")(node)
+        return getattr(constructor, f"construct_yaml_{kind}")(node)
     except (ValueError, KeyError):
         raise ValueError(f"{what} {node.value[:40]}: is no {_KINDS[kind]}") from None

@@ -31,7 +31,8 @@ PART_MODULES = tuple(
 """Where the classes of a saved model may be defined: these modules and what is below them."""
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null"))
 _TEXT, _NULL, _TUPLE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null", "!tuple"
-_READ = ("weights", "tokenizer")
+TOKENIZER = "tokenizer"
+_READ = ("weights", TOKENIZER, "path")
 """Options that name something to be read, be it by a bare name."""
 _PLACE = re.compile(r"[/\\]|^~|^\.\.?$")
 
@@ -59,11 +60,11 @@ def check_safe(text: str, source: str, allow: tuple[str, ...] = ()) -> MappingNo
     root = check_bounds(text, source)
     for node in _nodes(root, set()):
         _check_tag(node, source, (*PART_MODULES, *allow))
-    own = {id(below) for node in _nodes(root, set()) if _is_of(node, allow) for below in _nodes(node, set())}
     tokenizer = tokenizer_node(root)
-    for path, node in scalars(root):
-        if id(node) not in own and node is not tokenizer:
-            _check_place(path, node, source)
+    for path, node in scalars(root, skip=functools.partial(_is_of, modules=allow)):
+        option = path.rpartition(".")[2]
+        if node is not tokenizer or option != TOKENIZER:
+            _check_place(path, option, node, source)
     return root
 
 
@@ -103,7 +104,7 @@ def construct(root: MappingNode, source: str) -> dict[str, Any]:
 def tokenizer_node(root: MappingNode) -> ScalarNode | None:
     """The value of `llm.tokenizer`, the one option of a checkpoint that names a file."""
     llm = _entry(root, "llm")
-    found = _entry(llm, "tokenizer") if isinstance(llm, MappingNode) else None
+    found = _entry(llm, TOKENIZER) if isinstance(llm, MappingNode) else None
     return found if isinstance(found, ScalarNode) and found.tag == _TEXT else None
 
 
@@ -123,9 +124,8 @@ def _check_tag(node: Node, source: str, modules: tuple[str, ...]) -> None:
     _allowed_class(name, tag, source, modules)
 
 
-def _check_place(path: str, node: ScalarNode, source: str) -> None:
+def _check_place(path: str, option: str, node: ScalarNode, source: str) -> None:
     """The classes of parts would read a file, a folder or a hub's repository that one of their options names."""
-    option = path.rpartition(".")[2]
     if node.tag == _NULL or not (option in _READ or node.tag in (_TEXT, _TUPLE)):
         return
     if option in _READ or _PLACE.search(node.value) or not node.value.isprintable():

@@ -185,6 +185,13 @@ def named_outside(key: str, place: Callable[[Path], object]) -> Spoil:
     return spoil
 
 
+def aliased(folder: Path, _: Path) -> None:
+    """What is harmless where it stands first is not where it is repeated."""
+    text = (folder / YAML).read_text()
+    assert "  weights:" in text
+    (folder / YAML).write_text("note: &note tiny\n" + text.replace("  weights:", "  weights: *note", 1))
+
+
 NESTED = """model: !new:omnikit.model.OmniLM
   llm: !new:omnikit.llms.transformers_lm.TransformersLM
     config: {{model_type: qwen2, vocab_size: 24, hidden_size: 16}}
@@ -276,6 +283,8 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "nested name": (nested("tokenizer.model"), "model.llm.tokenizer 'tokenizer.model'"),
     "weights elsewhere": (named_outside("weights", lambda at: at / "owner"), "encoder.weights .*reads its own files"),
     "weights by name": (named_outside("weights", lambda at: "tiny"), "encoder.weights 'tiny'.*reads its own files"),
+    "weights by alias": (aliased, "encoder.weights 'tiny'.*reads its own files"),
+    "class that reads": (added("a: !new:omnikit.llms.tokenizers.SentencePieceTokenizer {path: near}"), "a.path 'near'"),
     "attention of a hub": (named_outside("attention", lambda at: "owner/kernel"), "llm.attention 'owner/kernel'"),
     "kernel of a hub": (in_yaml("model_type: qwen2", "model_type: qwen2\n    attn_implementation: a/b"), "'a/b'"),
     # its sizes
