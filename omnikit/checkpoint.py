@@ -6,18 +6,25 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml.nodes import MappingNode
 
-from omnikit.hparams import check_safe, different_parts, packaged, safe_load
+from omnikit.files import inside, read_text
+from omnikit.hparams import check_safe, different_parts, packaged
+from omnikit.hparams.bounds import MOST_BYTES
+from omnikit.hparams.safe import check_bounds, construct, tokenizer_node
 from omnikit.hparams.tree import read_tree_text, write_tree
 from omnikit.hub import hub_folder, is_hub_id
+from omnikit.limits import check_memory, limited
 from omnikit.llms.skeleton import DTYPE, skeletons
+from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, opened_once
 from omnikit.model import OmniLM
 from omnikit.undrawn import Undrawn
-from omnikit.weights import FILE_NAME, load_into, save_weights
+from omnikit.weights import FILE_NAME, check_fits, load_into, save_weights, stored_tensors
 
 HPARAMS = "hparams.yaml"
 SHIPPED = packaged("pretrained/mini")
@@ -66,23 +73,74 @@ def load(
         ValueError: no such folder, a piece of it is missing, refused or does not fit, or no such device.
     """
     check_device(device)
-    folder = weights_of(folder).parent
-    _piece(folder, HPARAMS)
-    with Undrawn(), skeletons() if skeleton else nullcontext():
-        model = build(folder, allow).to_dtype(DTYPE if skeleton else dtype)
-    load_into(model, folder, mapped=skeleton, whole=True)
+    parts = _read(existing(SHIPPED if folder is None else folder), allow)
+    wanted = DTYPE if skeleton else dtype
+    with Undrawn(), skeletons() if skeleton else nullcontext(), opened_once():
+        parts.check_sizes(None if skeleton else wanted)
+        model = parts.build().to_dtype(wanted)
+    load_into(model, parts.weights, mapped=skeleton, whole=True)
     return (model if skeleton else model.to(device)).eval()
 
 
 def build(folder: str | Path, allow: tuple[str, ...] = ()) -> OmniLM:
     """The model of a checkpoint with random weights; see `load`."""
-    text = read_parts(folder, allow)
-    source = str(Path(folder) / HPARAMS)
-    model = safe_load(text, source, allow).get("model")
-    if not isinstance(model, OmniLM):
-        raise ValueError(f"{source}: names no model (`model: !new:omnikit.model.OmniLM`)")
-    model.recipe = text
-    return model
+    parts = _read(existing(folder), allow)
+    with opened_once():
+        parts.check_sizes()
+        return parts.build()
+
+
+def outline(folder: str | Path) -> OmniLM:
+    """The model of a checkpoint on the meta device, without weights, but compared with those of the checkpoint.
+
+    Raises:
+        ValueError: see `load`; values of weights are not looked at.
+    """
+    return _read(existing(folder)).outline()
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A checkpoint's YAML text, checked, and the weights that belong to it."""
+
+    source: str  # the YAML file
+    text: str  # with the complete path of the tokenizer
+    nodes: MappingNode  # of the text
+    weights: Path
+    allow: tuple[str, ...]
+
+    def build(self) -> OmniLM:
+        """The model with random weights, as large as its weights are at most."""
+        weights = stored_tensors(self.weights).values()
+        try:
+            with limited(weights):
+                model = construct(self.nodes, self.source).get("model")
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}" if self.source not in str(error) else str(error)) from None
+        if not isinstance(model, OmniLM):
+            raise ValueError(f"{self.source}: names no model (`model: !new:omnikit.model.OmniLM`)")
+        model.recipe = self.text
+        return model
+
+    def outline(self) -> OmniLM:
+        """The model on the meta device, where it takes no memory; its weights fit it."""
+        with torch.device("meta"):
+            model = self.build()
+        check_fits(model, self.weights)
+        return model
+
+    def check_sizes(self, dtype: torch.dtype | None = None) -> None:
+        """Compare the sizes in the text with those of the weights before memory is taken for them. Classes of one's own
+        (`allow`) may need real tensors, so they are not tried out on the meta device.
+
+        Args:
+            dtype: of the model that shall fit this machine's memory; `None` = that is not asked.
+        """
+        if self.allow:
+            return
+        model = self.outline()
+        if dtype is not None:
+            check_memory(sum(tensor.numel() for tensor in model.parameters()) * dtype.itemsize, self.source)
 
 
 def restore(model: OmniLM, folder: str | Path) -> None:
@@ -92,12 +150,13 @@ def restore(model: OmniLM, folder: str | Path) -> None:
         ValueError: the checkpoint was trained with other parts; the message names them.
     """
     folder = existing(folder)
-    trained = _piece(folder, HPARAMS).read_text(encoding="utf-8")
+    trained = _hparams(folder)
+    check_bounds(trained, str(folder / HPARAMS))
     differences = different_parts(trained, model.recipe)
     other = [f"{part} is {there} there and {here} here" for part, (there, here) in differences.items()]
     if other:
         raise ValueError(f"checkpoint {folder} was trained with other parts: {'; '.join(other)}")
-    load_into(model, folder)
+    load_into(model, _piece(folder, FILE_NAME))
 
 
 def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
@@ -106,15 +165,33 @@ def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
     Raises:
         ValueError: a piece is missing, or the text holds what a checkpoint may not.
     """
-    folder = existing(folder)
-    file = _piece(folder, HPARAMS)
-    text = file.read_text(encoding="utf-8")
-    check_safe(text, str(file), allow)
-    llm = read_tree_text(text, str(file)).get("llm")
-    tokenizer = llm.get("tokenizer") if isinstance(llm, Mapping) else None
-    if not isinstance(tokenizer, str):
-        return text
-    return _with_tokenizer(text, str(_piece(folder, Path(tokenizer).name)))
+    return _read(existing(folder), allow).text
+
+
+def _read(folder: Path, allow: tuple[str, ...] = ()) -> _Parts:
+    """The pieces of a checkpoint, each a file of its folder."""
+    text, source = _hparams(folder), str(folder / HPARAMS)
+    weights = _piece(folder, FILE_NAME)
+    nodes = check_safe(text, source, allow)
+    tokenizer = tokenizer_node(nodes)
+    if tokenizer is not None:
+        tokenizer.value = str(_tokenizer_of(folder, tokenizer.value))
+        text = _with_tokenizer(text, tokenizer.value, source)
+    return _Parts(source, text, nodes, weights, allow)
+
+
+def _hparams(folder: Path) -> str:
+    return read_text(_piece(folder, HPARAMS), MOST_BYTES)
+
+
+def _tokenizer_of(folder: Path, name: str) -> Path:
+    """The file that a checkpoint's YAML names, or the folder itself where the tokenizer has several."""
+    if name != SEVERAL:
+        return _piece(folder, name)
+    for file in folder.iterdir():
+        if file.suffix in TOKENIZER_FILES:
+            _piece(folder, file.name)
+    return folder
 
 
 def weights_of(folder: str | Path | None) -> Path:
@@ -144,13 +221,14 @@ def existing(folder: str | Path) -> Path:
 def _piece(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder}: no such folder")
-    if not (folder / name).exists():
-        raise ValueError(f"checkpoint {folder}: {name} is missing")
-    return folder / name
+    try:
+        return inside(folder, name)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {error}") from None
 
 
-def _with_tokenizer(text: str, path: str) -> str:
-    tree: Any = read_tree_text(text, HPARAMS)
+def _with_tokenizer(text: str, path: str, source: str = HPARAMS) -> str:
+    tree: Any = read_tree_text(text, source)
     if isinstance(tree.get("llm"), Mapping) and "tokenizer" in tree["llm"]:
         tree["llm"]["tokenizer"] = path
     return write_tree(tree)
@@ -158,7 +236,7 @@ def _with_tokenizer(text: str, path: str) -> str:
 
 def _tokenizer_file(model: OmniLM) -> str:
     """What the tokenizer writes: a file, or several that are found by their folder."""
-    return getattr(model.llm.tokenizer, "file_name", ".")
+    return getattr(model.llm.tokenizer, "file_name", SEVERAL)
 
 
 def _keep_others(folder: Path, aside: Path) -> None:

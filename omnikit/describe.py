@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from omnikit.checkpoint import SHIPPED, build, read_parts
+from omnikit.checkpoint import SHIPPED, outline, read_parts
 from omnikit.hparams import KINDS, build_parts, names_of
 from omnikit.hparams.tree import dotted_name, read_tree_text
 from omnikit.interfaces import count_parameters
@@ -32,8 +32,7 @@ def describe_checkpoint(folder: str | Path | None) -> str:
         ValueError: a piece of the folder is missing or refused.
     """
     folder = SHIPPED if folder is None else folder
-    with torch.device("meta"):
-        return f"checkpoint  {folder}\n\n" + describe(build(folder))
+    return f"checkpoint  {folder}\n\n" + describe(outline(folder))
 
 
 def parts_of(folder: str | Path) -> dict[str, str]:

@@ -35,11 +35,16 @@ def bad_input_exits() -> Iterator[None]:
         yield
     except (ValueError, Stopped) as error:
         if Share.of_torchrun().rank == 0 or isinstance(error, ValueError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(error.status if isinstance(error, Stopped) else BAD_INPUT) from None
 
 
-def one_line(error: Exception) -> str:
+def _printable(text: str) -> str:
+    """Names in files of others may hold codes that change what a terminal shows."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def one_line(error: BaseException) -> str:
     """What an error of a library says, without its line breaks and at a bearable length."""
     return " ".join(str(error).split())[:300]
 

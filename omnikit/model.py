@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Pattern
+from omnikit.limits import check_count
 from omnikit.tokens import TokenLayout
 
 PARTS = ("encoder", "adapter", "llm", "tts_adapter", "text_rows", "audio_rows", "codec")
@@ -108,6 +109,8 @@ class OmniLM(nn.Module):
         tts_blocks: int = 0,
     ):
         super().__init__()
+        check_count("codec.num_codebooks", codec.num_codebooks)
+        check_count("model.tts_blocks", tts_blocks)
         self.encoder, self.llm, self.codec = encoder, llm, codec
         self.adapter = adapter(dim_in=encoder.dim, dim_out=llm.dim)
         self.pattern = pattern(num_codebooks=codec.num_codebooks)

@@ -12,10 +12,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from omnikit.errors import one_line
+from omnikit.files import LARGEST_JSON, check_regular
+
 FILE_NAME = "model.safetensors"
 LORA = ".lora_"
 """In the names that peft adds to a model; they start as no change, so weights from before may lack all of them."""
 _SHOWN = 3
+_LONGEST_NAME = 200
+_LENGTH_BYTES = 8
 
 
 Stored = dict[str, Tensor]
@@ -40,29 +45,56 @@ def load_into(
         whole: nothing may be missing, not even all of LoRA.
 
     Raises:
-        ValueError: no such file, not safetensors, or names and shapes that differ; the message names file and names.
+        ValueError: no such file, not safetensors, names, shapes or kinds of numbers that differ, or numbers that are
+            not finite (of weights that stay in the file, this is not looked for); the message names file and names.
     """
     file = weights_file(path)
     own = module.state_dict(keep_vars=True)
     nowhere = {name for name, tensor in own.items() if tensor.is_meta}
     own = {name: tensor for name, tensor in own.items() if name not in nowhere}
-    try:
-        with safe_open(file, "pt") as reader:
-            stored = {name: reader.get_tensor(name) for name in reader.keys() if name not in nowhere}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a safetensors file ({error})") from None
+    stored = {name: tensor for name, tensor in stored_tensors(file).items() if name not in nowhere}
     stored = stored if fit is None else fit(stored)
-    problems = _differences(own, stored, whole)
-    if problems:
-        raise ValueError(f"{file} does not fit {type(module).__name__}: {'; '.join(problems)}")
+    _refuse_differences(module, own, stored, file, whole)
     stay = [name for name, tensor in stored.items() if mapped and own[name].dtype == tensor.dtype]
     with torch.no_grad():
+        refuse_not_finite({name: stored[name] for name in stored.keys() - set(stay)}, file)
         for name in stored.keys() - set(stay):
             own[name].copy_(stored[name])
         if stay:  # opened anew: what was read above for copying would stay in memory with the rest
             with safe_open(file, "pt") as reader:
                 for name in stay:
                     own[name].data = reader.get_tensor(name)
+
+
+def check_fits(module: nn.Module, path: str | Path) -> None:
+    """Compare names, shapes and kinds of numbers of weights with those of a module, which may be on the meta device.
+
+    Args:
+        path: see `load_into`.
+
+    Raises:
+        ValueError: see `load_into`, with `whole`.
+    """
+    file = weights_file(path)
+    _refuse_differences(module, module.state_dict(keep_vars=True), stored_tensors(file), file, whole=True)
+
+
+def stored_tensors(path: str | Path) -> Stored:
+    """The tensors of a file by name. Their values stay in the file until they are needed.
+
+    Args:
+        path: see `load_into`.
+
+    Raises:
+        ValueError: no such file, or not safetensors.
+    """
+    file = weights_file(path)
+    try:
+        _check_header(file)
+        with safe_open(file, "pt") as reader:
+            return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{file}: not a safetensors file ({one_line(error)})") from None
 
 
 def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -73,8 +105,12 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch
 
     Returns:
         The file; it is whole or not there at all.
+
+    Raises:
+        ValueError: some are not finite; a file that is there stays as it is.
     """
     file = Path(path) if str(path).endswith(".safetensors") else Path(path) / FILE_NAME
+    refuse_not_finite(module.state_dict(), file)
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(file.name + ".tmp")
     save_file({name: _stored(tensor, dtype) for name, tensor in _untied(module).items()}, aside)
@@ -89,9 +125,18 @@ def weights_file(path: str | Path) -> Path:
         ValueError: there is none.
     """
     file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"weights {path}: no such file" if file == Path(path) else f"{path}: {FILE_NAME} is missing")
+    check_regular(file)
     return file
+
+
+def _check_header(file: Path) -> None:
+    """The file's first eight bytes say how many bytes of names and shapes follow."""
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+    if length > LARGEST_JSON:
+        raise SafetensorError(f"its header would have {length} bytes, more than {LARGEST_JSON}")
 
 
 def _untied(module: nn.Module) -> dict[str, Tensor]:
@@ -110,6 +155,40 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().clone()
 
 
+def _refuse_differences(module: nn.Module, own: Stored, stored: Stored, file: Path, whole: bool) -> None:
+    problems = _differences(own, stored, whole)
+    if problems:
+        raise ValueError(f"{file} does not fit {type(module).__name__}: {'; '.join(problems)}")
+
+
+def refuse_not_finite(tensors: Stored, where: str | Path) -> None:
+    """Refuse tensors by name that hold NaN or infinity.
+
+    Args:
+        where: who has them, for the error.
+
+    Raises:
+        ValueError: some do; the message names them.
+    """
+    names = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if names:
+        raise ValueError(f"{where}: has numbers that are not finite (NaN or infinity) in {_some(names)}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """By the smallest and the largest number, which are found in one pass and without a tensor of its size."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch cannot compare numbers of 8 bits
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype is torch.bool:
+        return "true or false"
+    return "floating-point" if dtype.is_floating_point else "complex" if dtype.is_complex else "whole"
+
+
 def _differences(own: dict[str, Tensor], stored: dict[str, Tensor], whole: bool) -> list[str]:
     covered = {id(own[name]) for name in stored if name in own}
     before_lora = not whole and not any(LORA in name for name in stored)
@@ -122,10 +201,15 @@ def _differences(own: dict[str, Tensor], stored: dict[str, Tensor], whole: bool)
         for name, tensor in stored.items()
         if name in own and own[name].shape != tensor.shape
     ]
-    kinds = (("lacks ", missing), ("has the unknown ", unknown), ("", shapes))
+    types = [
+        f"{name} has {_kind(tensor.dtype)} values where {_kind(own[name].dtype)} ones are needed"
+        for name, tensor in stored.items()
+        if name in own and _kind(own[name].dtype) != _kind(tensor.dtype)
+    ]
+    kinds = (("lacks ", missing), ("has the unknown ", unknown), ("", shapes), ("", types))
     return [words + _some(names) for words, names in kinds if names]
 
 
 def _some(names: list[str]) -> str:
     more = len(names) - _SHOWN
-    return ", ".join(islice(names, _SHOWN)) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(name[:_LONGEST_NAME] for name in islice(names, _SHOWN)) + (f" and {more} more" if more > 0 else "")

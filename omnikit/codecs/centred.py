@@ -23,6 +23,7 @@ from transformers.models.dac.modeling_dac import Snake1d as DacSnake1d
 
 from omnikit.codecs.position_noise import PositionNoise
 from omnikit.interfaces import Codec
+from omnikit.limits import check_count
 from omnikit.streaming import LOW_LATENCY, DecodeStream, check_mode
 
 FADE = 0.0025
@@ -46,6 +47,7 @@ class CentredDecoder:
         self.lag = -final_outputs(self.back, 0)  # samples
         self.positions = frame_samples // (final_outputs(self.back, 1) + self.lag)  # of the input, per frame
         self.align = math.lcm(self.positions, window) // self.positions  # frames that are whole windows
+        check_count("codec: frames that make whole windows of its attention:", self.align)
         self.lookahead = max(
             frames * frame_samples - final_outputs(layers, frames * self.positions) for frames in range(self.align)
         )

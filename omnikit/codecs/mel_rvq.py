@@ -17,6 +17,8 @@ from omnikit.interfaces import Codec
 from omnikit.streaming import EXACT, DecodeStream, check_mode
 from omnikit.weights import load_into
 
+LARGEST_FFT, MOST_BANDS = 16384, 512
+"""Samples (a second of 16 kHz) and mel bands; the filters grow with their product."""
 FLOOR = 1e-3
 """Amplitude below which a band counts as silent; 1 is a full-scale sine."""
 
@@ -50,8 +52,10 @@ class MelRVQ(Codec):
         weights: str | None = None,
     ):
         super().__init__()
-        if n_fft % 8:
-            raise ValueError(f"n_fft must be a multiple of 8, got {n_fft}")
+        if n_fft % 8 or not 0 < n_fft <= LARGEST_FFT:
+            raise ValueError(f"n_fft must be a multiple of 8 up to {LARGEST_FFT}, got {n_fft}")
+        if not 0 < n_mels <= MOST_BANDS:
+            raise ValueError(f"n_mels must be from 1 to {MOST_BANDS}, got {n_mels}")
         self.sample_rate, self.n_fft, self.patch, self.iterations = sample_rate, n_fft, patch, iterations
         self.num_codebooks, self.codebook_size, self.weights = num_codebooks, codebook_size, weights
         self.hop = n_fft // 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from omnikit.errors import one_line
+from omnikit.files import read_json
+from omnikit.foreign import read_network as read_network_of
 from omnikit.hub import CONFIG, hub_folder, is_hub_id
 
 
@@ -27,9 +28,7 @@ def read_network(weights: str, network: PreTrainedModel, numbers: Mapping[str, A
     folder = hub_folder(weights) if is_hub_id(weights) else Path(weights)
     _check_config(folder / CONFIG, type(network.config), numbers)
     with _told_in_one_line(f"weights {folder}"):
-        found, info = type(network).from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        found, info = read_network_of(type(network), folder, dtype=torch.float32)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"weights {folder}: tensors are missing ({len(missing)}, the first is {missing[0]})")
@@ -46,7 +45,7 @@ def read_config(file: Path) -> dict[str, Any]:
         ValueError: it is none.
     """
     with _told_in_one_line(f"weights {file}: not a configuration"):
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(read_json(file))
 
 
 def refuse_other_numbers(file: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:

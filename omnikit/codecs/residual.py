@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from omnikit.codecs.published import read_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Codec
+from omnikit.limits import check_counts
 from omnikit.sizes import PUBLISHED, sized
 from omnikit.weights import load_into
 
@@ -48,6 +49,7 @@ class ResidualCodec(Codec):
         super().__init__()
         self.numbers = {**self.fixed, **sized(config, self.tiny, size)}
         self._refuse_other_kinds()
+        check_counts("codec.config", self.numbers)
         configuration = self.config_class(**self.numbers)
         self.network = self.network_class(configuration)
         self.weights, self.num_codebooks = weights, num_codebooks

@@ -26,8 +26,10 @@ from omnikit.codecs.centred import CentredDecoder
 from omnikit.codecs.position_noise import replace_noise
 from omnikit.codecs.published import read_config, refuse_other_numbers
 from omnikit.errors import one_line
+from omnikit.foreign import read_pickle
 from omnikit.hub import hub_file, is_hub_id
 from omnikit.interfaces import Codec
+from omnikit.limits import check_count
 from omnikit.sizes import sized
 from omnikit.streaming import EXACT, DecodeStream
 
@@ -85,7 +87,7 @@ class SnacCodec(Codec):
         if config.is_file():
             refuse_other_numbers(config, self.numbers, read_config(config))
         try:
-            self.snac.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            self.snac.load_state_dict(read_pickle(file))
         except (RuntimeError, pickle.UnpicklingError) as error:
             raise ValueError(f"{file} does not fit this SNAC: {one_line(error)}") from None
 
@@ -144,6 +146,7 @@ def published_file(weights: str | None) -> Path | None:
 
 def depth_first(strides: Sequence[int]) -> list[tuple[int, int]]:
     """Where each code of a frame comes from: (rate, which one of that rate within the frame), parents first."""
+    check_count("codec.vq_strides", max(strides, default=0))
     uneven = any(slow % fast for slow, fast in itertools.pairwise(strides))
     if not strides or strides[-1] != 1 or uneven:
         raise ValueError(f"vq_strides {list(strides)} must fall, each a multiple of the next, down to 1")

@@ -3,7 +3,6 @@ Qwen2, the encoder of Whisper-small and SNAC at 24 kHz."""
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import zipfile
@@ -18,6 +17,8 @@ from omnikit import checkpoint
 from omnikit.convert.mini_omni_names import ADAPTERS, Sizes, our_names, published_shapes, read_sizes
 from omnikit.encoders.whisper_files import encoder_sizes, read_whisper
 from omnikit.errors import one_line
+from omnikit.files import read_json
+from omnikit.foreign import read_pickle
 from omnikit.hparams import build_parts
 from omnikit.hparams.tree import read_tree
 from omnikit.hub import hub_file, hub_folder, is_hub_id
@@ -165,8 +166,8 @@ def _codec(name: str) -> dict[str, Any]:
     else:
         file = _piece(Path(name), "config.json", f" (--codec {name})")
     try:
-        options = dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
+        options = dict(read_json(file))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: not the configuration of a SNAC ({error})") from None
     return {"codec": "snac_24khz", **{f"codec.{key}": value for key, value in options.items()}, "codec.weights": name}
 
@@ -189,7 +190,7 @@ def _read_pickle(file: Path) -> Mapping[str, Tensor]:
     """Tensors only: nothing that the file holds is run."""
     try:
         # a file in torch's current format is mapped, not read, so that it does not fill the memory beside the model
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        state = read_pickle(file, mapped=zipfile.is_zipfile(file))
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{file}: not a file of tensors ({one_line(error)})") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

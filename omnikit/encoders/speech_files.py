@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from omnikit.encoders.transformers_files import read_config, weights_file
 from omnikit.errors import one_line
+from omnikit.foreign import read_network
 
 _SIZES = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
@@ -31,13 +32,8 @@ def read_speech(weights: str, net: PreTrainedModel) -> None:
     _check_sizes(weights, net.config, read_config(weights))
     file = weights_file(weights)
     try:
-        found, report = type(net).from_pretrained(
-            str(file.parent),
-            config=copy.deepcopy(net.config),
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        options = {"config": copy.deepcopy(net.config), "dtype": torch.float32}
+        found, report = read_network(type(net), file.parent, **options)
     except Exception as error:  # transformers and safetensors raise many kinds
         raise ValueError(f"weights {file}: {one_line(error)}") from None
     if report["missing_keys"]:

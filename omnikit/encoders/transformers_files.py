@@ -3,16 +3,16 @@ fetched."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from omnikit.errors import one_line
+from omnikit.files import read_json
+from omnikit.foreign import read_pickle, read_settings
 from omnikit.hub import CONFIG, hub_file, is_hub_id
 
 WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
@@ -26,7 +26,7 @@ def read_config(weights: str) -> PretrainedConfig:
     """
     file = _first(weights, CONFIG)
     try:
-        return AutoConfig.from_pretrained(str(file.parent), local_files_only=True)
+        return read_settings(AutoConfig, file.parent)
     except Exception as error:  # transformers raises many kinds
         raise ValueError(f"weights {file}: {one_line(error)}") from None
 
@@ -49,10 +49,10 @@ def read_tensors(weights: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     file = weights_file(weights)
     try:
         if file.name == PICKLED:
-            return _chosen(torch.load(file, map_location="cpu", weights_only=True, mmap=True), prefixes)
+            return _chosen(read_pickle(file, mapped=True), prefixes)
         if file.name == WHOLE:
             return _from_safetensors(file, prefixes)
-        listed = _chosen(json.loads(file.read_text(encoding="utf-8"))["weight_map"], prefixes)
+        listed = _chosen(read_json(file)["weight_map"], prefixes)
         shards = [_first(weights, name) for name in sorted(set(listed.values()))]
         return {name: tensor for shard in shards for name, tensor in _from_safetensors(shard, prefixes).items()}
     except ValueError:

@@ -11,8 +11,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from omnikit.encoders.speech_files import read_speech
+from omnikit.foreign import build_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import AudioEncoder
+from omnikit.limits import check_counts
 from omnikit.sizes import PUBLISHED, sized
 
 FAMILIES = ("hubert", "wav2vec2", "wavlm")
@@ -51,7 +53,7 @@ class TransformersSpeechEncoder(AudioEncoder):
     def __init__(self, *, config: dict[str, Any], normalize: bool, weights: str | None = None, size: str = PUBLISHED):
         super().__init__()
         self.normalize, self.weights = normalize, weights
-        self.net = AutoModel.from_config(_read_config(sized(config, TINY, size)))
+        self.net = build_network(AutoModel, _read_config(sized(config, TINY, size)))
         numbers = self.net.config
         self.dim = numbers.hidden_size
         self.frame_rate = SAMPLE_RATE / math.prod(numbers.conv_stride)
@@ -112,6 +114,7 @@ def _read_config(numbers: dict[str, Any]) -> PretrainedConfig:
     kind = numbers.pop("model_type", None)
     if kind not in FAMILIES:
         raise ValueError(f"encoder.config.model_type: {kind!r} is not one of {', '.join(FAMILIES)}")
+    check_counts("encoder.config", numbers)
     config = AutoConfig.for_model(kind, **NO_CHANCE | numbers)
     config.dtype = torch.float32
     return config

@@ -13,6 +13,7 @@ from omnikit.encoders.whisper_files import is_published, read_encoder
 from omnikit.encoders.whisper_transformers import read_transformers
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import AudioEncoder, lengths_to_mask
+from omnikit.limits import check_count
 from omnikit.sizes import PUBLISHED, sized
 
 CONV_STRIDE = 2  # of the second convolution
@@ -97,6 +98,7 @@ class WhisperEncoder(AudioEncoder):
             raise ValueError(f"n_ctx {n_ctx}: padding to 30 s needs {WINDOW_SAMPLES // FRAME_SAMPLES}")
         self.n_mels, self.n_ctx, self.dim = n_mels, n_ctx, width
         self.pad_to_30s, self.weights = pad_to_30s, weights
+        check_count("encoder.layers", layers)
         self.encoder = WhisperAudioEncoder(n_mels, n_ctx, width, heads, layers)
 
     def load_weights(self) -> None:

@@ -13,6 +13,7 @@ from omnikit.data.rows import Row
 from omnikit.encoders.whisper_files import read_whisper
 from omnikit.errors import one_line
 from omnikit.evaluate.batches import Replied, Reply, Respond, load_recordings
+from omnikit.foreign import read_network, read_settings
 from omnikit.hub import hub_folder, is_hub_id
 
 SAMPLE_RATE = 16000
@@ -114,8 +115,8 @@ class CTCBaseline:
         if not Path(folder).is_dir():
             raise ValueError(f"weights {weights}: no such folder")
         try:
-            model, report = Wav2Vec2ForCTC.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-            self.processor: Any = Wav2Vec2Processor.from_pretrained(folder, local_files_only=True)
+            model, report = read_network(Wav2Vec2ForCTC, folder)
+            self.processor: Any = read_settings(Wav2Vec2Processor, folder)
         except Exception as error:  # transformers and safetensors raise many kinds
             raise ValueError(f"weights {weights}: no wav2vec 2.0 with a CTC head ({one_line(error)})") from None
         lacking = sorted(set(report["missing_keys"]) - {MASK})

@@ -20,6 +20,9 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from omnikit.errors import missing_package
+from omnikit.errors import one_line as shortened
+from omnikit.hparams.bounds import bounded_nodes, check_numbers, scalars
+from omnikit.hparams.recipe import NAMES
 from omnikit.hparams.tree import one_line
 
 PART_MODULES = tuple(
@@ -27,6 +30,11 @@ PART_MODULES = tuple(
 )
 """Where the classes of a saved model may be defined: these modules and what is below them."""
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null"))
+_TEXT, _NULL, _TUPLE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null", "!tuple"
+TOKENIZER = "tokenizer"
+_READ = ("weights", TOKENIZER, "path")
+"""Options that name something to be read, be it by a bare name."""
+_PLACE = re.compile(r"[/\\]|^~|^\.\.?$")
 
 
 def safe_load(text: str, source: str, allow: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -40,33 +48,97 @@ def safe_load(text: str, source: str, allow: tuple[str, ...] = ()) -> dict[str, 
     Raises:
         ValueError: anything else in the file, named; nothing has been built then.
     """
-    check_safe(text, source, allow)
+    return construct(check_safe(text, source, allow), source)
+
+
+def check_safe(text: str, source: str, allow: tuple[str, ...] = ()) -> MappingNode:
+    """Refuse a YAML text that `safe_load` would not build.
+
+    Returns:
+        Its nodes, for `construct`.
+    """
+    root = check_bounds(text, source)
+    for node in _nodes(root, set()):
+        _check_tag(node, source, (*PART_MODULES, *allow))
+    tokenizer = tokenizer_node(root)
+    for path, node in scalars(root, skip=functools.partial(_is_of, modules=allow)):
+        option = path.rpartition(".")[2]
+        if node is not tokenizer or option != TOKENIZER:
+            _check_place(path, option, node, source)
+    return root
+
+
+def check_bounds(text: str, source: str) -> MappingNode:
+    """Refuse a YAML text that nothing should be read from, whatever classes it names: too long, too deep, with numbers
+    that no network has, or with other things for names of parts.
+
+    Returns:
+        Its nodes.
+    """
+    root = bounded_nodes(text, source)
+    if not isinstance(root, MappingNode):
+        raise ValueError(f"{source}: must be a mapping (keys and values)")
+    check_numbers(root, source)
+    names = _entry(root, NAMES)
+    if names is not None and not (
+        isinstance(names, MappingNode) and all(value.tag == _TEXT for _, value in names.value)
+    ):
+        raise ValueError(f"{source}: {NAMES} must be a mapping of kinds of parts to names")
+    return root
+
+
+def construct(root: MappingNode, source: str) -> dict[str, Any]:
+    """Build the objects of nodes from `check_safe`, anew with each call.
+
+    Raises:
+        ValueError: a class refuses its options.
+    """
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
-        return yaml.load(text)
+        return yaml.constructor.construct_document(root)
     except YAMLError as error:
         raise ValueError(f"{source}: {one_line(error)}") from None
 
 
-def check_safe(text: str, source: str, allow: tuple[str, ...] = ()) -> None:
-    """Refuse a YAML text that `safe_load` would not build."""
-    try:
-        root = YAML(typ="safe", pure=True).compose(text)
-    except YAMLError as error:
-        raise ValueError(f"{source}: {one_line(error)}") from None
-    if not isinstance(root, MappingNode):
-        raise ValueError(f"{source}: must be a mapping (keys and values)")
-    for node in _nodes(root, set()):
-        tag = str(node.tag)
-        if tag in _PLAIN or (tag == "!tuple" and isinstance(node, ScalarNode)):
-            continue
-        kind, _, name = tag.partition(":")
-        if kind not in ("!new", "!name"):
-            raise ValueError(f"{source}: the tag {tag} is refused in a checkpoint (allowed: !new:, !name:)")
-        if isinstance(node, SequenceNode) or (isinstance(node, ScalarNode) and node.value):
-            raise ValueError(f"{source}: {tag} must have named options")
-        _allowed_class(name, tag, source, (*PART_MODULES, *allow))
+def tokenizer_node(root: MappingNode) -> ScalarNode | None:
+    """The value of `llm.tokenizer`, the one option of a checkpoint that names a file."""
+    llm = _entry(root, "llm")
+    found = _entry(llm, TOKENIZER) if isinstance(llm, MappingNode) else None
+    return found if isinstance(found, ScalarNode) and found.tag == _TEXT else None
+
+
+def _entry(mapping: MappingNode, name: str) -> Node | None:
+    return next((value for key, value in mapping.value if key.value == name), None)
+
+
+def _check_tag(node: Node, source: str, modules: tuple[str, ...]) -> None:
+    tag = str(node.tag)
+    if tag in _PLAIN or (tag == _TUPLE and isinstance(node, ScalarNode)):
+        return
+    kind, _, name = tag.partition(":")
+    if kind not in ("!new", "!name"):
+        raise ValueError(f"{source}: the tag {tag} is refused in a checkpoint (allowed: !new:, !name:)")
+    if isinstance(node, SequenceNode) or (isinstance(node, ScalarNode) and node.value):
+        raise ValueError(f"{source}: {tag} must have named options")
+    _allowed_class(name, tag, source, modules)
+
+
+def _check_place(path: str, option: str, node: ScalarNode, source: str) -> None:
+    """The classes of parts would read a file, a folder or a hub's repository that one of their options names."""
+    if node.tag == _NULL or not (option in _READ or node.tag in (_TEXT, _TUPLE)):
+        return
+    if option in _READ or _PLACE.search(node.value) or not node.value.isprintable():
+        raise ValueError(
+            f"{source}: {path} {node.value[:80]!r}: a checkpoint reads its own files alone and names none elsewhere; "
+            "if this one is yours, delete the entry"
+        )
+
+
+def _is_of(node: Node, modules: tuple[str, ...]) -> bool:
+    """Whether a node is built by a class of one of these modules."""
+    kind, _, name = str(node.tag).partition(":")
+    return kind in ("!new", "!name") and any(name.startswith(f"{module}.") for module in modules)
 
 
 def _allowed_class(name: str, tag: str, source: str, modules: tuple[str, ...]) -> type:
@@ -110,7 +182,9 @@ def _tuple(text: str) -> Any:
     """HyperPyYAML's tuples; anything but `(..)` stays as it is."""
     if not re.fullmatch(r"\(.*\)", text):
         return text
-    return tuple(YAML(typ="safe", pure=True).load(f"[{text[1:-1]}]"))
+    inner = bounded_nodes(f"[{text[1:-1]}]", "checkpoint")
+    check_numbers(inner, "checkpoint")
+    return tuple(YAML(typ="safe", pure=True).constructor.construct_document(inner))
 
 
 def _construct(constructor: _Constructor, suffix: str, node: Node) -> Any:
@@ -121,11 +195,14 @@ def _construct(constructor: _Constructor, suffix: str, node: Node) -> Any:
         return functools.partial(found, **options)
     try:
         return found(**options)
-    except TypeError as error:
-        raise ValueError(f"checkpoint: {suffix} cannot be built from the options in its YAML ({error})") from None
+    except ValueError as error:
+        raise ValueError(shortened(error)) from None
+    except Exception as error:  # classes check their options in many ways, or not at all
+        problem = f"{type(error).__name__}: {shortened(error)}"
+        raise ValueError(f"checkpoint: {suffix} cannot be built from the options in its YAML ({problem})") from None
 
 
 _Constructor.add_multi_constructor("!new:", _construct)
 _Constructor.add_multi_constructor("!name:", _construct)
 # once HyperPyYAML has loaded a file, every ruamel.yaml loader of the process gives `(..)` this tag
-_Constructor.add_constructor("!tuple", _Constructor.construct_scalar)
+_Constructor.add_constructor(_TUPLE, _Constructor.construct_scalar)

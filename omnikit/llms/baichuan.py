@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from omnikit.errors import one_line
+from omnikit.foreign import read_pickle
 
 BAICHUAN = "baichuan"
 _SECOND = "BaichuanForCausalLM"  # the first one's class is spelt BaiChuanForCausalLM
@@ -87,4 +88,4 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
     """Tensors only: nothing that a file holds is run."""
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return read_pickle(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from omnikit.errors import one_line
+from omnikit.files import read_json
 from omnikit.hub import CONFIG, hub_file, is_hub_id
+from omnikit.limits import check_counts
 from omnikit.llms.baichuan import BAICHUAN, llama_numbers
 from omnikit.sizes import sized
 
@@ -47,7 +48,17 @@ def published_numbers(path: str | None, model_type: str) -> dict[str, Any]:
     numbers = read_numbers(path)
     if numbers.get("model_type") == BAICHUAN:
         return llama_numbers(numbers, path)
-    return {key: value for key, value in numbers.items() if key not in _NOT_NUMBERS and not key.startswith("_")}
+    return _without_places(numbers)
+
+
+def _without_places(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What describes a network: no names of files and repositories, which a checkpoint may not have."""
+    kept = {
+        key: _without_places(value) if isinstance(value, Mapping) else value
+        for key, value in numbers.items()
+        if key not in _NOT_NUMBERS and not key.startswith("_")
+    }
+    return {key: value for key, value in kept.items() if not (isinstance(value, str) and {"/", "\\"} & set(value))}
 
 
 def read_numbers(path: str) -> dict[str, Any]:
@@ -56,9 +67,9 @@ def read_numbers(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"llm.weights {path}: no {CONFIG} there, so no model as transformers writes it")
     try:
-        numbers = json.loads(file.read_text(encoding="utf-8"))
+        numbers = read_json(file)
     except ValueError as error:
-        raise ValueError(f"llm.weights {file}: not JSON ({error})") from None
+        raise ValueError(f"llm.weights {error}") from None
     if not isinstance(numbers, dict) or "model_type" not in numbers:
         raise ValueError(f"llm.weights {file}: names no model_type")
     return numbers
@@ -78,6 +89,7 @@ def make_config(
     Raises:
         ValueError: a `model_type` that transformers does not know, or numbers that it refuses.
     """
+    check_counts("llm.config", numbers)
     numbers = {"vocab_size": vocab_size, **numbers}
     config = _config(sized(numbers, _tiny(_config(numbers), numbers) | {"vocab_size": vocab_size}, size))
     config._attn_implementation = attention

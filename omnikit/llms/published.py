@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from omnikit.errors import one_line
+from omnikit.foreign import read_network
 from omnikit.hub import CONFIG, hub_folder, is_hub_id
 from omnikit.llms.baichuan import BAICHUAN, read_baichuan
 from omnikit.llms.configs import read_numbers
@@ -50,9 +51,7 @@ def _open(folder: Path) -> PreTrainedModel:
     if numbers["model_type"] == BAICHUAN:
         return read_baichuan(folder, numbers)
     try:
-        found, info = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
+        found, info = read_network(AutoModelForCausalLM, folder, dtype="auto")
     except Exception as error:  # transformers and safetensors raise many kinds
         raise ValueError(f"weights {folder}: {one_line(error)}") from None
     if info["missing_keys"]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sentencepiece
 
 from omnikit.errors import one_line
+from omnikit.files import LARGEST_JSON, MEBIBYTE, check_regular, read_bytes, read_text
+from omnikit.foreign import read_settings
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.interfaces import Tokenizer
 
@@ -17,6 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BYTES = "bytes"
+SEVERAL = "."
+"""The name of a checkpoint's tokenizer that has several files."""
+TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
+"""How the names of files end that transformers reads for a tokenizer."""
+_MOST_BYTES = 128 * MEBIBYTE  # Gemma 3's `tokenizer.json`, one of the largest, has 33 MB
+_OPENED: ContextVar[dict[tuple[str, int | None], Tokenizer] | None] = ContextVar("opened", default=None)
 
 
 def open_tokenizer(path: str, vocab_size: int | None = None) -> Tokenizer:
@@ -30,6 +41,25 @@ def open_tokenizer(path: str, vocab_size: int | None = None) -> Tokenizer:
     Raises:
         ValueError: nothing of the kind there, or more ids than the language model has.
     """
+    known = _OPENED.get()
+    if known is None:
+        return _open(path, vocab_size)
+    if (path, vocab_size) not in known:
+        known[path, vocab_size] = _open(path, vocab_size)
+    return known[path, vocab_size]
+
+
+@contextmanager
+def opened_once() -> Iterator[None]:
+    """Models that are built meanwhile share the tokenizer of a path: a large one takes as long to read as weights."""
+    before = _OPENED.set({})
+    try:
+        yield
+    finally:
+        _OPENED.reset(before)
+
+
+def _open(path: str, vocab_size: int | None) -> Tokenizer:
     if Path(path).name == BYTES:
         return ByteTokenizer(vocab_size)
     if is_hub_id(path) and not path.endswith(".model"):
@@ -48,7 +78,9 @@ def beside(weights: str | None, otherwise: str) -> str:
 def _in_folder(folder: Path) -> Tokenizer:
     """transformers' own where it can read it; with a class of its own (Baichuan) it is sentencepiece's."""
     config = folder / "tokenizer_config.json"
-    plain = (folder / "tokenizer.json").is_file() or (config.is_file() and "auto_map" not in config.read_text("utf-8"))
+    plain = (folder / "tokenizer.json").exists() or (
+        config.exists() and "auto_map" not in read_text(config, LARGEST_JSON)
+    )
     model = folder / SentencePieceTokenizer.file_name
     return SentencePieceTokenizer(str(model)) if model.is_file() and not plain else TransformersTokenizer(str(folder))
 
@@ -68,14 +100,17 @@ class SentencePieceTokenizer(Tokenizer):
     file_name = "tokenizer.model"
 
     def __init__(self, path: str):
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise ValueError(f"llm.tokenizer: no such file: {path}")
         self.path = path
+        content = read_bytes(path, _MOST_BYTES)
         try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_file=path)
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
             raise ValueError(f"llm.tokenizer: {path} is not a sentencepiece model") from error
-        self.vocab_size = self.processor.vocab_size()
+        self.vocab_size = self.processor.vocab_size() if content else 0
+        if not self.vocab_size:
+            raise ValueError(f"llm.tokenizer: {path} is not a sentencepiece model: it has no ids")
 
     def encode(self, text: str) -> list[int]:
         ids = self.processor.encode(text)
@@ -107,7 +142,7 @@ class TransformersTokenizer(Tokenizer):
     def __init__(self, path: str):
         self.path = path
         self.loaded = _read(Path(path))
-        self.vocab_size = len(self.loaded)
+        self.vocab_size = 1 + max(self.loaded.get_vocab().values(), default=-1)
 
     def encode(self, text: str) -> list[int]:
         return self.loaded.encode(text, add_special_tokens=False)
@@ -148,7 +183,7 @@ class HubTokenizer(Tokenizer):
     @property
     def file_name(self) -> str:
         """What `save` writes: a file, or several in a folder."""
-        return getattr(self.loaded, "file_name", ".")
+        return getattr(self.loaded, "file_name", SEVERAL)
 
     def encode(self, text: str) -> list[int]:
         return self.loaded.encode(text)
@@ -166,12 +201,17 @@ class HubTokenizer(Tokenizer):
 def _read(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    whole, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
     try:
-        if (folder / "tokenizer.json").is_file():  # says everything; what the named class adds may differ by version
-            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        if (folder / "tokenizer_config.json").is_file():
-            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the tokenizers library raises plain exceptions
+        if whole.exists():  # says everything; what the named class adds may differ by version
+            check_regular(whole, _MOST_BYTES)
+            return PreTrainedTokenizerFast(tokenizer_file=str(whole))
+        if config.exists():
+            return read_settings(AutoTokenizer, folder)
+    except BaseException as error:
+        # the tokenizers library raises plain exceptions, and where its Rust panics one that is no `Exception`
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         message = f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({one_line(error)})"
         raise ValueError(message) from None
     raise ValueError(f"llm.tokenizer: {folder} holds neither tokenizer_config.json nor tokenizer.json")

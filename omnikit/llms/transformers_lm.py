@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
 
 from omnikit.errors import one_line
+from omnikit.foreign import build_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Backbone
 from omnikit.llms import skeleton
@@ -125,6 +126,6 @@ def _built(auto: type, config: PretrainedConfig) -> PreTrainedModel:
     """With random weights, from one of transformers' auto classes."""
     try:
         with skeleton.device():
-            return auto.from_config(config)
+            return build_network(auto, config)
     except (ValueError, ImportError) as error:  # an attention implementation that the class or the machine lacks
         raise ValueError(f"llm.attention {config._attn_implementation}: {one_line(error)}") from None

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from speechbrain.utils.checkpoints import CKPT_PREFIX, METAFNAME, PARAMFILE_EXT, Checkpoint, Checkpointer, ckpt_recency
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
 
 from omnikit.errors import one_line, writing
 from omnikit.train.sums import SUMS, find_damage, find_unreadable, flush_folder, write_sums
+from omnikit.weights import refuse_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +50,11 @@ class WholeCheckpointer(Checkpointer):
         """Save a checkpoint, after removing unfinished ones; remove damaged ones after it.
 
         Raises:
-            ValueError: the disk does not take it; the checkpoints that are there stay.
+            ValueError: weights are not finite, or the disk does not take it; the checkpoints that are there stay.
         """
+        for key, module in self.recoverables.items():
+            if isinstance(module, torch.nn.Module):  # the same ones in all processes
+                refuse_not_finite(module.state_dict(), f"{self.checkpoints_dir}: no checkpoint is saved: {key}")
         with self._writing():
             if if_main_process():
                 self._sweep()

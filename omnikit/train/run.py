@@ -129,8 +129,9 @@ def _processes() -> int:
 def _run_options(given: dict[str, Any]) -> dict[str, Any]:
     """SpeechBrain's run options where the command line has none."""
     on_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
+    by_steps = given.get("ckpt_interval_steps", 0) > 0  # SpeechBrain takes one of the two
     return {
-        "ckpt_interval_minutes": 5.0,
+        "ckpt_interval_minutes": 0.0 if by_steps else 5.0,
         "distributed_backend": "nccl" if on_gpu else "gloo",
         "find_unused_parameters": True,  # a batch without speech leaves the adapter out, for example
     }

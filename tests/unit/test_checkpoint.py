@@ -137,6 +137,25 @@ def test_bad_folders_are_refused(folder, tmp_path):
     assert "names no model" in refused(folder)
 
 
+def test_a_class_of_ones_own_is_allowed_by_name(folder, tmp_path, monkeypatch):
+    """It may need real tensors and name files, which omnikit's own may not."""
+    (tmp_path / "mine.py").write_text(
+        "import omnikit.patterns, torch\n"
+        "class Mine(omnikit.patterns.Delayed):\n"
+        "    def __init__(self, *, lexicon, **options):\n"
+        "        super().__init__(**options)\n"
+        "        self.lexicon, self.sum = lexicon, float(torch.ones(3).sum())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = (folder / "hparams.yaml").read_text()
+    assert "!name:omnikit.patterns.Delayed\n" in text
+    own = "!name:mine.Mine\n  lexicon: ../words.txt\n"
+    (folder / "hparams.yaml").write_text(text.replace("!name:omnikit.patterns.Delayed\n", own))
+    assert "!name:mine.Mine is refused" in refused(folder)
+    loaded = checkpoint.load(folder, allow=("mine",)).pattern
+    assert (loaded.lexicon, loaded.sum) == ("../words.txt", 3.0)
+
+
 def test_weights_of_other_parts_are_refused_by_name(folder, tiny, model):
     twin = tiny()
     with torch.no_grad():

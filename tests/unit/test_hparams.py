@@ -279,6 +279,16 @@ def test_a_strangers_yaml_runs_nothing(text, tmp_path):
     assert not mark.exists()
 
 
+def test_options_that_name_a_place_are_for_classes_of_ones_own():
+    """Who allows a class by name answers for what it does with its options."""
+    own = "a: !new:standins.Thing {where: ../words.txt}\n"
+    ours = "b: !name:omnikit.adapters.MLPAdapter {hidden: ../a}\n"
+    hparams.check_safe(own, "f", allow=("standins",))
+    for text, allow in ((ours, ()), (own + ours, ("standins",))):
+        with pytest.raises(ValueError, match=r"f: b.hidden '../a': a checkpoint reads its own files alone"):
+            hparams.check_safe(text, "f", allow=allow)
+
+
 def test_tuples_are_read_without_running_what_is_in_them(tmp_path):
     mark = tmp_path / "ran"
     assert hparams.safe_load("a: (1, x)", "f") == {"a": (1, "x")}

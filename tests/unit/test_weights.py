@@ -81,3 +81,13 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
     assert "model.safetensors is missing" in refused(nn.Linear(1, 1), tmp_path)
     torch.save({"weight": torch.zeros(1, 1)}, tmp_path / "pickle.bin")
     assert "not a safetensors file" in refused(nn.Linear(1, 1), tmp_path / "pickle.bin")
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
+    module = nn.Linear(3, 2)
+    file = save_weights(module, tmp_path)
+    before = file.read_bytes()
+    module.weight.data[1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"model.safetensors: has numbers that are not finite .* weight"):
+        save_weights(module, tmp_path)
+    assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

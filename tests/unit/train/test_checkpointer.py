@@ -243,3 +243,15 @@ def test_all_processes_take_the_same_checkpoint(tmp_path):
     assert same(end, whole)
     assert said.count(f"{newest}: damaged") == 1
     assert f"Loading a checkpoint from {before}" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_saved(stopped, value):
+    """Neither do they take the place of what is there."""
+    model = torch.nn.Linear(4, 4)
+    checkpointer = WholeCheckpointer(stopped, {"model": model})
+    before = checkpoints(stopped)
+    model.bias.data[2] = value
+    with pytest.raises(ValueError, match=r"no checkpoint is saved: model: has numbers that are not finite .* bias"):
+        checkpointer.save_and_keep_only()
+    assert checkpoints(stopped) == before
