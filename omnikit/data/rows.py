@@ -25,7 +25,7 @@ from omnikit.audio import decode_audio, load_audio
 from omnikit.data.content import Content
 from omnikit.data.manifest import AUDIO, CODES_OF, CSV_ID, ENDINGS, FIELDS, accepted_answers
 from omnikit.data.recordings import Recording, check_recording
-from omnikit.data.tables import Table, lay_out
+from omnikit.data.arrow_cache import Table, lay_out
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
