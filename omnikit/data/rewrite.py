@@ -6,7 +6,8 @@ A shard follows from its rows of the manifest and from the options alone, not fr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from omnikit.data.manifest import AUDIO, FIELDS, ManifestWriter, accepted_answers
-from omnikit.data.rows import check_columns, in_parquet, read_fields
+from omnikit.data.columns import AUDIO, Malformed, checked, is_bytes, is_sound_struct, row_called, typed
+from omnikit.data.entries import about, read_fields
+from omnikit.data.manifest import FIELDS, ManifestWriter
+from omnikit.data.rows import in_parquet
 from omnikit.data.shards import (
     Item,
     Part,
@@ -29,11 +32,12 @@ from omnikit.data.shards import (
     remove_others,
     write_rows,
 )
+from omnikit.data.tables import DAMAGED, Damaged, Shard, check_alike, check_ids, read_shard, shard_files
 from omnikit.data.upstream import parquet_parts
 from omnikit.torchrun import Share
 
 SHARD_ROWS = 2048
-VERSION = 1
+VERSION = 2
 """Goes up when the same rows make other shards, so that they are made again."""
 
 
@@ -118,51 +122,60 @@ def read_parts(manifest: Path, shard_rows: int) -> tuple[Columns, list[Part]]:
     Raises:
         ValueError: see `rewrite`.
     """
-    if not in_parquet(manifest):
-        items = [_as_texts(fields) for fields in read_fields(manifest)]
-        names = {name for item in items for name in item}
-        return Columns(()).with_more(names), [
-            Part(f"{manifest.stem}-{number:04d}", [manifest], lambda rows=rows: map(dict, rows), len(rows))
-            for number, rows in enumerate(in_batches(items, shard_rows))
-        ]
-    files = sorted(manifest.glob("*.parquet")) if manifest.is_dir() else [manifest]
-    if not files or not files[0].is_file():
-        raise ValueError(f"manifest: no such file: {manifest / '*.parquet' if manifest.is_dir() else manifest}")
-    columns, parts = Columns(()), []
-    for file in files:
-        own = _columns(file)
-        either = [name for name in AUDIO if name in own.names and name in columns.names]
-        if any((name in own.embedded) != (name in columns.embedded) for name in either):
-            raise ValueError(
-                f"manifest {file}: its recordings are bytes where others are paths, or the other way round"
-            )
-        columns = columns.with_more(own.names, own.embedded)
-        parts += parquet_parts(file, own.names, _to_item, shard_rows)
+    if in_parquet(manifest):
+        return _parquet_parts(manifest, shard_rows)
+    items = list(read_fields(manifest))
+    names = {name for item in items if not isinstance(item, Remark) for name in item}
+    return Columns(()).with_more(names), [
+        Part(f"{manifest.stem}-{number:04d}", [manifest], lambda rows=rows: map(_copy, rows), len(rows))
+        for number, rows in enumerate(in_batches(items, shard_rows))
+    ]
+
+
+def _copy(item: Item | Remark) -> Item | Remark:
+    return item if isinstance(item, Remark) else dict(item)
+
+
+def _parquet_parts(manifest: Path, shard_rows: int) -> tuple[Columns, list[Part]]:
+    columns, shards, parts = Columns(()), [], []
+    for file in shard_files(manifest):
+        try:
+            shard = read_shard(file)
+        except Damaged:  # its part is a remark that says so
+            parts += parquet_parts(file, (), dict)
+            continue
+        shards.append(shard)
+        columns = columns.with_more(*_fields_of(shard))
+        parts += parquet_parts(file, tuple(shard.fields), _typing(shard), shard_rows)
+    if shards:
+        check_alike(shards)
+        with about(manifest):
+            check_ids(_ids(shards))
     return columns, parts
 
 
-def _columns(file: Path) -> Columns:
-    """Of a Parquet file; none where it cannot be read, which its part tells."""
-    try:
-        found = pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError):
-        return Columns(())
-    check_columns(file, found.names, ("id", "t1"))
-    names = [name for name in FIELDS if name in found.names]
-    embedded = [n for n in AUDIO if n in names and found.field(n).type in (pa.binary(), pa.large_binary())]
-    return Columns(tuple(names), tuple(embedded))
+def _fields_of(shard: Shard) -> tuple[list[str], list[str]]:
+    """The fields of a shard, and the recordings among them that are bytes, with paths or without."""
+    kinds = {field: shard.schema.field(name).type for name, field in shard.fields.items()}
+    sounds = [(field, kinds[field]) for field in AUDIO if field in kinds]
+    return list(kinds), [field for field, kind in sounds if is_bytes(kind) or is_sound_struct(kind)]
 
 
-def _as_texts(fields: dict[str, Any]) -> Item:
-    """Fields of a CSV or JSON row as Parquet keeps them: texts where JSON may have numbers, paths from the root."""
-    texts = {name: str(value) for name, value in fields.items() if FIELDS[name] == pa.string()}
-    return {**fields, **texts, **{name: str(Path(fields[name]).absolute()) for name in AUDIO if name in fields}}
+def _ids(shards: Sequence[Shard]) -> Iterator[pa.ChunkedArray]:
+    for shard in shards:
+        name = next(name for name, field in shard.fields.items() if field == "id")
+        with suppress(*DAMAGED):  # its part is a remark that says so
+            yield pq.read_table(shard.file, columns=[name]).column(name)
 
 
-def _to_item(row: dict[str, Any]) -> Item | Remark:
-    item = {name: value for name, value in row.items() if value is not None}
-    item |= {"accepted": accepted_answers(item["accepted"])} if "accepted" in item else {}
-    return item if item.get("id") else Remark("malformed", str(item.get("t1", ""))[:60])
+def _typing(shard: Shard) -> Callable[[dict[str, Any]], Item]:
+    def to_item(row: dict[str, Any]) -> Item:
+        try:
+            return checked(typed(row, shard.fields, shard.file.parent))
+        except Malformed as bad:
+            raise Malformed(f"{row_called(row, shard.fields)}{bad}", bad.reason) from None
+
+    return to_item
 
 
 def _shard(
