@@ -85,8 +85,8 @@ def fields_named(found: Sequence[str], needed: Iterable[str] = NEEDED) -> dict[s
         field = _FIELD_OF.get(name)
         if field in fields.values():
             other = next(known for known, taken in fields.items() if taken == field)
-            problem = f"{name!r} is given twice" if name == other else f"{other!r} and {name!r} both hold {field}"
-            raise ValueError(f"column {problem}; keep one of them")
+            both = f"{shortened(other)} and {shortened(name)} both hold {field}"
+            raise ValueError(f"column {f'{name!r} is given twice' if name == other else both}; keep one of them")
         if field is not None:
             fields[name] = field
     for field in needed:
@@ -134,7 +134,8 @@ def converted(name: str, value: Any, field: str) -> Any:
 def row_called(entry: Mapping[str, Any], fields: Mapping[str, str]) -> str:
     """The words with which an error names the row of an entry by its id; none where that is not usable."""
     name = next((name for name, field in fields.items() if field == "id"), None)
-    return f"row {shortened(entry[name])}: " if name is not None and isinstance(entry.get(name), (str, int)) else ""
+    value = None if name is None else entry.get(name)
+    return f"row {shortened(value)}: " if isinstance(value, (str, int)) and str(value).strip() else ""
 
 
 def checked(found: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def read_fields(path: Path) -> Iterator[Item | Remark]:
             if isinstance(found, Remark):
                 first = first or found
             elif found["id"] in ids:
-                raise ValueError(f"two rows have the id {found['id']!r}")
+                raise ValueError(f"two rows have the id {shortened(found['id'])}")
             else:
                 ids.add(found["id"])
             yield found
@@ -74,7 +74,7 @@ class _Typing:
             if isinstance(entry, Malformed):
                 raise entry
             fields = self.fields.get(tuple(entry)) or self.fields.setdefault(tuple(entry), fields_named(tuple(entry)))
-            given = {name: value for name, value in entry.items() if value not in (None, "")}
+            given = {name: each for name, each in entry.items() if each not in (None, "") or fields.get(name) == "id"}
             return checked(typed(given, fields, self.folder))
         except Malformed as bad:
             if not isinstance(entry, Malformed):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from omnikit.audio import decode_audio, load_audio
-from omnikit.data.columns import AUDIO, CODES_OF, NEEDED, is_bytes, is_text, typed
+from omnikit.data.columns import AUDIO, CODES_OF, COLUMNS, NEEDED, is_bytes, is_text, typed
 from omnikit.data.entries import about, read_fields
 from omnikit.data.recordings import Recording, check_recording
 from omnikit.data.shards import Remark
@@ -251,9 +251,10 @@ class _Clips:
         return {column for _, column, _ in self.inside.values()}
 
     def paths_named(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """A row whose paths are named by their recordings."""
-        paths = {name: fields[column] for name, column in self.paths.items()}
-        return {name: value for name, value in fields.items() if name not in self.paths.values()} | paths
+        """Name the paths of a row by their recordings."""
+        for name, column in self.paths.items():
+            fields[name] = fields.pop(column)
+        return fields
 
     def clip(self, name: str, key: str, index: int, path: str | None) -> Clip | None:
         """A recording of the row at `index`, None where it has none; bytes come before a path."""
@@ -279,6 +280,7 @@ class TableRows(Sequence[Row]):
         large = [*self.clips.columns, *coded, *(name for name in ("features",) if name in dataset.column_names)]
         self.large = {name: dataset.select_columns([name]) for name in large}
         self.small = dataset.select_columns([name for name in dataset.column_names if name not in large])
+        self.names = {n: n for n in COLUMNS if n in self.small.column_names or n in self.clips.paths}
         self.frames = {name: _frames(dataset, name) for name in coded}
         self.featured = _present(dataset, "features") if "features" in self.large else None
 
@@ -299,7 +301,7 @@ class TableRows(Sequence[Row]):
 
     def _row(self, index: int, stored: dict[str, Any]) -> Row:
         stored = self.clips.paths_named(stored)
-        fields = {"t1": "", **typed(stored, {name: name for name in stored}, self.folder)}
+        fields = {"t1": "", **typed(stored, self.names, self.folder)}
         codec, encoder, frames = (fields.pop(name, None) for name in ("codec", "encoder", "frames"))
         fields["accepted"] = tuple(fields.get("accepted", ()))
         clips = {name: self.clips.clip(name, clip_key(fields["id"], name), index, fields.get(name)) for name in AUDIO}

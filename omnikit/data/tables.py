@@ -28,6 +28,7 @@ from omnikit.data.columns import (
     is_sound_struct,
     is_text,
     row_called,
+    shortened,
 )
 from omnikit.data.entries import about
 from omnikit.errors import one_line
@@ -97,7 +98,7 @@ def check_alike(shards: Sequence[Shard]) -> None:
         with about(shard.file):
             other = next((name for name in shard.schema.names if name not in first.schema.names), None)
             if other is not None:
-                raise ValueError(f"column {other!r} is not in {first.file.name}; shards need the same columns")
+                raise ValueError(f"column {shortened(other)} is not in {first.file.name}; shards need the same columns")
             for name, field in shard.fields.items():
                 kinds = [each.schema.field(name).type for each in (shard, first)]
                 if field in AUDIO and _differ(*kinds):
@@ -123,7 +124,7 @@ def check_ids(ids: Iterable[pa.ChunkedArray | pa.Array]) -> None:
         name = each["values"].as_py()
         name = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
         if name.strip():
-            raise ValueError(f"two rows have the id {name!r}")
+            raise ValueError(f"two rows have the id {shortened(name)}")
 
 
 def malformed_rows(table: pa.Table, fields: dict[str, str]) -> dict[int, Malformed]:
