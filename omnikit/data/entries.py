@@ -119,7 +119,7 @@ def _read_json(path: Path) -> Iterator[_Found]:
     text = path.read_bytes().decode("utf-8-sig")
     try:
         stored = _loads(text)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         hint = "; a file with an object in each line is called .jsonl" if "Extra data" in str(error) else ""
         raise ValueError(f"not a JSON file in UTF-8 ({one_line(error)}){hint}") from None
     if not isinstance(stored, dict):
@@ -142,7 +142,7 @@ def _read_jsonl(path: Path) -> Iterator[_Found]:
             except UnicodeDecodeError:
                 raise ValueError(f"line {number}: not UTF-8") from None
             except ValueError as error:
-                values = Malformed(f"is not JSON ({one_line(error)})")
+                values = Malformed(f"cannot be read ({one_line(error)})")
             if text:
                 fits = isinstance(values, (dict, Malformed))
                 yield f"line {number}", values if fits else Malformed("is no object of fields")

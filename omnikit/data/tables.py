@@ -107,13 +107,13 @@ def check_alike(shards: Sequence[Shard]) -> None:
                     raise ValueError(f"column {name!r} holds {kinds[0]}, but {kinds[1]} in {first.file.name}")
 
 
-def check_ids(ids: Iterable[pa.ChunkedArray | pa.Array]) -> None:
+def check_ids(ids: Iterable[pa.ChunkedArray]) -> None:
     """Refuse an id that two rows have; rows without an id are none of its business.
 
     Raises:
         ValueError: the message names the id.
     """
-    chunks = [chunk for each in ids for chunk in (each.chunks if isinstance(each, pa.ChunkedArray) else [each])]
+    chunks = [chunk for each in ids for chunk in each.chunks if not pa.types.is_null(chunk.type)]
     if not chunks:
         return
     found = pa.chunked_array([chunk.cast(pa.large_binary()) if is_text(chunk.type) else chunk for chunk in chunks])
