@@ -5,46 +5,33 @@ CSV, JSON, JSONL and Parquet manifests and the published corpora are read throug
 
 from __future__ import annotations
 
-import math
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+
+from omnikit.data import forms
 
 CSV_ID = "ID"
 """SpeechBrain's name of the column `id`."""
 AUDIO = ("a1", "a2")
 CODES_OF = {"a1": "codes1", "a2": "codes"}
 """Recording -> its codes."""
-BETWEEN = "|"
-"""Separates accepted answers that are written as one text, as in CSV."""
 NEEDED = ("id", "t1")
 """Columns that every manifest has."""
-MALFORMED, NOT_UTF8 = "malformed", "not UTF-8"
 _SHOWN = 30  # columns that an error lists
-_LONGEST_NAME = 255  # bytes; no common file system takes a longer part of a path
 _DATA_ROOT = re.compile(r"^(\$data_root|\{data_root\})(/+|$)")
-_LARGEST_CODE = np.iinfo(np.int16).max
 
 
 class Malformed(ValueError):
     """An entry that makes no row; `reason` is the one under which it is counted."""
 
-    def __init__(self, message: str, reason: str = MALFORMED):
+    def __init__(self, message: str, reason: str = forms.MALFORMED):
         super().__init__(message)
-        self.reason = reason
-
-
-class _Unfit(Exception):
-    """A value that its column does not accept."""
-
-    def __init__(self, reason: str = MALFORMED):
         self.reason = reason
 
 
@@ -54,7 +41,7 @@ class Column:
 
     Args:
         type: the Parquet type that is written.
-        value: converts an accepted value; raises `_Unfit` for any other.
+        value: converts an accepted value; raises `forms.Unfit` for any other.
         accepts: the accepted values in words, for errors.
         stored: whether a Parquet type is accepted when read.
         also: names of the column in other toolkits' manifests.
@@ -126,8 +113,8 @@ def converted(name: str, value: Any, field: str) -> Any:
     """
     try:
         return COLUMNS[field].value(value)
-    except _Unfit as unfit:
-        words = "no text in UTF-8" if unfit.reason == NOT_UTF8 else f"no {COLUMNS[field].accepts}"
+    except forms.Unfit as unfit:
+        words = "no text in UTF-8" if unfit.reason == forms.NOT_UTF8 else f"no {COLUMNS[field].accepts}"
         raise Malformed(f"{name} {shortened(value)} is {words}", unfit.reason) from None
 
 
@@ -155,152 +142,28 @@ def features_fit(size: int, frames: int | None) -> bool:
     return frames is not None and frames > 0 and size > 0 and size % (2 * frames) == 0
 
 
-def text(value: Any) -> str:
-    """Return a text as it is and a whole number in digits."""
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise _Unfit
-    try:
-        value.encode()  # bytes that are no UTF-8 stand in a text as surrogates
-    except UnicodeEncodeError:
-        raise _Unfit(NOT_UTF8) from None
-    return value
-
-
-def accepted_answers(value: Any) -> list[str]:
-    """Accepted answers from a list, or from one text with `BETWEEN` between them; blank ones are dropped."""
-    texts = value if isinstance(value, (list, tuple)) else text(value).split(BETWEEN)
-    return [answer for each in texts if each is not None and (answer := text(each).strip())]
-
-
-def _id(value: Any) -> str:
-    found = text(value)
-    if not found.strip():
-        raise _Unfit
-    return found
-
-
-def _recording(value: Any) -> str | bytes | None:
-    """Return a path or the bytes of a sound file, given as such or as `{bytes, path}`; None where all are absent."""
-    if isinstance(value, dict) and {"bytes", "path"} & value.keys():
-        data, path = value.get("bytes"), value.get("path")
-        value = path if data is None else data
-        return None if value is None else _recording(None if isinstance(value, dict) else value)
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise _Unfit
-    return _path(value) if value.strip() else None
-
-
-def _path(value: str) -> str:
-    path = text(value)
-    if "\0" in path or any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
-        raise _Unfit
-    return path
-
-
-def _duration(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise _Unfit
-    try:
-        seconds = float(value)
-    except (ValueError, OverflowError):
-        raise _Unfit from None
-    if not math.isfinite(seconds) or seconds < 0:
-        raise _Unfit
-    return seconds
-
-
-def _frames(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise _Unfit
-    return value
-
-
-def _codes(value: Any) -> np.ndarray:
-    """Codes as int16 [K, T]."""
-    try:
-        codes = np.array(value)
-    except (ValueError, OverflowError):  # lists of unequal lengths
-        raise _Unfit from None
-    if codes.ndim != 2 or not codes.size or codes.dtype.kind not in "iu":
-        raise _Unfit
-    if codes.min() < 0 or codes.max() > _LARGEST_CODE:
-        raise _Unfit
-    return codes.astype(np.int16)
-
-
-def _bytes(value: Any) -> bytes:
-    if not isinstance(value, bytes):
-        raise _Unfit
-    return value
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a Parquet type is text of any width, or a dictionary of such."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a Parquet type is bytes of any width."""
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def is_sound_struct(kind: pa.DataType) -> bool:
-    """Whether a Parquet type is `{bytes, path}`, as `datasets` writes recordings."""
-    if not pa.types.is_struct(kind):
-        return False
-    parts = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
-    known = [(parts[name], fits) for name, fits in (("bytes", is_bytes), ("path", is_text)) if name in parts]
-    return bool(known) and all(pa.types.is_null(part) or fits(part) for part, fits in known)
-
-
-def _is_name(kind: pa.DataType) -> bool:
-    return is_text(kind) or pa.types.is_integer(kind)
-
-
-def _is_list(kind: pa.DataType, of: Callable[[pa.DataType], bool]) -> bool:
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return listed and of(kind.value_type)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return _is_name(kind) or pa.types.is_floating(kind)
-
-
-def _is_sound(kind: pa.DataType) -> bool:
-    return is_text(kind) or is_bytes(kind) or is_sound_struct(kind)
-
-
-def _is_answers(kind: pa.DataType) -> bool:
-    return _is_name(kind) or _is_list(kind, _is_name)
-
-
-_is_codes = partial(_is_list, of=partial(_is_list, of=pa.types.is_integer))
-_NAME = (text, "text or whole number", _is_name)
-_SOUND = (_recording, "path, bytes of a sound file, or {bytes, path}", _is_sound)
-_CODES = (_codes, f"lists of the same number of codes, each in 0 .. {_LARGEST_CODE}", _is_codes)
+_NAME = (forms.text, "text or whole number", forms.is_name)
+_SOUND = (forms.recording, "path, bytes of a sound file, or {bytes, path}", forms.is_sound)
+_ANSWERS = (forms.accepted_answers, f"list of texts, or one with {forms.BETWEEN} between them", forms.is_answers)
+_CODES = (forms.codes, f"lists of the same number of codes, each in 0 .. {forms.LARGEST_CODE}", forms.is_codes)
 _CODES_TYPE = pa.list_(pa.list_(pa.int16()))
 COLUMNS = {
     # also: SpeechBrain's CSV files (ID, wav, wrd, spk_id), WeNet's (key, wav, txt) and SLAM-LLM's (key, source, target)
-    "id": Column(pa.string(), _id, "text (not blank) or whole number", _is_name, (CSV_ID, "key")),
-    "duration": Column(pa.float64(), _duration, "number (of seconds, 0 or more)", _is_number),
+    "id": Column(pa.string(), forms.name, "text (not blank) or whole number", forms.is_name, (CSV_ID, "key")),
+    "duration": Column(pa.float64(), forms.seconds, "number (of seconds, 0 or more)", forms.is_number),
     "speaker": Column(pa.string(), *_NAME, ("spk_id",)),
     "language": Column(pa.string(), *_NAME),
     "kind": Column(pa.string(), *_NAME),
     "t1": Column(pa.string(), *_NAME, ("wrd", "txt", "target")),
     "t2": Column(pa.string(), *_NAME),
-    "accepted": Column(pa.list_(pa.string()), accepted_answers, f"list of texts, or a|b ({BETWEEN!r})", _is_answers),
+    "accepted": Column(pa.list_(pa.string()), *_ANSWERS),
     "a1": Column(pa.string(), *_SOUND, ("wav", "source")),
     "a2": Column(pa.string(), *_SOUND),
     "codes1": Column(_CODES_TYPE, *_CODES),
     "codes": Column(_CODES_TYPE, *_CODES),
     "codec": Column(pa.string(), *_NAME),
-    "features": Column(pa.binary(), _bytes, "bytes (of Parquet only)", is_bytes),
-    "frames": Column(pa.int32(), _frames, "whole number above 0", pa.types.is_integer),
+    "features": Column(pa.binary(), forms.data, "bytes (of Parquet only)", forms.is_bytes),
+    "frames": Column(pa.int32(), forms.count, "whole number above 0", pa.types.is_integer),
     "encoder": Column(pa.string(), *_NAME),
 }
 """Field -> its column, in the order in which manifests are written."""

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from omnikit.data.columns import AUDIO, BETWEEN, CODES_OF, COLUMNS, CSV_ID
+from omnikit.data.columns import AUDIO, CODES_OF, COLUMNS, CSV_ID
+from omnikit.data.forms import BETWEEN
 from omnikit.errors import unwritable
 
 FIELDS = {name: column.type for name, column in COLUMNS.items()}

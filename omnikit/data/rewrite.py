@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from omnikit.data.columns import AUDIO, Malformed, checked, is_bytes, is_sound_struct, row_called, typed
+from omnikit.data.columns import AUDIO, Malformed, checked, row_called, typed
 from omnikit.data.entries import about, read_fields
+from omnikit.data.forms import is_bytes, is_sound_struct
 from omnikit.data.manifest import FIELDS, ManifestWriter
 from omnikit.data.rows import in_parquet
 from omnikit.data.shards import (

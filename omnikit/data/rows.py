@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from omnikit.audio import decode_audio, load_audio
-from omnikit.data.columns import AUDIO, CODES_OF, COLUMNS, NEEDED, is_bytes, is_text, typed
+from omnikit.data.columns import AUDIO, CODES_OF, COLUMNS, NEEDED, typed
 from omnikit.data.entries import about, read_fields
+from omnikit.data.forms import is_bytes, is_text
 from omnikit.data.recordings import Recording, check_recording
 from omnikit.data.shards import Remark
 from omnikit.data.skipped import Skipped
@@ -206,9 +207,13 @@ def read_manifest(
             if isinstance(each, Remark):
                 skipped.add(each.reason, each.example)
         rows = ListedRows((_row_of_files(each) for each in found if not isinstance(each, Remark)), skipped)
-    if rows.skipped:
-        logger.warning("manifest %s: entries skipped: %s", path, rows.skipped)
+    _tell(path, rows.skipped)
     return rows
+
+
+def _tell(path: Path, skipped: Skipped) -> None:
+    if skipped:
+        logger.warning("manifest %s: entries skipped: %s", path, skipped)
 
 
 def in_parquet(path: Path) -> bool:
@@ -363,6 +368,7 @@ def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, 
     table = _read_table(path, cache_folder, ("t2", "a2"))
     if table is None:
         return
+    _tell(path, table.skipped)
     clips = _Clips(table)
     texts = table.dataset.select_columns(["t2", *clips.paths.values()])
     for place in table.places.tolist():
@@ -425,7 +431,9 @@ def _named_by_fields(dataset: Any, fields: dict[str, str]) -> Any:
         if isinstance(feature, Audio):
             dataset = dataset.cast_column(name, Audio(decode=False))
     dataset = dataset.rename_columns({name: field for name, field in kept.items() if name != field})
-    return dataset.flatten()
+    dataset = dataset.flatten()
+    known = [name for name in dataset.column_names if name in COLUMNS or name.endswith((".bytes", ".path"))]
+    return dataset.select_columns(known)
 
 
 def _laid_out(files: Sequence[Path], cache_folder: str | Path | None) -> Any:

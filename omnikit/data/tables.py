@@ -25,12 +25,11 @@ from omnikit.data.columns import (
     converted,
     features_fit,
     fields_named,
-    is_sound_struct,
-    is_text,
     row_called,
     shortened,
 )
 from omnikit.data.entries import about
+from omnikit.data.forms import is_sound_struct, is_text
 from omnikit.errors import one_line
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
