@@ -21,7 +21,7 @@ from omnikit.api import Omni
 from omnikit.audio import save_audio, wav_name
 from omnikit.checkpoint import SHIPPED, existing
 from omnikit.data.manifest import ENDINGS
-from omnikit.data.rows import Clip, Row, read_manifest
+from omnikit.data.rows import Clip, ListedRows, Row, TableRows, read_manifest
 from omnikit.data.skipped import Skipped
 from omnikit.errors import writing
 from omnikit.evaluate.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
@@ -67,16 +67,17 @@ def holds_many(word: str, task: str) -> bool:
     return os.path.isdir(word) or Path(word).suffix in ENDINGS
 
 
-def read_rows(source: Path, task: Task) -> Sequence[Row]:
-    """The rows of a folder of recordings, of a manifest, or of a text file with a text in each line.
+def read_rows(source: Path, task: Task) -> ListedRows | TableRows:
+    """The rows of a folder of recordings, of a manifest, or of a text file with a text in each line; `skipped` counts
+    what makes no row.
 
     Raises:
         ValueError: there is no such thing, it holds nothing, or two rows share an id.
     """
     if source.suffix == TEXT:
-        rows = _lines(source)
+        rows = ListedRows(_lines(source))
     elif source.is_dir() and not _is_sharded(source):
-        rows = _recordings(source)
+        rows = ListedRows(_recordings(source))
     else:
         rows = read_manifest(source)
     if not len(rows):
@@ -135,7 +136,8 @@ class Job:
         self.folder, place = Path(folder), Path(source).resolve()
         if self.task.speaks and place.is_dir() and self.folder.resolve().is_relative_to(place):
             raise ValueError(f"--output {folder}: lies in {source}, where answers would be taken for questions")
-        self.rows = self._own(read_rows(Path(source), self.task), source)
+        rows = read_rows(Path(source), self.task)
+        self.rows, self.unread = self._own(rows, source), rows.skipped if self.share.rank == 0 else Skipped()
         self.about = {"task": task, "source": str(place), **about}
         self._check_same()
 
@@ -152,6 +154,7 @@ class Job:
         finished = self._finished()
         rows = [row for row in self.rows if row.id not in finished]
         counts = Counts(rows=len(self.rows), kept=len(self.rows) - len(rows))
+        counts.skipped.update(self.unread)
         how = {"decoding": omni.decoding, "strategy": omni.strategy, "engine": omni.engine}
         found = each_reply(
             by_model(omni.model, self.task, **how), self.task, rows, batch_size=self.batch_size,

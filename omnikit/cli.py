@@ -56,7 +56,7 @@ TimeLimit = Annotated[
         help="Cut the answer after so many seconds of decoding; of many, those that are decoded together.",
     ),
 ]
-Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest: .csv, .json, .parquet, or a folder.")]
+Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest: a file (docs/data.md) or a folder.")]
 SaveFolder = Annotated[str, typer.Option("--save_folder", metavar="DIR", help="Where the shards go.")]
 ShardRows = Annotated[int | None, typer.Option("--shard_rows", metavar="N", help="Rows of a shard. [default: 2048]")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first thing that makes no row.")]

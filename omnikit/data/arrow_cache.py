@@ -17,14 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Table:
+class LaidOut:
     """A `datasets.Dataset`, and a name for the content of the files that it was made from."""
 
     data: Any
     version: str
 
 
-def lay_out(files: Sequence[Path], cache_folder: str | Path | None) -> Table:
+def lay_out(files: Sequence[Path], cache_folder: str | Path | None) -> LaidOut:
     """Return the rows of Parquet files, one file after the other.
 
     Args:
@@ -42,7 +42,7 @@ def lay_out(files: Sequence[Path], cache_folder: str | Path | None) -> Table:
     disable_progress_bars()
     _report_old(folder)
     try:
-        return Table(Dataset.from_parquet([str(file) for file in files], cache_dir=str(folder / version)), version)
+        return LaidOut(Dataset.from_parquet([str(file) for file in files], cache_dir=str(folder / version)), version)
     except (OSError, DatasetGenerationError) as error:
         cause = error.__cause__ or error
         if not isinstance(cause, OSError):

@@ -16,55 +16,29 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omnikit.data.columns import AUDIO, CODES_OF, COLUMNS, CSV_ID
+from omnikit.data.forms import BETWEEN
 from omnikit.errors import unwritable
 
-FIELDS = {
-    "id": pa.string(),
-    "duration": pa.float64(),
-    "speaker": pa.string(),
-    "language": pa.string(),
-    "kind": pa.string(),
-    "t1": pa.string(),
-    "t2": pa.string(),
-    "accepted": pa.list_(pa.string()),
-    "a1": pa.string(),
-    "a2": pa.string(),
-    "codes1": pa.list_(pa.list_(pa.int16())),
-    "codes": pa.list_(pa.list_(pa.int16())),
-    "codec": pa.string(),
-    "features": pa.binary(),
-    "frames": pa.int32(),
-    "encoder": pa.string(),
-}
+FIELDS = {name: column.type for name, column in COLUMNS.items()}
 """Field -> its type in Parquet; `a1` and `a2` are paths, or binary where recordings are embedded."""
-CSV_ID = "ID"
-"""What SpeechBrain calls the column `id`."""
-AUDIO = ("a1", "a2")
-CODES_OF = {"a1": "codes1", "a2": "codes"}
-"""Recording -> its codes."""
-BETWEEN = "|"
-"""What stands between accepted answers where they are one text, as in CSV."""
-ENDINGS = (".csv", ".json", ".parquet")
+WRITTEN = (".csv", ".json", ".parquet")
+"""Endings of the formats that are written."""
+ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
+"""Endings of the formats that are read."""
 _REPEATED = ("speaker", "language", "kind", "codec", "encoder")  # few values: worth a dictionary in Parquet
 
 
-def accepted_answers(value: Any) -> list[str]:
-    """Of a list, or of a text with `BETWEEN` between them; what is blank is none."""
-    texts = value if isinstance(value, (list, tuple)) else str(value).split(BETWEEN)
-    return [text for each in texts if (text := str(each).strip())]
-
-
-def schema(fields: Sequence[str], embedded: bool | Collection[str] = False) -> pa.Schema:
-    """The columns of a Parquet manifest; `embedded` recordings (True: all) stand in it as encoded sound files."""
-    inside = AUDIO if embedded is True else embedded or ()
-    return pa.schema([(name, pa.binary() if name in inside else FIELDS[name]) for name in fields])
+def schema(fields: Sequence[str], embedded: Collection[str] = ()) -> pa.Schema:
+    """The columns of a Parquet manifest; `embedded` recordings stand in it as encoded sound files."""
+    return pa.schema([(name, pa.binary() if name in embedded else FIELDS[name]) for name in fields])
 
 
 class ManifestWriter:
     """Writes rows aside and renames at the end of its `with` block, so that the file is whole or absent.
 
     Args:
-        path: the ending names the format, see `ENDINGS`.
+        path: the ending names the format, see `WRITTEN`.
         fields: names of `FIELDS`; `id` first.
         embedded: which of `a1` and `a2` are bytes (Parquet only); True = both.
 
@@ -75,12 +49,13 @@ class ManifestWriter:
 
     def __init__(self, path: str | Path, fields: Sequence[str], embedded: bool | Collection[str] = False):
         self.path, self.kept = Path(path), True
+        self.embedded = AUDIO if embedded is True else tuple(embedded or ())
         self.aside = self.path.with_name(self.path.name + ".partial")
         if self.path.suffix not in _FORMATS:
-            raise ValueError(f"manifest {path}: unknown ending {self.path.suffix!r}; choices: {', '.join(ENDINGS)}")
+            raise ValueError(f"manifest {path}: unknown ending {self.path.suffix!r}; choices: {', '.join(WRITTEN)}")
         with self._told():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.format = _FORMATS[self.path.suffix](self.aside, schema(fields, embedded))
+            self.format = _FORMATS[self.path.suffix](self.aside, schema(fields, self.embedded))
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Rows with any of the fields; what is missing or None stays empty. Codes are int16 [K, T]."""
@@ -168,7 +143,7 @@ class _Parquet:
         self.writer.close()
 
 
-_FORMATS = dict(zip(ENDINGS, (_Csv, _Json, _Parquet), strict=True))
+_FORMATS = dict(zip(WRITTEN, (_Csv, _Json, _Parquet), strict=True))
 
 
 def _refuse(path: Path, columns: pa.Schema, *names: str) -> None:

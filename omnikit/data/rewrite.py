@@ -6,7 +6,8 @@ A shard follows from its rows of the manifest and from the options alone, not fr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omnikit.data.chunks import in_batches
+from omnikit.data.columns import AUDIO, Malformed, checked, row_called, typed
 from omnikit.data.earlier import Earlier, digest_recordings
-from omnikit.data.manifest import AUDIO, FIELDS, ManifestWriter, accepted_answers
-from omnikit.data.rows import check_columns, in_parquet, read_fields
+from omnikit.data.entries import about, read_fields
+from omnikit.data.forms import is_bytes, is_sound_struct
+from omnikit.data.manifest import FIELDS, ManifestWriter
+from omnikit.data.rows import in_parquet
 from omnikit.data.shards import (
     Item,
     Part,
@@ -30,11 +34,12 @@ from omnikit.data.shards import (
     remove_others,
     write_rows,
 )
+from omnikit.data.tables import DAMAGED, Damaged, Shard, check_alike, check_ids, read_shard, shard_files
 from omnikit.data.upstream import parquet_parts
 from omnikit.torchrun import Share
 
 SHARD_ROWS = 2048
-VERSION = 1
+VERSION = 2
 """Goes up when the same rows make other shards, so that they are made again."""
 
 
@@ -125,82 +130,94 @@ def read_parts(manifest: Path, shard_rows: int, recordings: Sequence[str] = ()) 
     """The fields of a manifest, and its rows as parts that become a shard each.
 
     Args:
-        recordings: fields whose files the shards depend on.
+        recordings: names of recordings whose files, where rows name such, count as sources of the part.
 
     Raises:
         ValueError: see `rewrite`.
     """
-    if not in_parquet(manifest):
-        items = [_as_texts(fields) for fields in read_fields(manifest)]
-        names = {name for item in items for name in item}
-        return Columns(()).with_more(names), [
-            Part(
-                f"{manifest.stem}-{number:04d}",
-                [manifest],
-                lambda rows=rows: map(dict, rows),
-                len(rows),
-                lambda rows=rows: _paths(rows, recordings),
-            )
-            for number, rows in enumerate(in_batches(items, shard_rows))
-        ]
-    files = sorted(manifest.glob("*.parquet")) if manifest.is_dir() else [manifest]
-    if not files or not files[0].is_file():
-        raise ValueError(f"manifest: no such file: {manifest / '*.parquet' if manifest.is_dir() else manifest}")
-    columns, parts = Columns(()), []
-    for file in files:
-        own = _columns(file)
-        either = [name for name in AUDIO if name in own.names and name in columns.names]
-        if any((name in own.embedded) != (name in columns.embedded) for name in either):
-            raise ValueError(
-                f"manifest {file}: its recordings are bytes where others are paths, or the other way round"
-            )
-        columns = columns.with_more(own.names, own.embedded)
-        parts += _parts(file, own, shard_rows, recordings)
+    if in_parquet(manifest):
+        return _parquet_parts(manifest, shard_rows, recordings)
+    items = list(read_fields(manifest))
+    names = {name for item in items if not isinstance(item, Remark) for name in item}
+    return Columns(()).with_more(names), [
+        Part(
+            f"{manifest.stem}-{number:04d}",
+            [manifest],
+            lambda rows=rows: map(_copy, rows),
+            len(rows),
+            lambda rows=rows: _paths(rows, recordings),
+        )
+        for number, rows in enumerate(in_batches(items, shard_rows))
+    ]
+
+
+def _copy(item: Item | Remark) -> Item | Remark:
+    return item if isinstance(item, Remark) else dict(item)
+
+
+def _paths(rows: Iterable[Item | Remark], names: Sequence[str]) -> Iterator[str]:
+    """The files of the recordings that rows name."""
+    for row in rows:
+        if not isinstance(row, Remark):
+            yield from (row[name] for name in names if isinstance(row.get(name), str))
+
+
+def _parquet_parts(manifest: Path, shard_rows: int, recordings: Sequence[str]) -> tuple[Columns, list[Part]]:
+    columns, shards, parts = Columns(()), [], []
+    for file in shard_files(manifest):
+        try:
+            shard = read_shard(file)
+        except Damaged:  # its part is a remark that says so
+            parts += parquet_parts(file, (), dict)
+            continue
+        shards.append(shard)
+        columns = columns.with_more(*_fields_of(shard))
+        parts += _parts_of(shard, shard_rows, recordings)
+    if shards:
+        check_alike(shards)
+        with about(manifest):
+            check_ids(_ids(shards))
     return columns, parts
 
 
-def _parts(file: Path, columns: Columns, shard_rows: int, recordings: Sequence[str]) -> list[Part]:
-    """The parts of a Parquet file; recordings that stand in it are its own content."""
-    parts = parquet_parts(file, columns.names, _to_item, shard_rows)
-    named = [name for name in recordings if name in columns.names and name not in columns.embedded]
+def _parts_of(shard: Shard, shard_rows: int, recordings: Sequence[str]) -> list[Part]:
+    """The parts of a shard; recordings that stand in it as bytes are its own content."""
+    parts = parquet_parts(shard.file, tuple(shard.fields), _typing(shard), shard_rows)
+    kinds = {name: shard.schema.field(name).type for name, field in shard.fields.items() if field in recordings}
+    named = [name for name, kind in kinds.items() if not (is_bytes(kind) or is_sound_struct(kind))]
     if not named:
         return parts
-    paths = parquet_parts(file, named, dict, shard_rows)
+    only = replace(shard, fields={name: shard.fields[name] for name in named})
+    paths = parquet_parts(shard.file, named, _typing(only), shard_rows)
+    fields = [shard.fields[name] for name in named]
     return [
-        replace(part, recordings=lambda rows=rows: _paths(rows.items(), named))
+        replace(part, recordings=lambda rows=rows: _paths(rows.items(), fields))
         for part, rows in zip(parts, paths, strict=True)
     ]
 
 
-def _paths(rows: Iterable[Item | Remark], names: Sequence[str]) -> Iterator[str]:
-    """The recordings that rows name, without blanks and without parts of a file that cannot be read."""
-    for row in rows:
-        if not isinstance(row, Remark):
-            yield from (row[name] for name in names if row.get(name))
+def _fields_of(shard: Shard) -> tuple[list[str], list[str]]:
+    """The fields of a shard, and the recordings among them that are bytes, with paths or without."""
+    kinds = {field: shard.schema.field(name).type for name, field in shard.fields.items()}
+    sounds = [(field, kinds[field]) for field in AUDIO if field in kinds]
+    return list(kinds), [field for field, kind in sounds if is_bytes(kind) or is_sound_struct(kind)]
 
 
-def _columns(file: Path) -> Columns:
-    """Of a Parquet file; none where it cannot be read, which its part tells."""
-    try:
-        found = pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError):
-        return Columns(())
-    check_columns(file, found.names, ("id", "t1"))
-    names = [name for name in FIELDS if name in found.names]
-    embedded = [n for n in AUDIO if n in names and found.field(n).type in (pa.binary(), pa.large_binary())]
-    return Columns(tuple(names), tuple(embedded))
+def _ids(shards: Sequence[Shard]) -> Iterator[pa.ChunkedArray]:
+    for shard in shards:
+        name = next(name for name, field in shard.fields.items() if field == "id")
+        with suppress(*DAMAGED):  # its part is a remark that says so
+            yield pq.read_table(shard.file, columns=[name]).column(name)
 
 
-def _as_texts(fields: dict[str, Any]) -> Item:
-    """Fields of a CSV or JSON row as Parquet keeps them: texts where JSON may have numbers, paths from the root."""
-    texts = {name: str(value) for name, value in fields.items() if FIELDS[name] == pa.string()}
-    return {**fields, **texts, **{name: str(Path(fields[name]).absolute()) for name in AUDIO if name in fields}}
+def _typing(shard: Shard) -> Callable[[dict[str, Any]], Item]:
+    def to_item(row: dict[str, Any]) -> Item:
+        try:
+            return checked(typed(row, shard.fields, shard.file.parent))
+        except Malformed as bad:
+            raise Malformed(f"{row_called(row, shard.fields)}{bad}", bad.reason) from None
 
-
-def _to_item(row: dict[str, Any]) -> Item | Remark:
-    item = {name: value for name, value in row.items() if value is not None}
-    item |= {"accepted": accepted_answers(item["accepted"])} if "accepted" in item else {}
-    return item if item.get("id") else Remark("malformed", str(item.get("t1", ""))[:60])
+    return to_item
 
 
 def _shard(

@@ -7,28 +7,32 @@ whose fields it has.
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from omnikit.audio import decode_audio, load_audio
+from omnikit.data.arrow_cache import LaidOut, lay_out
+from omnikit.data.columns import AUDIO, CODES_OF, COLUMNS, NEEDED, typed
 from omnikit.data.content import Content
-from omnikit.data.manifest import AUDIO, CODES_OF, CSV_ID, ENDINGS, FIELDS, accepted_answers
+from omnikit.data.entries import about, read_fields
+from omnikit.data.forms import is_bytes, is_text
 from omnikit.data.recordings import Recording, check_recording
-from omnikit.data.arrow_cache import Table, lay_out
+from omnikit.data.shards import Remark
+from omnikit.data.skipped import Skipped
+from omnikit.data.tables import DAMAGED, check_alike, check_ids, code_frames, malformed_rows, read_shard, shard_files
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Clip:
         return check_recording(self._bytes() if self.path is None else self.path)
 
     def content(self) -> Content:
-        """What the caches know the recording by."""
+        """Return what the caches know the recording by."""
         if self.path is not None:
             return Content.of_file(self.path)
         return Content(f"{self.version} {self.column} {self.key}", read=self._bytes, fixed=bool(self.version))
@@ -177,26 +181,48 @@ def check_codec(codes: Codes, codec: Codec, codec_name: str | None, where: str) 
         raise ValueError(f"{where}: {found} codes a frame, but codec {codec_name} has {codec.num_codebooks}")
 
 
+class ListedRows(list[Row]):
+    """The rows of a CSV, JSON or JSONL manifest; `skipped` counts its entries that make no row."""
+
+    def __init__(self, rows: Iterable[Row] = (), skipped: Skipped | None = None):
+        super().__init__(rows)
+        self.skipped = skipped or Skipped()
+
+
 def read_manifest(
     path: str | Path, cache_folder: str | Path | None = None, answers: str | Path | None = None
-) -> Sequence[Row]:
-    """The rows of a manifest: a `.csv`, `.json` or `.parquet` file, or a folder of Parquet shards.
+) -> ListedRows | TableRows:
+    """The rows of a manifest: a `.csv`, `.json`, `.jsonl` or `.parquet` file, or a folder of Parquet shards.
 
-    Of Parquet, rows are made when they are asked for; texts and recordings stay in a memory-mapped table.
+    Of Parquet, rows are made when they are asked for; texts and recordings stay in a memory-mapped table. An entry that
+    is malformed makes no row: it is counted in the result's `skipped`, and one warning says how many there are.
 
     Args:
         cache_folder: where Parquet tables are laid out for memory mapping; None = where `datasets` keeps such.
         answers: a Parquet manifest with `t2` and `a2`, where rows share the recordings of their answers.
 
     Raises:
-        ValueError: no such file or folder, another format, a missing column or field, two rows of one id.
+        ValueError: no such file or folder, another format, a column that is missing, given twice or of a wrong type,
+            two rows of one id, or no entry is usable.
     """
     path = Path(path)
     if in_parquet(path):
         spoken = dict(_spoken(Path(answers), cache_folder)) if answers is not None else {}
-        table = _table(path, cache_folder, ("id", "t1"))
-        return TableRows(table.data, spoken, table.version)
-    return [_row_of_files(fields) for fields in read_fields(path)]
+        table = _read_table(path, cache_folder, NEEDED)
+        rows = ListedRows() if table is None else TableRows(table, spoken)
+    else:
+        found, skipped = list(read_fields(path)), Skipped()
+        for each in found:
+            if isinstance(each, Remark):
+                skipped.add(each.reason, each.example)
+        rows = ListedRows((_row_of_files(each) for each in found if not isinstance(each, Remark)), skipped)
+    _tell(path, rows.skipped)
+    return rows
+
+
+def _tell(path: Path, skipped: Skipped) -> None:
+    if skipped:
+        logger.warning("manifest %s: entries skipped: %s", path, skipped)
 
 
 def in_parquet(path: Path) -> bool:
@@ -204,74 +230,97 @@ def in_parquet(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".parquet"
 
 
-def read_fields(path: Path) -> Iterator[dict[str, Any]]:
-    """What is not empty of each row of a `.csv` or `.json` manifest, by the names of `manifest.FIELDS`; recordings are
-    paths that begin at the manifest.
+@dataclass(frozen=True)
+class _Table:
+    """A Parquet manifest whose columns are named by fields; `{bytes, path}` recordings are two columns each."""
 
-    Raises:
-        ValueError: see `read_manifest`.
-    """
-    if not path.is_file():
-        raise ValueError(f"manifest: no such file: {path}")
-    readers = {".csv": _csv_fields, ".json": _json_fields}
-    if path.suffix not in readers:
-        choices = f"{', '.join(ENDINGS)}, or a folder of .parquet files"
-        raise ValueError(f"manifest {path}: unknown ending {path.suffix!r}; choices: {choices}")
-    ids = set()
-    for row in readers[path.suffix](path):
-        if row["id"] in ids:
-            raise ValueError(f"manifest {path}: two rows have the id {row['id']!r}")
-        ids.add(row["id"])
-        found = {name: row[name] for name in FIELDS if row.get(name)}
-        found |= {name: str(path.parent / found[name]) for name in AUDIO if name in found}
-        found |= {"accepted": accepted_answers(found["accepted"])} if "accepted" in found else {}
-        try:
-            found |= {"duration": float(found["duration"])} if "duration" in found else {}
-        except (TypeError, ValueError):
-            where = f"manifest {path}: row {row['id']!r}"
-            raise ValueError(f"{where}: duration {found['duration']!r} is no number") from None
-        yield found
+    dataset: Any  # a `datasets.Dataset`
+    folder: Path  # where relative paths begin
+    places: np.ndarray  # rows that are not malformed
+    skipped: Skipped
+    version: str  # names the content of its files, see `Clip`
+
+    def type(self, column: str) -> pa.DataType:
+        return self.dataset.data.column(column).type
+
+
+class _Clips:
+    """The recordings of a table: paths, or bytes that stay in it."""
+
+    def __init__(self, table: _Table):
+        self.paths: dict[str, str] = {}
+        """Recording -> the column of its path."""
+        self.version = table.version
+        self.inside: dict[str, tuple[Any, str, np.ndarray]] = {}
+        """Recording -> a table of its bytes, the column there, and which rows have some."""
+        for name in AUDIO:
+            for column in {name, f"{name}.bytes", f"{name}.path"}.intersection(table.dataset.column_names):
+                if is_bytes(table.type(column)):
+                    bytes_of = table.dataset.select_columns([column])
+                    self.inside[name] = bytes_of, column, _present(table.dataset, column)
+                elif is_text(table.type(column)):
+                    self.paths[name] = column
+
+    @property
+    def columns(self) -> set[str]:
+        """Those that hold bytes."""
+        return {column for _, column, _ in self.inside.values()}
+
+    def paths_named(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Name the paths of a row by their recordings."""
+        for name, column in self.paths.items():
+            fields[name] = fields.pop(column)
+        return fields
+
+    def clip(self, name: str, key: str, index: int, path: str | None) -> Clip | None:
+        """A recording of the row at `index`, None where it has none; bytes come before a path."""
+        if name in self.inside:
+            table, column, present = self.inside[name]
+            if present[index]:
+                return Clip(key, table=table, index=index, column=column, version=self.version)
+        return None if path is None else Clip(key, path=path)
 
 
 class TableRows(Sequence[Row]):
     """Rows of a memory-mapped table, made when they are asked for.
 
     Args:
-        table: a `datasets.Dataset` with columns of `manifest.FIELDS`.
+        table: of columns named by `columns.COLUMNS`; its malformed rows are left out.
         spoken: text of an answer -> its recording, for rows without one of their own.
-        version: of the table's content, see `Clip`.
     """
 
-    def __init__(self, table: Any, spoken: dict[str, Clip], version: str = ""):
-        self.spoken, self.version = spoken, version
-        columns = [name for name in FIELDS if name in table.column_names]
-        embedded = [name for name in AUDIO if name in columns and _is_binary(table.features[name])]
-        coded = [name for name in CODES_OF.values() if name in columns]
-        large = [*embedded, *coded, *(name for name in ("features",) if name in columns)]
-        self.large = {name: table.select_columns([name]) for name in large}
-        self.small = table.select_columns([name for name in columns if name not in large])
-        self.frames = {name: _frames(table, name) for name in coded}
-        self.embedded = {name: _present(table, name) for name in embedded}
+    def __init__(self, table: _Table, spoken: dict[str, Clip]):
+        self.spoken, self.places, self.folder, self.skipped = spoken, table.places, table.folder, table.skipped
+        dataset, self.clips = table.dataset, _Clips(table)
+        coded = [name for name in CODES_OF.values() if name in dataset.column_names]
+        large = [*self.clips.columns, *coded, *(name for name in ("features",) if name in dataset.column_names)]
+        self.large = {name: dataset.select_columns([name]) for name in large}
+        self.small = dataset.select_columns([name for name in dataset.column_names if name not in large])
+        self.names = {n: n for n in COLUMNS if n in self.small.column_names or n in self.clips.paths}
+        self.frames = {name: _frames(dataset, name) for name in coded}
+        self.featured = _present(dataset, "features") if "features" in self.large else None
 
     def __len__(self) -> int:
-        return len(self.small)
+        return len(self.places)
 
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        index %= len(self)
-        return self._row(index, self.small[index])
+        place = int(self.places[index])
+        return self._row(place, self.small[place])
 
     def __iter__(self) -> Iterator[Row]:
-        return (self._row(i, fields) for i, fields in enumerate(self.small))
+        some = self.small if len(self.places) == len(self.small) else self.small.select(self.places)
+        return (self._row(place, fields) for place, fields in zip(self.places.tolist(), some, strict=True))
 
-    def _row(self, index: int, fields: dict[str, Any]) -> Row:
+    def _row(self, index: int, stored: dict[str, Any]) -> Row:
+        stored = self.clips.paths_named(stored)
+        fields = {"t1": "", **typed(stored, self.names, self.folder)}
         codec, encoder, frames = (fields.pop(name, None) for name in ("codec", "encoder", "frames"))
-        fields = {"t1": "", **{name: value for name, value in fields.items() if value is not None}}
-        fields["accepted"] = tuple(accepted_answers(fields.get("accepted", ())))
-        clips = {name: self._clip(name, index, fields) for name in AUDIO}
+        fields["accepted"] = tuple(fields.get("accepted", ()))
+        clips = {name: self.clips.clip(name, clip_key(fields["id"], name), index, fields.get(name)) for name in AUDIO}
         clips["a2"] = clips["a2"] or self.spoken.get(fields.get("t2"))
         codes = {
             name: Codes(codec or "", int(counts[index]), self.large[name], index, name)
@@ -279,16 +328,9 @@ class TableRows(Sequence[Row]):
             if counts[index] >= 0
         }
         features = None
-        if frames is not None and "features" in self.large:
+        if self.featured is not None and self.featured[index]:
             features = Features(encoder or "", frames, self.large["features"], index)
         return Row(**fields | clips | codes, features=features)
-
-    def _clip(self, name: str, index: int, fields: dict[str, Any]) -> Clip | None:
-        key = clip_key(fields["id"], name)
-        if name in self.embedded:
-            place = {"table": self.large[name], "index": index, "column": name, "version": self.version}
-            return Clip(key, **place) if self.embedded[name][index] else None
-        return Clip(key, path=fields[name]) if fields.get(name) else None
 
 
 class SomeRows(Sequence[Row]):
@@ -305,10 +347,6 @@ class SomeRows(Sequence[Row]):
         return SomeRows(self.rows, places) if isinstance(index, slice) else self.rows[places]
 
 
-def _is_binary(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("binary", "large_binary")
-
-
 def clip_key(row: str, name: str) -> str:
     """What a row's recording is called in caches."""
     return row if name == "a1" else f"{row} {name}"
@@ -316,44 +354,12 @@ def clip_key(row: str, name: str) -> str:
 
 def _frames(table: Any, column: str) -> np.ndarray:
     """Frames of each row's codes [rows]; -1 where it has none."""
-    chunks = table.data.column(column).chunks
-    try:
-        counts = [pc.fill_null(pc.list_value_length(pc.list_element(chunk, 0)), -1) for chunk in chunks]
-    except pa.ArrowInvalid:
-        raise ValueError("manifest: a row's codes are an empty list; rows without codes hold null") from None
-    return np.concatenate([count.to_numpy(zero_copy_only=False) for count in counts] or [np.zeros(0, int)])
+    return np.concatenate([code_frames(chunk)[0] for chunk in table.data.column(column).chunks] or [np.zeros(0, int)])
 
 
 def _present(table: Any, column: str) -> np.ndarray:
     """Which rows have a value [rows], bool."""
     return table.data.column(column).is_valid().to_numpy()
-
-
-def _csv_fields(path: Path) -> Iterator[dict[str, Any]]:
-    """The fields of each line that are not empty."""
-    csv.field_size_limit(2**31 - 1)  # answers can be longer than the module's 128 KiB
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            check_columns(path, reader.fieldnames or (), (CSV_ID, "t1"))
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"manifest {path}: line {reader.line_num} has not the header's number of columns")
-                yield {"id": row.pop(CSV_ID)} | {name: value for name, value in row.items() if value}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"manifest {path}: not a CSV file in UTF-8 ({one_line(error)})") from None
-
-
-def _json_fields(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"manifest {path}: not a JSON file in UTF-8 ({one_line(error)})") from None
-    if not isinstance(stored, dict) or not all(isinstance(fields, dict) for fields in stored.values()):
-        raise ValueError(f"manifest {path}: must be one object, id -> fields")
-    for name, fields in stored.items():
-        check_columns(path, fields, ("t1",))
-        yield {"id": name, **fields}
 
 
 def _row_of_files(fields: dict[str, Any]) -> Row:
@@ -369,38 +375,73 @@ def _row_of_files(fields: dict[str, Any]) -> Row:
     return Row(**rest, t1=fields.get("t1", ""), accepted=tuple(fields.get("accepted", ())), **codes, **clips)
 
 
-def check_columns(path: Path, found: Sequence[str] | dict[str, Any], needed: Sequence[str]) -> None:
-    """Raises `ValueError` where one that is needed is missing."""
-    missing = [name for name in needed if name not in found]
-    if missing:
-        raise ValueError(f"manifest {path}: column {missing[0]!r} is missing; it has {', '.join(found) or 'none'}")
-
-
 def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, Clip]]:
-    table = _table(path, cache_folder, ("t2", "a2"))
-    for i, text in enumerate(table.data["t2"]):
-        yield text, Clip(f"answer {text}", table=table.data, index=i, column="a2", version=table.version)
+    table = _read_table(path, cache_folder, ("t2", "a2"))
+    if table is None:
+        return
+    _tell(path, table.skipped)
+    clips = _Clips(table)
+    texts = table.dataset.select_columns(["t2", *clips.paths.values()])
+    for place in table.places.tolist():
+        fields = clips.paths_named(texts[place])
+        fields = typed(fields, {name: name for name in fields}, table.folder)
+        clip = clips.clip("a2", f"answer {fields.get('t2')}", place, fields.get("a2"))
+        if clip is not None and "t2" in fields:
+            yield fields["t2"], clip
 
 
-def _table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -> Table:
-    """A Parquet file, or a folder of them in the order of their names, as one table."""
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise ValueError(f"manifest: no such file: {path / '*.parquet' if path.is_dir() else path}")
-    for file in files:
-        try:
-            columns = pq.read_schema(file).names
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"manifest {file}: not a Parquet file that can be read ({one_line(error)})") from None
-        check_columns(file, columns, needed)
-    table = lay_out(files, cache_folder)
-    if "id" in needed:
-        _check_ids(path, table.data.data.column("id"))
-    return table
+def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -> _Table | None:
+    """A Parquet file, or a folder of them in the order of their names; None where they hold no row.
+
+    Raises:
+        ValueError: see `read_manifest`.
+    """
+    shards = [read_shard(file, needed) for file in shard_files(path)]
+    check_alike(shards)
+    held = [shard.file for shard in shards if shard.rows]
+    if not held:
+        return None
+    with about(path):
+        laid_out = _as_table(held, cache_folder)
+        dataset = laid_out.data
+        fields = {name: field for name, field in shards[0].fields.items() if name in dataset.column_names}
+        if "id" in needed:
+            check_ids([dataset.data.column(name) for name, field in fields.items() if field == "id"])
+        bad = malformed_rows(dataset.data, fields)
+        if len(bad) == len(dataset):
+            raise ValueError(f"{bad[0]}; no entry is usable")
+    skipped = Skipped()
+    for each in bad.values():
+        skipped.add(each.reason, f"{path.name}: {each}")
+    places = np.setdiff1d(np.arange(len(dataset)), list(bad))
+    folder = path if path.is_dir() else path.parent
+    return _Table(_named_by_fields(dataset, fields), folder, places, skipped, laid_out.version)
 
 
-def _check_ids(path: Path, ids: pa.ChunkedArray) -> None:
-    if pc.count_distinct(ids).as_py() < len(ids):
-        found = pc.value_counts(ids)
-        twice = found.filter(pc.greater(found.field("counts"), 1))[0]["values"].as_py()
-        raise ValueError(f"manifest {path}: two rows have the id {twice!r}")
+def _as_table(files: Sequence[Path], cache_folder: str | Path | None) -> LaidOut:
+    """Lay files out as one table.
+
+    Raises:
+        ValueError: they cannot be read as one.
+    """
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return lay_out(files, cache_folder)
+    except (DatasetsError, NotImplementedError, TypeError, KeyError, *DAMAGED) as error:
+        raise ValueError(f"cannot be read as one table ({one_line(error.__cause__ or error)})") from None
+
+
+def _named_by_fields(dataset: Any, fields: dict[str, str]) -> Any:
+    """A dataset of the known columns that are not null throughout, named by their fields; structs are flat."""
+    from datasets import Audio
+
+    kept = {name: field for name, field in fields.items() if not pa.types.is_null(dataset.data.column(name).type)}
+    dataset = dataset.select_columns(list(kept))
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Audio):
+            dataset = dataset.cast_column(name, Audio(decode=False))
+    dataset = dataset.rename_columns({name: field for name, field in kept.items() if name != field})
+    dataset = dataset.flatten()
+    known = [name for name in dataset.column_names if name in COLUMNS or name.endswith((".bytes", ".path"))]
+    return dataset.select_columns(known)

@@ -18,7 +18,7 @@ from omnikit.data.rows import Codes, Features, Row
 from omnikit.data.store import ArrayStore
 from omnikit.errors import one_line
 from omnikit.hparams.recipe import names_of
-from omnikit.interfaces import AudioEncoder
+from omnikit.interfaces import AudioEncoder, Tokenizer
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task, make_sample
 
@@ -100,6 +100,8 @@ class Source:
     tasks: tuple[str, ...]
     heard: Heard = field(default_factory=Heard)
     codes: ArrayStore | None = None
+    name: str = ""
+    """Its key in the recipe's `sources`, for messages."""
 
 
 class SampleMaker:
@@ -227,10 +229,11 @@ def make_dataset(
     Raises:
         ValueError: there is no sample.
     """
+    model.llm.tokenizer.encode("")  # one that cannot be loaded says so here, before texts are blamed
     makers, places, lengths = [SampleMaker(model, source) for source in sources], [], []
     for number, (source, make) in enumerate(zip(sources, makers, strict=True)):
         wanted = [name for name in source.tasks if tasks.get(name, 0) > 0]
-        for name, found in _measured(make, source.rows, wanted).items():
+        for name, found in _measured(make, source, wanted).items():
             rows, steps = np.frombuffer(found, dtype=np.int32).reshape(-1, 2).T
             lengths.append(steps)
             places.append(np.stack([np.full_like(rows, number), rows, np.full_like(rows, NAMES.index(name))], axis=1))
@@ -245,20 +248,42 @@ def make_dataset(
     return Samples(makers, sources, chosen), np.array(NAMES)[chosen[:, 2]], steps[kept]
 
 
-def _measured(make: SampleMaker, rows: Sequence[Row], tasks: list[str]) -> dict[str, array[int]]:
-    """Of each task, row and steps of every sample, one after the other.
+def _measured(make: SampleMaker, source: Source, tasks: list[str]) -> dict[str, array[int]]:
+    """Measure the samples of a source: by task, the row and the steps of every sample, one after the other.
 
-    Rows are gone through once, and the texts of some thousand are counted together.
+    Rows are gone through once, and the texts of some thousand are counted together. A row with a text that the
+    tokenizer refuses makes no sample; one warning counts such rows.
     """
     found = {name: array("i") for name in tasks}
-    ordered = enumerate(rows if tasks else ())
+    refused: dict[int, str] = {}
+    ordered = enumerate(source.rows if tasks else ())
     while some := list(islice(ordered, _TOGETHER)):
         usable = [(i, row, name) for i, row in some for name in tasks if make.usable(row, TASKS[name])]
         texts = list({text: None for _, row, name in usable for text in make.texts(row, TASKS[name])})
-        tokens = dict(zip(texts, make.model.llm.tokenizer.count(texts), strict=True)) if texts else {}
+        tokens = _counted(make.model.llm.tokenizer, texts)
         for i, row, name in usable:
-            found[name].extend((i, make.length(row, TASKS[name], tokens)))
+            problem = next((tokens[t] for t in make.texts(row, TASKS[name]) if isinstance(tokens[t], ValueError)), None)
+            if problem is None:
+                found[name].extend((i, make.length(row, TASKS[name], tokens)))
+            else:
+                refused.setdefault(i, f"row {row.id}: {one_line(problem)}")
+    if refused:
+        first = next(iter(refused.values()))
+        logger.warning("sources.%s: %d rows refused by the tokenizer (such as %s)", source.name, len(refused), first)
     return found
+
+
+def _counted(tokenizer: Tokenizer, texts: list[str]) -> dict[str, int | ValueError]:
+    """Text -> how many tokens it has, or the error with which the tokenizer refuses it."""
+    if not texts:
+        return {}
+    try:
+        return dict(zip(texts, tokenizer.count(texts), strict=True))
+    except ValueError as error:
+        if len(texts) == 1:
+            return {texts[0]: error}
+    middle = len(texts) // 2
+    return _counted(tokenizer, texts[:middle]) | _counted(tokenizer, texts[middle:])
 
 
 def collate_items(model: OmniLM):

@@ -210,6 +210,7 @@ def write_rows(
         for count, found in batches:
             rows = []
             for each in found:
+                each = each if isinstance(each, Remark) else _with_bytes(each, writer.embedded)
                 if isinstance(each, Remark):
                     summary.leave_out(each, strict)
                 else:
@@ -221,6 +222,16 @@ def write_rows(
         if not summary.rows:
             writer.discard()
     return summary
+
+
+def _with_bytes(row: Item, embedded: Sequence[str]) -> Item | Remark:
+    """A row in whose `embedded` recordings the bytes of a file stand in place of its path."""
+    try:
+        return row | {name: Path(row[name]).read_bytes() for name in embedded if isinstance(row.get(name), str)}
+    except FileNotFoundError:
+        return Remark("missing", row["id"])
+    except OSError:
+        return Remark("unreadable", row["id"])
 
 
 def remove_others(folder: Path, names: Collection[str]) -> None:

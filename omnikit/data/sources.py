@@ -114,6 +114,7 @@ def _read(
         tuple(task.name for task in wanted),
         hear(model, rows, cache_folder, name, live) if any(task.given == "speech" for task in wanted) else Heard(),
         codes_of(model.codec, spoken, cache_folder, name) if spoken else None,
+        name,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omnikit.data.columns import Malformed, converted
 from omnikit.data.shards import Item, Part, Remark
+from omnikit.data.tables import DAMAGED, values
 
 _READ_ROWS = 256  # of a table at a time
 
@@ -43,6 +46,16 @@ def read_lines(path: Path) -> Iterator[str]:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def text_of(row: dict[str, Any], column: str) -> str:
+    """A text of an upstream row without white space at its ends; "" where it is absent.
+
+    Raises:
+        Malformed: it is no text and no whole number.
+    """
+    value = row.get(column)
+    return "" if value is None else converted(column, value, "t1").strip()
+
+
 def audio_without_text(files: Iterable[Path], named: set[str]) -> Iterator[Remark]:
     """A remark for each file whose name without its ending is not among `named`."""
     return (Remark("audio without text", path.name) for path in sorted(files) if path.stem not in named)
@@ -57,8 +70,9 @@ def parquet_parts(
     """Parts of a Parquet file, each a fixed range of its row groups.
 
     Args:
-        columns: those that are read; a field of a struct as `struct.field`.
-        to_item: from a row, its columns by name, to an item.
+        columns: those that are read.
+        to_item: from a row, its columns by name, to an item; a `Malformed` that it raises becomes a remark that names
+            the row.
         rows_per_part: a part ends with the row group that fills it; None = the whole file is one.
 
     Raises:
@@ -66,9 +80,9 @@ def parquet_parts(
     """
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError):  # the end of the file says what is in it
+    except DAMAGED:  # the end of the file says what is in it
         return [Part(path.stem, [path], lambda: [Remark("shard unreadable", path.name)])]
-    for column in {column.partition(".")[0] for column in columns}:
+    for column in columns:
         if column not in file.schema_arrow.names:
             raise ValueError(f"{path}: column {column!r} is missing; it has {', '.join(file.schema_arrow.names)}")
     ranges = _ranges([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)], rows_per_part)
@@ -101,19 +115,23 @@ def _read(
 ) -> Iterator[Item | Remark]:
     try:
         file = pq.ParquetFile(path)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         for group in groups:  # one by one: a batch does not reach from a whole group into a damaged one
+            numbers = itertools.count(sum(sizes[:group]) + 1)
             for batch in file.iter_batches(_READ_ROWS, row_groups=[group], columns=list(columns)):
-                yield from map(to_item, _rows(batch))
-    except (pa.ArrowInvalid, OSError):
+                for row in _rows(batch):
+                    yield _item(row, f"{path.name}: row number {next(numbers)}", to_item)
+    except DAMAGED:
         yield Remark("shard unreadable", path.name)
 
 
+def _item(row: dict[str, Any], where: str, to_item: Callable[[dict[str, Any]], Item | Remark]) -> Item | Remark:
+    try:
+        return to_item(row)
+    except Malformed as bad:
+        return Remark(bad.reason, f"{where}: {bad}")
+
+
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Texts are decoded here: arrow lets any bytes pass for text, and fails when they are wanted."""
-    texts = [f.name for f in batch.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-    for name in texts:
-        at = batch.schema.get_field_index(name)
-        as_bytes = pa.binary() if pa.types.is_string(batch.schema.field(at).type) else pa.large_binary()
-        batch = batch.set_column(at, name, batch.column(at).cast(as_bytes))
-    for row in batch.to_pylist():
-        yield row | {name: row[name].decode("utf-8", "surrogateescape") for name in texts if row[name] is not None}
+    columns = [values(column) for column in batch.columns]
+    return (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from omnikit.data.columns import Malformed
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.upstream import read_lines
+from omnikit.data.upstream import read_lines, text_of
 
 TAGS = re.compile(r"\[(?:Human|MOSS)\]:|<\|(?:Human|MOSS)\|>:|<eo[ahm]>")
 BETWEEN = re.compile(r"[\s,\[]*")  # objects of an array
@@ -40,7 +41,11 @@ def items(split: str, path: Path) -> Iterator[Item | Remark]:
     """A row for each conversation, named by its place in the file."""
     for i, found in enumerate(conversations(path)):
         name = f"{split}-{i:07d}"
-        turns = turns_of(found) if isinstance(found, dict) else []
+        try:
+            turns = turns_of(found) if isinstance(found, dict) else []
+        except Malformed as bad:
+            yield Remark(bad.reason, name)
+            continue
         if not turns:
             yield Remark("malformed", name)
             continue
@@ -54,7 +59,7 @@ def conversations(path: Path) -> Iterator[Any]:
         for line in read_lines(path):
             try:
                 yield json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield None
         return
     text = "".join(read_lines(path))
@@ -62,7 +67,7 @@ def conversations(path: Path) -> Iterator[Any]:
     while at < len(text) and text[at] != "]":
         try:
             found, at = decoder.raw_decode(text, at)
-        except ValueError:  # cut short: nothing behind can be told apart
+        except (ValueError, RecursionError):  # cut short: nothing behind can be told apart
             yield None
             return
         yield found
@@ -70,11 +75,15 @@ def conversations(path: Path) -> Iterator[Any]:
 
 
 def turns_of(conversation: dict[str, Any]) -> list[Turn]:
-    """Its turns; [] where it has none of the forms above."""
+    """Its turns; [] where it has none of the forms above.
+
+    Raises:
+        Malformed: a turn is no text.
+    """
     if isinstance(conversation.get("plain_text"), str):
         pairs = [turn.split("<eoh>") for turn in conversation["plain_text"].split("<eoa>") if turn.strip()]
-    elif isinstance(conversation.get("chat"), dict):
-        pairs = [[turn.get("Human", ""), turn.get("MOSS", "")] for turn in conversation["chat"].values()]
+    elif isinstance(conversation.get("chat"), dict) and all(isinstance(t, dict) for t in conversation["chat"].values()):
+        pairs = [[text_of(turn, name) for name in ("Human", "MOSS")] for turn in conversation["chat"].values()]
     else:
         return []
     if any(len(pair) != 2 for pair in pairs):

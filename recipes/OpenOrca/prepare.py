@@ -12,8 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from omnikit.data.columns import converted
 from omnikit.data.corpus import Corpus, Item, Part, command
-from omnikit.data.upstream import parquet_parts
+from omnikit.data.upstream import parquet_parts, text_of
 
 ROWS = 100_000  # of a shard
 
@@ -28,8 +29,8 @@ def parts(split: str, path: Path) -> list[Part]:
 
 
 def to_item(row: dict[str, Any]) -> Item:
-    question, answer = ((row[name] or "").strip() for name in ("question", "response"))
-    return {"id": row["id"] or "", "language": "en", "t1": question, "t2": answer}
+    name = converted("id", row["id"], "id")
+    return {"id": name, "language": "en", "t1": text_of(row, "question"), "t2": text_of(row, "response")}
 
 
 CORPUS = Corpus(

@@ -8,16 +8,20 @@ docs/data.md says what stands in a manifest. Each round of a conversation is a r
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from omnikit.data.columns import converted, located
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.upstream import parquet_parts
+from omnikit.data.upstream import parquet_parts, text_of
 
 CODEC, NUM_CODEBOOKS, CODEBOOK_SIZE = "snac_24khz", 7, 4096
-COLUMNS = ("split_name", "index", "round", "question", "question_audio.bytes", "answer", "answer_snac")
+COLUMNS = ("split_name", "index", "round", "question", "question_audio", "answer", "answer_snac")
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
@@ -30,36 +34,44 @@ def splits(data_folder: Path) -> dict[str, Path]:
 
 
 def parts(split: str, folder: Path) -> list[Part]:
-    return [
-        part for path in sorted(folder.glob(f"{split}-*.parquet")) for part in parquet_parts(path, COLUMNS, to_item)
-    ]
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    return [part for path in files for part in parquet_parts(path, COLUMNS, partial(to_item, folder=folder))]
 
 
-def to_item(row: dict[str, Any]) -> Item | Remark:
-    name = "-".join(str(row[part]) for part in ("split_name", "index", "round"))
-    recording = (row["question_audio"] or {}).get("bytes")
+def to_item(row: dict[str, Any], folder: Path) -> Item | Remark:
+    """A row of an upstream file in `folder`, where relative paths of recordings begin."""
+    name = "-".join(converted(part, row[part], "id") for part in ("split_name", "index", "round"))
+    stored = row["question_audio"]
+    recording = None if stored is None else converted("question_audio", stored, "a1")
     if recording is None:
         return Remark("missing", name)
-    codes = read_codes(row["answer_snac"] or "")
+    codes = read_codes(row["answer_snac"])
     if codes is None:
         return Remark("bad codes", name)
-    question, answer = ((row[text] or "").strip() for text in ("question", "answer"))
-    return {"id": name, "language": "en", "t1": question, "a1": recording, "t2": answer, "codes": codes, "codec": CODEC}
+    sound = recording if isinstance(recording, bytes) else located(recording, folder)
+    texts = {"t1": text_of(row, "question"), "t2": text_of(row, "answer")}
+    return {"id": name, "language": "en", **texts, "a1": sound, "codes": codes, "codec": CODEC}
 
 
-def read_codes(text: str) -> np.ndarray | None:
-    """`# c m0 f0 f1 m1 f2 f3 # ..`, frame after frame -> int16 [K, T] in the order of `omnikit.codecs.snac`.
+def read_codes(codes: str | Sequence[Any] | None) -> np.ndarray | None:
+    """`# c m0 f0 f1 m1 f2 f3 # ..`, frame after frame -> int16 [K, T] in the order of `omnikit.codecs.snac`; also as a
+    list of numbers, or of a list of 7 for each frame.
 
     None where there is no frame, a frame has not 7 codes, or a code is outside the codebook.
     """
-    frames = [frame.split() for frame in text.split("#") if frame.strip()]
-    if not frames or any(len(frame) != NUM_CODEBOOKS for frame in frames):
-        return None
+    if isinstance(codes, str):
+        frames = [re.split(r"[\s,]+", frame.strip(" ,\t\n")) for frame in codes.split("#") if frame.strip()]
+    else:
+        listed = list(codes or ())
+        flat = all(isinstance(code, int) for code in listed)
+        frames = [listed[at : at + NUM_CODEBOOKS] for at in range(0, len(listed), NUM_CODEBOOKS)] if flat else listed
     try:
-        codes = np.array(frames, dtype=np.int64).T
-    except (ValueError, OverflowError):
+        found = np.array(frames, dtype=np.int64)
+    except (ValueError, OverflowError, TypeError):
         return None
-    return codes.astype(np.int16) if 0 <= codes.min() and codes.max() < CODEBOOK_SIZE else None
+    if found.ndim != 2 or found.shape[1] != NUM_CODEBOOKS or not found.size:
+        return None
+    return found.T.astype(np.int16) if 0 <= found.min() and found.max() < CODEBOOK_SIZE else None
 
 
 CORPUS = Corpus(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -30,11 +31,13 @@ from tests.recipes.trees import (
     load_script,
     pq_file,
     snac_text,
+    sound_bytes,
     voiceassistant,
     write_sound,
     write_text,
 )
 
+SOUND = sound_bytes()
 LISTEN, WRITE = {"A1T1", "T1A1"}, {"T1T2"}
 SPEAK = {"A1T1", "T1A1", "T1T2", "A1T2", "T1A2", "A1A2"}
 WHOLE = {
@@ -139,6 +142,45 @@ def test_codes_arrive_in_the_published_order(tmp_path: Path):
     assert row.codes.codec == "snac_24khz" and row.codes.frames == 4
     assert row.codes.load().dtype == torch.int16
     assert row.codes.load().T.tolist() == frames
+
+
+FRAMES = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 14]]
+VARIANTS = {
+    "list": {"answer_snac": [*FRAMES[0], *FRAMES[1]]},
+    "lists": {"answer_snac": FRAMES},
+    "commas": {"answer_snac": "#1,2,3,4,5,6,7#8, 9, 10, 11, 12, 13, 14"},
+    "numbers": {"index": 0, "round": 1, "answer": 4},
+    "bytes": {"question_audio": SOUND},
+    "path": {"question_audio": "../a.wav"},
+    "struct of a path": {"question_audio": {"bytes": None, "path": "../a.wav"}},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_tables_as_people_write_them_again(name: str, tmp_path: Path):
+    (tmp_path / "a.wav").write_bytes(SOUND)
+    row = {
+        "split_name": "a", "index": "0", "round": "1", "question": "who",
+        "question_audio": {"bytes": SOUND, "path": None}, "answer": "4",
+        "answer_snac": "# 1 2 3 4 5 6 7 # 8 9 10 11 12 13 14",
+    }  # fmt: skip
+    pq_file(tmp_path / "data" / "train-00000-of-00001.parquet", [{**row, **VARIANTS[name]}])
+    list(prepare(load_corpus("VoiceAssistant"), tmp_path, tmp_path / "out"))
+    (read,) = read_manifest(tmp_path / "out" / "train", tmp_path / "cache")
+    assert (read.id, read.t2, read.codes.load().T.tolist()) == ("a-0-1", "4", FRAMES)
+    assert read.a1.path is None and read.a1.check().problem is None
+
+
+def test_entries_of_other_types_are_counted(tmp_path: Path):
+    rows = [{"id": i, "question": "q", "response": response} for i, response in enumerate([4, None])]
+    pq_file(tmp_path / "orca" / "1M-GPT4-Augmented.parquet", rows)
+    (summary,) = prepare(load_corpus("OpenOrca"), tmp_path / "orca", tmp_path / "out")
+    assert summary.rows == 1 and summary.skipped.reasons == {"no text": 1}
+    turns = ({"Human": "hi", "MOSS": "hello"}, {"Human": 1.5, "MOSS": "hello"}, 5)
+    (tmp_path / "moss").mkdir()
+    (tmp_path / "moss" / "en_a.json").write_text(json.dumps([{"chat": {"turn_1": turn}} for turn in turns]))
+    (summary,) = prepare(load_corpus("MOSS"), tmp_path / "moss", tmp_path / "out")
+    assert summary.rows == 1 and summary.skipped.reasons == {"malformed": 2}
 
 
 def test_a_table_damaged_inside_gives_the_rows_before(tmp_path: Path):

@@ -119,8 +119,8 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path):
 
 BAD = {
     "none.csv": (None, "manifest: no such file: "),
-    "m.tsv": ("id\tt1\n", "unknown ending '.tsv'; choices: .csv, .json, .parquet, or a folder of .parquet files"),
-    "old.csv": ("ID,duration,wav,spk_id,wrd\n", "column 't1' is missing; it has ID, duration, wav, spk_id, wrd"),
+    "m.tsv": ("id\tt1\n", "unknown ending '.tsv'; choices: .csv, .json, .jsonl, .parquet, or a folder of"),
+    "old.csv": ("ID,duration,wav,spk_id,words\n", "column 't1' is missing; it has ID, duration, wav, spk_id, words"),
     "twice.csv": ("ID,t1\na,x\na,y\n", "two rows have the id 'a'"),
     "short.csv": ("ID,t1,a1\na,x\n", "line 2 has not the header's number of columns"),
     "long.csv": ("ID,t1\na,x,y\n", "line 2 has not the header's number of columns"),
@@ -128,7 +128,7 @@ BAD = {
     "time.csv": ("ID,t1,duration\na,x,long\n", "row 'a': duration 'long' is no number"),
     "list.json": ("[]", "must be one object, id -> fields"),
     "cut.json": ('{"a": {"t1"', "not a JSON file in UTF-8"),
-    "bare.json": ('{"a": {"wrd": "x"}}', "column 't1' is missing; it has wrd"),
+    "bare.json": ('{"a": {"words": "x"}}', "column 't1' is missing; it has id, words"),
     "cut.parquet": (b"PAR1 and then nothing", "not a Parquet file that can be read"),
 }
 

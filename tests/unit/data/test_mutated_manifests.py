@@ -1,0 +1,240 @@
+"""Manifests with seeded damage: every reader gives the same rows or refuses in one line, whatever the damage is."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from omnikit import batch
+from omnikit.data.rewrite import read_parts
+from omnikit.data.rows import read_manifest
+from omnikit.data.shards import Remark
+from omnikit.tasks import TASKS
+
+SEED = 14
+ENDINGS = ("csv", "json", "jsonl", "parquet")
+GIGABYTE = 2**30
+Fields = dict[str, Any]
+ODD = (
+    None, "", " ", "x", "0", "-1", "1,5", "nan", "inf", "1e999", 0, 7, -1, 2**70, 1.5, float("nan"), float("inf"), True,
+    [], [[]], [[1]], [[1, 2], [3, 4]], [[1], [2, 3]], [[-1]], [[70000]], [["a"]], ["a", None, 3], {}, {"x": 1},
+    {"path": "wavs/a.wav"}, {"bytes": None, "path": None}, {"bytes": "x"}, "\ud800", "a\0b", "word " * 2000, "a\nb",
+    "$data_root/a.wav", "{data_root}", "a|b||", '"', "ü", "=1+1",
+)  # fmt: skip
+OTHER_NAMES = ("ID", "key", "wav", "wrd", "txt", "source", "target", "spk_id", "id", "a1", "t1", "", "extra", "codes")
+
+
+def sound() -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(800), 16000, format="WAV")
+    return buffer.getvalue()
+
+
+SOUND = sound()
+
+
+def plain_rows(chance: random.Random, ending: str) -> list[Fields]:
+    rows = [
+        {"id": f"r{i}", "duration": 0.5 + i, "speaker": "anna", "t1": "what is it", "t2": "four", "a1": f"wavs/{i}.wav"}
+        for i in range(chance.randint(1, 6))
+    ]
+    for row in rows if ending != "csv" and chance.random() < 0.5 else ():
+        row |= {"codes": [[1, 2], [3, 4]], "codec": "toy", "accepted": ["four", "4"]}
+    for row in rows if ending == "parquet" and chance.random() < 0.5 else ():
+        row |= {"a1": SOUND, "features": bytes(12), "frames": 2, "encoder": "e"}
+    return rows
+
+
+def odd_value(rows: list[Fields], chance: random.Random) -> list[Fields]:
+    row = chance.choice(rows)
+    row[chance.choice([*row])] = chance.choice(ODD)
+    return rows
+
+
+def odd_column(rows: list[Fields], chance: random.Random) -> list[Fields]:
+    name, value = chance.choice([*rows[0]]), chance.choice(ODD)
+    return [{**row, name: value} for row in rows]
+
+
+def renamed(rows: list[Fields], chance: random.Random) -> list[Fields]:
+    old, new = chance.choice([*rows[0]]), chance.choice(OTHER_NAMES)
+    return [{new if name == old else name: value for name, value in row.items()} for row in rows]
+
+
+def added(rows: list[Fields], chance: random.Random) -> list[Fields]:
+    return [{**row, chance.choice(OTHER_NAMES): "x"} for row in rows]
+
+
+def dropped(rows: list[Fields], chance: random.Random) -> list[Fields]:
+    some = rows if chance.random() < 0.5 else rows[:1]
+    name = chance.choice([*rows[0]])
+    return [{k: v for k, v in row.items() if k != name} if row in some else row for row in rows]
+
+
+def repeated(rows: list[Fields], chance: random.Random) -> list[Fields]:
+    return [*rows, dict(chance.choice(rows))]
+
+
+def bytes_and_path(rows: list[Fields], chance: random.Random) -> list[Fields]:
+    forms = ({"bytes": SOUND, "path": None}, {"bytes": None, "path": "wavs/0.wav"}, None)
+    return [{**row, "a1": chance.choice(forms)} for row in rows]
+
+
+def numbers(rows: list[Fields], chance: random.Random) -> list[Fields]:
+    name = chance.choice(["id", "t2", "speaker", "duration"])
+    return [{**row, name: i} for i, row in enumerate(rows)]
+
+
+def fitting(rows: list[Fields], chance: random.Random) -> list[Fields]:
+    """An odd value of the column's own type, which a Parquet column can hold beside good ones."""
+    row = chance.choice(rows)
+    name = chance.choice([name for name in FITTING if name in row] or ["id"])
+    row[name] = chance.choice(FITTING[name])
+    return rows
+
+
+FITTING = {
+    "id": (None, "", " ", "\u2003", "\ud800"), "duration": (float("nan"), -0.5, float("inf")), "frames": (0, 5, None),
+    "codes": ([], [[]], [[1], [2, 3]], [[1, 2], None], [[-1, 0], [3, 4]], [[2**16, 0], [3, 4]], [[1, None], [3, 4]]),
+    "a1": ("a\0b", "x" * 300, b"", "\ud800"), "features": (b"", b"123"), "accepted": ([], [None], ["\ud800"]),
+    "t1": ("\ud800", None, ""), "t2": ("\ud800",),
+}  # fmt: skip
+COMMON = (odd_value, odd_value, fitting, fitting, fitting)
+STRUCTURAL = (*COMMON, odd_column, renamed, added, dropped, repeated, bytes_and_path, numbers)
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """Flip, cut, repeat or insert some bytes."""
+    at, length = chance.randrange(len(data)), chance.randint(1, 40)
+    return chance.choice([
+        lambda: data[:at],
+        lambda: data[:at] + data[at + length :],
+        lambda: data[: at + length] + data[at:],
+        lambda: data[:at] + chance.randbytes(length) + data[at + length :],
+        lambda: data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :],
+        lambda: chance.choice([b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b"[" * 5000]) + data,
+    ])()  # fmt: skip
+
+
+def stored(rows: list[Fields], ending: str, chance: random.Random) -> bytes:
+    if ending == "parquet":
+        return as_parquet(rows)
+    if ending == "json":
+        fields = {str(row.get("id")): {name: row[name] for name in row if name != "id"} for row in rows}
+        return json.dumps(fields, **JSON).encode()
+    if ending == "jsonl":
+        return "".join(json.dumps(row, **JSON) + chance.choice(["\n", "\r\n", "\n\n"]) for row in rows).encode()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    between = chance.choice(",,;\t")
+    cells = [names, *([row.get(name, "") for name in names] for row in rows)]
+    quoted = ([f'"{cell}"' if between in str(cell) else str(cell) for cell in line] for line in cells)
+    return "\n".join(between.join(line) for line in quoted).encode("utf-8", "surrogatepass")
+
+
+JSON = {"default": lambda value: len(value), "skipkeys": True}
+
+
+def as_parquet(rows: list[Fields]) -> bytes:
+    """A table of types that pyarrow infers; a column of several types becomes text."""
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError, TypeError, UnicodeEncodeError):
+            texts = [None if value is None else str(value).encode("utf-8", "surrogatepass") for value in values]
+            columns[name] = pa.Array.from_buffers(pa.string(), len(texts), pa.array(texts, pa.binary()).buffers())
+    buffer = io.BytesIO()
+    try:
+        pq.write_table(pa.table(columns), buffer, row_group_size=2)
+    except pa.ArrowNotImplementedError:  # a struct without fields
+        return as_parquet([{name: str(value) for name, value in row.items()} for row in rows])
+    return buffer.getvalue()
+
+
+def mutated(number: int, folder: Path) -> Path:
+    chance = random.Random(f"{SEED} {number}")
+    ending = ENDINGS[number % len(ENDINGS)]
+    rows = plain_rows(chance, ending)
+    for _ in range(chance.randint(1, 2) if chance.random() < 0.7 else 0):
+        rows = chance.choice(STRUCTURAL)(rows, chance)
+    data = stored(rows, ending, chance)
+    for _ in range(chance.randint(1, 3) if chance.random() < 0.5 else 0):
+        data = damaged(data, chance) or b"\0"
+    path = folder / f"m{number}.{ending}"
+    path.write_bytes(data)
+    return path
+
+
+def ids_or_refusal(read: Callable[[], list[str]]) -> list[str] | str:
+    try:
+        return read()
+    except ValueError as error:
+        assert str(error) and "\n" not in str(error) and len(str(error)) < 1000, error
+        return str(error)
+
+
+def used(path: Path, folder: Path) -> list[str]:
+    """The ids of a manifest, of which every row has been used."""
+    ids = []
+    for row in read_manifest(path, folder):
+        assert isinstance(row.id, str) and isinstance(row.t1, str) and (row.duration is None or row.duration >= 0)
+        for each in (row.codes, row.codes1, row.features):
+            assert each is None or len(each.load().shape) == 2
+        for clip in (row.a1, row.a2):
+            assert clip is None or clip.check() is not None
+        ids.append(row.id)
+    return ids
+
+
+def check_readers_agree(numbers: range, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hf")
+    print(f"seed {SEED}")
+    counts = {"read": 0, "skipped": 0, "refused": 0}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in numbers:
+        path = mutated(number, folder)
+        print(path.name)
+        items: list = []
+        rows = ids_or_refusal(lambda path=path: used(path, folder / "tables"))
+        again = ids_or_refusal(lambda path=path: [row.id for row in batch.read_rows(path, TASKS["T1T2"])])
+        parts = ids_or_refusal(lambda path=path, items=items: identified(path, items))
+        remarks = [item for item in items if isinstance(item, Remark)]
+        if isinstance(rows, str):
+            assert isinstance(again, str) and (isinstance(parts, str) or remarks), (rows, parts)
+            counts["refused"] += 1
+        else:
+            assert parts == rows and (again == rows or (not rows and "holds no text" in again)), (rows, parts, again)
+            counts["skipped" if remarks else "read"] += 1
+        assert all(remark.reason in ("malformed", "not UTF-8", "shard unreadable") for remark in remarks)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < GIGABYTE
+    return counts
+
+
+def identified(path: Path, items: list) -> list[str]:
+    """The ids of a manifest's parts; `items` gets all that they hold."""
+    items += [item for part in read_parts(path, 2)[1] for item in part.items()]
+    return [item["id"] for item in items if not isinstance(item, Remark)]
+
+
+def test_readers_agree_about_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    counts = check_readers_agree(range(80), tmp_path, monkeypatch)
+    assert min(counts.values()) >= 5, counts  # the damage is neither harmless nor total
+
+
+@pytest.mark.long
+def test_readers_agree_about_much_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    counts = check_readers_agree(range(80, 380), tmp_path, monkeypatch)
+    assert min(counts.values()) >= 20, counts
