@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
+from omnikit.data.folders import with_other_ending
 from omnikit.data.manifest import AUDIO, ManifestWriter
 from omnikit.data.recordings import Recording, check_recording
 from omnikit.data.shards import (
@@ -31,7 +33,7 @@ from omnikit.data.shards import (
 from omnikit.errors import bad_input_exits
 
 THREADS = 4  # opening files waits on the disk more than on the processor
-VERSION = 1
+VERSION = 2
 """Goes up when the same sources make other rows, so that manifests are made again."""
 
 
@@ -101,7 +103,7 @@ def command(corpus: Corpus, description: str, argv: Sequence[str] | None = None)
     parser.add_argument("--splits", nargs="+", metavar="NAME", help=f"default: {default}")
     parser.add_argument("--strict", action="store_true", help="stop at the first thing that makes no row")
     parser.add_argument("--decode_all", action="store_true", help="read recordings to their end, look for clipping")
-    parser.add_argument("--max_seconds", type=float, help="leave longer recordings out; default: no limit")
+    parser.add_argument("--max_seconds", type=float, help="leave longer recordings out; default and most: 600")
     options = parser.parse_args(argv)
     checks = Checks(options.strict, options.decode_all, options.max_seconds)
     with bad_input_exits():
@@ -172,7 +174,7 @@ class _Split:
         if isinstance(item, Remark) or problem:
             return Recording(problem)
         options = {"decode_all": self.checks.decode_all, "max_seconds": self.checks.max_seconds}
-        found = [check_recording(item[name], **options) for name in AUDIO if item.get(name) is not None]
+        found = [_checked(item, name, **options) for name in AUDIO if item.get(name) is not None]
         return next((each for each in found if each.problem), found[0] if found else Recording())
 
     def _row(self, item: Item | Remark, found: Recording, summary: Summary) -> Item | Remark:
@@ -180,7 +182,7 @@ class _Split:
         if isinstance(item, Remark):
             return item
         if found.problem:
-            return Remark(found.problem, item["id"])
+            return Remark(found.problem, item["id"], found.detail)
         if item["id"] in self.ids:
             return Remark("duplicate id", item["id"])
         self.ids.add(item["id"])
@@ -188,6 +190,24 @@ class _Split:
             item["duration"] = round(found.seconds, 4)
         if found.rate and self.corpus.sample_rate and found.rate != self.corpus.sample_rate:
             summary.notes.add("another rate", item["id"])
-        if found.channels > 1:
-            summary.notes.add("several channels", item["id"])
+        for note in (*(["several channels"] if found.channels > 1 else []), *found.notes):
+            summary.notes.add(note, item["id"])
         return item
+
+
+def _checked(item: Item, name: str, **options: Any) -> Recording:
+    """Check a recording of an item, which stands there as a path or as bytes.
+
+    Where the path is missing, a recording of the same name with another ending takes its place in the item, as in a
+    corpus that was converted to wav.
+    """
+    source = item[name]
+    if isinstance(source, bytes):
+        return check_recording(source, f"row {item['id']}", **options)
+    found = check_recording(source, **options)
+    other = with_other_ending(Path(source)) if found.problem == "missing" else None
+    if other is None:
+        return found
+    item[name] = str(other)
+    found = check_recording(other, **options)
+    return replace(found, notes=(*found.notes, "another ending"))

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from omnikit.data.rows import Clip
 from omnikit.data.shards import in_batches
+from omnikit.data.skipped import Skipped
 from omnikit.data.store import ArrayStore, fingerprint, write_store
 from omnikit.interfaces import AudioEncoder, Codec
+from omnikit.reader import Unusable
 
 logger = logging.getLogger(__name__)
 BATCH_SECONDS = 40.0
@@ -112,19 +114,21 @@ def _store(making: Making, clips: list[Clip], folder: Path, name: str) -> ArrayS
 
 
 def _encode_all(making: Making, clips: list[Clip], name: str) -> Iterator[tuple[str, Tensor]]:
-    made = 0
+    skipped = Skipped()
     with tqdm(total=len(clips), desc=name) as bar:
         for chunk in in_batches(clips, CHUNK):
             loaded = []
             for clip in chunk:
                 try:
                     loaded.append((clip.key, clip.load(making.part.sample_rate)))
-                except ValueError as error:
+                except Unusable as error:
+                    skipped.add(error.reason, clip.name)
                     logger.warning("skipped: %s", error)
                 bar.update()
             for key, array in making(loaded):
-                if array is not None:
-                    made += 1
+                if array is None:
+                    skipped.add("refused", key)
+                else:
                     yield key, array
-    if made < len(clips):
-        logger.warning("%s: %d of %d recordings skipped", name, len(clips) - made, len(clips))
+    if skipped:
+        logger.warning("%s: %d of %d recordings skipped: %s", name, skipped.total(), len(clips), skipped)

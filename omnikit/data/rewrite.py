@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omnikit.data.folders import visible
 from omnikit.data.manifest import AUDIO, FIELDS, ManifestWriter, accepted_answers
 from omnikit.data.rows import check_columns, in_parquet, read_fields
 from omnikit.data.shards import (
@@ -33,7 +34,7 @@ from omnikit.data.upstream import parquet_parts
 from omnikit.torchrun import Share
 
 SHARD_ROWS = 2048
-VERSION = 1
+VERSION = 2
 """Goes up when the same rows make other shards, so that they are made again."""
 
 
@@ -125,7 +126,7 @@ def read_parts(manifest: Path, shard_rows: int) -> tuple[Columns, list[Part]]:
             Part(f"{manifest.stem}-{number:04d}", [manifest], lambda rows=rows: map(dict, rows), len(rows))
             for number, rows in enumerate(in_batches(items, shard_rows))
         ]
-    files = sorted(manifest.glob("*.parquet")) if manifest.is_dir() else [manifest]
+    files = sorted(visible(manifest, "*.parquet")) if manifest.is_dir() else [manifest]
     if not files or not files[0].is_file():
         raise ValueError(f"manifest: no such file: {manifest / '*.parquet' if manifest.is_dir() else manifest}")
     columns, parts = Columns(()), []

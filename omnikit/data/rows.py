@@ -21,11 +21,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from omnikit.audio import decode_audio, load_audio
+from omnikit.audio import load_source
+from omnikit.data.folders import visible
 from omnikit.data.manifest import AUDIO, CODES_OF, CSV_ID, ENDINGS, FIELDS, accepted_answers
 from omnikit.data.recordings import Recording, check_recording
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
+from omnikit.reader import Source
 from omnikit.tasks import Task
 
 
@@ -39,22 +41,27 @@ class Clip:
     index: int = 0
     column: str = ""
 
+    @property
+    def name(self) -> str:
+        """The path, or the key of a recording inside a table; messages begin with it."""
+        return self.key if self.path is None else self.path
+
+    @property
+    def source(self) -> Source:
+        """The path, or the bytes from the table."""
+        return self.table[self.index][self.column] if self.path is None else self.path
+
     def load(self, sample_rate: int) -> Tensor:
-        """The waveform [N].
+        """Return the waveform [N]; its notes are logged.
 
         Raises:
-            ValueError: it cannot be read; the message names it.
+            Unusable: see `omnikit.reader.read`.
         """
-        if self.path is not None:
-            return load_audio(self.path, sample_rate, max_seconds=None)
-        return decode_audio(self._bytes(), sample_rate, name=self.key)
+        return load_source(self.source, self.name, sample_rate)
 
-    def check(self) -> Recording:
-        """Whether it can be used, and its length; of its header and last sample."""
-        return check_recording(self._bytes() if self.path is None else self.path)
-
-    def _bytes(self) -> bytes:
-        return self.table[self.index][self.column]
+    def check(self, max_seconds: float | None = None) -> Recording:
+        """Check whether it can be used, and give its length; see `omnikit.reader.measure`."""
+        return check_recording(self.source, self.name, max_seconds=max_seconds)
 
 
 @dataclass(frozen=True)
@@ -374,7 +381,7 @@ def _table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -
     """A Parquet file, or a folder of them in the order of their names, as a `datasets.Dataset`."""
     from datasets import disable_progress_bars
 
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    files = sorted(visible(path, "*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"manifest: no such file: {path / '*.parquet' if path.is_dir() else path}")
     for file in files:

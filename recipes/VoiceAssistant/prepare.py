@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
+from omnikit.data.folders import visible
 from omnikit.data.upstream import parquet_parts
 
 CODEC, NUM_CODEBOOKS, CODEBOOK_SIZE = "snac_24khz", 7, 4096
@@ -23,7 +24,7 @@ COLUMNS = ("split_name", "index", "round", "question", "question_audio.bytes", "
 def splits(data_folder: Path) -> dict[str, Path]:
     """`train` of `train-00000-of-00325.parquet` .."""
     for folder in (data_folder, data_folder / "data"):
-        found = {path.name.partition("-")[0]: folder for path in sorted(folder.glob("*-of-*.parquet"))}
+        found = {path.name.partition("-")[0]: folder for path in sorted(visible(folder, "*-of-*.parquet"))}
         if found:
             return found
     return {}
@@ -31,7 +32,7 @@ def splits(data_folder: Path) -> dict[str, Path]:
 
 def parts(split: str, folder: Path) -> list[Part]:
     return [
-        part for path in sorted(folder.glob(f"{split}-*.parquet")) for part in parquet_parts(path, COLUMNS, to_item)
+        part for path in sorted(visible(folder, f"{split}-*.parquet")) for part in parquet_parts(path, COLUMNS, to_item)
     ]
 
 

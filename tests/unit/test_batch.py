@@ -69,7 +69,8 @@ def test_answers_are_those_of_one_by_one(folder, tmp_path, batch_size, strategy)
         assert (tmp_path / "out" / found[name]["wav"]).read_bytes() == (tmp_path / "alone.wav").read_bytes()
         assert found[name]["seconds"] == pytest.approx(len(alone.wav) / alone.sample_rate, abs=1e-4)
         assert found[name]["truncated"] is True and found[name]["skipped"] is None
-    assert found["cut"]["skipped"] == found["broken"]["skipped"] == "unreadable"
+    for name in ("cut", "broken"):
+        assert found[name]["skipped"].startswith("unreadable: ") and f"/{name}." in found[name]["skipped"]
     assert found["deep/c"]["wav"] == "deep%2Fc.wav"
 
 
@@ -96,7 +97,8 @@ def test_transcripts_and_speech_of_manifest_and_lines(folder, tmp_path):
     job("A1T1", manifest, tmp_path / "asr").run(system)
     found = lines(tmp_path / "asr" / "results.jsonl")
     assert found["x"]["text"] == system.transcribe(folder / "a.flac") and found["x"]["wav"] is None
-    assert (found["y"]["skipped"], found["z"]["skipped"]) == ("missing", "no recording")
+    assert found["y"]["skipped"] == f"missing: {folder / 'none.flac'}: no such file"
+    assert found["z"]["skipped"] == "no recording"
     counts = job("T1A1", manifest, tmp_path / "tts").run(system)
     found = lines(tmp_path / "tts" / "results.jsonl")
     assert counts.done == 3 and found["v"]["skipped"] == "no text"
@@ -218,7 +220,7 @@ def test_ids_become_files(folder, tmp_path):
         counts = job("A1A2", folder, tmp_path / "out").run(omni())
     assert counts.kept == 5 and counts.done == 0
     found = lines(tmp_path / "out" / "results.jsonl")
-    assert {"b.wav", "b.flac"} <= set(found) and found["\udcff"]["skipped"] == "unreadable"
+    assert {"b.wav", "b.flac"} <= set(found) and found["\udcff"]["skipped"].startswith("unreadable: ")
     assert (tmp_path / "out" / found["b.wav"]["wav"]).is_file()
 
 

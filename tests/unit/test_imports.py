@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "omnikit"
 GROUPS = (
-    ("errors", "tokens", "streaming", "sampling", "weights", "audio", "hub", "sizes", "torchrun", "undrawn", "hparams"),
+    ("errors", "tokens", "streaming", "sampling", "weights", "containers",
+     "libsndfile", "reader", "audio", "hub", "sizes", "torchrun", "undrawn", "hparams"),
     ("interfaces",),
     ("patterns", "adapters", "encoders", "llms", "codecs"),
     ("tasks", "strategies", "model", "losses"),
