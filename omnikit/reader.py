@@ -39,7 +39,7 @@ _BLOCK = 2**18  # values
 _MP3_BLOCK = 1152  # samples, those of a frame: where decoding fails, the frames before are kept
 _FULL_SCALE = 32767 / 32768
 _FAR_OVER = 16.0  # 24 dB over full scale: more than loud music in floats has, less than integers of 16 bit have
-_LEFT = 1e-2  # share of the channels' mean power from which they do not cancel
+_LEFT = 1e-3  # share of the channels' mean power from which they do not cancel
 _UNKNOWN = 2**36  # samples; a length beyond is libsndfile's word for "unknown", or the guess for an endless file
 _WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "ULAW": 1, "ALAW": 1}
 """Bytes of a sample in the encodings in which any bytes are samples, so that decoding cannot fail."""

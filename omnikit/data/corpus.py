@@ -31,6 +31,7 @@ from omnikit.data.shards import (
     write_rows,
 )
 from omnikit.errors import bad_input_exits
+from omnikit.reader import LONGEST
 
 THREADS = 4  # opening files waits on the disk more than on the processor
 VERSION = 2
@@ -81,10 +82,12 @@ def prepare(
     """Writes the manifests of splits (None: of all), and yields the summary of each when it is whole.
 
     Raises:
-        ValueError: no such folder or split, a split without a single usable row, a disk that is full; with `strict`,
-            the first thing that makes no row.
+        ValueError: no such folder or split, a limit out of range, a split without a single usable row, a disk that is
+            full; with `strict`, the first thing that makes no row.
     """
     checks = checks or Checks()
+    if checks.max_seconds is not None and not 0 < checks.max_seconds <= LONGEST:
+        raise ValueError(f"--max_seconds {checks.max_seconds:g}: must be above 0 and at most {LONGEST:g}")
     places = _places(corpus, Path(data_folder))
     wanted = list(dict.fromkeys(splits or corpus.default_splits or places))
     unknown = [split for split in wanted if split not in places]
@@ -103,7 +106,7 @@ def command(corpus: Corpus, description: str, argv: Sequence[str] | None = None)
     parser.add_argument("--splits", nargs="+", metavar="NAME", help=f"default: {default}")
     parser.add_argument("--strict", action="store_true", help="stop at the first thing that makes no row")
     parser.add_argument("--decode_all", action="store_true", help="read recordings to their end, look for clipping")
-    parser.add_argument("--max_seconds", type=float, help="leave longer recordings out; default and most: 600")
+    parser.add_argument("--max_seconds", type=float, help=f"leave longer recordings out; default and most: {LONGEST:g}")
     options = parser.parse_args(argv)
     checks = Checks(options.strict, options.decode_all, options.max_seconds)
     with bad_input_exits():

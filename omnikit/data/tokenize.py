@@ -16,7 +16,7 @@ from omnikit.audio import waveform
 from omnikit.data.manifest import AUDIO, CODES_OF
 from omnikit.data.prepare import BATCH_SECONDS, make_codes, make_features
 from omnikit.data.rewrite import SHARD_ROWS, Columns, Step, check_recordings, rewrite
-from omnikit.data.shards import Item, Remark, Summary
+from omnikit.data.shards import Item, Remark, Summary, in_batches
 from omnikit.data.store import fingerprint
 from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part
@@ -27,6 +27,8 @@ HEARD = "a1"
 """The recording that the tasks listen to."""
 FEATURES = ("features", "frames", "encoder")
 THREADS = 4  # that load recordings
+HELD = 2**27
+"""Samples; where recordings are so long that more would stand in memory, fewer are worked on together."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,27 @@ class _Tokenizing(Step):
 
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
         with ThreadPoolExecutor(THREADS) as pool:
-            loaded = list(pool.map(self._load, items))
+            for some, loaded in self._portions(items, pool):
+                yield from self._encoded(some, loaded)
+
+    def _portions(
+        self, items: list[Item], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[Item], list[_Loaded | Remark]]]:
+        """Rows with their recordings, as many at a time as the memory should hold."""
+        some: list[Item] = []
+        loaded: list[_Loaded | Remark] = []
+        for few in in_batches(items, 2 * THREADS):
+            some += few
+            loaded += pool.map(self._load, few)
+            held = sum(len(wav) for found in loaded if isinstance(found, _Loaded) for wav in found.wavs.values())
+            if held > HELD:
+                yield some, loaded
+                some, loaded = [], []
+        if some:
+            yield some, loaded
+
+    def _encoded(self, items: list[Item], loaded: list[_Loaded | Remark]) -> Iterator[Item | Remark]:
+        """Rows with what is made of their recordings, in their order."""
         refused = self._fill(items, loaded)
         for number, (item, found) in enumerate(zip(items, loaded, strict=True)):
             if isinstance(found, Remark):

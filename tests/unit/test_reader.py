@@ -171,7 +171,7 @@ def test_odd_samples_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     integers = np.round(noise(SAMPLES) * 32767)
     soundfile.write(tmp_path / "unscaled.wav", integers, RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "opposite.wav", np.stack([noise(), -noise()], 1), RATE)
-    soundfile.write(tmp_path / "opposite.ogg", np.stack([noise(), -noise()], 1), RATE)
+    soundfile.write(tmp_path / "opposite.flac", np.stack([noise(), -noise()], 1), RATE)
     soundfile.write(tmp_path / "loud.wav", 3 * noise() / 0.3, RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "left.wav", np.stack([noise(), 0 * noise()], 1), RATE)
     notes = {name: read(tmp_path / name, name).notes for name in sorted(path.name for path in tmp_path.iterdir())}
@@ -179,7 +179,7 @@ def test_odd_samples_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert notes == {
         "left.wav": (),
         "loud.wav": (),
-        "opposite.ogg": cancel,
+        "opposite.flac": cancel,
         "opposite.wav": cancel,
         "unscaled.wav": over,
     }
