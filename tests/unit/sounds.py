@@ -165,4 +165,4 @@ class _reasons:
 
 def _prepared(file: Path) -> Outcome:
     found = check_recording(file, decode_all=True)
-    return found.problem or round(found.seconds * RATE)
+    return found.problem if found.problem not in (None, "clipped") else max(1, round(found.seconds * RATE))

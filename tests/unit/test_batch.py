@@ -121,6 +121,21 @@ def test_one_recording_that_the_encoder_refuses_does_not_stop_its_batch(folder, 
     assert found["e"]["text"] == system.transcribe(folder / "e.flac")
 
 
+def test_folders_as_people_have_them(folder, tmp_path):
+    """A recording beyond the limit of one that is given singly, one without an ending, a foreign one, hidden ones."""
+    save_audio(folder / "long.flac", torch.zeros(30 * 16000 + 64), 16000)
+    (folder / "e.flac").rename(folder / "e")
+    (folder / "film.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    for hidden in ("._a.flac", ".DS_Store"):
+        (folder / hidden).write_bytes(b"Mac OS X")
+    counts = job("A1T1", folder, tmp_path / "out").run(omni())
+    found = lines(tmp_path / "out" / "results.jsonl")
+    assert found["long"]["skipped"] == f"too long: {folder / 'long.flac'}: 30.004 s long, the limit is 30 s"
+    assert found["film"]["skipped"].startswith(f"unreadable: {folder / 'film.m4a'}: not an audio file")
+    assert set(found) == {*NAMES, "cut", "broken", "long", "film"} and found["e"]["text"] is not None
+    assert str(counts).endswith("1 too long (such as long), not taken: 1 other file (such as notes.md)")
+
+
 def test_a_killed_run_goes_on(folder, tmp_path, monkeypatch):
     """Nothing finished is done again, a half line is dropped, what was skipped or lost is tried again."""
     out = tmp_path / "out"
