@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import logging
 import os
 import re
 from pathlib import Path
@@ -14,36 +14,45 @@ import soxr
 import torch
 from torch import Tensor
 
+from omnikit.reader import NOTES, Sound, Source, read
+
+logger = logging.getLogger(__name__)
 MAX_SECONDS = 30.0
 """What a question may last; the published system's encoder reads no more."""
 LONGEST_NAME = 200  # bytes; file systems take 255, and an ending has to fit
 
 
 def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = MAX_SECONDS) -> Tensor:
-    """A sound file as a mono waveform [N], float32 in -1..1; channels are mixed, another rate is resampled.
+    """Read a sound file as a mono waveform [N], float32 in -1..1; channels are mixed, another rate is resampled.
+
+    What a user should know about it (`omnikit.reader.NOTES`) is logged as a warning.
 
     Args:
         path: any format that libsndfile reads (wav, flac, ogg, mp3 ..).
         sample_rate: of the result, Hz.
-        max_seconds: longer files are refused; `None` = no limit.
+        max_seconds: longer files are refused; None = `omnikit.reader.LONGEST`.
 
     Raises:
-        ValueError: no such file, not audio, empty, too long, or with samples that are no numbers.
+        Unusable: see `omnikit.reader.read`.
     """
-    return _to_mono(*_read(Path(path), max_seconds), sample_rate, str(path))
+    return load_source(path, str(path), sample_rate, max_seconds)
 
 
-def decode_audio(data: bytes, sample_rate: int, name: str) -> Tensor:
-    """A sound file's bytes as a mono waveform [N]; `name` is what errors call it.
+def load_source(source: Source, name: str, sample_rate: int, max_seconds: float | None = None) -> Tensor:
+    """`load_audio` of a path or of the bytes of a sound file, which messages call `name`."""
+    sound = read(source, name, max_seconds)
+    for note in sound.notes:
+        logger.warning("%s: %s (%s)", name, note, NOTES[note])
+    return waveform(sound, sample_rate)
 
-    Raises:
-        ValueError: not audio, empty, or with samples that are no numbers.
-    """
-    try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{name}: not audio that can be read ({error.error_string})") from None
-    return _to_mono(samples, rate, sample_rate, name)
+
+def waveform(sound: Sound, sample_rate: int) -> Tensor:
+    """The waveform [N] of a decoded recording at another rate (Hz), float32; never empty."""
+    mono = sound.mono
+    if sound.rate != sample_rate:
+        resampled = soxr.resample(mono, sound.rate, sample_rate)
+        mono = resampled if len(resampled) else mono[:1]
+    return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
 
 
 def save_audio(path: str | Path, wav: Tensor, sample_rate: int) -> None:
@@ -80,31 +89,3 @@ def check_target(path: str | Path) -> None:
 
 def _format(path: str | Path) -> str:
     return Path(path).suffix[1:].upper()
-
-
-def _to_mono(samples: np.ndarray, rate: int, sample_rate: int, name: str) -> Tensor:
-    """Samples [N, channels] -> waveform [N] at another rate."""
-    mono = samples.mean(axis=1)
-    if rate != sample_rate:
-        mono = soxr.resample(mono, rate, sample_rate)
-    if not mono.size:
-        raise ValueError(f"{name}: holds no audio (0 samples)")
-    if not np.isfinite(mono).all():
-        raise ValueError(f"{name}: holds samples that are no numbers (NaN or infinite)")
-    return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
-
-
-def _read(path: Path, max_seconds: float | None) -> tuple[np.ndarray, int]:
-    """Samples [N, channels] and their rate."""
-    if not path.is_file():
-        raise ValueError(f"{path}: {'a folder, not a sound file' if path.is_dir() else 'no such file'}")
-    if not path.stat().st_size:
-        raise ValueError(f"{path}: empty file")
-    try:
-        with soundfile.SoundFile(path) as file:
-            seconds = file.frames / file.samplerate
-            if max_seconds is not None and seconds > max_seconds:
-                raise ValueError(f"{path}: {seconds:.1f} s long, the limit is {max_seconds:g} s")
-            return file.read(dtype="float32", always_2d=True), file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: not an audio file that can be read ({error.error_string})") from None

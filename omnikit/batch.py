@@ -18,8 +18,9 @@ from typing import Any
 import soundfile
 
 from omnikit.api import Omni
-from omnikit.audio import save_audio, wav_name
+from omnikit.audio import MAX_SECONDS, save_audio, wav_name
 from omnikit.checkpoint import SHIPPED, existing
+from omnikit.data.folders import READABLE, is_recording, visible, walk
 from omnikit.data.manifest import ENDINGS
 from omnikit.data.rows import Clip, ListedRows, Row, TableRows, read_manifest
 from omnikit.data.skipped import Skipped
@@ -30,11 +31,11 @@ from omnikit.tasks import TASKS, Task
 from omnikit.torchrun import Share
 from omnikit.weights import FILE_NAME
 
-SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf")
-"""Endings of what is taken from a folder."""
 TEXT = ".txt"
 RUN = "run.json"
 """What the results of a folder belong to."""
+OTHER_FILE = "other file"
+"""The reason under which a folder's files that are no recordings are counted."""
 NOTHING = {"text": None, "wav": None, "seconds": None, "truncated": None, "skipped": None}
 """The fields of a line besides `id`."""
 SURROGATES = "backslashreplace"
@@ -51,13 +52,16 @@ class Counts:
     truncated: int = 0
     seconds: float = 0.0  # of speech
     skipped: Skipped = field(default_factory=Skipped)
+    others: Skipped = field(default_factory=Skipped)  # files of the folder that are no recordings
 
     def __str__(self) -> str:
         words = [f"{self.done} of {self.rows} done"]
         words += [f"{self.kept} finished before"] if self.kept else []
         words += [f"{self.truncated} truncated"] if self.truncated else []
         words += [f"{self.seconds:.1f} s of speech"] if self.seconds else []
-        return ", ".join([*words, f"skipped: {self.skipped}"])
+        words += [f"skipped: {self.skipped}"]
+        words += [f"not taken: {self.others}"] if self.others else []
+        return ", ".join(words)
 
 
 def holds_many(word: str, task: str) -> bool:
@@ -81,19 +85,29 @@ def read_rows(source: Path, task: Task) -> ListedRows | TableRows:
     else:
         rows = read_manifest(source)
     if not len(rows):
-        wanted = "text" if task.given == "text" else f"recording ({', '.join(SOUNDS)})"
-        raise ValueError(f"{source}: holds no {wanted}")
+        wanted = "text" if task.given == "text" else f"recording ({', '.join(READABLE)})"
+        others = other_files(source)
+        raise ValueError(f"{source}: holds no {wanted}{f'; it has {others}' if others else ''}")
     return rows
 
 
 def _is_sharded(folder: Path) -> bool:
-    return any(folder.glob("*.parquet"))
+    return any(visible(folder, "*.parquet"))
+
+
+def other_files(source: Path) -> Skipped:
+    """Count the files below a folder that are no recordings; nothing where the source is no folder of them."""
+    found = Skipped()
+    if source.is_dir() and not _is_sharded(source):
+        for path in walk(source):
+            if not is_recording(path):
+                found.add(OTHER_FILE, path.relative_to(source).as_posix())
+    return found
 
 
 def _recordings(folder: Path) -> list[Row]:
-    """Every sound file below a folder; its id is its path there, with its ending where two differ in nothing else."""
-    inside = [path for path in folder.rglob("*") if path.suffix.lower() in SOUNDS and not path.name.startswith(".")]
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(inside)}
+    """Every recording below a folder; its id is its path there, with its ending where two differ in nothing else."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(walk(folder)) if is_recording(path)}
     alike = Counter(_stem(name) for name in paths)
     ids = {name: _stem(name) if alike[_stem(name)] == 1 else name for name in paths}
     return [Row(ids[name], "", a1=Clip(ids[name], path=str(path))) for name, path in paths.items()]
@@ -138,6 +152,7 @@ class Job:
             raise ValueError(f"--output {folder}: lies in {source}, where answers would be taken for questions")
         rows = read_rows(Path(source), self.task)
         self.rows, self.unread = self._own(rows, source), rows.skipped if self.share.rank == 0 else Skipped()
+        self.others = other_files(Path(source)) if self.share.rank == 0 else Skipped()
         self.about = {"task": task, "source": str(place), **about}
         self._check_same()
 
@@ -153,12 +168,12 @@ class Job:
                 write_json(self.folder / RUN, self.about)
         finished = self._finished()
         rows = [row for row in self.rows if row.id not in finished]
-        counts = Counts(rows=len(self.rows), kept=len(self.rows) - len(rows))
+        counts = Counts(rows=len(self.rows), kept=len(self.rows) - len(rows), others=self.others)
         counts.skipped.update(self.unread)
         how = {"decoding": omni.decoding, "strategy": omni.strategy, "engine": omni.engine}
         found = each_reply(
             by_model(omni.model, self.task, **how), self.task, rows, batch_size=self.batch_size,
-            title=self.task.name, quiet=self.share.rank > 0,
+            title=self.task.name, quiet=self.share.rank > 0, max_seconds=MAX_SECONDS,
         )  # fmt: skip
         for row, reply in found:
             if isinstance(reply, Problem):

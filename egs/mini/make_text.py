@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import world
 
+from omnikit.data.folders import visible
 from omnikit.errors import bad_input_exits
 
 QUESTION_ROUNDS = 20
@@ -29,7 +30,7 @@ def evaluated(corpus: Path) -> set[str]:
     Raises:
         ValueError: there are none.
     """
-    files = [file for kind in ("dev", "test") for file in corpus.glob(f"{kind}-*/*/*/*.trans.txt")]
+    files = [file for kind in ("dev", "test") for file in visible(corpus, f"{kind}-*/*/*/*.trans.txt")]
     if not files:
         raise ValueError(f"--data_folder: no dev and test splits in {corpus}; make_corpus.py makes them")
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from omnikit.codecs.mel_rvq import MelRVQ
+from omnikit.data.folders import visible
 from omnikit.data.rows import Clip
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import sound
@@ -39,7 +40,7 @@ Item = tuple[str, str, Clip]
 def template_sentences(corpus: Path, split: str, limit: int) -> list[Item]:
     """The first `limit` recordings of a split's template sentences; 0 = all."""
     found = []
-    for transcript in sorted((corpus / split).glob(f"*/{TEMPLATE_CHAPTER}/*.trans.txt")):
+    for transcript in sorted(visible(corpus / split, f"*/{TEMPLATE_CHAPTER}/*.trans.txt")):
         for line in transcript.read_text(encoding="utf-8").splitlines():
             name, text = line.split(" ", 1)
             found.append((name, text.lower(), Clip(name, path=str(transcript.with_name(f"{name}.flac")))))

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omnikit.audio import load_audio
+from omnikit.data.folders import visible
 from omnikit.errors import bad_input_exits
 from omnikit.hparams import load_recipe
 from omnikit.interfaces import Codec, count_parameters
@@ -106,7 +107,7 @@ def recordings(folder: str | Path) -> list[Path]:
     Raises:
         ValueError: there are none.
     """
-    files = sorted(Path(folder).rglob("*.flac"))
+    files = sorted(visible(Path(folder), "**/*.flac"))
     if not files:
         raise ValueError(f"--data_folder: no flac files below {folder}")
     return files

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from omnikit.data.chunks import in_batches
+from omnikit.data.folders import with_other_ending
 from omnikit.data.manifest import AUDIO, ManifestWriter
 from omnikit.data.recordings import Recording, check_recording
 from omnikit.data.shards import (
@@ -29,9 +31,10 @@ from omnikit.data.shards import (
     write_rows,
 )
 from omnikit.errors import bad_input_exits
+from omnikit.reader import LONGEST
 
 THREADS = 4  # opening files waits on the disk more than on the processor
-VERSION = 1
+VERSION = 2
 """Goes up when the same sources make other rows, so that manifests are made again."""
 
 
@@ -79,10 +82,12 @@ def prepare(
     """Writes the manifests of splits (None: of all), and yields the summary of each when it is whole.
 
     Raises:
-        ValueError: no such folder or split, a split without a single usable row, a disk that is full; with `strict`,
-            the first thing that makes no row.
+        ValueError: no such folder or split, a limit out of range, a split without a single usable row, a disk that is
+            full; with `strict`, the first thing that makes no row.
     """
     checks = checks or Checks()
+    if checks.max_seconds is not None and not 0 < checks.max_seconds <= LONGEST:
+        raise ValueError(f"--max_seconds {checks.max_seconds:g}: must be above 0 and at most {LONGEST:g}")
     places = _places(corpus, Path(data_folder))
     wanted = list(dict.fromkeys(splits or corpus.default_splits or places))
     unknown = [split for split in wanted if split not in places]
@@ -101,7 +106,7 @@ def command(corpus: Corpus, description: str, argv: Sequence[str] | None = None)
     parser.add_argument("--splits", nargs="+", metavar="NAME", help=f"default: {default}")
     parser.add_argument("--strict", action="store_true", help="stop at the first thing that makes no row")
     parser.add_argument("--decode_all", action="store_true", help="read recordings to their end, look for clipping")
-    parser.add_argument("--max_seconds", type=float, help="leave longer recordings out; default: no limit")
+    parser.add_argument("--max_seconds", type=float, help=f"leave longer recordings out; default and most: {LONGEST:g}")
     options = parser.parse_args(argv)
     checks = Checks(options.strict, options.decode_all, options.max_seconds)
     with bad_input_exits():
@@ -179,7 +184,7 @@ class _Split:
         if isinstance(item, Remark) or problem:
             return Recording(problem)
         options = {"decode_all": self.checks.decode_all, "max_seconds": self.checks.max_seconds}
-        found = [check_recording(item[name], **options) for name in AUDIO if item.get(name) is not None]
+        found = [_checked(item, name, **options) for name in AUDIO if item.get(name) is not None]
         return next((each for each in found if each.problem), found[0] if found else Recording())
 
     def _row(self, item: Item | Remark, found: Recording, summary: Summary) -> Item | Remark:
@@ -187,7 +192,7 @@ class _Split:
         if isinstance(item, Remark):
             return item
         if found.problem:
-            return Remark(found.problem, item["id"])
+            return Remark(found.problem, item["id"], found.detail)
         if item["id"] in self.ids:
             return Remark("duplicate id", item["id"])
         self.ids.add(item["id"])
@@ -195,6 +200,24 @@ class _Split:
             item["duration"] = round(found.seconds, 4)
         if found.rate and self.corpus.sample_rate and found.rate != self.corpus.sample_rate:
             summary.notes.add("another rate", item["id"])
-        if found.channels > 1:
-            summary.notes.add("several channels", item["id"])
+        for note in (*(["several channels"] if found.channels > 1 else []), *found.notes):
+            summary.notes.add(note, item["id"])
         return item
+
+
+def _checked(item: Item, name: str, **options: Any) -> Recording:
+    """Check a recording of an item, which stands there as a path or as bytes.
+
+    Where the path is missing, a recording of the same name with another ending takes its place in the item, as in a
+    corpus that was converted to wav.
+    """
+    source = item[name]
+    if isinstance(source, bytes):
+        return check_recording(source, f"row {item['id']}", **options)
+    found = check_recording(source, **options)
+    other = with_other_ending(Path(source)) if found.problem == "missing" else None
+    if other is None:
+        return found
+    item[name] = str(other)
+    found = check_recording(other, **options)
+    return replace(found, notes=(*found.notes, "another ending"))

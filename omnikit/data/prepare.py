@@ -21,12 +21,15 @@ from omnikit.data.rows import Clip
 from omnikit.data.skipped import Skipped
 from omnikit.data.store import ArrayCache, ArrayStore, Place, fingerprint, open_cache
 from omnikit.interfaces import AudioEncoder, Codec
+from omnikit.reader import Unusable
 
 logger = logging.getLogger(__name__)
 BATCH_SECONDS = 40.0
 """Of recordings that are encoded together, padding included."""
 CHUNK = 512
 """Recordings sorted by length together."""
+HELD = 2**27
+"""Samples of recordings that are in memory at a time, about: 512 MiB."""
 Key = TypeVar("Key")
 
 
@@ -144,18 +147,26 @@ def _fill(cache: ArrayCache, making: Making, clips: list[tuple[Clip, Seen]], tit
 
 def _encoded(making: Making, chunk: list[tuple[Clip, Seen]]) -> Iterator[tuple[bytes, Tensor | str]]:
     """Digest -> array, or the reason why there is none; nothing of a file that changed after its digest was taken."""
-    loaded = []
+    loaded: list[tuple[bytes, Tensor]] = []
     for clip, seen in chunk:
         try:
             wav: Tensor | str = clip.load(making.part.sample_rate)
-        except ValueError as error:
+        except Unusable as error:
             logger.warning("skipped: %s", error)
-            wav = "unreadable"
-        if clip.content().stamp() == seen.stamp:
-            if isinstance(wav, str):
-                yield seen.digest, wav
-            else:
-                loaded.append((seen.digest, wav))
+            wav = error.reason
+        if clip.content().stamp() != seen.stamp:
+            continue
+        if isinstance(wav, str):
+            yield seen.digest, wav
+        else:
+            loaded.append((seen.digest, wav))
+        if sum(len(wav) for _, wav in loaded) > HELD:
+            yield from _arrays(making, loaded)
+            loaded = []
+    yield from _arrays(making, loaded)
+
+
+def _arrays(making: Making, loaded: list[tuple[bytes, Tensor]]) -> Iterator[tuple[bytes, Tensor | str]]:
     for digest, array in making(loaded):
         yield digest, "refused" if array is None else array
 
@@ -170,8 +181,7 @@ def _report_skipped(clips: list[Clip], places: dict[str, Place | None], title: s
         elif place.problem:
             skipped.add(place.problem, clip.path or clip.key)
     if skipped:
-        count = sum(skipped.reasons.values())
-        logger.warning("%s: %d of %d recordings skipped: %s", title, count, len(clips), skipped)
+        logger.warning("%s: %d of %d recordings skipped: %s", title, skipped.total(), len(clips), skipped)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from omnikit.audio import decode_audio, load_audio
+from omnikit.audio import load_source
 from omnikit.data.arrow_cache import LaidOut, lay_out
 from omnikit.data.columns import AUDIO, CODES_OF, COLUMNS, NEEDED, typed
 from omnikit.data.content import Content
@@ -30,6 +30,7 @@ from omnikit.data.skipped import Skipped
 from omnikit.data.tables import DAMAGED, check_alike, check_ids, code_frames, malformed_rows, read_shard, shard_files
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
+from omnikit.reader import Source
 from omnikit.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -46,28 +47,34 @@ class Clip:
     column: str = ""
     version: str = ""  # names the content of the table, as long as it is unchanged
 
+    @property
+    def name(self) -> str:
+        """The path, or the key of a recording inside a table; messages begin with it."""
+        return self.key if self.path is None else self.path
+
+    @property
+    def source(self) -> Source:
+        """The path, or the bytes from the table."""
+        return self.table[self.index][self.column] if self.path is None else self.path
+
     def load(self, sample_rate: int) -> Tensor:
-        """The waveform [N].
+        """Return the waveform [N]; its notes are logged.
 
         Raises:
-            ValueError: it cannot be read; the message names it.
+            Unusable: see `omnikit.reader.read`.
         """
-        if self.path is not None:
-            return load_audio(self.path, sample_rate, max_seconds=None)
-        return decode_audio(self._bytes(), sample_rate, name=self.key)
+        return load_source(self.source, self.name, sample_rate)
 
-    def check(self) -> Recording:
-        """Whether it can be used, and its length; of its header and last sample."""
-        return check_recording(self._bytes() if self.path is None else self.path)
+    def check(self, max_seconds: float | None = None) -> Recording:
+        """Check whether it can be used, and give its length; see `omnikit.reader.measure`."""
+        return check_recording(self.source, self.name, max_seconds=max_seconds)
 
     def content(self) -> Content:
         """Return what the caches know the recording by."""
         if self.path is not None:
             return Content.of_file(self.path)
-        return Content(f"{self.version} {self.column} {self.key}", read=self._bytes, fixed=bool(self.version))
-
-    def _bytes(self) -> bytes:
-        return self.table[self.index][self.column]
+        fixed = bool(self.version)
+        return Content(f"{self.version} {self.column} {self.key}", read=lambda: self.source, fixed=fixed)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Heard:
         if self.own(row) is not None:
             return True
         if self.live is not None:
-            return row.a1 is not None and self._expected(row) is not None
+            return row.a1 is not None and isinstance(self.expected(row), int)
         return row.a1 is not None and _holds(self.made, row.a1.key)
 
     def __getitem__(self, row: Row) -> Tensor:
@@ -66,7 +66,7 @@ class Heard:
         own = self.own(row)
         if own is not None:
             return own.frames
-        return self.made.shape(row.a1.key)[0] if self.live is None else self._expected(row)
+        return self.made.shape(row.a1.key)[0] if self.live is None else self.expected(row)
 
     def wav(self, row: Row) -> Tensor | None:
         """The recording [N] of which the training step makes features; None where the row has features.
@@ -83,13 +83,19 @@ class Heard:
             raise Unheard(f"row {row.id} is left out of its batch: {one_line(error)}") from None
         return wav
 
-    def _expected(self, row: Row) -> int | None:
-        """T of a recording by its length in seconds; None where it cannot be read or is refused."""
-        seconds = row.duration or row.a1.check().seconds
+    def expected(self, row: Row) -> int | str:
+        """About how many frames T the encoder makes of a row's recording, by its length in seconds; in their place the
+        reason (of `shards.REASONS`) for which it cannot be used."""
+        seconds = row.duration
+        if not seconds:
+            found = row.a1.check()
+            if found.problem:
+                return found.problem
+            seconds = found.seconds
         try:
-            return self.live.num_frames(round(seconds * self.live.sample_rate)) if seconds else None
+            return self.live.num_frames(round(seconds * self.live.sample_rate))
         except ValueError:
-            return None
+            return "refused"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from omnikit import reader
 from omnikit.data.content import THREADS, Content, stamped
 from omnikit.data.manifest import ManifestWriter
 from omnikit.data.skipped import Skipped
@@ -25,8 +26,8 @@ from omnikit.evaluate.tables import write_json
 REASONS = {
     "missing": "a text names a recording that is not there",
     "empty": "the recording has no samples",
-    "unreadable": "the recording is no audio or is cut short",
-    "too long": "it is longer than `--max_seconds`",
+    "unreadable": "the recording is no audio, damaged or cut short",
+    "too long": "it is longer than `--max_seconds` or than 600 s",
     "clipped": "1 % of its samples or more are at full scale (found with `--decode_all`)",
     "no text": "the text is blank",
     "audio without text": "no text names the recording",
@@ -45,6 +46,8 @@ NOTES = {
     "several channels": "they are mixed when loaded",
     "later turn": "only the first turn of a conversation can be understood alone; the others make no row",
     "no recording": "there is nothing to make codes or features of; the row is carried over as it is",
+    "another ending": "the recording has another ending than the corpus gives it, `.wav` for `.flac`; it is used",
+    **reader.NOTES,
 }
 """What is counted and does no harm."""
 
@@ -58,6 +61,8 @@ class Remark:
 
     reason: str
     example: str
+    detail: str = ""
+    """What is wrong with it in particular, in one line; "" = what `REASONS` says."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ class Summary:
         assert remark.reason in REASONS, remark.reason
         example = remark.example.encode("utf-8", "replace").decode()
         if strict:
-            raise ValueError(f"{self.split}: {example}: {remark.reason} ({REASONS[remark.reason]})")
+            detail = remark.detail.encode("utf-8", "replace").decode() or REASONS[remark.reason]
+            raise ValueError(f"{self.split}: {example}: {remark.reason} ({detail})")
         self.skipped.add(remark.reason, example)
 
     def update(self, part: Summary) -> None:

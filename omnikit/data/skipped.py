@@ -22,6 +22,10 @@ class Skipped:
         for reason, count in other.reasons.items():
             self.add(reason, other.examples[reason], count)
 
+    def total(self) -> int:
+        """How many were left out."""
+        return self.reasons.total()
+
     def __bool__(self) -> bool:
         return bool(self.reasons)
 

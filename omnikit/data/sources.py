@@ -12,6 +12,7 @@ from omnikit.data.ledger import open_ledger
 from omnikit.data.prepare import codes_of, features_of
 from omnikit.data.rows import Clip, Row, SomeRows, check_codec, read_manifest
 from omnikit.data.samples import Heard, Source, codec_name
+from omnikit.data.skipped import Skipped
 from omnikit.data.store import fingerprint
 from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
@@ -128,7 +129,7 @@ def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str
     Raises:
         ValueError: a row holds another encoder's features and no recording.
     """
-    encoder, clips, lost = None, [], []
+    encoder, clips, skipped = None, [], Skipped()
     in_step = Heard(live=model.encoder)
     for row in rows:
         if row.features is not None and encoder is None:
@@ -136,7 +137,9 @@ def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str
         if row.features is not None and row.features.encoder == encoder:
             continue
         if row.a1 is not None and live:
-            lost += [] if row in in_step else [row.id]
+            expected = in_step.expected(row)
+            if isinstance(expected, str):
+                skipped.add(expected, row.id)
         elif row.a1 is not None:
             clips.append(row.a1)
         elif row.features is not None:
@@ -144,8 +147,8 @@ def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str
                 f"sources.{name}: row {row.id}: holds features of the encoder {row.features.encoder}, but the system's "
                 f"is {encoder}; make them again (omnikit tokenize), or give the recordings (a1)"
             )
-    if lost:
-        logger.warning("%s: %d of %d recordings skipped, such as %s", name, len(lost), len(rows), lost[0])
+    if skipped:
+        logger.warning("%s: %d of %d recordings skipped: %s", name, skipped.total(), len(rows), skipped)
     if live:
         return Heard(encoder, live=model.encoder)
     return Heard(encoder, features_of(model.encoder, clips, cache_folder, name) if clips else None)

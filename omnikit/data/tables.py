@@ -29,6 +29,7 @@ from omnikit.data.columns import (
     shortened,
 )
 from omnikit.data.entries import about
+from omnikit.data.folders import visible
 from omnikit.data.forms import is_sound_struct, is_text
 from omnikit.errors import one_line
 
@@ -58,7 +59,7 @@ def shard_files(manifest: Path) -> list[Path]:
     Raises:
         ValueError: there is none.
     """
-    files = sorted(manifest.glob("*.parquet")) if manifest.is_dir() else [manifest]
+    files = sorted(visible(manifest, "*.parquet")) if manifest.is_dir() else [manifest]
     if not files or not files[0].is_file():
         raise ValueError(f"manifest: no such file: {manifest / '*.parquet' if manifest.is_dir() else manifest}")
     return files

@@ -12,15 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from omnikit import checkpoint
-from omnikit.audio import decode_audio, load_audio
+from omnikit.audio import waveform
 from omnikit.data.manifest import AUDIO, CODES_OF
-from omnikit.data.prepare import BATCH_SECONDS, make_codes, make_features
-from omnikit.data.recordings import check_recording
+from omnikit.data.prepare import BATCH_SECONDS, HELD, make_codes, make_features
 from omnikit.data.rewrite import SHARD_ROWS, Columns, Step, check_recordings, rewrite
-from omnikit.data.shards import Item, Remark, Summary
+from omnikit.data.shards import Item, Remark, Summary, in_batches
 from omnikit.data.store import fingerprint
 from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part
+from omnikit.reader import Sound, Unusable, read
 from omnikit.torchrun import own_device
 
 HEARD = "a1"
@@ -125,6 +125,19 @@ def _with_codes(codec: Codec, name: str) -> Codec:
     return codec
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """The recordings of a row."""
+
+    wavs: dict[str, Tensor]
+    """The field that is to be filled -> the waveform [N] that is encoded for it."""
+    notes: list[Remark]
+
+
+def _has(found: _Loaded | Remark, name: str) -> bool:
+    return isinstance(found, _Loaded) and name in found.wavs
+
+
 class _Tokenizing(Step):
     """A row gets codes for each recording in `fields` and features of `HEARD`, where it has not the same ones already.
 
@@ -161,7 +174,27 @@ class _Tokenizing(Step):
 
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
         with ThreadPoolExecutor(THREADS) as pool:
-            loaded = list(pool.map(self._load, items))
+            for some, loaded in self._portions(items, pool):
+                yield from self._encoded(some, loaded)
+
+    def _portions(
+        self, items: list[Item], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[Item], list[_Loaded | Remark]]]:
+        """Rows with their recordings, as many at a time as the memory should hold."""
+        some: list[Item] = []
+        loaded: list[_Loaded | Remark] = []
+        for few in in_batches(items, 2 * THREADS):
+            some += few
+            loaded += pool.map(self._load, few)
+            held = sum(len(wav) for found in loaded if isinstance(found, _Loaded) for wav in found.wavs.values())
+            if held > HELD:
+                yield some, loaded
+                some, loaded = [], []
+        if some:
+            yield some, loaded
+
+    def _encoded(self, items: list[Item], loaded: list[_Loaded | Remark]) -> Iterator[Item | Remark]:
+        """Rows with what is made of their recordings, in their order."""
         refused = self._fill(items, loaded)
         for number, (item, found) in enumerate(zip(items, loaded, strict=True)):
             if isinstance(found, Remark):
@@ -169,28 +202,26 @@ class _Tokenizing(Step):
             elif number in refused:
                 yield Remark("refused", item["id"])
             else:
-                if not found and not self._holds_any(item):
+                yield from found.notes
+                if not found.wavs and not self._holds_any(item):
                     yield Remark("no recording", item["id"])
                 yield {name: value for name, value in item.items() if name not in self.drop}
 
-    def _load(self, item: Item) -> dict[str, Tensor] | Remark:
-        """What is to be encoded: field that is to be filled -> waveform."""
+    def _load(self, item: Item) -> _Loaded | Remark:
+        """Read the recordings of a row that are to be encoded."""
         sources = self._to_make(item)
         if any(source not in item for source in sources.values()):
             return Remark("foreign", item["id"])
+        try:
+            sounds = {source: _read(item[source], item["id"]) for source in dict.fromkeys(sources.values())}
+        except Unusable as error:
+            return Remark(error.reason, item["id"], str(error))
         wavs = {}
-        for source in dict.fromkeys(sources.values()):
-            found = check_recording(item[source])
-            if found.problem:
-                return Remark(found.problem, item["id"])
-            item.setdefault("duration", round(found.seconds, 4))
-        for field, source in sources.items():
-            making = self.features if field == "features" else self.codes
-            try:
-                wavs[field] = _read(item[source], making.part.sample_rate)
-            except ValueError:
-                return Remark("unreadable", item["id"])
-        return wavs
+        for target, source in sources.items():
+            making = self.features if target == "features" else self.codes
+            wavs[target] = waveform(sounds[source], making.part.sample_rate)
+            item.setdefault("duration", round(sounds[source].seconds, 4))
+        return _Loaded(wavs, [Remark(note, item["id"]) for sound in sounds.values() for note in sound.notes])
 
     def _to_make(self, item: Item) -> dict[str, str]:
         """Field that is to be filled -> recording; also what of another codec or encoder has none."""
@@ -209,11 +240,11 @@ class _Tokenizing(Step):
     def _holds_any(self, item: Item) -> bool:
         return any(CODES_OF[name] in item for name in self.fields) or (self.features is not None and "features" in item)
 
-    def _fill(self, items: list[Item], loaded: list[dict[str, Tensor] | Remark]) -> set[int]:
+    def _fill(self, items: list[Item], loaded: list[_Loaded | Remark]) -> set[int]:
         """Put what is made of the waveforms into the items; which items hold a recording that is refused."""
         refused = set()
         for field in (*CODES_OF.values(), "features"):
-            wavs = [(n, found[field]) for n, found in enumerate(loaded) if isinstance(found, dict) and field in found]
+            wavs = [(n, found.wavs[field]) for n, found in enumerate(loaded) if _has(found, field)]
             making = self.features if field == "features" else self.codes
             for number, array in making(wavs) if wavs else ():
                 if array is None or not array.numel():
@@ -226,7 +257,5 @@ class _Tokenizing(Step):
         return refused
 
 
-def _read(source: str | bytes, sample_rate: int) -> Tensor:
-    if isinstance(source, bytes):
-        return decode_audio(source, sample_rate, name="recording")
-    return load_audio(source, sample_rate, max_seconds=None)
+def _read(source: str | bytes, row: str) -> Sound:
+    return read(source, f"row {row}" if isinstance(source, bytes) else source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omnikit.data.columns import Malformed, converted
+from omnikit.data.folders import recordings, visible
 from omnikit.data.shards import Item, Part, Remark
 from omnikit.data.tables import DAMAGED, values
 
@@ -20,8 +21,8 @@ _READ_ROWS = 256  # of a table at a time
 def split_folders(data_folder: Path, inner: Sequence[str], pattern: str) -> dict[str, Path]:
     """The folders that hold a file of `pattern`: in the data folder, else in one of the folders `inner` of it."""
     for root in (data_folder, *(data_folder / name for name in inner)):
-        folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        found = {p.name: p for p in folders if next(p.glob(pattern), None) is not None}
+        folders = sorted(p for p in visible(root, "*") if p.is_dir())
+        found = {p.name: p for p in folders if next(visible(p, pattern), None) is not None}
         if found:
             return found
     return {}
@@ -56,9 +57,10 @@ def text_of(row: dict[str, Any], column: str) -> str:
     return "" if value is None else converted(column, value, "t1").strip()
 
 
-def audio_without_text(files: Iterable[Path], named: set[str]) -> Iterator[Remark]:
-    """A remark for each file whose name without its ending is not among `named`."""
-    return (Remark("audio without text", path.name) for path in sorted(files) if path.stem not in named)
+def audio_without_text(folder: Path, named: set[str], pattern: str = "*") -> Iterator[Remark]:
+    """Yield a remark for each recording in a folder whose name without its ending is not among `named`."""
+    found = recordings(folder, pattern)
+    return (Remark("audio without text", path.name) for path in found if path.stem not in named)
 
 
 def parquet_parts(

@@ -20,6 +20,7 @@ from omnikit.errors import one_line
 from omnikit.generate import Decoding, Question, answers
 from omnikit.interfaces import Codec
 from omnikit.model import Engine, OmniLM
+from omnikit.reader import Unusable
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import Task
 
@@ -82,16 +83,24 @@ def in_batches(
 
 
 def each_reply(
-    respond: Respond, task: Task, rows: Iterable[Row], *, batch_size: int, title: str = "", quiet: bool = False
+    respond: Respond,
+    task: Task,
+    rows: Iterable[Row],
+    *,
+    batch_size: int,
+    title: str = "",
+    quiet: bool = False,
+    max_seconds: float | None = None,
 ) -> Iterator[tuple[Row, Reply | Problem]]:
     """Each row once, as soon as its batch is done; first those that cannot be asked at all.
 
     Args:
         quiet: no progress bar.
+        max_seconds: longer recordings are a problem; None = `omnikit.reader.LONGEST`.
     """
     usable = []
     for row in rows:
-        length = _length(task, row)
+        length = _length(task, row, max_seconds)
         if isinstance(length, Problem):
             yield row, length
         else:
@@ -169,19 +178,19 @@ def load_recordings(
             continue
         try:
             heard.append((row, row.a1.load(sample_rate)))
-        except ValueError as error:
-            problems.append((row, Problem("unreadable", one_line(error))))
+        except Unusable as error:
+            problems.append((row, Problem(error.reason, str(error))))
     return heard, problems
 
 
-def _length(task: Task, row: Row) -> float | Problem:
+def _length(task: Task, row: Row, max_seconds: float | None) -> float | Problem:
     """Of what a row asks: characters, seconds, or feature frames where it has no recording."""
     if task.given == "text":
         return len(row.t1) if row.t1.strip() else Problem("no text")
     if row.a1 is None:
         return NO_RECORDING if row.features is None else row.features.frames
-    found = row.a1.check()
-    return Problem(found.problem) if found.problem else found.seconds
+    found = row.a1.check(max_seconds)
+    return Problem(found.problem, found.detail) if found.problem else found.seconds
 
 
 def _questions(

@@ -23,8 +23,10 @@ import numpy as np
 from omnikit.audio import load_audio
 from omnikit.data.augment import SAMPLE_RATE, Augment
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.recordings import check_recording, encode_flac
+from omnikit.data.folders import recordings
+from omnikit.data.recordings import encode_flac
 from omnikit.errors import bad_input_exits
+from omnikit.reader import Unusable
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>.+)_(?P<index>\d+)")
@@ -49,7 +51,7 @@ def recordings_folder(data_folder: Path) -> Path:
 
 def speakers(data_folder: str | Path) -> list[str]:
     """Everybody of whom there are recordings, sorted."""
-    names = (NAME.fullmatch(path.stem) for path in recordings_folder(Path(data_folder)).glob("*.wav"))
+    names = (NAME.fullmatch(path.stem) for path in recordings(recordings_folder(Path(data_folder))))
     return sorted({name["speaker"] for name in names if name})
 
 
@@ -75,7 +77,7 @@ def parts(split: str, folder: Path) -> list[Part]:
     wanted = [own] if kind == TEST else [name for name in speakers(folder) if name != own]
     files: dict[str, list[Path]] = {name: [] for name in wanted}
     strays = []
-    for path in sorted(folder.glob("*.wav")):
+    for path in recordings(folder):
         name = NAME.fullmatch(path.stem)
         if name is None:
             strays.append(path)
@@ -111,11 +113,12 @@ def items(kind: str, speaker: str, files: list[Path]) -> Iterator[Item | Remark]
 def read(path: Path) -> tuple[int, np.ndarray] | Remark:
     """A digit and its waveform [N], or why the file is of no use."""
     name = NAME.fullmatch(path.stem)
-    problem = "malformed" if name is None else check_recording(path).problem
+    if name is None:
+        return Remark("malformed", path.name)
     try:
-        return Remark(problem, path.name) if problem else (int(name["digit"]), load_audio(path, SAMPLE_RATE).numpy())
-    except ValueError:
-        return Remark("unreadable", path.name)
+        return int(name["digit"]), load_audio(path, SAMPLE_RATE).numpy()
+    except Unusable as error:
+        return Remark(error.reason, path.name, str(error))
 
 
 def strings(recordings: int, passes: int, rng: np.random.Generator) -> Iterator[list[int]]:

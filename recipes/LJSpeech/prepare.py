@@ -43,7 +43,7 @@ def items(root: Path) -> Iterator[Item | Remark]:
             "t1": columns[2].strip(),
             "a1": str(root.resolve() / AUDIO / f"{columns[0]}.wav"),
         }
-    yield from audio_without_text((root / AUDIO).glob("*.wav"), named)
+    yield from audio_without_text(root / AUDIO, named)
 
 
 CORPUS = Corpus(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
+from omnikit.data.folders import visible
 from omnikit.data.upstream import audio_without_text, read_lines, split_folders
 
 
@@ -21,7 +22,7 @@ def splits(data_folder: Path) -> dict[str, Path]:
 
 
 def parts(split: str, folder: Path) -> list[Part]:
-    transcripts = sorted(folder.glob("*/*/*.trans.txt"))
+    transcripts = sorted(visible(folder, "*/*/*.trans.txt"))
     chapters = [transcript.parent for transcript in transcripts]
     return [Part(split, [*transcripts, *chapters], lambda: items(transcripts))]
 
@@ -40,7 +41,7 @@ def items(transcripts: list[Path]) -> Iterator[Item | Remark]:
                 "t1": text.strip().lower(),
                 "a1": str(transcript.parent.resolve() / f"{name}.flac"),
             }
-        yield from audio_without_text(transcript.parent.glob("*.flac"), named)
+        yield from audio_without_text(transcript.parent, named)
 
 
 CORPUS = Corpus(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
+from omnikit.data.folders import visible
 from omnikit.data.upstream import audio_without_text, read_lines, split_folders
 
 TEXT = ".normalized.txt"
@@ -23,14 +24,14 @@ def splits(data_folder: Path) -> dict[str, Path]:
 
 
 def parts(split: str, folder: Path) -> list[Part]:
-    chapters = sorted(path for path in folder.glob("*/*") if path.is_dir())
+    chapters = sorted(path for path in visible(folder, "*/*") if path.is_dir())
     return [Part(split, chapters, lambda: items(chapters))]
 
 
 def items(chapters: list[Path]) -> Iterator[Item | Remark]:
     """A row for each normalized text."""
     for chapter in chapters:
-        names = sorted(path.name.removesuffix(TEXT) for path in chapter.glob(f"*{TEXT}"))
+        names = sorted(path.name.removesuffix(TEXT) for path in visible(chapter, f"*{TEXT}"))
         for name in names:
             yield {
                 "id": name,
@@ -39,7 +40,7 @@ def items(chapters: list[Path]) -> Iterator[Item | Remark]:
                 "t1": " ".join(read_lines(chapter / f"{name}{TEXT}")),
                 "a1": str(chapter.resolve() / f"{name}.wav"),
             }
-        yield from audio_without_text(chapter.glob("*.wav"), set(names))
+        yield from audio_without_text(chapter, set(names))
 
 
 CORPUS = Corpus(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
+from omnikit.data.folders import visible
 from omnikit.data.upstream import audio_without_text, read_lines
 
 PREFIX, OPUS, TRANSCRIPTS = "mls_", "_opus", "transcripts.txt"
@@ -32,7 +33,7 @@ LANGUAGES = {
 def splits(data_folder: Path) -> dict[str, Path]:
     """`<language>-<split>` of each `mls_<language>` that the data folder is or holds."""
     data_folder = data_folder.resolve()
-    roots = [data_folder] if data_folder.name.startswith(PREFIX) else sorted(data_folder.glob(f"{PREFIX}*"))
+    roots = [data_folder] if data_folder.name.startswith(PREFIX) else sorted(visible(data_folder, f"{PREFIX}*"))
     return {
         f"{root.name.removeprefix(PREFIX)}-{split}": root / split
         for root in roots
@@ -96,8 +97,8 @@ def items(split: str, folder: Path, begin: int, end: int) -> Iterator[Item | Rem
 def unnamed(folder: Path, transcripts: Path) -> Iterator[Remark]:
     """Recordings that no line names."""
     named = {line.partition("\t")[0] for line in read_lines(transcripts)}
-    for speaker in sorted((folder / "audio").glob("*")):
-        yield from audio_without_text(speaker.glob("*/*"), named)
+    for speaker in sorted(visible(folder / "audio", "*")):
+        yield from audio_without_text(speaker, named, "*/*")
 
 
 CORPUS = Corpus(

@@ -20,6 +20,7 @@ from typing import Any
 
 from omnikit.data.columns import Malformed
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
+from omnikit.data.folders import visible
 from omnikit.data.upstream import read_lines, text_of
 
 TAGS = re.compile(r"\[(?:Human|MOSS)\]:|<\|(?:Human|MOSS)\|>:|<eo[ahm]>")
@@ -30,7 +31,8 @@ Turn = tuple[str, str]
 
 def splits(data_folder: Path) -> dict[str, Path]:
     """Each upstream file is a split."""
-    return {path.stem: path for path in sorted(data_folder.iterdir()) if re.match(r"(en|zh)_.*\.jsonl?$", path.name)}
+    files = sorted(visible(data_folder, "*"))
+    return {path.stem: path for path in files if re.match(r"(en|zh)_.*\.jsonl?$", path.name)}
 
 
 def parts(split: str, path: Path) -> list[Part]:

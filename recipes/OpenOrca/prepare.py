@@ -14,6 +14,7 @@ from typing import Any
 
 from omnikit.data.columns import converted
 from omnikit.data.corpus import Corpus, Item, Part, command
+from omnikit.data.folders import visible
 from omnikit.data.upstream import parquet_parts, text_of
 
 ROWS = 100_000  # of a shard
@@ -21,7 +22,7 @@ ROWS = 100_000  # of a shard
 
 def splits(data_folder: Path) -> dict[str, Path]:
     """Each upstream file is a split."""
-    return {path.stem: path for path in sorted(data_folder.glob("*.parquet"))}
+    return {path.stem: path for path in sorted(visible(data_folder, "*.parquet"))}
 
 
 def parts(split: str, path: Path) -> list[Part]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
+from omnikit.data.folders import visible
 from omnikit.data.upstream import audio_without_text, first_with, read_lines
 
 AUDIO, TEXT = "wav48_silence_trimmed", "txt"
@@ -26,15 +27,15 @@ def splits(data_folder: Path) -> dict[str, Path]:
 
 
 def parts(split: str, root: Path) -> list[Part]:
-    folders = sorted(path for kind in (AUDIO, TEXT) for path in (root / kind).glob("*") if path.is_dir())
+    folders = sorted(path for kind in (AUDIO, TEXT) for path in visible(root / kind, "*") if path.is_dir())
     return [Part(split, folders, lambda: items(split, root))]
 
 
 def items(microphone: str, root: Path) -> Iterator[Item | Remark]:
     """A row for each text of a speaker, `p225_001.txt`."""
-    for speaker in sorted({path.name for kind in (AUDIO, TEXT) for path in (root / kind).glob("*") if path.is_dir()}):
+    for speaker in sorted({path.name for kind in (AUDIO, TEXT) for path in visible(root / kind, "*") if path.is_dir()}):
         recordings = (root / AUDIO / speaker).resolve()
-        texts = sorted((root / TEXT / speaker).glob("*.txt"))
+        texts = sorted(visible(root / TEXT / speaker, "*.txt"))
         for text in texts:
             name = f"{text.stem}_{microphone}"
             yield {
@@ -45,7 +46,7 @@ def items(microphone: str, root: Path) -> Iterator[Item | Remark]:
                 "a1": str(recordings / f"{name}.flac"),
             }
         named = {f"{text.stem}_{microphone}" for text in texts}
-        yield from audio_without_text(recordings.glob(f"*_{microphone}.flac"), named)
+        yield from audio_without_text(recordings, named, f"*_{microphone}.*")
 
 
 CORPUS = Corpus(

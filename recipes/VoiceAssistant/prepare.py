@@ -18,6 +18,7 @@ import numpy as np
 
 from omnikit.data.columns import converted, located
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
+from omnikit.data.folders import visible
 from omnikit.data.upstream import parquet_parts, text_of
 
 CODEC, NUM_CODEBOOKS, CODEBOOK_SIZE = "snac_24khz", 7, 4096
@@ -27,14 +28,14 @@ COLUMNS = ("split_name", "index", "round", "question", "question_audio", "answer
 def splits(data_folder: Path) -> dict[str, Path]:
     """`train` of `train-00000-of-00325.parquet` .."""
     for folder in (data_folder, data_folder / "data"):
-        found = {path.name.partition("-")[0]: folder for path in sorted(folder.glob("*-of-*.parquet"))}
+        found = {path.name.partition("-")[0]: folder for path in sorted(visible(folder, "*-of-*.parquet"))}
         if found:
             return found
     return {}
 
 
 def parts(split: str, folder: Path) -> list[Part]:
-    files = sorted(folder.glob(f"{split}-*.parquet"))
+    files = sorted(visible(folder, f"{split}-*.parquet"))
     return [part for path in files for part in parquet_parts(path, COLUMNS, partial(to_item, folder=folder))]
 
 

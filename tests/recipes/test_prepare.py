@@ -134,6 +134,45 @@ def test_other_rates_and_stereo_are_used_and_noted(tmp_path: Path):
     assert row.a1.load(24000).shape == (4800,)
 
 
+@pytest.mark.parametrize("name", TREES)
+def test_what_macos_leaves_beside_files_is_passed_over(name: str, tmp_path: Path):
+    """A small `._name` beside each file, as on disks and in archives from a Mac."""
+    TREES[name](tmp_path / "plain")
+    TREES[name](tmp_path / "mac")
+    for path in sorted((tmp_path / "mac").rglob("*")):
+        write_text(path.with_name(f"._{path.name}"), b"\0\x05\x16\x07\0\x02\0\0Mac OS X        " + b"\xff\xb0" * 60)
+    plain, mac = (
+        [str(summary) for summary in prepare(load_corpus(name), tmp_path / kind, tmp_path / f"{kind}-out")]
+        for kind in ("plain", "mac")
+    )
+    assert mac == plain
+
+
+def test_recordings_that_were_converted_are_used(tmp_path: Path):
+    """Transcripts that name flac, beside wav; what cannot be read says so, and is not missing."""
+    TREES["LibriSpeech"](tmp_path)
+    chapter = tmp_path / "LibriSpeech" / "dev-clean" / "19" / "198"
+    for path in sorted(chapter.glob("*.flac")):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path.with_suffix(".wav"), samples, rate)
+        path.unlink()
+    (summary,) = prepare(load_corpus("LibriSpeech"), tmp_path, tmp_path / "out", ["dev-clean"])
+    assert (summary.rows, summary.notes.reasons, bool(summary.skipped)) == (2, {"another ending": 2}, False)
+    rows = read_manifest(tmp_path / "out" / "dev-clean.csv")
+    assert [Path(row.a1.path).name for row in rows] == ["19-198-0000.wav", "19-198-0001.wav"]
+    (chapter / "19-198-0001.wav").rename(chapter / "19-198-0001.m4a")
+    (chapter / "19-198-0001.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    (summary,) = prepare(load_corpus("LibriSpeech"), tmp_path, tmp_path / "out", ["dev-clean"])
+    assert (summary.rows, summary.skipped.reasons) == (1, {"unreadable": 1})
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 601.0, float("nan")])
+def test_limits_beyond_what_is_read_are_refused(seconds: float, tmp_path: Path):
+    TREES["LibriSpeech"](tmp_path)
+    with pytest.raises(ValueError, match=r"--max_seconds .*: must be above 0 and at most 600"):
+        list(prepare(load_corpus("LibriSpeech"), tmp_path, tmp_path / "out", checks=Checks(max_seconds=seconds)))
+
+
 def test_codes_arrive_in_the_published_order(tmp_path: Path):
     voiceassistant(tmp_path)
     list(prepare(load_corpus("VoiceAssistant"), tmp_path, tmp_path / "out"))

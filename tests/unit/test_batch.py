@@ -69,7 +69,8 @@ def test_answers_are_those_of_one_by_one(folder, tmp_path, batch_size, strategy)
         assert (tmp_path / "out" / found[name]["wav"]).read_bytes() == (tmp_path / "alone.wav").read_bytes()
         assert found[name]["seconds"] == pytest.approx(len(alone.wav) / alone.sample_rate, abs=1e-4)
         assert found[name]["truncated"] is True and found[name]["skipped"] is None
-    assert found["cut"]["skipped"] == found["broken"]["skipped"] == "unreadable"
+    for name in ("cut", "broken"):
+        assert found[name]["skipped"].startswith("unreadable: ") and f"/{name}." in found[name]["skipped"]
     assert found["deep/c"]["wav"] == "deep%2Fc.wav"
 
 
@@ -96,7 +97,8 @@ def test_transcripts_and_speech_of_manifest_and_lines(folder, tmp_path):
     job("A1T1", manifest, tmp_path / "asr").run(system)
     found = lines(tmp_path / "asr" / "results.jsonl")
     assert found["x"]["text"] == system.transcribe(folder / "a.flac") and found["x"]["wav"] is None
-    assert (found["y"]["skipped"], found["z"]["skipped"]) == ("missing", "no recording")
+    assert found["y"]["skipped"] == f"missing: {folder / 'none.flac'}: no such file"
+    assert found["z"]["skipped"] == "no recording"
     counts = job("T1A1", manifest, tmp_path / "tts").run(system)
     found = lines(tmp_path / "tts" / "results.jsonl")
     assert counts.done == 3 and found["v"]["skipped"] == "no text"
@@ -117,6 +119,21 @@ def test_one_recording_that_the_encoder_refuses_does_not_stop_its_batch(folder, 
     found = lines(tmp_path / "out" / "results.jsonl")
     assert "100 samples" in found["short"]["skipped"]
     assert found["e"]["text"] == system.transcribe(folder / "e.flac")
+
+
+def test_folders_as_people_have_them(folder, tmp_path):
+    """A recording beyond the limit of one that is given singly, one without an ending, a foreign one, hidden ones."""
+    save_audio(folder / "long.flac", torch.zeros(30 * 16000 + 64), 16000)
+    (folder / "e.flac").rename(folder / "e")
+    (folder / "film.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    for hidden in ("._a.flac", ".DS_Store"):
+        (folder / hidden).write_bytes(b"Mac OS X")
+    counts = job("A1T1", folder, tmp_path / "out").run(omni())
+    found = lines(tmp_path / "out" / "results.jsonl")
+    assert found["long"]["skipped"] == f"too long: {folder / 'long.flac'}: 30.004 s long, the limit is 30 s"
+    assert found["film"]["skipped"].startswith(f"unreadable: {folder / 'film.m4a'}: not an audio file")
+    assert set(found) == {*NAMES, "cut", "broken", "long", "film"} and found["e"]["text"] is not None
+    assert str(counts).endswith("1 too long (such as long), not taken: 1 other file (such as notes.md)")
 
 
 def test_a_killed_run_goes_on(folder, tmp_path, monkeypatch):
@@ -218,7 +235,7 @@ def test_ids_become_files(folder, tmp_path):
         counts = job("A1A2", folder, tmp_path / "out").run(omni())
     assert counts.kept == 5 and counts.done == 0
     found = lines(tmp_path / "out" / "results.jsonl")
-    assert {"b.wav", "b.flac"} <= set(found) and found["\udcff"]["skipped"] == "unreadable"
+    assert {"b.wav", "b.flac"} <= set(found) and found["\udcff"]["skipped"].startswith("unreadable: ")
     assert (tmp_path / "out" / found["b.wav"]["wav"]).is_file()
 
 

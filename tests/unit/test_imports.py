@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "omnikit"
 GROUPS = (
     (
-        "errors", "files", "foreign", "limits", "tokens", "streaming", "sampling", "weights", "audio", "hub", "sizes",
-        "torchrun", "undrawn", "hparams",
+        "errors", "files", "foreign", "limits", "tokens", "streaming", "sampling", "weights", "containers",
+        "libsndfile", "reader", "audio", "hub", "sizes", "torchrun", "undrawn", "hparams",
     ),
     ("interfaces",),
     ("patterns", "adapters", "encoders", "llms", "codecs"),

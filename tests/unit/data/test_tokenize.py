@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from toy import ToyEncoder, toy_model
 
 from omnikit.data import manifest as manifests
 from omnikit.data.manifest import FIELDS, ManifestWriter
-from omnikit.data.prepare import make_features
+from omnikit.data.prepare import Making, make_features
 from omnikit.data.rows import read_manifest
 from omnikit.data.samples import make_dataset
 from omnikit.data.sources import read_sources
@@ -185,6 +186,25 @@ def test_damage_is_skipped_and_counted(tmp_path: Path):
         with pytest.raises(ValueError, match=r"empty|unreadable|refused|no text"):
             tokenize(path, tmp_path / folder, toy_parts(), strict=True)
     assert {row.id for row in read_manifest(tmp_path / "out", tmp_path / "c")} == {"r0", "r1"}
+
+
+def test_few_long_recordings_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Codes of recordings are the same, however many of them stand in memory together."""
+    rows = {f"r{i}": {"t1": "x", "a1": f"{i}.wav"} for i in range(20)}
+    for i in range(20):
+        (tmp_path / f"{i}.wav").write_bytes(sound(0.1 + 0.01 * i, i))
+    (tmp_path / "m.json").write_text(json.dumps(rows))
+    monkeypatch.setattr("omnikit.data.tokenize.THREADS", 1)
+    together: list[int] = []
+    batch = Making.__call__
+    monkeypatch.setattr(Making, "__call__", lambda self, wavs: together.append(len(wavs)) or batch(self, wavs))
+    made = []
+    for name, held in (("much", 2**27), ("little", 3000)):
+        monkeypatch.setattr("omnikit.data.tokenize.HELD", held)
+        tokenize(tmp_path / "m.json", tmp_path / name, toy_parts(), fields=("a1",))
+        made.append([(row.id, row.codes1.load().tolist()) for row in read_manifest(tmp_path / name, tmp_path / "c")])
+    assert made[0] == made[1] and len(made[0]) == 20
+    assert max(together[:2]) == 20 and max(together[2:]) <= 4
 
 
 def test_one_that_is_refused_spoils_no_batch():

@@ -118,7 +118,7 @@ def test_a_recording_that_was_lost_is_left_out_of_its_batch(model, manifest, tmp
 def test_what_the_header_tells_is_no_sample(model, manifest, tmp_path, caplog):
     (tmp_path / "3.wav").write_bytes(b"no sound")  # the one without a duration
     assert samples(model, manifest, "on_the_fly", {"A1T1": 1.0})[0].places[:, 1].tolist() == [0, 1, 2]
-    assert "qa: 1 of 4 recordings skipped, such as 3" in caplog.text
+    assert "qa: 1 of 4 recordings skipped: 1 unreadable (such as 3)" in caplog.text
 
 
 def test_wrong_choices_are_told(model, manifest):

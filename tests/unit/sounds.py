@@ -1,0 +1,168 @@
+"""Sound files for tests: good ones in many formats, damaged ones by the hundred, and every path that reads them."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from toy import ToyEncoder
+
+from omnikit.audio import load_audio
+from omnikit.data.prepare import make_features
+from omnikit.data.recordings import check_recording
+from omnikit.data.rows import Clip, Row, read_manifest
+from omnikit.data.samples import Heard, Unheard
+from omnikit.data.shards import NOTES, Remark, Summary
+from omnikit.data.tokenize import Parts, tokenize
+from omnikit.evaluate.batches import Problem, Reply, each_reply, load_recordings
+from omnikit.reader import Unusable
+from omnikit.tasks import TASKS
+
+RATE = 16000
+FORMATS = {
+    "wav": ("WAV", "PCM_16"), "float": ("WAV", "FLOAT"), "adpcm": ("WAV", "IMA_ADPCM"), "flac": ("FLAC", "PCM_16"),
+    "mp3": ("MP3", None), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS"), "w64": ("W64", "PCM_16"),
+    "rf64": ("RF64", "PCM_16"), "aiff": ("AIFF", "PCM_16"), "caf": ("CAF", "PCM_16"), "au": ("AU", "PCM_16"),
+}  # fmt: skip
+Outcome = int | str
+"""Samples at the encoder's rate, or the reason why there are none."""
+
+
+def noise(samples: int = 8000, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.3, 0.3, samples)
+
+
+def encoded(name: str, samples: np.ndarray | None = None, rate: int = RATE) -> bytes:
+    """A sound file in one of `FORMATS`."""
+    kind, subtype = FORMATS[name]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, noise() if samples is None else samples, rate, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def mutated(count: int, seed: int, names: tuple[str, ...] = ("wav", "flac", "mp3", "ogg", "opus")) -> list[bytes]:
+    """Sound files with bytes of header or body changed, header fields overwritten, or their ends cut off."""
+    draw, whole = random.Random(seed), [encoded(name) for name in names]
+    return [_mutated(bytearray(whole[i % len(whole)]), draw) for i in range(count)]
+
+
+def _mutated(data: bytearray, draw: random.Random) -> bytes:
+    kind = draw.choice(["head", "body", "both", "field", "cut"])
+    if kind in ("head", "both"):
+        for _ in range(draw.randint(1, 6)):
+            data[draw.randrange(100)] = draw.choice([0, 255, draw.randrange(256)])
+    if kind in ("body", "both"):
+        for _ in range(draw.randint(1, 8)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+    if kind == "field":
+        at = draw.randrange(96)
+        data[at : at + 4] = draw.choice(
+            [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\1\0\0\0", b"\0\0\0\1"]
+        )
+    return bytes(data[: draw.randrange(len(data))] if kind == "cut" else data)
+
+
+class Ear(ToyEncoder):
+    """Takes a recording of any length, and its only feature is that length."""
+
+    def forward(self, wav: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = torch.stack([lengths // 1000, lengths % 1000], dim=-1).float()  # as float16 holds them
+        return features[:, None], torch.ones_like(lengths)
+
+    def num_frames(self, samples: int) -> int:
+        return 1
+
+
+def by_all_paths(files: list[Path], folder: Path) -> dict[str, list[Outcome]]:
+    """How each file fares singly, from bytes, in a batch, in a cache, on the fly, in `tokenize`, in `prepare`."""
+    rows = [Row(str(i), "x", a1=Clip(str(i), path=str(file))) for i, file in enumerate(files)]
+    return {
+        "singly": [_outcome(lambda file=file: len(load_audio(file, RATE))) for file in files],
+        "bytes": [_outcome(lambda file=file: len(_embedded(file).load(RATE))) for file in files],
+        "batch": _in_batch(rows),
+        "cache": [_in_cache(row) for row in rows],
+        "on the fly": [_on_the_fly(row) for row in rows],
+        "tokenize": _tokenized(files, folder),
+        "prepare": [_prepared(file) for file in files],
+    }
+
+
+def _embedded(file: Path) -> Clip:
+    return Clip("row", table=[{"a1": file.read_bytes()}], column="a1")
+
+
+def _outcome(length) -> Outcome:
+    try:
+        return length()
+    except Unusable as error:
+        assert "\n" not in str(error)
+        return error.reason
+
+
+def _in_batch(rows: list[Row]) -> list[Outcome]:
+    def respond(batch: list[Row]):
+        heard, problems = load_recordings(batch, RATE)
+        yield from ((row, Reply("", torch.zeros(len(wav)))) for row, wav in heard)
+        yield from problems
+
+    found = each_reply(respond, TASKS["A1T1"], rows, batch_size=4, quiet=True, max_seconds=30.0)
+    outcomes = {row.id: x.reason if isinstance(x, Problem) else len(x.codes) for row, x in found}
+    return [outcomes[row.id] for row in rows]
+
+
+def _in_cache(row: Row) -> Outcome:
+    return _outcome(lambda: _length(make_features(Ear()).batch([row.a1.load(RATE)])[0]))
+
+
+def _length(features: torch.Tensor) -> int:
+    thousands, rest = features[0].tolist()
+    return int(1000 * thousands + rest)
+
+
+def _on_the_fly(row: Row) -> Outcome:
+    heard = Heard(live=Ear())
+    expected = heard.expected(row)
+    if isinstance(expected, str):
+        return expected
+    try:
+        return len(heard.wav(row))
+    except Unheard:
+        return "unreadable"  # what was found damaged only in the step
+
+
+def _tokenized(files: list[Path], folder: Path) -> list[Outcome]:
+    folder.mkdir()
+    rows = {str(i): {"t1": "x", "a1": str(file)} for i, file in enumerate(files)} | {"end": {"t1": "x"}}
+    (folder / "m.json").write_text(json.dumps(rows))
+    with _reasons() as reasons:
+        tokenize(folder / "m.json", folder / "out", Parts(encoder=Ear()))
+    made = {row.id: _length(row.features.load()) for row in read_manifest(folder / "out", folder / "c") if row.features}
+    return [made.get(str(i), reasons.get(str(i))) for i in range(len(files))]
+
+
+class _reasons:
+    """Row id -> reason, of each remark that `tokenize` counts."""
+
+    def __enter__(self) -> dict[str, str]:
+        self.kept, found = Summary.leave_out, {}
+
+        def leave_out(summary: Summary, remark: Remark, strict: bool) -> None:
+            if remark.reason not in NOTES:
+                found[remark.example] = remark.reason
+            self.kept(summary, remark, strict)
+
+        Summary.leave_out = leave_out
+        return found
+
+    def __exit__(self, *_: object) -> None:
+        Summary.leave_out = self.kept
+
+
+def _prepared(file: Path) -> Outcome:
+    found = check_recording(file, decode_all=True)
+    return found.problem if found.problem not in (None, "clipped") else max(1, round(found.seconds * RATE))
