@@ -13,10 +13,11 @@ from torch import Tensor
 
 from omnikit import checkpoint
 from omnikit.audio import waveform
+from omnikit.data.chunks import in_batches
 from omnikit.data.manifest import AUDIO, CODES_OF
 from omnikit.data.prepare import BATCH_SECONDS, HELD, make_codes, make_features
 from omnikit.data.rewrite import SHARD_ROWS, Columns, Step, check_recordings, rewrite
-from omnikit.data.shards import Item, Remark, Summary, in_batches
+from omnikit.data.shards import Item, Remark, Summary
 from omnikit.data.store import fingerprint
 from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part

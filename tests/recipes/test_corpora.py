@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import runpy
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from omnikit.hparams.tree import read_tree, write_tree
 from tests.recipes.trees import RECIPES, TREES, librispeech
+
+DECODED = 1  # rows of a validation source
 
 TINY = [
     "--device", "cpu", "--size", "tiny", "--pretrained", "false", "--model.tts_blocks", "1", "--effective_batch", "4",
@@ -54,7 +58,7 @@ def only(recipe: Path, own: dict) -> dict:
         "start_from": None,
         "tasks": tasks,
         "sources": {**none["sources"], "own": {**own, "limit": None}},
-        "valid_sources": {**none["valid_sources"], "own": {**own, "limit": 2, "decode": 1}},
+        "valid_sources": {**none["valid_sources"], "own": {**own, "limit": 2, "decode": DECODED}},
     }
 
 
@@ -83,7 +87,9 @@ def test_prepare_train_evaluate(corpus, run, grammar, tmp_path):
     assert log["step"] == 1 and log["valid"]["loss"] > 0
     assert "effective batch: " in (out / "log.txt").read_text()
     if corpus == "LibriSpeech":  # only of what validation decodes
-        assert [path.name.partition("-features")[0] for path in (tmp_path / "cache").glob("*.arrow")] == ["own-decode"]
+        (index,) = (tmp_path / "cache").glob("features-*/index.sqlite")
+        with closing(sqlite3.connect(index)) as connection:
+            assert connection.execute("SELECT COUNT(*) FROM arrays").fetchone() == (DECODED,)
 
     common = ["hparams/eval.yaml", "--checkpoint", out, "--output_folder", tmp_path / "scores"]
     common += ["--decoding.max_steps", "24"]
