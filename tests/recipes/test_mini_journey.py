@@ -54,8 +54,8 @@ def test_the_processor_is_the_default(journey, tmp_path):
 def test_a_device_that_cannot_be_used_ends_it_before_the_first_step(journey, script):
     done, calls = journey(script, "--device", "gpu", usable=False)
     assert done.returncode == 2
-    line = "run.sh: --device gpu: cannot be used (torch has no such device; choices: cpu, and cuda where there is a GPU)"
-    assert done.stderr == line + "\n"
+    message = "cannot be used (torch has no such device; choices: cpu, and cuda where there is a GPU)"
+    assert done.stderr == f"run.sh: --device gpu: {message}\n"
     assert [call.split()[0] for call in calls] == ["-c"]
 
 
