@@ -112,7 +112,8 @@ class TransformersTokenizer(Tokenizer):
         self.path = path
         self.loaded = _read(Path(path))
         self.vocab_size = len(self.loaded)
-        self._special = {i: token.content for i, token in self.loaded.added_tokens_decoder.items() if token.special}
+        added = self.loaded.added_tokens_decoder if self.loaded.is_fast else {}  # Python's own match none of them
+        self._special = {i: token.content for i, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
         return self._encode([text])[0]

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from omnikit.api import _Voice
-from omnikit.llms.tokenizers import TransformersTokenizer
+from omnikit.llms.tokenizers import SentencePieceTokenizer, TransformersTokenizer
 from tests.unit.toy import ToyCodec
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>", "[INST]", "<start_of_turn>", "<bos>"]
@@ -124,3 +125,16 @@ def test_a_saved_tokenizer_does_the_same(tokenizer, tmp_path: Path):
     again = TransformersTokenizer(str(tmp_path))
     for text in SPELLED:
         assert again.encode(text) == tokenizer.encode(text)
+
+
+def test_control_symbols_of_sentencepiece_are_text(tmp_path: Path):
+    options = {"model_prefix": str(tmp_path / "tokenizer"), "vocab_size": 60, "minloglevel": 2}
+    sentences = iter(["say or sob again", "a < b > s / o"] * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences, hard_vocab_limit=False, control_symbols=["<bos>"], **options
+    )
+    tokenizer = SentencePieceTokenizer(str(tmp_path / "tokenizer.model"))
+    for text in ("</s>", "a <s> say", "<bos>"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert not any(map(tokenizer.processor.is_control, ids))
