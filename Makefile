@@ -1,4 +1,5 @@
 # make demo      the whole journey in minutes: corpus, three training stages, WER, a spoken answer, report.html
+# make demo DEVICE=cuda  the same on a GPU
 # make test      style and the quick tests; says what is left to test-all
 # make test-all  every test
 # Each sets up .venv first; needed are only Python 3.11, pip and make.
@@ -15,7 +16,7 @@ help:
 	@sed -n 's/^# make/make/p' Makefile
 
 demo: $(VENV)/.installed
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash egs/mini/demo.sh
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash egs/mini/demo.sh $(if $(DEVICE),--device $(DEVICE))
 
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) -m "not long"

@@ -140,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", default=str(HERE / "results"))
     parser.add_argument("--checkpoint", help="the system that is asked; default: stage3 of the results, if trained")
+    parser.add_argument("--device", default="cpu", help="where the system runs: cpu, cuda ..")
     parser.add_argument("--questions", nargs="*", default=QUESTIONS, type=Path, help="sound files; none: ask nothing")
     options = parser.parse_args()
     results = Path(options.results)
@@ -148,7 +149,7 @@ def main() -> None:
     trained = results / "stage3"
     checkpoint = options.checkpoint or (trained if (trained / "model.safetensors").is_file() else None)
     if checkpoint is not None and options.questions:
-        ask(load(checkpoint), options.questions, results / "answers")
+        ask(load(checkpoint, device=options.device), options.questions, results / "answers")
     page = results / "report.html"
     page.write_text(build_page(results), encoding="utf-8")
     print(page)

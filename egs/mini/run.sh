@@ -4,6 +4,7 @@
 #   run.sh                           steps 6-11 from the shipped base parts
 #   run.sh --from-scratch            all steps, everything from nothing
 #   run.sh --stage 8 --stop_stage 9  some steps (with --from-scratch: of that journey)
+#   run.sh --device cuda             on a GPU (default: cpu)
 #
 #    1 corpus     speech by espeak-ng, texts, manifests      7 stage 2    the language model learns to answer
 #    2 encoder    CTC pre-training on phonemes               8 stage 3    everything but the encoder, speech output
@@ -15,32 +16,39 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-stage='' stop_stage=11 seed=1234 speed=full scale=1.0 codec=mel_rvq precision=auto scratch=false
+stage='' stop_stage=11 seed=1234 speed=full scale=1.0 codec=mel_rvq precision=auto
+device=cpu scratch=false
 data=$here/data results=$here/results base=$here/pretrained
 PYTHON=${PYTHON:-python}
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 stop() { echo "run.sh: $1" >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
   case $1 in
     --from-scratch) scratch=true ;;
-    --stage | --stop_stage | --seed | --speed | --scale | --codec | --precision | --data | --results)
+    --stage | --stop_stage | --seed | --speed | --scale | --codec | --precision | --device | --data | --results)
       [ $# -ge 2 ] || stop "$1 needs a value"
       printf -v "${1#--}" %s "$2"
       shift ;;
     -h | --help) usage; exit ;;
     *) stop "unknown option $1 (choices: --from-scratch, --stage N, --stop_stage N, --seed N, --speed full|demo,\
- --scale N, --codec mel_rvq|snac_mini, --precision auto|fp32|bf16, --data DIR, --results DIR)" ;;
+ --scale N, --codec mel_rvq|snac_mini, --precision auto|fp32|bf16, --device cpu|cuda, --data DIR, --results DIR)" ;;
   esac
   shift
 done
 case $speed in full | demo) ;; *) stop "--speed $speed (choices: full, demo)" ;; esac
 case $precision in
   fp32 | bf16) ;;
-  auto) precision=$(grep -qsE 'amx_bf16|avx512_bf16' /proc/cpuinfo && echo bf16 || echo fp32) ;; # else bf16 is slower
+  auto)
+    precision=fp32 # on a CPU without such instructions bf16 is slower
+    if [ "$device" = cpu ] && grep -qsE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then precision=bf16; fi ;;
   *) stop "--precision $precision (choices: auto, fp32, bf16)" ;;
 esac
+if [ "$device" != cpu ]; then # ask torch before hours of work
+  refusal=$("$PYTHON" -c 'import sys, torch; torch.ones(1, device=sys.argv[1]).item()' "$device" 2>&1) \
+    || stop "--device $device: cannot be used (${refusal##*$'\n'}; choices: cpu, and cuda where there is a GPU)"
+fi
 if $scratch; then base=$results/pretrained; fi
 stage=${stage:-$($scratch && echo 1 || echo 6)}
 if ! $scratch && [ ! -f "$data/corpus/READY" ]; then stage=1; fi
@@ -56,7 +64,7 @@ train() { # name of the recipe's stage file, name of the mini stage, then furthe
   if [ "$speed" = demo ] && [ -f "$here/hparams/demo/$name.yaml" ]; then overrides+=("$here/hparams/demo/$name.yaml"); fi
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" train.py "hparams/$recipe.yaml" "${overrides[@]}" --seed "$seed" \
     --data_folder "$data" --output_folder "$results/$name" --llm.tokenizer "$base/llm/tokenizer.model" \
-    --codec "$codec" --device cpu --precision "$precision" "$@")
+    --codec "$codec" --device "$device" --precision "$precision" "$@")
 }
 
 if wanted 1 corpus; then
@@ -67,12 +75,12 @@ if wanted 1 corpus; then
 fi
 if $scratch && wanted 2 encoder; then
   (cd "$here" && "$PYTHON" train_encoder.py hparams/encoder.yaml --seed "$seed" --data_folder "$data" \
-    --output_folder "$results/encoder" --export_folder "$base/encoder")
+    --output_folder "$results/encoder" --export_folder "$base/encoder" --device "$device")
 fi
 if $scratch && wanted 3 codecs; then
   for name in mel_rvq snac_mini; do
     (cd "$here" && "$PYTHON" train_codec.py "hparams/codec_$name.yaml" --seed "$seed" --data_folder "$data" \
-      --output_folder "$results/codec_$name" --export_folder "$base/$name")
+      --output_folder "$results/codec_$name" --export_folder "$base/$name" --device "$device")
   done
 fi
 if $scratch && wanted 4 tokenizer; then
@@ -90,7 +98,7 @@ if wanted 8 "stage 3"; then train stage3 stage3 --start_from "$results/stage2"; 
 limits() { if [ "$speed" = demo ]; then printf '%s\n' "$@"; fi; }
 if wanted 9 ASR; then
   (cd "$root/recipes/LibriSpeech/ASR" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_asr.yaml" \
-    --checkpoint "$results/stage3" --data_folder "$data/corpus" --output_folder "$results/asr")
+    --checkpoint "$results/stage3" --data_folder "$data/corpus" --output_folder "$results/asr" --device "$device")
 fi
 if wanted 10 "QA, TTS"; then
   "$PYTHON" "$here/write_grammar.py" "$results/world.jsgf"
@@ -98,12 +106,12 @@ if wanted 10 "QA, TTS"; then
   mapfile -t tts_limits < <(limits --limit 20)
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_qa.yaml" \
     --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/qa" \
-    --grammar_file "$results/world.jsgf" "${qa_limits[@]}")
+    --grammar_file "$results/world.jsgf" --device "$device" "${qa_limits[@]}")
   (cd "$root/recipes/LibriTTS/TTS" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_tts.yaml" \
     --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/tts" \
-    --grammar_file "$results/world.jsgf" "${tts_limits[@]}" \
+    --grammar_file "$results/world.jsgf" --device "$device" "${tts_limits[@]}" \
     --codecs "[{name: mel_rvq, weights: $base/mel_rvq}, {name: snac_mini, weights: $base/snac_mini}]")
 fi
 if wanted 11 report; then
-  "$PYTHON" "$here/report.py" --results "$results"
+  "$PYTHON" "$here/report.py" --results "$results" --device "$device"
 fi

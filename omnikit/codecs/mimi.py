@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, MimiConfig, MimiModel
 
 from omnikit.codecs.causal import CausalCodec, Memory, run
+from omnikit.key_values import cache_argument
 from omnikit.streaming import EXACT, DecodeStream
 
 TINY = {
@@ -61,7 +62,8 @@ class MimiCodec(CausalCodec):
         decoder = self.network.decoder
         x = run([decoder.upsample], self.network.quantizer.decode(codes), memory)
         cache = memory.setdefault(decoder.decoder_transformer, DynamicCache(config=decoder.config))
-        x = decoder.decoder_transformer(x.transpose(1, 2), past_key_values=cache, use_cache=True).last_hidden_state
+        options = {cache_argument(decoder.decoder_transformer): cache, "use_cache": True}
+        x = decoder.decoder_transformer(x.transpose(1, 2), **options).last_hidden_state
         return run(self.decoder_layers(), x.transpose(1, 2), memory)[:, 0]
 
     def _forget_tables(self) -> None:

@@ -14,7 +14,7 @@ from omnikit.data.skipped import Skipped
 from omnikit.evaluate.batches import Respond, gather
 from omnikit.evaluate.tables import markdown_table, percent, write_json
 from omnikit.evaluate.text import Normalizer
-from omnikit.evaluate.wer import ErrorRates, Pair, score
+from omnikit.evaluate.wer import ErrorRates, Pair, empty_references, score
 from omnikit.tasks import TASKS
 
 ALL = "all"
@@ -123,4 +123,5 @@ def _markdown(results: Sequence[SplitResult], about: Mapping[str, Any], publishe
             rows.append(row + ([percent(known)] if beside else []))
     notes = [f"- {key}: {value}" for key, value in about.items()]
     notes += [f"- {r.split}, left out: {r.skipped}" for r in results]
+    notes += [f"- {r.split}, {empty_references(r.rates[ALL])}" for r in results if r.rates[ALL].empty_references]
     return "\n".join(["# Speech recognition", "", markdown_table(header, rows), "", *notes, ""])

@@ -20,7 +20,7 @@ from omnikit.evaluate.batches import sound
 from omnikit.evaluate.judge import Judge, RecogniserJudge, SystemRecogniser
 from omnikit.evaluate.tables import markdown_table, percent
 from omnikit.evaluate.text import Normalizer, plain
-from omnikit.evaluate.wer import ErrorRates, Pair, score
+from omnikit.evaluate.wer import ErrorRates, Pair, empty_references, score
 from omnikit.hub import is_hub_id
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
@@ -165,6 +165,8 @@ def keep_wavs(said: Sequence[Said], folder: Path, sample_rate: int, count: int) 
 
 
 def rates_table(rates: dict[str, ErrorRates]) -> str:
-    """Markdown: one line per kind of sound."""
+    """Markdown: one line per kind of sound, and below a remark for each that has texts without a word."""
     rows = [[name, str(r.utterances), percent(r.wer), percent(r.exact)] for name, r in rates.items()]
-    return markdown_table(["Sound", "Utterances", "Judged WER %", "Without an error %"], rows)
+    remarks = [f"- {name}, {empty_references(r)}" for name, r in rates.items() if r.empty_references]
+    table = markdown_table(["Sound", "Utterances", "Judged WER %", "Without an error %"], rows)
+    return "\n".join([table, "", *remarks]) if remarks else table

@@ -90,7 +90,8 @@ class Shares:
 def count_right(
     task: Task, rows: Sequence[Row], replies: dict[str, Reply], skipped: Skipped, normalize: Normalizer
 ) -> Shares:
-    """An answer is right if its text is, after normalisation, one of those that the row accepts.
+    """An answer is right if its text is, after normalisation, one of those that the row accepts. Where nothing is left
+    of a text by that (`...`), only the same text is right.
 
     Raises:
         ValueError: no question could be read.
@@ -101,11 +102,13 @@ def count_right(
     right, asked, exact, containing = Counter(), Counter(), 0, 0
     for row in answered:
         text, wanted = replies[row.id].text, row.right_answers()
-        given, expected = normalize(text), [normalize(each) for each in wanted]
+        given, expected = normalize(text), {normalize(each) for each in wanted} - {""}
+        same = text.strip() in [each.strip() for each in wanted]
+        matches = same or given in expected
         asked[row.kind] += 1
-        right[row.kind] += given in expected
-        exact += text.strip() in [each.strip() for each in wanted]
-        containing += given in expected or any(each and f" {each} " in f" {given} " for each in expected)
+        right[row.kind] += matches
+        exact += same
+        containing += matches or any(f" {each} " in f" {given} " for each in expected)
     truncated = sum(cut_short(replies[row.id], task) for row in answered)
     return Shares(dict(right), dict(sorted(asked.items())), exact, containing, truncated, skipped)
 

@@ -22,9 +22,15 @@ class Pair:
 @dataclass(frozen=True)
 class ErrorRates:
     """Rates in percent: errors of all utterances over their reference words (or characters, spaces included), and the
-    mean of the utterances' own rates. Utterances whose reference is empty have no rate of their own."""
+    mean of the utterances' own rates.
+
+    What is understood where the reference is empty after normalisation counts as insertions. Such an utterance has no
+    rate of its own; where there is no other, errors are divided by one word, as jiwer does, so that errors are never a
+    rate of 0 %.
+    """
 
     utterances: int
+    empty_references: int  # utterances without a reference word
     words: int  # in the references
     wer: float
     wer_utterance_mean: float
@@ -38,6 +44,11 @@ class ErrorRates:
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
         return {key: round(value, 4) for key, value in asdict(self).items()}
+
+
+def empty_references(rates: ErrorRates) -> str:
+    """Return the remark that a report makes where references are empty after normalisation."""
+    return f"empty references: {rates.empty_references} (their words are insertions)"
 
 
 def score(pairs: Sequence[Pair], normalize: Normalizer, alignments: Path | None = None) -> ErrorRates:
@@ -55,13 +66,14 @@ def score(pairs: Sequence[Pair], normalize: Normalizer, alignments: Path | None 
     if alignments is not None:
         with alignments.open("w", encoding="utf-8") as stream:
             words.write_stats(stream)
-    summary = words.summarize()
+    summary = words.summary
     return ErrorRates(
         utterances=len(pairs),
+        empty_references=sum(not reference for _, reference, _ in texts),
         words=summary["num_scored_tokens"],
         wer=summary["WER"],
         wer_utterance_mean=_mean(words),
-        cer=characters.summarize("WER"),
+        cer=characters.summary["WER"],
         cer_utterance_mean=_mean(characters),
         insertions=summary["insertions"],
         deletions=summary["deletions"],
@@ -71,15 +83,17 @@ def score(pairs: Sequence[Pair], normalize: Normalizer, alignments: Path | None 
 
 
 def _stats(utterances: list[tuple[str, list[str], list[str]]]):
-    """(id, reference tokens, hypothesis tokens) -> ErrorRateStats."""
+    """(id, reference tokens, hypothesis tokens) -> ErrorRateStats with its summary."""
     from speechbrain.utils.metric_stats import ErrorRateStats
 
     stats = ErrorRateStats()
     names, references, hypotheses = map(list, zip(*utterances, strict=True))
     stats.append(names, predict=hypotheses, target=references)
+    summary = stats.summarize()
+    summary["WER"] = 100.0 * summary["num_edits"] / max(1, summary["num_scored_tokens"])
     return stats
 
 
 def _mean(stats) -> float:
     rates = [utterance["WER"] for utterance in stats.scores if utterance["num_ref_tokens"]]
-    return fmean(rates) if rates else 0.0
+    return fmean(rates) if rates else stats.summary["WER"]

@@ -135,6 +135,10 @@ class SentencePieceTokenizer(Tokenizer):
 class TransformersTokenizer(Tokenizer):
     """A folder with a tokenizer that transformers reads.
 
+    Text is text: where it spells a special token (`<|im_end|>`, `</s>`), it is split like any other text and never
+    becomes that token. Special are the added tokens that the tokenizer's file marks so; other added tokens (runs of
+    spaces, a word or `<laugh>` that somebody added) are ordinary vocabulary.
+
     Raises:
         ValueError: no tokenizer there.
     """
@@ -143,12 +147,28 @@ class TransformersTokenizer(Tokenizer):
         self.path = path
         self.loaded = _read(Path(path))
         self.vocab_size = 1 + max(self.loaded.get_vocab().values(), default=-1)
+        added = self.loaded.added_tokens_decoder if self.loaded.is_fast else {}  # Python's own match none of them
+        self._special = {i: token.content for i, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
-        return self.loaded.encode(text, add_special_tokens=False)
+        return self._encode([text])[0]
 
     def count(self, texts: list[str]) -> list[int]:
-        return [len(ids) for ids in self.loaded(texts, add_special_tokens=False)["input_ids"]]
+        return [len(ids) for ids in self._encode(texts)]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        found = self.loaded(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [self._spelled(text, ids) for text, ids in zip(texts, found, strict=True)]
+
+    def _spelled(self, text: str, ids: list[int]) -> list[int]:
+        """Replace special tokens that the text spells by their characters: models that look up whole words (Unigram,
+        WordLevel) find them even if they are not matched beforehand. The unknown token of other text stays."""
+        spelled = {i for i in self._special.keys() & set(ids) if self._special[i] in text}
+        if not spelled:
+            return ids
+        model = self.loaded.backend_tokenizer.model
+        letters = {i: [piece.id for char in self._special[i] for piece in model.tokenize(char)] for i in spelled}
+        return [piece for i in ids for piece in letters.get(i, [i])]
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; those that the model has and the tokenizer does not give nothing."""

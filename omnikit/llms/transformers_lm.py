@@ -12,6 +12,7 @@ from omnikit.errors import one_line
 from omnikit.foreign import build_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Backbone
+from omnikit.key_values import cache_argument
 from omnikit.llms import skeleton
 from omnikit.llms.configs import make_config, with_layers
 from omnikit.llms.lora import add_lora, train_lora_alone
@@ -61,6 +62,7 @@ class TransformersLM(Backbone):
         model = _built(AutoModelForCausalLM, self.config)
         self.dim, self.vocab_size = self.config.hidden_size, self.config.vocab_size
         self.trunk, self.lm_head = model.get_decoder(), model.get_output_embeddings()
+        self.cache_argument = cache_argument(self.trunk)
         embed = self.trunk.get_input_embeddings()
         if skeleton.wanted():
             embed.to(skeleton.DTYPE).to_empty(device=torch.get_default_device())
@@ -90,7 +92,7 @@ class TransformersLM(Backbone):
         return self.trunk.get_input_embeddings()(ids)
 
     def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
-        return run(self.trunk, embeddings, positions, mask, cache)
+        return run(self.trunk, embeddings, positions, mask, cache=cache, cache_argument=self.cache_argument)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         return self.norm(hidden)
@@ -112,11 +114,12 @@ class TransformersBlocks(nn.Module):
         super().__init__()
         self.config = with_layers(config, n)
         self.trunk = _built(AutoModel, self.config)
+        self.cache_argument = cache_argument(self.trunk)
         # its input is the backbone's hidden state
         self.trunk.set_input_embeddings(nn.Identity())
 
     def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
-        return run(self.trunk, hidden, positions, mask, cache)
+        return run(self.trunk, hidden, positions, mask, cache=cache, cache_argument=self.cache_argument)
 
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.config)

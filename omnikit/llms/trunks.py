@@ -29,14 +29,21 @@ def embedding_scale(trunk: nn.Module) -> float:
     return getattr(trunk.get_input_embeddings(), "scalar_embed_scale", 1.0)
 
 
-def run(trunk: nn.Module, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
-    """Embeddings [B, L, D] -> hidden states [B, L, D], see `Backbone.forward`."""
+def run(
+    trunk: nn.Module, embeddings: Tensor, positions: Tensor, mask: Tensor | None, *, cache: Any, cache_argument: str
+) -> Tensor:
+    """Embeddings [B, L, D] -> hidden states [B, L, D], see `Backbone.forward`.
+
+    Args:
+        cache_argument: the name by which the trunk takes the cache, see `omnikit.key_values`; found out beforehand, so
+            that torch can compile this.
+    """
     out = trunk(
         inputs_embeds=embeddings,
         position_ids=positions,
         attention_mask=mask,
-        past_key_values=cache,
         use_cache=cache is not None,
+        **{cache_argument: cache},
     )
     return out.last_hidden_state
 

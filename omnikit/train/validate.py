@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jiwer
-
 from omnikit.data.rows import Row
 from omnikit.data.sources import hear, read_rows
+from omnikit.evaluate.text import plain
+from omnikit.evaluate.wer import Pair, score
 from omnikit.generate import Decoding, Question, answers
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
@@ -21,6 +21,7 @@ class Validation:
     """Decodes, of each validation source, `decode` rows (0: none) for each wanted task that writes text.
 
     Figures, in percent: `wer` of transcripts; `wrong T1T2` and so on, the share of answers that are not the right text.
+    Texts are compared as `omnikit.evaluate.text.plain` spells them.
     Spoken answers are decoded as text alone, which is what is checked here.
     """
 
@@ -54,11 +55,11 @@ class Validation:
                 batch = questions[begin : begin + _BATCH]
                 found = answers(model, task, batch, decoding=Decoding(max_steps=longest + _MARGIN))
                 said += [model.llm.tokenizer.decode(a.text) for a in found]
+            rates = score([Pair(str(i), *texts) for i, texts in enumerate(zip(targets, said, strict=True))], plain)
             if task.name == "A1T1":
-                figures["wer"] = 100 * jiwer.wer(targets, said)
+                figures["wer"] = rates.wer
             else:
-                wrong = sum(a != b for a, b in zip(targets, said, strict=True))
-                figures[f"wrong {task.name}"] = 100 * wrong / len(targets)
+                figures[f"wrong {task.name}"] = 100 - rates.exact
         model.train(training)
         return figures
 

@@ -60,7 +60,11 @@ def changed(before: Path, after: Path) -> set[str]:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """Manifests and QA tables with four rows each; one recording is broken."""
-    folder = tmp_path_factory.mktemp("data")
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def write_data(folder: Path) -> Path:
+    """Write manifests and QA tables with four rows each; one recording is broken."""
     (folder / "manifests").mkdir()
     (folder / "qa").mkdir()
     for name in ("train-clean", "train-voice", "dev-clean", "dev-voice"):

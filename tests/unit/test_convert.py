@@ -69,7 +69,11 @@ def write_snac(folder: Path, **changes: object) -> None:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
     """`mini_omni` and `snac`; not to be changed."""
-    root = tmp_path_factory.mktemp("published")
+    return write_published(tmp_path_factory.mktemp("published"))
+
+
+def write_published(root: Path) -> Path:
+    """Write the folders `mini_omni` and `snac` as they are published, at toy size."""
     folder = root / "mini_omni"
     folder.mkdir()
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "omnikit"
 GROUPS = (
     (
         "errors", "files", "foreign", "limits", "tokens", "streaming", "sampling", "weights", "containers",
-        "libsndfile", "reader", "audio", "hub", "sizes", "torchrun", "undrawn", "hparams",
+        "libsndfile", "reader", "audio", "hub", "sizes", "torchrun", "undrawn", "key_values", "hparams",
     ),
     ("interfaces",),
     ("patterns", "adapters", "encoders", "llms", "codecs"),

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,16 @@ def test_split_is_scored_whole_and_by_group(rows, tmp_path):
     assert "test-clean, templates | 2" in table and "Published" not in table and "1 unreadable" in table
     stored = json.loads((tmp_path / "asr.json").read_text())["splits"]["test-clean"]
     assert stored["groups"]["all"]["words"] == 7 and stored["skipped"] == {"unreadable": 1}
+
+
+def test_references_without_a_word_are_named(rows, tmp_path):
+    result = evaluated([replace(rows[0], t1="..."), *rows[2:]], tmp_path, {})
+    assert "- test-clean, empty references: 1 (their words are insertions)" in write_report(
+        tmp_path, [result], about={}, published=None
+    )
+    stored = json.loads((tmp_path / "asr.json").read_text())["splits"]["test-clean"]["groups"]["all"]
+    assert stored["empty_references"] == 1
+    assert "empty references" not in write_report(tmp_path, [evaluated(rows, tmp_path, {})], about={}, published=None)
 
 
 def test_published_figure_only_beside_a_split_of_the_same_size(rows, tmp_path):

@@ -46,6 +46,13 @@ def test_a_short_expected_answer_may_stand_in_a_sentence():
     assert shares.as_dict()["containing_percent"] == 50
 
 
+def test_a_text_of_which_nothing_is_left_is_right_only_as_it_stands():
+    rows = [Row(name, "?", t2) for name, t2 in zip("abc", ["...", "+", "?"], strict=True)]
+    given = dict(zip("abc", map(reply, ["", "+ ", "!"]), strict=True))
+    shares = count_right(A1T2, rows, given, Skipped(), plain)
+    assert (sum(shares.right.values()), shares.exact, shares.containing) == (1, 1, 1)
+
+
 def test_text_without_its_speech_is_truncated():
     silent = Reply("yes", torch.zeros(3, 0, dtype=torch.long))
     counts = {

@@ -1,5 +1,9 @@
+# ruff: noqa: RUF001
+
 import random
 import re
+import string
+import unicodedata
 
 import jiwer
 import pytest
@@ -50,7 +54,7 @@ def test_any_pairs_have_the_rate_of_jiwer_on_the_same_normalised_text(name):
 
 def test_a_normaliser_is_named_with_its_version():
     assert re.fullmatch(r"english \(openai-whisper 20\d{6}(\.\d+)?\)", normalizer_version("english"))
-    assert normalizer_version("plain").startswith("plain (omnikit ")
+    assert re.fullmatch(r"plain \(omnikit [\d.]+, revision 2, Unicode [\d.]+\)", normalizer_version("plain"))
 
 
 def test_corpus_rate_weighs_words_and_mean_weighs_utterances():
@@ -64,6 +68,26 @@ def test_an_empty_hypothesis_is_all_deletions_and_an_empty_reference_all_inserti
     assert rates.wer_utterance_mean == pytest.approx(100)
 
 
+@pytest.mark.parametrize(
+    "hypotheses", [["hi"], ["hi there", ""], [""], ["", "a b c"]], ids=lambda texts: "|".join(texts)
+)
+@pytest.mark.parametrize("reference", ["...", ""])
+def test_references_that_are_empty_after_normalisation_have_the_rate_of_jiwer(reference, hypotheses):
+    """Words that nobody said are never 0 %."""
+    rates = score([Pair(str(i), reference, text) for i, text in enumerate(hypotheses)], plain)
+    empty = [""] * len(hypotheses)
+    assert rates.wer == rates.wer_utterance_mean == pytest.approx(100 * jiwer.wer(empty, hypotheses))
+    assert rates.cer == pytest.approx(100 * jiwer.cer(empty, hypotheses))
+    assert rates.empty_references == len(hypotheses) and rates.words == 0
+
+
+def test_empty_references_are_counted_among_others():
+    pairs = [Pair("a", "one two", "one two"), Pair("b", "?!", "three"), Pair("c", "", "")]
+    rates = score(pairs, plain)
+    assert (rates.empty_references, rates.insertions, rates.wer) == (2, 1, pytest.approx(50))
+    assert rates.as_dict()["empty_references"] == 2
+
+
 def test_alignments_are_written(tmp_path):
     score([Pair("only-one", "one two", "one three")], plain, alignments=tmp_path / "wer.txt")
     text = (tmp_path / "wer.txt").read_text()
@@ -73,6 +97,57 @@ def test_alignments_are_written(tmp_path):
 def test_plain_keeps_every_word_where_english_joins_numbers():
     assert plain(" It's  ONE, two-three_four! ") == "it's one two three four"
     assert normalizer("english")("ONE TWO, THREE") == "123"
+
+
+TEXTS = [
+    "schöne Grüße", "Ça va, l’été?", "मुझे हिन्दी पसंद है", "বাংলা ভাষা", "שָׁלוֹם עוֹלָם", "مَرْحَبًا بِالعَالَم",
+    "สวัสดี น้ำ", "Việt Nam", "ਪੰਜਾਬੀ ਭਾਸ਼ਾ", "தமிழ் மொழி", "ΟΔΟΣ ὀδός", "안녕하세요 세계", "한국어, 中文。",
+    "Ёлка й", "ሰላም ልዑል", "x² ½ Ⅳ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_is_the_same_in_every_unicode_form(text):
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    assert plain(forms[0]) == plain(forms[1]) == plain(plain(text)) == unicodedata.normalize("NFC", plain(text))
+    assert score([Pair("a", *forms)], plain).cer == 0
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_words_stay_whole_in_every_script(text):
+    """As many words as between spaces, and in them every letter, mark and digit."""
+    bare = "".join(char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char)[0] in "LMNZ")
+    if "’" not in text:
+        assert plain(text) == unicodedata.normalize("NFC", bare.casefold())
+    assert len(plain(text).split()) == len(text.split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("Don’t, don‘t donʼt don＇t!", "don't don't don't don't"),
+        ("the dogs’ bowl; ’tis rock ’n’ roll", "the dogs' bowl 'tis rock 'n' roll"),
+        ("‘Hello, world,’ she said: ‘don’t’", "hello world she said don't"),
+        ("it's 'n' the dogs' ' - ''", "it's 'n' the dogs'"),
+        ("STRASSE Straße straẞe", "strasse strasse strasse"),
+        ("क्\u200dष می\u200cخواهم \u200d", "क्\u200dष می\u200cخواهم"),
+        ("👩\u200d👩\u200d👧 ❤\ufe0f I 👋🏽", "i"),
+        ("Donau\u00addampf \ufeffa\u200bb \u200fשלום\u200e", "donaudampf a b שלום"),
+        ("١٢٣ १२३ 12,5 a_b", "١٢٣ १२३ 12 5 a b"),
+        ("\u0301 … ¿?", ""),
+    ],
+)
+def test_what_belongs_to_a_word(typed, expected):
+    assert plain(typed) == expected
+
+
+def test_plain_english_is_what_it_was():
+    """Published figures were made by these rules; an apostrophe alone was a word."""
+    rng, signs = random.Random(0), string.ascii_letters + string.digits + string.punctuation + " " * 20 + "\n\t"
+    for _ in range(2000):
+        text = "".join(rng.choices(signs, k=40))
+        before = re.sub(r"[^\w\s']|_", " ", text.lower()).split()
+        assert plain(text) == " ".join(word for word in before if word.strip("'")), text
 
 
 def test_unknown_normalizer_names_the_choices():

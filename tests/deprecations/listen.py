@@ -1,0 +1,81 @@
+"""Listen for deprecations: warnings of Python and of transformers' loggers, and who called what is deprecated."""
+
+from __future__ import annotations
+
+import logging
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SITE = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
+LIBRARIES = {"torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "peft", "accelerate"}
+LOGGERS = ("transformers", "huggingface_hub")
+KINDS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+
+
+@dataclass(frozen=True)
+class Deprecation:
+    """A deprecated thing of one of `LIBRARIES` that was used."""
+
+    message: str
+    caller: str  # the package that used it; empty for this repository
+    place: str  # file and line
+
+
+def package(file: str) -> str | None:
+    """Return the installed package of a file, "" for a file of this repository, None for Python's own."""
+    path = Path(file)
+    for site in SITE:
+        if path.is_relative_to(site):
+            return path.relative_to(site).parts[0].removesuffix(".py")
+    return "" if path.is_relative_to(ROOT) or file == "<string>" else None
+
+
+def judged(message: str, stack: traceback.StackSummary) -> Deprecation | None:
+    """Return the deprecation that was told of below `stack`, if one of the libraries did it."""
+    frames = [(package(frame.filename), frame) for frame in reversed(stack) if frame.filename != __file__]
+    frames = [(name, frame) for name, frame in frames if name is not None]
+    if not frames or frames[0][0] not in LIBRARIES:
+        return None
+    caller, frame = next((each for each in frames if each[0] not in LIBRARIES), frames[-1])
+    return Deprecation(" ".join(message.split()), caller, f"{frame.filename}:{frame.lineno}")
+
+
+class _Handler(logging.Handler):
+    def __init__(self, found: list[Deprecation]):
+        super().__init__(logging.WARNING)
+        self.found = found
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecat" in message.lower() and (told := judged(message, traceback.extract_stack())):
+            self.found.append(told)
+
+
+@contextmanager
+def deprecations() -> Iterator[list[Deprecation]]:
+    """Collect what is told of inside the block, each time."""
+    found: list[Deprecation] = []
+
+    def show(message: Warning | str, category: type[Warning], *_: object) -> None:
+        text = str(message)
+        if issubclass(category, KINDS) or "deprecat" in text.lower():
+            told = judged(text, traceback.extract_stack())
+            found.extend([told] if told else [])
+
+    handler = _Handler(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(handler)
+        try:
+            yield found
+        finally:
+            for name in LOGGERS:
+                logging.getLogger(name).removeHandler(handler)
