@@ -10,12 +10,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import soundfile
 
 from omnikit.api import Omni
 from omnikit.audio import save_audio, wav_name
@@ -26,6 +24,7 @@ from omnikit.data.skipped import Skipped
 from omnikit.errors import writing
 from omnikit.evaluate.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
 from omnikit.evaluate.tables import write_json
+from omnikit.files import read_text, write_bytes
 from omnikit.tasks import TASKS, Task
 from omnikit.torchrun import Share
 from omnikit.weights import FILE_NAME
@@ -106,10 +105,7 @@ def _lines(path: Path) -> list[Row]:
     """The lines of a file that are not blank, with their numbers as ids."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text in UTF-8") from None
+    lines = read_text(path, "utf-8-sig").split("\n")
     return [Row(f"{number:05d}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -147,8 +143,8 @@ class Job:
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.share.rank == 0:
-                write_json(self.folder / RUN, self.about)
+        if self.share.rank == 0:
+            write_json(self.folder / RUN, self.about)
         finished = self._finished()
         rows = [row for row in self.rows if row.id not in finished]
         counts = Counts(rows=len(self.rows), kept=len(self.rows) - len(rows))
@@ -206,8 +202,7 @@ class Job:
                 continue
             kept = _finished_lines(path)
             if int(number[1] or 0) % self.share.processes == self.share.rank:
-                with writing(path):
-                    _rewrite(path, kept.values())
+                write_bytes(path, b"".join(kept.values()))
             finished.update(kept)
         return finished
 
@@ -219,8 +214,7 @@ class Job:
         wav = sound(omni.model.codec, reply.codes)
         if len(wav):
             line["wav"] = wav_name(row.id)
-            with writing(self.folder / line["wav"], soundfile.SoundFileError):
-                save_audio(self.folder / line["wav"], wav, omni.sample_rate)
+            save_audio(self.folder / line["wav"], wav, omni.sample_rate)
         return {**line, "seconds": round(len(wav) / omni.sample_rate, 4)}
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -263,8 +257,3 @@ def _finished_lines(path: Path) -> dict[str, bytes]:
             raise ValueError(f"{path}: line {number} is no result of this command") from None
     return kept
 
-
-def _rewrite(path: Path, lines: Iterable[bytes]) -> None:
-    aside = path.with_suffix(".partial")
-    aside.write_bytes(b"".join(lines))
-    os.replace(aside, path)

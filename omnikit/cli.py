@@ -200,10 +200,10 @@ def bench(
 
     from omnikit.bench import QUICK, Plan, measure
     from omnikit.bench_table import table
+    from omnikit.ranges import THREADS
 
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"--threads {threads}: must be 1 or more")
+        THREADS.check("threads", threads)
         torch.set_num_threads(threads)
     settings = {"pretrained": False, **found} if (found := _settings(context, checkpoint)) else {}
     plan = dataclasses.replace(QUICK if quick else Plan(), seconds=seconds, streams=streams)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from omnikit.files import whole_file
 
 FILE_NAME = "model.safetensors"
 LORA = ".lora_"
@@ -72,13 +73,14 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch
         path: a file that ends in `.safetensors`, or a folder (it gets `model.safetensors`).
 
     Returns:
-        The file; it is whole or not there at all.
+        The file; it is whole or absent.
+
+    Raises:
+        ValueError: the disk is full.
     """
     file = Path(path) if str(path).endswith(".safetensors") else Path(path) / FILE_NAME
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".tmp")
-    save_file({name: _stored(tensor, dtype) for name, tensor in _untied(module).items()}, aside)
-    os.replace(aside, file)
+    with whole_file(file, SafetensorError) as aside:
+        save_file({name: _stored(tensor, dtype) for name, tensor in _untied(module).items()}, aside)
     return file
 
 

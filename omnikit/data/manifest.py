@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omnikit.errors import unwritable
+from omnikit.files import aside_of, remove
 
 FIELDS = {
     "id": pa.string(),
@@ -75,7 +76,7 @@ class ManifestWriter:
 
     def __init__(self, path: str | Path, fields: Sequence[str], embedded: bool | Collection[str] = False):
         self.path, self.kept = Path(path), True
-        self.aside = self.path.with_name(self.path.name + ".partial")
+        self.aside = aside_of(self.path)
         if self.path.suffix not in _FORMATS:
             raise ValueError(f"manifest {path}: unknown ending {self.path.suffix!r}; choices: {', '.join(ENDINGS)}")
         with self._told():
@@ -102,15 +103,14 @@ class ManifestWriter:
         else:
             with suppress(OSError):
                 self.format.close()
-            self.aside.unlink(missing_ok=True)
+            remove(self.aside)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            with suppress(OSError):
-                self.aside.unlink(missing_ok=True)
+            remove(self.aside)
             raise unwritable(self.path, error) from None
 
 

@@ -165,13 +165,12 @@ def kept(path: Path, fingerprint: str, strict: bool) -> Summary | None:
 def make(path: Path, fingerprint: str, write: Callable[[], Summary]) -> Summary:
     """Let `write` write a file (none where there is no row), then its summary."""
     note = _note_of(path)
-    note.unlink(missing_ok=True)  # until the new one is whole the old manifest must not pass for up to date
+    with writing(note):
+        note.unlink(missing_ok=True)  # until the new one is whole the old manifest must not pass for up to date
     summary = write()
     if not summary.rows:
         path.unlink(missing_ok=True)
-    with writing(note):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, {"fingerprint": fingerprint, "summary": summary.as_dict()})
+    write_json(note, {"fingerprint": fingerprint, "summary": summary.as_dict()})
     return summary
 
 

@@ -21,6 +21,7 @@ from omnikit.evaluate.judge import Judge, RecogniserJudge, SystemRecogniser
 from omnikit.evaluate.tables import markdown_table, percent
 from omnikit.evaluate.text import Normalizer, plain
 from omnikit.evaluate.wer import ErrorRates, Pair, score
+from omnikit.files import read_text
 from omnikit.hub import is_hub_id
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
@@ -69,7 +70,7 @@ def _with_grammar(file: str) -> Judge:
     if not Path(file).is_file():
         raise ValueError(f"--grammar_file {file}: no such file")
     try:
-        return Judge(Path(file).read_text(encoding="utf-8"))
+        return Judge(read_text(file))
     except ModuleNotFoundError as error:
         raise ValueError(f"--judge {POCKETSPHINX}: {missing_package(error.name)}") from None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from omnikit.hparams.lookup import argument_names, nearest
 from omnikit.hparams.tree import has_tag, read_tree, tag_of, walk
+from omnikit.ranges import FROM_ZERO, LARGEST, NOT_NEGATIVE, Range
 
 PICK = "!applyref:omnikit.hparams.pick"
 
@@ -107,5 +108,16 @@ def _check_value(node: Any, value: Any, flag: str) -> None:
     if isinstance(node, bool):
         if not isinstance(value, bool):
             raise ValueError(f"--{flag} {value}: must be true or false")
-    elif isinstance(node, Number) and (isinstance(value, bool) or not isinstance(value, Number)):
-        raise ValueError(f"--{flag} {value}: must be a number")
+    elif isinstance(node, Number):
+        _like(node).check(flag, value)
+    elif isinstance(node, str) and not tag_of(node) and not isinstance(value, str | list | Mapping):
+        raise ValueError(f"--{flag} {value}: must be a text; quote it if it is meant as one: \"'{value}'\"")
+
+
+def _like(number: int | float) -> Range:
+    """Return the numbers of the kind of a file's own: a whole number is replaced by a whole one, one that is not
+    negative by one that is not."""
+    whole = isinstance(number, int)
+    if number < 0:
+        return Range(-LARGEST, whole=True) if whole else Range()
+    return FROM_ZERO if whole else NOT_NEGATIVE

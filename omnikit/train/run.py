@@ -22,6 +22,7 @@ from omnikit.data.sources import read_sources
 from omnikit.hparams import load_recipe
 from omnikit.model import OmniLM
 from omnikit.train.brain import Losses, OmniBrain, parameter_table
+from omnikit.train.checks import check_stage
 from omnikit.train.effective import effective_batch
 from omnikit.train.start import start_weights
 from omnikit.train.validate import Validation
@@ -35,7 +36,7 @@ def main() -> None:
     Raises:
         ValueError: bad file, flag, value or data; the message is one line for the user.
     """
-    recipe = load_recipe()
+    recipe = load_recipe(check=check_stage)
     hparams, run_opts = recipe.hparams, {**_run_options(recipe.run_opts), **recipe.run_opts}
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)

@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "omnikit"
 GROUPS = (
-    ("errors", "tokens", "streaming", "sampling", "weights", "audio", "hub", "sizes", "torchrun", "undrawn", "hparams"),
+    (
+        "errors", "files", "ranges", "tokens", "streaming", "sampling", "weights", "audio", "hub", "sizes", "torchrun",
+        "undrawn", "hparams",
+    ),
     ("interfaces",),
     ("patterns", "adapters", "encoders", "llms", "codecs"),
     ("tasks", "strategies", "model", "losses"),
@@ -20,7 +23,7 @@ GROUPS = (
     ("api", "convert", "serve", "describe"),
     ("data", "train", "evaluate", "batch", "bench", "bench_table"),
     ("cli", "__main__"),
-)
+)  # fmt: skip
 GROUP = {name: number for number, names in enumerate(GROUPS) for name in names}
 TRAINING = {"data", "train", "evaluate"}
 PARTS = {"adapters", "encoders", "llms", "codecs"}

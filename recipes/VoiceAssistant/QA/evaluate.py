@@ -31,6 +31,7 @@ from omnikit.evaluate.qa import Shares, Way, count_right, read_questions, shares
 from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.tables import write_json
 from omnikit.evaluate.text import normalizer, normalizer_version
+from omnikit.files import write_text
 from omnikit.hparams import load_recipe
 from omnikit.tasks import TASKS
 
@@ -147,7 +148,7 @@ def main() -> None:
     tables += [speed_table(speed)] if speed else []
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
     text = "\n\n".join(["# Spoken questions", *tables, notes])
-    (run.folder / "qa.md").write_text(text + "\n", encoding="utf-8")
+    write_text(run.folder / "qa.md", text + "\n")
     print(text)
 
 

@@ -1,0 +1,111 @@
+"""Text files in, and files out that are whole or absent: written aside, renamed when they are complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from omnikit.errors import writing
+
+ASIDE = ".partial"
+"""The ending of what is being written; a kill may leave such a file, which the next run overwrites."""
+_LONGEST = 240  # bytes of a name beside which `ASIDE` fits; file systems take 255
+
+
+def read_text(path: str | Path, encoding: str = "utf-8") -> str:
+    """Return the text of a file.
+
+    Raises:
+        ValueError: it is not UTF-8; the message names the file.
+        OSError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{path}: not a text in UTF-8 (byte 0x{byte:02x} at position {error.start})") from None
+
+
+@contextmanager
+def whole_file(path: str | Path, *also: type[Exception]) -> Iterator[Path]:
+    """Yield the path to write to, beside `path`, and rename it to `path` when the block ends without an error.
+
+    After an error nothing is left of it, and what was at `path` before stays. A link is kept, and the file that it
+    points to is replaced. A device or a pipe, which cannot be replaced, is written to directly.
+
+    Args:
+        path: its folder is made where it is missing.
+        also: exceptions other than OSError by which a library tells that it cannot write.
+
+    Raises:
+        ValueError: the disk or the system refuses; the message names `path`.
+    """
+    with writing(path, *also):
+        final = Path(os.path.realpath(path))
+        if final.exists() and not (final.is_file() or final.is_dir()):
+            yield final
+            return
+        aside = aside_of(final)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            os.replace(aside, final)
+        except BaseException:
+            remove(aside)
+            raise
+
+
+@contextmanager
+def whole_text(path: str | Path, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file for writing in UTF-8 that is whole or absent, see `whole_file`; `newline` as for `open`."""
+    with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline=newline) as file:
+        yield file
+
+
+def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
+    """Write a text file in UTF-8 that is whole or absent, see `whole_file`; `errors` as for `str.encode`."""
+    write_bytes(path, text.encode(errors=errors))
+
+
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
+    """Write a file that is whole or absent, see `whole_file`."""
+    with whole_file(path) as aside:
+        aside.write_bytes(data)
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a file that could not be written, before the work is done whose result it takes.
+
+    Raises:
+        ValueError: it is a folder, or the system refuses a file there; the message names it.
+    """
+    final = Path(os.path.realpath(path))
+    with writing(path):
+        if final.exists() and not final.is_file():
+            if final.is_dir():
+                raise ValueError(f"{path}: is a folder; name a file")
+            return
+        aside = aside_of(final)
+        aside.touch()
+        remove(aside)
+        with suppress(FileNotFoundError):
+            final.lstat()  # tells of a name that is too long
+
+
+def aside_of(path: Path) -> Path:
+    """Return where a file is written until it is complete: in the same folder, under a name that is not too long."""
+    name = path.name if len(os.fsencode(path.name)) <= _LONGEST else os.fsdecode(os.fsencode(path.name)[:_LONGEST])
+    return path.with_name(name + ASIDE)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as the system lets it; none need be there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
