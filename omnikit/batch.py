@@ -218,9 +218,17 @@ class Job:
         return {**line, "seconds": round(len(wav) / omni.sample_rate, 4)}
 
     def _write(self, line: dict[str, Any]) -> None:
-        """What is written here counts as finished, so the wav is there before."""
-        with writing(self.results), self.results.open("a", encoding="utf-8", errors=SURROGATES) as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        """Append a line, whole or not at all. It counts as finished, so the wav is there before."""
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode(errors=SURROGATES)
+        with writing(self.results):
+            before = self.results.stat().st_size if self.results.exists() else 0
+            try:
+                with self.results.open("ab") as file:
+                    file.write(data)
+            except OSError:
+                if self.results.exists():
+                    os.truncate(self.results, before)
+                raise
 
 
 def checkpoint_stamp(checkpoint: str | None) -> dict[str, Any]:

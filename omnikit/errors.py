@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -70,6 +71,9 @@ def _drop_output() -> None:
 class ArgumentParser(argparse.ArgumentParser):
     """A script's arguments; what is wrong with them is a `ValueError`, for `bad_input_exits`, in place of the usage."""
 
+    def __init__(self, **options: Any):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message.removeprefix("argument "))
 
@@ -117,8 +121,10 @@ def writing(path: str | Path, *also: type[Exception]) -> Iterator[None]:
 def full_disk_names(folder: str | Path) -> Iterator[None]:
     """Raise `unwritable` for a folder when the disk fills up, in a block that reads and writes much in many ways.
 
-    Other errors pass: what cannot be read is not this folder's fault.
+    Other errors pass: what cannot be read is not this folder's fault. Log lines that do not fit are dropped without the
+    traceback that `logging` would print for each.
     """
+    told, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     except OSError as error:
@@ -129,6 +135,8 @@ def full_disk_names(folder: str | Path) -> Iterator[None]:
         if not any(mark in str(error) for mark in _TORCH_WRITES):
             raise
         raise unwritable(folder, OSError(errno.ENOSPC, "")) from None
+    finally:
+        logging.raiseExceptions = told
 
 
 def missing_package(module: str) -> str:

@@ -30,6 +30,18 @@ def read_text(path: str | Path, encoding: str = "utf-8") -> str:
         raise ValueError(f"{path}: not a text in UTF-8 (byte 0x{byte:02x} at position {error.start})") from None
 
 
+def check_unicode(text: str) -> None:
+    """Refuse a text with bytes that were no UTF-8, which Python keeps as lone surrogates and no tokenizer takes.
+
+    Raises:
+        ValueError: the message shows the text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text {text[:60]!r}: not UTF-8 (character {error.start})") from None
+
+
 @contextmanager
 def whole_file(path: str | Path, *also: type[Exception]) -> Iterator[Path]:
     """Yield the path to write to, beside `path`, and rename it to `path` when the block ends without an error.

@@ -17,7 +17,7 @@ _WIDTH = Range(1, 2**24, whole=True, null=True)
 _RANGES = {
     **dict.fromkeys(
         ("layers", "heads", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "num_codebooks",
-         "n_codebooks", "num_quantizers", "iterations", "rank", "patch", "stride", "encoder_rates", "decoder_rates",
+         "n_codebooks", "num_quantizers", "iterations", "patch", "stride", "encoder_rates", "decoder_rates",
          "vq_strides", "upsampling_ratios", "downsampling_ratios", "conv_stride", "conv_kernel", "kernel_size",
          "last_kernel_size", "residual_kernel_size"), _LAYERS),
     **dict.fromkeys(

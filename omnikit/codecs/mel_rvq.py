@@ -51,7 +51,9 @@ class MelRVQ(Codec):
     ):
         super().__init__()
         if n_fft % 8:
-            raise ValueError(f"n_fft must be a multiple of 8, got {n_fft}")
+            raise ValueError(f"--codec.n_fft {n_fft}: must be a multiple of 8")
+        if n_mels > n_fft // 2:
+            raise ValueError(f"--codec.n_mels {n_mels}: more bands than the spectrum has lines ({n_fft // 2})")
         self.sample_rate, self.n_fft, self.patch, self.iterations = sample_rate, n_fft, patch, iterations
         self.num_codebooks, self.codebook_size, self.weights = num_codebooks, codebook_size, weights
         self.hop = n_fft // 4

@@ -80,10 +80,30 @@ def make_config(
     """
     numbers = {"vocab_size": vocab_size, **numbers}
     config = _config(sized(numbers, _tiny(_config(numbers), numbers) | {"vocab_size": vocab_size}, size))
+    _check_heads(config)
     config._attn_implementation = attention
     config.dtype = torch.float32
     config.pad_token_id = None  # transformers would keep this row from training; padding has ids of its own here
     return config
+
+
+def _check_heads(config: PretrainedConfig) -> None:
+    """Refuse heads that the width or the rotary positions cannot be shared among, which shows at the first step only.
+
+    Raises:
+        ValueError: the message names the numbers.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    if heads % groups:
+        raise ValueError(f"--llm.config.num_key_value_heads {groups}: must divide the {heads} attention heads")
+    size = getattr(config, "head_dim", None)
+    if size is None and width % heads:
+        raise ValueError(f"--llm.config.num_attention_heads {heads}: must divide the hidden_size {width}")
+    rope = getattr(config, "rope_parameters", None)
+    size = size or width // heads
+    if isinstance(rope, Mapping) and "partial_rotary_factor" not in rope and size % 2:
+        raise ValueError(f"--llm.config.num_attention_heads {heads}: makes heads {size} wide; this must be even")
 
 
 def with_layers(config: PretrainedConfig, n: int) -> PretrainedConfig:

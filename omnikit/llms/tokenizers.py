@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import sentencepiece
 
 from omnikit.errors import one_line
+from omnikit.files import check_unicode
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.interfaces import Tokenizer
 
@@ -78,6 +79,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self.processor.vocab_size()
 
     def encode(self, text: str) -> list[int]:
+        check_unicode(text)
         ids = self.processor.encode(text)
         unknown = self.processor.unk_id()
         if unknown in ids:
@@ -110,6 +112,7 @@ class TransformersTokenizer(Tokenizer):
         self.vocab_size = len(self.loaded)
 
     def encode(self, text: str) -> list[int]:
+        check_unicode(text)
         return self.loaded.encode(text, add_special_tokens=False)
 
     def count(self, texts: list[str]) -> list[int]:

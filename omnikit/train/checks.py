@@ -6,10 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnikit.hparams.lookup import nearest
-from omnikit.ranges import COUNT, COUNT_OR_NONE, FROM_ZERO, NOT_NEGATIVE, POSITIVE, SEED, THREADS, Range, check_ranges
+from omnikit.ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    FROM_ZERO,
+    NOT_NEGATIVE,
+    PATH,
+    PATH_OR_NONE,
+    POSITIVE,
+    SEED,
+    THREADS,
+    Range,
+    check_ranges,
+)
 from omnikit.tasks import TASKS
 
 RANGES = {
+    **dict.fromkeys(("output_folder", "cache_folder"), PATH),
+    "start_from": PATH_OR_NONE,
     "seed": SEED,
     "loader_workers": Range(0, THREADS.high, whole=True),
     "stream_weights.text": NOT_NEGATIVE,
@@ -23,14 +37,37 @@ RANGES = {
     "warmup_steps": FROM_ZERO,
     "epochs.limit": COUNT,
 }
-"""Dotted key of a stage's file -> the numbers that it takes."""
+"""Dotted key of a stage's file -> what it takes."""
 SOURCE_RANGES = {
+    "manifest": PATH,
+    "answers": PATH_OR_NONE,
     "limit": COUNT_OR_NONE,
     "decode": FROM_ZERO,
     "hold_out": Range(0, whole=True, null=True),
     "held_out": Range(0, whole=True, null=True),
 }
-"""Option of a source -> the numbers that it takes."""
+"""Option of a source -> what it takes."""
+
+ENCODER_RANGES = {
+    **dict.fromkeys(("output_folder", "cache_folder", "save_folder", "export_folder", "system_folder"), PATH),
+    **dict.fromkeys(("start_from", "system"), PATH_OR_NONE),
+    "seed": SEED,
+    **dict.fromkeys(("batch_seconds", "lr"), POSITIVE),
+    **dict.fromkeys(("num_buckets", "steps", "log_every", "epoch_counter.limit"), COUNT),
+    **dict.fromkeys(("head_steps", "warmup_steps", "mask.time_masks", "mask.freq_masks"), FROM_ZERO),
+    **dict.fromkeys(("weight_decay", "grad_clip", "ckpt_interval_minutes", "augment.silence"), NOT_NEGATIVE),
+    **dict.fromkeys(("augment.noise_prob", "augment.warp_prob", "augment.warp"), Range(0, 1)),
+}
+"""Dotted key of an encoder's training recipe -> what it takes."""
+
+
+def check_encoder(tree: Mapping[str, Any]) -> None:
+    """Check the values of the recipe of `omnikit.train.encoder`, see `omnikit.hparams.load_recipe`.
+
+    Raises:
+        ValueError: a value of the wrong kind or outside its range.
+    """
+    check_ranges(tree, ENCODER_RANGES)
 
 
 def check_stage(tree: Mapping[str, Any]) -> None:
@@ -80,7 +117,7 @@ def check_tasks(tasks: Any) -> None:
 
 
 def check_sources(sources: Any, table: str) -> None:
-    """Check the numbers of each source; those that are null are not wanted."""
+    """Check the options of each source; those that are null are not wanted."""
     for name, options in sources.items() if isinstance(sources, Mapping) else ():
         if isinstance(options, Mapping):
             check_ranges(options, SOURCE_RANGES, prefix=f"{table}.{name}.")

@@ -19,6 +19,7 @@ from omnikit import checkpoint
 from omnikit.data.mix import TaskMix
 from omnikit.data.samples import collate_items, make_dataset
 from omnikit.data.sources import read_sources
+from omnikit.errors import full_disk_names
 from omnikit.hparams import load_recipe
 from omnikit.model import OmniLM
 from omnikit.train.brain import Losses, OmniBrain, parameter_table
@@ -39,9 +40,10 @@ def main() -> None:
     recipe = load_recipe(check=check_stage)
     hparams, run_opts = recipe.hparams, {**_run_options(recipe.run_opts), **recipe.run_opts}
     sb.utils.distributed.ddp_init_group(run_opts)
-    sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
-    logger.info(f"parts: {recipe.choice}")
-    train(hparams, run_opts)
+    with full_disk_names(hparams["output_folder"]):
+        sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
+        logger.info(f"parts: {recipe.choice}")
+        train(hparams, run_opts)
 
 
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:

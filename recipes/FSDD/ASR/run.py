@@ -108,7 +108,7 @@ def table(folds: Sequence[Fold]) -> str:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data_folder", type=Path, required=True, metavar="DIR", help="recordings, or what holds them")
     parser.add_argument("--output_folder", type=Path, default=Path("results/leave_one_out"), metavar="DIR")
     parser.add_argument("--speakers", nargs="+", metavar="NAME", help="who is held out, one by one; default: all")

@@ -19,6 +19,7 @@ from omnikit.data.samples import codec_name
 from omnikit.data.skipped import Skipped
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import cut_short, replies, sound
+from omnikit.evaluate.checks import check_evaluation
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
     Listener,
@@ -114,7 +115,7 @@ def speed(omni: Omni, said: list[Said], hparams: dict[str, Any]) -> dict[str, Sp
 
 
 def main() -> None:
-    recipe = load_recipe()
+    recipe = load_recipe(check=check_evaluation)
     hparams = recipe.hparams
     folder, device = Path(hparams["output_folder"]), recipe.run_opts.get("device", "cpu")
     judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)

@@ -16,6 +16,7 @@ from omnikit.data.rows import Row
 from omnikit.data.samples import codec_name
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import Reply, replies, sound
+from omnikit.evaluate.checks import check_evaluation
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
     Speech,
@@ -121,7 +122,7 @@ def chosen(sources: dict[str, dict[str, Any] | None], splits: list[str] | None) 
 
 
 def main() -> None:
-    recipe = load_recipe()
+    recipe = load_recipe(check=check_evaluation)
     hparams = recipe.hparams
     device = recipe.run_opts.get("device", "cpu")
     run = QAEvaluation(hparams, load(hparams["checkpoint"], device=device), device)
