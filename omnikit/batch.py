@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from omnikit.data.skipped import Skipped
 from omnikit.errors import writing
 from omnikit.evaluate.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
 from omnikit.evaluate.tables import write_json
-from omnikit.files import read_text, write_bytes
+from omnikit.files import make_folder, read_text, write_bytes
 from omnikit.tasks import TASKS, Task
 from omnikit.torchrun import Share
 from omnikit.weights import FILE_NAME
@@ -142,7 +143,7 @@ class Job:
             ValueError: the folder cannot be written to.
         """
         with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         if self.share.rank == 0:
             write_json(self.folder / RUN, self.about)
         finished = self._finished()
@@ -153,16 +154,17 @@ class Job:
             by_model(omni.model, self.task, **how), self.task, rows, batch_size=self.batch_size,
             title=self.task.name, quiet=self.share.rank > 0,
         )  # fmt: skip
-        for row, reply in found:
-            if isinstance(reply, Problem):
-                counts.skipped.add(reply.reason, row.id)
-                self._write({"id": row.id, **NOTHING, "skipped": str(reply)})
-            else:
-                line = self._keep(omni, row, reply)
-                self._write(line)
-                counts.done += 1
-                counts.truncated += reply.truncated
-                counts.seconds += line["seconds"] or 0.0
+        with closing(found):  # the progress bar ends before an error is told
+            for row, reply in found:
+                if isinstance(reply, Problem):
+                    counts.skipped.add(reply.reason, row.id)
+                    self._write({"id": row.id, **NOTHING, "skipped": str(reply)})
+                else:
+                    line = self._keep(omni, row, reply)
+                    self._write(line)
+                    counts.done += 1
+                    counts.truncated += reply.truncated
+                    counts.seconds += line["seconds"] or 0.0
         return counts
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def whole_file(path: str | Path, *also: type[Exception]) -> Iterator[Path]:
             return
         aside = aside_of(final)
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(final.parent)
             yield aside
             os.replace(aside, final)
         except BaseException:
@@ -106,6 +107,19 @@ def check_writable(path: str | Path) -> None:
         remove(aside)
         with suppress(FileNotFoundError):
             final.lstat()  # tells of a name that is too long
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it where they are missing.
+
+    Raises:
+        NotADirectoryError: a file is in the way.
+        OSError: the system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
 
 
 def aside_of(path: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 import sentencepiece
 import world
 
-from omnikit.errors import ArgumentParser, bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
 from omnikit.files import write_bytes
 from omnikit.ranges import SEED
 
@@ -73,4 +73,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=SEED, default=1)
     with bad_input_exits():
         arguments = parser.parse_args()
-        train(arguments.output_folder, arguments.seed)
+        with full_disk_names(arguments.output_folder):
+            train(arguments.output_folder, arguments.seed)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omnikit.errors import unwritable
-from omnikit.files import aside_of, remove
+from omnikit.files import aside_of, make_folder, remove
 
 FIELDS = {
     "id": pa.string(),
@@ -80,7 +80,7 @@ class ManifestWriter:
         if self.path.suffix not in _FORMATS:
             raise ValueError(f"manifest {path}: unknown ending {self.path.suffix!r}; choices: {', '.join(ENDINGS)}")
         with self._told():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             self.format = _FORMATS[self.path.suffix](self.aside, schema(fields, embedded))
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:

@@ -14,14 +14,14 @@ from tqdm import tqdm
 from omnikit.api import load
 from omnikit.audio import save_audio, wav_name
 from omnikit.data.rows import Clip, Codes, Row
-from omnikit.errors import missing_package
+from omnikit.errors import missing_package, writing
 from omnikit.evaluate.baselines import BASELINES, open_baseline
 from omnikit.evaluate.batches import sound
 from omnikit.evaluate.judge import Judge, RecogniserJudge, SystemRecogniser
 from omnikit.evaluate.tables import markdown_table, percent
 from omnikit.evaluate.text import Normalizer, plain
 from omnikit.evaluate.wer import ErrorRates, Pair, score
-from omnikit.files import read_text
+from omnikit.files import make_folder, read_text
 from omnikit.hub import is_hub_id
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
@@ -159,8 +159,13 @@ def judge_all(judge: Listener, speech: dict[str, Speech], normalize: Normalizer 
 
 
 def keep_wavs(said: Sequence[Said], folder: Path, sample_rate: int, count: int) -> None:
-    """The first `count` of them, see `wav_name`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the first `count` of them, see `wav_name`.
+
+    Raises:
+        ValueError: the disk refuses.
+    """
+    with writing(folder):
+        make_folder(folder)
     for name, _, wav in said[:count]:
         save_audio(folder / wav_name(name), wav, sample_rate)
 

@@ -96,7 +96,7 @@ def _check_heads(config: PretrainedConfig) -> None:
     width, heads = config.hidden_size, config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     if heads % groups:
-        raise ValueError(f"--llm.config.num_key_value_heads {groups}: must divide the {heads} attention heads")
+        raise ValueError(f"--llm.config.num_attention_heads {heads}: must be a multiple of {groups}, its key/values")
     size = getattr(config, "head_dim", None)
     if size is None and width % heads:
         raise ValueError(f"--llm.config.num_attention_heads {heads}: must divide the hidden_size {width}")

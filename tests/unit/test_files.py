@@ -11,7 +11,7 @@ import torch
 
 from omnikit.audio import check_target, load_audio, save_audio
 from omnikit.errors import Unwritable
-from omnikit.files import check_unicode, read_text, whole_file, whole_text, write_bytes, write_text
+from omnikit.files import check_unicode, read_text, whole_text, write_bytes, write_text
 from omnikit.weights import save_weights
 
 
