@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import string
 import tempfile
@@ -43,12 +44,13 @@ def train(folder: Path, seed: int = 1) -> Path:
     Raises:
         ValueError: a word of the world came out in several pieces.
     """
+    made = io.BytesIO()
     with tempfile.TemporaryDirectory() as scratch:
         rules = Path(scratch) / "rules.tsv"
         normalisation(rules)
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences(seed)),
-            model_prefix=str(Path(scratch) / "tokenizer"),
+            model_writer=made,  # sentencepiece does not tell of a file that it could not write
             model_type="bpe",
             vocab_size=VOCABULARY,
             hard_vocab_limit=False,
@@ -56,9 +58,8 @@ def train(folder: Path, seed: int = 1) -> Path:
             normalization_rule_tsv=str(rules),
             minloglevel=2,
         )
-        made = (Path(scratch) / "tokenizer.model").read_bytes()
     file = folder / "tokenizer.model"
-    write_bytes(file, made)
+    write_bytes(file, made.getbuffer())
     processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
     split = [word for word in world.vocabulary() if len(processor.encode(word)) > 1]
     if split:

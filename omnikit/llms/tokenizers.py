@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import sentencepiece
 
-from omnikit.errors import one_line
+from omnikit.errors import one_line, unwritable
 from omnikit.files import check_unicode
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.interfaces import Tokenizer
@@ -124,7 +124,12 @@ class TransformersTokenizer(Tokenizer):
         return self.loaded.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save(self, folder: str) -> None:
-        self.loaded.save_pretrained(folder)
+        try:
+            self.loaded.save_pretrained(folder)
+        except Exception as error:  # the tokenizers package tells of a full disk by the bare class
+            if "os error" not in str(error):
+                raise
+            raise unwritable(folder, error) from None
 
 
 class HubTokenizer(Tokenizer):

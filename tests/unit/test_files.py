@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import resource
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import full_disk
 
 from omnikit.audio import check_target, load_audio, save_audio
 from omnikit.errors import Unwritable
 from omnikit.files import check_unicode, read_text, whole_text, write_bytes, write_text
 from omnikit.weights import save_weights
-
-
-@contextmanager
-def full_disk(size: int):
-    """Let no file grow beyond `size` bytes, as where the disk is full; this binds root, too."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def names(folder: Path) -> list[str]:
