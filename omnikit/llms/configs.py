@@ -93,7 +93,9 @@ def _check_heads(config: PretrainedConfig) -> None:
     Raises:
         ValueError: the message names the numbers.
     """
-    width, heads = config.hidden_size, config.num_attention_heads
+    width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    if not width or not isinstance(heads, int):  # classes without attention, or with other heads in each layer
+        return
     groups = getattr(config, "num_key_value_heads", None) or heads
     if heads % groups:
         raise ValueError(f"--llm.config.num_attention_heads {heads}: must be a multiple of {groups}, its key/values")
