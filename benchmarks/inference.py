@@ -26,6 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from omnikit.bench_table import Figures, table  # noqa: E402
+from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
+from omnikit.files import write_text  # noqa: E402
+from omnikit.ranges import THREADS  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +53,9 @@ MOST_REAL_TIME_FACTOR = 0.6
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats and shorter answers")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=THREADS, default=2)
     parser.add_argument("--sides", nargs="+", default=list(USUAL), choices=SIDES)
     parser.add_argument("--cache_folder", default=str(Path.home() / ".cache" / "omnikit" / "benchmark"))
     parser.add_argument("--json", help="also write what was measured to this file")
@@ -70,7 +73,7 @@ def main() -> int:
         print(f"measuring: {side}", flush=True)
         figures[side] = side_figures(side, options)
     if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+        write_text(options.json, json.dumps(figures, indent=1) + "\n")
     print(table(figures))
     return report_goals(figures)
 
@@ -182,4 +185,6 @@ def report_goals(figures: dict[str, Figures]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with bad_input_exits():
+        status = main()
+    sys.exit(status)

@@ -8,7 +8,6 @@ Logits and tokens are compared on the steps of the float32 system's own spoken a
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from tqdm import tqdm
 import omnikit
 from omnikit.data.rows import Row, read_manifest
 from omnikit.engines import OPENVINO, TORCH, load_openvino
-from omnikit.errors import bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.evaluate.asr import ALL, evaluate_split
 from omnikit.evaluate.batches import by_model, gather, hear
 from omnikit.evaluate.qa import count_right, read_questions, some
@@ -31,6 +30,7 @@ from omnikit.evaluate.tables import markdown_table, percent
 from omnikit.evaluate.text import normalizer
 from omnikit.generate import Decoding, generate
 from omnikit.model import Engine, Hidden, OmniLM, Speech
+from omnikit.ranges import COUNT
 from omnikit.sampling import Sampling
 from omnikit.tasks import TASKS
 
@@ -135,11 +135,11 @@ def scores(model: OmniLM, engine: Engine, utterances: list[Row], questions: list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", help="a folder or hub id; none = the shipped mini system")
     parser.add_argument("--data_folder", default=str(ROOT / "egs" / "mini" / "data"), help="the mini corpus")
-    parser.add_argument("--limit", type=int, default=100, help="utterances and questions that are scored")
-    parser.add_argument("--answers", type=int, default=10, help="answers whose logits are compared")
+    parser.add_argument("--limit", type=COUNT, default=100, help="utterances and questions that are scored")
+    parser.add_argument("--answers", type=COUNT, default=10, help="answers whose logits are compared")
     arguments = parser.parse_args()
     data = Path(arguments.data_folder)
     asked = {"manifest": data / "qa" / f"{QUESTIONS}.parquet", "answers": data / "qa" / "answers.parquet"}

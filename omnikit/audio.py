@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ import soxr
 import torch
 from torch import Tensor
 
+from omnikit.files import check_writable, write_bytes
 from omnikit.reader import NOTES, Sound, Source, read
 
 logger = logging.getLogger(__name__)
@@ -58,12 +60,16 @@ def waveform(sound: Sound, sample_rate: int) -> Tensor:
 def save_audio(path: str | Path, wav: Tensor, sample_rate: int) -> None:
     """Write a waveform [N] or [1, N] in -1..1; the file's ending names the format, 16 bit where it has bits.
 
+    The file is whole or absent, see `omnikit.files.whole_file`.
+
     Raises:
-        ValueError: see `check_target`.
+        ValueError: see `check_target`; or the disk is full.
     """
     check_target(path)
     samples = wav.detach().to("cpu", torch.float32).reshape(-1).clamp(-1, 1).numpy()
-    soundfile.write(path, samples, sample_rate, format=_format(path))
+    buffer = io.BytesIO()  # libsndfile does not tell of every write that fails
+    soundfile.write(buffer, samples, sample_rate, format=_format(path))
+    write_bytes(path, buffer.getbuffer())
 
 
 def wav_name(name: str) -> str:
@@ -78,13 +84,14 @@ def check_target(path: str | Path) -> None:
     """Refuse a file that `save_audio` could not write, before the work is done.
 
     Raises:
-        ValueError: no such folder, or an ending that libsndfile does not write.
+        ValueError: no such folder, an ending that libsndfile does not write, or a file that the system refuses.
     """
     if _format(path) not in soundfile.available_formats():
         ending = Path(path).suffix or "a file without an ending"
         raise ValueError(f"{path}: cannot write {ending} (choices: .wav, .flac, .ogg)")
     if not Path(path).parent.is_dir():
         raise ValueError(f"{path}: no such folder: {Path(path).parent}")
+    check_writable(path)
 
 
 def _format(path: str | Path) -> str:

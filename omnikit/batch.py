@@ -10,12 +10,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import soundfile
 
 from omnikit.api import Omni
 from omnikit.audio import MAX_SECONDS, save_audio, wav_name
@@ -27,6 +26,7 @@ from omnikit.data.skipped import Skipped
 from omnikit.errors import writing
 from omnikit.evaluate.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
 from omnikit.evaluate.tables import write_json
+from omnikit.files import make_folder, read_text, write_bytes
 from omnikit.tasks import TASKS, Task
 from omnikit.torchrun import Share
 from omnikit.weights import FILE_NAME
@@ -121,10 +121,7 @@ def _lines(path: Path) -> list[Row]:
     """The lines of a file that are not blank, with their numbers as ids."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text in UTF-8") from None
+    lines = read_text(path, "utf-8-sig").split("\n")
     return [Row(f"{number:05d}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -163,9 +160,9 @@ class Job:
             ValueError: the folder cannot be written to.
         """
         with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self.share.rank == 0:
-                write_json(self.folder / RUN, self.about)
+            make_folder(self.folder)
+        if self.share.rank == 0:
+            write_json(self.folder / RUN, self.about)
         finished = self._finished()
         rows = [row for row in self.rows if row.id not in finished]
         counts = Counts(rows=len(self.rows), kept=len(self.rows) - len(rows), others=self.others)
@@ -175,16 +172,17 @@ class Job:
             by_model(omni.model, self.task, **how), self.task, rows, batch_size=self.batch_size,
             title=self.task.name, quiet=self.share.rank > 0, max_seconds=MAX_SECONDS,
         )  # fmt: skip
-        for row, reply in found:
-            if isinstance(reply, Problem):
-                counts.skipped.add(reply.reason, row.id)
-                self._write({"id": row.id, **NOTHING, "skipped": str(reply)})
-            else:
-                line = self._keep(omni, row, reply)
-                self._write(line)
-                counts.done += 1
-                counts.truncated += reply.truncated
-                counts.seconds += line["seconds"] or 0.0
+        with closing(found):  # the progress bar ends before an error is told
+            for row, reply in found:
+                if isinstance(reply, Problem):
+                    counts.skipped.add(reply.reason, row.id)
+                    self._write({"id": row.id, **NOTHING, "skipped": str(reply)})
+                else:
+                    line = self._keep(omni, row, reply)
+                    self._write(line)
+                    counts.done += 1
+                    counts.truncated += reply.truncated
+                    counts.seconds += line["seconds"] or 0.0
         return counts
 
     @property
@@ -224,8 +222,7 @@ class Job:
                 continue
             kept = _finished_lines(path)
             if int(number[1] or 0) % self.share.processes == self.share.rank:
-                with writing(path):
-                    _rewrite(path, kept.values())
+                write_bytes(path, b"".join(kept.values()))
             finished.update(kept)
         return finished
 
@@ -237,14 +234,21 @@ class Job:
         wav = sound(omni.model.codec, reply.codes)
         if len(wav):
             line["wav"] = wav_name(row.id)
-            with writing(self.folder / line["wav"], soundfile.SoundFileError):
-                save_audio(self.folder / line["wav"], wav, omni.sample_rate)
+            save_audio(self.folder / line["wav"], wav, omni.sample_rate)
         return {**line, "seconds": round(len(wav) / omni.sample_rate, 4)}
 
     def _write(self, line: dict[str, Any]) -> None:
-        """What is written here counts as finished, so the wav is there before."""
-        with writing(self.results), self.results.open("a", encoding="utf-8", errors=SURROGATES) as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        """Append a line, whole or not at all. It counts as finished, so the wav is there before."""
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode(errors=SURROGATES)
+        with writing(self.results):
+            before = self.results.stat().st_size if self.results.exists() else 0
+            try:
+                with self.results.open("ab") as file:
+                    file.write(data)
+            except OSError:
+                if self.results.exists():
+                    os.truncate(self.results, before)
+                raise
 
 
 def checkpoint_stamp(checkpoint: str | None) -> dict[str, Any]:
@@ -281,8 +285,3 @@ def _finished_lines(path: Path) -> dict[str, bytes]:
             raise ValueError(f"{path}: line {number} is no result of this command") from None
     return kept
 
-
-def _rewrite(path: Path, lines: Iterable[bytes]) -> None:
-    aside = path.with_suffix(".partial")
-    aside.write_bytes(b"".join(lines))
-    os.replace(aside, path)

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from omnikit.api import Omni
+from omnikit.audio import MAX_SECONDS
 from omnikit.bench_table import Figures
 from omnikit.generate import Question, generate
 from omnikit.model import OmniLM
+from omnikit.ranges import Range
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
 from omnikit.streaming import LOW_LATENCY
 from omnikit.tasks import TASKS
@@ -31,6 +33,7 @@ AROUND_SPEECH = 3
 UNTIMED_STEPS = 2
 """Before those that are timed: the one of the prompt, and the next, which may have something to set up."""
 READS = 5
+MOST_STREAMS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,8 @@ class Plan:
     streams: int = 1
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise ValueError(f"--seconds {self.seconds:g}: must be above 0")
-        if self.streams < 1:
-            raise ValueError(f"--streams {self.streams}: must be 1 or more")
+        Range(0, MAX_SECONDS, above=True).check("seconds", self.seconds)
+        Range(1, MOST_STREAMS, whole=True).check("streams", self.streams)
 
 
 QUICK = Plan(steps=7, frames=11, answers=1, repeats=2, gib=0.2)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from ruamel.yaml.nodes import MappingNode
 
-from omnikit.files import inside, read_text
+from omnikit.errors import writing
+from omnikit.files import aside_of, write_text
 from omnikit.hparams import check_safe, different_parts, packaged
 from omnikit.hparams.bounds import MOST_BYTES
 from omnikit.hparams.safe import check_bounds, construct, tokenizer_node
@@ -23,7 +24,9 @@ from omnikit.limits import check_memory, limited
 from omnikit.llms.skeleton import DTYPE, skeletons
 from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, opened_once
 from omnikit.model import OmniLM
+from omnikit.torchrun import check_device
 from omnikit.undrawn import Undrawn
+from omnikit.untrusted import inside, read_text
 from omnikit.weights import FILE_NAME, check_fits, load_into, save_weights, stored_tensors
 
 HPARAMS = "hparams.yaml"
@@ -32,24 +35,31 @@ SHIPPED = packaged("pretrained/mini")
 
 
 def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write `folder` anew; other files in it are kept. A kill leaves the old checkpoint or the new one, whole.
+    """Write `folder` anew; other files in it are kept. A kill or a full disk leaves the old checkpoint or the new one,
+    whole.
 
     Raises:
-        ValueError: the model was not built from hparams, so there is nothing to build it from again.
+        ValueError: the model was not built from hparams, so there is nothing to build it from again; or the disk is
+            full.
     """
     if not getattr(model, "recipe", ""):
         raise ValueError("checkpoint: this model was not built from hparams (it has no `recipe`)")
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _recover(folder)
-    aside = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    (aside / HPARAMS).write_text(_with_tokenizer(model.recipe, _tokenizer_file(model)), encoding="utf-8")
-    save_weights(model, aside, dtype)
-    model.llm.tokenizer.save(str(aside))
-    _keep_others(folder, aside)
-    _replace(folder, aside)
+    aside = aside_of(folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _recover(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir()
+            write_text(aside / HPARAMS, _with_tokenizer(model.recipe, _tokenizer_file(model)))
+            save_weights(model, aside, dtype)
+            model.llm.tokenizer.save(str(aside))
+            _keep_others(folder, aside)
+            _replace(folder, aside)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
 
 def load(
@@ -262,15 +272,3 @@ def _recover(folder: Path) -> None:
 
 def _old(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old")
-
-
-def check_device(device: str) -> None:
-    """Raises `ValueError` naming the choices where there is no such device."""
-    try:
-        kind = torch.device(device).type
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch says "not compiled with" by an assertion
-        known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        raise ValueError(f"--device {device}: not available here (choices: {', '.join(known)})") from None
-    if kind == "meta":
-        raise ValueError("--device meta: holds no weights")

@@ -96,7 +96,7 @@ def ask(
     about = {"strategy": strategy, "engine": engine, "parts": settings, "max_steps": max_steps}
     about["time_limit"] = time_limit
     job = _job("A1A2", audio, output, batch_size, checkpoint, about)
-    output = output or ANSWER
+    output = ANSWER if output is None else output
     if job is None:
         check_target(output)
     omni = _open(settings, checkpoint, device, engine, strategy=_strategy(strategy))
@@ -153,7 +153,7 @@ def speak(
 
     limits, about = _limits(max_steps, time_limit), {"max_steps": max_steps, "time_limit": time_limit}
     job = _job("T1A1", text, output, batch_size, checkpoint, {"engine": engine, **about})
-    output = output or SPEECH
+    output = SPEECH if output is None else output
     if job is None:
         check_target(output)
     omni = _load(checkpoint, device, engine, limits)
@@ -200,10 +200,10 @@ def bench(
 
     from omnikit.bench import QUICK, Plan, measure
     from omnikit.bench_table import table
+    from omnikit.ranges import THREADS
 
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"--threads {threads}: must be 1 or more")
+        THREADS.check("threads", threads)
         torch.set_num_threads(threads)
     settings = {"pretrained": False, **found} if (found := _settings(context, checkpoint)) else {}
     plan = dataclasses.replace(QUICK if quick else Plan(), seconds=seconds, streams=streams)
@@ -311,8 +311,8 @@ def main() -> None:
     with bad_input_exits():
         try:
             status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
-        except typer.Abort:
-            raise SystemExit(130) from None
+        except typer.Abort:  # of Ctrl-C
+            raise KeyboardInterrupt from None
         except Exception as error:
             if not hasattr(error, "format_message"):  # what Typer says of its own: a missing argument ..
                 raise
@@ -325,7 +325,9 @@ def _job(
 ) -> Job | None:
     """What is to be done with many recordings or texts; None where the word is or names a single one."""
     from omnikit.batch import Job, checkpoint_stamp, holds_many
+    from omnikit.evaluate.batches import check_batch_size
 
+    check_batch_size(batch_size)
     if not holds_many(word, task):
         return None
     if output is None:

@@ -1,110 +1,137 @@
-"""Files that somebody else wrote: regular ones alone are opened, up to a size, and none outside their folder."""
+"""Text files in, and files out that are whole or absent: written aside, renamed when they are complete."""
 
 from __future__ import annotations
 
-import json
+import errno
 import os
-import stat
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-from omnikit.errors import one_line
+from omnikit.errors import writing
 
-MEBIBYTE = 2**20
-LARGEST_JSON = 16 * MEBIBYTE
-"""Bytes; the lists of files of the largest published models have a tenth of it."""
-_KINDS = (
-    (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
-)  # fmt: skip
+ASIDE = ".partial"
+"""The ending of what is being written; a kill may leave such a file, which the next run overwrites."""
+_LONGEST = 240  # bytes of a name beside which `ASIDE` fits; file systems take 255
 
 
-def check_regular(file: str | Path, most: int | None = None) -> None:
-    """Refuse a file that reading could hang on or that is too large to be read.
+def read_text(path: str | Path, encoding: str = "utf-8") -> str:
+    """Return the text of a file.
+
+    Raises:
+        ValueError: it is not UTF-8; the message names the file.
+        OSError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{path}: not a text in UTF-8 (byte 0x{byte:02x} at position {error.start})") from None
+
+
+def check_unicode(text: str) -> None:
+    """Refuse a text with bytes that were no UTF-8, which Python keeps as lone surrogates and no tokenizer takes.
+
+    Raises:
+        ValueError: the message shows the text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text {text[:60]!r}: not UTF-8 (character {error.start})") from None
+
+
+@contextmanager
+def whole_file(path: str | Path, *also: type[Exception]) -> Iterator[Path]:
+    """Yield the path to write to, beside `path`, and rename it to `path` when the block ends without an error.
+
+    After an error nothing is left of it, and what was at `path` before stays. A link is kept, and the file that it
+    points to is replaced. A device or a pipe, which cannot be replaced, is written to directly.
 
     Args:
-        file: a path; links are followed.
-        most: largest size in bytes; `None` = any.
+        path: its folder is made where it is missing.
+        also: exceptions other than OSError by which a library tells that it cannot write.
 
     Raises:
-        ValueError: it is missing, no regular file, or larger.
+        ValueError: the disk or the system refuses; the message names `path`.
+    """
+    with writing(path, *also):
+        final = Path(os.path.realpath(path))
+        if final.exists() and not (final.is_file() or final.is_dir()):
+            yield final
+            return
+        aside = aside_of(final)
+        try:
+            make_folder(final.parent)
+            yield aside
+            os.replace(aside, final)
+        except BaseException:
+            remove(aside)
+            raise
+
+
+@contextmanager
+def whole_text(path: str | Path, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file for writing in UTF-8 that is whole or absent, see `whole_file`; `newline` as for `open`."""
+    with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline=newline) as file:
+        yield file
+
+
+def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
+    """Write a text file in UTF-8 that is whole or absent, see `whole_file`; `errors` as for `str.encode`."""
+    write_bytes(path, text.encode(errors=errors))
+
+
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
+    """Write a file that is whole or absent, see `whole_file`."""
+    with whole_file(path) as aside:
+        aside.write_bytes(data)
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a file that could not be written, before the work is done whose result it takes.
+
+    Raises:
+        ValueError: it is a folder, or the system refuses a file there; the message names it.
+    """
+    final = Path(os.path.realpath(path))
+    with writing(path):
+        if final.exists() and not final.is_file():
+            if final.is_dir():
+                raise ValueError(f"{path}: is a folder; name a file")
+            return
+        aside = aside_of(final)
+        aside.touch()
+        remove(aside)
+        with suppress(FileNotFoundError):
+            final.lstat()  # tells of a name that is too long
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it where they are missing.
+
+    Raises:
+        NotADirectoryError: a file is in the way.
+        OSError: the system refuses.
     """
     try:
-        _check(file, os.stat(file), most)
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
 
 
-def read_bytes(file: str | Path, most: int) -> bytes:
-    """The content of a regular file of at most `most` bytes.
-
-    Raises:
-        ValueError: see `check_regular`.
-    """
-    try:  # without O_NONBLOCK, opening a named pipe waits for somebody who writes to it
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb") as stream:
-            _check(file, os.fstat(stream.fileno()), most)
-            return stream.read(most + 1)
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
+def aside_of(path: Path) -> Path:
+    """Return where a file is written until it is complete: in the same folder, under a name that is not too long."""
+    name = path.name if len(os.fsencode(path.name)) <= _LONGEST else os.fsdecode(os.fsencode(path.name)[:_LONGEST])
+    return path.with_name(name + ASIDE)
 
 
-def read_text(file: str | Path, most: int) -> str:
-    """The text of a regular file in UTF-8 of at most `most` bytes, without a byte order mark.
-
-    Raises:
-        ValueError: see `check_regular`; or another encoding.
-    """
-    try:
-        return read_bytes(file, most).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 (byte {error.start})") from None
-
-
-def read_json(file: str | Path, most: int = LARGEST_JSON) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        ValueError: see `read_text`; or it is no JSON.
-    """
-    text = read_text(file, most)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({one_line(error)})") from None
-
-
-def inside(folder: str | Path, name: str) -> Path:
-    """The regular file `name` of a folder.
-
-    A link is followed where it ends in the folder. In the cache of the model hub, where a folder
-    `models--owner--name/snapshots/<revision>` consists of links, it may also end in `blobs` of the same repository.
-
-    Raises:
-        ValueError: it is missing, no regular file, or lies elsewhere.
-    """
-    if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-        raise ValueError(f"{folder}: {name!r} is not the name of a file in it")
-    file = Path(folder) / name
-    if not os.path.lexists(file):
-        raise ValueError(f"{folder}: {name} is missing")
-    end = Path(os.path.realpath(file))
-    if not any(end.is_relative_to(root) for root in _roots(Path(os.path.realpath(folder)))):
-        raise ValueError(f"{folder}: {name} is a link to {end}, outside the folder; put a copy in its place")
-    check_regular(file)
-    return file
-
-
-def _roots(folder: Path) -> list[Path]:
-    snapshots, repository = folder.parent, folder.parent.parent
-    cached = snapshots.name == "snapshots" and repository.name.startswith("models--")
-    return [folder, *([repository / "blobs"] if cached else [])]
-
-
-def _check(file: str | Path, about: os.stat_result, most: int | None) -> None:
-    kind = next((words for is_kind, words in _KINDS if is_kind(about.st_mode)), None)
-    if kind is not None:
-        raise ValueError(f"{file}: is {kind}, not a regular file")
-    if most is not None and about.st_size > most:
-        raise ValueError(f"{file}: has {about.st_size} bytes, more than the {most} that such a file may have")
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as the system lets it; none need be there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

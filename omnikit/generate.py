@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from omnikit.model import Engine, Hidden, OmniLM, Speech
+from omnikit.ranges import COUNT, FROM_ZERO, Range
 from omnikit.sampling import Sampling, sample
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import AUDIO_START, Prompt, Task, make_prompt
@@ -21,6 +22,9 @@ from omnikit.tokens import TokenLayout
 
 END, STEP_LIMIT, TIME_LIMIT, CANCELLED = ENDS = ("end", "step limit", "time limit", "cancelled")
 """Why an answer ended: of itself, or what cut it."""
+
+_LIMITS = {"max_steps": COUNT, "min_steps": FROM_ZERO, "time_limit": Range(0, above=True, null=True)}
+"""Numbers that the options of `Decoding` take."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Decoding:
             decodes is cut together.
 
     Raises:
-        ValueError: a limit that leaves no step.
+        ValueError: a limit that leaves no step, or a number that is none.
     """
 
     text: Sampling = field(default_factory=Sampling)
@@ -49,10 +53,9 @@ class Decoding:
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps: {self.max_steps}; it must be 1 or more")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise ValueError(f"time_limit: {self.time_limit}; it must be above 0 seconds, or null for none")
+        for name, allowed in _LIMITS.items():
+            if problem := allowed.problem(value := getattr(self, name)):
+                raise ValueError(f"{name}: {value}; it {problem}")
 
 
 @dataclass(frozen=True)

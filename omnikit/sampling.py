@@ -7,6 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from omnikit.ranges import COUNT_OR_NONE, Range
+
+_TEMPERATURE = Range(1e-3, 1e3)
+"""What is nearer to 0 overflows where logits are divided by it; what is higher draws evenly."""
+_RANGES = {
+    "top_k": COUNT_OR_NONE,
+    "top_p": Range(0, 1, above=True, null=True),
+    "repetition_penalty": Range(0, 1e3, above=True),
+}
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -25,14 +35,11 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature: {self.temperature}; it must be 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k: {self.top_k}; it must be 1 or more, or null for all")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: {self.top_p}; it must be in (0, 1], or null for all")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty: {self.repetition_penalty}; it must be above 0")
+        if self.temperature != 0 and (problem := _TEMPERATURE.problem(self.temperature)):
+            raise ValueError(f"temperature: {self.temperature}; it must be 0 (greedy), or {problem[len('must be ') :]}")
+        for name, allowed in _RANGES.items():
+            if problem := allowed.problem(value := getattr(self, name)):
+                raise ValueError(f"{name}: {value}; it {problem}")
 
 
 def sample(

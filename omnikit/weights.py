@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omnikit.errors import one_line
-from omnikit.files import LARGEST_JSON, check_regular
+from omnikit.files import whole_file
+from omnikit.untrusted import LARGEST_JSON, check_regular
 
 FILE_NAME = "model.safetensors"
 LORA = ".lora_"
@@ -104,17 +104,15 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch
         path: a file that ends in `.safetensors`, or a folder (it gets `model.safetensors`).
 
     Returns:
-        The file; it is whole or not there at all.
+        The file; it is whole or absent.
 
     Raises:
-        ValueError: some are not finite; a file that is there stays as it is.
+        ValueError: some are not finite, or the disk is full; a file that is there stays as it is.
     """
     file = Path(path) if str(path).endswith(".safetensors") else Path(path) / FILE_NAME
     refuse_not_finite(module.state_dict(), file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".tmp")
-    save_file({name: _stored(tensor, dtype) for name, tensor in _untied(module).items()}, aside)
-    os.replace(aside, file)
+    with whole_file(file, SafetensorError) as aside:
+        save_file({name: _stored(tensor, dtype) for name, tensor in _untied(module).items()}, aside)
     return file
 
 

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from omnikit import checkpoint
-from omnikit.errors import bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits
+from omnikit.files import write_text
 from omnikit.interfaces import count_parameters
 from omnikit.train.brain import LOG
 from omnikit.weights import save_weights
@@ -29,7 +29,7 @@ answers decoded there not the right text.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--output_folder", type=Path, required=True)
     arguments = parser.parse_args()
@@ -44,7 +44,7 @@ def main() -> None:
         loss=last["valid"]["text"],
         wrong=last["valid"]["wrong T1T2"],
     )
-    (arguments.output_folder / "README.md").write_text(card, encoding="utf-8")
+    write_text(arguments.output_folder / "README.md", card)
     print(f"saved to {arguments.output_folder}")
 
 

@@ -9,14 +9,12 @@ row's `t2` names its answer's row in `answers.parquet`). Both are made aside and
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import itertools
 import json
 import multiprocessing
 import shutil
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -31,6 +29,9 @@ from tqdm import tqdm
 from omnikit.data.espeak import synthesize
 from omnikit.data.noise import add_noise
 from omnikit.data.recordings import encode_flac
+from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
+from omnikit.files import write_text
+from omnikit.ranges import SEED, THREADS
 
 SAMPLE_RATE = 16000
 CHUNK = 300  # recordings per worker process
@@ -139,7 +140,7 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
         ValueError: a corpus of another seed or scale is in the way.
     """
     if not 0 < scale <= 1:
-        raise ValueError(f"--scale {scale} is outside 0 .. 1")
+        raise ValueError(f"--scale {scale}: must be above 0 and at most 1")
     data_folder = Path(data_folder)
     corpus, qa, ready = data_folder / "corpus", data_folder / "qa", data_folder / "corpus" / "READY"
     sentences, questions = plan_corpus(seed, scale), plan_questions(seed, scale)
@@ -157,24 +158,22 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
     (unfinished / "qa").rename(qa)
     (unfinished / "corpus").rename(corpus)
     unfinished.rmdir()
-    ready.write_text(json.dumps(summary) + "\n")
+    write_text(ready, json.dumps(summary) + "\n")
     return corpus
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_folder", default=str(Path(__file__).parent / "data"))
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=SEED, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full size, for tests")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=THREADS, default=2)
     options = parser.parse_args()
-    try:
+    with full_disk_names(options.data_folder):
         corpus = make_corpus(options.data_folder, options.seed, options.scale, options.workers)
-    except ValueError as error:
-        print(f"make_corpus.py: {error}", file=sys.stderr)
-        sys.exit(2)
     print((corpus / "READY").read_text().strip())
 
 
 if __name__ == "__main__":
-    main()
+    with bad_input_exits():
+        main()

@@ -9,7 +9,6 @@ sentence of the corpus' dev and test splits, which must be there already, is amo
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
@@ -18,7 +17,9 @@ import pyarrow.parquet as pq
 import world
 
 from omnikit.data.folders import visible
-from omnikit.errors import bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits
+from omnikit.files import whole_file
+from omnikit.ranges import SEED
 
 QUESTION_ROUNDS = 20
 SENTENCES = 12000
@@ -49,13 +50,13 @@ def rows(seed: int, left_out: set[str]) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data_folder", type=Path, default=Path(__file__).parent / "data")
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    target = arguments.data_folder / "qa" / "text.parquet"
+    parser.add_argument("--seed", type=SEED, default=1)
     with bad_input_exits():
+        arguments = parser.parse_args()
+        target = arguments.data_folder / "qa" / "text.parquet"
         made = rows(arguments.seed, evaluated(arguments.data_folder / "corpus"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(made), target)
-    print(f"{target}: {len(made)} rows")
+        with whole_file(target) as aside:
+            pq.write_table(pa.Table.from_pylist(made), aside)
+        print(f"{target}: {len(made)} rows")

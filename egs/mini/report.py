@@ -7,7 +7,6 @@ are kept in `<results>/answers`, the first one also as `<results>/answer.wav` an
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import json
@@ -24,7 +23,8 @@ import world
 
 from omnikit.api import Omni, load
 from omnikit.audio import load_audio, save_audio
-from omnikit.errors import bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits
+from omnikit.files import write_bytes, write_text
 from omnikit.train.curves import read_log
 
 HERE = Path(__file__).parent
@@ -53,12 +53,12 @@ def ask(omni: Omni, questions: list[Path], folder: Path) -> None:
         reply = omni.ask(question)
         about = {"name": question.stem, "text": reply.text, "seconds_taken": time.perf_counter() - began}
         stem = f"{number:02d}-{question.stem}"
-        shutil.copyfile(question, folder / f"{stem}-question{question.suffix}")
+        write_bytes(folder / f"{stem}-question{question.suffix}", question.read_bytes())
         save_audio(folder / f"{stem}-answer.wav", reply.wav, reply.sample_rate)
-        (folder / f"{stem}.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+        write_text(folder / f"{stem}.json", json.dumps(about) + "\n")
         if number == 0:
             save_audio(folder.parent / "answer.wav", reply.wav, reply.sample_rate)
-            (folder.parent / "answer.txt").write_text(reply.text + "\n", encoding="utf-8")
+            write_text(folder.parent / "answer.txt", reply.text + "\n")
 
 
 def read_answers(folder: Path) -> list[Spoken]:
@@ -137,7 +137,7 @@ def _json(path: Path) -> dict | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", default=str(HERE / "results"))
     parser.add_argument("--checkpoint", help="the system that is asked; default: stage3 of the results, if trained")
     parser.add_argument("--device", default="cpu", help="where the system runs: cpu, cuda ..")
@@ -151,7 +151,7 @@ def main() -> None:
     if checkpoint is not None and options.questions:
         ask(load(checkpoint, device=options.device), options.questions, results / "answers")
     page = results / "report.html"
-    page.write_text(build_page(results), encoding="utf-8")
+    write_text(page, build_page(results))
     print(page)
 
 

@@ -9,7 +9,6 @@ codes show what the judge guesses from nothing.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,13 +20,15 @@ from torch.nn import functional
 from omnikit.codecs.mel_rvq import MelRVQ
 from omnikit.data.folders import visible
 from omnikit.data.rows import Clip
-from omnikit.errors import bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.evaluate.batches import sound
 from omnikit.evaluate.intelligibility import judged, keep_wavs, rates_table, shuffled
 from omnikit.evaluate.judge import Judge
 from omnikit.evaluate.tables import write_json
+from omnikit.files import write_text
 from omnikit.hparams import build_part
 from omnikit.interfaces import Codec
+from omnikit.ranges import FROM_ZERO
 
 CODECS = ("mel_rvq", "snac_mini")
 TEMPLATE_CHAPTER = "1"
@@ -104,27 +105,26 @@ def score_all(items: list[Item], codecs: dict[str, Codec], folder: Path) -> None
         print(f"{title}: WER {rates[title].wer:.1f} %", flush=True)
         heard[title] = {pair.id: [pair.reference, pair.hypothesis] for pair in pairs}
         keep_wavs(said, folder / title.replace(" ", "_").replace(",", ""), sample_rate, KEPT_WAVS)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "heard.json", heard)
     write_json(folder / "rates.json", {title: rate.as_dict() for title, rate in rates.items()})
-    (folder / "wer.md").write_text(rates_table(rates) + "\n", encoding="utf-8")
+    write_text(folder / "wer.md", rates_table(rates) + "\n")
     print(rates_table(rates))
 
 
 def main() -> None:
     here = Path(__file__).parent
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_folder", type=Path, default=here / "data")
     parser.add_argument("--pretrained", type=Path, default=here / "pretrained")
     parser.add_argument("--output_folder", type=Path, default=here / "results" / "codecs")
     parser.add_argument("--split", default="test-voice")
-    parser.add_argument("--limit", type=int, default=0, help="recordings; 0 = all")
+    parser.add_argument("--limit", type=FROM_ZERO, default=0, help="recordings; 0 = all")
     options = parser.parse_args()
-    with bad_input_exits():
-        items = template_sentences(options.data_folder / "corpus", options.split, options.limit)
-        codecs = {name: load_codec(name, options.pretrained) for name in CODECS}
-        score_all(items, codecs, options.output_folder)
+    items = template_sentences(options.data_folder / "corpus", options.split, options.limit)
+    codecs = {name: load_codec(name, options.pretrained) for name in CODECS}
+    score_all(items, codecs, options.output_folder)
 
 
 if __name__ == "__main__":
-    main()
+    with bad_input_exits():
+        main()

@@ -24,15 +24,27 @@ from tqdm import tqdm
 
 from omnikit.audio import load_audio
 from omnikit.data.folders import visible
-from omnikit.errors import bad_input_exits
+from omnikit.errors import bad_input_exits, full_disk_names
 from omnikit.hparams import load_recipe
 from omnikit.interfaces import Codec, count_parameters
+from omnikit.ranges import COUNT, FROM_ZERO, NOT_NEGATIVE, PATH, POSITIVE, SEED, Range, check_ranges
 from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.codec_losses import quantise, revive_unused, start_from_data
 from omnikit.train.guarded import GuardedBrain
 from omnikit.weights import save_weights
 
 VALID_CROPS = 32
+RANGES = {
+    **dict.fromkeys(("data_folder", "output_folder", "export_folder", "save_folder"), PATH),
+    "seed": SEED,
+    **dict.fromkeys(("recordings", "max_patches", "rounds"), COUNT),
+    **dict.fromkeys(("epochs", "epoch_steps", "batch_size", "crop_frames", "start_crops", "revive_every"), COUNT),
+    "joint_epochs": FROM_ZERO,
+    "lr": POSITIVE,
+    "warmup_share": Range(0, 1, above=True),
+    **dict.fromkeys(("grad_clip", "quantiser_weight", "optimizer.weight_decay"), NOT_NEGATIVE),
+}
+"""Dotted key of a codec's recipe -> what it takes."""
 
 
 class SnacBrain(GuardedBrain):
@@ -179,15 +191,16 @@ def make(hparams: dict, run_opts: dict) -> Codec:
 
 
 def main() -> None:
-    with bad_input_exits():
-        recipe = load_recipe()
-        hparams = recipe.hparams
-        torch.manual_seed(hparams["seed"])
-        random.seed(hparams["seed"])
+    recipe = load_recipe(check=lambda tree: check_ranges(tree, RANGES))
+    hparams = recipe.hparams
+    torch.manual_seed(hparams["seed"])
+    random.seed(hparams["seed"])
+    with full_disk_names(hparams["output_folder"]):
         sb.create_experiment_directory(hparams["output_folder"])
         codec = make(hparams, recipe.run_opts)
     print(f"weights written to {save_weights(codec, hparams['export_folder'])}")
 
 
 if __name__ == "__main__":
-    main()
+    with bad_input_exits():
+        main()

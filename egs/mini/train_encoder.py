@@ -20,8 +20,9 @@ from corpus_plan import RANDOM_CHAPTER
 from omnikit.data.corpus import prepare
 from omnikit.data.phones import heard
 from omnikit.data.rows import Row, read_manifest
-from omnikit.errors import bad_input_exits
+from omnikit.errors import bad_input_exits, full_disk_names
 from omnikit.hparams import load_recipe
+from omnikit.train.checks import check_encoder
 from omnikit.train.encoder import export, train_encoder
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "recipes" / "LibriSpeech"))
@@ -78,11 +79,12 @@ def some(rows: Sequence[Row], share: float, seed: int = 1) -> list[Row]:
 
 
 def main() -> None:
-    recipe = load_recipe()
+    recipe = load_recipe(check=check_encoder)
     hparams = recipe.hparams
     torch.manual_seed(hparams["seed"])
-    sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
-    export(*train_encoder(hparams, recipe.run_opts, *read_data(hparams)), CARD)
+    with full_disk_names(hparams["output_folder"]):
+        sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
+        export(*train_encoder(hparams, recipe.run_opts, *read_data(hparams)), CARD)
     print(f"weights and card written to {hparams['export_folder']}")
 
 

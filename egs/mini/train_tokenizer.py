@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import argparse
+import io
 import random
 import string
 import tempfile
@@ -13,6 +13,10 @@ from pathlib import Path
 
 import sentencepiece
 import world
+
+from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
+from omnikit.files import write_bytes
+from omnikit.ranges import SEED
 
 PUNCTUATION = ".,;:?!\"'-"
 SENTENCES = 20000
@@ -40,13 +44,13 @@ def train(folder: Path, seed: int = 1) -> Path:
     Raises:
         ValueError: a word of the world came out in several pieces.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    made = io.BytesIO()
     with tempfile.TemporaryDirectory() as scratch:
         rules = Path(scratch) / "rules.tsv"
         normalisation(rules)
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences(seed)),
-            model_prefix=str(Path(scratch) / "tokenizer"),
+            model_writer=made,  # sentencepiece does not tell of a file that it could not write
             model_type="bpe",
             vocab_size=VOCABULARY,
             hard_vocab_limit=False,
@@ -54,9 +58,8 @@ def train(folder: Path, seed: int = 1) -> Path:
             normalization_rule_tsv=str(rules),
             minloglevel=2,
         )
-        made = (Path(scratch) / "tokenizer.model").read_bytes()
     file = folder / "tokenizer.model"
-    file.write_bytes(made)
+    write_bytes(file, made.getbuffer())
     processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
     split = [word for word in world.vocabulary() if len(processor.encode(word)) > 1]
     if split:
@@ -66,8 +69,10 @@ def train(folder: Path, seed: int = 1) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--output_folder", type=Path, default=Path(__file__).parent / "pretrained" / "llm")
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    train(arguments.output_folder, arguments.seed)
+    parser.add_argument("--seed", type=SEED, default=1)
+    with bad_input_exits():
+        arguments = parser.parse_args()
+        with full_disk_names(arguments.output_folder):
+            train(arguments.output_folder, arguments.seed)

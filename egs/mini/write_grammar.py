@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from grammar import grammar
 
+from omnikit.errors import bad_input_exits
+from omnikit.files import write_text
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        print("usage: write_grammar.py FILE.jsgf", file=sys.stderr)
-        sys.exit(2)
-    path = Path(sys.argv[1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(grammar() + "\n", encoding="utf-8")
+    with bad_input_exits():
+        if len(sys.argv) != 2:
+            raise ValueError("one argument is needed: write_grammar.py FILE.jsgf")
+        write_text(sys.argv[1], grammar() + "\n")

@@ -6,7 +6,6 @@ and plays it back), and is then asked.
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
@@ -18,9 +17,10 @@ from omnikit.api import Omni
 from omnikit.audio import save_audio
 from omnikit.data.collate import Batch, collate
 from omnikit.describe import describe
-from omnikit.errors import bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.losses import stream_losses, weighted_mean
 from omnikit.model import OmniLM
+from omnikit.ranges import COUNT
 from omnikit.tasks import TASKS, make_sample
 
 HERE = Path(__file__).parent
@@ -83,8 +83,8 @@ def _plain(parts: dict) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=120)
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=COUNT, default=120)
     parser.add_argument("--output_folder", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
     arguments.output_folder.mkdir(parents=True, exist_ok=True)

@@ -53,9 +53,9 @@ class MelRVQ(Codec):
     ):
         super().__init__()
         if n_fft % 8 or not 0 < n_fft <= LARGEST_FFT:
-            raise ValueError(f"n_fft must be a multiple of 8 up to {LARGEST_FFT}, got {n_fft}")
-        if not 0 < n_mels <= MOST_BANDS:
-            raise ValueError(f"n_mels must be from 1 to {MOST_BANDS}, got {n_mels}")
+            raise ValueError(f"--codec.n_fft {n_fft}: must be a multiple of 8 up to {LARGEST_FFT}")
+        if not 0 < n_mels <= min(MOST_BANDS, n_fft // 2):
+            raise ValueError(f"--codec.n_mels {n_mels}: must be from 1 to {min(MOST_BANDS, n_fft // 2)}")
         self.sample_rate, self.n_fft, self.patch, self.iterations = sample_rate, n_fft, patch, iterations
         self.num_codebooks, self.codebook_size, self.weights = num_codebooks, codebook_size, weights
         self.hop = n_fft // 4

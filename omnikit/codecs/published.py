@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from omnikit.errors import one_line
-from omnikit.files import read_json
 from omnikit.foreign import read_network as read_network_of
 from omnikit.hub import CONFIG, hub_folder, is_hub_id
+from omnikit.untrusted import read_json
 
 
 def read_network(weights: str, network: PreTrainedModel, numbers: Mapping[str, Any]) -> None:

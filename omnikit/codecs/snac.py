@@ -15,8 +15,9 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from snac import SNAC
@@ -61,6 +62,7 @@ class SnacCodec(Codec):
     ):
         super().__init__()
         self.places = depth_first(vq_strides)
+        _check_rates(config)
         numbers = {"sampling_rate": sampling_rate, "vq_strides": list(vq_strides), **config}
         self.numbers = sized(numbers, TINY, size)
         self.snac = SNAC(**self.numbers)
@@ -144,12 +146,19 @@ def published_file(weights: str | None) -> Path | None:
     return file if file.is_file() else None
 
 
+def _check_rates(config: Mapping[str, Any]) -> None:
+    """Refuse a decoder that makes another number of samples than the encoder took."""
+    down, up = (config.get(name) for name in ("encoder_rates", "decoder_rates"))
+    if down and up and math.prod(down) != math.prod(up):
+        raise ValueError(f"--codec.encoder_rates {down}: their product must be that of the decoder_rates {up}")
+
+
 def depth_first(strides: Sequence[int]) -> list[tuple[int, int]]:
     """Where each code of a frame comes from: (rate, which one of that rate within the frame), parents first."""
     check_count("codec.vq_strides", max(strides, default=0))
     uneven = any(slow % fast for slow, fast in itertools.pairwise(strides))
     if not strides or strides[-1] != 1 or uneven:
-        raise ValueError(f"vq_strides {list(strides)} must fall, each a multiple of the next, down to 1")
+        raise ValueError(f"--codec.vq_strides {list(strides)} must fall, each a multiple of the next, down to 1")
 
     def walk(rate: int, nth: int) -> list[tuple[int, int]]:
         if rate + 1 == len(strides):

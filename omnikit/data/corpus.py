@@ -5,7 +5,6 @@ A corpus has splits, a split has parts, and a part makes one file: `<split>.csv`
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,7 +29,8 @@ from omnikit.data.shards import (
     remove_others,
     write_rows,
 )
-from omnikit.errors import bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits
+from omnikit.ranges import Range
 from omnikit.reader import LONGEST
 
 THREADS = 4  # opening files waits on the disk more than on the processor
@@ -99,17 +99,18 @@ def prepare(
 
 def command(corpus: Corpus, description: str, argv: Sequence[str] | None = None) -> None:
     """The command line of a `prepare.py`; bad input is one line and status 2."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=description)
     parser.add_argument("--data_folder", required=True, metavar="DIR", help=f"holds {corpus.layout}")
     parser.add_argument("--save_folder", required=True, metavar="DIR", help="where manifests go; made if missing")
     default = " ".join(corpus.default_splits) or "all"
     parser.add_argument("--splits", nargs="+", metavar="NAME", help=f"default: {default}")
     parser.add_argument("--strict", action="store_true", help="stop at the first thing that makes no row")
     parser.add_argument("--decode_all", action="store_true", help="read recordings to their end, look for clipping")
-    parser.add_argument("--max_seconds", type=float, help=f"leave longer recordings out; default and most: {LONGEST:g}")
-    options = parser.parse_args(argv)
-    checks = Checks(options.strict, options.decode_all, options.max_seconds)
+    most = f"leave longer recordings out; default and most: {LONGEST:g}"
+    parser.add_argument("--max_seconds", type=Range(0, LONGEST, above=True), help=most)
     with bad_input_exits():
+        options = parser.parse_args(argv)
+        checks = Checks(options.strict, options.decode_all, options.max_seconds)
         for summary in prepare(corpus, options.data_folder, options.save_folder, options.splits, checks):
             print(summary, flush=True)
 

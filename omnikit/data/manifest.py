@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from omnikit.data.columns import AUDIO, CODES_OF, COLUMNS, CSV_ID
 from omnikit.data.forms import BETWEEN
 from omnikit.errors import unwritable
+from omnikit.files import aside_of, make_folder, remove
 
 FIELDS = {name: column.type for name, column in COLUMNS.items()}
 """Field -> its type in Parquet; `a1` and `a2` are paths, or binary where recordings are embedded."""
@@ -50,11 +51,11 @@ class ManifestWriter:
     def __init__(self, path: str | Path, fields: Sequence[str], embedded: bool | Collection[str] = False):
         self.path, self.kept = Path(path), True
         self.embedded = AUDIO if embedded is True else tuple(embedded or ())
-        self.aside = self.path.with_name(self.path.name + ".partial")
+        self.aside = aside_of(self.path)
         if self.path.suffix not in _FORMATS:
             raise ValueError(f"manifest {path}: unknown ending {self.path.suffix!r}; choices: {', '.join(WRITTEN)}")
         with self._told():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             self.format = _FORMATS[self.path.suffix](self.aside, schema(fields, self.embedded))
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -77,15 +78,14 @@ class ManifestWriter:
         else:
             with suppress(OSError):
                 self.format.close()
-            self.aside.unlink(missing_ok=True)
+            remove(self.aside)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            with suppress(OSError):
-                self.aside.unlink(missing_ok=True)
+            remove(self.aside)
             raise unwritable(self.path, error) from None
 
 

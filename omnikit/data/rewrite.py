@@ -36,6 +36,7 @@ from omnikit.data.shards import (
 )
 from omnikit.data.tables import DAMAGED, Damaged, Shard, check_alike, check_ids, read_shard, shard_files
 from omnikit.data.upstream import parquet_parts
+from omnikit.ranges import COUNT
 from omnikit.torchrun import Share
 
 SHARD_ROWS = 2048
@@ -106,8 +107,7 @@ def rewrite(
         ValueError: the manifest cannot be read, gives no row, or stands in the save folder; the disk is full.
     """
     manifest, save_folder = Path(manifest), Path(save_folder)
-    if shard_rows < 1:
-        raise ValueError(f"--shard_rows {shard_rows}: must be 1 or more")
+    COUNT.check("shard_rows", shard_rows)
     if save_folder.resolve() == (manifest if manifest.is_dir() else manifest.parent).resolve():
         raise ValueError(f"--save_folder {save_folder}: holds the manifest that is read; choose another")
     found, parts = read_parts(manifest, shard_rows, step.recordings)

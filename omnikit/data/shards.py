@@ -186,13 +186,12 @@ def make(path: Path, fingerprint: str, write: Callable[[], Summary], more: Mappi
         more: is noted as well; `write` may fill it.
     """
     note = _note_of(path)
-    note.unlink(missing_ok=True)  # until the new one is whole the old manifest must not pass for up to date
+    with writing(note):
+        note.unlink(missing_ok=True)  # until the new one is whole the old manifest must not pass for up to date
     summary = write()
     if not summary.rows:
         path.unlink(missing_ok=True)
-    with writing(note):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, {"fingerprint": fingerprint, "summary": summary.as_dict(), **(more or {})})
+    write_json(note, {"fingerprint": fingerprint, "summary": summary.as_dict(), **(more or {})})
     return summary
 
 

@@ -11,7 +11,7 @@ from omnikit.data.manifest import AUDIO, CODES_OF
 from omnikit.data.rewrite import SHARD_ROWS, Columns, Step, check_recordings, rewrite
 from omnikit.data.shards import Item, Remark, Summary
 from omnikit.data.voices import Request, Voice, say_all
-from omnikit.errors import writing
+from omnikit.files import write_bytes
 
 SAYS = {"a1": "t1", "a2": "t2"}
 """Recording -> what it says."""
@@ -86,9 +86,7 @@ class _Synthesizing(Step):
     def _file(self, row: str, name: str, data: bytes) -> str:
         """Where a flac file was written."""
         path = (self.folder / f"{quote(row, safe='')}-{name}.flac").absolute()
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        write_bytes(path, data)
         return str(path)
 
 

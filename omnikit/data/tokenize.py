@@ -21,8 +21,9 @@ from omnikit.data.shards import Item, Remark, Summary
 from omnikit.data.store import fingerprint
 from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part
+from omnikit.ranges import POSITIVE
 from omnikit.reader import Sound, Unusable, read
-from omnikit.torchrun import own_device
+from omnikit.torchrun import check_device, own_device
 
 HEARD = "a1"
 """The recording that the tasks listen to."""
@@ -65,8 +66,7 @@ def tokenize(
     check_recordings("--drop", drop)
     if fields and parts.codec is None:
         raise ValueError(f"--fields {','.join(fields)}: codes of which codec? give --codec NAME")
-    if batch_seconds <= 0:
-        raise ValueError(f"--batch_seconds {batch_seconds:g}: must be above 0")
+    POSITIVE.check("batch_seconds", batch_seconds)
     step = _Tokenizing(parts, fields, drop, batch_seconds)
     return rewrite(manifest, save_folder, step, shard_rows=shard_rows, strict=strict)
 
@@ -85,7 +85,7 @@ def read_parts(
         ValueError: none is named, one has no weights, or what is named cannot be built or loaded.
     """
     device = own_device(device)
-    checkpoint.check_device(device)
+    check_device(device)
     unknown = [key for key in settings if key.partition(".")[0] not in ("codec", "encoder")]
     if unknown:
         raise ValueError(f"--{unknown[0]}: no such option; parts here are --codec and --encoder, with their options")

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from omnikit.errors import one_line
-from omnikit.files import read_json
 from omnikit.foreign import read_pickle, read_settings
 from omnikit.hub import CONFIG, hub_file, is_hub_id
+from omnikit.untrusted import read_json
 
 WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 

@@ -93,7 +93,7 @@ class WhisperEncoder(AudioEncoder):
         if n_mels not in (80, 128):
             raise ValueError(f"n_mels {n_mels}: whisper has filters for 80 and 128 only")
         if width % (2 * heads):
-            raise ValueError(f"width {width} must be a multiple of twice the number of heads ({heads})")
+            raise ValueError(f"--encoder.width {width}: must be a multiple of twice the number of heads ({heads})")
         if pad_to_30s and n_ctx * FRAME_SAMPLES != WINDOW_SAMPLES:
             raise ValueError(f"n_ctx {n_ctx}: padding to 30 s needs {WINDOW_SAMPLES // FRAME_SAMPLES}")
         self.n_mels, self.n_ctx, self.dim = n_mels, n_ctx, width

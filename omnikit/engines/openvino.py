@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from omnikit.engines.openvino_graph import INT8, WEIGHT_BYTES, WEIGHTS, GraphBuilder, attention_window
+from omnikit.errors import writing
+from omnikit.files import remove
 from omnikit.model import Hidden, OmniLM, Speech
 
 FORBIDDEN = -1e9
@@ -148,12 +150,18 @@ def convert(model: OmniLM, folder: str | Path, *, weights: str = INT8) -> None:
 
 
 def _write(graph: ov.Model, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(f".{os.getpid()}.xml")
-    ov.save_model(graph, aside, compress_to_fp16=False)
-    # a graph is there when its .xml is; that is written last
-    os.replace(aside.with_suffix(".bin"), file.with_suffix(".bin"))
-    os.replace(aside, file)
+    asides = aside.with_suffix(".bin"), aside
+    with writing(file, RuntimeError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            ov.save_model(graph, aside, compress_to_fp16=False)
+            for each in asides:  # a graph is there when its .xml is; that is written last
+                os.replace(each, file.with_suffix(each.suffix))
+        except BaseException:
+            for each in asides:
+                remove(each)
+            raise
 
 
 def let_go(file: Path) -> None:

@@ -15,6 +15,7 @@ from omnikit.evaluate.batches import Respond, gather
 from omnikit.evaluate.tables import markdown_table, percent, write_json
 from omnikit.evaluate.text import Normalizer
 from omnikit.evaluate.wer import ErrorRates, Pair, empty_references, score
+from omnikit.files import whole_text, write_text
 from omnikit.tasks import TASKS
 
 ALL = "all"
@@ -63,7 +64,7 @@ def evaluate_split(
 
 
 def _write_hypotheses(path: Path, pairs: list[Pair], normalize: Normalizer) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with whole_text(path) as file:
         for pair in pairs:
             row = {
                 "id": pair.id,
@@ -105,7 +106,7 @@ def write_report(
     }
     write_json(folder / "asr.json", {**about, "splits": splits})
     text = _markdown(results, about, published)
-    (folder / "asr.md").write_text(text, encoding="utf-8")
+    write_text(folder / "asr.md", text)
     return text
 
 

@@ -20,6 +20,7 @@ from omnikit.errors import one_line
 from omnikit.generate import Decoding, Question, answers
 from omnikit.interfaces import Codec
 from omnikit.model import Engine, OmniLM
+from omnikit.ranges import COUNT
 from omnikit.reader import Unusable
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import Task
@@ -59,13 +60,12 @@ Respond = Callable[[list[Row]], Replied]
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuse what is below 1.
+    """Refuse what is no whole number or below 1.
 
     Raises:
         ValueError: the message names the flag.
     """
-    if batch_size < 1:
-        raise ValueError(f"--batch_size {batch_size}: must be 1 or more")
+    COUNT.check("batch_size", batch_size)
 
 
 def in_batches(

@@ -14,13 +14,14 @@ from tqdm import tqdm
 from omnikit.api import load
 from omnikit.audio import save_audio, wav_name
 from omnikit.data.rows import Clip, Codes, Row
-from omnikit.errors import missing_package
+from omnikit.errors import missing_package, writing
 from omnikit.evaluate.baselines import BASELINES, open_baseline
 from omnikit.evaluate.batches import sound
 from omnikit.evaluate.judge import Judge, RecogniserJudge, SystemRecogniser
 from omnikit.evaluate.tables import markdown_table, percent
 from omnikit.evaluate.text import Normalizer, plain
 from omnikit.evaluate.wer import ErrorRates, Pair, empty_references, score
+from omnikit.files import make_folder, read_text
 from omnikit.hub import is_hub_id
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
@@ -69,7 +70,7 @@ def _with_grammar(file: str) -> Judge:
     if not Path(file).is_file():
         raise ValueError(f"--grammar_file {file}: no such file")
     try:
-        return Judge(Path(file).read_text(encoding="utf-8"))
+        return Judge(read_text(file))
     except ModuleNotFoundError as error:
         raise ValueError(f"--judge {POCKETSPHINX}: {missing_package(error.name)}") from None
 
@@ -158,8 +159,13 @@ def judge_all(judge: Listener, speech: dict[str, Speech], normalize: Normalizer 
 
 
 def keep_wavs(said: Sequence[Said], folder: Path, sample_rate: int, count: int) -> None:
-    """The first `count` of them, see `wav_name`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the first `count` of them, see `wav_name`.
+
+    Raises:
+        ValueError: the disk refuses.
+    """
+    with writing(folder):
+        make_folder(folder)
     for name, _, wav in said[:count]:
         save_audio(folder / wav_name(name), wav, sample_rate)
 

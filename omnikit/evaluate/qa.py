@@ -16,6 +16,7 @@ from omnikit.data.sources import read_rows
 from omnikit.evaluate.batches import Reply, cut_short
 from omnikit.evaluate.tables import markdown_table, percent
 from omnikit.evaluate.text import Normalizer
+from omnikit.files import whole_text
 from omnikit.strategies import Strategy
 from omnikit.tasks import TASKS, Task
 
@@ -115,7 +116,7 @@ def count_right(
 
 def write_answers(path: Path, rows: Sequence[Row], replies: dict[str, Reply]) -> None:
     """One line of JSON per answered question."""
-    with path.open("w", encoding="utf-8") as file:
+    with whole_text(path) as file:
         for row in rows:
             if row.id in replies:
                 reply = replies[row.id]

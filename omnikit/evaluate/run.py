@@ -12,6 +12,7 @@ from omnikit.data.rows import read_manifest
 from omnikit.evaluate.asr import evaluate_split, write_report
 from omnikit.evaluate.baselines import by_recogniser, open_baseline
 from omnikit.evaluate.batches import Respond, by_model
+from omnikit.evaluate.checks import check_evaluation
 from omnikit.evaluate.text import normalizer, normalizer_version
 from omnikit.hparams import load_recipe
 from omnikit.tasks import TASKS
@@ -26,7 +27,7 @@ def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]]) -> N
     Raises:
         ValueError: bad file, flag, value or data; the message is one line for the user.
     """
-    recipe = load_recipe()
+    recipe = load_recipe(check=check_evaluation)
     hparams = recipe.hparams
     folder = Path(hparams["output_folder"])
     options = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from omnikit.evaluate.text import Normalizer
+from omnikit.files import whole_text
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def score(pairs: Sequence[Pair], normalize: Normalizer, alignments: Path | None 
     words = _stats([(name, ref.split(), hyp.split()) for name, ref, hyp in texts])
     characters = _stats([(name, list(ref), list(hyp)) for name, ref, hyp in texts])
     if alignments is not None:
-        with alignments.open("w", encoding="utf-8") as stream:
+        with whole_text(alignments) as stream:
             words.write_stats(stream)
     summary = words.summary
     return ErrorRates(

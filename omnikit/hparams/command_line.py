@@ -13,7 +13,15 @@ import ruamel.yaml
 from ruamel.yaml.error import YAMLError
 
 from omnikit.hparams.tree import one_line, read_tree
+from omnikit.ranges import COUNT, FROM_ZERO, Range
+from omnikit.torchrun import check_device, own_device
 
+_RUN_RANGES = {
+    **dict.fromkeys(("debug_batches", "debug_epochs", "grad_accumulation_factor", "optimizer_step_limit"), COUNT),
+    **dict.fromkeys(("profile_warmup", "profile_steps", "nonfinite_patience"), FROM_ZERO),
+    "max_grad_norm": Range(),  # without clipping where it is 0 or less
+}
+"""Numbers that SpeechBrain's run options take."""
 USAGE = "usage: train.py FILE.yaml [MORE.yaml ..] [--key value ..]"
 
 
@@ -142,9 +150,14 @@ def _run_option(flag: str, text: str | None, kind: Any) -> Any:
         raise _without_value(flag)
     if kind in (int, float, str):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             raise ValueError(f"--{flag} {text}: must be {'a whole number' if kind is int else 'a number'}") from None
+        if flag in _RUN_RANGES:
+            _RUN_RANGES[flag].check(flag, value)
+        if flag == "device":
+            check_device(own_device(value))
+        return value
     if kind == list[str]:
         return text.split(",")
     allowed = get_args(kind)

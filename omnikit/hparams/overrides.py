@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from numbers import Number
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from omnikit.hparams.lookup import argument_names, nearest
 from omnikit.hparams.tree import has_tag, read_tree, tag_of, walk
+from omnikit.ranges import FROM_ZERO, LARGEST, NOT_NEGATIVE, Range, quoted
 
 PICK = "!applyref:omnikit.hparams.pick"
 
@@ -48,7 +50,8 @@ def _set(tree: Mapping, keys: list[str], value: Any, flag: str, folder: Path, ov
             inner_keys = [key, *str(inner).split(".")]
             _set(tree, inner_keys, inner_value, f"{flag}.{inner}", folder, overrides)
     else:
-        _check_value(node, value, flag)
+        # an option of a part that is null in its file takes no mapping; one that is not there may
+        _check_value(node, value, flag, null_is_single=key in tree and has_tag(tree, "!new:", "!name:"))
         overrides[key] = dict(value) if isinstance(value, Mapping) else value
 
 
@@ -93,7 +96,7 @@ def _check_tags(flag: str, value: Any) -> None:
             raise ValueError(f"--{flag}: the tag {tag_of(node)} belongs into the YAML file itself")
 
 
-def _check_value(node: Any, value: Any, flag: str) -> None:
+def _check_value(node: Any, value: Any, flag: str, *, null_is_single: bool = False) -> None:
     """Catches what would go wrong late or never: `off` for a switch (a string, and true), a word for a number."""
     _check_tags(flag, value)
     if value is None or tag_of(value):
@@ -102,10 +105,41 @@ def _check_value(node: Any, value: Any, flag: str) -> None:
         inner = ", ".join(f"--{flag}.{key}" for key in node)
         how = f" (it is built by {tag_of(node)}, not chosen by name)" if tag_of(node) else ""
         raise ValueError(f"--{flag} {value}: has options of its own, set one of them{how}: {inner}")
-    if isinstance(value, Mapping) and node is not None and not tag_of(node):
+    if isinstance(value, Mapping) and not tag_of(node) and (node is not None or null_is_single):
         raise ValueError(f"--{flag}: is a single value, it has no options")
     if isinstance(node, bool):
         if not isinstance(value, bool):
             raise ValueError(f"--{flag} {value}: must be true or false")
-    elif isinstance(node, Number) and (isinstance(value, bool) or not isinstance(value, Number)):
-        raise ValueError(f"--{flag} {value}: must be a number")
+    elif isinstance(node, Number):
+        _like(node).check(flag, value)
+    elif isinstance(node, list) and not tag_of(node):
+        _check_list(node, value, flag)
+    elif _is_text(node) and not isinstance(value, str | list | Mapping):
+        raise ValueError(f"--{flag} {value}: must be a text; {quoted(value)}")
+
+
+def _like(number: int | float) -> Range:
+    """Return the numbers of the kind of a file's own: a whole number is replaced by a whole one, a positive one by one
+    that is not negative."""
+    whole = isinstance(number, int)
+    if number > 0:
+        return FROM_ZERO if whole else NOT_NEGATIVE
+    return Range(-LARGEST, whole=True) if whole else Range()
+
+
+def _check_list(node: list, value: Any, flag: str) -> None:
+    """A list is replaced by a list; one of numbers by numbers, of which there must be some."""
+    if not isinstance(value, list):
+        raise ValueError(f"--{flag} {value}: must be a list, such as [{value}]")
+    if node and all(isinstance(each, Number) for each in node):
+        if not value:
+            raise ValueError(f"--{flag} []: must hold a number at least")
+        for each in value:
+            Range().check(flag, each)
+
+
+def _is_text(node: Any) -> bool:
+    """Whether a file's value is a text: plain, or with a reference in it that is not all of it."""
+    if has_tag(node, "!ref"):
+        return not re.fullmatch(r"<[^<>]+>", str(getattr(node, "value", "")))
+    return isinstance(node, str) and not tag_of(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from omnikit.hparams.lookup import locate, nearest
 from omnikit.hparams.overrides import as_overrides
 from omnikit.hparams.parts import KINDS, part_files, pick
 from omnikit.hparams.tree import dotted_name, one_line, read_tree, read_tree_text, tag_of, walk, write_tree
+from omnikit.sizes import check_numbers
 
 MODEL = "model"
 """Key of the model that joins the parts."""
@@ -46,17 +47,21 @@ class Recipe:
         return ", ".join(f"{kind} {name}" for kind, name in names_of(self.parts).items())
 
 
-def load_recipe(argv: list[str] | None = None) -> Recipe:
+def load_recipe(argv: list[str] | None = None, check: Callable[[Mapping[str, Any]], None] | None = None) -> Recipe:
     """Build what a training script's command line describes.
 
     Args:
         argv: the arguments without the script's name; `None` = those of this process.
+        check: called before anything is built with the recipe's plain values, nested as in its file; raises
+            `ValueError` for those that cannot be.
 
     Raises:
         ValueError: bad file, flag or value; the message is one line for the user.
     """
     path, run_opts, settings = split_command_line(sys.argv[1:] if argv is None else argv)
     overrides, text = resolve(path, settings)
+    if check is not None:
+        check(read_tree_text(text, path))
     hparams = build(text, path)
     return Recipe(
         path=path, hparams=hparams, run_opts=run_opts, overrides=overrides, text=text, parts=dump_parts(text)
@@ -111,7 +116,15 @@ def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str
 
 
 def build(text: str, source: str) -> dict[str, Any]:
-    """The objects of a resolved YAML text; the model remembers the text of its parts in `model.recipe`."""
+    """The objects of a resolved YAML text; the model remembers the text of its parts in `model.recipe`.
+
+    Raises:
+        ValueError: not YAML, or a number that no part can be built from.
+    """
+    tree = read_tree_text(text, source)
+    for kind in (*KINDS, MODEL):
+        if isinstance(tree.get(kind), Mapping):
+            check_numbers(tree[kind], kind)
     try:
         objects = load_hyperpyyaml(text)
     except YAMLError as error:

@@ -10,6 +10,8 @@ from typing import Any
 import ruamel.yaml
 from ruamel.yaml.error import YAMLError
 
+from omnikit.files import read_text
+
 
 def read_tree(path: str | Path) -> Mapping:
     """A YAML file as a mapping.
@@ -19,7 +21,7 @@ def read_tree(path: str | Path) -> Mapping:
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
-    return read_tree_text(Path(path).read_text(encoding="utf-8"), str(path))
+    return read_tree_text(read_text(path), str(path))
 
 
 def read_tree_text(text: str, source: str) -> Mapping:

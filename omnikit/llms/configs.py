@@ -14,11 +14,11 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from omnikit.errors import one_line
-from omnikit.files import read_json
 from omnikit.hub import CONFIG, hub_file, is_hub_id
 from omnikit.limits import check_counts
 from omnikit.llms.baichuan import BAICHUAN, llama_numbers
 from omnikit.sizes import sized
+from omnikit.untrusted import read_json
 
 _HEAD_DIM = 8
 _TINY = {
@@ -92,10 +92,32 @@ def make_config(
     check_counts("llm.config", numbers)
     numbers = {"vocab_size": vocab_size, **numbers}
     config = _config(sized(numbers, _tiny(_config(numbers), numbers) | {"vocab_size": vocab_size}, size))
+    _check_heads(config)
     config._attn_implementation = attention
     config.dtype = torch.float32
     config.pad_token_id = None  # transformers would keep this row from training; padding has ids of its own here
     return config
+
+
+def _check_heads(config: PretrainedConfig) -> None:
+    """Refuse heads that the width or the rotary positions cannot be shared among, which shows at the first step only.
+
+    Raises:
+        ValueError: the message names the numbers.
+    """
+    width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    if not width or not isinstance(heads, int):  # classes without attention, or with other heads in each layer
+        return
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    if heads % groups:
+        raise ValueError(f"--llm.config.num_attention_heads {heads}: must be a multiple of {groups}, its key/values")
+    size = getattr(config, "head_dim", None)
+    if size is None and width % heads:
+        raise ValueError(f"--llm.config.num_attention_heads {heads}: must divide the hidden_size {width}")
+    rope = getattr(config, "rope_parameters", None)
+    size = size or width // heads
+    if isinstance(rope, Mapping) and "partial_rotary_factor" not in rope and size % 2:
+        raise ValueError(f"--llm.config.num_attention_heads {heads}: makes heads {size} wide; this must be even")
 
 
 def with_layers(config: PretrainedConfig, n: int) -> PretrainedConfig:

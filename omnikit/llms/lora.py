@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from omnikit.hparams.lookup import nearest
+from omnikit.ranges import POSITIVE, Range
 from omnikit.weights import LORA
 
 ALL_LINEAR = "all-linear"
 DEFAULTS = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": ALL_LINEAR}
+_RANGES = {"alpha": POSITIVE, "dropout": Range(0, 1)}
 _BASE = ".base_layer."
 
 
@@ -59,6 +61,8 @@ def _checked(trunk: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {**DEFAULTS, **options}
     if not isinstance(chosen["rank"], int) or chosen["rank"] < 1:
         raise ValueError(f"--llm.lora.rank {chosen['rank']}: must be a whole number from 1")
+    for name, allowed in _RANGES.items():
+        allowed.check(f"llm.lora.{name}", chosen[name])
     layers = {name.rpartition(".")[2] for name, layer in trunk.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
     if chosen["targets"] != ALL_LINEAR:
         chosen["targets"] = [chosen["targets"]] if isinstance(chosen["targets"], str) else list(chosen["targets"])

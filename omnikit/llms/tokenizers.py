@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import sentencepiece
 
-from omnikit.errors import one_line
-from omnikit.files import LARGEST_JSON, MEBIBYTE, check_regular, read_bytes, read_text
+from omnikit.errors import one_line, unwritable
+from omnikit.files import check_unicode
 from omnikit.foreign import read_settings
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.interfaces import Tokenizer
+from omnikit.untrusted import LARGEST_JSON, MEBIBYTE, check_regular, read_bytes, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,6 +114,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise ValueError(f"llm.tokenizer: {path} is not a sentencepiece model: it has no ids")
 
     def encode(self, text: str) -> list[int]:
+        check_unicode(text)
         ids = self.processor.encode(text)
         unknown = self.processor.unk_id()
         if unknown in ids:
@@ -151,6 +153,7 @@ class TransformersTokenizer(Tokenizer):
         self._special = {i: token.content for i, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
+        check_unicode(text)
         return self._encode([text])[0]
 
     def count(self, texts: list[str]) -> list[int]:
@@ -176,7 +179,12 @@ class TransformersTokenizer(Tokenizer):
         return self.loaded.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save(self, folder: str) -> None:
-        self.loaded.save_pretrained(folder)
+        try:
+            self.loaded.save_pretrained(folder)
+        except Exception as error:  # the tokenizers package tells of a full disk by the bare class
+            if "os error" not in str(error):
+                raise
+            raise unwritable(folder, error) from None
 
 
 class HubTokenizer(Tokenizer):

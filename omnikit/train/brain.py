@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from omnikit.data.collate import Batch
+from omnikit.files import write_text
 from omnikit.interfaces import count_parameters
 from omnikit.losses import StreamLosses, stream_losses, weighted_mean
 from omnikit.model import OmniLM
@@ -192,9 +193,7 @@ class OmniBrain(GuardedBrain):
         path = Path(self.hparams.output_folder) / LOG
         # an epoch that a kill made the run do again replaces its first line
         kept = [old for old in read_log(path) if old["epoch"] < line["epoch"]] if path.exists() else []
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(each) + "\n" for each in [*kept, line]), encoding="utf-8")
-        aside.replace(path)
+        write_text(path, "".join(json.dumps(each) + "\n" for each in [*kept, line]))
         self.hparams.tensorboard.log_stats(where, line["train"], line["valid"])
         draw_curves(path, path.with_name("curves.png"))
         shown = {k: v for k, v in line["valid"].items() if not k.startswith("audio")}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from omnikit.files import whole_file
+
 
 def read_log(path: str | Path) -> list[dict]:
     """The lines of a `train_log.jsonl`."""
@@ -37,5 +39,6 @@ def draw_curves(log: str | Path, picture: str | Path) -> None:
         axis.grid(alpha=0.3)
     figure.suptitle(", ".join(f"{kind} {name}" for kind, name in lines[-1]["parts"].items()), fontsize=8)
     figure.tight_layout()
-    figure.savefig(picture, dpi=110)
+    with whole_file(picture) as aside:
+        figure.savefig(aside, dpi=110, format=Path(picture).suffix[1:])
     pyplot.close(figure)

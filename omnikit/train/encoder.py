@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from omnikit.data.phones import BLANK, Phones, make_dataset
 from omnikit.encoders.whisper import WhisperEncoder, log_mel
 from omnikit.evaluate.tables import markdown_table
+from omnikit.files import write_text
 from omnikit.interfaces import count_parameters
 from omnikit.train.brain import cosine_rate
 from omnikit.train.checkpointer import WholeCheckpointer
@@ -193,4 +194,4 @@ def export(brain: EncoderBrain, valid_set: DynamicItemDataset, card: str, **fact
     ]
     about = {"parameters": f"{count_parameters(encoder):,}", "steps": brain.optimizer_step}
     text = card.format(**about, table=markdown_table(["split", "PER, %", "recordings"], rows), **facts)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)

@@ -19,9 +19,11 @@ from omnikit import checkpoint
 from omnikit.data.mix import TaskMix
 from omnikit.data.samples import collate_items, make_dataset
 from omnikit.data.sources import check_cache, read_sources
+from omnikit.errors import full_disk_names
 from omnikit.hparams import load_recipe
 from omnikit.model import OmniLM
 from omnikit.train.brain import Losses, OmniBrain, parameter_table
+from omnikit.train.checks import check_stage
 from omnikit.train.effective import effective_batch
 from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
 from omnikit.train.start import start_weights
@@ -38,15 +40,16 @@ def main() -> None:
             one line for the user.
         Stopped: by a signal, or because nothing can be learned any more.
     """
-    recipe = load_recipe()
+    recipe = load_recipe(check=check_stage)
     hparams, run_opts = recipe.hparams, {**_run_options(recipe.run_opts), **recipe.run_opts}
     sb.utils.distributed.ddp_init_group(run_opts)
     changes = resumes(hparams["checkpointer"], RunIdentity(recipe, fixed_facts(hparams)))
-    sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
-    logger.info(f"parts: {recipe.choice}")
-    for change in changes:
-        logger.warning("resuming: %s", change)
-    train(hparams, run_opts)
+    with full_disk_names(hparams["output_folder"]):
+        sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
+        logger.info(f"parts: {recipe.choice}")
+        for change in changes:
+            logger.warning("resuming: %s", change)
+        train(hparams, run_opts)
 
 
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:

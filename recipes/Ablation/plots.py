@@ -11,7 +11,10 @@ matplotlib.use("Agg")
 from grid import Grid
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from table import Cell, Cells
+
+from omnikit.files import whole_file
 
 COLUMNS = 3
 WIDTH = 4.2  # inches, of a panel
@@ -40,8 +43,7 @@ def draw_figures(path: Path, grid: Grid, made: Cells) -> None:
             _panel(axis, name, {row: line[name] for row, line in made.items()}, grid.baseline)
         for axis in axes.flat[len(names) :]:
             axis.remove()
-        figure.savefig(path, dpi=110)
-        pyplot.close(figure)
+        _save(figure, path)
 
 
 def _panel(axis: Axes, title: str, column: dict[str, Cell], baseline: str) -> None:
@@ -78,8 +80,13 @@ def draw_against(path: Path, grid: Grid, made: Cells) -> None:
         figure.draw_without_rendering()  # settles where points lie
         for axis, of in points.items():
             _name(axis, of)
-        figure.savefig(path, dpi=110)
-        pyplot.close(figure)
+        _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_file(path) as aside:
+        figure.savefig(aside, dpi=110, format=path.suffix[1:])
+    pyplot.close(figure)
 
 
 def _point(axis: Axes, x: Cell, y: Cell, color: str) -> None:

@@ -22,6 +22,7 @@ from table import cells, markdown, write_csv, write_runs_csv
 from tqdm import tqdm
 
 from omnikit.errors import bad_input_exits
+from omnikit.files import write_text
 from omnikit.hparams import split_command_line
 
 FAILED = 1
@@ -69,7 +70,7 @@ class Ablation:
     def report(self) -> None:
         """Writes the tables and the pictures anew."""
         grid, found = self.grid, self.outcomes()
-        (grid.folder / "table.md").write_text(markdown(grid, found), encoding="utf-8")
+        write_text(grid.folder / "table.md", markdown(grid, found))
         write_csv(grid.folder / "table.csv", grid, found)
         write_runs_csv(grid.folder / "runs.csv", grid, found)
         if made := cells(grid, found):
@@ -109,4 +110,5 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _terminated)
     with bad_input_exits():
-        sys.exit(main(sys.argv[1:]))
+        status = main(sys.argv[1:])
+    sys.exit(status)

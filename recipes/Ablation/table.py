@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from figures import Outcome
 from grid import Figure, Grid
 
 from omnikit.evaluate.tables import MISSING, markdown_table
+from omnikit.files import whole_text
 
 Cells = dict[str, dict[str, "Cell"]]
 """Row -> figure -> cell."""
@@ -128,7 +128,5 @@ def _number(value: float | None) -> str:
 
 
 def _write(path: Path, header: list[str], rows: list[list]) -> None:
-    aside = path.with_suffix(".tmp")
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with whole_text(path, newline="") as file:
         csv.writer(file).writerows([header, *rows])
-    os.replace(aside, path)

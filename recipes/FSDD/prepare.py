@@ -12,7 +12,6 @@ splits of all speakers are made.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from omnikit.data.augment import SAMPLE_RATE, Augment
 from omnikit.data.corpus import Corpus, Item, Part, Remark, command
 from omnikit.data.folders import recordings
 from omnikit.data.recordings import encode_flac
-from omnikit.errors import bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.reader import Unusable
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -159,7 +158,7 @@ def with_splits(words: Sequence[str]) -> list[str]:
     Raises:
         ValueError: there are no recordings of a speaker.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--data_folder")
     parser.add_argument("--held_out", nargs="+", default=[])
     parser.add_argument("--speakers", nargs="+", default=[])

@@ -7,7 +7,6 @@ A file that is there already is not made again.
 
 from __future__ import annotations
 
-import argparse
 import re
 from itertools import islice
 from pathlib import Path
@@ -16,8 +15,9 @@ from tqdm import tqdm
 
 from omnikit.audio import save_audio, wav_name
 from omnikit.data.rows import Row, read_manifest
-from omnikit.errors import bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.hparams import build_part
+from omnikit.ranges import COUNT, Pattern
 
 
 def chosen(manifest: str, ids: str, limit: int | None) -> list[Row]:
@@ -34,14 +34,15 @@ def chosen(manifest: str, ids: str, limit: int | None) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--manifest", required=True, help="a manifest file, or a folder of shards")
     parser.add_argument("--save_folder", required=True, metavar="DIR", type=Path)
     parser.add_argument("--codec", default="snac_24khz", help="a name in hparams/codec")
     parser.add_argument("--weights", help="of the codec; default: those that its part file names")
     parser.add_argument("--ids", default="", metavar="REGEX")
-    parser.add_argument("--limit", type=int, metavar="N")
+    parser.add_argument("--limit", type=COUNT, metavar="N")
     options = parser.parse_args()
+    Pattern().check("ids", options.ids)
     rows = chosen(options.manifest, options.ids, options.limit)
     codec = build_part("codec", options.codec, **({"weights": options.weights} if options.weights else {}))
     codec.load_weights()

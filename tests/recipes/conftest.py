@@ -2,6 +2,7 @@
 
 import io
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from omnikit import checkpoint
+from omnikit import checkpoint, cli
 from omnikit.hparams import build_parts
 
 ROOT = Path(__file__).parents[2]
@@ -84,3 +85,34 @@ def write_data(folder: Path) -> Path:
     answers = [{"t2": TEXTS[1], "a2": flac(9, 0.6)}]
     pq.write_table(pa.Table.from_pylist(answers), folder / "qa" / "answers.parquet")
     return folder
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """`run_here("omnikit", "ask", ..)` or `run_here("recipes/..py", ..)`: in this process, as a user runs it -> exit
+    status, stdout, stderr."""
+
+    def call(script: str, *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "path", list(sys.path))
+            before = set(sys.modules)
+            path = ROOT / script
+            patch.setattr(sys, "argv", [path.name, *map(str, arguments)])
+            try:
+                if script == "omnikit":
+                    cli.main()
+                else:
+                    sys.path.insert(0, str(path.parent))
+                    patch.chdir(path.parent)
+                    runpy.run_path(path.name, run_name="__main__")
+                status = 0
+            except SystemExit as end:
+                status = end.code or 0
+            finally:
+                for name in set(sys.modules) - before:  # scripts of other corpora have modules of the same names
+                    if str(vars(sys.modules[name]).get("__file__")).startswith(str(ROOT / "recipes")):
+                        del sys.modules[name]
+        return status, *capsys.readouterr()
+
+    return call

@@ -11,6 +11,7 @@ import pytest
 import torch
 import whisper
 import yaml
+from full_disk import full_disk
 from snac import SNAC
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -156,6 +157,20 @@ def test_the_command_and_an_answer(published, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "info", "--checkpoint", out) == 0
     assert "TransformersTokenizer" in capsys.readouterr().out
     assert len(load_audio(str(answer), 24000)) % 160 == 0
+
+
+def test_a_full_disk_leaves_nothing_and_the_next_call_goes_on(published, converted, tmp_path, monkeypatch, capsys):
+    words = ["convert", "mini_omni", published / "mini_omni", tmp_path / "omni", "--codec", published / "snac"]
+    for size in (0, 3000, 100_000):
+        with full_disk(size):
+            assert run(monkeypatch, *words) == 2
+        err = capsys.readouterr().err.rpartition("\r")[2]
+        assert err.startswith(f"error: {tmp_path / 'omni'}: cannot be written (File too large)")
+        assert err.count("\n") == 1
+        assert not list(tmp_path.iterdir())
+    assert run(monkeypatch, *words) == 0
+    made = {path.name: path.read_bytes() for path in (tmp_path / "omni").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in converted.iterdir()}
 
 
 def run(monkeypatch, *words) -> int:

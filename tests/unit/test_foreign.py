@@ -12,8 +12,8 @@ import whisper
 
 import omnikit
 from omnikit.encoders.whisper_files import read_whisper
-from omnikit.files import check_regular, inside, read_bytes, read_json, read_text
 from omnikit.limits import check_memory, limited
+from omnikit.untrusted import check_regular, inside, read_bytes, read_json, read_text
 
 ROOT = Path(__file__).parents[2]
 PLACE = "omnikit/foreign.py"

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "omnikit"
 GROUPS = (
     (
-        "errors", "files", "foreign", "limits", "tokens", "streaming", "sampling", "weights", "containers",
-        "libsndfile", "reader", "audio", "hub", "sizes", "torchrun", "undrawn", "key_values", "hparams",
+        "errors", "files", "untrusted", "foreign", "ranges", "limits", "tokens", "streaming", "sampling", "weights",
+        "containers", "libsndfile", "reader", "audio", "hub", "sizes", "torchrun", "undrawn", "key_values", "hparams",
     ),
     ("interfaces",),
     ("patterns", "adapters", "encoders", "llms", "codecs"),

@@ -19,8 +19,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from omnikit.errors import bad_input_exits
+from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.evaluate.tables import markdown_table, percent
+from omnikit.files import write_text
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from prepare import TEST, check_speakers, speakers
@@ -107,7 +108,7 @@ def table(folds: Sequence[Fold]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data_folder", type=Path, required=True, metavar="DIR", help="recordings, or what holds them")
     parser.add_argument("--output_folder", type=Path, default=Path("results/leave_one_out"), metavar="DIR")
     parser.add_argument("--speakers", nargs="+", metavar="NAME", help="who is held out, one by one; default: all")
@@ -127,7 +128,7 @@ def main() -> None:
     folds += [Fold(name, folder / f"{name}-from-nothing", from_nothing=True) for name in options.from_nothing]
     for fold in folds:
         work(fold, options)
-        (folder / "table.md").write_text(table(folds), encoding="utf-8")
+        write_text(folder / "table.md", table(folds))
     print((folder / "table.md").read_text(encoding="utf-8"))
 
 

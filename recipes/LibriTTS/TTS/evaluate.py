@@ -19,6 +19,7 @@ from omnikit.data.samples import codec_name
 from omnikit.data.skipped import Skipped
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import cut_short, replies, sound
+from omnikit.evaluate.checks import check_evaluation
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
     Listener,
@@ -37,6 +38,7 @@ from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.tables import write_json
 from omnikit.evaluate.text import Normalizer, normalizer
 from omnikit.evaluate.wer import ErrorRates
+from omnikit.files import whole_text, write_text
 from omnikit.hparams import build_part, load_recipe
 from omnikit.interfaces import Codec
 from omnikit.model import OmniLM
@@ -96,7 +98,7 @@ def intelligibility(
 ) -> dict[str, ErrorRates]:
     """What the judge hears of recordings, codecs and the system; the last goes to `heard.jsonl` as well."""
     found = judge_all(judge, speech, normalize)
-    with (folder / "heard.jsonl").open("w", encoding="utf-8") as file:
+    with whole_text(folder / "heard.jsonl") as file:
         for pair in found[SYSTEM][1]:
             file.write(json.dumps({"id": pair.id, "text": pair.reference, "heard": pair.hypothesis}) + "\n")
     return {title: rates for title, (rates, _) in found.items()}
@@ -113,7 +115,7 @@ def speed(omni: Omni, said: list[Said], hparams: dict[str, Any]) -> dict[str, Sp
 
 
 def main() -> None:
-    recipe = load_recipe()
+    recipe = load_recipe(check=check_evaluation)
     hparams = recipe.hparams
     folder, device = Path(hparams["output_folder"]), recipe.run_opts.get("device", "cpu")
     judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
@@ -147,7 +149,7 @@ def main() -> None:
     tables += [opinions_table(found)] if found else []
     tables += [speed_table(measured)] if measured else []
     text = "\n\n".join([f"# Speech from text, {Path(hparams['manifest']).stem}", *tables, notes]) + "\n"
-    (folder / "tts.md").write_text(text, encoding="utf-8")
+    write_text(folder / "tts.md", text)
     print(text)
 
 

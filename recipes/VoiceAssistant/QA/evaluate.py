@@ -16,6 +16,7 @@ from omnikit.data.rows import Row
 from omnikit.data.samples import codec_name
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.batches import Reply, replies, sound
+from omnikit.evaluate.checks import check_evaluation
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
     Speech,
@@ -31,6 +32,7 @@ from omnikit.evaluate.qa import Shares, Way, count_right, read_questions, shares
 from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.tables import write_json
 from omnikit.evaluate.text import normalizer, normalizer_version
+from omnikit.files import write_text
 from omnikit.hparams import load_recipe
 from omnikit.tasks import TASKS
 
@@ -120,7 +122,7 @@ def chosen(sources: dict[str, dict[str, Any] | None], splits: list[str] | None) 
 
 
 def main() -> None:
-    recipe = load_recipe()
+    recipe = load_recipe(check=check_evaluation)
     hparams = recipe.hparams
     device = recipe.run_opts.get("device", "cpu")
     run = QAEvaluation(hparams, load(hparams["checkpoint"], device=device), device)
@@ -147,7 +149,7 @@ def main() -> None:
     tables += [speed_table(speed)] if speed else []
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
     text = "\n\n".join(["# Spoken questions", *tables, notes])
-    (run.folder / "qa.md").write_text(text + "\n", encoding="utf-8")
+    write_text(run.folder / "qa.md", text + "\n")
     print(text)
 
 
