@@ -128,10 +128,13 @@ def _like(number: int | float) -> Range:
 
 
 def _check_list(node: list, value: Any, flag: str) -> None:
-    """A list is replaced by a list; one of numbers by numbers, of which there must be some."""
+    """A list is replaced by a list; one of numbers by numbers, of which there must be some, one of switches by such."""
     if not isinstance(value, list):
         raise ValueError(f"--{flag} {value}: must be a list, such as [{value}]")
-    if node and all(isinstance(each, Number) for each in node):
+    if node and all(isinstance(each, bool) for each in node):
+        for each in value:
+            _check_value(node[0], each, flag)
+    elif node and all(isinstance(each, Number) for each in node):
         if not value:
             raise ValueError(f"--{flag} []: must hold a number at least")
         for each in value:

@@ -39,6 +39,7 @@ class WholeCheckpointer(Checkpointer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._damaged: dict[Path, str] = {}  # checkpoint -> what is wrong with it, as found when one was looked for
+        self._whole: set[Path] = set()  # checkpoints that this process has verified
 
     def save_checkpoint(
         self,
@@ -152,8 +153,9 @@ class WholeCheckpointer(Checkpointer):
         """Return the checkpoint to load, or None and, where there should be one, what to tell the user."""
         known, damaged, chosen = set(self._damaged), self._look(), None
         for checkpoint in self.find_checkpoints(*args, **kwargs):
-            damage = self._verify(checkpoint)
+            damage = None if checkpoint.path in self._whole else self._verify(checkpoint)
             if damage is None:
+                self._whole.add(checkpoint.path)
                 chosen = checkpoint
                 break
             damaged[checkpoint.path] = damage

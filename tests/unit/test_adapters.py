@@ -64,5 +64,5 @@ def test_every_frame_counts(name):
 
 @pytest.mark.parametrize("name", ["concat", "conv"])
 def test_a_stride_below_one_is_refused(name):
-    with pytest.raises(ValueError, match=r"^adapter.stride: 0; it must be 1 or more$"):
+    with pytest.raises(ValueError, match=r"^--adapter.stride 0: must be 1 or more"):
         build_part("adapter", name, stride=0)(dim_in=DIM_IN, dim_out=DIM_OUT)

@@ -107,9 +107,11 @@ def test_lookahead(name, samples):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("wanted", [0, 33])
-def test_codebooks_that_it_does_not_have(name, wanted):
-    with pytest.raises(ValueError, match=rf"codec.num_codebooks {wanted}: this codec has 32 \(choices: 1 to 32\)"):
+@pytest.mark.parametrize(
+    "wanted, words", [(0, "must be 1 or more"), (33, r"this codec has 32 \(choices: 1 to 32\)")]
+)
+def test_codebooks_that_it_does_not_have(name, wanted, words):
+    with pytest.raises(ValueError, match=f"codec.num_codebooks {wanted}: {words}"):
         tiny(name, num_codebooks=wanted)
 
 
