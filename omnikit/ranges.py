@@ -35,9 +35,9 @@ class Range:
         if value is None and self.null:
             return ""
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return f"must be a {'whole' if self.whole else 'finite'} number, {self._bounds()}"
+            return self._kind("whole" if self.whole else "finite")
         if self.whole and not isinstance(value, int):
-            return f"must be a whole number, {self._bounds()}"
+            return self._kind("whole")
         high = min(self.high, LARGEST) if self.whole else self.high
         if value > high:
             return f"must be at most {high:.15g}"
@@ -62,6 +62,10 @@ class Range:
         if problem := self.problem(value):
             raise argparse.ArgumentTypeError(f"{text}: {problem}")
         return value
+
+    def _kind(self, word: str) -> str:
+        bounds = self._bounds()
+        return f"must be a {word} number{f', {bounds}' if bounds else ''}"
 
     def _bounds(self) -> str:
         low, high = (f"{bound:.15g}" for bound in (self.low, self.high))

@@ -41,7 +41,7 @@ CASES = {
     "omnikit ask HERE/q.wav --codec.num_codebooks 99999999999": "--codec.num_codebooks 99999999999: must be at most",
     "omnikit ask HERE/q.wav --llm.config.hidden_size -5": "--llm.config.hidden_size -5: must be 0 or more",
     "omnikit ask HERE/q.wav --llm.config.num_attention_heads 3": "num_attention_heads 3: must be a multiple of",
-    "omnikit ask HERE/q.wav --codec.n_mels 100000": "--codec.n_mels 100000: more bands than the spectrum has lines",
+    "omnikit ask HERE/q.wav --codec.n_mels 100000": "--codec.n_mels 100000: must be from 1 to 320",
     "omnikit ask HERE/q.wav --codec HERE/bad.yaml": "HERE/bad.yaml: not a text in UTF-8",
     "omnikit ask HERE/q.wav --checkpoint HERE/file.txt/x": "checkpoint HERE/file.txt/x: no such folder",
     "omnikit transcribe HERE/m.csv -o HERE/file.txt/x": "HERE/file.txt/x: cannot be written (Not a directory)",

@@ -27,7 +27,9 @@ from omnikit.train.brain import Losses, OmniBrain
 from omnikit.train.checkpointer import WholeCheckpointer
 from tests.unit.toy import toy_model
 
-BATCHES = 12  # of an epoch, more than steps may be skipped in a row
+BATCHES, FEWER = 12, 6
+"""Optimiser steps of an epoch, more than may be skipped in a row; fewer where several processes share the machine."""
+PATIENCE = 4  # with fewer
 POISONED = 4
 """Batch of the second epoch at which a fault comes."""
 FAULTS = ("none", "sample", "weight", "rate", "gradient")
@@ -64,6 +66,11 @@ class FaultyBrain(OmniBrain):
             loss.register_hook(lambda gradient: gradient * torch.inf)
 
 
+def steps_of(processes: int) -> int:
+    """Optimiser steps of an epoch on so many processes."""
+    return BATCHES if processes == 1 else FEWER
+
+
 def is_last() -> bool:
     share = Share.of_torchrun()
     return share.rank == share.processes - 1
@@ -73,7 +80,7 @@ def batches(model: OmniLM, epoch: str, poisoned: bool = False) -> list[Batch]:
     """Batches of two entries; the answers of each process are others."""
     rng = torch.Generator().manual_seed(Share.of_torchrun().rank)
     made = []
-    for number in range(BATCHES):
+    for number in range(steps_of(Share.of_torchrun().processes)):
         features = [torch.randn(6, model.encoder.dim, generator=rng) for _ in range(2)]
         if poisoned and number == POISONED - 1:
             features[1][2, 3] = torch.nan
@@ -97,7 +104,7 @@ def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) ->
     counter = EpochCounter(epochs)
     hparams = {
         "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_rate": 1e-3, "lowest_rate": 1e-3, "warmup_steps": 1,
-        "epochs": counter, "batches_per_epoch": BATCHES, "output_folder": str(folder), "stage": "toy",
+        "epochs": counter, "batches_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder), "stage": "toy",
         "part_names": {}, "tensorboard": Quiet(), "mix": Quiet(), "validate": Quiet(),
     }  # fmt: skip
     options = {"device": "cpu", "distributed_backend": "gloo", "find_unused_parameters": True, **run_opts}
@@ -146,7 +153,8 @@ def main() -> None:
     folder, share = Path(sys.argv[1]), Share.of_torchrun()
     sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
     for fault in FAULTS:
-        (folder / f"{fault}.{share.rank}.json").write_text(json.dumps(run(folder / fault, fault)))
+        found = run(folder / fault, fault, nonfinite_patience=PATIENCE)
+        (folder / f"{fault}.{share.rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faulty_runs import BATCHES, FAULTS, POISONED, batches, brain_of, loader, run
+from faulty_runs import BATCHES, FAULTS, PATIENCE, POISONED, batches, brain_of, loader, run, steps_of
 
 from omnikit.errors import Stopped
 
@@ -57,7 +57,7 @@ def test_a_poisoned_batch_is_skipped_by_all_and_named(runs, fault):
         assert not each["stopped"] and each["end"] == found[0]["end"] == each["stored"] and finite(each["end"])
         assert each["first"] == runs["none"][0]["first"] and each["end"] != runs["none"][0]["end"]
     assert found[0]["text"].count("skipped (1 in a row)") == 1
-    assert f"optimiser step {BATCHES + POISONED} skipped" in found[0]["text"]
+    assert f"optimiser step {steps_of(len(found)) + POISONED} skipped" in found[0]["text"]
     names = [f"epoch2-{POISONED - 1}-{row}-rank{last}" for row in (0, 1)]
     assert all(name in found[0]["text"] for name in names)
     assert [line["train"].get("skipped steps") for line in found[0]["log"]] == [None, 1]
@@ -66,12 +66,17 @@ def test_a_poisoned_batch_is_skipped_by_all_and_named(runs, fault):
 
 @pytest.mark.parametrize("fault", ["weight", "rate"])
 def test_a_diverged_run_stops_and_leaves_the_last_good_checkpoint(runs, fault):
+    """A poisoned weight is found by validation, too few steps before the end of the epoch for the patience."""
+    patience = 10 if len(runs[fault]) == 1 else PATIENCE
+    steps = f"training stopped after {patience} unusable optimiser steps in a row; "
+    expected = {"weight": "training stopped: no validation batch has a usable loss any more; ", "rate": steps}
     for each in runs[fault]:
-        assert "training stopped" in each["stopped"] and "log.txt" in each["stopped"]
+        assert each["stopped"].startswith(expected[fault]) and "log.txt" in each["stopped"]
         assert "the last good checkpoint is" in each["stopped"]
         assert each["stored"] == each["first"] == runs["none"][0]["first"] and finite(each["stored"])
     text = runs[fault][0]["text"]
-    assert "skipped (7 in a row)" in text and "not finite" in text
+    skipped = patience if fault == "rate" else steps_of(len(runs[fault])) - POISONED + 1
+    assert f"skipped ({skipped} in a row)" in text and "not finite" in text
     assert len(runs[fault][0]["log"]) == 1
 
 
