@@ -284,4 +284,3 @@ def _finished_lines(path: Path) -> dict[str, bytes]:
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}: line {number} is no result of this command") from None
     return kept
-

@@ -104,8 +104,8 @@ def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) ->
     counter = EpochCounter(epochs)
     hparams = {
         "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_rate": 1e-3, "lowest_rate": 1e-3, "warmup_steps": 1,
-        "epochs": counter, "batches_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder), "stage": "toy",
-        "part_names": {}, "tensorboard": Quiet(), "mix": Quiet(), "validate": Quiet(),
+        "epochs": counter, "batches_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder),
+        "stage": "toy", "part_names": {}, "tensorboard": Quiet(), "mix": Quiet(), "validate": Quiet(),
     }  # fmt: skip
     options = {"device": "cpu", "distributed_backend": "gloo", "find_unused_parameters": True, **run_opts}
     brain = FaultyBrain(
