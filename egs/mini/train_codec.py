@@ -10,6 +10,7 @@ end the weights are written to `export_folder`.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -25,14 +26,16 @@ from tqdm import tqdm
 from omnikit.audio import load_audio
 from omnikit.data.folders import visible
 from omnikit.errors import bad_input_exits, full_disk_names
-from omnikit.hparams import load_recipe
+from omnikit.hparams import Recipe, load_recipe
 from omnikit.interfaces import Codec, count_parameters
 from omnikit.ranges import COUNT, FROM_ZERO, NOT_NEGATIVE, PATH, POSITIVE, SEED, Range, check_ranges
 from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.codec_losses import quantise, revive_unused, start_from_data
 from omnikit.train.guarded import GuardedBrain
+from omnikit.train.resume import RunIdentity, resumes
 from omnikit.weights import save_weights
 
+logger = logging.getLogger(__name__)
 VALID_CROPS = 32
 RANGES = {
     **dict.fromkeys(("data_folder", "output_folder", "export_folder", "save_folder"), PATH),
@@ -140,20 +143,23 @@ def crops(files: list[Path], samples: int, sample_rate: int, seed: int | None = 
     return DynamicItemDataset(data, dynamic_items=[item], output_keys=["id", "wav"])
 
 
-def train_snac(hparams: dict, run_opts: dict) -> None:
+def train_snac(recipe: Recipe) -> None:
+    hparams = recipe.hparams
     codec, folder = hparams["codec"], Path(hparams["data_folder"]) / "corpus"
     samples = hparams["crop_frames"] * codec.frame_samples
     train_set = crops(recordings(folder / "train-voice"), samples, codec.sample_rate)
     valid_set = crops(recordings(folder / "dev-voice")[:VALID_CROPS], samples, codec.sample_rate, seed=0)
     modules = {"codec": codec}
     checkpointer = WholeCheckpointer(hparams["save_folder"], modules | {"epoch_counter": hparams["epoch_counter"]})
+    for change in resumes(checkpointer, RunIdentity(recipe, {})):
+        logger.warning("resuming: %s", change)
     begins = checkpointer.find_checkpoint() is None
     if begins and codec.weights is not None:
         codec.load_weights()
     elif begins:
         some = torch.randperm(len(train_set))[: hparams["start_crops"]].tolist()
         start_from_data(codec.snac, torch.stack([train_set[i]["wav"] for i in some]), hparams["seed"])
-    brain = SnacBrain(modules, hparams["optimizer"], hparams, run_opts, checkpointer)
+    brain = SnacBrain(modules, hparams["optimizer"], hparams, recipe.run_opts, checkpointer)
     brain.started = time.monotonic()
     brain.max_grad_norm = hparams["grad_clip"]
     draws = hparams["epoch_steps"] * hparams["batch_size"]
@@ -179,14 +185,14 @@ def fit_mel_rvq(hparams: dict) -> None:
         print(f"codebook {number}: {100 * share:.1f} % of the variance left")
 
 
-def make(hparams: dict, run_opts: dict) -> Codec:
-    """Train or fit the codec that the hparams describe."""
-    codec = hparams["codec"]
+def make(recipe: Recipe) -> Codec:
+    """Train or fit the codec that the recipe describes."""
+    codec = recipe.hparams["codec"]
     if hasattr(codec, "fit"):
-        fit_mel_rvq(hparams)
+        fit_mel_rvq(recipe.hparams)
     else:
         print(f"{count_parameters(codec):,} parameters, {codec.frame_rate} frames/s, {codec.num_codebooks} codes each")
-        train_snac(hparams, run_opts)
+        train_snac(recipe)
     return codec
 
 
@@ -197,7 +203,7 @@ def main() -> None:
     random.seed(hparams["seed"])
     with full_disk_names(hparams["output_folder"]):
         sb.create_experiment_directory(hparams["output_folder"])
-        codec = make(hparams, recipe.run_opts)
+        codec = make(recipe)
     print(f"weights written to {save_weights(codec, hparams['export_folder'])}")
 
 

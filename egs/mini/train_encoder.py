@@ -84,7 +84,7 @@ def main() -> None:
     torch.manual_seed(hparams["seed"])
     with full_disk_names(hparams["output_folder"]):
         sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
-        export(*train_encoder(hparams, recipe.run_opts, *read_data(hparams)), CARD)
+        export(*train_encoder(recipe, *read_data(hparams)), CARD)
     print(f"weights and card written to {hparams['export_folder']}")
 
 

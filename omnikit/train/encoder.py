@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,15 @@ from omnikit.data.phones import BLANK, Phones, make_dataset
 from omnikit.encoders.whisper import WhisperEncoder, log_mel
 from omnikit.evaluate.tables import markdown_table
 from omnikit.files import write_text
+from omnikit.hparams import Recipe
 from omnikit.interfaces import count_parameters
 from omnikit.train.brain import cosine_rate
 from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.guarded import GuardedBrain, highest_loss
+from omnikit.train.resume import RunIdentity, resumes
 from omnikit.weights import load_into, save_weights
 
+logger = logging.getLogger(__name__)
 HEAD_RATE = 1e-2
 """Learning rate of the CTC head alone, a linear layer on normalised features."""
 
@@ -126,19 +131,31 @@ def wake_convolutions(encoder: WhisperEncoder, examples: list[Tensor]) -> None:
 
 
 def train_encoder(
-    hparams: dict[str, Any], run_opts: dict[str, Any], train_rows: dict[str, dict], valid_rows: dict[str, dict]
+    recipe: Recipe,
+    train_rows: dict[str, dict],
+    valid_rows: dict[str, dict],
+    *,
+    device: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
 ) -> tuple[EncoderBrain, DynamicItemDataset]:
     """Fit until `steps` are done, from the weights that the encoder names or from nothing; goes on from the last
     checkpoint in `save_folder`.
 
     Args:
-        hparams: what `EncoderBrain` needs, and `augment`, `save_folder`, `epoch_counter`, `weight_decay`, `grad_clip`,
-            `ckpt_interval_minutes`, `batch_seconds` and `num_buckets` of a batch, and `seed` of their order.
+        recipe: has in its hparams what `EncoderBrain` needs, and `augment`, `save_folder`, `epoch_counter`,
+            `weight_decay`, `grad_clip`, `ckpt_interval_minutes`, `batch_seconds` and `num_buckets` of a batch, and
+            `seed` of their order.
         train_rows, valid_rows: see `phones.heard`.
+        device: where it trains if the command line does not say it.
+        fixed: what else must be the same when a run is resumed, see `RunIdentity`.
 
     Returns:
         The Brain, and the data that it was validated on.
+
+    Raises:
+        ValueError: `save_folder` holds checkpoints of another run.
     """
+    hparams = recipe.hparams
     phones = Phones.of_texts(sorted({row["text"] for row in train_rows.values()}))
     train_set = make_dataset(train_rows, phones, hparams["augment"])
     by_length = dict(sorted(valid_rows.items(), key=lambda item: item[1]["duration"]))
@@ -152,13 +169,15 @@ def train_encoder(
     print(f"encoder {count_parameters(encoder):,} parameters, {len(phones) - 1} phonemes, {len(train_set)} recordings")
     modules = {"encoder": encoder, "head": head}
     checkpointer = WholeCheckpointer(hparams["save_folder"], modules | {"epoch_counter": hparams["epoch_counter"]})
+    for change in resumes(checkpointer, RunIdentity(recipe, {"phonemes": phones.symbols, **(fixed or {})})):
+        logger.warning("resuming: %s", change)
     brain = EncoderBrain(
         modules,
         lambda parameters: torch.optim.AdamW(
             parameters, lr=hparams["lr"], betas=(0.9, 0.98), weight_decay=hparams["weight_decay"]
         ),
         hparams,
-        run_opts,
+        {**({} if device is None else {"device": device}), **recipe.run_opts},
         checkpointer,
     )
     brain.recent, brain.started = [], time.monotonic()

@@ -63,6 +63,9 @@ def test_snac_mini_learns_in_two_phases_and_resumes(train, tmp_path):
     first, second = states
     changed = {name.split(".")[1] for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"decoder"}
+    done = train("snac_mini", small, "--codec.codebook_size", "32")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("delete it to begin anew")
+    assert "another run (codec is codebook_size 16 there and codebook_size 32 here)" in done.stderr
 
 
 def test_no_recordings(train, run, tmp_path):

@@ -43,7 +43,7 @@ def main() -> None:
             heard(read_manifest(folder / f"{split}-without-{held_out}", hparams["cache_folder"]), split)
             for split in ("train", "valid")
         )
-        brain, valid_set = train_encoder(hparams, {"device": "cpu", **recipe.run_opts}, train, valid)
+        brain, valid_set = train_encoder(recipe, train, valid, device="cpu", fixed={"held_out": held_out})
         export(brain, valid_set, CARD, start=hparams["start_from"] or "nothing", held_out=held_out)
     system = checkpoint.load(hparams["system"])
     load_into(system.encoder, hparams["export_folder"])
