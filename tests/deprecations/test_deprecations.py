@@ -32,7 +32,7 @@ def run_paths(python: Path | str, *names: str) -> subprocess.CompletedProcess:
     "names",
     [
         ("shipped", "encoders", "codecs", "conversion"),
-        ("backbones",),
+        pytest.param(("backbones",), marks=pytest.mark.long),
         ("training",),
         pytest.param((), marks=pytest.mark.long),
     ],

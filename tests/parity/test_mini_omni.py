@@ -100,8 +100,17 @@ def test_forward(path: Path, task: str):
         close(ours[name], case.arrays[f"forward/{task}/{name}"])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("path", "name"), parts_of("generate"))
+def with_engines(cases: list) -> list:
+    """Each case with each engine; `compiled` takes half a minute a case, so a quick run has the first one alone."""
+    return [
+        pytest.param(*case.values, engine, id=f"{case.id}-{engine}", marks=[pytest.mark.long] if later else [])
+        for number, case in enumerate(cases)
+        for engine in ENGINES
+        for later in [number > 0 and engine == COMPILED]
+    ]
+
+
+@pytest.mark.parametrize(("path", "name", "engine"), with_engines(parts_of("generate")))
 def test_generated_tokens(path: Path, name: str, engine: str, tmp_path: Path):
     case = read(path)
     theirs = torch.tensor(case.figures["generate"][name])
