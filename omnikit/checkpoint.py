@@ -199,7 +199,7 @@ def _tokenizer_of(folder: Path, name: str) -> Path:
     if name != SEVERAL:
         return _piece(folder, name)
     for file in folder.iterdir():
-        if file.suffix in TOKENIZER_FILES:
+        if file.suffix in TOKENIZER_FILES and not file.is_dir():
             _piece(folder, file.name)
     return folder
 

@@ -22,6 +22,8 @@ from omnikit.libsndfile import ENDLESS, Stream, View
 
 Source = str | Path | bytes
 """A sound file, or the bytes of one."""
+READER_VERSION = 1
+"""Goes up when a file that was refused is read, or the other way round; caches then ask again."""
 LONGEST = 600.0
 """Seconds; longer recordings are refused, whatever the caller allows."""
 MOST_VALUES = 2**26

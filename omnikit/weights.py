@@ -110,9 +110,10 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch
         ValueError: some are not finite, or the disk is full; a file that is there stays as it is.
     """
     file = Path(path) if str(path).endswith(".safetensors") else Path(path) / FILE_NAME
-    refuse_not_finite(module.state_dict(), file)
+    tensors = {name: _stored(tensor, dtype) for name, tensor in _untied(module).items()}
+    refuse_not_finite(tensors, file)
     with whole_file(file, SafetensorError) as aside:
-        save_file({name: _stored(tensor, dtype) for name, tensor in _untied(module).items()}, aside)
+        save_file(tensors, aside)
     return file
 
 

@@ -59,7 +59,7 @@ class SnacBrain(GuardedBrain):
         with torch.set_grad_enabled(self.joint and stage == sb.Stage.TRAIN):
             self.latent = snac.encoder(wav[:, None])
             quantised, loss, codes = quantise(snac, self.latent)
-        self._note_used(codes)
+        self.codes = codes
         return snac.decoder(quantised)[:, 0], loss
 
     def compute_objectives(self, predictions, batch, stage):
@@ -67,6 +67,7 @@ class SnacBrain(GuardedBrain):
         spectral = self.hparams.spectral_loss(wav, batch.wav.data)
         loss = spectral + self.hparams.quantiser_weight * quantiser_loss if self.joint else spectral
         if self.usable(loss):
+            self._note_used(self.codes)
             self.sums += torch.tensor([spectral.item(), quantiser_loss.item(), 1.0])
         return loss
 
@@ -98,7 +99,8 @@ class SnacBrain(GuardedBrain):
         return hp.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        if self.joint and self.epoch < self.hparams.joint_epochs and self.step % self.hparams.revive_every == 0:
+        due = self.step % self.hparams.revive_every == 0
+        if due and self.joint and self.epoch < self.hparams.joint_epochs and self.usable(loss):
             revive_unused(self.modules.codec.snac, self.latent.detach(), [used > 0 for used in self.used])
             for used in self.used:
                 used.zero_()

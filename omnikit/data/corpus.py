@@ -5,6 +5,7 @@ A corpus has splits, a split has parts, and a part makes one file: `<split>.csv`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -124,6 +125,11 @@ def _places(corpus: Corpus, data_folder: Path) -> dict[str, Path]:
     return places
 
 
+def _present(path: str) -> str:
+    """Return the file that a row's recording is taken from: its path, or the one that is there in another format."""
+    return path if os.path.exists(path) else str(with_other_ending(Path(path)) or path)
+
+
 class _Split:
     """Makes one split."""
 
@@ -164,7 +170,7 @@ class _Split:
         if not self.corpus.embedded and {*AUDIO} & {*self.corpus.fields}:
             for item in part.items():
                 if not isinstance(item, Remark):
-                    yield from (item[name] for name in AUDIO if item.get(name) is not None)
+                    yield from (_present(item[name]) for name in AUDIO if item.get(name) is not None)
 
     def _write(self, part: Part, path: Path, title: str) -> Summary:
         summary = Summary(self.split)

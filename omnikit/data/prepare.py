@@ -153,6 +153,8 @@ def _encoded(making: Making, chunk: list[tuple[Clip, Seen]]) -> Iterator[tuple[b
             wav: Tensor | str = clip.load(making.part.sample_rate)
         except Unusable as error:
             logger.warning("skipped: %s", error)
+            if error.transient:
+                continue
             wav = error.reason
         if clip.content().stamp() != seen.stamp:
             continue

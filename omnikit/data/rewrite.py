@@ -184,7 +184,7 @@ def _parts_of(shard: Shard, shard_rows: int, recordings: Sequence[str]) -> list[
     """The parts of a shard; recordings that stand in it as bytes are its own content."""
     parts = parquet_parts(shard.file, tuple(shard.fields), _typing(shard), shard_rows)
     kinds = {name: shard.schema.field(name).type for name, field in shard.fields.items() if field in recordings}
-    named = [name for name, kind in kinds.items() if not (is_bytes(kind) or is_sound_struct(kind))]
+    named = [name for name, kind in kinds.items() if not is_bytes(kind)]
     if not named:
         return parts
     only = replace(shard, fields={name: shard.fields[name] for name in named})

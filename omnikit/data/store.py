@@ -21,15 +21,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import soundfile
 import torch
 from torch import Tensor, nn
 
 from omnikit.data.chunks import in_batches
 from omnikit.data.database import open_database, reading
 from omnikit.errors import writing
+from omnikit.reader import READER_VERSION
 
 logger = logging.getLogger(__name__)
 INDEX = "index.sqlite"
+_READER = f"reader {READER_VERSION} of libsndfile {soundfile.__libsndfile_version__}"
+"""Whose verdict it is that a recording has no array; it stands in the place of the file's name."""
 _TOGETHER = 2048  # places that are looked up while the index is locked
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS arrays (digest BLOB PRIMARY KEY, file TEXT, begin INTEGER, rows INTEGER,"
@@ -119,6 +123,7 @@ class ArrayCache:
         Raises:
             ValueError: the disk is full; the message names the file.
         """
+        computed = list(computed)  # what fails in computing is no fault of the file
         with writing(self._path):
             if self._file is None:
                 self._file = self._path.open("xb")
@@ -142,13 +147,16 @@ class ArrayCache:
     def _find(self, digest: bytes) -> Place | None:
         sql = "SELECT file, begin, rows, columns, dtype, problem FROM arrays WHERE digest = ?"
         row = self.connection.execute(sql, (digest,)).fetchone()
-        if row is None or self._is_cut_short(place := Place(*row)):
+        if row is None:
             return None
-        return place
+        place = Place(*row)
+        if place.problem is not None:  # another reader may be able to read it
+            return place if place.file == _READER else None
+        return None if self._is_cut_short(place) else place
 
     def _append(self, computed: Tensor | str) -> Place:
         if isinstance(computed, str):
-            return Place(problem=computed)
+            return Place(file=_READER, problem=computed)
         values = computed.contiguous().numpy()
         begin = self._file.tell()
         self._file.write(values.tobytes())

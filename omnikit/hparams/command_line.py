@@ -18,8 +18,9 @@ from omnikit.torchrun import check_device, own_device
 
 _RUN_RANGES = {
     **dict.fromkeys(("debug_batches", "debug_epochs", "grad_accumulation_factor", "optimizer_step_limit"), COUNT),
-    **dict.fromkeys(("profile_warmup", "profile_steps", "nonfinite_patience"), FROM_ZERO),
-    "max_grad_norm": Range(),  # without clipping where it is 0 or less
+    **dict.fromkeys(("profile_warmup", "profile_steps"), FROM_ZERO),
+    "nonfinite_patience": COUNT,
+    **dict.fromkeys(("ckpt_interval_minutes", "max_grad_norm"), Range()),  # 0 or less: no checkpoints, no clipping
 }
 """Numbers that SpeechBrain's run options take."""
 USAGE = "usage: train.py FILE.yaml [MORE.yaml ..] [--key value ..]"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml.comments import TaggedScalar
 from ruamel.yaml.error import YAMLError
 
 from omnikit.hparams.command_line import split_command_line
@@ -193,12 +194,21 @@ def settings_of(text: str) -> dict[str, Any]:
 
 
 def _options(part: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of each option."""
+    """Dotted key and value of each option; the tag of a nested mapping is an option, too."""
     for key, value in part.items():
         if isinstance(value, Mapping):
+            if tag_of(value):
+                yield f"{prefix}{key}", tag_of(value)
             yield from _options(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield f"{prefix}{key}", _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a tree that equals itself when it is read again: ruamel's tagged ones do not."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return f"{tag_of(value)} {value.value}".strip() if isinstance(value, TaggedScalar) else value
 
 
 def _changed(part: Mapping, other: Mapping, ignored: tuple[str, ...]) -> list[str]:

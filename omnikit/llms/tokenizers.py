@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import sentencepiece
@@ -17,7 +19,7 @@ from omnikit.files import check_unicode
 from omnikit.foreign import read_settings
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.interfaces import Tokenizer
-from omnikit.untrusted import LARGEST_JSON, MEBIBYTE, check_regular, read_bytes, read_text
+from omnikit.untrusted import LARGEST_JSON, MEBIBYTE, check_regular, read_bytes, read_json, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +29,9 @@ SEVERAL = "."
 """The name of a checkpoint's tokenizer that has several files."""
 TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
 """How the names of files end that transformers reads for a tokenizer."""
+_SETTINGS = "tokenizer_config.json"
+_PLACES = ("vocab", "merges", "init_inputs", "sp_model_kwargs")
+"""Settings of tokenizers that may name files, besides those that end in `_file`."""
 _MOST_BYTES = 128 * MEBIBYTE  # Gemma 3's `tokenizer.json`, one of the largest, has 33 MB
 _OPENED: ContextVar[dict[tuple[str, int | None], Tokenizer] | None] = ContextVar("opened", default=None)
 
@@ -78,7 +83,7 @@ def beside(weights: str | None, otherwise: str) -> str:
 
 def _in_folder(folder: Path) -> Tokenizer:
     """transformers' own where it can read it; with a class of its own (Baichuan) it is sentencepiece's."""
-    config = folder / "tokenizer_config.json"
+    config = folder / _SETTINGS
     plain = (folder / "tokenizer.json").exists() or (
         config.exists() and "auto_map" not in read_text(config, LARGEST_JSON)
     )
@@ -229,13 +234,16 @@ class HubTokenizer(Tokenizer):
 def _read(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    whole, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    whole, config = folder / "tokenizer.json", folder / _SETTINGS
     try:
         if whole.exists():  # says everything; what the named class adds may differ by version
             check_regular(whole, _MOST_BYTES)
             return PreTrainedTokenizerFast(tokenizer_file=str(whole))
         if config.exists():
-            return read_settings(AutoTokenizer, folder)
+            private = _private_copy(folder)
+            loaded = read_settings(AutoTokenizer, private.name)
+            loaded.omnikit_folder = private  # as long as it lives, since it may copy its files when it is saved
+            return loaded
     except BaseException as error:
         # the tokenizers library raises plain exceptions, and where its Rust panics one that is no `Exception`
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -243,6 +251,24 @@ def _read(folder: Path) -> PreTrainedTokenizerBase:
         message = f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({one_line(error)})"
         raise ValueError(message) from None
     raise ValueError(f"llm.tokenizer: {folder} holds neither tokenizer_config.json nor tokenizer.json")
+
+
+def _private_copy(folder: Path) -> TemporaryDirectory:
+    """Copy a tokenizer's own files into a folder where transformers finds nothing else.
+
+    transformers passes settings to the tokenizer's class as they are, so one that names a file would have it read,
+    wherever it lies; and it follows links of chat templates in a folder below.
+    """
+    private = TemporaryDirectory(prefix="omnikit-tokenizer-")
+    for file in folder.iterdir():
+        if file.suffix in TOKENIZER_FILES and not file.is_dir():
+            (Path(private.name) / file.name).write_bytes(read_bytes(file, _MOST_BYTES))
+    settings = read_json(folder / _SETTINGS)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{_SETTINGS} is no object")
+    kept = {key: value for key, value in settings.items() if key not in _PLACES and not key.endswith("_file")}
+    (Path(private.name) / _SETTINGS).write_text(json.dumps(kept), encoding="utf-8")
+    return private
 
 
 class ByteTokenizer(Tokenizer):

@@ -179,8 +179,9 @@ class OmniBrain(GuardedBrain):
         super()._save_intra_epoch_ckpt()
 
     def _figures(self, sums: StreamSums) -> dict[str, float]:
-        """Return the weighted mean loss and the mean loss of each stream."""
-        return {"loss": float(weighted_mean(sums.losses(), self.weights.cpu())), **sums.means()}
+        """Return the weighted mean loss and the mean loss of each stream; nothing where no batch was usable."""
+        means = sums.means()
+        return {"loss": float(weighted_mean(sums.losses(), self.weights.cpu())), **means} if means else {}
 
     @sb.utils.distributed.main_process_only
     def _report(self, figures: dict[str, float], epoch: int) -> None:

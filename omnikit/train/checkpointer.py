@@ -155,7 +155,8 @@ class WholeCheckpointer(Checkpointer):
         for checkpoint in self.find_checkpoints(*args, **kwargs):
             damage = None if checkpoint.path in self._whole else self._verify(checkpoint)
             if damage is None:
-                self._whole.add(checkpoint.path)
+                if _has_sums(checkpoint.path, checkpoint.meta):  # of others not every expected file may be known yet
+                    self._whole.add(checkpoint.path)
                 chosen = checkpoint
                 break
             damaged[checkpoint.path] = damage

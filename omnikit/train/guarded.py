@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from speechbrain.utils.distributed import if_main_process, is_distributed_initia
 from torch import Tensor, nn
 
 from omnikit.errors import Stopped
+from omnikit.train.progress import collective_device
 from omnikit.train.stopping import StopRequest, stopped_by
 
 logger = logging.getLogger(__name__)
@@ -45,8 +47,8 @@ class GuardedBrain(sb.Brain):
     """A batch whose mean loss is above it is not learned from."""
     in_a_row = 0
     """Optimiser steps that were skipped since the last one that was taken."""
-    judged = 0
-    """Batches of the validation stage whose loss is usable."""
+    judged = unusable = 0
+    """Batches of the validation stage, and those whose loss is unusable."""
     signal = 0
     """Signal that any process got before the last optimiser step."""
 
@@ -107,33 +109,36 @@ class GuardedBrain(sb.Brain):
             self._skip("the loss is not finite or far too large" if bad_loss else "a gradient is not finite")
         else:
             self.scaler.step(self.optimizer)
-            self.in_a_row = 0
+            self.in_a_row *= bad_gradient  # float16's scaler has skipped a step with one
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
         self.batches.clear()
-        if self.in_a_row >= self.nonfinite_patience:
+        if self.in_a_row and self.in_a_row >= self.nonfinite_patience:
             raise Stopped(f"training stopped after {self.in_a_row} unusable optimiser steps in a row; {self._advice()}")
 
     def evaluate_batch(self, batch: Any, stage: sb.Stage) -> Tensor:
         """Compute a batch's loss; NaN, which SpeechBrain leaves out of its mean, where it is unusable."""
         loss = super().evaluate_batch(batch, stage)
+        self.judged += 1
         if self.usable(loss):
-            self.judged += 1
             return loss
+        self.unusable += 1
         if if_main_process():
             entries = ", ".join(map(str, self.entries(batch)))
             logger.warning("%s: unusable loss %s; entries: %s", stage.name.lower(), float(loss), entries)
         return torch.full_like(loss, torch.nan)
 
     def check_validation(self) -> None:
-        """Refuse to go on from weights with which no validation batch has a usable loss.
+        """Refuse to go on from weights with which no validation batch has a usable loss, or some have none while
+        optimiser steps are being skipped.
 
         Raises:
-            Stopped: there was none.
+            Stopped: they are such weights.
         """
-        if not self.judged:
-            raise Stopped(f"training stopped: no validation batch has a usable loss any more; {self._advice()}")
+        if self.unusable and (self.in_a_row or self.unusable == self.judged):
+            found = f"{self.unusable} of {self.judged} validation batches have no usable loss"
+            raise Stopped(f"training stopped: {found}; {self._advice()}")
 
     def save_epoch(self, meta: dict[str, Any], **options: Any) -> None:
         """Save a checkpoint at the end of an epoch, then stop if a signal has asked for it.
@@ -147,8 +152,12 @@ class GuardedBrain(sb.Brain):
         if number := self._any_process(self.request.signal):
             raise stopped_by(number, "after a checkpoint; start again with the same command to go on")
 
+    def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
+        self.batches.clear()  # an epoch may have ended between two batches of an optimiser step
+        super()._fit_train(train_set, epoch, enable)
+
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
-        self.judged = 0
+        self.judged = self.unusable = 0
         super()._fit_valid(valid_set, epoch, enable)
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
@@ -196,15 +205,15 @@ class GuardedBrain(sb.Brain):
             )  # fmt: skip
 
     def _any_process(self, number: int) -> int:
-        device = "cuda" if is_distributed_initialized() and torch.distributed.get_backend() == "nccl" else "cpu"
-        return int(_highest(torch.tensor(number, device=device)))
+        return int(_highest(torch.tensor(number, device=collective_device())))
 
     def _advice(self) -> str:
-        good = "there is no checkpoint from before"
-        if self.checkpointer is not None and (found := self.checkpointer.find_checkpoint()) is not None:
-            good = f"the last good checkpoint is {found.path}"
+        newest = "there is no checkpoint from before"
+        with suppress(ValueError):  # all are damaged, which is not why the run stops
+            if self.checkpointer is not None and (found := self.checkpointer.find_checkpoint()) is not None:
+                newest = f"the newest checkpoint is {found.path}"
         log = Path(self.hparams.output_folder) / "log.txt"
-        return f"{log} names their entries; {good}; look at these entries, or lower the learning rate"
+        return f"{log} names their entries; {newest}; look at these entries, or lower the learning rate"
 
 
 def _highest(values: Tensor) -> Tensor:

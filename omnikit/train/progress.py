@@ -42,7 +42,7 @@ class StreamSums:
         if not sb.utils.distributed.is_distributed_initialized():
             return
         for total in (self.sums, self.counts):
-            moved = total.to(_collective_device())
+            moved = total.to(collective_device())
             torch.distributed.reduce(moved, dst=0)
             total.copy_(moved if sb.utils.distributed.if_main_process() else torch.zeros_like(moved))
 
@@ -108,7 +108,7 @@ def _named(values: list[float]) -> dict[str, float]:
     return {name: value for name, value in zip(names, values, strict=True) if value == value}
 
 
-def _collective_device() -> torch.device:
+def collective_device() -> torch.device:
     """Return where tensors must be for a collective operation: NCCL knows GPUs alone."""
-    nccl = torch.distributed.get_backend() == "nccl"
+    nccl = sb.utils.distributed.is_distributed_initialized() and torch.distributed.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

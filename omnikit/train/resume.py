@@ -16,6 +16,7 @@ from speechbrain.utils.checkpoints import Checkpointer, mark_as_loader, mark_as_
 
 from omnikit.hparams.recipe import ORIGINS, Recipe, different_parts, settings_of
 from omnikit.interfaces import Tokenizer
+from omnikit.llms.tokenizers import HubTokenizer
 from omnikit.torchrun import Share
 
 NAME = "run"
@@ -77,6 +78,7 @@ def resumes(checkpointer: Checkpointer, identity: RunIdentity) -> list[str]:
 
 def vocabulary_of(tokenizer: Tokenizer) -> str:
     """Return a short name for what a tokenizer's ids mean: a digest of the texts of ids from all over its range."""
+    tokenizer = tokenizer.loaded if isinstance(tokenizer, HubTokenizer) else tokenizer  # ids by what is in the files
     digest = hashlib.sha256(str(tokenizer.vocab_size).encode())
     for i in range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // _SAMPLED_IDS)):
         digest.update(tokenizer.decode([i]).encode(errors="surrogatepass") + b"\0")

@@ -103,7 +103,13 @@ def fixed_facts(hparams: dict[str, Any]) -> dict[str, Any]:
         "vocabulary": vocabulary_of(hparams["model"].llm.tokenizer),
         "tasks": sorted(task for task, weight in hparams["tasks"].items() if weight > 0),
         "trainable": sorted(hparams["trainable"]),
+        "optimiser": _name_of(hparams["opt_class"]),
     }
+
+
+def _name_of(built: Any) -> str:
+    """Return the name of the class or function behind a partial."""
+    return getattr(getattr(built, "func", built), "__qualname__", str(built))
 
 
 @contextmanager

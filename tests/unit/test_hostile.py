@@ -225,12 +225,16 @@ def model_code(folder: Path, outside: Path) -> None:
     (folder / "config.json").write_text(json.dumps(own))
 
 
-def other_vocabulary(folder: Path, outside: Path) -> None:
+def other_vocabulary(*names: str, file: str = "") -> Spoil:
     """A tokenizer that names the files of another place as its own."""
-    shutil.copy(folder / JSON, outside / "vocab.json")
-    (folder / JSON).unlink()
-    names = {"vocab_file": str(outside / "vocab.json"), "merges_file": str(outside / "vocab.json")}
-    (folder / CONFIG).write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", **names}))
+
+    def spoil(folder: Path, outside: Path) -> None:
+        shutil.copy(folder / JSON, outside / "vocab.json")
+        (folder / JSON).unlink()
+        place = file or str(outside / "vocab.json")
+        (folder / CONFIG).write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(names, place)}))
+
+    return spoil
 
 
 def tokenizer_json(change: Callable[[dict], object]) -> Spoil:
@@ -251,6 +255,7 @@ unused:"""
 LAUGHS = "laughs:\n  - &l0 [1, 1, 1, 1, 1, 1, 1, 1]\n" + "\n".join(
     f"  - &l{n} [{', '.join([f'*l{n - 1}'] * 8)}]" for n in range(1, 9)
 )
+OTHER_TOKENIZER = "no tokenizer that transformers can read|ids|does not fit"
 NO_FILE, NO_TOKENIZER = "is not the name of a file", "holds no tokenizer that transformers can read"
 PANIC = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}  # where the tokenizers library panics
 CASES: dict[str, tuple[Spoil, str]] = {
@@ -324,7 +329,9 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "sentences large": (of_kind(SENTENCES, sparse), "bytes, more than"),
     "several: code": (tokenizer_code, NO_TOKENIZER),
     "several: model code": (model_code, NO_TOKENIZER),
-    "several: vocabulary elsewhere": (other_vocabulary, "no tokenizer that transformers can read|ids|does not fit"),
+    "several: vocabulary elsewhere": (other_vocabulary("vocab_file", "merges_file"), OTHER_TOKENIZER),
+    "several: vocabulary as value": (other_vocabulary("vocab", "merges"), OTHER_TOKENIZER),
+    "several: vocabulary from stdin": (other_vocabulary("vocab", "merges", file="/dev/stdin"), OTHER_TOKENIZER),
     "several: moved": (moved(JSON), "tokenizer.json is a link to .*outside the folder"),
     "several: config moved": (moved(CONFIG), "tokenizer_config.json is a link to .*outside the folder"),
     "several: fifo": (of_kind(JSON, os.mkfifo), "tokenizer.json: is a named pipe"),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from omnikit.api import _Voice
-from omnikit.llms.tokenizers import SentencePieceTokenizer, TransformersTokenizer
+from omnikit.llms.tokenizers import SentencePieceTokenizer, TransformersTokenizer, open_tokenizer
 from tests.unit.toy import ToyCodec
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>", "[INST]", "<start_of_turn>", "<bos>"]
@@ -138,3 +139,25 @@ def test_control_symbols_of_sentencepiece_are_text(tmp_path: Path):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert not any(map(tokenizer.processor.is_control, ids))
+
+
+def test_transformers_sees_a_tokenizers_own_files_alone(tmp_path):
+    """Neither files that its settings name nor links of chat templates lead out of the folder."""
+    folder, outside = tmp_path / "tokenizer", tmp_path / "outside"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    outside.mkdir()
+    vocabulary = {chr(i): i - 33 for i in range(33, 127)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (outside / "vocab.json").write_text(json.dumps({**vocabulary, "secret": 200}))
+    (outside / "secret.txt").write_text("secret")
+    (folder / "additional_chat_templates" / "x.jinja").symlink_to(outside / "secret.txt")
+    (folder / "more.json").mkdir()
+    settings = {"tokenizer_class": "GPT2Tokenizer", "vocab": str(outside / "vocab.json"), "unk_token": "!"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = open_tokenizer(str(folder))
+    assert tokenizer.decode(tokenizer.encode("abc")) == "abc" and "secret" not in tokenizer.loaded.get_vocab()
+    assert not tokenizer.loaded.chat_template and tokenizer.loaded.unk_token == "!"
+    tokenizer.save(str(tmp_path / "saved"))
+    again = open_tokenizer(str(tmp_path / "saved"))
+    assert again.encode("abc") == tokenizer.encode("abc")

@@ -99,7 +99,7 @@ def test_a_signal_ends_training_after_a_checkpoint_from_which_it_goes_on(tmp_pat
 
     def interrupted(batch, should_step):
         if brain.step == POISONED and not resumed:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         start(batch, should_step)
 
     resumed = False
