@@ -220,9 +220,11 @@ class _Recording:
             self.stream = self._open(View(file, size, ((index.place, bytes(4)),), ENDLESS))
 
     def _blocks(self) -> Iterator[np.ndarray]:
-        """Samples [n, channels], n > 0."""
+        """Samples [n, channels], n > 0; never beyond the announced length, where libFLAC would run into a tag."""
         size = _MP3_BLOCK if self.is_mp3 else max(1, _BLOCK // self.channels)
-        while len(block := self.stream.read(size, dtype="float32", always_2d=True)):
+        left = math.inf if self.is_mp3 or not self.expected else self.expected
+        while left and len(block := self.stream.read(int(min(size, left)), dtype="float32", always_2d=True)):
+            left -= len(block)
             yield block
 
     def _check_bytes(self) -> None:

@@ -124,6 +124,16 @@ def test_flac_of_unknown_length_is_read_to_its_end():
     assert frames_of(bytes(data)) == SAMPLES
 
 
+@pytest.mark.parametrize("tail", [b"TAG" + bytes(125), b"APETAGEX" + b"\1" * 60, bytes(4096)])
+def test_what_follows_a_flac_is_no_damage(tail: bytes):
+    data = encoded("flac", noise(20 * RATE))
+    assert frames_of(data + tail) == 20 * RATE
+    assert reason_of(data[:-3000] + tail)[0] == "unreadable"
+    middle = len(data) // 2
+    with pytest.raises(Unusable, match="damaged or cut short"):
+        read(data[:middle] + b"\x55" * 200 + data[middle + 200 :] + tail, "x")
+
+
 def peak_memory() -> int:
     """KiB that this process ever held, since the mark was reset."""
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
