@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,12 +52,13 @@ class Unusable(ValueError):
     """A recording that cannot be used.
 
     The message says why in one line, and names the recording; `reason` is the key of `omnikit.data.shards.REASONS`
-    under which it is counted.
+    under which it is counted. `transient` tells whether the same file may be usable later, as it is missing or the disk
+    or its permissions failed; a verdict about its content holds until the content changes.
     """
 
-    def __init__(self, reason: str, message: str):
+    def __init__(self, reason: str, message: str, *, transient: bool = False):
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.transient = reason, transient
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,26 @@ def _opened(source: Source, name: str) -> Iterator[_Recording]:
         yield _Recording(io.BytesIO(source), len(source), name)
         return
     path = Path(source)
+    if "\0" in str(path):
+        raise Unusable("missing", f"{name!r}: no file can have this name")
     if not _is_utf8(path):
         raise Unusable("unreadable", f"{name}: its name is not UTF-8")
-    if not path.is_file():
-        raise Unusable("missing", f"{name}: {'a folder, not a sound file' if path.is_dir() else 'no such file'}")
     try:
+        _check_kind(path, name)
         with path.open("rb") as file:
             yield _Recording(file, path.stat().st_size, name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Unusable("missing", f"{name}: no such file", transient=True) from None
     except OSError as error:
-        raise Unusable("unreadable", f"{name}: cannot be read ({error.strerror})") from None
+        raise Unusable("unreadable", f"{name}: cannot be read ({error.strerror})", transient=True) from None
+
+
+def _check_kind(path: Path, name: str) -> None:
+    """Refuse a folder, and a pipe or device, which opening might wait for."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise Unusable("missing", f"{name}: {kind}, not a sound file", transient=True)
 
 
 def _is_utf8(path: Path) -> bool:
@@ -222,9 +235,11 @@ class _Recording:
             self.stream = self._open(View(file, size, ((index.place, bytes(4)),), ENDLESS))
 
     def _blocks(self) -> Iterator[np.ndarray]:
-        """Samples [n, channels], n > 0."""
+        """Samples [n, channels], n > 0; never beyond the announced length, where libFLAC would run into a tag."""
         size = _MP3_BLOCK if self.is_mp3 else max(1, _BLOCK // self.channels)
-        while len(block := self.stream.read(size, dtype="float32", always_2d=True)):
+        left = math.inf if self.is_mp3 or not self.expected else self.expected
+        while left and len(block := self.stream.read(int(min(size, left)), dtype="float32", always_2d=True)):
+            left -= len(block)
             yield block
 
     def _check_bytes(self) -> None:

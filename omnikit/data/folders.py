@@ -40,7 +40,7 @@ def recordings(folder: Path, pattern: str = "*") -> list[Path]:
 def with_other_ending(path: Path) -> Path | None:
     """A recording of the same name that is there in another format; None where there is none."""
     others = (path.with_name(path.stem + ending) for ending in (*READABLE, *FOREIGN) if ending != path.suffix)
-    return next((other for other in others if other.is_file()), None)
+    return next((other for other in others if os.path.isfile(other)), None)
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -61,6 +61,8 @@ def is_recording(path: Path) -> bool:
     """Whether a file is to be taken for a recording: by its ending, else by its first bytes."""
     if path.suffix.lower() in (*READABLE, *FOREIGN):
         return True
+    if not os.path.isfile(path):  # opening a pipe would wait for its writer
+        return False
     try:
         with path.open("rb") as file:
             return is_sound(file.read(_HEAD))

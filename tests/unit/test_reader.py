@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import struct
 from pathlib import Path
@@ -124,6 +126,16 @@ def test_flac_of_unknown_length_is_read_to_its_end():
     assert frames_of(bytes(data)) == SAMPLES
 
 
+@pytest.mark.parametrize("tail", [b"TAG" + bytes(125), b"APETAGEX" + b"\1" * 60, bytes(4096)])
+def test_what_follows_a_flac_is_no_damage(tail: bytes):
+    data = encoded("flac", noise(20 * RATE))
+    assert frames_of(data + tail) == 20 * RATE
+    assert reason_of(data[:-3000] + tail)[0] == "unreadable"
+    middle = len(data) // 2
+    with pytest.raises(Unusable, match="damaged or cut short"):
+        read(data[:middle] + b"\x55" * 200 + data[middle + 200 :] + tail, "x")
+
+
 def peak_memory() -> int:
     """KiB that this process ever held, since the mark was reset."""
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
@@ -219,6 +231,42 @@ def test_a_disk_that_fails_while_reading_is_told_of(tmp_path: Path, monkeypatch:
     reason, message = reason_of(tmp_path / "a.wav")
     assert reason == "unreadable" and message.endswith("cannot be read (Input/output error)")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def failing(error: OSError):
+    def fail(*_: object, **__: object):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("method", ["stat", "open"])
+def test_what_the_disk_says_is_transient_and_ends_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str):
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded("wav"))
+    for code, reason in ((errno.EACCES, "unreadable"), (errno.EMFILE, "unreadable"), (errno.ENOENT, "missing")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, failing(OSError(code, "as the system says")))
+            assert verdict(path) == (reason, True)
+    assert read(path, "a").frames == SAMPLES
+
+
+def verdict(source: bytes | Path) -> tuple[str, bool]:
+    with pytest.raises(Unusable) as error:
+        read(source, "x")
+    return error.value.reason, error.value.transient
+
+
+def test_only_verdicts_about_content_are_lasting(tmp_path: Path):
+    (tmp_path / "a.wav").write_bytes(b"")
+    os.mkfifo(tmp_path / "fifo")
+    assert verdict(tmp_path / ("a/" * 2100 + "x.wav")) == ("unreadable", True)  # longer than a path can be
+    for name in ("b.wav", "a.wav/b.wav", "", "fifo"):
+        assert verdict(tmp_path / name) == ("missing", True)
+    assert verdict(tmp_path / "a\0b") == ("missing", False)
+    assert verdict(tmp_path / "a.wav") == ("empty", False)
+    assert verdict(b"words and words") == ("unreadable", False)
+    assert verdict(encoded("flac")[:-1000]) == ("unreadable", False)
 
 
 def agree(files: list[Path], folder: Path) -> dict[str, list]:

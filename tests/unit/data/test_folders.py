@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from omnikit.batch import other_files, read_rows
-from omnikit.data.folders import is_recording, visible, walk
+from omnikit.data.folders import is_recording, visible, walk, with_other_ending
 from omnikit.tasks import TASKS
 
 DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        " + b"\xff\xb0" * 60
@@ -86,3 +86,11 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
 def test_recordings_are_known_by_their_first_bytes(kind: str, tmp_path: Path):
     put(tmp_path, {"a": encoded(kind), "b": b"\0" + encoded(kind)})
     assert is_recording(tmp_path / "a") and not is_recording(tmp_path / "b")
+
+
+def test_neither_pipes_nor_overlong_names_stop_a_look_at_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    os.mkfifo(tmp_path / "pipe")
+    opened = []
+    monkeypatch.setattr(Path, "open", lambda path, mode: opened.append(path) or io.BytesIO(b"RIFF\0\0\0\0WAVE"))
+    assert not is_recording(tmp_path / "pipe") and not opened  # opening it would wait for ever
+    assert with_other_ending(tmp_path / ("a" * 255)) is None
