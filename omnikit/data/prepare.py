@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def _report_skipped(clips: list[Clip], places: dict[str, Place | None], title: s
     for clip in clips:
         place = places.get(clip.key)
         if place is None:  # it is tried again at the next start
-            exists = clip.path is None or Path(clip.path).exists()
+            exists = clip.path is None or os.path.exists(clip.path)
             skipped.add("not readable now" if exists else "missing", clip.path or clip.key)
         elif place.problem:
             skipped.add(place.problem, clip.path or clip.key)

@@ -71,6 +71,8 @@ CASES = {
     f"{STAGE} --llm.config.hidden_size -5": "--llm.config.hidden_size -5: must be 0 or more",
     f"{STAGE} --codec.num_codebooks 99999999999": "--codec.num_codebooks 99999999999: must be at most",
     f"{STAGE} --epochs.limit 0 --warmup_steps -5": "--warmup_steps -5: must be 0 or more",
+    f"{STAGE} --nonfinite_patience 0": "--nonfinite_patience 0: must be 1 or more",
+    f"{STAGE} --ckpt_interval_minutes nan": "--ckpt_interval_minutes nan: must be a finite number",
     f"{STAGE} --epochs.limit 0": "--epochs.limit 0: must be 1 or more",
     f"{STAGE} --epochs.limit 1.5": "--epochs.limit 1.5: must be a whole number",
     f"{STAGE} --opt_class.lr 1": "--opt_class.lr 1: has no effect, the schedule sets the rate; use --peak_rate",

@@ -177,6 +177,16 @@ def test_another_size_of_a_part_is_named(tiny):
     assert different_parts(published, other) == {"codec": ("size None", "size tiny")}
 
 
+def test_parts_equal_themselves_whatever_their_options_are(tiny):
+    """Tuples and nested classes are tagged nodes, which are never equal to each other."""
+    options = "{config: {a: (3, 3), b: [(1, 2)]}, c: !name:NAME }"
+    text = f"llm: !new:omnikit.llms.transformers_lm.TransformersLM {options}\n"
+    texts = [text.replace("NAME", name) for name in ("torch.nn.ReLU", "torch.nn.GELU")]
+    assert different_parts(texts[0], texts[0]) == {}
+    assert different_parts(texts[0], texts[0].replace("(1, 2)", "(1, 3)")).keys() == {"llm"}
+    assert different_parts(*texts) == {"llm": ("c !name:torch.nn.ReLU", "c !name:torch.nn.GELU")}
+
+
 def test_a_model_without_recipe_cannot_be_saved(model, tmp_path):
     recipe, model.recipe = model.recipe, ""
     try:

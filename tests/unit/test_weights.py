@@ -91,3 +91,11 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match=r"model.safetensors: has numbers that are not finite .* weight"):
         save_weights(module, tmp_path)
     assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_numbers_too_large_for_the_type_on_disk_are_not_saved(tmp_path):
+    module = nn.Linear(1, 1)
+    module.weight.data.fill_(1e5)
+    save_weights(module, tmp_path)
+    with pytest.raises(ValueError, match=r"not finite .* weight"):
+        save_weights(module, tmp_path, dtype=torch.float16)

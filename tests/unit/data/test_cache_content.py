@@ -15,6 +15,7 @@ from omnikit.data.manifest import ManifestWriter
 from omnikit.data.prepare import codes_of, features_of
 from omnikit.data.rows import Clip, read_manifest
 from omnikit.data.sources import check_cache, read_sources
+from omnikit.reader import Unusable
 
 
 class CountingEncoder(ToyEncoder):
@@ -263,3 +264,32 @@ def test_caches_of_an_earlier_version_are_told_and_not_used(recordings: Recordin
         read_manifest(embedded(tmp_path / "m.parquet", {"a": sound(0.1)}), tmp_path / "t")
     assert caplog.text.count(f"{old}: arrays of an earlier version") == 1
     assert caplog.text.count(f"{tmp_path / 't' / 'parquet'}: tables of an earlier version") == 1
+
+
+def test_a_fault_of_the_disk_is_not_remembered(recordings: Recordings, monkeypatch: pytest.MonkeyPatch):
+    """Its digest is known, and while another part encodes it the file cannot be opened for a moment."""
+    recordings.encoder.scale = 2.0  # another part, whose cache is empty
+    load = Clip.load
+
+    def fails(clip: Clip, rate: int):
+        if clip.key == "r1":
+            raise Unusable("unreadable", "r1: cannot be read (Too many open files)", transient=True)
+        return load(clip, rate)
+
+    monkeypatch.setattr(Clip, "load", fails)
+    monkeypatch.setattr(recordings, "names", ["r0", "r1"])
+    features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+    monkeypatch.setattr(Clip, "load", load)
+    assert recordings.encoded() == ["r1"]
+
+
+def test_the_verdict_of_another_reader_is_asked_again(recordings: Recordings, monkeypatch: pytest.MonkeyPatch):
+    recordings.path("r1").write_bytes(b"not audio")
+    assert recordings.encoded() == [] and recordings.held == ["r0", "r2", "r3"]
+    asked = []
+    monkeypatch.setattr(Clip, "load", lambda clip, rate, load=Clip.load: asked.append(clip.key) or load(clip, rate))
+    features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+    assert asked == []
+    monkeypatch.setattr("omnikit.data.store._READER", "reader 0")
+    features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+    assert asked == ["r1"]

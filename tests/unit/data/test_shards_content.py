@@ -8,6 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -208,3 +210,25 @@ def test_a_broken_recording_that_is_repaired_gets_its_row(upstream: Upstream):
     assert upstream.durations() == {"0": 0.1, "1": 0.4}
     soundfile.write(upstream.folder / "2.wav", torch.zeros(1600).numpy(), 16000)
     assert upstream.durations() == {"0": 0.1, "1": 0.4, "2": 0.1}
+
+
+def test_a_recording_in_another_format_is_followed(upstream: Upstream):
+    """The transcript says wav; what is there, and comes later, is a flac."""
+    (upstream.folder / "1.wav").unlink()
+    assert upstream.durations() == {"0": 0.1, "2": 0.3}
+    for seconds in (0.4, 0.6):
+        soundfile.write(upstream.folder / "1.flac", torch.zeros(int(16000 * seconds)).numpy(), 16000)
+        assert upstream.durations() == {"0": 0.1, "1": seconds, "2": 0.3}
+
+
+def test_paths_in_structs_are_followed(tmp_path: Path):
+    """`datasets` writes {bytes, path}; where bytes are null, the file is what counts."""
+    rows = [{"id": "r", "t1": "text", "a1": {"bytes": None, "path": str(tmp_path / "r.wav")}}]
+    kinds = pa.schema([("id", pa.string()), ("t1", pa.string()),
+                       ("a1", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=kinds), tmp_path / "m.parquet")
+    codec = Counting()
+    for seconds in (0.1, 0.3):
+        (tmp_path / "r.wav").write_bytes(sound(seconds))
+        tokenize(tmp_path / "m.parquet", tmp_path / "out", Parts(codec, "toy"), fields=("a1",))
+    assert codec.encoded == [1600, 4800]

@@ -15,6 +15,8 @@ import torch
 from faulty_runs import BATCHES, FAULTS, PATIENCE, POISONED, batches, brain_of, loader, run, steps_of
 
 from omnikit.errors import Stopped
+from omnikit.train.progress import StreamSums
+from omnikit.train.stopping import StopRequest
 
 ROOT = Path(__file__).parents[3]
 
@@ -69,10 +71,10 @@ def test_a_diverged_run_stops_and_leaves_the_last_good_checkpoint(runs, fault):
     """A poisoned weight is found by validation, too few steps before the end of the epoch for the patience."""
     patience = 10 if len(runs[fault]) == 1 else PATIENCE
     steps = f"training stopped after {patience} unusable optimiser steps in a row; "
-    expected = {"weight": "training stopped: no validation batch has a usable loss any more; ", "rate": steps}
+    expected = {"weight": "training stopped: 2 of 2 validation batches have no usable loss; ", "rate": steps}
     for each in runs[fault]:
         assert each["stopped"].startswith(expected[fault]) and "log.txt" in each["stopped"]
-        assert "the last good checkpoint is" in each["stopped"]
+        assert "the newest checkpoint is" in each["stopped"]
         assert each["stored"] == each["first"] == runs["none"][0]["first"] and finite(each["stored"])
     text = runs[fault][0]["text"]
     skipped = patience if fault == "rate" else steps_of(len(runs[fault])) - POISONED + 1
@@ -130,3 +132,22 @@ def test_gradients_keep_their_sign_without_a_limit(tmp_path):
     brain.request = type("Nobody", (), {"signal": 0})
     brain.optimizers_step()
     assert torch.allclose(weight, torch.zeros(3), atol=1e-5)
+
+
+def test_an_epoch_without_a_usable_batch_has_no_loss(tmp_path):
+    brain = brain_of(tmp_path, 1)
+    brain.weights = torch.ones(4)
+    assert brain._figures(StreamSums(4)) == {}
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+    """As of a scheduler that signals every process, and torchrun besides."""
+    now = [100.0]
+    monkeypatch.setattr("omnikit.train.stopping.time.monotonic", lambda: now[0])
+    with StopRequest() as request:
+        for now[0] in (100.0, 100.5):
+            signal.raise_signal(signal.SIGTERM)
+        assert request.signal == signal.SIGTERM
+        now[0] = 110.0
+        with pytest.raises(Stopped, match="SIGTERM at once"):
+            signal.raise_signal(signal.SIGTERM)
