@@ -8,6 +8,7 @@ specifications, Sun's audio(5), RFC 3533 (Ogg).
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ _NEAR = 4096
 _AU_HEAD = 24
 _OGG_PAGE = 65307  # bytes of the longest page
 _OGG_HEAD = 27
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,38 @@ def ends_whole(peek: Peek, size: int) -> bool:
         return False
     lengths = tail[at + _OGG_HEAD : at + _OGG_HEAD + head[26]]
     return len(lengths) == head[26] and len(tail) >= at + _OGG_HEAD + head[26] + sum(lengths)
+
+
+def is_intact(peek: Peek, size: int) -> bool:
+    """Whether an Ogg file is one stream without a gap: its pages follow each other, and their checksums are right."""
+    at, last = 0, None
+    while at < size:
+        page = peek(at, _OGG_PAGE)
+        length = _page_bytes(page)
+        if not length or length > len(page) or _checksum(page[:length]) != page[22:26]:
+            return False
+        serial, number = struct.unpack("<II", page[14:22])
+        if last is None:
+            last = serial, -1
+        if (serial, number) != (last[0], last[1] + 1) or bool(page[5] & 2) != (number == 0):
+            return False
+        last, at = (serial, number), at + length
+        if page[5] & 4:
+            return at == size
+    return False
+
+
+def _page_bytes(page: bytes) -> int:
+    """Length of the Ogg page that begins here; 0 if none does."""
+    if len(page) < _OGG_HEAD or page[:5] != b"OggS\0":
+        return 0
+    return _OGG_HEAD + page[26] + sum(page[_OGG_HEAD : _OGG_HEAD + page[26]])
+
+
+def _checksum(page: bytes) -> bytes:
+    """RFC 3533's checksum of an Ogg page; it is zlib's with the bits of each byte reversed, and begins with 0."""
+    bare = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED)
+    return (zlib.crc32(bare, 0xFFFFFFFF) ^ 0xFFFFFFFF).to_bytes(4, "big").translate(_REVERSED)
 
 
 def is_sound(head: bytes) -> bool:

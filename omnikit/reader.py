@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from omnikit.containers import announced, ends_whole
+from omnikit.containers import announced, ends_whole, is_intact
 from omnikit.libsndfile import ENDLESS, Stream, View
 from omnikit.mp3 import Peek, find_index, is_exceeded
 
@@ -98,7 +98,8 @@ def measure(source: Source, name: str, max_seconds: float | None = None, *, deco
     """Give the length that `read` gives, or its verdict, without keeping samples.
 
     Of integer samples in wav and its like, whose decoding cannot fail, and of FLAC no more than the header and the last
-    sample is read; damage in the middle of FLAC is then not found.
+    sample is read; damage in the middle of FLAC is then not found. Of Ogg the checksums of all pages are compared
+    instead of decoding.
 
     Args:
         source, name, max_seconds: see `read`.
@@ -178,6 +179,8 @@ class _Recording:
             return False
         if self.stream.format == "FLAC":
             return self.stream.end_is_there()
+        if self.stream.format == "OGG":
+            return is_intact(self.view.peek, self.size) and self.stream.end_is_there()
         width = _WIDTHS.get(self.stream.subtype)
         if width is None or self.told is None:
             return False

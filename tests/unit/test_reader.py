@@ -390,3 +390,27 @@ def test_a_trusted_header_gives_what_decoding_gives():
         looks = [check_recording(data, decode_all=decode_all) for decode_all in (False, True)]
         quick, full = ((found.problem, found.seconds) for found in looks)
         assert quick == full or full[0] == "clipped", i
+
+
+@pytest.mark.parametrize("name", ["ogg", "opus"])
+def test_only_an_intact_ogg_is_measured_without_decoding(name: str, monkeypatch: pytest.MonkeyPatch):
+    data = encoded(name, noise(5 * RATE))
+    pages = [at.start() for at in re.finditer(b"OggS", data)]
+    middle = pages[len(pages) // 2]
+    damaged = changed(data, data[middle : middle + 8], 60, "B", data[middle + 60] ^ 1)
+    without_page = data[: pages[-2]] + data[pages[-1] :]
+    assert frames_of(data) == frames_of(data + bytes(500)) == 5 * RATE
+    assert reason_of(without_page)[0] == "unreadable"
+    decoded = []
+    monkeypatch.setattr("omnikit.reader._Recording.decode", lambda *_, **__: decoded.append(1))
+    for source, count in ((data, 0), (damaged, 1), (without_page, 2), (data + bytes(500), 3), (data + data, 4)):
+        measure(source, "x")
+        assert len(decoded) == count
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_trusted_oggs_give_what_decoding_gives(seed: int):
+    for i, data in enumerate(mutated(600, seed, ("ogg", "opus"))):
+        quick, full = (check_recording(data, decode_all=decode_all) for decode_all in (False, True))
+        assert (quick.problem, quick.seconds) == (full.problem, full.seconds) or full.problem == "clipped", i
