@@ -8,11 +8,12 @@ specifications, Sun's audio(5), RFC 3533 (Ogg).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-Peek = Callable[[int, int], bytes]
-"""Offset and count -> so many bytes of a file, fewer at its end."""
+from omnikit.mp3 import Peek, frame_bytes
+
 Patch = tuple[int, bytes]
 """Bytes that stand in a header's place, and where."""
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of all its chunk names but the first
@@ -23,6 +24,7 @@ _NEAR = 4096
 _AU_HEAD = 24
 _OGG_PAGE = 65307  # bytes of the longest page
 _OGG_HEAD = 27
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 @dataclass(frozen=True)
@@ -90,37 +92,43 @@ def ends_whole(peek: Peek, size: int) -> bool:
     return len(lengths) == head[26] and len(tail) >= at + _OGG_HEAD + head[26] + sum(lengths)
 
 
-@dataclass(frozen=True)
-class Index:
-    """The header in an MP3's first frame that holds its length."""
+def is_intact(peek: Peek, size: int) -> bool:
+    """Whether an Ogg file is one stream without a gap: its pages follow each other, and their checksums are right."""
+    at, last = 0, None
+    while at < size:
+        page = peek(at, _OGG_PAGE)
+        length = _page_bytes(page)
+        if not length or length > len(page) or _checksum(page[:length]) != page[22:26]:
+            return False
+        serial, number = struct.unpack("<II", page[14:22])
+        if last is None:
+            last = serial, -1
+        if (serial, number) != (last[0], last[1] + 1) or bool(page[5] & 2) != (number == 0):
+            return False
+        last, at = (serial, number), at + length
+        if page[5] & 4:
+            return at == size
+    return False
 
-    place: int  # of its four letters
-    end: int | None  # where its stream ends, if it says so
+
+def _page_bytes(page: bytes) -> int:
+    """Length of the Ogg page that begins here; 0 if none does."""
+    if len(page) < _OGG_HEAD or page[:5] != b"OggS\0":
+        return 0
+    return _OGG_HEAD + page[26] + sum(page[_OGG_HEAD : _OGG_HEAD + page[26]])
 
 
-def mp3_index(peek: Peek) -> Index | None:
-    """Find the Xing, Info or VBRI header of an MP3, behind ID3v2 tags.
-
-    Without one libsndfile guesses the length from the size of the file, pictures included.
-    """
-    at = 0
-    while (tag := peek(at, 10))[:3] == b"ID3" and len(tag) == 10:
-        at += 10 + sum((byte & 127) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True))
-    frame = peek(at, 64)
-    place = max(frame.find(name) for name in (b"Xing", b"Info", b"VBRI"))
-    if place < 0:
-        return None
-    flags, *numbers = struct.unpack(">III", frame[place + 4 : place + 16].ljust(12, b"\0"))
-    both = flags & 3 == 3 and frame[place : place + 1] != b"V"
-    return Index(at + place, at + numbers[1] if both else None)
+def _checksum(page: bytes) -> bytes:
+    """RFC 3533's checksum of an Ogg page; it is zlib's with the bits of each byte reversed, and begins with 0."""
+    bare = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED)
+    return (zlib.crc32(bare, 0xFFFFFFFF) ^ 0xFFFFFFFF).to_bytes(4, "big").translate(_REVERSED)
 
 
 def is_sound(head: bytes) -> bool:
     """Whether a file's first 12 bytes are those of a format that libsndfile reads and people record in."""
     if (head[:4], head[8:12]) in _LAYOUTS or head[:4] in (b"fLaC", b"OggS", b".snd") or head[:3] == b"ID3":
         return True
-    layer_3 = len(head) > 2 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2 and head[2] >> 4 not in (0, 15)
-    return layer_3 and head[1] & 0x18 != 0x08  # a frame of MP3, not of AAC
+    return frame_bytes(head) > 0
 
 
 def _chunks(peek: Peek, layout: _Layout, at: int, size: int) -> Iterator[tuple[int, bytes, int]]:

@@ -18,8 +18,9 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from omnikit.containers import Peek, announced, ends_whole, is_sound, mp3_index
+from omnikit.containers import announced, ends_whole, is_intact
 from omnikit.libsndfile import ENDLESS, Stream, View
+from omnikit.mp3 import Peek, find_index, is_exceeded
 
 Source = str | Path | bytes
 """A sound file, or the bytes of one."""
@@ -31,6 +32,9 @@ MOST_VALUES = 2**26
 """Samples, those of all channels together, that are decoded at most: some more than 600 s of stereo at 48 kHz."""
 CLIPPED_SHARE = 0.01
 """Share of full-scale samples from which a recording counts as clipped."""
+MOST_LACKING = 80
+"""Bytes of sound that a header may announce beyond the file's end: firmware counts the header in, whose length is 44 to
+80 bytes, or the padding of an odd length is left out. At 16 kHz and 16 bit these are 2.5 ms."""
 NOTES = {
     "over full scale": "samples are far beyond 1, as of integers stored as floats; they are used as they are",
     "channels cancel": "the channels are of opposite phase, so that almost nothing is left when they are mixed",
@@ -96,7 +100,8 @@ def measure(source: Source, name: str, max_seconds: float | None = None, *, deco
     """Give the length that `read` gives, or its verdict, without keeping samples.
 
     Of integer samples in wav and its like, whose decoding cannot fail, and of FLAC no more than the header and the last
-    sample is read; damage in the middle of FLAC is then not found.
+    sample is read; damage in the middle of FLAC is then not found. Of Ogg the checksums of all pages are compared
+    instead of decoding.
 
     Args:
         source, name, max_seconds: see `read`.
@@ -176,6 +181,8 @@ class _Recording:
             return False
         if self.stream.format == "FLAC":
             return self.stream.end_is_there()
+        if self.stream.format == "OGG":
+            return is_intact(self.view.peek, self.size) and self.stream.end_is_there()
         width = _WIDTHS.get(self.stream.subtype)
         if width is None or self.told is None:
             return False
@@ -227,11 +234,11 @@ class _Recording:
         return stream
 
     def _open_mp3(self, file: BinaryIO, size: int, peek: Peek) -> None:
-        """Let decoding find the length, where nothing tells it or where another MP3 follows the one whose it is."""
-        index = mp3_index(peek)
+        """Let decoding find the length, where nothing tells it or there is more sound than that of which it is told."""
+        index = find_index(peek)
         if index is None:
             self.stream = self._open(View(file, size, seeming_size=ENDLESS))
-        elif index.end is not None and is_sound(peek(index.end, 12)):
+        elif is_exceeded(index, peek, size):
             self.stream = self._open(View(file, size, ((index.place, bytes(4)),), ENDLESS))
 
     def _blocks(self) -> Iterator[np.ndarray]:
@@ -244,12 +251,16 @@ class _Recording:
 
     def _check_bytes(self) -> None:
         """Refuse a file that is smaller than its header says; libsndfile would read what there is and say nothing."""
-        if self.told is None or self.told.size is None or self.told.begin + self.told.size <= self.size:
+        if self.told is None or self.told.size is None:
             return
-        there = max(0, self.size - self.told.begin)
+        lacking = self.told.begin + self.told.size - self.size
+        if lacking <= MOST_LACKING:
+            return
+        there = self.told.size - lacking
+        if there <= 0:
+            raise self._unreadable(f"cut short: 0.0 s, {self.told.size} bytes of sound announced")
         seconds = (self.expected or 0) / self.rate
-        whole = f" of {seconds * self.told.size / there:.1f} s" if there else ""
-        raise self._unreadable(f"cut short: {seconds:.1f} s{whole} announced")
+        raise self._unreadable(f"cut short: {_part(seconds, seconds * self.told.size / there)}")
 
     def _check_announced(self, limit: float) -> None:
         """Refuse what the header says is too long, or what is said to be and is not there."""
@@ -274,8 +285,9 @@ class _Recording:
         return min(limit * self.rate, MOST_VALUES / self.channels)
 
     def _lacking(self, frames: int, failure: str | None) -> str:
-        whole = f" of {self.expected / self.rate:.1f} s announced" if self.expected else ""
-        return f"damaged or cut short: {frames / self.rate:.1f} s{whole}{f' ({failure})' if failure else ''}"
+        seconds = frames / self.rate
+        there = _part(seconds, self.expected / self.rate) if self.expected else f"{seconds:.1f} s"
+        return f"damaged or cut short: {there}{f' ({failure})' if failure else ''}"
 
     def _check_disk(self) -> None:
         if self.view.error is not None:
@@ -317,6 +329,13 @@ class _Tally:
     def notes(self) -> list[str]:
         cancelled = self.channels > 1 and self.power > 0 and self.mixed_power < _LEFT * self.power
         return ([_OVER] if self.peak > _FAR_OVER else []) + ([_CANCEL] if cancelled else [])
+
+
+def _part(seconds: float, whole: float) -> str:
+    """How much there is of what was announced, in digits that show the difference."""
+    if 0 <= whole - seconds < 0.1:
+        return f"the last {1000 * (whole - seconds):.2g} ms of {whole:.1f} s announced are lacking"
+    return f"{seconds:.1f} s of {whole:.1f} s announced"
 
 
 def _beyond(seconds: float, limit: float) -> str:

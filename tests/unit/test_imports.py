@@ -14,7 +14,8 @@ PACKAGE = ROOT / "omnikit"
 GROUPS = (
     (
         "errors", "files", "untrusted", "foreign", "ranges", "limits", "tokens", "streaming", "sampling", "weights",
-        "containers", "libsndfile", "reader", "audio", "hub", "sizes", "torchrun", "undrawn", "key_values", "hparams",
+        "containers", "mp3", "libsndfile", "reader", "audio", "hub", "sizes", "torchrun", "undrawn", "key_values",
+        "hparams",
     ),
     ("interfaces",),
     ("patterns", "adapters", "encoders", "llms", "codecs"),

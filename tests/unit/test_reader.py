@@ -14,8 +14,9 @@ import soundfile
 from sounds import FORMATS, RATE, by_all_paths, encoded, mutated, noise
 
 from omnikit.audio import load_audio
+from omnikit.containers import announced
 from omnikit.data.recordings import check_recording
-from omnikit.reader import LONGEST, MOST_VALUES, Unusable, measure, read
+from omnikit.reader import LONGEST, MOST_LACKING, MOST_VALUES, Unusable, measure, read
 
 SAMPLES = 8000
 GIGABYTE = 2**20  # KiB
@@ -92,6 +93,29 @@ def test_a_wav_says_how_much_is_lacking():
     assert (reason, message) == ("unreadable", "x.wav: cut short: 0.1 s of 36000.0 s announced")
 
 
+@pytest.mark.parametrize("name", ["wav", "float", "w64", "rf64", "aiff", "caf", "au"])
+def test_a_header_counted_in_or_lacking_padding_is_no_loss(name: str):
+    data = encoded(name)
+    width = 4 if name == "float" else 2
+    for lack in (1, width, 44, MOST_LACKING):
+        assert SAMPLES - MOST_LACKING / width - 5 < frames_of(data[: sound_end(data, name) - lack]) <= SAMPLES, lack
+    assert reason_of(data[: sound_end(data, name) - MOST_LACKING - 1])[0] == "unreadable"
+
+
+def sound_end(data: bytes, name: str) -> int:
+    told = announced(lambda at, count: data[at : at + count], len(data))
+    return told.begin + told.size
+
+
+def test_a_wav_whose_sound_is_said_to_be_as_long_as_the_file_is_whole():
+    assert frames_of(wav(36 + 2 * SAMPLES, 44 + 2 * SAMPLES)) == SAMPLES
+
+
+def test_a_small_lack_is_told_in_milliseconds():
+    message = reason_of(wav(36 + 2 * SAMPLES, 2 * SAMPLES + 320))[1]
+    assert message == "x.wav: cut short: the last 10 ms of 0.5 s announced are lacking"
+
+
 def xing(data: bytes) -> int:
     return max(data.find(b"Xing"), data.find(b"Info"))
 
@@ -124,6 +148,38 @@ def test_flac_of_unknown_length_is_read_to_its_end():
     data[21] &= 0xF0
     data[22:26] = bytes(4)
     assert frames_of(bytes(data)) == SAMPLES
+
+
+@pytest.mark.parametrize("fields", [(3, 10), (3, 10, 2000), (1, 10), (3, 70), (0,)])
+def test_an_mp3_is_read_beyond_an_index_that_tells_too_little(fields: tuple[int, ...]):
+    data = encoded("mp3", noise(5 * RATE))
+    at = xing(data) + 4
+    wrong = data[:at] + struct.pack(f">{len(fields)}I", *fields) + data[at + 4 * len(fields) :]
+    assert frames_of(data) == 5 * RATE
+    assert frames_of(wrong) == frames_of(without_index(data)) > 5 * RATE
+
+
+@pytest.mark.parametrize("frames", [10, 140, 5000])
+@pytest.mark.parametrize(("name", "place"), [(b"VBRI", 36), (b"VBRI", 13), (b"Xing", 21)])
+def test_other_indexes_of_an_mp3_are_left_to_decoding(name: bytes, place: int, frames: int):
+    data = encoded("mp3", noise(5 * RATE))
+    fields = struct.pack(">HHHII", 1, 0, 0, len(data), frames) if name == b"VBRI" else struct.pack(">II", 1, frames)
+    head = data[:4].ljust(place, b"\0") + name + fields
+    assert frames_of(head + bytes(144 - len(head)) + data[144:]) > 5 * RATE
+
+
+@pytest.mark.parametrize(
+    "between", [b"", b"TAG" + bytes(125), b"\0", b"APETAGEX" + bytes(60), b"ID3\4\0\0\0\0\0\x0a" + bytes(10)]
+)
+def test_joined_mp3s_are_read_to_the_end_whatever_is_between(between: bytes):
+    data = encoded("mp3", noise(5 * RATE))
+    assert frames_of(data + between + data) > 10 * RATE
+
+
+def test_junk_behind_an_mp3_is_no_sound():
+    data, junk = encoded("mp3", noise(5 * RATE)), np.random.default_rng(0).bytes(2**20)
+    for tail in (b"TAG" + bytes(125), b"APETAGEX" + bytes(100), junk):
+        assert frames_of(data + tail) == 5 * RATE
 
 
 @pytest.mark.parametrize("tail", [b"TAG" + bytes(125), b"APETAGEX" + b"\1" * 60, bytes(4096)])
@@ -334,3 +390,27 @@ def test_a_trusted_header_gives_what_decoding_gives():
         looks = [check_recording(data, decode_all=decode_all) for decode_all in (False, True)]
         quick, full = ((found.problem, found.seconds) for found in looks)
         assert quick == full or full[0] == "clipped", i
+
+
+@pytest.mark.parametrize("name", ["ogg", "opus"])
+def test_only_an_intact_ogg_is_measured_without_decoding(name: str, monkeypatch: pytest.MonkeyPatch):
+    data = encoded(name, noise(5 * RATE))
+    pages = [at.start() for at in re.finditer(b"OggS", data)]
+    middle = pages[len(pages) // 2]
+    damaged = changed(data, data[middle : middle + 8], 60, "B", data[middle + 60] ^ 1)
+    without_page = data[: pages[-2]] + data[pages[-1] :]
+    assert frames_of(data) == frames_of(data + bytes(500)) == 5 * RATE
+    assert reason_of(without_page)[0] == "unreadable"
+    decoded = []
+    monkeypatch.setattr("omnikit.reader._Recording.decode", lambda *_, **__: decoded.append(1))
+    for source, count in ((data, 0), (damaged, 1), (without_page, 2), (data + bytes(500), 3), (data + data, 4)):
+        measure(source, "x")
+        assert len(decoded) == count
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_trusted_oggs_give_what_decoding_gives(seed: int):
+    for i, data in enumerate(mutated(600, seed, ("ogg", "opus"))):
+        quick, full = (check_recording(data, decode_all=decode_all) for decode_all in (False, True))
+        assert (quick.problem, quick.seconds) == (full.problem, full.seconds) or full.problem == "clipped", i
