@@ -261,6 +261,39 @@ def test_shards_that_are_no_one_table_are_refused(second: dict, message: str, tm
             read()
 
 
+ALIKE = {
+    "null": ({"t2": pa.nulls(1)}, {"t2": ["y"]}, [None, "y"]),
+    "later null": ({"t2": ["y"]}, {"t2": pa.nulls(1)}, ["y", None]),
+    "ignored": ({"t2": ["x"]}, {"t2": ["y"], "__index_level_0__": [4]}, ["x", "y"]),
+    "ignored before": ({"t2": ["x"], "a": [4]}, {"t2": ["y"], "a": ["z"]}, ["x", "y"]),
+    "missing later": ({"t2": ["x"], "other": [1]}, {"other": [2]}, ["x", None]),
+    "large": ({"t2": ["x"]}, {"t2": pa.array(["y"], pa.large_string())}, ["x", "y"]),
+    "dictionary": ({"t2": ["x"]}, {"t2": pa.array(["y"]).dictionary_encode()}, ["x", "y"]),
+    "view": ({"t2": pa.array(["x"], pa.string_view())}, {"t2": ["y"]}, ["x", "y"]),
+    "whole": ({"duration": [1]}, {"duration": [1.5]}, [1.0, 1.5]),
+    "short": ({"id": pa.array([1], pa.int32())}, {"id": pa.array([2], pa.int64())}, ["1", "2"]),
+    "lists": (
+        {"accepted": pa.array([["x"]], pa.large_list(pa.large_string()))}, {"accepted": [["y"]]}, [("x",), ("y",)],
+    ),
+    "bytes": ({"a1": pa.array([WAV], pa.binary_view())}, {"a1": pa.array([WAV], pa.large_binary())}, [WAV, WAV]),
+    "sounds": ({"a1": [{"bytes": WAV, "path": None}]}, {"a1": [{"path": "x.wav", "bytes": WAV}]}, [WAV, WAV]),
+    "first sound null": ({"a1": pa.nulls(1)}, {"a1": [{"bytes": WAV, "path": "x.wav"}]}, [None, WAV]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_shards_of_one_table_may_be_stored_differently(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    *shards, expected = ALIKE[name]
+    for number, columns in enumerate(shards):
+        table = pa.table({"id": [str(number)], "t1": ["x"], **columns})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    rows, items = everywhere(tmp_path, tmp_path, monkeypatch)
+    field = next(iter(shards[0]))
+    found = [getattr(row, field) for row in rows]
+    assert [each.source if field == "a1" and each else each for each in found] == expected
+    assert len(items) == 2
+
+
 def test_tables_without_rows_are_empty_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     empty = pa.table({"id": pa.array([], pa.string()), "t1": pa.array([], pa.string())})
     pq.write_table(empty, tmp_path / "0.parquet")
