@@ -72,8 +72,11 @@ def _path(value: str) -> str:
     return path
 
 
-def seconds(value: Any) -> float:
-    """Return a number, or one written as text, that is finite and not negative."""
+def seconds(value: Any) -> float | None:
+    """Return a number, or one written as text, that is finite and not negative; None for NaN, with which tables say
+    that a number is absent."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise Unfit
     try:
@@ -85,8 +88,10 @@ def seconds(value: Any) -> float:
     return found
 
 
-def count(value: Any) -> int:
-    """Return a whole number above 0 that fits in 32 bits."""
+def count(value: Any) -> int | None:
+    """Return a whole number above 0 that fits in 32 bits; None for NaN, see `seconds`."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
         raise Unfit
     return value

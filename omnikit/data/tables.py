@@ -35,7 +35,7 @@ from omnikit.errors import one_line
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 """Raised by pyarrow for a Parquet file that is cut short or damaged."""
-_VISIBLE = "[!-~]"
+_VISIBLE = r"[^\s\pZ\pC]"  # no white space, control or unassigned character
 _UNUSUAL_PATH = 200  # bytes; a longer path may have a part that is too long for a file system
 
 
@@ -198,7 +198,7 @@ def _suspects(field: str, chunk: pa.Array) -> Iterator[int] | np.ndarray | range
         return _unusual_codes(chunk)
     if field in ("duration", "frames") and not is_text(chunk.type):
         usual = pc.and_(pc.greater_equal(chunk, 0 if field == "duration" else 1), pc.is_finite(chunk))
-        return np.flatnonzero(~_true(usual) & _valid(chunk))
+        return np.flatnonzero(~_true(pc.or_(usual, pc.is_nan(chunk))) & _valid(chunk))
     if field == "duration":
         return np.flatnonzero(_valid(chunk))
     return range(0) if _is_utf8(chunk) else np.flatnonzero(_valid(chunk))
