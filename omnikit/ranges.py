@@ -57,9 +57,9 @@ class Range:
     def __call__(self, text: str) -> int | float:
         """Convert the text of an argument, as argparse's `type`."""
         try:
-            value = int(text) if self.whole else float(text)
+            value = whole_number(text) if self.whole else float(text)
         except ValueError:
-            value = _number(text)
+            value = text
         if problem := self.problem(value):
             raise argparse.ArgumentTypeError(f"{text}: {problem}")
         return value
@@ -135,12 +135,19 @@ def as_whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
 
 
-def _number(text: str) -> Any:
-    """Return the number that a text such as `1e3` gives, and a text that gives none unchanged."""
+def whole_number(text: str) -> int:
+    """Return the whole number that a text such as `1000` or `1e3` gives.
+
+    Raises:
+        ValueError: it gives none.
+    """
     try:
-        return as_whole(float(text))
+        return int(text)
     except ValueError:
-        return text
+        value = as_whole(float(text))
+    if not isinstance(value, int):
+        raise ValueError(f"{text} is no whole number")
+    return value
 
 
 def quoted(value: Any) -> str:

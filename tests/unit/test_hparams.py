@@ -242,6 +242,11 @@ def test_checkpoints_may_be_less_than_a_minute_apart():
     assert split_command_line(["r.yaml", "--ckpt_interval_minutes", "0.02"])[1] == {"ckpt_interval_minutes": 0.02}
 
 
+def test_run_options_take_whole_numbers_as_1e3():
+    value = split_command_line(["r.yaml", "--debug_batches", "1e3"])[1]["debug_batches"]
+    assert value == 1000 and isinstance(value, int)
+
+
 @pytest.mark.parametrize(
     ("flags", "word"),
     [(["--precision", "int3"], "fp32"), (["--debug_batches", "x"], "whole number"), (["--debug=maybe"], "true")],
