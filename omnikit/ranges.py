@@ -11,6 +11,7 @@ from typing import Any
 
 LARGEST = 2**31 - 1
 """The largest whole number where nothing smaller is named: libraries keep such numbers in 32 bits."""
+_EXACT = 2.0**53  # floats up to here hold each whole number
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Range:
 
     Args:
         low, high: the bounds, both inside.
-        whole: whole numbers only (`2.0` is not one).
+        whole: whole numbers only (`2.0` is not one, see `as_whole`), up to `LARGEST` where `high` is infinite.
         above: `low` itself is outside.
         null: None is allowed, too.
     """
@@ -38,7 +39,7 @@ class Range:
             return self._kind("whole" if self.whole else "finite")
         if self.whole and not isinstance(value, int):
             return self._kind("whole")
-        high = min(self.high, LARGEST) if self.whole else self.high
+        high = LARGEST if self.whole and math.isinf(self.high) else self.high
         if value > high:
             return f"must be at most {high:.15g}"
         return "" if value > self.low or (value == self.low and not self.above) else f"must be {self._bounds()}"
@@ -56,7 +57,7 @@ class Range:
     def __call__(self, text: str) -> int | float:
         """Convert the text of an argument, as argparse's `type`."""
         try:
-            value = int(text) if self.whole else float(text)
+            value = whole_number(text) if self.whole else float(text)
         except ValueError:
             value = text
         if problem := self.problem(value):
@@ -127,6 +128,26 @@ class Items:
                 raise ValueError(f"--{flag} {item}: must be a list of [{{{form}}}]")
             for name, allowed in self.needed.items():
                 allowed.check(f"{flag}.{name}", item[name])
+
+
+def as_whole(value: Any) -> Any:
+    """Return a float without a fraction, such as `1e3`, as the whole number that it is, and anything else unchanged."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
+
+
+def whole_number(text: str) -> int:
+    """Return the whole number that a text such as `1000` or `1e3` gives.
+
+    Raises:
+        ValueError: it gives none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        value = as_whole(float(text))
+    if not isinstance(value, int):
+        raise ValueError(f"{text} is no whole number")
+    return value
 
 
 def quoted(value: Any) -> str:

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from omnikit.data.content import Content, digest_of
 from omnikit.data.ledger import open_ledger
 from omnikit.errors import one_line
@@ -24,16 +26,20 @@ class LaidOut:
     version: str
 
 
-def lay_out(files: Sequence[Path], cache_folder: str | Path | None) -> LaidOut:
+def lay_out(
+    files: Sequence[Path], cache_folder: str | Path | None, schema: pa.Schema, *, only: bool = True
+) -> LaidOut:
     """Return the rows of Parquet files, one file after the other.
 
     Args:
         cache_folder: where the table and the ledger of the files are kept; None = where `datasets` keeps its own.
+        schema: the columns, with the types to which those of the files are cast.
+        only: other columns are left out; then each file needs these. Else files may lack some, but have no others.
 
     Raises:
         ValueError: the cache folder's disk is full, or a file is damaged; the message names both.
     """
-    from datasets import Dataset, config, disable_progress_bars
+    from datasets import Dataset, Features, config, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
 
     folder = Path(config.HF_DATASETS_CACHE) / "omnikit" if cache_folder is None else Path(cache_folder)
@@ -42,7 +48,13 @@ def lay_out(files: Sequence[Path], cache_folder: str | Path | None) -> LaidOut:
     disable_progress_bars()
     _report_old(folder)
     try:
-        return LaidOut(Dataset.from_parquet([str(file) for file in files], cache_dir=str(folder / version)), version)
+        data = Dataset.from_parquet(
+            [str(file) for file in files],
+            features=Features.from_arrow_schema(schema),
+            columns=schema.names if only else None,
+            cache_dir=str(folder / version),
+        )
+        return LaidOut(data, version)
     except (OSError, DatasetGenerationError) as error:
         cause = error.__cause__ or error
         if not isinstance(cause, OSError):

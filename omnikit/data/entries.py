@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.columns import Malformed, checked, fields_named, row_called, shortened, typed
+from omnikit.data.columns import COLUMNS, Malformed, checked, fields_named, row_called, shortened, typed
 from omnikit.data.manifest import ENDINGS
 from omnikit.data.shards import Item, Remark
 from omnikit.errors import one_line
 
 DELIMITERS = ",;\t"
 """Between the cells of a CSV file; spreadsheets write all three."""
+_ID = ("id", *COLUMNS["id"].also)
 _Found = tuple[str, dict[str, Any] | Malformed]
 """Where an entry stands, and its values by the manifest's own column names."""
 
@@ -91,11 +92,33 @@ def _read_csv(path: Path) -> Iterator[_Found]:
             file.seek(0)
             header = [name.strip() for name in next(reader, [])]
             fields = fields_named([name for name in header if name])
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
+            for cells in _lines(reader):
+                if isinstance(cells, Malformed):
+                    yield f"line {reader.line_num}", cells
+                elif any(cell.strip() for cell in cells):
                     yield f"line {reader.line_num}", _by_name(header, fields, cells)
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: not CSV ({one_line(error)})") from None
+
+
+def _lines(reader: Any) -> Iterator[list[str] | Malformed]:
+    """Yield the cells of each line that a strict `csv.reader` gives; a line with text after a closing quotation mark,
+    such as `"Yes" he said`, is malformed.
+
+    Raises:
+        csv.Error: the quotation mark is in a later line than the one that opens the cell, or missing, so that it is
+            unknown where the cell should have ended.
+    """
+    while True:
+        begin = reader.line_num
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if reader.line_num > begin + 1 or "end of data" in str(error):
+                raise
+            yield Malformed(f"cannot be read ({one_line(error)})")
 
 
 def _delimiter(header: str) -> str:
@@ -127,10 +150,11 @@ def _read_json(path: Path) -> Iterator[_Found]:
     for name, values in stored.items():
         if not isinstance(values, dict):
             yield "", Malformed(f"row {shortened(name)}: {shortened(values)} is no object of fields")
-        elif "id" in values:
-            raise ValueError(f"row {shortened(name)}: 'id' is given twice, as key and as field; keep one of them")
-        else:
-            yield "", {"id": name, **values}
+            continue
+        fields = {each: value for each, value in values.items() if each not in _ID or str(value) != name}
+        if "id" in fields:
+            raise ValueError(f"row {shortened(name)}: its field 'id' is {shortened(fields['id'])}; keep one of the two")
+        yield "", {"id": name, **fields}
 
 
 def _read_jsonl(path: Path) -> Iterator[_Found]:

@@ -72,8 +72,11 @@ def _path(value: str) -> str:
     return path
 
 
-def seconds(value: Any) -> float:
-    """Return a number, or one written as text, that is finite and not negative."""
+def seconds(value: Any) -> float | None:
+    """Return a number, or one written as text, that is finite and not negative; None for NaN, with which tables say
+    that a number is absent."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise Unfit
     try:
@@ -85,8 +88,10 @@ def seconds(value: Any) -> float:
     return found
 
 
-def count(value: Any) -> int:
-    """Return a whole number above 0 that fits in 32 bits."""
+def count(value: Any) -> int | None:
+    """Return a whole number above 0 that fits in 32 bits; None for NaN, see `seconds`."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
         raise Unfit
     return value
@@ -120,7 +125,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 def is_bytes(kind: pa.DataType) -> bool:
     """Whether a Parquet type is bytes of any width."""
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def is_sound_struct(kind: pa.DataType) -> bool:
@@ -139,8 +144,7 @@ def is_name(kind: pa.DataType) -> bool:
 
 def is_list(kind: pa.DataType, of: Callable[[pa.DataType], bool]) -> bool:
     """Whether a Parquet type is lists of a type for which `of` holds."""
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return listed and of(kind.value_type)
+    return _lists(kind) and of(kind.value_type)
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -161,3 +165,43 @@ def is_answers(kind: pa.DataType) -> bool:
 def is_codes(kind: pa.DataType) -> bool:
     """Whether a Parquet type can hold codes [K, T]."""
     return is_list(kind, lambda books: is_list(books, pa.types.is_integer))
+
+
+def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Return the plain Parquet type to which both can be cast without loss of what a manifest means; None if there is
+    none. Plain types are neither dictionaries nor views."""
+    if pa.types.is_null(one) or pa.types.is_null(other):
+        kind = other if pa.types.is_null(one) else one
+        return kind if pa.types.is_null(kind) else common_type(kind, kind)
+    if is_text(one) and is_text(other):
+        return pa.large_string() if _is_large(one) or _is_large(other) else pa.string()
+    if is_bytes(one) and is_bytes(other):
+        return pa.large_binary() if _is_large(one) or _is_large(other) else pa.binary()
+    if is_sound_struct(one) and is_sound_struct(other):
+        return _common_struct(one, other)
+    if one == other:
+        return one
+    if _lists(one) and _lists(other):
+        kind = common_type(one.value_type, other.value_type)
+        return None if kind is None else pa.list_(kind)
+    if pa.types.is_integer(one) and pa.types.is_integer(other):
+        return pa.int64()
+    numbers = all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (one, other))
+    return pa.float64() if numbers else None
+
+
+def _common_struct(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Return the struct of the fields of the first one, each of the type that both have in common."""
+    others = {other.field(i).name: other.field(i).type for i in range(other.num_fields)}
+    parts = {one.field(i).name: one.field(i).type for i in range(one.num_fields)}
+    found = [(name, common_type(kind, others.get(name, kind))) for name, kind in parts.items()]
+    return None if any(kind is None for _, kind in found) else pa.struct(found)
+
+
+def _lists(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_large(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)

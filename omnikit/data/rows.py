@@ -27,7 +27,16 @@ from omnikit.data.forms import is_bytes, is_text
 from omnikit.data.recordings import Recording, check_recording
 from omnikit.data.shards import Remark
 from omnikit.data.skipped import Skipped
-from omnikit.data.tables import DAMAGED, check_alike, check_ids, code_frames, malformed_rows, read_shard, shard_files
+from omnikit.data.tables import (
+    DAMAGED,
+    Shard,
+    check_alike,
+    check_ids,
+    code_frames,
+    malformed_rows,
+    read_shard,
+    shard_files,
+)
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
 from omnikit.reader import Source
@@ -404,12 +413,12 @@ def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[st
         ValueError: see `read_manifest`.
     """
     shards = [read_shard(file, needed) for file in shard_files(path)]
-    check_alike(shards)
-    held = [shard.file for shard in shards if shard.rows]
+    schema = check_alike(shards)
+    held = [shard for shard in shards if shard.rows]
     if not held:
         return None
     with about(path):
-        laid_out = _as_table(held, cache_folder)
+        laid_out = _as_table(held, cache_folder, schema)
         dataset = laid_out.data
         fields = {name: field for name, field in shards[0].fields.items() if name in dataset.column_names}
         if "id" in needed:
@@ -425,16 +434,20 @@ def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[st
     return _Table(_named_by_fields(dataset, fields), folder, places, skipped, laid_out.version)
 
 
-def _as_table(files: Sequence[Path], cache_folder: str | Path | None) -> LaidOut:
-    """Lay files out as one table.
+def _as_table(shards: Sequence[Shard], cache_folder: str | Path | None, schema: pa.Schema) -> LaidOut:
+    """Lay shards out as one table of the columns of `schema`.
 
     Raises:
         ValueError: they cannot be read as one.
     """
     from datasets.exceptions import DatasetsError
 
+    complete = all(len(shard.fields) == len(schema) for shard in shards)
+    if not complete:  # `datasets` fills a column that a file lacks only where it reads all columns
+        known = {field.name: field for field in schema}
+        schema = pa.schema([known.get(field.name, field) for field in shards[0].schema], schema.metadata)
     try:
-        return lay_out(files, cache_folder)
+        return lay_out([shard.file for shard in shards], cache_folder, schema, only=complete)
     except (DatasetsError, NotImplementedError, TypeError, KeyError, *DAMAGED) as error:
         raise ValueError(f"cannot be read as one table ({one_line(error.__cause__ or error)})") from None
 

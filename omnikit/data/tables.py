@@ -30,12 +30,12 @@ from omnikit.data.columns import (
 )
 from omnikit.data.entries import about
 from omnikit.data.folders import visible
-from omnikit.data.forms import is_sound_struct, is_text
+from omnikit.data.forms import common_type, is_text
 from omnikit.errors import one_line
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 """Raised by pyarrow for a Parquet file that is cut short or damaged."""
-_VISIBLE = "[!-~]"
+_VISIBLE = r"[^\s\pZ\pC]"  # no white space, control or unassigned character
 _UNUSUAL_PATH = 200  # bytes; a longer path may have a part that is too long for a file system
 
 
@@ -87,24 +87,34 @@ def read_shard(file: Path, needed: Iterable[str] = NEEDED) -> Shard:
     return Shard(file, schema, rows, fields)
 
 
-def check_alike(shards: Sequence[Shard]) -> None:
-    """Refuse shards whose columns differ from those of the first, because they are read as one table.
+def check_alike(shards: Sequence[Shard]) -> pa.Schema:
+    """Return the known columns of shards that are read as one table, each with the type to which all shards' are cast.
 
     Raises:
-        ValueError: the message names shard and column.
+        ValueError: a shard has a known column that the first one lacks, or one of a type that cannot be cast so; the
+            message names shard and column.
     """
     first = shards[0]
-    for shard in shards[1:]:
+    kinds: dict[str, pa.DataType] = {name: pa.null() for name in first.fields}
+    typing: dict[str, Shard] = {}  # column -> the first shard in which it is not null throughout
+    for shard in shards:
         with about(shard.file):
-            other = next((name for name in shard.schema.names if name not in first.schema.names), None)
-            if other is not None:
-                raise ValueError(f"column {shortened(other)} is not in {first.file.name}; shards need the same columns")
             for name, field in shard.fields.items():
-                kinds = [each.schema.field(name).type for each in (shard, first)]
-                if field in AUDIO and _differ(*kinds):
+                if name not in kinds:
+                    where = f"{first.file.name}; shards need the same columns"
+                    raise ValueError(f"column {shortened(name)} is not in {where}")
+                kind = shard.schema.field(name).type
+                common = common_type(kinds[name], kind)
+                if common is None and field in AUDIO:
                     raise ValueError("its recordings are bytes where others are paths, or the other way round")
-                if _differ(*kinds):
-                    raise ValueError(f"column {name!r} holds {kinds[0]}, but {kinds[1]} in {first.file.name}")
+                if common is None:
+                    other = typing[name]
+                    held = one_line(other.schema.field(name).type)
+                    raise ValueError(f"column {name!r} holds {one_line(kind)}, but {held} in {other.file.name}")
+                kinds[name] = common
+                if not pa.types.is_null(kind):
+                    typing.setdefault(name, shard)
+    return pa.schema(list(kinds.items()), first.schema.metadata)
 
 
 def check_ids(ids: Iterable[pa.ChunkedArray]) -> None:
@@ -116,13 +126,13 @@ def check_ids(ids: Iterable[pa.ChunkedArray]) -> None:
     chunks = [chunk for each in ids for chunk in each.chunks if not pa.types.is_null(chunk.type)]
     if not chunks:
         return
-    found = pa.chunked_array([chunk.cast(pa.large_binary()) if is_text(chunk.type) else chunk for chunk in chunks])
+    texts = [chunk if is_text(chunk.type) else chunk.cast(pa.string()) for chunk in chunks]
+    found = pa.chunked_array([chunk.cast(pa.large_binary()) for chunk in texts])
     if pc.count_distinct(found).as_py() == len(found) - found.null_count:
         return
     counts = pc.value_counts(found.drop_null())
     for each in counts.filter(pc.greater(counts.field("counts"), 1)):
-        name = each["values"].as_py()
-        name = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
+        name = each["values"].as_py().decode("utf-8", "surrogateescape")
         if name.strip():
             raise ValueError(f"two rows have the id {shortened(name)}")
 
@@ -188,7 +198,7 @@ def _suspects(field: str, chunk: pa.Array) -> Iterator[int] | np.ndarray | range
         return _unusual_codes(chunk)
     if field in ("duration", "frames") and not is_text(chunk.type):
         usual = pc.and_(pc.greater_equal(chunk, 0 if field == "duration" else 1), pc.is_finite(chunk))
-        return np.flatnonzero(~_true(usual) & _valid(chunk))
+        return np.flatnonzero(~_true(pc.or_(usual, pc.is_nan(chunk))) & _valid(chunk))
     if field == "duration":
         return np.flatnonzero(_valid(chunk))
     return range(0) if _is_utf8(chunk) else np.flatnonzero(_valid(chunk))
@@ -258,8 +268,3 @@ def _valid(chunk: pa.Array) -> np.ndarray:
 def _true(condition: pa.Array) -> np.ndarray:
     """Where a condition holds [rows], bool; not where it is null."""
     return pc.fill_null(condition, False).to_numpy(zero_copy_only=False)
-
-
-def _differ(one: pa.DataType, other: pa.DataType) -> bool:
-    """Whether two shards store a column so differently that they are not one table."""
-    return one != other and not pa.types.is_null(one) and not (is_sound_struct(one) and is_sound_struct(other))

@@ -13,7 +13,7 @@ import ruamel.yaml
 from ruamel.yaml.error import YAMLError
 
 from omnikit.hparams.tree import one_line, read_tree
-from omnikit.ranges import COUNT, FROM_ZERO, Range
+from omnikit.ranges import COUNT, FROM_ZERO, Range, whole_number
 from omnikit.torchrun import check_device, own_device
 
 _RUN_RANGES = {
@@ -151,7 +151,7 @@ def _run_option(flag: str, text: str | None, kind: Any) -> Any:
         raise _without_value(flag)
     if kind in (int, float, str):
         try:
-            value = kind(text)
+            value = whole_number(text) if kind is int else kind(text)
         except ValueError:
             raise ValueError(f"--{flag} {text}: must be {'a whole number' if kind is int else 'a number'}") from None
         if flag in _RUN_RANGES:

@@ -10,9 +10,11 @@ from typing import Any
 
 from omnikit.hparams.lookup import argument_names, nearest
 from omnikit.hparams.tree import has_tag, read_tree, tag_of, walk
-from omnikit.ranges import FROM_ZERO, LARGEST, NOT_NEGATIVE, Range, quoted
+from omnikit.ranges import NOT_NEGATIVE, SEED, Range, as_whole, quoted
 
 PICK = "!applyref:omnikit.hparams.pick"
+_WHOLE = SEED
+"""No option takes a larger whole number than a seed; most take less, which is checked where they are defined."""
 
 
 def as_overrides(tree: Mapping, settings: Mapping[str, Any], folder: Path, prefix: str = "") -> dict[str, Any]:
@@ -35,6 +37,7 @@ def as_overrides(tree: Mapping, settings: Mapping[str, Any], folder: Path, prefi
 
 def _set(tree: Mapping, keys: list[str], value: Any, flag: str, folder: Path, overrides: dict[str, Any]) -> None:
     key, *rest = keys
+    value = value if rest else _in_kind(tree.get(key), value)
     added = _is_table(tree) and (key in overrides or (isinstance(value, Mapping) and not rest))
     if not added:
         _check_known(tree, key, flag, folder)
@@ -118,13 +121,25 @@ def _check_value(node: Any, value: Any, flag: str, *, null_is_single: bool = Fal
         raise ValueError(f"--{flag} {value}: must be a text; {quoted(value)}")
 
 
+def _in_kind(node: Any, value: Any) -> Any:
+    """Return a value with whole numbers for floats such as `1e6` in it, but for those that replace a float, so that
+    `--warmup_steps 1e3` and `--sources.a.limit 1e6` build what `1000` and `1000000` do."""
+    if isinstance(value, Mapping) and not tag_of(value):
+        inner = node if isinstance(node, Mapping) else {}
+        return {key: _in_kind(inner.get(key), each) for key, each in value.items()}
+    if isinstance(value, list) and not tag_of(value):
+        floats = isinstance(node, list) and any(isinstance(each, float) for each in node)
+        return value if floats else [_in_kind(None, each) for each in value]
+    return value if isinstance(node, float | str) else as_whole(value)
+
+
 def _like(number: int | float) -> Range:
     """Return the numbers of the kind of a file's own: a whole number is replaced by a whole one, a positive one by one
     that is not negative."""
     whole = isinstance(number, int)
     if number > 0:
-        return FROM_ZERO if whole else NOT_NEGATIVE
-    return Range(-LARGEST, whole=True) if whole else Range()
+        return _WHOLE if whole else NOT_NEGATIVE
+    return Range(-_WHOLE.high, _WHOLE.high, whole=True) if whole else Range()
 
 
 def _check_list(node: list, value: Any, flag: str) -> None:

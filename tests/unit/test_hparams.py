@@ -92,6 +92,21 @@ def test_switches_numbers_and_nothing_are_read(recipe):
     assert load(recipe, "--use_noise=true")["use_noise"] is True
 
 
+@pytest.mark.parametrize(
+    ("flag", "text", "number"),
+    [
+        ("seed", "1e3", 1000), ("seed", "3000000000", 3000000000), ("codec.size", "4.0", 4), ("use", "1e3", 1000),
+        ("lr", "1e3", 1000.0), ("optim", "{lr: 2e0, betas: [1.0, 0.5]}", {"lr": 2, "betas": [1.0, 0.5]}),
+    ],
+)  # fmt: skip
+def test_a_float_without_a_fraction_is_a_whole_number_where_no_float_stands(recipe, tmp_path, flag, text, number):
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(placeholder="data") + "use: null\n")
+    found = load(recipe, f"--{flag}", text)
+    value = found["codec"].size if flag == "codec.size" else found[flag]
+    assert value == number and type(value) is type(number)
+    assert refused(recipe, "--seed", "1.5") == "--seed 1.5: must be a whole number, 0 or more and at most 4294967295"
+
+
 def test_a_packaged_file_may_be_replaced(recipe):
     assert load(recipe, "--codec", "file")["codec"].inner.endswith("omnikit/a/b")
     assert load(recipe, "--codec", "file", "--codec.inner", "mine")["codec"].inner == "mine"
@@ -225,6 +240,11 @@ def test_command_line_knows_exact_run_options_only():
 
 def test_checkpoints_may_be_less_than_a_minute_apart():
     assert split_command_line(["r.yaml", "--ckpt_interval_minutes", "0.02"])[1] == {"ckpt_interval_minutes": 0.02}
+
+
+def test_run_options_take_whole_numbers_as_1e3():
+    value = split_command_line(["r.yaml", "--debug_batches", "1e3"])[1]["debug_batches"]
+    assert value == 1000 and isinstance(value, int)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,10 @@ def test_it_builds_and_its_options_are_arguments(kind, name):
         assert build_part(kind, name, **listed) is not None
 
 
+def test_a_backbones_base_of_rotation_is_no_whole_number():
+    assert pick("llm", "qwen2_0.5b", **{"config.rope_theta": 12345.5})["config"]["rope_theta"] == 12345.5
+
+
 def test_there_is_a_choice_of_every_kind():
     assert {kind for kind, _ in NAMES} == set(KINDS)
 

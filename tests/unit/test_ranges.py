@@ -23,6 +23,8 @@ SHARE = Range(0, 1, above=True, null=True)
         (COUNT, None, "must be a whole number, 1 or more"),
         (COUNT, 2**31, "must be at most 2147483647"),
         (COUNT, math.nan, "must be a whole number, 1 or more"),
+        (SEED, 2**32 - 1, ""),
+        (SEED, 2**32, "must be at most 4294967295"),
         (SEED, -1, "must be 0 or more and at most 4294967295"),
         (SHARE, None, ""),
         (SHARE, 1, ""),
@@ -54,6 +56,7 @@ def test_messages_name_flag_and_value():
 
 def test_arguments_of_scripts_are_converted():
     assert COUNT("3") == 3 and Range(0)("0.5") == 0.5
+    assert COUNT("1e3") == 1000 and isinstance(COUNT("1e3"), int)
     for text in ("0", "1.5", "x", "nan"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"^{text}: must be"):
             COUNT(text)

@@ -25,6 +25,7 @@ from omnikit.data.rows import Row, read_manifest
 from omnikit.data.samples import make_dataset
 from omnikit.data.shards import Item, Remark
 from omnikit.data.sources import read_sources
+from omnikit.data.tables import malformed_rows
 from omnikit.data.tokenize import Parts, tokenize
 from omnikit.llms.tokenizers import SentencePieceTokenizer
 from omnikit.tasks import TASKS
@@ -33,6 +34,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "data.md"
 WAV = sound(0.1)
 ACCEPTED = (
     ("id", "a", "a"), ("id", 7, "7"), ("duration", 2, 2.0), ("duration", "1.5", 1.5), ("duration", 0, 0.0),
+    ("duration", float("nan"), None), ("frames", float("nan"), None),
     ("t1", "x", "x"), ("t2", 4, "4"), ("speaker", 19, "19"), ("accepted", "a|b| ", ["a", "b"]),
     ("accepted", ["a", 4, None, ""], ["a", "4"]), ("a1", "x.wav", "x.wav"), ("a1", b"RIFF", b"RIFF"), ("a1", " ", None),
     ("a1", {"bytes": b"RIFF", "path": "x.wav"}, b"RIFF"), ("a1", {"bytes": None, "path": "x.wav"}, "x.wav"),
@@ -161,7 +163,7 @@ def unchecked(texts: list[bytes]) -> pa.Array:
 
 BAD_ROWS: dict[str, tuple[pa.Array, str]] = {
     "id": (pa.array(["a", None, "c"]), "m.parquet: row number 2: id None is no text (not blank) or whole number"),
-    "duration": (pa.array([1.0, float("nan"), 0.0]), "row number 2: row 'b': duration nan is no number"),
+    "duration": (pa.array([float("nan"), -1.0, 0.0]), "row number 2: row 'b': duration -1.0 is no number"),
     "t2": (unchecked([b"x", b"\xff", b"y"]), r"row number 2: row 'b': t2 '\udcff' is no text in UTF-8"),
     "a1": (pa.array(["a.wav", "b" * 300, None]), "row number 2: row 'b': a1 'bbb"),
     "codes": (pa.array([[[1, 2]], [[1], [2, 3]], None]), "row number 2: row 'b': codes [[1], [2, 3]] is no lists of"),
@@ -190,6 +192,8 @@ LINES = {
                ("m.json: row 'b': t1 [] is no text", "m.json: row 'c': 5 is no object of fields")),
     "m.jsonl": ('{"id": "a", "t1": "x"}\n{"id": "b", "t1": "x", "t1": "y"}\n{"id": "c"\n{"id": "d", "t1": "w"}',
                 ("m.jsonl: line 2 cannot be read (the key 't1' is given twice)", "m.jsonl: line 3 cannot be read (")),
+    "quotes.csv": ('ID,t1\na,"x, ""y"""\nb,"Yes" he said\nc,"No" they said\nd,"z\nz"',
+                   ("quotes.csv: line 3 cannot be read (", "quotes.csv: line 4 cannot be read (")),
 }  # fmt: skip
 
 
@@ -211,10 +215,13 @@ WHOLE_FILES = {
     "clash.csv": ("ID,t1,wrd\na,x,y\n", "column 't1' and 'wrd' both hold t1"),
     "twice.csv": ("ID,t1,t1\na,x,y\n", "column 't1' is given twice"),
     "quote.csv": ('ID,t1\na,"x\nb,y\n', "line 3: not CSV (unexpected end of data)"),
+    "last_quote.csv": ('ID,t1\nb,y\na,"x', "line 3: not CSV (unexpected end of data)"),
+    "other_quote.csv": ('ID,t1\na,"x\nb,"y"\n', "line 3: not CSV ("),
     "utf16.csv": ("ID,t1\na,x\n".encode("utf-16"), "not a CSV file in UTF-8"),
     "id_twice.json": ('{"a": {"t1": "x"}, "a": {"t1": "y"}}', "the key 'a' is given twice"),
     "field_twice.json": ('{"a": {"t1": "x", "t1": "y"}}', "the key 't1' is given twice"),
     "named_twice.json": ('{"a": {"t1": "x", "key": "b"}}', "'id' and 'key' both hold id"),
+    "id_differs.json": ('{"a": {"t1": "x", "id": "b"}}', "row 'a': its field 'id' is 'b'; keep one of the two"),
     "lines.json": ('{"id": "a"}\n{"id": "b"}', "a file with an object in each line is called .jsonl"),
     "deep.json": ("[" * 100000, "nested too deeply"),
     "latin.jsonl": ('{"id": "a", "t1": "é"}'.encode("latin-1"), "line 1: not UTF-8"),
@@ -259,6 +266,39 @@ def test_shards_that_are_no_one_table_are_refused(second: dict, message: str, tm
     for read in (lambda: read_manifest(tmp_path, tmp_path / "cache"), lambda: read_parts(tmp_path, 10)):
         with pytest.raises(ValueError, match=message):
             read()
+
+
+ALIKE = {
+    "null": ({"t2": pa.nulls(1)}, {"t2": ["y"]}, [None, "y"]),
+    "later null": ({"t2": ["y"]}, {"t2": pa.nulls(1)}, ["y", None]),
+    "ignored": ({"t2": ["x"]}, {"t2": ["y"], "__index_level_0__": [4]}, ["x", "y"]),
+    "ignored before": ({"t2": ["x"], "a": [4]}, {"t2": ["y"], "a": ["z"]}, ["x", "y"]),
+    "missing later": ({"t2": ["x"], "other": [1]}, {"other": [2]}, ["x", None]),
+    "large": ({"t2": ["x"]}, {"t2": pa.array(["y"], pa.large_string())}, ["x", "y"]),
+    "dictionary": ({"t2": ["x"]}, {"t2": pa.array(["y"]).dictionary_encode()}, ["x", "y"]),
+    "view": ({"t2": pa.array(["x"], pa.string_view())}, {"t2": ["y"]}, ["x", "y"]),
+    "whole": ({"duration": [1]}, {"duration": [1.5]}, [1.0, 1.5]),
+    "short": ({"id": pa.array([1], pa.int32())}, {"id": pa.array([2], pa.int64())}, ["1", "2"]),
+    "lists": (
+        {"accepted": pa.array([["x"]], pa.large_list(pa.large_string()))}, {"accepted": [["y"]]}, [("x",), ("y",)],
+    ),
+    "bytes": ({"a1": pa.array([WAV], pa.binary_view())}, {"a1": pa.array([WAV], pa.large_binary())}, [WAV, WAV]),
+    "sounds": ({"a1": [{"bytes": WAV, "path": None}]}, {"a1": [{"path": "x.wav", "bytes": WAV}]}, [WAV, WAV]),
+    "first sound null": ({"a1": pa.nulls(1)}, {"a1": [{"bytes": WAV, "path": "x.wav"}]}, [None, WAV]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_shards_of_one_table_may_be_stored_differently(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    *shards, expected = ALIKE[name]
+    for number, columns in enumerate(shards):
+        table = pa.table({"id": [str(number)], "t1": ["x"], **columns})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    rows, items = everywhere(tmp_path, tmp_path, monkeypatch)
+    field = next(iter(shards[0]))
+    found = [getattr(row, field) for row in rows]
+    assert [each.source if field == "a1" and each else each for each in found] == expected
+    assert len(items) == 2
 
 
 def test_tables_without_rows_are_empty_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -318,6 +358,28 @@ def test_a_batch_job_counts_malformed_entries(run, saved, tmp_path: Path):
     assert status == 0 and "0 of 1 done, skipped: 1 malformed (such as m.jsonl: line 2: row '2': txt []" in err
     (line,) = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "1" and json.loads(line)["skipped"].startswith("missing")
+
+
+def test_objects_may_repeat_their_key_as_id(tmp_path: Path):
+    entries = {"a": {"id": "a", "t1": "x"}, "7": {"ID": 7, "t1": "y"}, "c": {"t1": "z", "duration": float("nan")}}
+    (tmp_path / "m.json").write_text(json.dumps(entries))
+    rows = read_manifest(tmp_path / "m.json")
+    assert [(row.id, row.t1) for row in rows] == [("a", "x"), ("7", "y"), ("c", "z")]
+    assert not rows.skipped and rows[2].duration is None
+
+
+def test_ids_of_any_script_are_tested_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Blank ones alone are looked at row by row."""
+    looked_at = []
+
+    def counted(name: str, value: Any, field: str) -> Any:
+        looked_at.append(value)
+        return converted(name, value, field)
+
+    monkeypatch.setattr("omnikit.data.tables.converted", counted)
+    blank = ["\u2003\u3000", "\x1c", "\x85", "", None]
+    table = pa.table({"id": ["北京", "é", "Ω7", "🎧", "\u2003ж", *blank]})
+    assert sorted(malformed_rows(table, {"id": "id"})) == [5, 6, 7, 8, 9] and looked_at == blank
 
 
 def test_codes_are_those_of_the_list(tmp_path: Path):

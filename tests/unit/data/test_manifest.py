@@ -172,7 +172,7 @@ def test_a_full_disk_under_the_cache_is_told(tmp_path: Path, monkeypatch: pytest
     path = write(tmp_path / "m.parquet", rows("a.wav"))
     for error in (OSError(errno.ENOSPC, "No space left"), OSError("Not enough disk space. Needed: 9 GB")):
 
-        def full(files, cache_dir, error=error):
+        def full(files, *, error=error, **options):
             raise DatasetGenerationError("An error occurred") from error
 
         with monkeypatch.context() as patch:
