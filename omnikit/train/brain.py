@@ -170,9 +170,9 @@ class OmniBrain(GuardedBrain):
         self._report(figures, epoch)
         self.save_epoch({"loss": figures["loss"]}, num_to_keep=1, keep_recent=True)
 
-    def _skip(self, why: str) -> None:
+    def _skip(self, bad_loss: bool) -> None:
         self.progress.skipped += 1
-        super()._skip(why)
+        super()._skip(bad_loss)
 
     def _save_intra_epoch_ckpt(self) -> None:
         self.progress.sums.gather()

@@ -106,7 +106,7 @@ class GuardedBrain(sb.Brain):
         norm = torch.nn.utils.clip_grad_norm_(weights, self.max_grad_norm if self.max_grad_norm > 0 else math.inf)
         bad_loss, bad_gradient, self.signal = self._agree(norm)
         if bad_loss or (bad_gradient and not self._overflowed()):
-            self._skip("the loss is not finite or far too large" if bad_loss else "a gradient is not finite")
+            self._skip(bool(bad_loss))
         else:
             self.scaler.step(self.optimizer)
             self.in_a_row *= bad_gradient  # float16's scaler has skipped a step with one
@@ -194,10 +194,13 @@ class GuardedBrain(sb.Brain):
         step by itself."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
-    def _skip(self, why: str) -> None:
+    def _skip(self, bad_loss: bool) -> None:
+        """Count a step that is not taken, and name the entries of the batches with an unusable loss; of all batches
+        where it is a gradient that is not finite."""
         self.in_a_row += 1
-        unusable = [ids for ids, bad in self.batches if bad] or [ids for ids, _ in self.batches]
+        unusable = [ids for ids, bad in self.batches if bad or not bad_loss]
         entries = [str(name) for ids in _of_all_processes(unusable) for name in ids]
+        why = "the loss is not finite or far too large" if bad_loss else "a gradient is not finite"
         if if_main_process():
             logger.warning(
                 "optimiser step %d skipped (%d in a row): %s; entries: %s",

@@ -29,14 +29,19 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._note)
+                self.before[number] = signal.signal(number, self.note)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal, as the handler that Python calls.
+
+        Raises:
+            Stopped: it is the second one.
+        """
         if self.signal and time.monotonic() - self.came < _ONE:
             return
         if self.signal:

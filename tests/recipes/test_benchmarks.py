@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 
+@pytest.mark.long
 def test_fewer_bits_of_a_system(run, untrained, data, tmp_path, monkeypatch):
     pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
