@@ -19,10 +19,10 @@ demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash egs/mini/demo.sh $(if $(DEVICE),--device $(DEVICE))
 
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) -m "not long"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not long"
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
