@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from omnikit.data.content import Content, digest_of
 from omnikit.data.ledger import open_ledger
-from omnikit.errors import one_line
+from omnikit.errors import Unwritable, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def lay_out(
         cause = error.__cause__ or error
         if not isinstance(cause, OSError):
             raise
-        raise ValueError(f"{folder}: {which} cannot be laid out there ({one_line(cause)})") from None
+        raise Unwritable(folder, f"({which} is laid out there: {one_line(cause)})") from None
 
 
 def _version(files: Sequence[Path], folder: Path, which: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from omnikit.data.columns import COLUMNS, Malformed, checked, fields_named, row_called, shortened, typed
 from omnikit.data.manifest import ENDINGS
 from omnikit.data.shards import Item, Remark
-from omnikit.errors import one_line
+from omnikit.errors import Unwritable, one_line
 
 DELIMITERS = ",;\t"
 """Between the cells of a CSV file; spreadsheets write all three."""
@@ -58,6 +58,8 @@ def about(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         kind = path.suffix[1:].upper()
         raise ValueError(f"manifest {path}: not a {kind} file in UTF-8 ({one_line(error)})") from None
+    except Unwritable:  # a cache is, which is not about the manifest
+        raise
     except ValueError as error:
         raise ValueError(f"manifest {path}: {error}") from None
 

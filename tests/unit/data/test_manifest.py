@@ -177,7 +177,8 @@ def test_a_full_disk_under_the_cache_is_told(tmp_path: Path, monkeypatch: pytest
 
         with monkeypatch.context() as patch:
             patch.setattr(Dataset, "from_parquet", full)
-            with pytest.raises(ValueError, match=r"cache: .*m.parquet cannot be laid out there \((No|Not enough|.*28)"):
+            words = r"cache: cannot be written \(.*m.parquet is laid out there: (No|Not enough|.*28)"
+            with pytest.raises(ValueError, match=words):
                 read_manifest(path, tmp_path / "cache")
     assert len(read_manifest(path, tmp_path / "cache")) == 3
 
