@@ -59,7 +59,7 @@ _LAYOUTS = {
 
 
 def announced(peek: Peek, size: int) -> Announced | None:
-    """What a file of `size` bytes announces; None for a format without such a field, or a damaged header."""
+    """Read the sizes that a header announces for a file of `size` bytes; None if it has no such field or is damaged."""
     head = peek(0, 16)
     if head[:4] == b".snd" and len(head) >= 12:
         begin, told = struct.unpack(">II", head[4:12])

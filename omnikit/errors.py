@@ -24,7 +24,7 @@ CLOSED = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "invalid buffer size")
 """What torch says in a RuntimeError where a number asks for more memory than there is."""
-_TORCH_WRITES = ("PytorchStreamWriter", "unexpected pos")
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos")
 """What torch.save says in a RuntimeError where the disk is full."""
 
 
@@ -94,7 +94,7 @@ def _drop_output() -> None:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A script's arguments; what is wrong with them is a `ValueError`, for `bad_input_exits`, in place of the usage."""
+    """Parse a script's arguments; a wrong one raises a `ValueError`, which `bad_input_exits` prints in one line."""
 
     def __init__(self, **options: Any):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
@@ -157,7 +157,7 @@ def full_disk_names(folder: str | Path) -> Iterator[None]:
             raise
         raise unwritable(folder, error) from None
     except RuntimeError as error:
-        if not any(mark in str(error) for mark in _TORCH_WRITES):
+        if not any(mark in str(error) for mark in TORCH_CANNOT_WRITE):
             raise
         raise unwritable(folder, OSError(errno.ENOSPC, "")) from None
     finally:

@@ -189,7 +189,7 @@ class _Recording:
         return self.told.begin + self.expected * self.channels * width <= self.size and self.stream.end_is_there()
 
     def announced_sound(self, limit: float) -> Sound:
-        """What the header says, without decoding.
+        """Return length, rate and channels by the header alone, without decoding.
 
         Raises:
             Unusable: it is too long.
@@ -242,7 +242,7 @@ class _Recording:
             self.stream = self._open(View(file, size, ((index.place, bytes(4)),), ENDLESS))
 
     def _blocks(self) -> Iterator[np.ndarray]:
-        """Samples [n, channels], n > 0; never beyond the announced length, where libFLAC would run into a tag."""
+        """Yield decoded samples [n, channels], n > 0, up to the announced length: libFLAC would run into a tag."""
         size = _MP3_BLOCK if self.is_mp3 else max(1, _BLOCK // self.channels)
         left = math.inf if self.is_mp3 or not self.expected else self.expected
         while left and len(block := self.stream.read(int(min(size, left)), dtype="float32", always_2d=True)):
@@ -281,7 +281,7 @@ class _Recording:
         raise Unusable("too long", f"{self.name}: {message}")
 
     def _most(self, limit: float) -> float:
-        """Samples of each channel that are decoded at most."""
+        """Return how many samples of each channel are decoded at most."""
         return min(limit * self.rate, MOST_VALUES / self.channels)
 
     def _lacking(self, frames: int, failure: str | None) -> str:
@@ -298,7 +298,7 @@ class _Recording:
 
 
 class _Tally:
-    """What the blocks of a recording show together."""
+    """Collects peak, power and finiteness over the decoded blocks of a recording, for its notes."""
 
     def __init__(self, channels: int):
         self.channels, self.frames, self.full, self.peak = channels, 0, 0, 0.0
@@ -306,7 +306,7 @@ class _Tally:
         self.finite = True
 
     def add(self, block: np.ndarray) -> np.ndarray:
-        """Samples [n, channels] -> their mean [n]."""
+        """Add a block of samples [n, channels] and return its mix-down [n]."""
         self.frames += len(block)
         low, high = float(block.min()), float(block.max())
         if max(-low, high) >= _FULL_SCALE:

@@ -175,7 +175,7 @@ def refuse_not_finite(tensors: Stored, where: str | Path) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """By the smallest and the largest number, which are found in one pass and without a tensor of its size."""
+    """Return whether a tensor holds neither NaN nor infinity, judged in one pass by its smallest and largest number."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch cannot compare numbers of 8 bits

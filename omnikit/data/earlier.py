@@ -45,7 +45,7 @@ class Earlier:
         return cls(path, made_by, computed, note[RECORDINGS] if usable else {})
 
     def new_note(self) -> dict[str, Any]:
-        """What is noted of the new shard, still without digests; nothing where no field follows from recordings."""
+        """Return the note of the new shard, still without digests; empty where no field is computed from recordings."""
         return {MADE_BY: self.made_by, RECORDINGS: {}} if self.computed else {}
 
     def fill(self, items: Sequence[Item], digests: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from omnikit.reader import Source, Unusable, measure
 
 @dataclass(frozen=True)
 class Recording:
-    """What a check found."""
+    """Result of checking a recording: its length and format, or the reason for leaving it out."""
 
     problem: str | None = None  # a key of `shards.REASONS`: why the recording is left out
     seconds: float = 0.0

@@ -79,7 +79,7 @@ class Clip:
         return check_recording(self.source, self.name, max_seconds=max_seconds)
 
     def content(self) -> Content:
-        """Return what the caches know the recording by."""
+        """Return the file or the embedded bytes by which caches recognise the recording."""
         if self.path is not None:
             return Content.of_file(self.path)
         fixed = bool(self.version)
@@ -279,7 +279,7 @@ class _Clips:
 
     @property
     def columns(self) -> set[str]:
-        """Those that hold bytes."""
+        """Names of the columns that hold the bytes of sound files."""
         return {column for _, column, _ in self.inside.values()}
 
     def paths_named(self, fields: dict[str, Any]) -> dict[str, Any]:

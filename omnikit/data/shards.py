@@ -62,7 +62,7 @@ class Remark:
     reason: str
     example: str
     detail: str = ""
-    """What is wrong with it in particular, in one line; "" = what `REASONS` says."""
+    """The fault of this very recording or entry in one line; "" = there is no more to say than `REASONS` does."""
 
 
 @dataclass(frozen=True)

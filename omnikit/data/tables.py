@@ -266,5 +266,5 @@ def _valid(chunk: pa.Array) -> np.ndarray:
 
 
 def _true(condition: pa.Array) -> np.ndarray:
-    """Where a condition holds [rows], bool; not where it is null."""
+    """Return a mask [rows] of the rows where a condition is true; null counts as false."""
     return pc.fill_null(condition, False).to_numpy(zero_copy_only=False)

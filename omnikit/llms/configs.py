@@ -52,7 +52,7 @@ def published_numbers(path: str | None, model_type: str) -> dict[str, Any]:
 
 
 def _without_places(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """What describes a network: no names of files and repositories, which a checkpoint may not have."""
+    """Return the numbers of a configuration without names of files and hubs, which a checkpoint may not have."""
     kept = {
         key: _without_places(value) if isinstance(value, Mapping) else value
         for key, value in numbers.items()

@@ -74,7 +74,9 @@ class Losses(nn.Module):
 
 
 class OmniBrain(GuardedBrain):
-    """Its only module is `losses`, a `Losses`. Under torchrun each process has its own batches.
+    """Trains an OmniLM by next-token cross-entropy per stream, with warm-up, a cosine schedule and task-mixed batches.
+
+    Its only module is `losses`, a `Losses`. Under torchrun each process has its own batches.
 
     What is frozen must be so before: processes share, and the optimiser gets, what needs gradients.
 

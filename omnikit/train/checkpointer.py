@@ -15,7 +15,7 @@ import yaml
 from speechbrain.utils.checkpoints import CKPT_PREFIX, METAFNAME, PARAMFILE_EXT, Checkpoint, Checkpointer, ckpt_recency
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
 
-from omnikit.errors import one_line, writing
+from omnikit.errors import TORCH_CANNOT_WRITE, one_line, writing
 from omnikit.train.sums import SUMS, find_damage, find_unreadable, flush_folder, write_sums
 from omnikit.weights import refuse_not_finite
 
@@ -25,7 +25,6 @@ KEPT = 2
 """The newest checkpoints that are never deleted: when one turns out to be damaged, another is there."""
 UNFINISHED = "unfinished-"
 """What the name of a folder begins with while it is being written or deleted."""
-_TORCH_CANNOT_WRITE = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of torch.save on a full disk
 
 
 class WholeCheckpointer(Checkpointer):
@@ -125,7 +124,7 @@ class WholeCheckpointer(Checkpointer):
                 try:
                     yield
                 except RuntimeError as error:
-                    if not any(word in str(error) for word in _TORCH_CANNOT_WRITE):
+                    if not any(word in str(error) for word in TORCH_CANNOT_WRITE):
                         raise
                     free = shutil.disk_usage(self.checkpoints_dir).free / 1e6
                     raise OSError(f"{one_line(error)}; {free:.1f} MB are free") from None

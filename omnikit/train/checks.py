@@ -62,7 +62,7 @@ ENCODER_RANGES = {
 
 
 def check_encoder(tree: Mapping[str, Any]) -> None:
-    """Check the values of the recipe of `omnikit.train.encoder`, see `omnikit.hparams.load_recipe`.
+    """Check the values of a recipe that trains an encoder by CTC, before anything is built.
 
     Raises:
         ValueError: a value of the wrong kind or outside its range.

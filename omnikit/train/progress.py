@@ -61,7 +61,7 @@ class StreamSums:
 
 @register_checkpoint_hooks
 class EpochProgress:
-    """What an epoch's training figures are computed from: loss sums, seconds, skipped optimiser steps."""
+    """Holds the loss sums, seconds and skipped optimiser steps from which an epoch's training figures are computed."""
 
     def __init__(self, streams: int):
         self.streams = streams

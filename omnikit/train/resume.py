@@ -26,7 +26,7 @@ _SAMPLED_IDS = 4096
 
 @register_checkpoint_hooks
 class RunIdentity:
-    """What a run trains and how, saved with each of its checkpoints.
+    """Describes what a run trains and with which settings; saved with each of its checkpoints.
 
     Args:
         recipe: what the command line describes.
