@@ -10,12 +10,14 @@ mentions two codecs does not load two.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from omnikit.streaming import EXACT, DecodeStream
+from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, SeparateStreams
 
 
 class Part(nn.Module):
@@ -174,6 +176,14 @@ class Codec(Part, ABC):
             ValueError: no such mode.
         """
 
+    def streams(self, mode: str = EXACT) -> DecodeStreams:
+        """Streaming decodings that begin and end at different times, in one of `omnikit.streaming.MODES`.
+
+        Raises:
+            ValueError: no such mode.
+        """
+        return SeparateStreams(self, mode)
+
     def check_codes(self, codes: Tensor) -> None:
         """Refuse anything but [B, K, T] codes inside the codebook."""
         if codes.dim() != 3 or codes.shape[1] != self.num_codebooks:
@@ -210,6 +220,106 @@ class Pattern(ABC):
     @abstractmethod
     def deinterleave(self, steps: Tensor) -> Tensor:
         """A prefix of steps [B, S - 1, L] -> the frames that it completes [B, K, T']."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Normed hidden states, which the heads read."""
+
+    text: Tensor  # [..., D]
+    audio: Tensor  # [..., D]
+
+
+class Engine(ABC):
+    """Computes hidden states and logits while answers are generated. Sequences are kept in `Slots`.
+
+    Several `Slots` may be open over one engine, each used by one thread at a time.
+    """
+
+    weight_bytes: float
+    """Bytes that one weight of the backbone takes in memory, for comparing a decode step with the memory's speed."""
+
+    @abstractmethod
+    def open(self, capacity: int) -> Slots:
+        """Return empty slots for at most `capacity` sequences."""
+
+    @abstractmethod
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [R, D] -> logits over the text stream's ids [R, V]."""
+
+    @abstractmethod
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [R, D] -> logits over the ids of all audio streams side by side [R, sum of their V]."""
+
+
+class Prefill(ABC):
+    """Prompts on their way through the model; they join the running batch when none of their positions is left."""
+
+    left: int
+    """Positions that are still to be computed, the sum over all prompts."""
+
+    @abstractmethod
+    def advance(self, positions: int) -> None:
+        """Compute further positions of every prompt, at most `positions` in all but at least one of each."""
+
+
+class Slots(ABC):
+    """The sequences of a running batch: slot i, for 0 <= i < `len(self)`, holds the keys and values of one sequence.
+
+    A sequence's position p is always its own p-th one, whoever its neighbours are.
+    """
+
+    capacity: int
+    """Sequences that there is room for."""
+    lengths: list[int]
+    """Positions that each sequence has so far; `len(self)` is the length of this list."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @abstractmethod
+    def prefill(self, prompts: Sequence[Tensor]) -> Prefill:
+        """Begin some prompts, each embeddings [L_i, D] with L_i > 0, outside of the running batch."""
+
+    @abstractmethod
+    def admit(self, prefill: Prefill) -> None:
+        """Append the sequences of a prefill that has nothing left, in their order, as the last slots."""
+
+    @abstractmethod
+    def advance(self, embeddings: Tensor) -> Hidden:
+        """One further position of every sequence: embeddings [R, D], R = `len(self)` -> hidden states [R, D] each."""
+
+    def step(
+        self, embed: Callable[[int], Tensor], choose: Callable[[Hidden], None], variant: tuple[Any, ...] = ()
+    ) -> None:
+        """One decode step: `choose(advance(embed(R)))`.
+
+        An engine may record all of it as one graph and replay that from then on. So both functions read and write
+        tensors that stay at their places in memory, never ask the device for a value, and work for any number of rows
+        from `len(self)` to `capacity`.
+
+        Args:
+            embed: number of rows -> what each is fed [rows, D].
+            choose: reads the hidden states [rows, D] and writes the next tokens.
+            variant: equal for steps in which both functions do the same operations on the same tensors.
+        """
+        choose(self.advance(embed(len(self))))
+
+    @abstractmethod
+    def copy(self, slot: int) -> None:
+        """Append a copy of a sequence as the last slot."""
+
+    @abstractmethod
+    def crop(self, slot: int, length: int) -> None:
+        """Forget all positions of a sequence but the first `length`.
+
+        Raises:
+            ValueError: its cache cannot be cropped.
+        """
+
+    @abstractmethod
+    def release(self, slot: int) -> None:
+        """Drop a sequence; the last slot takes its number."""
 
 
 def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:

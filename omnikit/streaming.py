@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,3 +55,48 @@ class FramewiseStream(DecodeStream):
 
     def finish(self) -> Tensor:
         return torch.zeros(self.batch_size, 0)
+
+
+class DecodeStreams(ABC):
+    """Streaming decodings of one codec that begin and end at different times; what is due in all of them is decoded
+    together. Each gives the samples that it would give alone. Used by one thread at a time."""
+
+    @abstractmethod
+    def open(self) -> int:
+        """Begin a stream and return its number."""
+
+    @abstractmethod
+    def push(self, codes: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Decode further frames of some streams: number -> codes [K, t], t > 0 and perhaps different in each -> number
+        -> the samples that can be given now [n], on the codec's device; n may be 0."""
+
+    @abstractmethod
+    def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:
+        """End some streams: number -> the samples still due [n]."""
+
+    @abstractmethod
+    def drop(self, stream: int) -> None:
+        """Forget a stream whose remaining samples nobody wants."""
+
+
+class SeparateStreams(DecodeStreams):
+    """For a codec without a way to decode several streams together: each is decoded by itself."""
+
+    def __init__(self, codec: Codec, mode: str = EXACT):
+        check_mode(mode)
+        self.codec, self.mode, self.opened = codec, mode, 0
+        self.streams: dict[int, DecodeStream] = {}
+
+    def open(self) -> int:
+        self.opened += 1
+        self.streams[self.opened] = self.codec.stream(mode=self.mode)
+        return self.opened
+
+    def push(self, codes: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        return {number: self.streams[number].push(frames[None])[0] for number, frames in codes.items()}
+
+    def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:
+        return {number: self.streams.pop(number).finish()[0] for number in streams}
+
+    def drop(self, stream: int) -> None:
+        del self.streams[stream]
