@@ -167,9 +167,8 @@ class Job:
         rows = [row for row in self.rows if row.id not in finished]
         counts = Counts(rows=len(self.rows), kept=len(self.rows) - len(rows), others=self.others)
         counts.skipped.update(self.unread)
-        how = {"decoding": omni.decoding, "strategy": omni.strategy, "engine": omni.engine}
         found = each_reply(
-            by_model(omni.model, self.task, **how), self.task, rows, batch_size=self.batch_size,
+            by_model(omni.decoder.of_capacity(self.batch_size), self.task), self.task, rows, batch_size=self.batch_size,
             title=self.task.name, quiet=self.share.rank > 0, max_seconds=MAX_SECONDS,
         )  # fmt: skip
         with closing(found):  # the progress bar ends before an error is told

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from omnikit.api import Omni
 from omnikit.audio import MAX_SECONDS
 from omnikit.bench_table import Figures
-from omnikit.generate import Question, generate
+from omnikit.generate import Question
+from omnikit.generate.prompts import encode
 from omnikit.model import OmniLM
 from omnikit.ranges import Range
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
@@ -77,17 +78,17 @@ def measure(omni: Omni, plan: Plan) -> Figures:
     model, wav = omni.model, noise(omni.model, plan)
     omni = _lasting(omni, model.pattern.num_steps(plan.frames))
     _real_time_factor(omni, wav)  # warms up what the others need, such as the codec for pieces of every size
-    asked = omni.hear(wav)
+    asked = Question(features=_encode(model, wav))
     figures = {
-        "encode": timed(lambda: omni.hear(wav), plan.repeats, model.device),
-        "prefill": [_decode(omni, [asked] * plan.streams, 1, PARALLEL).taken[0] for _ in range(plan.repeats)],
+        "encode": timed(lambda: _encode(model, wav), plan.repeats, model.device),
+        "prefill": [_decode(omni, [asked] * plan.streams, 1, PARALLEL)[0] for _ in range(plan.repeats)],
         "step": _step_times(omni, plan, PARALLEL),
         "step_batch_parallel": _step_times(omni, plan, BATCH_PARALLEL),
         "codec": timed(_codec_pusher(model), plan.repeats, model.device),
         "first_sound": timed(lambda: _first_sound(omni, wav), plan.repeats, model.device),
         "real_time_factor": [_real_time_factor(omni, wav) for _ in range(plan.answers)],
     }
-    weight_bytes = (omni.engine or model).weight_bytes
+    weight_bytes = omni.decoder.engine.weight_bytes
     return {**figures, **memory_figures(weight_bytes * weights_per_step(model), figures["step"], plan, model.device)}
 
 
@@ -100,20 +101,34 @@ def noise(model: OmniLM, plan: Plan) -> Tensor:
 def _lasting(omni: Omni, steps: int) -> Omni:
     """The same system, whose answers last so many steps."""
     decoding = replace(omni.decoding, min_steps=steps, max_steps=steps, time_limit=None)
-    return Omni(omni.model, decoding=decoding, strategy=omni.strategy, engine=omni.engine)
+    return Omni(omni.model, decoding=decoding, strategy=omni.decoder.strategy, engine=omni.decoder.engine)
 
 
-def _decode(omni: Omni, asked: list[Question], steps: int, strategy: Strategy) -> Watched:
-    """The steps of answers of so many, without their sound."""
-    options = {"decoding": _lasting(omni, steps).decoding, "strategy": strategy, "engine": omni.engine}
-    return Watched(generate(omni.model, TASKS["A1A2"], asked, **options)).through()
+@torch.inference_mode()
+def _encode(model: OmniLM, wav: Tensor) -> Tensor:
+    """Waveform [N] -> encoder features [T, D]."""
+    return encode(model, [wav])[0]
+
+
+def _decode(omni: Omni, asked: list[Question], steps: int, strategy: Strategy) -> list[float]:
+    """Seconds of each decode step of so many answers, without their sound; those of the prompts are in the first."""
+    batch = omni.decoder.batch(len(asked) * len(strategy.text_only))
+    for question in asked:
+        decoding = _lasting(omni, steps).decoding
+        batch.submit(omni.decoder.request(TASKS["A1A2"], question, decoding=decoding, strategy=strategy))
+    taken = []
+    while batch.busy:
+        began = time.perf_counter()
+        batch.turn()
+        taken.append(time.perf_counter() - began)
+    return taken
 
 
 def _step_times(omni: Omni, plan: Plan, strategy: Strategy) -> list[float]:
     model = omni.model
     heard = plan.context - plan.steps // 2 - (AROUND_SPEECH + UNTIMED_STEPS - 1)
     asked = Question(features=torch.randn(heard * model.adapter.stride, model.encoder.dim))
-    return _decode(omni, [asked] * plan.streams, UNTIMED_STEPS + plan.steps, strategy).taken[UNTIMED_STEPS:]
+    return _decode(omni, [asked] * plan.streams, UNTIMED_STEPS + plan.steps, strategy)[UNTIMED_STEPS:]
 
 
 def _codec_pusher(model: OmniLM) -> Callable[[], Any]:

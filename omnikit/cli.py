@@ -42,7 +42,9 @@ Checkpoint = Annotated[
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda ..")]
 Engine = Annotated[
     str,
-    typer.Option(metavar="NAME", help="What computes the steps: torch, static, compiled, openvino (on CPUs, 8 bit)."),
+    typer.Option(
+        metavar="NAME", help="Computes the steps: auto, torch, static, compiled, openvino (on CPUs, 8 bit)."
+    ),
 ]
 Strategy = Annotated[
     str | None, typer.Option(metavar="NAME", help="How one question is decoded, a name in hparams/strategy.")
@@ -79,7 +81,7 @@ def ask(
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     strategy: Strategy = None,
-    engine: Engine = "torch",
+    engine: Engine = "auto",
     max_steps: MaxSteps = None,
     time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
@@ -121,7 +123,7 @@ def transcribe(
     output: Annotated[str | None, _output("Of one recording the text is printed")] = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
-    engine: Engine = "torch",
+    engine: Engine = "auto",
     max_steps: MaxSteps = None,
     time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
@@ -143,7 +145,7 @@ def speak(
     output: Annotated[str | None, _output(f"Where the speech goes; {SPEECH} if not given")] = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
-    engine: Engine = "torch",
+    engine: Engine = "auto",
     max_steps: MaxSteps = None,
     time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
@@ -170,7 +172,7 @@ def chat(
     text: Words,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
-    engine: Engine = "torch",
+    engine: Engine = "auto",
     max_steps: MaxSteps = None,
     time_limit: TimeLimit = None,
 ) -> None:
@@ -184,7 +186,7 @@ def bench(
     context: typer.Context,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
-    engine: Engine = "torch",
+    engine: Engine = "auto",
     dtype: Annotated[
         str, typer.Option(help="In which all engines but openvino compute: float32, bfloat16, float16.")
     ] = "float32",

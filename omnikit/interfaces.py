@@ -104,6 +104,8 @@ class Backbone(Part, ABC):
     tokenizer: Tokenizer
     embedding_std: float
     """Spread of the embeddings, which new rows start with, too."""
+    max_positions: int | None = None
+    """Positions that a prompt may have at most; None = no limit is known."""
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
@@ -126,7 +128,11 @@ class Backbone(Part, ABC):
 
     @abstractmethod
     def new_cache(self) -> Any:
-        """An empty key/value cache; `reorder_cache(rows)` keeps the rows named [B'], perhaps one of them twice."""
+        """Return an empty key/value cache.
+
+        Sequences are decoded in one batch where the cache shows its keys and values, see
+        `omnikit.key_values.can_join`; otherwise each is decoded by itself.
+        """
 
     @abstractmethod
     def blocks(self, n: int) -> nn.Module:

@@ -1,11 +1,15 @@
-"""How modules of transformers take a cache of keys and values."""
+"""Caches of keys and values: how modules of transformers take them, and which can be joined to a batch."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+from typing import Any
 
 from torch import nn
+
+_JOINING = ("DynamicLayer", "DynamicSlidingWindowLayer")
+"""Classes of transformers; another class of layer says so by an attribute `joins`."""
 
 
 def cache_argument(module: nn.Module) -> str:
@@ -17,3 +21,18 @@ def cache_argument(module: nn.Module) -> str:
 @functools.cache
 def _cache_argument(kind: type[nn.Module]) -> str:
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+
+def layers(cache: Any) -> list[Any]:
+    """Return the layers of a cache, those of all its parts one after another; empty where it does not show them."""
+    parts = [part for part in (cache.llm, cache.tts) if part is not None]
+    if any(not isinstance(getattr(part, "layers", None), list) for part in parts):
+        return []
+    return [layer for part in parts for layer in part.layers]
+
+
+def can_join(cache: Any) -> bool:
+    """Whether sequences of several caches can go on in one batch, and single ones leave it: every layer keeps keys and
+    values [B, G, C, E] of all positions, or of the last ones where it attends within a window, and nothing else."""
+    found = layers(cache)
+    return bool(found) and all(getattr(layer, "joins", type(layer).__name__ in _JOINING) for layer in found)

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Pattern
+from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Hidden, Pattern
 from omnikit.limits import check_count
 from omnikit.tokens import TokenLayout
 
@@ -24,14 +24,6 @@ PARTS = ("encoder", "adapter", "llm", "tts_adapter", "text_rows", "audio_rows", 
 """The modules of an OmniLM, as freezing and reporting name them."""
 FIXED = ("encoder", "codec")
 """Those that never train as parts of an OmniLM."""
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """Normed hidden states, what the heads read."""
-
-    text: Tensor  # [B, L, D]
-    audio: Tensor  # [B, L, D]
 
 
 @dataclass(frozen=True)
@@ -43,38 +35,12 @@ class Speech:
     starts: Tensor  # [B], the step at which each begins
 
 
+@dataclass
 class Cache:
     """Key/value caches of the backbone and the TTS adapter."""
 
-    def __init__(self, llm: Any, tts: Any):
-        self.llm, self.tts = llm, tts
-
-    def select(self, rows: Tensor) -> None:
-        """Row i of the next step goes on from row `rows[i]` [B'] of the last one."""
-        for cache in (self.llm, self.tts):
-            if cache is not None:
-                cache.reorder_cache(rows)
-
-
-class Engine(Protocol):
-    """What computes the steps of a model while it answers: the `OmniLM` itself, or one of `omnikit.engines`."""
-
-    weight_bytes: int
-    """What a weight that a step reads takes in memory."""
-
-    def __call__(
-        self, steps: Tensor, speech: Speech | None = None, *, positions: Tensor, mask: Tensor, cache: Any
-    ) -> Hidden:
-        """As `OmniLM.forward`."""
-
-    def new_cache(self) -> Any:
-        """An empty cache for decoding step by step; `select` as in `Cache`."""
-
-    def text_logits(self, hidden: Tensor) -> Tensor:
-        """Hidden [B, D] -> logits over the text stream's ids [B, V]."""
-
-    def audio_logits(self, hidden: Tensor) -> list[Tensor]:
-        """Hidden [B, D] -> logits over each audio stream's ids, S - 1 of [B, V_s]."""
+    llm: Any
+    tts: Any
 
 
 class Rows(nn.Module):
@@ -132,11 +98,6 @@ class OmniLM(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of what comes after the encoder and before the codec."""
         return self.text_rows.embed.weight.dtype
-
-    @property
-    def weight_bytes(self) -> int:
-        """See `Engine`."""
-        return self.dtype.itemsize
 
     def to_dtype(self, dtype: torch.dtype) -> OmniLM:
         """Compute in another type; encoder and codec stay as they are, and so do buffers: rounded rotary frequencies
@@ -196,10 +157,21 @@ class OmniLM(nn.Module):
         mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Hidden:
-        """Steps [B, S, L] -> hidden states for the heads; `positions` [B, L] and `mask` as for `Backbone`."""
+        """Steps [B, S, L] -> hidden states [B, L, D] for the heads; `positions` [B, L] and `mask` as for `Backbone`."""
+        return self.hidden(self.embed(steps, speech), positions=positions, mask=mask, cache=cache)
+
+    def hidden(
+        self,
+        embeddings: Tensor,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Hidden:
+        """Embeddings [B, L, D] -> hidden states [B, L, D] for the heads, as `forward`."""
         if positions is None:
-            positions = torch.arange(steps.shape[2], device=steps.device)[None].expand(steps.shape[0], -1)
-        trunk = self.llm(self.embed(steps, speech), positions, mask, cache and cache.llm)
+            positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None].expand(len(embeddings), -1)
+        trunk = self.llm(embeddings, positions, mask, cache and cache.llm)
         text = self.llm.final_norm(trunk)
         if self.tts_adapter is None:
             return Hidden(text, text)

@@ -1,4 +1,7 @@
-"""From logits to the next token."""
+"""From logits to the next token, for many sequences at once, each sampled in its own way.
+
+Letters: R rows (one per sequence), V vocabulary; `...` stands for the streams of a row, if there are several.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from omnikit.hashing import GOLDEN, gumbel, hash32
 from omnikit.ranges import COUNT_OR_NONE, Range
 
 _TEMPERATURE = Range(1e-3, 1e3)
@@ -20,7 +24,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one kind of stream is sampled; `temperature` 0 is greedy.
+    """How one kind of stream is sampled; with `temperature` 0 the best id is taken (greedy).
 
     Args:
         temperature: divides the logits.
@@ -42,30 +46,85 @@ class Sampling:
                 raise ValueError(f"{name}: {value}; it {problem}")
 
 
+    @property
+    def draws(self) -> bool:
+        """Whether noise decides; otherwise the best id is taken."""
+        return self.temperature != 0 and self.top_k != 1
+
+    @property
+    def cuts(self) -> bool:
+        """Whether ids are excluded by rank or by probability before one is drawn."""
+        return self.draws and (self.top_k is not None or (self.top_p is not None and self.top_p < 1))
+
+    @property
+    def penalises(self) -> bool:
+        """Whether ids that were emitted before are made less likely."""
+        return self.repetition_penalty != 1.0
+
+
+def noise_keys(seeds: Tensor, steps: Tensor, streams: Tensor) -> Tensor:
+    """Return the keys [R, S] under which the noise of each row and stream is drawn at its step.
+
+    Args:
+        seeds, steps: of each row [R], int64.
+        streams: numbers of the streams [S], int64.
+    """
+    rows = hash32(hash32(seeds) + steps * GOLDEN)
+    return hash32(rows[:, None] + streams * GOLDEN)
+
+
 def sample(
-    logits: Tensor, how: Sampling, *, previous: Tensor | None = None, generator: torch.Generator | None = None
+    logits: Tensor,
+    numbers: Tensor,
+    *,
+    keys: Tensor | None = None,
+    seen: Tensor | None = None,
+    cut: bool = False,
 ) -> Tensor:
-    """Logits [B, V] (`-inf` = forbidden), ids emitted so far [B, L] -> next ids [B]."""
-    if how.repetition_penalty != 1.0 and previous is not None and previous.shape[1]:
-        logits = _penalise(logits, previous, how.repetition_penalty)
-    if how.temperature == 0 or how.top_k == 1:
-        return logits.argmax(dim=-1)
-    logits = _cut(logits / how.temperature, how)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    """Choose the next id of every row and stream.
+
+    A drawn id is the best after Gumbel noise has been added, which draws by the softmax of the logits; the noise is a
+    hash of its key and the id, so it depends neither on the other rows nor on the device.
+
+    Args:
+        logits: [R, ..., V], float32, `-inf` where an id is excluded.
+        numbers: what `sampling_numbers` gives for each row, side by side [R, 4].
+        keys: keys of the noise [R, ...], see `noise_keys`; None = every row is greedy.
+        seen: ids that were emitted before [R, ..., V], bool; None = no row has a repetition penalty.
+        cut: whether any row has `top_k` or `top_p`.
+
+    Returns:
+        Ids [R, ...], int64.
+    """
+    temperature, top_k, top_p, penalty = (column.view(-1, *[1] * (logits.dim() - 1)) for column in numbers.unbind(1))
+    if seen is not None:
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    best = logits.argmax(dim=-1)
+    if keys is None:
+        return best
+    draws = temperature > 0
+    scores = logits / torch.where(draws, temperature, 1.0)
+    if cut:
+        scores = _cut(scores, top_k, top_p)
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    drawn = (scores + gumbel(hash32(keys[..., None] + ids * GOLDEN))).argmax(dim=-1)
+    return torch.where(draws[..., 0], drawn, best)
 
 
-def _penalise(logits: Tensor, previous: Tensor, penalty: float) -> Tensor:
-    seen = logits.gather(1, previous)
-    return logits.scatter(1, previous, torch.where(seen > 0, seen / penalty, seen * penalty))
+def sampling_numbers(how: Sampling) -> tuple[float, float, float, float]:
+    """Return temperature (0 = greedy), `top_k` (0 = all), `top_p` (1 = all) and the repetition penalty."""
+    temperature = how.temperature if how.draws else 0.0
+    top_p = 1.0 if how.top_p is None else how.top_p
+    return temperature, float(how.top_k or 0), top_p, how.repetition_penalty
 
 
-def _cut(logits: Tensor, how: Sampling) -> Tensor:
-    if how.top_k is not None and how.top_k < logits.shape[-1]:
-        floor = logits.topk(how.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < floor, float("-inf"))
-    if how.top_p is not None and how.top_p < 1:
-        ranked, order = logits.sort(dim=-1, descending=True)
-        before = ranked.softmax(dim=-1).cumsum(dim=-1) - ranked.softmax(dim=-1)
-        ranked = ranked.masked_fill(before >= how.top_p, float("-inf"))
-        logits = torch.empty_like(logits).scatter(1, order, ranked)
-    return logits
+def _cut(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Exclude all but the `top_k` best ids, and of these all but the smallest set of probability `top_p`."""
+    ranked, order = scores.sort(dim=-1, descending=True, stable=True)
+    last = torch.where(top_k > 0, top_k, scores.shape[-1]).long().clamp(max=scores.shape[-1]) - 1
+    floor = ranked.gather(-1, last.expand(*ranked.shape[:-1], 1))
+    ranked = ranked.masked_fill(ranked < floor, float("-inf"))
+    probabilities = ranked.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    ranked = ranked.masked_fill((before >= top_p) & (top_p < 1), float("-inf"))
+    return torch.empty_like(scores).scatter(-1, order, ranked)

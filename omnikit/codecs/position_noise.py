@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from omnikit.hashing import GOLDEN, hash32
+
 
 class PositionNoise(nn.Module):
     """Does what SNAC's `NoiseBlock` does, with normal noise drawn by position instead of by a generator.
@@ -51,8 +53,5 @@ def normal_at(positions: Tensor, salt: int) -> Tensor:
 
 
 def uniform_at(positions: Tensor, salt: int) -> Tensor:
-    """Values in (0, 1], float64, from the finaliser of MurmurHash3 (32 bits, held in int64)."""
-    x = (positions + salt * 0x9E3779B9) & 0xFFFFFFFF
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
-    return ((x ^ (x >> 16)).double() + 1) / 2**32
+    """Values in (0, 1], float64, from hashed positions."""
+    return (hash32(positions + salt * GOLDEN).double() + 1) / 2**32

@@ -1,27 +1,31 @@
-"""Engines: what computes a model's steps while it answers, see `omnikit.model.Engine`."""
+"""Engines: what computes prefill and decode steps, see `omnikit.interfaces.Engine`. How one is chosen stands here."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from omnikit import checkpoint as checkpoints
-from omnikit.engines.static import StaticEngine, find_compiler, wanted_compiler
+from omnikit.engines.torch import TorchEngine
 from omnikit.errors import missing_package
-from omnikit.model import Engine, OmniLM
+from omnikit.interfaces import Engine
+from omnikit.model import OmniLM
 
 TORCH, STATIC, COMPILED, OPENVINO = ENGINES = ("torch", "static", "compiled", "openvino")
-OF_TORCH = (TORCH, STATIC, COMPILED)
+AUTO = "auto"
+"""On a GPU the fastest engine that runs the backbone, on a CPU `torch`."""
+OF_TORCH = (AUTO, TORCH, STATIC, COMPILED)
 """Those that compute with the model's own weights, on any device; `openvino` has weights of its own."""
 
 
 def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **options: Any) -> Engine:
-    """An engine by name: `torch` is the model itself, `static` its steps over caches of fixed size (on a GPU one CUDA
-    graph), `compiled` those compiled by torch; `openvino` is for CPUs.
+    """Return an engine by name: `torch` computes with the model's own modules, `static` over caches of fixed size (on a
+    GPU a decode step is one CUDA graph), `compiled` the same compiled by torch; `openvino` is for CPUs; `auto` chooses.
 
     Args:
         folder: where `openvino` keeps what it makes of the model's weights; it belongs to these weights alone.
@@ -31,9 +35,13 @@ def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **op
         ValueError: an unknown name, a package that is not installed, or a model that the engine cannot run.
     """
     check_engine(name)
+    if name == AUTO:
+        name = _fastest(model)
     if name == TORCH:
-        return model
+        return TorchEngine(model)
     if name in OF_TORCH:
+        from omnikit.engines.static import StaticEngine
+
         return StaticEngine(model, compiled=name == COMPILED)
     assert folder is not None, "openvino keeps its graphs in a folder"
     return _openvino().OpenVINOEngine(model, folder, **options)
@@ -62,10 +70,24 @@ def check_engine(name: str) -> None:
     Raises:
         ValueError: see there.
     """
-    if name not in ENGINES:
-        raise ValueError(f"engine {name!r}: unknown (choices: {', '.join(ENGINES)})")
-    if name == COMPILED and find_compiler() is None:  # torch says so at the first step only, in many lines
-        raise ValueError(f"engine {name}: no C++ compiler {wanted_compiler()}; install it, or name another in CXX")
+    if name not in (AUTO, *ENGINES):
+        raise ValueError(f"engine {name!r}: unknown (choices: {', '.join((AUTO, *ENGINES))})")
+    if name == COMPILED:
+        from omnikit.engines.static import find_compiler, wanted_compiler
+
+        if find_compiler() is None:  # torch says so at the first step only, in many lines
+            raise ValueError(f"engine {name}: no C++ compiler {wanted_compiler()}; install it, or name another in CXX")
+
+
+def _fastest(model: OmniLM) -> str:
+    """The engine that `auto` stands for; on a GPU it is said."""
+    if model.device.type != "cuda":
+        return TORCH
+    from omnikit.engines.static import why_not
+
+    reason = why_not(model)
+    print(f"engine: {STATIC}" if reason is None else f"engine: {TORCH} ({reason})", file=sys.stderr)
+    return STATIC if reason is None else TORCH
 
 
 def _openvino() -> ModuleType:

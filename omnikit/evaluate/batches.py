@@ -17,9 +17,9 @@ from omnikit.data.rows import Features, Row
 from omnikit.data.skipped import Skipped
 from omnikit.data.store import fingerprint
 from omnikit.errors import one_line
-from omnikit.generate import Decoding, Question, answers
+from omnikit.generate import Decoder, Decoding, Question
 from omnikit.interfaces import Codec
-from omnikit.model import Engine, OmniLM
+from omnikit.model import OmniLM
 from omnikit.ranges import COUNT
 from omnikit.reader import Unusable
 from omnikit.strategies import PARALLEL, Strategy
@@ -133,14 +133,13 @@ def replies(
     title: str = "",
 ) -> tuple[dict[str, Reply], Skipped]:
     """`gather` of what a model replies."""
-    respond = by_model(model, task, decoding=decoding, strategy=strategy)
+    respond = by_model(Decoder(model, decoding=decoding, strategy=strategy).of_capacity(batch_size), task)
     return gather(respond, task, rows, batch_size=batch_size, title=title)
 
 
-def by_model(
-    model: OmniLM, task: Task, *, decoding: Decoding, strategy: Strategy = PARALLEL, engine: Engine | None = None
-) -> Respond:
+def by_model(decoder: Decoder, task: Task) -> Respond:
     """A model's replies to a task; with greedy sampling those that each row would get alone."""
+    model = decoder.model
     encoder = functools.cache(lambda: fingerprint(model.encoder))
 
     def respond(rows: list[Row]) -> Replied:
@@ -150,11 +149,9 @@ def by_model(
                 yield row, question
             else:
                 asked.append((row, question))
-        if asked:
-            questions = [question for _, question in asked]
-            given = answers(model, task, questions, decoding=decoding, strategy=strategy, engine=engine)
-            for (row, _), answer in zip(asked, given, strict=True):
-                yield row, Reply(model.llm.tokenizer.decode(answer.text), answer.codes, answer.truncated)
+        given = decoder.answers(task, [question for _, question in asked])
+        for (row, _), answer in zip(asked, given, strict=True):
+            yield row, Reply(model.llm.tokenizer.decode(answer.text), answer.codes, answer.truncated)
 
     return respond
 

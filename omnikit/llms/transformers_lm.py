@@ -61,6 +61,7 @@ class TransformersLM(Backbone):
         self.config = make_config(config, vocab_size=self.tokenizer.vocab_size, size=size, attention=attention)
         model = _built(AutoModelForCausalLM, self.config)
         self.dim, self.vocab_size = self.config.hidden_size, self.config.vocab_size
+        self.max_positions = getattr(self.config, "max_position_embeddings", None)
         self.trunk, self.lm_head = model.get_decoder(), model.get_output_embeddings()
         self.cache_argument = cache_argument(self.trunk)
         embed = self.trunk.get_input_embeddings()

@@ -9,7 +9,7 @@ from omnikit.data.rows import Row
 from omnikit.data.sources import hear, read_rows
 from omnikit.evaluate.text import plain
 from omnikit.evaluate.wer import Pair, score
-from omnikit.generate import Decoding, Question, answers
+from omnikit.generate import Decoder, Decoding, Question
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
 
@@ -50,11 +50,9 @@ class Validation:
         model.eval()
         figures = {}
         for task, questions, targets in self.material:
-            said, longest = [], max(len(model.llm.tokenizer.encode(target)) for target in targets)
-            for begin in range(0, len(questions), _BATCH):
-                batch = questions[begin : begin + _BATCH]
-                found = answers(model, task, batch, decoding=Decoding(max_steps=longest + _MARGIN))
-                said += [model.llm.tokenizer.decode(a.text) for a in found]
+            longest = max(len(model.llm.tokenizer.encode(target)) for target in targets)
+            decoder = Decoder(model, decoding=Decoding(max_steps=longest + _MARGIN), capacity=_BATCH)
+            said = [model.llm.tokenizer.decode(found.text) for found in decoder.answers(task, questions)]
             rates = score([Pair(str(i), *texts) for i, texts in enumerate(zip(targets, said, strict=True))], plain)
             if task.name == "A1T1":
                 figures["wer"] = rates.wer

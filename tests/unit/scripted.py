@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from omnikit.generate import Decoding, Question, generate, read_frames
-from omnikit.strategies import PARALLEL
+from omnikit.generate import Decoder, Decoding, Question, read_frames
+from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import TASKS
 from tests.unit.toy import toy_model
 
@@ -14,8 +14,20 @@ SAFE = Decoding(max_steps=20)
 WORD = 7
 
 
+def emitted(decoder: Decoder, task: str, questions: list[Question], **asked) -> list[list[list[int]]]:
+    """Emitted tokens [S][L] of each question, all asked at once."""
+    requests = [decoder.request(TASKS[task], question, **asked) for question in questions]
+    batch = decoder.batch(max(decoder.capacity, 2 * len(questions)))
+    for request in requests:
+        batch.submit(request)
+    batch.run()
+    for request in requests:
+        request.wait(0)
+    return [list(map(list, zip(*request.steps, strict=True))) for request in requests]
+
+
 class Script:
-    """A toy model whose heads say what is written; `fed` [step][row][stream] is what went in last before a head was
+    """A toy model whose heads say what is written; `fed` [step][slot][stream] is what went in last before a head was
     asked, `calls` the shapes [B, S, L] of all that went in, `texts` how often the text head was asked.
 
     Args:
@@ -34,7 +46,7 @@ class Script:
 
         def watched(steps, speech=None):
             self.calls.append(steps.shape)
-            if steps.shape[2] == 1 or int(steps[0, 0, -1]) != self.model.layout.text.eot:  # no prefix of prompts
+            if steps.shape[2] == 1:  # no prompt, which ends before its last position
                 self.fed.append(steps[..., -1].tolist())
             return embed(steps, speech)
 
@@ -57,12 +69,13 @@ class Script:
     def _audio_logits(self, hidden: torch.Tensor) -> list[torch.Tensor]:
         return [self._at(1 + s, words, len(hidden)) for s, words in enumerate(self.audio)]
 
-    def run(self, task: str, decoding: Decoding, strategy=PARALLEL, questions: list[Question] | None = None):
-        """Emitted tokens [S][L]."""
+    def run(
+        self, task: str, decoding: Decoding, strategy: Strategy = PARALLEL, questions: list[Question] | None = None
+    ) -> list[list[int]]:
+        """Emitted tokens [S][L] of the first question."""
         given = [Question(text=[3])] if TASKS[task].given == "text" else [Question(features=torch.zeros(4, 12))]
         self.restart()
-        steps = list(generate(self.model, TASKS[task], questions or given, decoding=decoding, strategy=strategy))
-        return torch.stack([step.tokens[0] for step in steps], dim=-1).tolist() if steps else []
+        return emitted(Decoder(self.model, decoding=decoding, strategy=strategy), task, questions or given)[0]
 
     def restart(self) -> None:
         self.fed.clear()

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omnikit.engines import open_engine
-from omnikit.generate import AnswerRules, Decoding, Question, answers, generate
+from omnikit.generate import Decoder, Decoding, Question
+from omnikit.interfaces import Hidden
 from omnikit.sampling import Sampling
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
-from omnikit.tasks import TASKS, make_prompt
-from tests.unit.scripted import FREE, SAFE, WORD, Script
+from omnikit.tasks import TASKS
+from tests.unit.plain import plainly
+from tests.unit.scripted import FREE, SAFE, WORD, Script, emitted
 from tests.unit.toy import toy_model
 
 
@@ -84,7 +85,7 @@ def test_constrained_streams_end_together_and_are_padded(script):
 def test_constrained_answers_have_a_frame_at_least(script):
     scripted = script([WORD], [["eoa"], [2], [3]])
     question = [Question(text=[3])]
-    answer = answers(scripted.model, TASKS["T1A2"], question, decoding=SAFE)[0]
+    answer = Decoder(scripted.model, decoding=SAFE).answers(TASKS["T1A2"], question)[0]
     assert answer.codes.shape == (3, 1)
 
 
@@ -193,17 +194,19 @@ def test_batch_parallel_feeds_each_row_its_own(script):
 def test_batch_parallel_takes_text_and_audio_from_their_rows(monkeypatch):
     model = toy_model()
     seen = {}
-    text, audio = model.text_logits, model.audio_logits
-    forward = model.forward
+    text, audio, hidden_of = model.text_logits, model.audio_logits, model.hidden
 
-    def watched(*args, **options):
-        seen["hidden"] = forward(*args, **options)
-        return seen["hidden"]
+    def watched(embeddings, **options):
+        found = hidden_of(embeddings, **options)
+        if embeddings.shape[1] == 1:
+            seen.setdefault("hidden", found)
+        return found
 
-    monkeypatch.setattr(model, "forward", watched)
+    monkeypatch.setattr(model, "hidden", watched)
     monkeypatch.setattr(model, "text_logits", lambda h: seen.setdefault("text", h) is None or text(h))
     monkeypatch.setattr(model, "audio_logits", lambda h: seen.setdefault("audio", h) is None or audio(h))
-    next(generate(model, TASKS["T1A2"], [Question(text=[3])], strategy=BATCH_PARALLEL))
+    decoder = Decoder(model, strategy=BATCH_PARALLEL, decoding=Decoding(max_steps=1))
+    decoder.answers(TASKS["T1A2"], [Question(text=[3])])
     assert seen["hidden"].text.shape[0] == 2
     assert torch.equal(seen["text"][0], seen["hidden"].text[1, -1])
     assert torch.equal(seen["audio"][0], seen["hidden"].audio[0, -1])
@@ -218,9 +221,10 @@ def test_a_text_only_answer_takes_one_row(script):
 def test_max_steps_cuts_and_says_so(script):
     scripted = script([WORD], CODES)
     question = [Question(text=[3])]
-    assert answers(scripted.model, TASKS["T1T2"], question, decoding=Decoding(max_steps=4))[0].truncated
+    four = Decoding(max_steps=4)
+    assert Decoder(scripted.model, decoding=four).answers(TASKS["T1T2"], question)[0].truncated
     ended = script([WORD, "eot"], CODES)
-    assert not answers(ended.model, TASKS["T1T2"], question, decoding=Decoding(max_steps=4))[0].truncated
+    assert not Decoder(ended.model, decoding=four).answers(TASKS["T1T2"], question)[0].truncated
 
 
 @pytest.mark.parametrize("decoding", [FREE, SAFE])
@@ -234,14 +238,15 @@ def test_no_stream_ends_before_min_steps(script, decoding):
 @pytest.mark.parametrize("questions", [1, 3])
 @pytest.mark.parametrize("task", ["T1A2", "A1A2"])
 def test_what_is_computed(script, task, questions):
-    """Prompts at once, or what the rows share once; no text head and no row for text once all texts have ended."""
+    """What the rows share once; no text head and no row for text once all texts have ended."""
     given = {"T1A2": Question(text=[3, 4]), "A1A2": Question(features=torch.zeros(4, 12))}[task]
     scripted = script([WORD, WORD, "eot"], CODES)
-    for strategy, prefill, later in ((PARALLEL, [1], [1, 1]), (BATCH_PARALLEL, [1, 2], [2, 2])):
+    for strategy, rows in ((PARALLEL, 1), (BATCH_PARALLEL, 2)):
         steps = len(scripted.run(task, FREE, strategy, [given] * questions)[0])
-        rows = [*prefill, *later] + [1] * (steps - 3)
-        assert [shape[0] for shape in scripted.calls] == [questions * n for n in rows]
-        assert [shape[2] > 1 for shape in scripted.calls] == [True] + [False] * (len(rows) - 1)
+        prompts, fed = scripted.calls[:questions], scripted.calls[questions:]
+        assert all(shape[0] == 1 and shape[2] > 1 for shape in prompts)
+        assert [shape[0] for shape in fed] == [questions * rows] * 3 + [questions] * (steps - 3)
+        assert all(shape[2] == 1 for shape in fed)
         assert scripted.texts == 3
 
 
@@ -249,26 +254,6 @@ def test_given_text_needs_no_text_head(script):
     scripted = script([WORD], CODES)
     scripted.run("T1A1", SAFE)
     assert scripted.texts == 0
-
-
-def plainly(model, task, question, strategy, decoding) -> list[list[int]]:
-    """Every row and every position anew at each step, without a cache."""
-    rules = AnswerRules(model, task, [question], decoding)
-    prompts = [make_prompt(each, model.layout, text=question.text).steps for each in strategy.row_tasks(task)]
-    emitted = []
-    for step in range(decoding.max_steps):
-        with torch.no_grad():
-            hidden = model(torch.stack(prompts))
-            tokens = rules.next(
-                model, (hidden.text[None, strategy.text_from, -1], hidden.audio[None, strategy.audio_from, -1]), step
-            )
-        if rules.finished.all():
-            break
-        emitted.append(tokens[0].tolist())
-        for row, quiet in enumerate(strategy.text_only):
-            fed = torch.cat([tokens[0, :1], model.layout.pads()[1:]]) if quiet else tokens[0]
-            prompts[row] = torch.cat([prompts[row], fed[:, None]], dim=1)
-    return emitted
 
 
 OTHER_WAY_ROUND = Strategy(text_only=(True, False), text_from=0, audio_from=1)
@@ -286,12 +271,13 @@ def test_tokens_are_those_of_computing_everything(monkeypatch, pattern, options,
         return head(hidden).index_fill(1, torch.tensor(model.layout.text.eot), 1000.0 if len(asked) == 4 else 0.0)
 
     monkeypatch.setattr(model, "text_logits", ends_at_the_fourth)
-    question, task = Question(text=[3, 5, 8]), TASKS["T1A2"]
-    expected = plainly(model, task, question, strategy, decoding)
-    assert len(asked) == 4 and len(expected) > 5
+    question = Question(text=[3, 5, 8])
+    decoding = replace(decoding, max_steps=30)
+    expected, _ = plainly(model, "T1A2", question, decoding, strategy)
+    assert len(asked) == len(expected) + (len(expected) < 30) and len(expected) > 5
     asked.clear()
-    steps = generate(model, task, [question], decoding=decoding, strategy=strategy)
-    assert [step.tokens[0].tolist() for step in steps] == expected
+    found = emitted(Decoder(model, decoding=decoding, strategy=strategy), "T1A2", [question])[0]
+    assert list(map(list, zip(*found, strict=True))) == expected
     assert len(asked) == 4
 
 
@@ -317,18 +303,22 @@ class Asked(TorchDispatchMode):
 @pytest.mark.parametrize("constrain", [True, False])
 @pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.2)])
 @pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch parallel"])
-def test_a_step_asks_the_device_once(strategy, how, constrain, monkeypatch):
-    """For what has ended, by `tolist`; for nothing else."""
-    model, lists = toy_model(), []
+def test_the_choice_of_tokens_never_asks_the_device(strategy, how, constrain):
+    """So that a CUDA graph can hold it."""
+    model = toy_model()
     decoding = Decoding(text=how, audio=how, constrain=constrain, min_steps=9, max_steps=9)
-    questions = [Question(features=torch.randn(n, model.encoder.dim)) for n in (9, 4)]
-    options = {"decoding": decoding, "strategy": strategy, "engine": open_engine("static", model)}
-    steps = generate(model, TASKS["A1A2"], questions, **options)
-    for _ in range(2):  # the prompt, and the step that sets up the cache
-        next(steps)
-    tolist = torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(tensor) or tolist(tensor))
-    with Asked() as asked:
-        for _ in range(3):
-            next(steps)
-    assert len(lists) == 3 and asked.names == []
+    decoder = Decoder(model, decoding=decoding, strategy=strategy)
+    batch = decoder.batch()
+    for frames in (9, 4):
+        question = Question(features=torch.randn(frames, model.encoder.dim))
+        batch.submit(decoder.request(TASKS["A1A2"], question))
+    batch.turn()
+    rows, variant = len(batch.slots), batch._variant()
+    hidden = Hidden(torch.randn(rows, model.llm.dim), torch.randn(rows, model.llm.dim))
+    with Asked() as asked, torch.inference_mode():
+        batch.rules.choose(hidden, variant)
+        batch.rules.embed(rows)
+    assert asked.names == []
+    with Asked() as asked:  # the check itself
+        bool(hidden.text[0, 0] > 0)
+    assert asked.names == ["_local_scalar_dense"] or asked.names == ["is_nonzero"]

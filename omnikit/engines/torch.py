@@ -1,0 +1,228 @@
+"""Decode steps by a model's own modules: any backbone, any device.
+
+Sequences are right-aligned in the cache that the backbone gives: column C - 1 holds the last position of each, and
+shorter ones have masked columns on their left. So a step is what the backbone does with a left-padded batch, and its
+cache grows by a column. A backbone whose cache does not show its keys and values decodes each sequence by itself.
+
+Letters: R slots, G heads of keys and values, C columns, E width of a head, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from omnikit.interfaces import Engine, Hidden, Prefill, Slots
+from omnikit.key_values import can_join, layers
+from omnikit.model import Cache, OmniLM
+
+
+class TorchEngine(Engine):
+    """Computes with the model's own modules.
+
+    Args:
+        model: any; its weights are used as they are, where they are.
+    """
+
+    def __init__(self, model: OmniLM):
+        self.model = model
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.model.dtype.itemsize
+
+    def open(self, capacity: int) -> Slots:
+        joined = can_join(self.model.new_cache())
+        return JoinedSlots(self.model, capacity) if joined else SeparateSlots(self.model, capacity)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        return self.model.text_logits(hidden)
+
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        return torch.cat(self.model.audio_logits(hidden), dim=-1)
+
+
+class JoinedSlots(Slots):
+    """Sequences in one cache whose columns are right-aligned."""
+
+    def __init__(self, model: OmniLM, capacity: int):
+        self.model, self.capacity, self.lengths = model, capacity, []
+        self.cache = model.new_cache()
+        self.columns = 0
+        self._order: list[int] | None = None  # rows of the cache that the slots are in, where that has changed
+
+    def prefill(self, prompts: Sequence[Tensor]) -> JoinedPrefill:
+        return JoinedPrefill(self.model, prompts)
+
+    def admit(self, prefill: JoinedPrefill) -> None:
+        self._reorder()
+        if not self.lengths:
+            self.cache, self.columns = prefill.cache, prefill.columns
+        else:
+            self.columns = max(self.columns, prefill.columns)
+            for own, other in zip(_filled(self.cache), _filled(prefill.cache), strict=True):
+                self._join(own, other)
+        self.lengths = [*self.lengths, *prefill.lengths]
+
+    def _join(self, own: Any, other: Any) -> None:
+        columns = max(own.keys.shape[2], other.keys.shape[2])
+        own.keys = torch.cat([_widen(own.keys, columns), _widen(other.keys, columns)])
+        own.values = torch.cat([_widen(own.values, columns), _widen(other.values, columns)])
+        _count(own, self.columns)
+
+    def advance(self, embeddings: Tensor) -> Hidden:
+        self._reorder()
+        self._narrow()
+        lengths = torch.tensor(self.lengths).to(embeddings.device, non_blocking=True)
+        self.columns += 1
+        mask = _right_aligned(lengths + 1, self.columns)
+        hidden = self.model.hidden(embeddings[:, None], positions=lengths[:, None], mask=mask, cache=self.cache)
+        self.lengths = [length + 1 for length in self.lengths]
+        return Hidden(hidden.text[:, 0], hidden.audio[:, 0])
+
+    def copy(self, slot: int) -> None:
+        order = self._rows()
+        self._order = [*order, order[slot]]
+        self.lengths = [*self.lengths, self.lengths[slot]]
+
+    def release(self, slot: int) -> None:
+        order, lengths = self._rows(), list(self.lengths)
+        order[slot], lengths[slot] = order[-1], lengths[-1]
+        self._order, self.lengths = order[:-1], lengths[:-1]
+
+    def crop(self, slot: int, length: int) -> None:
+        self._reorder()
+        shift = self.lengths[slot] - length
+        for layer in _filled(self.cache):
+            if layer.keys.shape[2] < self.columns:
+                raise ValueError("the backbone attends within a window: its cache cannot be cropped")
+            for kept in (layer.keys, layer.values):
+                kept[slot] = kept[slot].roll(shift, dims=1)
+        self.lengths[slot] = length
+
+    def _rows(self) -> list[int]:
+        return list(range(len(self.lengths))) if self._order is None else self._order
+
+    def _reorder(self) -> None:
+        """Let the cache follow the slots that were released or copied."""
+        order, self._order = self._order, None
+        if order is None:
+            return
+        if not order:
+            self.cache, self.columns = self.model.new_cache(), 0
+            return
+        device = self.model.device
+        self._change(lambda kept: kept.index_select(0, torch.tensor(order, device=device)))
+
+    def _narrow(self) -> None:
+        """Cut the columns that no sequence needs, when they are half of all."""
+        longest = max(self.lengths)
+        if 2 * longest <= self.columns:
+            self.columns = longest
+            self._change(lambda kept: kept[:, :, max(0, kept.shape[2] - longest) :])
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        for layer in _filled(self.cache):
+            layer.keys, layer.values = change(layer.keys), change(layer.values)
+            _count(layer, self.columns)
+
+
+class JoinedPrefill(Prefill):
+    """Prompts in one left-padded batch."""
+
+    def __init__(self, model: OmniLM, prompts: Sequence[Tensor]):
+        self.model, self.cache = model, model.new_cache()
+        self.lengths = [len(prompt) for prompt in prompts]
+        self.columns, self.done = max(self.lengths), 0
+        self.embeddings = pad_sequence(list(prompts), batch_first=True, padding_side="left")
+        self.mask = _right_aligned(torch.tensor(self.lengths, device=self.embeddings.device), self.columns)
+        self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+
+    @property
+    def left(self) -> int:
+        return (self.columns - self.done) * len(self.lengths)
+
+    def advance(self, positions: int) -> None:
+        begin, self.done = self.done, min(self.columns, self.done + max(1, positions // len(self.lengths)))
+        piece = slice(begin, self.done)
+        where = {"positions": self.positions[:, piece], "mask": self.mask[:, : self.done], "cache": self.cache}
+        self.model.hidden(self.embeddings[:, piece], **where)
+
+
+class SeparateSlots(Slots):
+    """Sequences in caches of their own, for backbones whose caches cannot be joined."""
+
+    def __init__(self, model: OmniLM, capacity: int):
+        self.model, self.capacity, self.lengths = model, capacity, []
+        self.caches: list[Cache] = []
+
+    def prefill(self, prompts: Sequence[Tensor]) -> SeparatePrefill:
+        return SeparatePrefill(self.model, prompts)
+
+    def admit(self, prefill: SeparatePrefill) -> None:
+        self.caches += [each.cache for each in prefill.each]
+        self.lengths = [*self.lengths, *(each.columns for each in prefill.each)]
+
+    def advance(self, embeddings: Tensor) -> Hidden:
+        found = []
+        for slot, cache in enumerate(self.caches):
+            positions = torch.full((1, 1), self.lengths[slot], device=embeddings.device)
+            mask = positions.new_ones(1, self.lengths[slot] + 1)
+            found.append(self.model.hidden(embeddings[slot, None, None], positions=positions, mask=mask, cache=cache))
+        self.lengths = [length + 1 for length in self.lengths]
+        return Hidden(torch.cat([each.text[:, 0] for each in found]), torch.cat([each.audio[:, 0] for each in found]))
+
+    def copy(self, slot: int) -> None:
+        self.caches.append(copy.deepcopy(self.caches[slot]))
+        self.lengths = [*self.lengths, self.lengths[slot]]
+
+    def release(self, slot: int) -> None:
+        for kept in (self.caches, self.lengths):
+            kept[slot] = kept[-1]
+            kept.pop()
+
+    def crop(self, slot: int, length: int) -> None:
+        raise ValueError("the backbone's cache cannot be cropped: it does not show its keys and values")
+
+
+class SeparatePrefill(Prefill):
+    """Prompts one after another, each in a cache of its own."""
+
+    def __init__(self, model: OmniLM, prompts: Sequence[Tensor]):
+        self.each = [JoinedPrefill(model, [prompt]) for prompt in prompts]
+
+    @property
+    def left(self) -> int:
+        return sum(each.left for each in self.each)
+
+    def advance(self, positions: int) -> None:
+        unfinished = [each for each in self.each if each.left]
+        for each in unfinished:
+            each.advance(max(1, positions // len(unfinished)))
+
+
+def _filled(cache: Cache) -> list[Any]:
+    """The layers that keep something: some models let blocks share the keys and values of others."""
+    return [layer for layer in layers(cache) if layer.keys is not None]
+
+
+def _widen(kept: Tensor, columns: int) -> Tensor:
+    """Keys or values [R, G, C, E] -> [R, G, columns, E] with zeros on the left."""
+    return pad(kept, (0, 0, columns - kept.shape[2], 0))
+
+
+def _count(layer: Any, columns: int) -> None:
+    """Say how many positions a layer has seen, where it attends within a window and so keeps fewer."""
+    if hasattr(layer, "cumulative_length"):
+        layer.cumulative_length = columns
+
+
+def _right_aligned(lengths: Tensor, columns: int) -> Tensor:
+    """Lengths [R] -> mask [R, columns], 1 in the last columns of each row, int64."""
+    return (torch.arange(columns, device=lengths.device) >= columns - lengths[:, None]).long()

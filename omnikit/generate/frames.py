@@ -1,0 +1,107 @@
+"""From emitted tokens to text and codes, of whole answers and of answers that still grow.
+
+Letters: S streams, L steps, K codebooks, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omnikit.generate.records import Answer
+from omnikit.interfaces import Tokenizer
+from omnikit.model import OmniLM
+from omnikit.tasks import Task
+
+UNFINISHED = "\ufffd"
+"""Replacement character that tokenizers write for bytes that do not make a character yet."""
+LONGEST_CHUNK = 8
+"""Maximum number of frames that are waited for: chunks grow from one frame up to this, so that the first comes soon,
+and the codec is called less often later."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What can be heard of some decode steps."""
+
+    codes: Tensor  # [K, T]
+    ended: bool  # whether nothing behind these can be heard
+
+
+def read_frames(model: OmniLM, steps: Tensor) -> Frames:
+    """Audio tokens of emitted steps [S - 1, L] -> the complete frames that can be heard.
+
+    The sound ends before the first frame in which a stream has an `eoa`. A frame with another id that is no code of its
+    codebook is left out. (Only where `Decoding.constrain` is off does the network have a choice of such ids.)
+    """
+    layout, pattern = model.layout, model.pattern
+    ends = torch.tensor([[ids.eoa] for ids in layout.audio], device=steps.device)
+    over = pattern.deinterleave((steps == ends)[None])[0].any(dim=0).cumsum(dim=0) > 0
+    codes = layout.to_codes(steps, pattern.codebooks(steps.shape[-1]).to(steps.device))
+    codes = pattern.deinterleave(codes[None])[0]
+    known = ((codes >= 0) & (codes < layout.codebook_size)).all(dim=0)
+    return Frames(codes[:, known & ~over], bool(over.any()))
+
+
+def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: str) -> Answer:
+    """Tokens of the emitted steps, L times S of them -> text ids and the codes of the complete frames."""
+    text = [step[0] for step in steps if step[0] < model.layout.text_vocab]
+    if not (task.speaks and steps):
+        return Answer(text, torch.zeros(model.pattern.num_codebooks, 0, dtype=torch.long), end)
+    return Answer(text, read_frames(model, torch.tensor(steps).T[1:]).codes, end)
+
+
+class FrameReader:
+    """Collects the emitted steps of one answer and gives the codes of its frames in chunks of 1, 2, 4 .. frames."""
+
+    def __init__(self, model: OmniLM):
+        self.model, self.pattern = model, model.pattern
+        self.steps: list[list[int]] = []  # audio tokens that the next frame needs: a prefix of the pattern again
+        self.chunk = 1  # frames that are waited for
+        self.silent = False  # from here on
+
+    def push(self, tokens: Sequence[int]) -> Tensor | None:
+        """Take the S tokens of the next step -> codes [K, T] of the frames that are due now, if there are any."""
+        self.steps.append(list(tokens[1:]))
+        complete = self.pattern.num_frames(len(self.steps))
+        return self._take(complete) if complete >= self.chunk else None
+
+    def finish(self) -> Tensor | None:
+        """No more steps: codes [K, T] of the complete frames that are left, if there are any."""
+        complete = self.pattern.num_frames(len(self.steps))
+        return self._take(complete) if complete else None
+
+    def _take(self, complete: int) -> Tensor | None:
+        frames = None
+        if not self.silent:
+            frames = read_frames(self.model, torch.tensor(self.steps).T)
+            self.silent = frames.ended
+            self.chunk = min(2 * self.chunk, LONGEST_CHUNK)
+        del self.steps[: complete * self.pattern.stride]
+        return frames.codes if frames is not None and frames.codes.shape[1] else None
+
+
+class TextReader:
+    """Turns the text tokens of one answer into text as it grows."""
+
+    def __init__(self, tokenizer: Tokenizer, text_vocab: int):
+        self.tokenizer, self.text_vocab = tokenizer, text_vocab
+        self.ids: list[int] = []
+        self.text = ""
+
+    def push(self, token: int) -> str:
+        """The next text token -> what it adds. A character of several tokens is held back until it is whole."""
+        if token >= self.text_vocab:
+            return ""
+        self.ids.append(token)
+        return "" if self.tokenizer.decode(self.ids).endswith(UNFINISHED) else self.finish()
+
+    def finish(self) -> str:
+        """No more tokens: what was held back. A token may change how the text before it is written, so all of it is
+        decoded and what is new is given."""
+        whole = self.tokenizer.decode(self.ids)
+        new, self.text = whole[len(self.text) :], whole
+        return new

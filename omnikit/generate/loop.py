@@ -1,0 +1,424 @@
+"""A running batch: answers join it when a slot is free, and leave it when they end, at any decode step.
+
+    submit    any thread; waiting questions are admitted in their order
+    turn      admit: newcomers are encoded together and prefilled in bounded pieces
+              step:  one decode step of all slots (rules.py)
+              read:  emitted tokens -> text, codes, sound
+              leave: slots of answers that ended are free at the next step
+
+It is stepped by hand, `turn` by `turn`, or by the thread of a `Runner`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from omnikit.generate.prompts import Prompt, check_question, encode, make_prompt_of
+from omnikit.generate.records import CANCELLED, END
+from omnikit.generate.request import Request
+from omnikit.generate.rules import Rules, Variant
+from omnikit.interfaces import Engine, Prefill, Slots
+from omnikit.model import OmniLM
+from omnikit.streaming import DecodeStreams
+
+CAPACITY = 16
+"""Sequences that are decoded together, where nothing else is asked for."""
+MOST_WAITING = 1024
+"""Questions that may wait for a slot, where nothing else is asked for."""
+PREFILL_POSITIONS = 256
+"""Maximum number of prompt positions that are computed between two decode steps of running answers."""
+ENCODED_SECONDS = 30.0
+"""Seconds of speech after which no further recording is encoded before the next decode step."""
+
+
+class QueueFull(RuntimeError):
+    """As many questions wait as may; ask again later."""
+
+
+@dataclass
+class _Newcomers:
+    """Requests whose prompts are being computed."""
+
+    requests: list[Request]
+    prompts: list[Prompt]
+    prefill: Prefill
+
+
+@dataclass
+class _Read:
+    """Tokens on their way to the host: [R, S + 1], whose they are, and what to wait for."""
+
+    owners: list[tuple[int, Request]]
+    tokens: Tensor
+    ready: torch.cuda.Event | None
+
+
+class RunningBatch:
+    """Answers that are decoded together.
+
+    All methods but `submit` and `busy` are for one thread.
+
+    Args:
+        model: embeds prompts and says what ids mean.
+        engine: computes.
+        capacity: number of slots; a question takes as many as its strategy has rows.
+        most_waiting: number of questions that may wait.
+    """
+
+    def __init__(self, model: OmniLM, engine: Engine, *, capacity: int = CAPACITY, most_waiting: int = MOST_WAITING):
+        self.model, self.engine, self.capacity, self.most_waiting = model, engine, capacity, most_waiting
+        self.waiting: deque[Request] = deque()
+        self.newcomers: _Newcomers | None = None
+        self.owners: list[Request] = []  # of each slot
+        self._lock = Lock()
+        self._streams: dict[str, DecodeStreams] = {}
+        self._unread: _Read | None = None
+        self.slots: Slots | None = None
+        """The engine's, opened when they are needed first."""
+        self.rules: Rules | None = None
+
+    def _open(self) -> Slots:
+        if self.slots is None:
+            self.slots = self.engine.open(self.capacity)
+            self.rules = Rules(self.model, self.engine, self.capacity)
+        return self.slots
+
+    def _forget(self) -> list[Request]:
+        """Drop all sequences; return the requests that they belonged to, the newcomers not among them."""
+        running = self._running()
+        self.slots = self.rules = self._unread = None
+        self.owners = []
+        for request in running:
+            request.slots = []
+        return running
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.waiting or self.newcomers or self.owners)
+
+    def submit(self, request: Request) -> None:
+        """Let a question wait for its turn; any thread may.
+
+        Raises:
+            QueueFull: too many wait.
+            ValueError: its strategy has more rows than there are slots.
+        """
+        if (rows := len(request.strategy.text_only)) > self.capacity:
+            raise ValueError(f"strategy: {rows} rows per question; the batch has {self.capacity} slots")
+        with self._lock:
+            if len(self.waiting) >= self.most_waiting:
+                raise QueueFull(f"{self.most_waiting} questions are waiting already")
+            self.waiting.append(request)
+
+    @torch.inference_mode()
+    def turn(self) -> bool:
+        """Admit, decode one step, hand out, release; return whether there is more to do."""
+        try:
+            self._admit()
+            self._drop_cut(self._running())
+            self._step()
+        except Exception as error:  # whatever the engine raises ends the answers of this step, and those alone
+            self._fail_running(error)
+        return self.busy
+
+    def run(self) -> None:
+        """Take turns until nothing is left to do."""
+        while self.turn():
+            pass
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End everything as cancelled, or with an error."""
+        with self._lock:
+            left, self.waiting = list(self.waiting), deque()
+        if self.newcomers is not None:
+            left += self.newcomers.requests
+            self.newcomers = None
+        for request in [*left, *self._forget()]:
+            self._leave(request)
+            request.finish(CANCELLED if error is None else None, error)
+
+    # admission
+
+    def _running(self) -> list[Request]:
+        return list(dict.fromkeys(self.owners))
+
+    def _admit(self) -> None:
+        if self.newcomers is None:
+            self._begin(self._next_waiting())
+        if self.newcomers is None:
+            return
+        prefill = self.newcomers.prefill
+        try:
+            prefill.advance(PREFILL_POSITIONS if self.owners else prefill.left)
+        except Exception as error:
+            self._fail(self.newcomers.requests, error)
+            self.newcomers = None
+            return
+        if not prefill.left:
+            self._join()
+
+    def _next_waiting(self) -> list[Request]:
+        """The questions for which there are slots, in their order."""
+        found, free, seconds = [], self.capacity - len(self.owners), 0.0
+        while True:
+            with self._lock:
+                request = self.waiting[0] if self.waiting else None
+                if request is None or (rows := len(request.strategy.text_only)) > free:
+                    return found
+                if self.owners and found and seconds >= ENCODED_SECONDS:
+                    return found
+                self.waiting.popleft()
+            request.begin()
+            if (end := request.cut) is not None:
+                request.finish(end)
+                continue
+            free -= rows
+            if request.question.wav is not None:
+                seconds += request.question.wav.shape[0] / self.model.encoder.sample_rate
+            found.append(request)
+
+    def _begin(self, requests: list[Request]) -> None:
+        """Encode and embed; what cannot be asked fails alone."""
+        requests = self._without_failing(requests, lambda request: check_question(self.model, request))
+        features = self._encode([request for request in requests if request.question.features is None
+                                 and request.question.wav is not None])  # fmt: skip
+        requests = [request for request in requests if not request.done]
+        asked: list[tuple[Request, Prompt]] = []
+
+        def embed(request: Request) -> None:
+            given = features.get(id(request), request.question.features)
+            spoken = given if request.task.given == "speech" else None
+            asked.append((request, make_prompt_of(self.model, request, spoken)))
+
+        requests = self._without_failing(requests, embed)
+        if not requests:
+            return
+        prompts = [prompt for _, prompt in asked]
+        try:
+            self.newcomers = _Newcomers(requests, prompts, self._open().prefill([p.embeddings for p in prompts]))
+        except Exception as error:
+            self._fail(requests, error)
+
+    def _without_failing(self, requests: list[Request], call: Callable[[Request], None]) -> list[Request]:
+        """Call a function with each request; those for which it raises have failed."""
+        for request in requests:
+            try:
+                call(request)
+            except Exception as error:
+                request.finish(None, error)
+        return [request for request in requests if not request.done]
+
+    def _encode(self, requests: list[Request]) -> dict[int, Tensor]:
+        """Features [T, D] by the `id` of their request; the encoder refuses a batch for one of its recordings, so then
+        each is encoded alone."""
+        if not requests:
+            return {}
+        try:
+            features = encode(self.model, [request.question.wav for request in requests])
+        except Exception as error:
+            if len(requests) == 1:
+                requests[0].finish(None, error)
+                return {}
+            return {key: found for request in requests for key, found in self._encode([request]).items()}
+        return {id(request): found for request, found in zip(requests, features, strict=True)}
+
+    def _join(self) -> None:
+        """The newcomers' sequences take their slots."""
+        group, self.newcomers = self.newcomers, None
+        self.slots.admit(group.prefill)
+        first = len(self.owners)
+        for number, request in enumerate(group.requests):
+            request.slots = [first + number]
+            self.owners.append(request)
+        for request, prompt in zip(group.requests, group.prompts, strict=True):
+            self._add_rows(request, prompt)
+
+    def _add_rows(self, request: Request, prompt: Prompt) -> None:
+        """One slot for each of the strategy's rows; they share the prompt but for its last position."""
+        for _ in prompt.marks[1:]:
+            self.slots.copy(request.slots[0])
+            request.slots.append(len(self.owners))
+            self.owners.append(request)
+        given = request.question.text if request.task.text_forced else None
+        for slot, marks, quiet in zip(request.slots, prompt.marks, request.strategy.text_only, strict=True):
+            self.rules.add(slot, request.task, request.decoding, seed=request.seed, marks=marks, text_only=quiet,
+                           given=given)  # fmt: skip
+        self._point(request)
+
+    def _point(self, request: Request) -> None:
+        """Say which slots an answer reads its logits from, after they have changed."""
+        if len(request.slots) == 1:
+            text = audio = request.slots[0]
+        elif len(request.slots) < len(request.strategy.text_only):  # some of its slots are being released
+            return
+        else:
+            text, audio = request.slots[request.strategy.text_from], request.slots[request.strategy.audio_from]
+        for slot in request.slots:
+            self.rules.read_from(slot, text=text, audio=audio)
+
+    # steps
+
+    def _drop_cut(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            if (end := request.cut) is not None:
+                self._end([(request, end)])
+
+    def _step(self) -> None:
+        if self.owners:
+            variant = self._variant()
+            key = (variant, self.rules.places)
+            self.slots.step(self.rules.embed, lambda hidden: self.rules.choose(hidden, variant), key)
+        former, self._unread = self._unread, self._send() if self.owners else None
+        if former is not None:
+            self._hand_out(former)
+        if self._unread is not None and self._unread.ready is None:  # on a CPU there is nothing to wait for
+            former, self._unread = self._unread, None
+            self._hand_out(former)
+
+    def _variant(self) -> Variant:
+        running = self._running()
+        writing, speaking = [r for r in running if not r.text_over], [r for r in running if r.task.speaks]
+        texts, audios = [r.decoding.text for r in writing], [r.decoding.audio for r in speaking]
+        return Variant(
+            text=bool(writing), forced=any(r.task.text_forced for r in running), speaks=bool(speaking),
+            shared=any(len(r.slots) > 1 for r in running), free=any(not r.decoding.constrain for r in running),
+            text_draws=any(how.draws for how in texts), text_cuts=any(how.cuts for how in texts),
+            text_penalises=any(how.penalises for how in texts), audio_draws=any(how.draws for how in audios),
+            audio_cuts=any(how.cuts for how in audios), audio_penalises=any(how.penalises for how in audios),
+        )  # fmt: skip
+
+    def _send(self) -> _Read:
+        """Begin to copy the tokens of this step to the host. On a GPU they are read one step later, so that it need not
+        wait for what the host does with them."""
+        owners = [(request.slots[0], request) for request in self._running()]
+        tokens = self.rules.emitted[: len(self.owners)]
+        if not tokens.is_cuda:
+            return _Read(owners, tokens, None)
+        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+        host.copy_(tokens, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return _Read(owners, host, ready)
+
+    def _hand_out(self, read: _Read) -> None:
+        """Tokens of a step -> the answers."""
+        if read.ready is not None:
+            read.ready.synchronize()
+        rows, ended, due = read.tokens.tolist(), [], []
+        for slot, request in read.owners:
+            if request.done:  # it was cut after this step had begun
+                continue
+            *tokens, finished = rows[slot]
+            if finished:
+                ended.append((request, END))
+                continue
+            codes = request.emit(tokens)
+            if codes is not None:
+                due.append((request, codes))
+            if request.text_over and len(request.slots) > 1:
+                self._keep_speaking(request)
+            if (end := request.cut) is not None and len(request.steps) >= request.decoding.max_steps:
+                ended.append((request, end))
+        sounds = self._decode(due)
+        for _, request in read.owners:
+            if not request.done:
+                request.report(sounds.get(request))
+        self._end(ended)
+
+    def _keep_speaking(self, request: Request) -> None:
+        """All text has been read: the rows that were asked for text alone go no further."""
+        speaking = request.slots[request.strategy.audio_from]
+        while len(request.slots) > 1:
+            dropped, last = next(slot for slot in request.slots if slot != speaking), len(self.owners) - 1
+            self._release(dropped)
+            speaking = dropped if speaking == last else speaking
+        self._point(request)
+
+    # sound
+
+    def _streams_of(self, mode: str) -> DecodeStreams:
+        if mode not in self._streams:
+            self._streams[mode] = self.model.codec.streams(mode)
+        return self._streams[mode]
+
+    def _decode(self, due: list[tuple[Request, Tensor]]) -> dict[Request, Tensor]:
+        """Codes [K, T] of some answers -> their samples [n] on the CPU, as far as they can be given."""
+        sounds: dict[Request, Tensor] = {}
+        for mode in dict.fromkeys(request.sound for request, _ in due):
+            streams, codes, owners = self._streams_of(mode), {}, {}
+            for request, frames in due:
+                if request.sound == mode:
+                    if request.stream is None:
+                        request.stream = streams.open()
+                    codes[request.stream] = frames.to(self.model.device)
+                    owners[request.stream] = request
+            try:
+                sounds |= {owners[number]: wav.cpu() for number, wav in streams.push(codes).items()}
+            except Exception as error:
+                self._fail(owners.values(), error)
+        return sounds
+
+    def _finish_sound(self, requests: list[Request]) -> dict[Request, Tensor]:
+        """The samples that ended answers still owe [n]."""
+        left = [(request, request.frames.finish()) for request in requests if request.frames is not None]
+        sounds = self._decode([(request, codes) for request, codes in left if codes is not None])
+        for request, _ in left:
+            if request.stream is not None:
+                end = self._streams_of(request.sound).finish([request.stream])[request.stream].cpu()
+                sounds[request] = torch.cat([sounds[request], end]) if request in sounds else end
+                request.stream = None
+        return sounds
+
+    # the end
+
+    def _end(self, ended: list[tuple[Request, str]]) -> None:
+        sounds = self._finish_sound([request for request, _ in ended])
+        for request, end in ended:
+            if not request.done:
+                self._leave(request)
+                request.report(sounds.get(request))
+                request.finish(end)
+
+    def _leave(self, request: Request) -> None:
+        """Free everything that a request holds."""
+        while request.slots:
+            self._release(request.slots[-1])
+        if request.stream is not None:
+            self._streams[request.sound].drop(request.stream)
+            request.stream = None
+
+    def _release(self, slot: int) -> None:
+        """Free a slot; the last one takes its number."""
+        last = len(self.owners) - 1
+        self.slots.release(slot)
+        self.rules.move(last, slot)
+        owner, moved = self.owners[slot], self.owners[last]
+        owner.slots.remove(slot)
+        self.owners[slot] = moved
+        self.owners.pop()
+        if last != slot:
+            moved.slots[moved.slots.index(last)] = slot
+            self._point(moved)
+
+    def _fail(self, requests: Iterable[Request], error: BaseException) -> None:
+        for request in requests:
+            if not request.done:
+                self._leave(request)
+                request.finish(None, error)
+
+    def _fail_running(self, error: BaseException) -> None:
+        """What the engine keeps cannot be trusted after an error, so all slots are opened anew; prompts that were
+        on their way begin again."""
+        running = self._forget()
+        if self.newcomers is not None:
+            with self._lock:
+                self.waiting.extendleft(reversed(self.newcomers.requests))
+            self.newcomers = None
+        self._fail(running, error)

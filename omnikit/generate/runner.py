@@ -1,0 +1,107 @@
+"""The thread that steps a running batch."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from threading import Condition, Thread
+
+import torch
+
+from omnikit.generate.loop import RunningBatch
+from omnikit.generate.request import Request
+
+IDLE_SECONDS = 5.0
+"""Seconds without anything to do after which the thread ends; the next question starts another."""
+
+
+class Runner:
+    """Steps a `RunningBatch` in a thread of its own, from the first question on until it is closed or idle.
+
+    Args:
+        batch: used by this thread alone from now on.
+    """
+
+    def __init__(self, batch: RunningBatch):
+        self._state = state = _State(batch)
+        # also when the program ends or the last reference to this is dropped
+        self._close = weakref.finalize(self, _close, state)
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a thread now."""
+        return self._state.thread is not None
+
+    def submit(self, request: Request) -> Request:
+        """Let a question wait for its turn.
+
+        Raises:
+            QueueFull: too many wait.
+            RuntimeError: this was closed, or the process was forked after the thread had started.
+        """
+        self._state.submit(request)
+        return request
+
+    def close(self) -> None:
+        """End all answers as cancelled, and the thread. Further questions are refused."""
+        self._close()
+
+
+class _State:
+    """What the thread and those who ask share. The thread holds no reference to the `Runner`, so that this can be
+    dropped while the thread waits."""
+
+    def __init__(self, batch: RunningBatch):
+        self.batch, self.changed = batch, Condition()
+        self.thread: Thread | None = None
+        self.process: int | None = None
+        self.threads_of_torch = torch.get_num_threads()
+        self.closed = False
+
+    def submit(self, request: Request) -> None:
+        with self.changed:
+            if self.closed:
+                raise RuntimeError("generation: it was closed; load the system again")
+            if self.process is not None and self.process != os.getpid():
+                raise RuntimeError("generation: the process was forked after the first question; load the system anew")
+            self.batch.submit(request)
+            self.threads_of_torch = torch.get_num_threads()
+            if self.thread is None:
+                self.process = os.getpid()
+                self.thread = Thread(target=self.work, name="omnikit-generate", daemon=True)
+                self.thread.start()
+            self.changed.notify()
+
+    def work(self) -> None:
+        try:
+            while self._wait():
+                if torch.get_num_threads() != self.threads_of_torch:  # torch counts them for each thread
+                    torch.set_num_threads(self.threads_of_torch)
+                self.batch.turn()
+            if self.closed:
+                self.batch.close()
+        except BaseException as error:  # nobody may wait for ever for an answer that does not grow any more
+            with self.changed:
+                self.thread = None
+                self.batch.close(error)
+            raise
+
+    def _wait(self) -> bool:
+        """Wait for something to do; whether there is something, else the thread ends."""
+        with self.changed:
+            if not self.batch.busy and not self.closed:
+                self.changed.wait_for(lambda: self.batch.busy or self.closed, IDLE_SECONDS)
+            if self.batch.busy and not self.closed:
+                return True
+            self.thread = None
+            return False
+
+
+def _close(state: _State) -> None:
+    with state.changed:
+        state.closed, thread = True, state.thread
+        state.changed.notify()
+    if thread is not None:
+        thread.join()
+    elif state.process is None or state.process == os.getpid():
+        state.batch.close()
