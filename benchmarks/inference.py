@@ -141,7 +141,7 @@ def measure_baseline(model: OmniLM, plan: Plan) -> Figures:
     bench.Watched(baseline.steps(torch.zeros(1, model.encoder.dim), bench.UNTIMED_STEPS)).through()  # warms up
     answers = [time_answer(baseline, wav, plan) for _ in range(plan.answers)]
     figures = {name: [value for answer in answers for value in answer[name]] for name in answers[0]}
-    step_bytes = model.weight_bytes * (bench.weights_per_step(model) + baseline.cache.numel())
+    step_bytes = model.dtype.itemsize * (bench.weights_per_step(model) + baseline.cache.numel())
     return {**figures, **bench.memory_figures(step_bytes, figures["step"], plan, model.device)}
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +23,13 @@ from omnikit.data.rows import Row, read_manifest
 from omnikit.engines import OPENVINO, TORCH, load_openvino
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.evaluate.asr import ALL, evaluate_split
-from omnikit.evaluate.batches import by_model, gather, hear
+from omnikit.evaluate.batches import by_model, gather
 from omnikit.evaluate.qa import count_right, read_questions, some
 from omnikit.evaluate.tables import markdown_table, percent
 from omnikit.evaluate.text import normalizer
-from omnikit.generate import Decoding, generate
-from omnikit.model import Engine, Hidden, OmniLM, Speech
+from omnikit.generate import Decoder, Decoding, Question
+from omnikit.interfaces import Engine, Hidden, Prefill, Slots
+from omnikit.model import OmniLM
 from omnikit.ranges import COUNT
 from omnikit.sampling import Sampling
 from omnikit.tasks import TASKS
@@ -49,8 +49,8 @@ class Way:
 
     def open(self, checkpoint: str | None) -> tuple[OmniLM, Engine]:
         if self.engine == TORCH:
-            model = omnikit.load(checkpoint, dtype=self.weights).model
-            return model, model
+            omni = omnikit.load(checkpoint, engine=TORCH, dtype=self.weights)
+            return omni.model, omni.decoder.engine
         return load_openvino(checkpoint, weights=self.weights)
 
 
@@ -58,60 +58,69 @@ REFERENCE = Way(TORCH, "float32")
 WAYS = (REFERENCE, Way(TORCH, "bfloat16"), *(Way(OPENVINO, weights) for weights in ("f32", "bf16", "int8")))
 
 
-@dataclass(frozen=True)
-class Call:
-    """A call of an engine and the logits of its last position, by stream."""
+@dataclass
+class Record:
+    """What a model was fed for one answer, and the logits [1, V] of text and audio at each decode step."""
 
-    steps: Tensor  # [1, S, L]
-    speech: Speech | None
-    options: dict[str, Tensor]
-    logits: list[Tensor]  # S of [1, V]
-
-
-class Recorder:
-    """An `Engine` that keeps what the model is asked and what it finds."""
-
-    def __init__(self, model: OmniLM):
-        self.model, self.calls = model, []
-        self.new_cache, self.text_logits, self.audio_logits = model.new_cache, model.text_logits, model.audio_logits
-
-    def __call__(self, steps: Tensor, speech: Speech | None = None, *, cache: Any, **options: Tensor) -> Hidden:
-        hidden = self.model(steps, speech, cache=cache, **options)
-        self.calls.append(Call(steps, speech, options, last_logits(self.model, hidden)))
-        return hidden
+    prompt: Tensor  # [L, D]
+    fed: list[Tensor] = field(default_factory=list)  # of [1, D]
+    logits: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-def last_logits(engine: Engine, hidden: Hidden) -> list[Tensor]:
-    """Hidden [1, L, D] -> logits of the last position by stream, S of [1, V]."""
-    return [engine.text_logits(hidden.text[:, -1]), *engine.audio_logits(hidden.audio[:, -1])]
+class Recorder(Engine):
+    """An engine that keeps what its sequences are fed and the logits that it finds; one sequence at a time."""
+
+    def __init__(self, engine: Engine):
+        self.engine, self.weight_bytes = engine, engine.weight_bytes
+        self.text_logits, self.audio_logits = engine.text_logits, engine.audio_logits
+        self.kept: list[Record] = []
+
+    def open(self, capacity: int) -> Slots:
+        slots = self.engine.open(capacity)
+        prefill, advance = slots.prefill, slots.advance
+
+        def watched_prefill(prompts: Sequence[Tensor]) -> Prefill:
+            self.kept.append(Record(prompts[0]))
+            return prefill(prompts)
+
+        def watched_advance(embeddings: Tensor) -> Hidden:
+            hidden = advance(embeddings)
+            self.kept[-1].fed.append(embeddings.clone())
+            self.kept[-1].logits.append(both_logits(self.engine, hidden))
+            return hidden
+
+        slots.prefill, slots.advance = watched_prefill, watched_advance
+        return slots
 
 
-def spoken_answers(model: OmniLM, rows: Sequence[Row]) -> list[list[Call]]:
-    """The calls that a model's answer to each question takes."""
-    found = []
-    for row in tqdm(rows, desc="spoken answers in float32"):
-        recorder = Recorder(model)
-        question = hear(model, [row.a1.load(model.encoder.sample_rate)])[0]
-        for _ in generate(model, TASKS["A1A2"], [question], decoding=DECODING, engine=recorder):
-            pass
-        found.append(recorder.calls)
-    return found
+def record(model: OmniLM, engine: Engine, row: Row) -> Record:
+    """A model's spoken answer to a question."""
+    recorder = Recorder(engine)
+    question = Question(wav=row.a1.load(model.encoder.sample_rate))
+    Decoder(model, recorder, decoding=DECODING).answers(TASKS["A1A2"], [question])
+    return recorder.kept[0]
+
+
+def both_logits(engine: Engine, hidden: Hidden) -> tuple[Tensor, Tensor]:
+    """Hidden states [1, D] -> logits of the text and of all audio streams [1, V] each."""
+    return engine.text_logits(hidden.text).float(), engine.audio_logits(hidden.audio).float()
 
 
 @torch.inference_mode()
-def compare(engine: Engine, recorded: list[list[Call]]) -> dict[str, str]:
-    """The same calls by another engine: error of the logits relative to their size (RMS), and greedy tokens that
-    agree."""
+def compare(model: OmniLM, engine: Engine, recorded: list[Record]) -> dict[str, str]:
+    """Feed another engine the same: error of the logits relative to their size (RMS), and greedy tokens that agree."""
     error = size = 0.0
     same: list[Tensor] = []
-    for calls in recorded:
-        cache = engine.new_cache()
-        for call in calls:
-            found = last_logits(engine, engine(call.steps, call.speech, cache=cache, **call.options))
-            error += sum(float((a.float() - b).square().mean()) for a, b in zip(found, call.logits, strict=True))
-            size += sum(float(logits.square().mean()) for logits in call.logits)
-            pairs = zip(found, call.logits, strict=True)
-            same.append(torch.cat([a.argmax(dim=-1) == b.argmax(dim=-1) for a, b in pairs]))
+    for answer in recorded:
+        slots = engine.open(1)
+        prefill = slots.prefill([answer.prompt.to(model.dtype)])
+        prefill.advance(prefill.left)
+        slots.admit(prefill)
+        for fed, expected in zip(answer.fed, answer.logits, strict=True):
+            found = both_logits(engine, slots.advance(fed.to(model.dtype)))
+            error += sum(float((a - b).square().sum()) for a, b in zip(found, expected, strict=True))
+            size += sum(float(logits.square().sum()) for logits in expected)
+            same.append(best(model, *found) == best(model, *expected))
     agree = torch.stack(same).float().mean(dim=0)
     return {
         "logits, error %": f"{100 * (error / size) ** 0.5:.2g}",
@@ -120,16 +129,21 @@ def compare(engine: Engine, recorded: list[list[Call]]) -> dict[str, str]:
     }
 
 
+def best(model: OmniLM, text: Tensor, audio: Tensor) -> Tensor:
+    """The best id of each stream [S]."""
+    return torch.cat([each.argmax(dim=-1) for each in (text, *audio.split(model.layout.sizes[1:], dim=-1))])
+
+
 def scores(model: OmniLM, engine: Engine, utterances: list[Row], questions: list[Row]) -> dict[str, str]:
     """Word error rate and right answers, as the recipes' evaluations count them."""
-    normalize, options = normalizer("plain"), {"decoding": DECODING, "engine": engine}
+    normalize, decoder = normalizer("plain"), Decoder(model, engine, decoding=DECODING)
     with TemporaryDirectory() as folder:
         asr = evaluate_split(
-            by_model(model, TASKS["A1T1"], **options), SPLIT, utterances,
+            by_model(decoder, TASKS["A1T1"]), SPLIT, utterances,
             batch_size=16, normalize=normalize, groups={}, folder=Path(folder),
         )  # fmt: skip
     task = TASKS["A1A2"]
-    given, skipped = gather(by_model(model, task, **options), task, questions, batch_size=16, title=QUESTIONS)
+    given, skipped = gather(by_model(decoder, task), task, questions, batch_size=16, title=QUESTIONS)
     shares = count_right(task, questions, given, skipped, normalize)
     return {f"WER %, {SPLIT}": percent(asr.rates[ALL].wer), f"right %, {QUESTIONS}": percent(shares.percent)}
 
@@ -146,12 +160,14 @@ def main() -> None:
     with TemporaryDirectory() as cache:
         utterances = some(read_manifest(data / "manifests" / f"{SPLIT}.csv"), arguments.limit)
         questions = some(read_questions(QUESTIONS, asked, cache), arguments.limit)
-        recorded = spoken_answers(REFERENCE.open(arguments.checkpoint)[0], questions[: arguments.answers])
+        model, engine = REFERENCE.open(arguments.checkpoint)
+        asked = tqdm(questions[: arguments.answers], desc="spoken answers in float32")
+        recorded = [record(model, engine, row) for row in asked]
         rows = []
         for way in WAYS:
             print(f"{way.engine}, {way.weights}", file=sys.stderr)
             model, engine = way.open(arguments.checkpoint)
-            found = compare(engine, recorded) | scores(model, engine, utterances, questions)
+            found = compare(model, engine, recorded) | scores(model, engine, utterances, questions)
             rows.append([f"{way.engine}, {way.weights}", *found.values()])
     print(f"{len(utterances)} utterances, {len(questions)} questions, {len(recorded)} answers compared\n")
     print(markdown_table(["", *found], rows))

@@ -15,12 +15,13 @@ import torch
 from omnikit.convert.mini_omni import from_state_dict
 from omnikit.engines import COMPILED, ENGINES, OPENVINO, open_engine
 from omnikit.engines.static import find_compiler
-from omnikit.generate import Decoding, Question, generate
+from omnikit.generate import Decoder, Decoding, Question
 from omnikit.losses import stream_losses, weighted_mean
 from omnikit.model import OmniLM, Speech
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS, make_prompt, make_sample
 from tests.parity import published
+from tests.unit.scripted import emitted
 
 FOLDER = Path(os.environ.get("OMNIKIT_GOLDEN") or Path(__file__).parent / "golden")
 CASES = sorted(FOLDER.glob("*.json"))
@@ -120,15 +121,13 @@ def test_generated_tokens(path: Path, name: str, engine: str, tmp_path: Path):
         pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
     if engine == COMPILED and find_compiler() is None:
         pytest.skip("needs a C++ compiler")
-    steps = generate(
+    decoder = Decoder(
         case.model,
-        TASKS[task],
-        [question],
+        open_engine(engine, case.model, tmp_path, **({"weights": "f32"} if engine == OPENVINO else {})),
         decoding=Decoding(constrain=False, max_steps=theirs.shape[-1]),
         strategy=BATCH_PARALLEL if batch else PARALLEL,
-        engine=open_engine(engine, case.model, tmp_path, **({"weights": "f32"} if engine == OPENVINO else {})),
     )
-    ours = torch.stack([step.tokens[0] for step in steps], dim=-1)
+    ours = torch.tensor(emitted(decoder, task, [question])[0])
     assert (published_order(ours) if theirs.dim() == 2 else ours[0]).tolist() == theirs.tolist()
 
 

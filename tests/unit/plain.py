@@ -28,7 +28,7 @@ class PlainRules:
     def next(self, text_logits: torch.Tensor, audio_logits: list[torch.Tensor]) -> list[int]:
         """Logits [V] of each stream -> tokens [S]."""
         step = len(self.emitted)
-        tokens = [self._text(text_logits, step)] + self.layout.pads().tolist()[1:]
+        tokens = [self._text(text_logits, step), *self.layout.pads().tolist()[1:]]
         if self.task.speaks:
             others = [stream for stream in range(len(audio_logits)) if stream != self.leader]
             for stream in [self.leader, *others]:
@@ -89,8 +89,8 @@ class PlainRules:
         for tokens in self.emitted:
             seen[tokens[stream]] = True
         key = noise_keys(torch.tensor([self.seed]), torch.tensor([step]), torch.tensor([stream]))[0]
-        numbers = torch.tensor([sampling_numbers(how)])
-        return int(sample(logits.float()[None], numbers, keys=key if how.draws else None, seen=seen[None], cut=how.cuts))
+        options = {"keys": key if how.draws else None, "seen": seen[None], "cut": how.cuts}
+        return int(sample(logits.float()[None], torch.tensor([sampling_numbers(how)]), **options))
 
 
 def plainly(

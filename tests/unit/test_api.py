@@ -8,7 +8,7 @@ import torch
 
 import omnikit
 from omnikit.api import Omni
-from omnikit.generate import Decoding, answers
+from omnikit.generate import Decoding
 from omnikit.strategies import BATCH_PARALLEL
 from omnikit.tasks import TASKS
 from tests.unit.toy import toy_model
@@ -37,7 +37,7 @@ def test_a_stream_joined_is_the_answer(pattern, options, question):
     reply = omni.ask(question)
     assert "".join(c.text for c in chunks) == reply.text
     assert torch.equal(torch.cat([c.wav for c in chunks]), reply.wav)
-    codes = answers(omni.model, TASKS["A1A2"], [omni.hear(question)], decoding=omni.decoding)[0].codes
+    codes = omni.decoder.answers(TASKS["A1A2"], [omni.hear(question)])[0].codes
     assert torch.equal(omni.model.codec.decode(codes[None])[0], reply.wav)
     assert reply.sample_rate == omni.sample_rate
     assert len(reply.wav) % omni.model.codec.frame_samples == 0
@@ -97,5 +97,5 @@ def test_answers_in_bf16():
     assert omni.chat("what is two plus two") == omnikit.load().chat("what is two plus two")
     with pytest.raises(ValueError, match=r"dtype int8: unknown .*float32, bfloat16, float16"):
         omnikit.load(dtype="int8")
-    with pytest.raises(ValueError, match="dtype bfloat16: is for torch, static, compiled; openvino"):
+    with pytest.raises(ValueError, match="dtype bfloat16: is for auto, torch, static, compiled; openvino"):
         omnikit.load(dtype="bfloat16", engine="openvino")

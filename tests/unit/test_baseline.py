@@ -10,9 +10,9 @@ from benchmarks import inference
 from benchmarks.baseline import CHUNK, Baseline
 from omnikit import bench
 from omnikit.bench_table import ROWS
-from omnikit.generate import Decoding, Question, generate
+from omnikit.generate import Decoder, Decoding, Question
 from omnikit.strategies import BATCH_PARALLEL
-from omnikit.tasks import TASKS
+from tests.unit.scripted import emitted
 
 
 def build(**options):
@@ -30,14 +30,8 @@ def model():
 def test_same_tokens_as_the_loop(model):
     features = torch.randn(21, model.encoder.dim, generator=torch.Generator().manual_seed(0))
     theirs = torch.stack(list(Baseline(model, slots=64).steps(features, 15)))
-    steps = generate(
-        model,
-        TASKS["A1A2"],
-        [Question(features=features)],
-        decoding=Decoding(constrain=False, max_steps=15),
-        strategy=BATCH_PARALLEL,
-    )
-    assert theirs.tolist() == [step.tokens[0].tolist() for step in steps]
+    decoder = Decoder(model, decoding=Decoding(constrain=False, max_steps=15), strategy=BATCH_PARALLEL)
+    assert theirs.T.tolist() == emitted(decoder, "A1A2", [Question(features=features)])[0]
     assert len(set(map(tuple, theirs.tolist()))) > 10  # the network does something
 
 

@@ -26,7 +26,7 @@ def test_every_row_of_the_shipped_system_is_printed(monkeypatch, capsys):
     assert not end.value.code
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    assert lines[0] == "| p50 / p95 | torch |"
+    assert lines[0] == "| p50 / p95 | auto |"
     assert [line.split(" | ")[0][2:] for line in lines[2:]] == [words for words, _ in ROWS.values()]
     assert f"{threads} threads, a question of 1 s" in printed.err
 
@@ -46,13 +46,13 @@ def test_every_piece_is_measured(pattern):
 def test_steps_are_timed_around_the_context(streams, monkeypatch):
     """Two rows are two rows to the last step, though the system is asked to go on for long."""
     model, seen = toy_model(), []
-    forward = model.forward
+    hidden = model.hidden
 
-    def watched(steps, *args, positions, **options):
-        seen.append((len(steps), int(positions[0, -1])))
-        return forward(steps, *args, positions=positions, **options)
+    def watched(embeddings, *, positions, **options):
+        seen.append((len(embeddings), int(positions[0, -1])))
+        return hidden(embeddings, positions=positions, **options)
 
-    monkeypatch.setattr(model, "forward", watched)
+    monkeypatch.setattr(model, "hidden", watched)
     bench._step_times(Omni(model), replace(SMALL, streams=streams), bench.BATCH_PARALLEL)
     timed = seen[-SMALL.steps :]
     assert [rows for rows, _ in timed] == [2 * streams] * SMALL.steps

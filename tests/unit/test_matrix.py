@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnikit.data.collate import Batch, collate
 from omnikit.encoders.none import NoEncoder
-from omnikit.generate import Decoding, Question, answers
+from omnikit.generate import Decoder, Decoding, Question
 from omnikit.hparams import KINDS, build_part, build_parts, choices, pick, resolve
 from omnikit.hparams.overrides import PICK
 from omnikit.hparams.tree import has_tag, read_tree, read_tree_text, tag_of, walk
@@ -177,7 +177,8 @@ def ask(model: OmniLM, features: Tensor, strategy: str = "parallel") -> None:
     """A greedy answer: codes of the codebook, text of the vocabulary."""
     greedy = Decoding(Sampling(temperature=0.0), Sampling(temperature=0.0), max_steps=model.pattern.num_steps(3))
     question = [Question(features=features)]
-    answer = answers(model, TASKS["A1A2"], question, decoding=greedy, strategy=build_part("strategy", strategy))[0]
+    decoder = Decoder(model, decoding=greedy, strategy=build_part("strategy", strategy))
+    answer = decoder.answers(TASKS["A1A2"], question)[0]
     model.codec.check_codes(answer.codes[None])
     assert answer.codes.shape[1] > 0
     assert isinstance(model.llm.tokenizer.decode(answer.text), str)

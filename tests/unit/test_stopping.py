@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from omnikit import generate as generation
-from omnikit.api import Omni, _Voice
+from omnikit.api import Omni
+from omnikit.engines.torch import TorchEngine
 from omnikit.generate import (
     CANCELLED,
     END,
     ENDS,
     STEP_LIMIT,
     TIME_LIMIT,
+    Decoder,
     Decoding,
     Question,
-    Step,
-    answers,
-    generate,
     read_frames,
+    request,
 )
+from omnikit.generate.frames import FrameReader
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
-from omnikit.streaming import EXACT
 from omnikit.tasks import TASKS
 from tests.unit.scripted import FREE, SAFE, WORD, Script
 from tests.unit.toy import toy_model
@@ -34,19 +32,24 @@ SPOKEN = torch.rand(1600, generator=torch.Generator().manual_seed(0)) - 0.5
 STRATEGIES = pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL])
 
 
-class Watched:
-    """An engine that calls `at[n]` while it computes the n-th time, beginning with 1."""
+class Watched(TorchEngine):
+    """An engine that calls `at[n]` while it computes the n-th decode step, beginning with 1."""
 
     def __init__(self, model, at=None):
-        self.model, self.at, self.calls = model, at or {}, 0
+        super().__init__(model)
+        self.at, self.calls = at or {}, 0
 
-    def __call__(self, *args, **options):
-        self.calls += 1
-        self.at.get(self.calls, lambda: None)()
-        return self.model(*args, **options)
+    def open(self, capacity):
+        slots = super().open(capacity)
+        advance = slots.advance
 
-    def __getattr__(self, name):
-        return getattr(self.model, name)
+        def watched(embeddings):
+            self.calls += 1
+            self.at.get(self.calls, lambda: None)()
+            return advance(embeddings)
+
+        slots.advance = watched
+        return slots
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def clock(monkeypatch):
             self.now += 1.0
 
     clock = Clock()
-    monkeypatch.setattr(generation, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(request, "monotonic", lambda: clock.now)
     return clock
 
 
@@ -73,31 +76,46 @@ def test_another_thread_cancels_within_a_step():
         assert cancelled.wait(60)
 
     engine = Watched(toy_model(), {3: third})
-    steps = generate(engine.model, TASKS["T1A2"], [QUESTION] * 2, engine=engine, cancel=cancel)
-    with ThreadPoolExecutor(1) as other:
-        decoded = other.submit(list, steps)
-        assert under_way.wait(60)
-        cancel.set()
-        cancelled.set()
-        assert len(decoded.result(60)) == 3
-    assert engine.calls == 3
-    assert steps.ends == [CANCELLED] * 2
-    assert next(steps, None) is None
+    decoder = Decoder(engine.model, engine)
+    asked = decoder.submit(TASKS["T1A2"], QUESTION, cancel=cancel)
+    assert under_way.wait(60)
+    cancel.set()
+    cancelled.set()
+    assert asked.wait(60).end == CANCELLED
+    decoder.close()
+    assert engine.calls == len(asked.steps) == 3
 
 
 def test_cancelled_before_it_begins():
     cancel = threading.Event()
     cancel.set()
     engine = Watched(toy_model())
-    assert answers(engine.model, TASKS["T1A2"], [QUESTION], engine=engine, cancel=cancel)[0].end == CANCELLED
+    assert Decoder(engine.model, engine).answers(TASKS["T1A2"], [QUESTION], cancel=cancel)[0].end == CANCELLED
     assert engine.calls == 0
 
 
 def test_closed():
-    steps = generate(toy_model(), TASKS["T1A2"], [QUESTION])
-    next(steps)
-    steps.close()
-    assert list(steps) == [] and steps.ends == [CANCELLED]
+    decoder = Decoder(toy_model(), decoding=Decoding(min_steps=1000))
+    asked = decoder.submit(TASKS["T1A2"], QUESTION, sound="exact")
+    chunks = iter(asked)
+    next(chunks)
+    decoder.close()
+    *_, last = chunks
+    assert last.end == asked.wait(0).end == CANCELLED
+    assert decoder.submit(TASKS["T1T2"], QUESTION, decoding=Decoding(max_steps=2)).wait(60).end in (END, STEP_LIMIT)
+    decoder.close()
+
+
+def test_an_iterator_that_is_dropped_cancels_its_answer():
+    decoder = Decoder(toy_model(), decoding=Decoding(min_steps=1000))
+    for begun in (True, False):
+        asked = decoder.submit(TASKS["T1A2"], QUESTION, sound="exact")
+        chunks = iter(asked)
+        if begun:
+            next(chunks)
+        del chunks
+        assert asked.wait(60).end == CANCELLED
+    decoder.close()
 
 
 def test_a_time_limit_stops_within_a_step(clock):
@@ -105,11 +123,13 @@ def test_a_time_limit_stops_within_a_step(clock):
     engine = Watched(toy_model(), dict.fromkeys(range(1, 99), clock.tick))
     for limit, expected in ((0.5, 1), (1.0, 1), (3.5, 4)):
         engine.calls = 0
-        options = {"decoding": Decoding(time_limit=limit, max_steps=50), "engine": engine}
-        steps = generate(engine.model, TASKS["T1A2"], [QUESTION], **options)
-        clock.now += 1000  # it begins with the first step
-        assert len(list(steps)) == engine.calls == expected
-        assert steps.ends == [TIME_LIMIT]
+        decoder = Decoder(engine.model, engine, decoding=Decoding(time_limit=limit, min_steps=50, max_steps=50))
+        asked, batch = decoder.request(TASKS["T1A2"], QUESTION), decoder.batch()
+        batch.submit(asked)
+        clock.now += 1000  # it begins with the prompt
+        batch.run()
+        assert len(asked.steps) == engine.calls == expected
+        assert asked.end == TIME_LIMIT
 
 
 def test_each_answer_of_a_batch_has_its_own_end(monkeypatch):
@@ -124,26 +144,10 @@ def test_each_answer_of_a_batch_has_its_own_end(monkeypatch):
         return scores
 
     monkeypatch.setattr(model, "text_logits", logits)
-    found = answers(model, TASKS["T1T2"], [QUESTION] * 2, decoding=Decoding(max_steps=5))
+    found = Decoder(model, decoding=Decoding(max_steps=5)).answers(TASKS["T1T2"], [QUESTION] * 2)
     assert [answer.text for answer in found] == [[WORD] * 2, [WORD] * 5]
     assert [answer.end for answer in found] == [END, STEP_LIMIT]
     assert [answer.truncated for answer in found] == [False, True]
-
-
-def test_any_thread_may_ask_for_the_next_step():
-    """As a server's pool does. Between two steps torch computes for others as they like."""
-    model = toy_model()
-    expected = [step.tokens.tolist() for step in generate(model, TASKS["T1A2"], [QUESTION], decoding=SAFE)]
-    steps, found = generate(model, TASKS["T1A2"], [QUESTION], decoding=SAFE), []
-
-    def one() -> bool:
-        found.extend(step.tokens.tolist() for step in [next(steps, None)] if step is not None)
-        return torch.is_inference_mode_enabled()
-
-    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
-        for number in range(len(expected) + 1):
-            assert (first, second)[number % 2].submit(one).result(60) is False
-    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,6 @@ def test_what_a_cancelled_stream_gave_is_valid(strategy):
     omni = Omni(engine.model, decoding=SAFE, strategy=strategy, engine=engine)
     chunks = list(omni.stream(SPOKEN, cancel=cancel))
     wav, text = torch.cat([chunk.wav for chunk in chunks]), "".join(chunk.text for chunk in chunks)
-    assert engine.calls == 12
     assert 0 < len(wav) < len(whole.wav) and len(wav) % omni.model.codec.frame_samples == 0
     assert torch.equal(wav, whole.wav[: len(wav)])
     assert whole.text.startswith(text)
@@ -171,7 +174,7 @@ def test_what_a_cancelled_stream_gave_is_valid(strategy):
 
 def test_every_verb_is_stopped(clock):
     engine = Watched(toy_model(), dict.fromkeys(range(1, 999), clock.tick))
-    omni = Omni(engine.model, engine=engine)
+    omni = Omni(engine.model, engine=engine, decoding=Decoding(min_steps=50))
     for verb, given in (
         (omni.ask, SPOKEN), (omni.answer, "two is red"), (omni.speak, "two is red"), (omni.chat, "two is red"),
         (omni.transcribe, SPOKEN),
@@ -194,8 +197,8 @@ def script(monkeypatch):
 def ask(scripted: Script, decoding: Decoding, strategy=PARALLEL):
     """Text ids, codes [K][T] and the end of a spoken answer, the same whole and as a stream."""
     scripted.restart()
-    found = answers(scripted.model, TASKS["A1A2"], [Question(features=torch.zeros(4, 12))], decoding=decoding,
-                    strategy=strategy)[0]  # fmt: skip
+    decoder = Decoder(scripted.model, decoding=decoding, strategy=strategy)
+    found = decoder.answers(TASKS["A1A2"], [Question(features=torch.zeros(4, 12))])[0]
     scripted.restart()
     reply = Omni(scripted.model, decoding=decoding, strategy=strategy).ask(SPOKEN)
     assert torch.equal(reply.wav, scripted.model.codec.decode(found.codes[None])[0])
@@ -235,7 +238,7 @@ def test_a_text_that_never_ends_is_cut(script):
     scripted = script([WORD], [[1], [2], [3]])
     for decoding in (FREE, SAFE):
         scripted.restart()
-        found = answers(scripted.model, TASKS["T1T2"], [QUESTION], decoding=decoding)[0]
+        found = Decoder(scripted.model, decoding=decoding).answers(TASKS["T1T2"], [QUESTION])[0]
         assert (found.text, found.end) == ([WORD] * 20, STEP_LIMIT)
 
 
@@ -271,12 +274,12 @@ def test_frames_of_a_stream_are_those_of_the_whole(pattern, options):
         steps = torch.stack([torch.randint(0, size, (25,), generator=draw) for size in sizes])
         codes = torch.stack([torch.randint(0, size - 64, (25,), generator=draw) for size in sizes])
         steps = torch.where(torch.rand(25, generator=draw) < 0.1, steps, codes)
-        voice = _Voice(model, EXACT)
-        chunks = [voice.push(Step(step[None], torch.tensor([True]))) for step in steps.T]
-        wav = torch.cat([chunk.wav for chunk in [*chunks, voice.finish()]])
+        reader = FrameReader(model)
+        chunks = [reader.push(step) for step in steps.T.tolist()]
+        found = [codes for codes in [*chunks, reader.finish()] if codes is not None]
         whole = read_frames(model, steps[1:]).codes
-        assert torch.equal(wav, model.codec.decode(whole[None])[0])
-        assert len(voice.steps) <= model.pattern.num_steps(1)
+        assert torch.equal(torch.cat([whole[:, :0], *found], dim=1), whole)
+        assert len(reader.steps) <= model.pattern.num_steps(1)
 
 
 def test_silence_is_a_question(tiny):
