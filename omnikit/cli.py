@@ -214,7 +214,7 @@ def bench(
     typer.echo(
         f"{device}, {torch.get_num_threads()} threads, a question of {seconds:g} s, {streams} at a time", err=True
     )
-    typer.echo(table({engine: figures}))
+    typer.echo(table({omni.decoder.engine.name: figures}))
 
 
 @app.command(context_settings=PARTS)

@@ -242,6 +242,8 @@ class Engine(ABC):
     Several `Slots` may be open over one engine, each used by one thread at a time.
     """
 
+    name: str
+    """Name by which `--engine` chooses it."""
     weight_bytes: float
     """Bytes that one weight of the backbone takes in memory, for comparing a decode step with the memory's speed."""
 

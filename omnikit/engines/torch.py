@@ -30,6 +30,8 @@ class TorchEngine(Engine):
         model: any; its weights are used as they are, where they are.
     """
 
+    name = "torch"
+
     def __init__(self, model: OmniLM):
         self.model = model
 

@@ -61,26 +61,23 @@ class FrameReader:
         self.model, self.pattern = model, model.pattern
         self.steps: list[list[int]] = []  # audio tokens that the next frame needs: a prefix of the pattern again
         self.chunk = 1  # frames that are waited for
+        self.complete = 0  # frames that are waiting
         self.silent = False  # from here on
 
-    def push(self, tokens: Sequence[int]) -> Tensor | None:
-        """Take the S tokens of the next step -> codes [K, T] of the frames that are due now, if there are any."""
+    def push(self, tokens: Sequence[int]) -> None:
+        """Take the S tokens of the next step."""
         self.steps.append(list(tokens[1:]))
-        complete = self.pattern.num_frames(len(self.steps))
-        return self._take(complete) if complete >= self.chunk else None
+        self.complete = self.pattern.num_frames(len(self.steps))
 
-    def finish(self) -> Tensor | None:
-        """No more steps: codes [K, T] of the complete frames that are left, if there are any."""
-        complete = self.pattern.num_frames(len(self.steps))
-        return self._take(complete) if complete else None
-
-    def _take(self, complete: int) -> Tensor | None:
+    def take(self) -> Tensor | None:
+        """Codes [K, T] of the frames that are waiting, if any of them can be heard."""
         frames = None
-        if not self.silent:
+        if self.complete and not self.silent:
             frames = read_frames(self.model, torch.tensor(self.steps).T)
             self.silent = frames.ended
             self.chunk = min(2 * self.chunk, LONGEST_CHUNK)
-        del self.steps[: complete * self.pattern.stride]
+        del self.steps[: self.complete * self.pattern.stride]
+        self.complete = 0
         return frames.codes if frames is not None and frames.codes.shape[1] else None
 
 

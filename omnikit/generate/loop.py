@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from omnikit.generate.prompts import Prompt, check_question, encode, make_prompt_of
-from omnikit.generate.records import CANCELLED, END
+from omnikit.generate.records import CANCELLED, END, STEP_LIMIT
 from omnikit.generate.request import Request
 from omnikit.generate.rules import Rules, Variant
 from omnikit.interfaces import Engine, Prefill, Slots
 from omnikit.model import OmniLM
-from omnikit.streaming import DecodeStreams
+from omnikit.streaming import EXACT, DecodeStreams
 
 CAPACITY = 16
 """Sequences that are decoded together, where nothing else is asked for."""
@@ -266,9 +266,7 @@ class RunningBatch:
     # steps
 
     def _drop_cut(self, requests: Iterable[Request]) -> None:
-        for request in requests:
-            if (end := request.cut) is not None:
-                self._end([(request, end)])
+        self._end([(request, end) for request in requests if (end := request.cut) is not None])
 
     def _step(self) -> None:
         if self.owners:
@@ -311,7 +309,7 @@ class RunningBatch:
         """Tokens of a step -> the answers."""
         if read.ready is not None:
             read.ready.synchronize()
-        rows, ended, due = read.tokens.tolist(), [], []
+        rows, ended = read.tokens.tolist(), []
         for slot, request in read.owners:
             if request.done:  # it was cut after this step had begun
                 continue
@@ -319,14 +317,12 @@ class RunningBatch:
             if finished:
                 ended.append((request, END))
                 continue
-            codes = request.emit(tokens)
-            if codes is not None:
-                due.append((request, codes))
+            request.emit(tokens)
             if request.text_over and len(request.slots) > 1:
                 self._keep_speaking(request)
-            if (end := request.cut) is not None and len(request.steps) >= request.decoding.max_steps:
-                ended.append((request, end))
-        sounds = self._decode(due)
+            if len(request.steps) >= request.decoding.max_steps:
+                ended.append((request, STEP_LIMIT))
+        sounds = self._decode(self._due([request for _, request in read.owners if not request.done]))
         for _, request in read.owners:
             if not request.done:
                 request.report(sounds.get(request))
@@ -348,17 +344,28 @@ class RunningBatch:
             self._streams[mode] = self.model.codec.streams(mode)
         return self._streams[mode]
 
-    def _decode(self, due: list[tuple[Request, Tensor]]) -> dict[Request, Tensor]:
+    def _due(self, requests: list[Request]) -> dict[Request, Tensor]:
+        """Codes [K, T] that are to be decoded now. What is half a chunk goes along, so that chunks of answers that
+        began at different times come to be decoded together; not where the sound depends on the chunks."""
+        speaking = [request for request in requests if request.frames is not None and request.frames.complete]
+        if not any(request.frames.complete >= request.frames.chunk for request in speaking):
+            return {}
+        return _taken(
+            request for request in speaking
+            if request.frames.complete * (2 if request.sound == EXACT else 1) >= request.frames.chunk
+        )  # fmt: skip
+
+    def _decode(self, due: dict[Request, Tensor]) -> dict[Request, Tensor]:
         """Codes [K, T] of some answers -> their samples [n] on the CPU, as far as they can be given."""
         sounds: dict[Request, Tensor] = {}
-        for mode in dict.fromkeys(request.sound for request, _ in due):
-            streams, codes, owners = self._streams_of(mode), {}, {}
-            for request, frames in due:
+        for mode in dict.fromkeys(request.sound for request in due):
+            streams, owners = self._streams_of(mode), {}
+            for request in due:
                 if request.sound == mode:
                     if request.stream is None:
                         request.stream = streams.open()
-                    codes[request.stream] = frames.to(self.model.device)
                     owners[request.stream] = request
+            codes = {number: due[request].to(self.model.device) for number, request in owners.items()}
             try:
                 sounds |= {owners[number]: wav.cpu() for number, wav in streams.push(codes).items()}
             except Exception as error:
@@ -367,13 +374,14 @@ class RunningBatch:
 
     def _finish_sound(self, requests: list[Request]) -> dict[Request, Tensor]:
         """The samples that ended answers still owe [n]."""
-        left = [(request, request.frames.finish()) for request in requests if request.frames is not None]
-        sounds = self._decode([(request, codes) for request, codes in left if codes is not None])
-        for request, _ in left:
-            if request.stream is not None:
-                end = self._streams_of(request.sound).finish([request.stream])[request.stream].cpu()
-                sounds[request] = torch.cat([sounds[request], end]) if request in sounds else end
+        sounds = self._decode(_taken(request for request in requests if request.frames is not None))
+        for mode in dict.fromkeys(request.sound for request in requests if request.stream is not None):
+            streaming = [each for each in requests if each.sound == mode and each.stream is not None]
+            owners = {request.stream: request for request in streaming}
+            for number, wav in self._streams_of(mode).finish(list(owners)).items():
+                request = owners[number]
                 request.stream = None
+                sounds[request] = torch.cat([sounds[request], wav.cpu()]) if request in sounds else wav.cpu()
         return sounds
 
     # the end
@@ -422,3 +430,9 @@ class RunningBatch:
                 self.waiting.extendleft(reversed(self.newcomers.requests))
             self.newcomers = None
         self._fail(running, error)
+
+
+def _taken(requests: Iterable[Request]) -> dict[Request, Tensor]:
+    """Codes [K, T] of the frames that are waiting, of those that have any."""
+    taken = {request: request.frames.take() for request in requests}
+    return {request: codes for request, codes in taken.items() if codes is not None}

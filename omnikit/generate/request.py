@@ -116,12 +116,13 @@ class Request:
         """Count the time from here."""
         self.began = monotonic()
 
-    def emit(self, tokens: list[int]) -> Tensor | None:
-        """Take the tokens of the next step -> codes [K, T] that are due to be decoded, if there are any."""
+    def emit(self, tokens: list[int]) -> None:
+        """Take the tokens of the next step."""
         self.steps.append(tokens)
         counts = self.decoding.constrain or len(self.steps) > 1  # the published code does not look at the first step
         self.text_over = self.text_over or (counts and tokens[0] == self.model.layout.text.eot)
-        return None if self.frames is None else self.frames.push(tokens)
+        if self.frames is not None:
+            self.frames.push(tokens)
 
     def report(self, wav: Tensor | None = None) -> None:
         """Hand out what has been emitted since the last report, and its sound [n]."""

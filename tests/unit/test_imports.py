@@ -15,7 +15,7 @@ GROUPS = (
     (
         "errors", "files", "untrusted", "foreign", "ranges", "limits", "tokens", "streaming", "sampling", "weights",
         "containers", "mp3", "libsndfile", "reader", "audio", "hub", "sizes", "torchrun", "undrawn", "key_values",
-        "hparams",
+        "hparams", "hashing",
     ),
     ("interfaces",),
     ("patterns", "adapters", "encoders", "llms", "codecs"),

@@ -275,8 +275,12 @@ def test_frames_of_a_stream_are_those_of_the_whole(pattern, options):
         codes = torch.stack([torch.randint(0, size - 64, (25,), generator=draw) for size in sizes])
         steps = torch.where(torch.rand(25, generator=draw) < 0.1, steps, codes)
         reader = FrameReader(model)
-        chunks = [reader.push(step) for step in steps.T.tolist()]
-        found = [codes for codes in [*chunks, reader.finish()] if codes is not None]
+        found = []
+        for step in steps.T.tolist():
+            reader.push(step)
+            if reader.complete >= reader.chunk:
+                found.append(reader.take())
+        found = [codes for codes in [*found, reader.take()] if codes is not None]
         whole = read_frames(model, steps[1:]).codes
         assert torch.equal(torch.cat([whole[:, :0], *found], dim=1), whole)
         assert len(reader.steps) <= model.pattern.num_steps(1)
