@@ -58,9 +58,11 @@ def open_system(hparams: dict[str, Any], device: str) -> tuple[Respond, dict[str
     """
     baseline, checkpoint = hparams["baseline"], hparams["checkpoint"]
     if baseline is None:
-        model = load(checkpoint, device=device).model
+        omni = load(checkpoint, device=device)
+        omni.decoding = hparams["decoding"]
+        decoder = omni.decoder.of_capacity(hparams["batch_size"])
         name = {"checkpoint": checkpoint or "the shipped mini system"}
-        return by_model(model, TASKS["A1T1"], decoding=hparams["decoding"]), name
+        return by_model(decoder, TASKS["A1T1"]), name
     if checkpoint is not None:
         raise ValueError(f"--baseline {baseline}: is scored in place of a system; leave out --checkpoint {checkpoint}")
     weights = hparams["baseline_weights"]

@@ -63,6 +63,8 @@ class Request:
         """Number of the codec's stream, once there are frames."""
         self.text_over = task.text_forced
         self.began: float | None = None
+        self.runner: object = None
+        """Keeps the thread that decodes the answer alive until it has ended."""
         self.name = name
         self._cancel, self._cancelled = cancel, False
         self._done = Event()
@@ -136,6 +138,7 @@ class Request:
         if isinstance(error, ValueError) and self.name is not None:
             error = ValueError(f"{self.name}: {error}")
         self.end, self.error = end, error
+        self.runner = None
         self.pieces.put(None)
         self._done.set()
 

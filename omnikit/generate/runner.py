@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from threading import Condition, Thread
+from threading import Condition, Thread, current_thread
 
 import torch
 
@@ -39,6 +39,7 @@ class Runner:
             QueueFull: too many wait.
             RuntimeError: this was closed, or the process was forked after the thread had started.
         """
+        request.runner = self  # a system may be dropped while somebody listens to its answer
         self._state.submit(request)
         return request
 
@@ -102,6 +103,7 @@ def _close(state: _State) -> None:
         state.closed, thread = True, state.thread
         state.changed.notify()
     if thread is not None:
-        thread.join()
+        if thread is not current_thread():  # which ends by itself
+            thread.join()
     elif state.process is None or state.process == os.getpid():
         state.batch.close()

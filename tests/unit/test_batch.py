@@ -16,8 +16,7 @@ import omnikit
 from omnikit.api import Omni
 from omnikit.audio import load_audio, save_audio
 from omnikit.batch import Job, holds_many, wav_name
-from omnikit.evaluate import batches
-from omnikit.generate import Decoding
+from omnikit.generate import Decoder, Decoding
 from omnikit.strategies import BATCH_PARALLEL
 from omnikit.torchrun import Share
 
@@ -140,9 +139,9 @@ def test_a_killed_run_goes_on(folder, tmp_path, monkeypatch):
     """Nothing finished is done again, a half line is dropped, what was skipped or lost is tried again."""
     out = tmp_path / "out"
     asked = []
-    real = batches.answers
-    monkeypatch.setattr(batches, "answers", lambda model, task, questions, **how: (
-        asked.append(len(questions)), real(model, task, questions, **how))[1])  # fmt: skip
+    real = Decoder.answers
+    monkeypatch.setattr(Decoder, "answers", lambda decoder, task, questions: (
+        asked.append(len(questions)), real(decoder, task, questions))[1])  # fmt: skip
     job("A1A2", folder, out).run(omni())
     whole = (out / "results.jsonl").read_text()
     found = lines(out / "results.jsonl")

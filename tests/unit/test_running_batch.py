@@ -46,7 +46,7 @@ class Case:
 def draw_cases(model: OmniLM, decoder: Decoder, count: int, draw: random.Random) -> list[Case]:
     cases = []
     for _ in range(count):
-        task = TASKS[draw.choice(list(TASKS))]
+        task = TASKS[draw.choice([*TASKS, "A1A2", "T1A2"])]
         if task.given == "text":
             question = Question(text=[draw.randrange(model.layout.text_vocab) for _ in range(draw.randint(1, 12))])
         else:
@@ -61,8 +61,8 @@ def draw_cases(model: OmniLM, decoder: Decoder, count: int, draw: random.Random)
             task, question, decoding=decoding, strategy=draw.choice([PARALLEL, BATCH_PARALLEL]),
             seed=draw.randrange(2**31), sound=draw.choice([None, "exact", "low_latency"]),
         )  # fmt: skip
-        arrives = draw.randint(0, 40)
-        cases.append(Case(request, arrives, arrives + draw.randint(0, 15) if draw.random() < 0.2 else None))
+        arrives = draw.randint(0, 2 * count)
+        cases.append(Case(request, arrives, arrives + draw.randint(0, 20) if draw.random() < 0.1 else None))
     return cases
 
 
@@ -111,7 +111,7 @@ def check(pattern: str, options: dict, count: int, seed: int) -> None:
     model, draw = toy_model(pattern, **options), random.Random(seed)
     decoder = Decoder(model)
     cases = draw_cases(model, decoder, count, draw)
-    decode(decoder, cases, capacity=draw.choice([2, 3, 6]))
+    decode(decoder, cases, capacity=draw.choice([3, 6, 9]))
     tied = sum(ties(model, case.request) for case in cases)
     for case in cases:
         check_whole(model, case.request)

@@ -55,7 +55,7 @@ def test_text_tasks_read_the_text():
 
 def evaluated(rows, tmp_path, groups):
     options = {"batch_size": 2, "normalize": plain, "folder": tmp_path}
-    respond = by_model(toy_model(), TASKS["A1T1"], decoding=DECODING)
+    respond = by_model(Decoder(toy_model(), decoding=DECODING), TASKS["A1T1"])
     return evaluate_split(respond, "test-clean", rows, groups=groups, **options)
 
 
