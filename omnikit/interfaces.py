@@ -203,29 +203,61 @@ class Pattern(ABC):
     """Where each code of a frame stands among the steps of the answer. Built as `pattern(num_codebooks=K)`.
 
     A pure index map: it moves values and never looks at them. `hole` fills the places that carry no code.
+
+    All frames are alike: frame t stands where frame 0 stands, `stride * t` steps later. In audio stream s it takes up
+    the steps from `first[s] + stride * t` to `first[s] + stride * (t + 1) - 1`, and the first of them carries a code.
     """
 
     num_codebooks: int
+    """K."""
     carries: tuple[tuple[int, ...], ...]
-    """For each audio stream, the codebooks that it carries."""
-    max_delay: int
-    """Steps from the first answer step to the first one at which every stream has begun."""
+    """For each audio stream, the codebooks that it carries, in the order in which their codes stand in a frame. Each
+    codebook is carried by one stream."""
+    first: Sequence[int]
+    """For each audio stream, the answer step of its first code."""
+    stride: int
+    """Steps per frame."""
+
+    @property
+    def max_delay(self) -> int:
+        """Steps from the first answer step to the first one at which every stream has begun."""
+        return max(self.first)
 
     @abstractmethod
     def codebook_at(self, step: int) -> list[int]:
-        """The codebook that each audio stream carries at answer step `step`; -1 where it waits."""
+        """The codebook that each audio stream carries at answer step `step`; -1 where it carries none.
+
+        From step `num_steps(1)` on this repeats every `stride` steps.
+        """
+
+    def codebooks(self, steps: int) -> Tensor:
+        """Return `codebook_at` of the answer steps 0 .. L - 1 as a table [S - 1, L]."""
+        table = [self.codebook_at(step) for step in range(steps)]
+        return torch.tensor(table, dtype=torch.long).reshape(steps, len(self.carries)).T
+
+    def end(self, stream: int, frames: int) -> int:
+        """Return the answer step at which the end mark of an audio stream stands after `frames` frames: where the
+        stream's next frame would begin."""
+        return self.first[stream] + self.stride * frames
 
     @abstractmethod
     def num_steps(self, frames: int) -> int:
-        """Steps from the first answer step to the last code of `frames` frames."""
+        """Steps from the first answer step to the last code of `frames` frames; 0 for no frame."""
+
+    def num_frames(self, steps: int) -> int:
+        """Return how many frames a prefix of `steps` steps completes."""
+        return max(0, (steps - self.num_steps(1)) // self.stride + 1)
 
     @abstractmethod
     def interleave(self, frames: Tensor, hole: int = -1) -> Tensor:
-        """Frames [B, K, T] -> steps [B, S - 1, num_steps(T)]."""
+        """Frames [B, K, T] of any type -> steps [B, S - 1, num_steps(T)]."""
 
     @abstractmethod
     def deinterleave(self, steps: Tensor) -> Tensor:
-        """A prefix of steps [B, S - 1, L] -> the frames that it completes [B, K, T']."""
+        """A prefix of steps [B, S - 1, L] of any type -> the frames that it completes [B, K, num_frames(L)].
+
+        What stands in places without a code does not matter.
+        """
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,18 @@ from omnikit.interfaces import Pattern
 
 
 class AffinePattern(Pattern):
-    """Code (k, t) -> stream `stream_of[k]`, step `start[k] + stride * t`."""
+    """Code (k, t) -> stream `stream_of[k]`, step `start[k] + stride * t`.
+
+    The codes of a stream start at different steps, less than `stride` from the first one.
+    """
 
     def __init__(self, *, stream_of: list[int], start: list[int], stride: int):
         self.num_codebooks = len(stream_of)
         self.stream_of, self.start, self.stride = stream_of, start, stride
         streams = range(max(stream_of) + 1)
-        self.carries = tuple(tuple(k for k, s in enumerate(stream_of) if s == stream) for stream in streams)
-        self.first = [min(start[k] for k in books) for books in self.carries]
-        self.max_delay = max(self.first)
+        in_order = sorted(range(self.num_codebooks), key=start.__getitem__)
+        self.carries = tuple(tuple(k for k in in_order if stream_of[k] == stream) for stream in streams)
+        self.first = [start[books[0]] for books in self.carries]
 
     def codebook_at(self, step: int) -> list[int]:
         found = [-1] * len(self.carries)
@@ -38,21 +41,8 @@ class AffinePattern(Pattern):
                 found[stream] = k
         return found
 
-    def codebooks(self, steps: int) -> Tensor:
-        """`codebook_at` for steps 0 .. L - 1 [S - 1, L]."""
-        table = [self.codebook_at(step) for step in range(steps)]
-        return torch.tensor(table, dtype=torch.long).reshape(steps, len(self.carries)).T
-
-    def end(self, stream: int, frames: int) -> int:
-        """The step after the last code of `frames` frames in an audio stream: where its end mark stands."""
-        return self.first[stream] + self.stride * frames
-
     def num_steps(self, frames: int) -> int:
         return max(self.start) + self.stride * (frames - 1) + 1 if frames else 0
-
-    def num_frames(self, steps: int) -> int:
-        """Frames that a prefix of `steps` steps completes."""
-        return max(0, (steps - 1 - max(self.start)) // self.stride + 1)
 
     def _steps_of(self, frames: int, device: torch.device) -> Tensor:
         start = torch.tensor(self.start, device=device)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omnikit.patterns import AffinePattern
+from omnikit.interfaces import Pattern
 from omnikit.tokens import IGNORE, TokenLayout
 
 
@@ -79,6 +79,12 @@ class Sample:
 
 AUDIO_START = 1
 """Position of the first speech feature in a prompt."""
+_AROUND = AUDIO_START + 2  # steps of a prompt besides what is given: the opening, the end of it and the marks
+
+
+def prompt_length(given: int) -> int:
+    """Return the number of steps of a prompt with `given` text ids or adapted speech frames."""
+    return given + _AROUND
 
 
 def make_prompt(
@@ -98,16 +104,31 @@ def make_prompt(
     return Prompt(torch.cat(parts, dim=1), audio_frames if speech else 0)
 
 
+def answer_ends(task: Task, pattern: Pattern, *, text: int, frames: int = 0) -> list[int]:
+    """Return the answer steps at which the end marks stand: `eot` after `text` text ids and, where the task speaks, the
+    `eoa` of each audio stream after `frames` frames. The answer ends with the last of these steps."""
+    audio = [pattern.end(stream, frames) for stream in range(len(pattern.carries))] if task.speaks else []
+    return [text, *audio]
+
+
+def sample_length(task: Task, pattern: Pattern, *, given: int, text: int, frames: int = 0) -> int:
+    """Return the number of steps that `make_sample` gives a sample: those of prompt and answer but the last one.
+
+    Args:
+        given: number of text ids or adapted speech frames in the prompt.
+        text: number of text ids in the answer.
+        frames: number of frames in the answer.
+    """
+    return prompt_length(given) + max(answer_ends(task, pattern, text=text, frames=frames))
+
+
 def make_answer(
-    task: Task, layout: TokenLayout, pattern: AffinePattern, *, text: list[int], codes: Tensor | None = None
+    task: Task, layout: TokenLayout, pattern: Pattern, *, text: list[int], codes: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The answer's steps [S, L] and which of them carry loss [S, L] (bool), from text ids and codes [K, T]."""
-    ends = [len(text)]
-    if task.speaks:
-        assert codes is not None, f"{task.name} answers with speech"
-        ends += [pattern.end(stream, codes.shape[1]) for stream in range(len(pattern.carries))]
-    length = max(ends) + 1
-    steps = layout.pads()[:, None].repeat(1, length)
+    assert codes is not None or not task.speaks, f"{task.name} answers with speech"
+    ends = answer_ends(task, pattern, text=len(text), frames=codes.shape[1] if task.speaks else 0)
+    steps = layout.pads()[:, None].repeat(1, max(ends) + 1)
     steps[0, : len(text) + 1] = torch.tensor([*text, layout.text.eot])
     loss = torch.zeros_like(steps, dtype=torch.bool)
     loss[0, : len(text) + 1] = task.writes
@@ -124,7 +145,7 @@ def make_answer(
 def make_sample(
     task: Task,
     layout: TokenLayout,
-    pattern: AffinePattern,
+    pattern: Pattern,
     *,
     question: list[int] | None = None,
     audio_frames: int | None = None,

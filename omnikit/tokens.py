@@ -90,6 +90,15 @@ class TokenLayout:
     def _row(self, text: str, audio: str) -> Tensor:
         return torch.tensor([getattr(self.text, text), *(getattr(ids, audio) for ids in self.audio)])
 
+    def is_text(self, ids: Tensor) -> Tensor:
+        """Tell which ids [...] of the text stream are text, that is of the backbone's own vocabulary: bool [...]."""
+        return ids < self.text_vocab
+
+    def code_ids(self, stream: int, codebook: int) -> range:
+        """Return the ids that the codes of a codebook have in the audio stream that carries it."""
+        begin = self.carries[stream].index(codebook) * self.codebook_size
+        return range(begin, begin + self.codebook_size)
+
     def code_offsets(self, codebooks: Tensor) -> Tensor:
         """Codebook that each audio stream carries at each step [S - 1, L] (-1: none) -> what to add to its code."""
         return self._position_table().to(codebooks.device)[_stream_index(codebooks), codebooks] * self.codebook_size

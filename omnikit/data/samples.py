@@ -20,7 +20,7 @@ from omnikit.errors import one_line
 from omnikit.hparams.recipe import names_of
 from omnikit.interfaces import AudioEncoder, Tokenizer
 from omnikit.model import OmniLM
-from omnikit.tasks import TASKS, Task, make_sample
+from omnikit.tasks import TASKS, Task, make_sample, sample_length
 
 logger = logging.getLogger(__name__)
 NAMES = list(TASKS)
@@ -141,12 +141,9 @@ class SampleMaker:
 
     def length(self, row: Row, task: Task, tokens: dict[str, int]) -> int:
         """Steps of the sample, without making it; `tokens`: how many each of its texts has."""
-        count = tokens[row.written(task)]
-        if task.speaks:
-            frames = self._frames(row, task)
-            count = max(count, max(self.model.pattern.end(s, frames) for s in range(len(self.model.pattern.carries))))
         given = self.model.frames_heard(self.heard.frames(row)) if task.given == "speech" else tokens[row.t1]
-        return given + 3 + count
+        frames = self._frames(row, task) if task.speaks else 0
+        return sample_length(task, self.model.pattern, given=given, text=tokens[row.written(task)], frames=frames)
 
     def __call__(self, row: Row, task: Task) -> Item:
         """Row and task -> the sample and what it hears.

@@ -31,9 +31,8 @@ def run_paths(python: Path | str, *names: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     "names",
     [
-        ("shipped", "encoders", "codecs", "conversion"),
+        ("shipped", "encoders", "codecs", "conversion", "training"),
         pytest.param(("backbones",), marks=pytest.mark.long),
-        ("training",),
         pytest.param((), marks=pytest.mark.long),
     ],
     ids=lambda names: "-".join(names) or "all",

@@ -1,10 +1,13 @@
 """An untrained system of the mini parts as a checkpoint folder, and recipes run as a user runs them."""
 
 import io
+import logging
 import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -87,6 +90,20 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def logging_kept() -> Iterator[None]:
+    """Undo what a script does to the root logger, such as handlers that write to its own log file."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
 @pytest.fixture
 def run_here(monkeypatch, capsys):
     """`run_here("omnikit", "ask", ..)` or `run_here("recipes/..py", ..)`: in this process, as a user runs it -> exit
@@ -94,7 +111,7 @@ def run_here(monkeypatch, capsys):
 
     def call(script: str, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, logging_kept():
             patch.setattr(sys, "path", list(sys.path))
             before = set(sys.modules)
             path = ROOT / script

@@ -6,13 +6,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import ruamel.yaml
@@ -25,6 +28,7 @@ sys.path.append(str(ABLATION))
 
 import figures  # noqa: E402
 import run as ablation  # noqa: E402
+import schedule as schedule_of_steps  # noqa: E402
 from figures import Outcome, figure_at  # noqa: E402
 from grid import Figure, Grid, Reading, read_grid, slug, some_rows  # noqa: E402
 from plan import Run, Step, as_text, plan_run  # noqa: E402
@@ -370,9 +374,34 @@ def times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.json")}
 
 
-def test_a_tiny_grid(here, tiny, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def in_this_process(monkeypatch, run_here):
+    """Steps are run here, each to its end when it is started, so that nothing is imported anew."""
+
+    class Ended:
+        def __init__(self, words: list[str], stdout: BinaryIO, **_: object):
+            self.returncode, out, err = run_here(*words[1:])
+            stdout.write((out + err).encode())
+
+        def poll(self) -> int:
+            return self.returncode
+
+    stand_in = types.SimpleNamespace(**{**vars(subprocess), "Popen": Ended})
+    monkeypatch.setattr(schedule_of_steps, "subprocess", stand_in)
+    # a bar of this process would be drawn between the lines of a step
+    monkeypatch.setattr(ablation, "tqdm", functools.partial(ablation.tqdm, disable=True))
+
+
+@pytest.fixture
+def in_processes(monkeypatch):
+    """Steps are run as users have them run."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.parametrize("way", ["in_this_process", pytest.param("in_processes", marks=pytest.mark.long)])
+def test_a_tiny_grid(here, tiny, tmp_path, capsys, request, way):
+    request.getfixturevalue(way)
     out = tmp_path / "out"
     assert ablation.main([str(tiny), "--rows", "[delayed, broken]"]) == ablation.FAILED
     assert (tmp_path / "made").exists()

@@ -43,37 +43,38 @@ def corpus(tmp_path):
     return tmp_path / "corpus"
 
 
-def test_asr(run, untrained, corpus, tmp_path):
-    ran = run(
+def test_asr(run_here, untrained, corpus, tmp_path):
+    status, out, err = run_here(
         ASR, "hparams/eval.yaml", "../../../egs/mini/hparams/eval_asr.yaml", "--splits", "[test-clean]",
         "--data_folder", corpus, "--checkpoint", untrained, "--output_folder", tmp_path / "out",
         "--decoding.max_steps", "5",
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    assert status == 0, err
     result = json.loads((tmp_path / "out" / "asr.json").read_text())["splits"]["test-clean"]
     counts = {name: group["utterances"] for name, group in result["groups"].items()}
     assert counts == {"all": 2, "template sentences": 1, "random word strings": 1}
     assert result["skipped"] == {"unreadable": 1}
     assert result["published_wer"] is None
-    assert "test-clean, template sentences" in ran.stdout
+    assert "test-clean, template sentences" in out
 
 
-def test_asr_of_a_baseline(run, corpus, tmp_path):
+def test_asr_of_a_baseline(run_here, corpus, tmp_path):
     torch.manual_seed(0)
     dims = whisper.model.ModelDimensions(80, 1500, 16, 2, 1, 51865, 12, 16, 2, 1)
     state = whisper.model.Whisper(dims).state_dict()
     torch.save({"dims": dataclasses.asdict(dims), "model_state_dict": state}, tmp_path / "whisper.pt")
-    ran = run(
+    status, out, err = run_here(
         ASR, "hparams/eval.yaml", "--splits", "[test-clean]", "--data_folder", corpus, "--output_folder",
         tmp_path / "out", "--baseline", "whisper_small", "--baseline_weights", tmp_path / "whisper.pt",
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    assert status == 0, err
     result = json.loads((tmp_path / "out" / "asr.json").read_text())
     assert result["baseline"].startswith("whisper_small") and "checkpoint" not in result
     assert result["splits"]["test-clean"]["groups"]["all"]["utterances"] == 2
-    assert "- normalizer: english (openai-whisper 20" in ran.stdout
-    ran = run(ASR, "hparams/eval.yaml", "--data_folder", corpus, "--output_folder", tmp_path, "--baseline", "siri")
-    assert ran.returncode == 2 and "--baseline siri" in ran.stderr and ran.stderr.count("\n") == 1
+    assert "- normalizer: english (openai-whisper 20" in out
+    folders = ["--data_folder", corpus, "--output_folder", tmp_path]
+    status, out, err = run_here(ASR, "hparams/eval.yaml", *folders, "--baseline", "siri")
+    assert status == 2 and "--baseline siri" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -84,11 +85,11 @@ def test_asr_of_a_baseline(run, corpus, tmp_path):
         (["--splits", "[test-cleen]"], "test-cleen"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(run, untrained, corpus, tmp_path, flags, message):
+def test_bad_input_is_one_line_and_status_2(run_here, untrained, corpus, tmp_path, flags, message):
     common = ["--data_folder", corpus, "--checkpoint", untrained, "--output_folder", tmp_path / "out"]
-    ran = run(ASR, "hparams/eval.yaml", *common, *flags)
-    assert ran.returncode == 2
-    assert message in ran.stderr and ran.stderr.count("\n") == 1
+    status, _, err = run_here(ASR, "hparams/eval.yaml", *common, *flags)
+    assert status == 2
+    assert message in err and err.count("\n") == 1
 
 
 @pytest.fixture
@@ -143,14 +144,14 @@ def lengths(tmp_path) -> Path:
     return tmp_path / "hub"
 
 
-def test_questions(run, untrained, questions, llama, grammar, lengths, tmp_path):
-    ran = run(
+def test_questions(run_here, untrained, questions, llama, grammar, lengths, tmp_path):
+    status, _, err = run_here(
         QA, "hparams/eval.yaml", "../../../egs/mini/hparams/eval_qa.yaml", llama, "--data_folder", questions,
         "--checkpoint", untrained, "--output_folder", tmp_path / "out", "--splits", "[test_seen, llama]",
         "--grammar_file", grammar, "--decoding.max_steps", "12", "--speed_questions", "1",
         "--speed_threads", "1", "--keep_wavs", "2", "--mos", "utmos", "--mos_source", lengths,
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    assert status == 0, err
     result = json.loads((tmp_path / "out" / "qa.json").read_text())
     assert result["mos"]["original recordings"]["utterances"] == 3
     ways = result["splits"]["test_seen"]
@@ -173,16 +174,16 @@ def test_questions(run, untrained, questions, llama, grammar, lengths, tmp_path)
     assert json.loads(answers)["right"] == ["Paris", "the city of Paris"]
 
 
-def test_speech_from_text(run, untrained, corpus, grammar, lengths, tmp_path):
+def test_speech_from_text(run_here, untrained, corpus, grammar, lengths, tmp_path):
     (tmp_path / "LibriTTS").mkdir()
     lines = [f"7-{n}-0000,THE SKY IS BLUE,{corpus}/test-clean/7/{n}/7-{n}-0000.flac" for n in (1, 2)]
     (tmp_path / "LibriTTS" / "test-clean.csv").write_text("\n".join(["ID,t1,a1", *lines]) + "\n")
-    ran = run(
+    status, _, err = run_here(
         TTS, "hparams/eval.yaml", "--data_folder", tmp_path, "--checkpoint", untrained, "--output_folder",
         tmp_path / "out", "--grammar_file", grammar, "--ids", "^7-1-", "--decoding.max_steps", "12",
         "--codecs", "[{name: snac_mini}]", "--speed_sentences", "1", "--mos", "utmos", "--mos_source", lengths,
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    assert status == 0, err
     result = json.loads((tmp_path / "out" / "tts.json").read_text())
     assert result["truncated_percent"] in (0, 100) and result["speed"]["the system, from text"]["p95_first_audio"] > 0
     rates = result["intelligibility"]

@@ -64,12 +64,28 @@ def test_the_readme_has_its_commands():
     assert PYTHON
 
 
-@pytest.mark.parametrize("line", OMNIKIT)
-def test_omnikit_commands(line, workplace):
-    done = run([sys.executable, "-m", "omnikit.cli", *shlex.split(line)[1:]], workplace)
-    assert (done.stdout + done.stderr).strip()
-    if "-o" in line.split():
-        wav, _ = soundfile.read(workplace / line.split()[line.split().index("-o") + 1])
+def ways(lines: list[str]) -> list:
+    """Each line in the tests' own process, but for the first; the others in processes of their own, too, if there is
+    time."""
+    first, *others = lines
+    late = [pytest.param(line, True, marks=pytest.mark.long) for line in others]
+    return [(first, True), *((line, False) for line in others), *late]
+
+
+@pytest.mark.parametrize(("line", "alone"), ways(OMNIKIT))
+def test_omnikit_commands(line, alone, workplace, run_here, monkeypatch):
+    words = shlex.split(line)[1:]
+    if alone:
+        done = run([sys.executable, "-m", "omnikit.cli", *words], workplace)
+        written = done.stdout + done.stderr
+    else:
+        monkeypatch.chdir(workplace)
+        status, out, err = run_here("omnikit", *words)
+        written = out + err
+        assert status == 0, written
+    assert written.strip()
+    if "-o" in words:
+        wav, _ = soundfile.read(workplace / words[words.index("-o") + 1])
         assert abs(wav).max() > 0.05
 
 
@@ -78,10 +94,15 @@ def test_python_examples(code, workplace):
     run([sys.executable, "-c", code], workplace)
 
 
-@pytest.mark.parametrize("line", TRAIN)
-def test_training_commands(line, data, published, tmp_path):
+@pytest.mark.parametrize(("line", "alone"), ways(TRAIN))
+def test_training_commands(line, alone, data, published, run_here, tmp_path):
     """With the mini system; or the recipe as it is, published corpora and parts, the parts tiny and without weights."""
     folder, more = (data, []) if MINI_SYSTEM.name in line else (published, TINY)
     words = [str(folder) if word == "DIR" else word for word in shlex.split(line)[1:]] + more
+    words += ["--output_folder", str(tmp_path / "out"), *QUICK]
     recipe = ROOT / "recipes" / "VoiceAssistant" / "QA"
-    run([sys.executable, *words, "--output_folder", str(tmp_path / "out"), *QUICK], recipe)
+    if alone:
+        run([sys.executable, *words], recipe)
+    else:
+        status, out, err = run_here(recipe / words[0], *words[1:])
+        assert status == 0, out + err

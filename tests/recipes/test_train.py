@@ -50,16 +50,30 @@ def run(*arguments) -> subprocess.CompletedProcess:
     return ran
 
 
-def test_three_stages(data, tmp_path):
+@pytest.fixture
+def train_here(run_here):
+    """`train_here("stage1", data, out, ..)`: in this process -> exit status, and all that it writes."""
+
+    def call(*arguments) -> tuple[int, str]:
+        status, out, err = run_here(TRAIN, *command(*arguments)[2:])
+        return status, out + err
+
+    return call
+
+
+def test_three_stages(train_here, data, tmp_path):
     stages = [tmp_path / f"stage{n}" for n in (1, 2, 3)]
-    first = run("stage1", data, stages[0])
-    assert "trainable" in first.stdout
-    assert "train-clean-2.flac" in first.stderr + first.stdout
-    run("stage2", data, stages[1], "--start_from", str(stages[0]))
+    status, written = train_here("stage1", data, stages[0])
+    assert status == 0, written
+    assert "trainable" in written
+    assert "train-clean-2.flac" in written
+    status, written = train_here("stage2", data, stages[1], "--start_from", str(stages[0]))
+    assert status == 0, written
     with sqlite3.connect(data / "cache" / LEDGER) as ledger:
         ledger.execute("UPDATE contents SET digest = x'00'")  # as if all recordings had changed under size and time
-    third = run("stage3", data, stages[2], "--start_from", str(stages[1]), "--check_cache")
-    assert "have changed since they were read" in third.stdout + third.stderr
+    status, written = train_here("stage3", data, stages[2], "--start_from", str(stages[1]), "--check_cache")
+    assert status == 0, written
+    assert "have changed since they were read" in written
     assert changed(stages[0], stages[1]) == {"llm", "text_rows"}
     assert changed(stages[1], stages[2]) == {"adapter", "llm", "tts_adapter", "text_rows", "audio_rows"}
     log = [json.loads(line) for line in (stages[2] / "train_log.jsonl").read_text().splitlines()]
@@ -69,14 +83,11 @@ def test_three_stages(data, tmp_path):
     assert checkpoint.load(stages[2]).tts_adapter is not None
 
 
-def test_another_codec_is_refused_by_name(data, untrained, tmp_path):
-    ran = subprocess.run(
-        command("stage2", data, tmp_path / "out", "--start_from", str(untrained), "--codec", "mel_rvq"),
-        cwd=TRAIN.parent, env=environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert ran.returncode == 2
-    assert "codec" in ran.stderr
-    assert "Traceback" not in ran.stderr
+def test_another_codec_is_refused_by_name(train_here, data, untrained, tmp_path):
+    more = ("--start_from", str(untrained), "--codec", "mel_rvq")
+    status, written = train_here("stage2", data, tmp_path / "out", *more)
+    assert status == 2
+    assert "codec" in written.splitlines()[-1] and "Traceback" not in written
 
 
 @pytest.mark.parametrize(
@@ -89,7 +100,7 @@ def test_another_codec_is_refused_by_name(data, untrained, tmp_path):
     ],
     ids=lambda chosen: chosen["codec"],
 )
-def test_parts_are_swapped_by_flags(data, tmp_path, chosen):
+def test_parts_are_swapped_by_flags(run_here, data, tmp_path, chosen):
     """Tiny parts without weights train; the folder, the log and the checkpoint say which they were."""
     recipe = shutil.copytree(TRAIN.parent, tmp_path / "recipe", ignore=shutil.ignore_patterns("results"))
     flags = [word for kind, name in chosen.items() for word in (f"--{kind}", name)]
@@ -99,18 +110,15 @@ def test_parts_are_swapped_by_flags(data, tmp_path, chosen):
     sources.write_text(write_tree({key: system[key] for key in ("effective_batch", "sources", "valid_sources")}))
     tiny = ["--device", "cpu", "--size", "tiny", "--pretrained", "false"]
     words = ["hparams/stage1.yaml", sources, "--data_folder", data, *tiny]
-    ran = subprocess.run(
-        [sys.executable, "train.py", *map(str, words), *quick, *flags],
-        cwd=recipe, env=environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    status, out, err = run_here(recipe / "train.py", *words, *quick, *flags)
+    assert status == 0, out + err
     own = {"encoder": "whisper_small", "llm": "qwen2_0.5b", "codec": "snac_24khz", "pattern": "delayed"}
     other = "".join(f"-{kind}={chosen[kind]}" for kind in own if chosen[kind] != own[kind])
     folder = recipe / "results" / f"stage1{other}-size=tiny"
     log = json.loads((folder / "train_log.jsonl").read_text())
     for kind, name in chosen.items():
         assert log["parts"][kind].split()[0] == name
-        assert f"{kind} {name}" in ran.stdout
+        assert f"{kind} {name}" in out
         assert f"{kind} {name}" in (folder / "log.txt").read_text()
         assert f"{kind}: {name}" in (folder / "hparams.yaml").read_text()
     assert f"choice: {other}-size=tiny" in (folder / "hyperparams.yaml").read_text()

@@ -33,19 +33,21 @@ def tones(tmp_path_factory):
 
 
 @pytest.fixture
-def train(run, tones, tmp_path):
+def train(run_here, tones, tmp_path):
+    """`train("snac_mini", ..)` -> exit status, stdout, stderr."""
+
     def call(name: str, *arguments):
         folders = ("--data_folder", tones, "--output_folder", tmp_path / "run", "--export_folder", tmp_path / "weights")
-        return run(SCRIPT, f"hparams/codec_{name}.yaml", *arguments, *folders)
+        return run_here(SCRIPT, f"hparams/codec_{name}.yaml", *arguments, *folders)
 
     return call
 
 
 def test_mel_rvq_is_fitted(train, tmp_path):
     sizes = ("--codec.codebook_size", "16", "--codec.num_codebooks", "2", "--rounds", "3")
-    done = train("mel_rvq", *sizes)
-    assert done.returncode == 0, done.stderr
-    assert "codebook 2:" in done.stdout
+    status, out, err = train("mel_rvq", *sizes)
+    assert status == 0, err
+    assert "codebook 2:" in out
     assert load_file(tmp_path / "weights" / "model.safetensors")["codebooks"].shape == (2, 16, 640)
 
 
@@ -55,20 +57,21 @@ def test_snac_mini_learns_in_two_phases_and_resumes(train, tmp_path):
     small.write_text(SMALL_SNAC, encoding="utf-8")
     states = []
     for epochs in (1, 2):
-        done = train("snac_mini", small, "--epochs", str(epochs))
-        assert done.returncode == 0, done.stderr
+        status, _, err = train("snac_mini", small, "--epochs", str(epochs))
+        assert status == 0, err
         states.append(load_file(tmp_path / "weights" / "model.safetensors"))
     log = (tmp_path / "run" / "train_log.txt").read_text(encoding="utf-8")
     assert [line.split(",")[0] for line in log.splitlines()] == ["epoch: 1", "epoch: 2"]
     first, second = states
     changed = {name.split(".")[1] for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"decoder"}
-    done = train("snac_mini", small, "--codec.codebook_size", "32")
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("delete it to begin anew")
-    assert "another run (codec is codebook_size 16 there and codebook_size 32 here)" in done.stderr
+    status, _, err = train("snac_mini", small, "--codec.codebook_size", "32")
+    assert status == 2 and err.splitlines()[-1].endswith("delete it to begin anew")
+    assert "another run (codec is codebook_size 16 there and codebook_size 32 here)" in err
 
 
-def test_no_recordings(train, run, tmp_path):
-    done = run(SCRIPT, "hparams/codec_mel_rvq.yaml", "--data_folder", tmp_path, "--output_folder", tmp_path / "run")
-    assert done.returncode == 2
-    assert "no flac files below" in done.stderr and "Traceback" not in done.stderr
+def test_no_recordings(run_here, tmp_path):
+    folders = ("--data_folder", tmp_path, "--output_folder", tmp_path / "run")
+    status, _, err = run_here(SCRIPT, "hparams/codec_mel_rvq.yaml", *folders)
+    assert status == 2
+    assert "no flac files below" in err and "Traceback" not in err

@@ -1,7 +1,6 @@
-"""Trainings of a toy system in which something goes wrong, in this process or in each of torchrun's.
+"""Trainings of a toy system in which something goes wrong, in this process or in each of two that work together.
 
-`python -m torch.distributed.run --nproc_per_node 2 faulty_runs.py FOLDER` runs every fault and writes what came of it
-to `FOLDER/<fault>.<rank>.json`. Faults of data and of gradients reach the last process alone.
+Faults of data and of gradients reach the last process alone.
 """
 
 from __future__ import annotations
@@ -9,9 +8,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-import sys
+import os
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import speechbrain as sb
 import torch
@@ -116,7 +117,8 @@ def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) ->
     return brain
 
 
-def run(folder: Path, fault: str, epochs: int = 2, **run_opts: Any) -> dict[str, Any]:
+@mock.patch("omnikit.train.brain.draw_curves")  # takes longer than these trainings, and is not what they are for
+def run(folder: Path, fault: str, _: mock.Mock, epochs: int = 2, **run_opts: Any) -> dict[str, Any]:
     """Train; return how it ended, the figures, the log, and weights as they are and as the last checkpoint has them."""
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
@@ -149,13 +151,14 @@ def weights_of(model: OmniLM) -> list[float]:
     return [float(tensor.double().sum()) for tensor in model.state_dict().values()]
 
 
-def main() -> None:
-    folder, share = Path(sys.argv[1]), Share.of_torchrun()
+def run_share(folder: Path, begun: Connection, environment: dict[str, str]) -> None:
+    """Run every fault as one of several processes, whose number torchrun's variables in `environment` say, and write
+    what came of it to `FOLDER/<fault>.<rank>.json`; for `rewriting.start`."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    begun.send(None)
     sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
     for fault in FAULTS:
         found = run(folder / fault, fault, nonfinite_patience=PATIENCE)
-        (folder / f"{fault}.{share.rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+        (folder / f"{fault}.{Share.of_torchrun().rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()

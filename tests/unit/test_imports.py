@@ -27,7 +27,7 @@ GROUPS = (
 )  # fmt: skip
 GROUP = {name: number for number, names in enumerate(GROUPS) for name in names}
 TRAINING = {"data", "train", "evaluate"}
-PARTS = {"adapters", "encoders", "llms", "codecs"}
+PARTS = {"patterns", "adapters", "encoders", "llms", "codecs"}
 ALLOWED = {
     # `omnikit.load` and its like are looked up when they are first used
     ("__init__", "api"),

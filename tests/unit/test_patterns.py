@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omnikit.patterns import Delayed, Flattened, Parallel
+from omnikit.interfaces import Pattern
+from omnikit.patterns import AffinePattern, Delayed, Flattened, Parallel
+from tests.unit.contracts.own_parts import OwnPattern
 
 SIZES = [(k, t) for k in (1, 2, 3, 7) for t in (0, 1, 2, 5)]
 
@@ -75,6 +77,64 @@ def test_codebook_at_says_what_interleave_puts_there(k):
         assert torch.equal(steps[steps >= 0], table[steps >= 0])
         for step in range(min(pattern.first)):
             assert pattern.codebook_at(step) == [-1] * len(pattern.carries)
+
+
+def every_pattern(k: int):
+    """Each pattern of the toolkit, one whose codes stand in another order in two streams, and a user's own."""
+    yield from (pattern for pattern, _ in patterns(k))
+    halves = [i % 2 for i in range(k)]
+    yield AffinePattern(stream_of=halves, start=[3 + (k - i) // 2 + 2 * (i % 2) for i in range(k)], stride=k // 2 + 1)
+    yield OwnPattern(num_codebooks=k)
+
+
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_frames_stand_where_the_contract_says(k):
+    for pattern in every_pattern(k):
+        check_frames(pattern, k)
+
+
+def check_frames(pattern: Pattern, k: int) -> None:
+    assert pattern.num_codebooks == k
+    assert sorted(book for books in pattern.carries for book in books) == list(range(k))
+    assert pattern.max_delay == max(pattern.first)
+    table = pattern.codebooks(pattern.num_steps(6)).tolist()
+    for stream, (books, first) in enumerate(zip(pattern.carries, pattern.first, strict=True)):
+        assert set(table[stream][:first]) <= {-1} and table[stream][first] == books[0]
+        for t in range(5):
+            frame = table[stream][first + pattern.stride * t : pattern.end(stream, t + 1)]
+            assert frame == table[stream][first : first + pattern.stride]
+            assert tuple(book for book in frame if book >= 0) == books
+    begin = pattern.num_steps(1)
+    for step in range(begin, begin + 2 * pattern.stride):
+        assert pattern.codebook_at(step) == pattern.codebook_at(step + pattern.stride)
+    assert pattern.num_steps(0) == 0
+
+
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_interleave_keeps_to_the_table(k):
+    codes = torch.arange(2 * k * 5).reshape(2, k, 5)
+    for pattern in every_pattern(k):
+        steps = pattern.interleave(codes, hole=-7)
+        length = pattern.num_steps(5)
+        assert steps.shape == (2, len(pattern.carries), length)
+        ends = torch.tensor([pattern.end(stream, 5) for stream in range(len(pattern.carries))])
+        coded = (pattern.codebooks(length) >= 0) & (torch.arange(length) < ends[:, None])
+        assert torch.equal(steps != -7, coded.expand_as(steps))
+        spoken = pattern.interleave(codes > 5, hole=False)
+        assert spoken.dtype == torch.bool and torch.equal(pattern.deinterleave(spoken), codes > 5)
+
+
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_later_frames_are_read_like_the_first(k):
+    """What is left of an answer when its first frames are taken away is again a prefix of some steps."""
+    codes = torch.arange(2 * k * 5).reshape(2, k, 5)
+    for pattern in every_pattern(k):
+        steps = pattern.interleave(codes)
+        for gone in range(5):
+            for length in range(steps.shape[-1] - pattern.stride * gone + 1):
+                frames = pattern.deinterleave(steps[..., pattern.stride * gone :][..., :length])
+                assert frames.shape[-1] == pattern.num_frames(length)
+                assert torch.equal(frames, codes[..., gone : gone + frames.shape[-1]])
 
 
 def test_default_delays_are_the_published_ones():

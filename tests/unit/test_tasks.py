@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from omnikit.patterns import Delayed, Flattened
-from omnikit.tasks import TASKS, draw, make_sample, text_only
+from omnikit.tasks import (
+    AUDIO_START,
+    TASKS,
+    answer_ends,
+    draw,
+    make_answer,
+    make_prompt,
+    make_sample,
+    prompt_length,
+    sample_length,
+    text_only,
+)
 from omnikit.tokens import IGNORE, TokenLayout
 
 PATTERN = Delayed(num_codebooks=2)
@@ -89,3 +100,30 @@ def test_flattened_layout():
 def test_text_only_twins():
     assert text_only(TASKS["A1A2"]).name == "A1T2"
     assert text_only(TASKS["T1A2"]).name == "T1T2"
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_prompt_length_is_that_of_the_prompt(name, count):
+    speech = TASKS[name].given == "speech"
+    prompt = make_prompt(TASKS[name], LAYOUT, **({"audio_frames": count} if speech else {"text": [5] * count}))
+    assert prompt.steps.shape[1] == prompt_length(count)
+    given = prompt.steps[:, AUDIO_START : AUDIO_START + count]
+    assert (given[0] == (LAYOUT.text.pad if speech else 5)).all()
+    assert prompt.steps[0, AUDIO_START + count] == LAYOUT.text.eot
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("pattern", [PATTERN, Flattened(num_codebooks=2, text_lead=3)], ids=["delayed", "flattened"])
+def test_lengths_and_ends_are_those_of_the_sample(name, pattern):
+    task, layout = TASKS[name], TokenLayout(text_vocab=100, codebook_size=50, carries=pattern.carries)
+    for given, text, frames in [(0, 0, 0), (1, 0, 2), (5, 9, 1), (2, 3, 7)]:
+        codes = torch.zeros(2, frames, dtype=torch.long)
+        steps, _ = make_answer(task, layout, pattern, text=[7] * text, codes=codes)
+        marks = [layout.text.eot, *(ids.eoa for ids in layout.audio)]
+        ends = [(row == mark).nonzero().flatten().tolist() for row, mark in zip(steps, marks, strict=True)]
+        expected = answer_ends(task, pattern, text=text, frames=frames)
+        assert ends == [[end] for end in expected] + [[]] * (len(ends) - len(expected))
+        question = {"audio_frames": given} if task.given == "speech" else {"question": [5] * given}
+        sample = make_sample(task, layout, pattern, answer=[7] * text, codes=codes, **question)
+        assert sample.steps.shape[1] == sample_length(task, pattern, given=given, text=text, frames=frames)

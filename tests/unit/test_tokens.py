@@ -42,3 +42,20 @@ def test_ids_and_codes_are_inverse(pattern):
     if len(layout.audio) == 1:
         expected = books * 10 + steps
         assert torch.equal(ids[~holes], expected[~holes])
+
+
+@pytest.mark.parametrize("pattern", [Delayed(num_codebooks=3), Flattened(num_codebooks=3)])
+def test_code_ids_are_those_of_the_codes(pattern):
+    layout = layout_of(pattern, text_vocab=50, codebook_size=10)
+    for step in range(pattern.num_steps(2)):
+        books = torch.tensor(pattern.codebook_at(step))[:, None]
+        for stream, book in enumerate(books[:, 0].tolist()):
+            if book >= 0:
+                found = [int(layout.to_ids(torch.full_like(books, code), books)[stream, 0]) for code in range(10)]
+                assert found == list(layout.code_ids(stream, book))
+
+
+def test_text_is_what_the_backbone_knows():
+    layout = layout_of(Delayed(num_codebooks=2), text_vocab=50)
+    ids = torch.tensor([[0, 49], [50, layout.text.asr]])
+    assert layout.is_text(ids).tolist() == [[True, True], [False, False]]

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+import socket
 
 import pytest
 import torch
-from faulty_runs import BATCHES, FAULTS, PATIENCE, POISONED, batches, brain_of, loader, run, steps_of
+from faulty_runs import BATCHES, FAULTS, PATIENCE, POISONED, batches, brain_of, loader, run, run_share, steps_of
+from rewriting import start
 
 from omnikit.errors import Stopped
 from omnikit.train.progress import StreamSums
 from omnikit.train.stopping import StopRequest
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +28,13 @@ def alone(tmp_path_factory) -> dict[str, list[dict]]:
 def together(tmp_path_factory) -> dict[str, list[dict]]:
     """Fault -> what came of it in each of two processes."""
     folder = tmp_path_factory.mktemp("together")
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "unit")))
-    ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         ROOT / "tests" / "unit" / "faulty_runs.py", folder],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+    ranks = [{"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    processes = [start(run_share, folder, **meeting, **rank) for rank in ranks]
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
     return {f: [json.loads((folder / f"{f}.{rank}.json").read_text()) for rank in (0, 1)] for f in FAULTS}
 
 

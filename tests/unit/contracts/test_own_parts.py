@@ -1,0 +1,193 @@
+"""Parts that are written to the letter of their contracts go all the way: manifest, samples, training, generation."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from rewriting import sound
+from torch import nn
+
+from omnikit.api import Omni
+from omnikit.audio import load_audio
+from omnikit.data.collate import Batch
+from omnikit.data.manifest import ManifestWriter
+from omnikit.data.samples import Samples, collate_items, make_dataset
+from omnikit.data.sources import read_sources
+from omnikit.generate import Decoding
+from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Pattern, Tokenizer
+from omnikit.losses import weighted_mean
+from omnikit.model import OmniLM
+from omnikit.strategies import BATCH_PARALLEL, PARALLEL
+from omnikit.streaming import MODES, DecodeStream
+from omnikit.tasks import TASKS
+from omnikit.tokens import IGNORE
+from omnikit.train.brain import Losses
+from tests.unit.contracts.own_parts import (
+    NotPromised,
+    OwnAdapter,
+    OwnBackbone,
+    OwnCodec,
+    OwnEncoder,
+    OwnPattern,
+    OwnStream,
+    OwnTokenizer,
+    Strict,
+)
+
+CONTRACTS = {
+    AudioEncoder: OwnEncoder,
+    Adapter: OwnAdapter,
+    Tokenizer: OwnTokenizer,
+    Backbone: OwnBackbone,
+    Codec: OwnCodec,
+    DecodeStream: OwnStream,
+    Pattern: OwnPattern,
+}
+SECONDS = {"0": (0.05, 0.03), "1": (0.08, 0.02)}
+"""Entry -> lengths of its question and its answer."""
+TRAINED = ["adapter", "llm", "tts_adapter", "text_rows", "audio_rows"]
+
+
+def own_model() -> OmniLM:
+    torch.manual_seed(0)
+    return OmniLM(
+        encoder=OwnEncoder(), adapter=OwnAdapter, llm=OwnBackbone(), codec=OwnCodec(), pattern=OwnPattern, tts_blocks=1
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    rows = []
+    for name, (question, answer) in SECONDS.items():
+        row = {"id": name, "duration": question, "t1": f"what {name}", "t2": f"so {name}"}
+        for field, seconds, seed in (("a1", question, 1), ("a2", answer, 2)):
+            row[field] = f"{name}-{field}.wav"
+            (folder / row[field]).write_bytes(sound(seconds, seed + int(name)))
+        rows.append(row)
+    with ManifestWriter(folder / "m.csv", list(rows[0])) as writer:
+        writer.write(rows)
+    return folder / "m.csv"
+
+
+def samples(model: OmniLM, manifest: Path, tasks: list[str]) -> tuple[Samples, list[int]]:
+    """Samples of some tasks, and how long each was measured to be."""
+    mix = dict.fromkeys(tasks, 1.0)
+    sources = {"own": {"manifest": manifest, "tasks": tasks}}
+    read = read_sources(sources, model, tasks=mix, cache_folder=manifest.parent / "cache")
+    dataset, _, lengths = make_dataset(model, read, mix)
+    return dataset, lengths.tolist()
+
+
+def batch_of(model: OmniLM, manifest: Path, tasks: list[str]) -> Batch:
+    dataset, _ = samples(model, manifest, tasks)
+    return collate_items(model)([dataset[i] for i in range(len(dataset))])
+
+
+def train(model: OmniLM, batch: Batch, steps: int) -> list[float]:
+    """The losses before each of some steps; every part that trains must get a gradient."""
+    model.freeze_all_but(TRAINED)
+    losses, found = Losses(model), []
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=6e-3)
+    for _ in range(steps):
+        by_stream = losses(batch)
+        loss = weighted_mean(by_stream, torch.ones(len(by_stream.sums)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    for name in TRAINED:
+        assert any((p.grad != 0).any() for p in model.parts()[name].parameters() if p.grad is not None), name
+    model.eval()
+    return found
+
+
+# the parts themselves
+
+
+def required(contract: type) -> set[str]:
+    """What a contract wants: abstract methods, and attributes without a value."""
+    annotated = {name for kind in contract.__mro__ for name in inspect.get_annotations(kind)} - {*vars(nn.Module())}
+    return {name for name in annotated if not hasattr(contract, name)} | contract.__abstractmethods__
+
+
+def built(contract: type) -> Strict:
+    if contract is DecodeStream:
+        return OwnCodec().stream()
+    arguments = {Adapter: {"dim_in": 2, "dim_out": 2}, Pattern: {"num_codebooks": 3}}
+    return CONTRACTS[contract](**arguments.get(contract, {}))
+
+
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)
+def test_a_part_has_what_its_contract_requires_and_no_more(contract):
+    part = built(contract)
+    held = {*vars(type(part)), *vars(part), *vars(part).get("_modules", ())} - {*vars(nn.Module())}
+    assert {name for name in held if not name.startswith("_")} == required(contract)
+    with pytest.raises(NotPromised, match=f"{type(part).__name__}.size"):
+        getattr(part, "size", None)
+
+
+# on the way through the toolkit
+
+
+def test_samples_have_the_lengths_that_were_measured(manifest):
+    model = own_model()
+    dataset, lengths = samples(model, manifest, list(TASKS))
+    assert len(dataset) == len(SECONDS) * len(TASKS)
+    assert [item["sample"].steps.shape[1] for item in dataset] == lengths
+
+
+def test_labels_hold_the_codes_where_the_pattern_says(manifest):
+    model = own_model()
+    dataset, _ = samples(model, manifest, ["A1A2"])
+    codes = model.codec.encode(load_audio(manifest.parent / "0-a2.wav", model.codec.sample_rate)[None])
+    labels = dataset[0]["sample"].labels[1:]
+    labels = labels[:, (labels != IGNORE).any(dim=0)]
+    names = [{ids.pad: ".", ids.eoa: "|"} for ids in model.layout.audio]
+    drawn = [[name.get(label, label) for label in row] for row, name in zip(labels.tolist(), names, strict=True)]
+    size, frames = model.codec.codebook_size, codes[0].T.tolist()
+    assert drawn[0] == [".", *(label for a in frames for label in (a[2], size + a[0])), "|", "."]
+    assert drawn[1] == [".", *(label for a in frames for label in (".", a[1])), ".", "|"]
+
+
+def test_a_training_step_lowers_the_loss(manifest):
+    model = own_model()
+    before, after = train(model, batch_of(model, manifest, list(TASKS)), 2)
+    assert after < before
+
+
+@pytest.fixture(scope="module")
+def trained(manifest) -> OmniLM:
+    """Has learned the two entries by heart."""
+    model = own_model()
+    assert train(model, batch_of(model, manifest, list(TASKS)), 200)[-1] < 0.02
+    return model
+
+
+@pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch_parallel"])
+@pytest.mark.parametrize("constrain", [True, False])
+def test_what_was_learned_is_generated(trained, manifest, strategy, constrain):
+    omni = Omni(trained, strategy=strategy, decoding=Decoding(constrain=constrain, max_steps=100))
+    codec = trained.codec
+    for name in SECONDS:
+        question = manifest.parent / f"{name}-a1.wav"
+        wavs = [load_audio(file, codec.sample_rate)[None] for file in (question, manifest.parent / f"{name}-a2.wav")]
+        asked, said = (codec.decode(codec.encode(wav))[0] for wav in wavs)
+        assert omni.transcribe(question) == f"what {name}"
+        assert omni.chat(f"what {name}") == f"so {name}"
+        for reply, wav in ((omni.ask(question), said), (omni.answer(f"what {name}"), said)):
+            assert reply.text == f"so {name}" and reply.end == "end"
+            assert torch.allclose(reply.wav, wav, atol=1e-6)
+        assert torch.allclose(omni.speak(f"what {name}").wav, asked, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_chunks_are_the_whole_answer(trained, manifest, mode):
+    omni, question = Omni(trained), manifest.parent / "0-a1.wav"
+    chunks, reply = list(omni.stream(question, mode=mode)), omni.ask(question)
+    assert sum(len(chunk.wav) > 0 for chunk in chunks) > 1
+    assert torch.allclose(torch.cat([chunk.wav for chunk in chunks]), reply.wav, atol=1e-6)
+    assert "".join(chunk.text for chunk in chunks) == reply.text
