@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnikit.interfaces import lengths_to_mask
+from omnikit.undrawn import outlined
 
 CONV_STRIDE = 2  # of the second convolution
 LONGEST_PERIOD = 10_000  # over 2 pi: frames of the slowest sinusoid
@@ -35,7 +36,8 @@ class WhisperNetwork(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(n_mels, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=CONV_STRIDE, padding=1)
-        self.register_buffer("positional_embedding", sinusoids(n_ctx, width))
+        positions = outlined((n_ctx, width), lambda: sinusoids(n_ctx, width))
+        self.register_buffer("positional_embedding", positions)
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
         self.ln_post = nn.LayerNorm(width)
 

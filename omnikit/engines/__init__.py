@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 from omnikit import checkpoint as checkpoints
-from omnikit.engines.static import StaticEngine, find_compiler, wanted_compiler
 from omnikit.errors import missing_package
 from omnikit.model import Engine, OmniLM
 
@@ -34,6 +33,8 @@ def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **op
     if name == TORCH:
         return model
     if name in OF_TORCH:
+        from omnikit.engines.static import StaticEngine
+
         return StaticEngine(model, compiled=name == COMPILED)
     assert folder is not None, "openvino keeps its graphs in a folder"
     return _openvino().OpenVINOEngine(model, folder, **options)
@@ -64,8 +65,20 @@ def check_engine(name: str) -> None:
     """
     if name not in ENGINES:
         raise ValueError(f"engine {name!r}: unknown (choices: {', '.join(ENGINES)})")
-    if name == COMPILED and find_compiler() is None:  # torch says so at the first step only, in many lines
-        raise ValueError(f"engine {name}: no C++ compiler {wanted_compiler()}; install it, or name another in CXX")
+    if name == COMPILED:
+        _check_compiler()
+
+
+def _check_compiler() -> None:
+    """Refuse `compiled` where torch would find no compiler, which it says at the first step only, in many lines.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from omnikit.engines.static import find_compiler, wanted_compiler
+
+    if find_compiler() is None:
+        raise ValueError(f"engine {COMPILED}: no C++ compiler {wanted_compiler()}; install it, or name another in CXX")
 
 
 def _openvino() -> ModuleType:
