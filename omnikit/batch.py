@@ -19,8 +19,8 @@ from typing import Any
 from omnikit.api import Omni
 from omnikit.audio import MAX_SECONDS, save_audio, wav_name
 from omnikit.checkpoint import SHIPPED, existing
-from omnikit.data.folders import READABLE, is_recording, visible, walk
-from omnikit.data.manifest import ENDINGS
+from omnikit.data.folders import READABLE, is_recording, walk
+from omnikit.data.many import TEXT, is_sharded
 from omnikit.data.rows import Clip, ListedRows, Row, TableRows, read_manifest
 from omnikit.data.skipped import Skipped
 from omnikit.errors import writing
@@ -31,7 +31,6 @@ from omnikit.tasks import TASKS, Task
 from omnikit.torchrun import Share
 from omnikit.weights import FILE_NAME
 
-TEXT = ".txt"
 RUN = "run.json"
 """What the results of a folder belong to."""
 OTHER_FILE = "other file"
@@ -64,13 +63,6 @@ class Counts:
         return ", ".join(words)
 
 
-def holds_many(word: str, task: str) -> bool:
-    """Whether a word of the command line is a folder, a manifest or a file of texts, and not one recording or text."""
-    if TASKS[task].given == "text":
-        return Path(word).suffix in (*ENDINGS, TEXT) or (os.path.isdir(word) and _is_sharded(Path(word)))
-    return os.path.isdir(word) or Path(word).suffix in ENDINGS
-
-
 def read_rows(source: Path, task: Task) -> ListedRows | TableRows:
     """The rows of a folder of recordings, of a manifest, or of a text file with a text in each line; `skipped` counts
     what makes no row.
@@ -80,7 +72,7 @@ def read_rows(source: Path, task: Task) -> ListedRows | TableRows:
     """
     if source.suffix == TEXT:
         rows = ListedRows(_lines(source))
-    elif source.is_dir() and not _is_sharded(source):
+    elif source.is_dir() and not is_sharded(source):
         rows = ListedRows(_recordings(source))
     else:
         rows = read_manifest(source)
@@ -91,14 +83,10 @@ def read_rows(source: Path, task: Task) -> ListedRows | TableRows:
     return rows
 
 
-def _is_sharded(folder: Path) -> bool:
-    return any(visible(folder, "*.parquet"))
-
-
 def other_files(source: Path) -> Skipped:
     """Count the files below a folder that are no recordings; nothing where the source is no folder of them."""
     found = Skipped()
-    if source.is_dir() and not _is_sharded(source):
+    if source.is_dir() and not is_sharded(source):
         for path in walk(source):
             if not is_recording(path):
                 found.add(OTHER_FILE, path.relative_to(source).as_posix())

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from omnikit.model import OmniLM
 from omnikit.torchrun import check_device
 from omnikit.undrawn import Undrawn
 from omnikit.untrusted import inside, read_text
-from omnikit.weights import FILE_NAME, check_fits, load_into, save_weights, stored_tensors
+from omnikit.weights import FILE_NAME, Stored, check_fits, load_into, save_weights, stored_tensors
 
 HPARAMS = "hparams.yaml"
 SHIPPED = packaged("pretrained/mini")
@@ -119,9 +120,14 @@ class _Parts:
     weights: Path
     allow: tuple[str, ...]
 
+    @cached_property
+    def stored(self) -> Stored:
+        """The weights by name; their values stay in the file."""
+        return stored_tensors(self.weights)
+
     def build(self) -> OmniLM:
         """The model with random weights, as large as its weights are at most."""
-        weights = stored_tensors(self.weights).values()
+        weights = self.stored.values()
         try:
             with limited(weights):
                 model = construct(self.nodes, self.source).get("model")
@@ -134,9 +140,10 @@ class _Parts:
 
     def outline(self) -> OmniLM:
         """The model on the meta device, where it takes no memory; its weights fit it."""
-        with torch.device("meta"):
+        stored = self.stored  # read before: within the meta device's context it takes several times as long
+        with Undrawn(), torch.device("meta"):
             model = self.build()
-        check_fits(model, self.weights)
+        check_fits(model, stored, self.weights)
         return model
 
     def check_sizes(self, dtype: torch.dtype | None = None) -> None:

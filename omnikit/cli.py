@@ -326,12 +326,14 @@ def _job(
     task: str, word: str, output: str | None, batch_size: int, checkpoint: str | None, about: dict[str, Any]
 ) -> Job | None:
     """What is to be done with many recordings or texts; None where the word is or names a single one."""
-    from omnikit.batch import Job, checkpoint_stamp, holds_many
-    from omnikit.evaluate.batches import check_batch_size
+    from omnikit.data.many import holds_many
+    from omnikit.ranges import COUNT
 
-    check_batch_size(batch_size)
+    COUNT.check("batch_size", batch_size)
     if not holds_many(word, task):
         return None
+    from omnikit.batch import Job, checkpoint_stamp
+
     if output is None:
         raise ValueError(f"{word}: holds many; --output is missing, the folder that takes the results")
     return Job(task, word, output, batch_size=batch_size, about={**checkpoint_stamp(checkpoint), **about})

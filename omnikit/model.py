@@ -86,7 +86,7 @@ class OmniLM(nn.Module):
         self.tts_adapter = llm.blocks(tts_blocks) if tts_blocks else None
         self.text_rows = Rows(self.layout.num_text_specials, llm.dim, llm.embedding_std)
         self.audio_rows = Rows(sum(self.layout.sizes[1:]), llm.dim, llm.embedding_std)
-        offsets = torch.tensor(self.layout.offsets[1:]) - self.layout.offsets[1]
+        offsets = torch.tensor([offset - self.layout.offsets[1] for offset in self.layout.offsets[1:]])
         self.frozen: tuple[str, ...] = ()
         self.register_buffer("audio_offsets", offsets[None, :, None], persistent=False)
 

@@ -1,12 +1,13 @@
-"""Networks that are built to be filled from a file: the random weights that they would begin with are not drawn, which
-takes longer than to read the file."""
+"""Networks that are built to be filled from a file, or on the meta device for their shapes alone: values that nobody
+will read are not computed, because that takes longer than to read the file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 DRAWING = {"normal_", "uniform_", "erfinv_", "kaiming_uniform_"}
@@ -29,3 +30,11 @@ class Undrawn(TorchFunctionMode):
             if isinstance(tensor, nn.Parameter):
                 return tensor
         return function(*args, **kwargs)
+
+
+def outlined(shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
+    """Return `make()`, a tensor of that shape; on the meta device, which has shapes alone, an empty one instead.
+
+    There even a product is computed by Python code of torch that imports its compiler, which takes a second.
+    """
+    return torch.empty(shape) if torch.get_default_device().type == "meta" else make()

@@ -66,17 +66,17 @@ def load_into(
                     own[name].data = reader.get_tensor(name)
 
 
-def check_fits(module: nn.Module, path: str | Path) -> None:
+def check_fits(module: nn.Module, stored: Stored, file: str | Path) -> None:
     """Compare names, shapes and kinds of numbers of weights with those of a module, which may be on the meta device.
 
     Args:
-        path: see `load_into`.
+        stored: `stored_tensors` of the file.
+        file: its path, for errors.
 
     Raises:
         ValueError: see `load_into`, with `whole`.
     """
-    file = weights_file(path)
-    _refuse_differences(module, module.state_dict(keep_vars=True), stored_tensors(file), file, whole=True)
+    _refuse_differences(module, module.state_dict(keep_vars=True), stored, file, whole=True)
 
 
 def stored_tensors(path: str | Path) -> Stored:
@@ -154,7 +154,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().clone()
 
 
-def _refuse_differences(module: nn.Module, own: Stored, stored: Stored, file: Path, whole: bool) -> None:
+def _refuse_differences(module: nn.Module, own: Stored, stored: Stored, file: str | Path, whole: bool) -> None:
     problems = _differences(own, stored, whole)
     if problems:
         raise ValueError(f"{file} does not fit {type(module).__name__}: {'; '.join(problems)}")

@@ -31,7 +31,7 @@ from prepare import CORPUS
 VALID_SPLITS = ("dev-clean", "test-clean", "test-other")
 CARD = """# The mini encoder
 
-What: openai-whisper's `AudioEncoder`, 192 wide, 4 blocks, {parameters} parameters, unpadded input, 50 features/s
+What: Whisper's encoder, 192 wide, 4 blocks, {parameters} parameters, unpadded input, 50 features/s
 (`hparams/encoder/mini.yaml`). `model.safetensors` holds the weights in bf16.
 
 How it was trained: from nothing by `python train_encoder.py hparams/encoder.yaml` in `egs/mini`, {steps} steps of CTC

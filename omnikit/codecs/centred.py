@@ -14,12 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from snac.attention import LocalMHA
-from snac.layers import ResidualUnit, Snake1d
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.dac.modeling_dac import DacResidualUnit
-from transformers.models.dac.modeling_dac import Snake1d as DacSnake1d
 
 from omnikit.codecs.position_noise import PositionNoise
 from omnikit.interfaces import Codec
@@ -28,6 +24,11 @@ from omnikit.streaming import LOW_LATENCY, DecodeStream, check_mode
 
 FADE = 0.0025
 """Seconds in which a low-latency stream goes from what it took for the future to what has come."""
+WINDOWED = ("snac.attention.LocalMHA",)
+_DAC = "transformers.models.dac.modeling_dac"
+RESIDUAL = ("snac.layers.ResidualUnit", f"{_DAC}.DacResidualUnit")
+SNAKE = ("snac.layers.Snake1d", f"{_DAC}.Snake1d")
+"""Classes of layers by name, so that neither package is imported for the other's codec."""
 
 
 class CentredDecoder:
@@ -40,7 +41,7 @@ class CentredDecoder:
     """
 
     def __init__(self, layers: Sequence[nn.Module], latents: Callable[[Tensor], Tensor], frame_samples: int):
-        windowed = [number for number, layer in enumerate(layers, start=1) if isinstance(layer, LocalMHA)]
+        windowed = [number for number, layer in enumerate(layers, start=1) if _is(layer, WINDOWED)]
         split = max(windowed, default=0)
         window = layers[split - 1].window_size if windowed else 1
         self.front, self.back, self.latents, self.frame_samples = layers[:split], layers[split:], latents, frame_samples
@@ -186,15 +187,15 @@ class Pieces:
             return self._convolve(layer, x, last)
         if isinstance(layer, nn.ConvTranspose1d):
             return self._upsample(layer, x, last)
-        if isinstance(layer, LocalMHA):
+        if _is(layer, WINDOWED):
             return self._attend(layer, x)
         if isinstance(layer, PositionNoise):
             return self._add_noise(layer, x, last)
-        if isinstance(layer, ResidualUnit | DacResidualUnit):
+        if _is(layer, RESIDUAL):
             return self._add(layer, x, last)
         if next(layer.children(), None) is not None:
             return self._run(layer.children(), x, last)
-        if isinstance(layer, Snake1d | DacSnake1d):
+        if _is(layer, SNAKE):
             return _snake(x, layer.alpha)
         return layer(x) if x.shape[-1] else x  # another activation: no memory
 
@@ -225,7 +226,7 @@ class Pieces:
         out = out[..., dropped:]
         return out if layer.bias is None else out.add_(layer.bias[:, None])
 
-    def _attend(self, layer: LocalMHA, x: Tensor) -> Tensor:
+    def _attend(self, layer: nn.Module, x: Tensor) -> Tensor:
         x = torch.cat([self.memory.get(layer, x[..., :0]), x], dim=-1)
         whole = x.shape[-1] // layer.window_size * layer.window_size
         self.memory[layer] = x[..., whole:].clone()
@@ -262,7 +263,7 @@ def final_outputs(layers: Iterable[nn.Module], inputs: int) -> int:
             inputs -= _span(layer) - layer.padding[0]
         elif isinstance(layer, nn.ConvTranspose1d):
             inputs = inputs * layer.stride[0] - layer.padding[0]
-        elif isinstance(layer, LocalMHA):
+        elif _is(layer, WINDOWED):
             inputs = inputs // layer.window_size * layer.window_size
         else:
             inputs = final_outputs(layer.children(), inputs)
@@ -283,6 +284,11 @@ def _snake(x: Tensor, alpha: Tensor) -> Tensor:
     """x + sin(alpha x)^2 / alpha as both packages have it, with one new tensor for the four that they make."""
     y = alpha * x
     return y.sin_().square_().mul_((alpha + 1e-9).reciprocal()).add_(x)
+
+
+def _is(layer: nn.Module, classes: tuple[str, ...]) -> bool:
+    """Return whether a layer is of one of these classes."""
+    return f"{type(layer).__module__}.{type(layer).__qualname__}" in classes
 
 
 def _span(layer: nn.Conv1d) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from omnikit.codecs.rtisi import PhaseSearch
 from omnikit.interfaces import Codec
 from omnikit.streaming import EXACT, DecodeStream, check_mode
+from omnikit.undrawn import outlined
 from omnikit.weights import load_into
 
 LARGEST_FFT, MOST_BANDS = 16384, 512
@@ -64,10 +65,11 @@ class MelRVQ(Codec):
         self.frame_rate = sample_rate / self.frame_samples
         self.lookahead = n_fft - self.hop + self.margin
         filters = mel_filters(sample_rate, n_fft, n_mels)
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("window", outlined((n_fft,), lambda: torch.hann_window(n_fft)), persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
         self.register_buffer("inverse", torch.from_numpy(np.linalg.pinv(filters)).float(), persistent=False)
-        self.register_buffer("codebooks", torch.randn(num_codebooks, codebook_size, patch * n_mels))
+        shape = num_codebooks, codebook_size, patch * n_mels
+        self.register_buffer("codebooks", outlined(shape, lambda: torch.randn(shape)))
 
     def load_weights(self) -> None:
         """See `Part`.

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from omnikit.errors import one_line
 from omnikit.foreign import read_network as read_network_of
 from omnikit.hub import CONFIG, hub_folder, is_hub_id
 from omnikit.untrusted import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def read_network(weights: str, network: PreTrainedModel, numbers: Mapping[str, Any]) -> None:

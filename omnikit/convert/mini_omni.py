@@ -15,7 +15,8 @@ from torch import Tensor
 
 from omnikit import checkpoint
 from omnikit.convert.mini_omni_names import ADAPTERS, Sizes, our_names, published_shapes, read_sizes
-from omnikit.encoders.whisper_files import encoder_sizes, read_whisper
+from omnikit.encoders.whisper_files import read_whisper
+from omnikit.encoders.whisper_network import encoder_sizes
 from omnikit.errors import one_line
 from omnikit.foreign import read_pickle
 from omnikit.hparams import build_parts

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.data.columns import COLUMNS, Malformed, checked, fields_named, row_called, shortened, typed
-from omnikit.data.manifest import ENDINGS
+from omnikit.data.folders import MANIFESTS
 from omnikit.data.shards import Item, Remark
 from omnikit.errors import Unwritable, one_line
 
@@ -33,7 +33,7 @@ def read_fields(path: Path) -> Iterator[Item | Remark]:
     if not path.is_file():
         raise ValueError(f"manifest: no such file: {path}")
     if path.suffix not in _READERS:
-        choices = f"{', '.join(ENDINGS)}, or a folder of .parquet files"
+        choices = f"{', '.join(MANIFESTS)}, or a folder of .parquet files"
         raise ValueError(f"manifest {path}: unknown ending {path.suffix!r}; choices: {choices}")
     typing, ids, first = _Typing(path), set(), None
     with about(path):

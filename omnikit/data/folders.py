@@ -16,6 +16,8 @@ FOREIGN = (
     ".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr", ".3gp", ".mka", ".mkv", ".mov", ".ac3", ".ape", ".wv", ".spx",
 )  # fmt: skip
 """Endings of recordings that cannot be read: they are taken and then refused, so that nobody misses them unawares."""
+MANIFESTS = (".csv", ".json", ".jsonl", ".parquet")
+"""Endings of manifests that can be read."""
 _HIDDEN = ("__MACOSX",)
 _HEAD = 12  # bytes by which a file without such an ending is known
 

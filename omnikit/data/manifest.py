@@ -25,8 +25,6 @@ FIELDS = {name: column.type for name, column in COLUMNS.items()}
 """Field -> its type in Parquet; `a1` and `a2` are paths, or binary where recordings are embedded."""
 WRITTEN = (".csv", ".json", ".parquet")
 """Endings of the formats that are written."""
-ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
-"""Endings of the formats that are read."""
 _REPEATED = ("speaker", "language", "kind", "codec", "encoder")  # few values: worth a dictionary in Parquet
 
 

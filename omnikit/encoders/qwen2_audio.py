@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
-from whisper.audio import HOP_LENGTH, SAMPLE_RATE
 
-from omnikit.encoders.whisper import CONV_STRIDE, FRAME_SAMPLES, WINDOW_SAMPLES, WhisperEncoder
+from omnikit.encoders.log_mel import HOP_LENGTH, SAMPLE_RATE
+from omnikit.encoders.whisper import FRAME_SAMPLES, WhisperEncoder
+from omnikit.encoders.whisper_network import CONV_STRIDE
 
 POOL = 2
 
@@ -29,14 +29,14 @@ class Qwen2AudioEncoder(WhisperEncoder):
         return -(-samples // FRAME_SAMPLES if self.pad_to_30s else -(samples // HOP_LENGTH) // CONV_STRIDE) // POOL
 
     def _padded(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.convolve(self.mel_of_30s(wav, lengths), torch.full_like(lengths, WINDOW_SAMPLES // HOP_LENGTH))
+        x = self.encoder.convolve(*self.mel_of_30s(wav, lengths))
         frames = -(-lengths // FRAME_SAMPLES)
         return self._pooled(x[:, : int(frames.max())], frames)
 
     def encode_mel(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-mel [B, n_mels, T] with lengths [B] in frames of 10 ms -> features [B, ceil(T / 2) // 2, D], lengths."""
-        return self._pooled(self.convolve(mel, lengths), -(-lengths // CONV_STRIDE))
+        return self._pooled(self.encoder.convolve(mel, lengths), -(-lengths // CONV_STRIDE))
 
     def _pooled(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.transform(x, frames).transpose(1, 2)
+        x = self.encoder.transform(x, frames).transpose(1, 2)
         return self.encoder.ln_post(F.avg_pool1d(x, POOL).transpose(1, 2)), frames // POOL

@@ -4,16 +4,18 @@ fetched."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
 
 from omnikit.errors import one_line
 from omnikit.foreign import read_pickle, read_settings
 from omnikit.hub import CONFIG, hub_file, is_hub_id
 from omnikit.untrusted import read_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
@@ -24,6 +26,8 @@ def read_config(weights: str) -> PretrainedConfig:
     Raises:
         ValueError: it is not to be had, or transformers cannot read it.
     """
+    from transformers import AutoConfig
+
     file = _first(weights, CONFIG)
     try:
         return read_settings(AutoConfig, file.parent)

@@ -3,58 +3,25 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
-from whisper.model import AudioEncoder as WhisperAudioEncoder
-from whisper.model import ResidualAttentionBlock
 
+from omnikit.encoders.log_mel import HOP_LENGTH, MEL_BANDS, SAMPLE_RATE, log_mel
 from omnikit.encoders.whisper_files import is_published, read_encoder
+from omnikit.encoders.whisper_network import CONV_STRIDE, WhisperNetwork
 from omnikit.encoders.whisper_transformers import read_transformers
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import AudioEncoder, lengths_to_mask
 from omnikit.limits import check_count
 from omnikit.sizes import PUBLISHED, sized
 
-CONV_STRIDE = 2  # of the second convolution
 FRAME_SAMPLES = HOP_LENGTH * CONV_STRIDE
 WINDOW_SAMPLES = 30 * SAMPLE_RATE  # what the published encoder always sees
 TINY = {"width": 16, "heads": 2, "layers": 2}
 
 
-def log_mel(wav: Tensor, lengths: Tensor, n_mels: int) -> tuple[Tensor, Tensor]:
-    """Whisper's log-mel features, each sample as if it were alone.
-
-    whisper's own function reflects at the end of the padded batch and clamps by the maximum of the whole batch, so a
-    sample's features would depend on its neighbours.
-
-    Args:
-        wav: [B, N] in -1..1.
-        lengths: [B] in samples.
-
-    Returns:
-        Features [B, n_mels, T], zero behind a sample's end, and their lengths [B] in frames of 10 ms.
-    """
-    frames = lengths // HOP_LENGTH
-    window = torch.hann_window(N_FFT, device=wav.device)
-    stft = torch.stft(_reflected(wav, lengths), N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True)
-    power = stft[..., : int(frames.max())].abs() ** 2
-    mel = (mel_filters(wav.device, n_mels) @ power).clamp(min=1e-10).log10()
-    inside = lengths_to_mask(frames, mel.shape[-1])[:, None]
-    loudest = mel.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True)
-    return ((torch.maximum(mel, loudest - 8.0) + 4.0) / 4.0).masked_fill(~inside, 0.0), frames
-
-
-def _reflected(wav: Tensor, lengths: Tensor) -> Tensor:
-    """[B, N] -> [B, N + N_FFT]: half a window more at both ends of each sample, mirrored there."""
-    half, last = N_FFT // 2, lengths[:, None] - 1
-    position = torch.arange(-half, wav.shape[1] + half, device=wav.device)[None].abs()
-    position = torch.where(position > last, 2 * last - position, position)
-    return wav.gather(1, position.clamp(min=0).minimum(last))
-
-
 class WhisperEncoder(AudioEncoder):
-    """openai-whisper's `AudioEncoder`, fed with waveforms.
+    """Whisper's encoder, fed with waveforms.
 
     Args:
         n_mels: mel bands, 80 or 128.
@@ -90,8 +57,8 @@ class WhisperEncoder(AudioEncoder):
     ):
         super().__init__()
         width, heads, layers = sized({"width": width, "heads": heads, "layers": layers}, TINY, size).values()
-        if n_mels not in (80, 128):
-            raise ValueError(f"n_mels {n_mels}: whisper has filters for 80 and 128 only")
+        if n_mels not in MEL_BANDS:
+            raise ValueError(f"n_mels {n_mels}: whisper has filters for {' and '.join(map(str, MEL_BANDS))} only")
         if width % (2 * heads):
             raise ValueError(f"--encoder.width {width}: must be a multiple of twice the number of heads ({heads})")
         if pad_to_30s and n_ctx * FRAME_SAMPLES != WINDOW_SAMPLES:
@@ -99,7 +66,7 @@ class WhisperEncoder(AudioEncoder):
         self.n_mels, self.n_ctx, self.dim = n_mels, n_ctx, width
         self.pad_to_30s, self.weights = pad_to_30s, weights
         check_count("encoder.layers", layers)
-        self.encoder = WhisperAudioEncoder(n_mels, n_ctx, width, heads, layers)
+        self.encoder = WhisperNetwork(n_mels, n_ctx, width, heads, layers)
 
     def load_weights(self) -> None:
         """From safetensors as every part, or from what openai-whisper reads, or what transformers writes."""
@@ -138,53 +105,16 @@ class WhisperEncoder(AudioEncoder):
 
     def _padded(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         frames = lengths.new_tensor([self.num_frames(samples) for samples in lengths.tolist()])
-        return self.encoder(self.mel_of_30s(wav, lengths))[:, : int(frames.max())], frames
+        features, _ = self.encoder(*self.mel_of_30s(wav, lengths))
+        return features[:, : int(frames.max())], frames
 
-    def mel_of_30s(self, wav: Tensor, lengths: Tensor) -> Tensor:
-        """Waveform [B, N] with lengths [B] in samples -> log-mel [B, n_mels, 3000], silence up to 30 s included."""
+    def mel_of_30s(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill waveforms [B, N] with lengths [B] in samples up to 30 s with silence, and compute the log-mel of all
+        that: [B, n_mels, 3000], and the lengths [B] in frames of 10 ms."""
         wav = wav * lengths_to_mask(lengths, wav.shape[1])
         filled = F.pad(wav, (0, WINDOW_SAMPLES - wav.shape[1]))
-        return log_mel(filled, torch.full_like(lengths, WINDOW_SAMPLES), self.n_mels)[0]
+        return log_mel(filled, torch.full_like(lengths, WINDOW_SAMPLES), self.n_mels)
 
     def encode_mel(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mel [B, n_mels, T] with lengths [B] in frames of 10 ms -> features [B, ceil(T / 2), D], lengths [B]."""
-        frames = (lengths + CONV_STRIDE - 1) // CONV_STRIDE
-        return self.encoder.ln_post(self.transform(self.convolve(mel, lengths), frames)), frames
-
-    def convolve(self, mel: Tensor, lengths: Tensor) -> Tensor:
-        """Log-mel [B, n_mels, T] with lengths [B] in frames of 10 ms -> [B, ceil(T / 2), D]."""
-        # a convolution must see zeros behind a sample's end, as it would if the sample were alone
-        x = F.gelu(self.encoder.conv1(mel)) * lengths_to_mask(lengths, mel.shape[-1])[:, None]
-        return F.gelu(self.encoder.conv2(x)).transpose(1, 2)
-
-    def transform(self, x: Tensor, frames: Tensor) -> Tensor:
-        """The blocks on [B, T, D], of which a sample sees its first `frames` [B]; before the last norm."""
-        x = x + self.encoder.positional_embedding[: x.shape[1]]
-        mask = lengths_to_mask(frames, x.shape[1])
-        bias = None if bool(mask.all()) else torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
-        for block in self.encoder.blocks:
-            x = _block(block, x, bias)
-        return x
-
-
-def _block(block: ResidualAttentionBlock, x: Tensor, bias: Tensor | None) -> Tensor:
-    """One of whisper's blocks on [B, T, D] with a bias [B, T] on the keys; whisper's own knows the causal mask only."""
-    attention: nn.Module = block.attn
-    normed = block.attn_ln(x)
-    q, k, v = (
-        layer(normed).unflatten(-1, (attention.n_head, -1)).transpose(1, 2)
-        for layer in (attention.query, attention.key, attention.value)
-    )
-    x = x + attention.out(_attend(q, k, v, bias).transpose(1, 2).flatten(2))
-    return x + block.mlp(block.mlp_ln(x))
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Queries, keys and values [B, H, T, D / H] -> [B, H, T, D / H]."""
-    if not torch.is_grad_enabled() or q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias[:, None, None])
-    # on the CPU the fused kernel's backward is slower than these three plain steps
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if bias is not None:
-        scores = scores + bias[:, None, None]
-    return scores.softmax(dim=-1) @ v
+        """Encode log-mel [B, n_mels, T] with lengths [B] in frames of 10 ms to [B, ceil(T / 2), D], lengths [B]."""
+        return self.encoder(mel, lengths)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import whisper
 from torch import nn
-from whisper.model import AudioEncoder, Whisper
 
+from omnikit.encoders.whisper_network import encoder_sizes
 from omnikit.errors import one_line
+
+if TYPE_CHECKING:
+    from whisper.model import Whisper
+
+_SAFE = ".safetensors"
 
 
 def is_published(weights: str) -> bool:
     """Whether `weights` is one of openai-whisper's names or a `.pt` file."""
-    return weights in whisper.available_models() or Path(weights).suffix == ".pt"
+    suffix = Path(weights).suffix
+    return suffix == ".pt" or (suffix != _SAFE and weights in _names())
 
 
-def read_encoder(weights: str, encoder: AudioEncoder) -> None:
+def read_encoder(weights: str, encoder: nn.Module) -> None:
     """Copy published weights into an encoder.
 
     Raises:
@@ -37,8 +43,10 @@ def read_whisper(weights: str) -> Whisper:
     Raises:
         ValueError: no such file, not a file of openai-whisper, or its name is known and it cannot be fetched.
     """
-    if weights not in whisper.available_models() and not Path(weights).is_file():
-        known = ", ".join(whisper.available_models())
+    import whisper
+
+    if weights not in _names() and not Path(weights).is_file():
+        known = ", ".join(_names())
         raise ValueError(f"weights {weights}: no such file (openai-whisper's names: {known})")
     try:
         return whisper.load_model(weights, device="cpu")
@@ -48,9 +56,8 @@ def read_whisper(weights: str) -> Whisper:
         raise ValueError(f"weights {weights}: not a file of openai-whisper ({one_line(error)})") from None
 
 
-def encoder_sizes(encoder: AudioEncoder) -> dict[str, int]:
-    """The options of `WhisperEncoder` that decide about shapes."""
-    n_ctx, width = encoder.positional_embedding.shape
-    blocks: nn.ModuleList = encoder.blocks
-    heads = blocks[0].attn.n_head if len(blocks) else 1
-    return {"n_mels": encoder.conv1.in_channels, "n_ctx": n_ctx, "width": width, "heads": heads, "layers": len(blocks)}
+def _names() -> list[str]:
+    """The names of openai-whisper's models; the package takes longer to import than the rest of this one."""
+    import whisper
+
+    return whisper.available_models()

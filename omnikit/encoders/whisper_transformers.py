@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-from transformers import PretrainedConfig
-from whisper.model import AudioEncoder
+from torch import Tensor, nn
 
 from omnikit.encoders.transformers_files import read_config, read_tensors
-from omnikit.encoders.whisper_files import encoder_sizes
+from omnikit.encoders.whisper_network import encoder_sizes
 from omnikit.errors import one_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PREFIXES = {
     "whisper": ("model.encoder.", "encoder."),
@@ -33,7 +35,7 @@ _NAMES = (
 )
 
 
-def read_transformers(weights: str, encoder: AudioEncoder, families: tuple[str, ...]) -> None:
+def read_transformers(weights: str, encoder: nn.Module, families: tuple[str, ...]) -> None:
     """Copy the weights of a folder or hub id into an encoder.
 
     Args:

@@ -73,10 +73,7 @@ def check_engine(name: str) -> None:
     if name not in (AUTO, *ENGINES):
         raise ValueError(f"engine {name!r}: unknown (choices: {', '.join((AUTO, *ENGINES))})")
     if name == COMPILED:
-        from omnikit.engines.static import find_compiler, wanted_compiler
-
-        if find_compiler() is None:  # torch says so at the first step only, in many lines
-            raise ValueError(f"engine {name}: no C++ compiler {wanted_compiler()}; install it, or name another in CXX")
+        _check_compiler()
 
 
 def _fastest(model: OmniLM) -> str:
@@ -88,6 +85,18 @@ def _fastest(model: OmniLM) -> str:
     reason = why_not(model)
     print(f"engine: {STATIC}" if reason is None else f"engine: {TORCH} ({reason})", file=sys.stderr)
     return STATIC if reason is None else TORCH
+
+
+def _check_compiler() -> None:
+    """Refuse `compiled` where torch would find no compiler, which it says at the first step only, in many lines.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from omnikit.engines.static import find_compiler, wanted_compiler
+
+    if find_compiler() is None:
+        raise ValueError(f"engine {COMPILED}: no C++ compiler {wanted_compiler()}; install it, or name another in CXX")
 
 
 def _openvino() -> ModuleType:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hyperpyyaml import resolve_references
-
 from omnikit.hparams.lookup import locate, nearest
 from omnikit.hparams.overrides import as_overrides
 from omnikit.hparams.tree import has_tag, read_tree, read_tree_text
@@ -44,6 +42,8 @@ def pick(part: str, name: str, **options: Any) -> Mapping:
     Raises:
         ValueError: unknown kind, name or option; the message lists the choices.
     """
+    from hyperpyyaml import resolve_references
+
     file = _part_file(part, name)
     tree = read_tree(file)
     if not has_tag(tree, "!new:", "!name:"):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.comments import TaggedScalar
 from ruamel.yaml.error import YAMLError
 
@@ -106,6 +105,8 @@ def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str
     Raises:
         ValueError: see `load_recipe`.
     """
+    from hyperpyyaml import resolve_references  # here and below: a checkpoint is read without it
+
     tree = read_tree(path)
     folder = Path(path).parent
     overrides = as_overrides(tree, spread(tree, settings, folder), folder)
@@ -122,6 +123,8 @@ def build(text: str, source: str) -> dict[str, Any]:
     Raises:
         ValueError: not YAML, or a number that no part can be built from.
     """
+    from hyperpyyaml import load_hyperpyyaml
+
     tree = read_tree_text(text, source)
     for kind in (*KINDS, MODEL):
         if isinstance(tree.get(kind), Mapping):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from omnikit.data.phones import BLANK, Phones, make_dataset
-from omnikit.encoders.whisper import WhisperEncoder, log_mel
+from omnikit.encoders.log_mel import log_mel
+from omnikit.encoders.whisper import WhisperEncoder
 from omnikit.evaluate.tables import markdown_table
 from omnikit.files import write_text
 from omnikit.hparams import Recipe

@@ -129,6 +129,7 @@ CASES = {
     "egs/mini/write_grammar.py HERE/file.txt/x": "HERE/file.txt/x: cannot be written (Not a directory)",
     "egs/swap/swap.py --steps 0 --output_folder OUT": "--steps: 0: must be 1 or more",
     "benchmarks/precision.py --limit x": "--limit: x: must be a whole number",
+    "benchmarks/startup.py --pairs 0": "--pairs: 0: must be 1 or more",
 }
 
 

@@ -15,7 +15,8 @@ from toy import toy_model
 import omnikit
 from omnikit.api import Omni
 from omnikit.audio import load_audio, save_audio
-from omnikit.batch import Job, holds_many, wav_name
+from omnikit.batch import Job, wav_name
+from omnikit.data.many import holds_many
 from omnikit.generate import Decoder, Decoding
 from omnikit.strategies import BATCH_PARALLEL
 from omnikit.torchrun import Share

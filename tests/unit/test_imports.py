@@ -105,18 +105,68 @@ def test_the_check_sees_what_it_should():
     assert imports("import omnikit.cli as c", "omnikit") == {"omnikit.cli"}
 
 
+HEAVY = {
+    "transformers", "huggingface_hub", "tokenizers", "peft", "whisper", "tiktoken", "numba", "scipy", "librosa",
+    "regex", "snac", "sympy", "triton", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torchaudio",
+    "openvino", "speechbrain", "hyperpyyaml", "datasets", "pyarrow", "pandas", "matplotlib", "sklearn", "typer", "rich",
+}  # fmt: skip
+"""Packages and modules that an answer of the shipped system does not need, each with a start-up time of its own."""
+LIGHT = {"numpy", "ruamel", "safetensors", "sentencepiece", "soundfile", "soxr", "cython_runtime"}
+"""Top-level packages that it needs besides torch and what torch imports."""
+PARTS_OF_SHIPPED = "omnikit.adapters, omnikit.codecs.mel_rvq, omnikit.encoders.whisper, omnikit.patterns"
+QUESTION = "egs/mini/questions/sum.wav"
+
+
+def run(code: str) -> str:
+    """Run code in a fresh process, and return what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     ("code", "forbidden"),
     [
-        ("import omnikit", {"speechbrain", "torchaudio", "torch"}),
-        ("import omnikit.api, omnikit.checkpoint, omnikit.hparams", {"speechbrain", "torchaudio"}),
+        ("import omnikit, omnikit.cli", {"speechbrain", "torchaudio", "torch", "numpy", "ruamel"}),
+        (f"import omnikit.api, omnikit.checkpoint, omnikit.engines, {PARTS_OF_SHIPPED}", HEAVY),
+        ("import omnikit.hparams, omnikit.describe, omnikit.convert.mini_omni", HEAVY),
+        ("import omnikit.codecs.snac", HEAVY - {"snac"}),
+        ("from omnikit.cli import _job; assert _job('A1A2', 'a.wav', None, 16, None, {}) is None", HEAVY - {"typer"}),
         ("import omnikit.data.corpus, omnikit.data.upstream", {"speechbrain", "torchaudio", "torch", "datasets"}),
     ],
 )
 def test_inference_and_preparing_start_light(code, forbidden):
-    code += f"\nimport sys; heavy = {forbidden!r} & set(sys.modules); assert not heavy, heavy"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    found = run(f"{code}\nimport sys; print(*({forbidden!r} & set(sys.modules)))").split()
+    assert not found, f"`{code}` imports {', '.join(sorted(found))}"
+
+
+def test_an_answer_of_the_shipped_system_imports_what_it_needs():
+    """One process loads the system, answers a written question and a spoken one."""
+    new = set(
+        run(
+            "import sys, torch; before = set(sys.modules)\n"
+            f"import omnikit; omni = omnikit.load(); omni.chat('what is two plus two'); omni.ask({QUESTION!r})\n"
+            "print(*(set(sys.modules) - before))"
+        ).split()
+    )
+    assert not HEAVY & new, f"an answer imports {', '.join(sorted(HEAVY & new))}"
+    packages = {name.partition(".")[0] for name in new} - sys.stdlib_module_names - {"omnikit", "torch"}
+    unknown = {name for name in packages if not name.startswith("_")} - LIGHT  # compiled halves of packages have a _
+    assert not unknown, f"an answer imports {', '.join(sorted(unknown))}: if it needs them, name them in LIGHT"
+
+
+def test_a_system_is_compared_on_the_meta_device_without_the_compiler():
+    """torch computes there by Python code that imports its compiler, unless nothing is computed."""
+    code = (
+        "import sys, torch\n"
+        "from omnikit.hparams import build_part\n"
+        "from omnikit.undrawn import Undrawn\n"
+        "with Undrawn(), torch.device('meta'):\n"
+        "    parts = build_part('encoder', 'mini'), build_part('codec', 'mel_rvq')\n"
+        "assert all(tensor.is_meta for part in parts for tensor in part.state_dict().values())\n"
+        "print(*({'torch._dynamo', 'sympy'} & set(sys.modules)))"
+    )
+    assert not run(code).split()
 
 
 def test_a_system_is_built_where_training_packages_are_not_installed():
@@ -125,5 +175,4 @@ def test_a_system_is_built_where_training_packages_are_not_installed():
         "import sys; sys.modules['speechbrain'] = sys.modules['torchaudio'] = None\n"
         "import omnikit; print(omnikit.build(**{'encoder.width': 16}).layout.num_streams)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.stdout.strip() == "8", done.stderr
+    assert run(code).strip() == "8"

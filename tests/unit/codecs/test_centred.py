@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pydoc
 import random
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def random_codes(codec: Codec, batch: int, frames: int) -> Tensor:
 
 def random_sizes(seed: int, longest: int = 7) -> list[int]:
     return [random.Random(seed).randint(0, longest) for _ in range(5)] + [1]
+
+
+@pytest.mark.parametrize("name", [*centred.WINDOWED, *centred.RESIDUAL, *centred.SNAKE])
+def test_layers_that_are_told_by_name_exist(name: str):
+    found = pydoc.locate(name)
+    assert f"{found.__module__}.{found.__qualname__}" == name and issubclass(found, nn.Module)
 
 
 @pytest.fixture(autouse=True)

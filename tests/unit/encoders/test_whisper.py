@@ -10,7 +10,9 @@ import whisper
 from transformers import HubertConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from whisper.audio import log_mel_spectrogram, pad_or_trim
 
-from omnikit.encoders.whisper import WhisperEncoder, log_mel
+from omnikit.encoders.log_mel import log_mel, mel_filters
+from omnikit.encoders.whisper import WhisperEncoder
+from omnikit.encoders.whisper_network import WhisperNetwork
 from omnikit.hparams import build_part
 from omnikit.interfaces import count_parameters
 
@@ -46,6 +48,37 @@ def test_batch_equals_single(pad_to_30s: bool, gradient: bool, fill: float):
             torch.testing.assert_close(row[:count], alone[0], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_mel_filters_are_the_table_of_openai_whisper(n_mels: int):
+    assert torch.equal(torch.from_numpy(mel_filters(n_mels)), whisper.audio.mel_filters("cpu", n_mels))
+
+
+def openais(net: WhisperNetwork) -> whisper.model.AudioEncoder:
+    """openai-whisper's own module with the weights of one of ours, of the sizes of `SMALL`."""
+    theirs = whisper.model.AudioEncoder(*SMALL.values()).eval()
+    theirs.load_state_dict(net.state_dict())
+    return theirs
+
+
+@pytest.mark.parametrize("sizes", [tuple(SMALL.values()), (128, 40, 24, 3, 1)])
+def test_the_network_is_openai_whispers(sizes: tuple[int, ...]):
+    """From the same seed the two begin with the same weights under the same names, and compute the same."""
+    torch.manual_seed(3)
+    mine = WhisperNetwork(*sizes)
+    torch.manual_seed(3)
+    theirs = whisper.model.AudioEncoder(*sizes)
+    assert list(mine.state_dict()) == list(theirs.state_dict())
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(mine.state_dict()[name], tensor), name
+    frames = 2 * sizes[1]  # whisper's own takes the longest input alone
+    mel = torch.randn(2, sizes[0], frames, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        features, lengths = mine(mel, torch.tensor([frames, frames]))
+        torch.testing.assert_close(features, theirs(mel), atol=1e-6, rtol=0)
+    assert lengths.tolist() == [sizes[1]] * 2
+    assert features.std() > 0.5  # normed, so that 1e-6 is little
+
+
 def test_log_mel_is_whispers():
     for wav in sounds()[4:]:
         mine, (frames,) = log_mel(wav[None], torch.tensor([len(wav)]), 80)
@@ -57,7 +90,7 @@ def test_padded_is_whispers_own_forward():
     net, wav = encoder(pad_to_30s=True), sounds()[6]
     with torch.no_grad():
         features, (frames,) = net(wav[None], torch.tensor([len(wav)]))
-        expected = net.encoder(log_mel_spectrogram(pad_or_trim(wav))[None])
+        expected = openais(net.encoder)(log_mel_spectrogram(pad_or_trim(wav))[None])
     assert frames == int(len(wav) / 16 / 20) + 1 == features.shape[1]
     torch.testing.assert_close(features, expected[:, :frames], atol=1e-5, rtol=0)
 
@@ -66,7 +99,7 @@ def test_unpadded_is_whispers_own_forward_on_a_full_window():
     net, wav = encoder(), torch.randn(1, 480000, generator=torch.Generator().manual_seed(2)) * 0.1
     with torch.no_grad():
         features, _ = net(wav, torch.tensor([480000]))
-        expected = net.encoder(log_mel_spectrogram(wav[0])[None])
+        expected = openais(net.encoder)(log_mel_spectrogram(wav[0])[None])
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
 
 

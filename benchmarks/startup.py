@@ -1,0 +1,86 @@
+"""Start-up time: whole processes that load the shipped system and answer once, against `import torch` alone.
+
+    python benchmarks/startup.py              # nine pairs of each
+    python benchmarks/startup.py --pairs 3
+
+A process and its `import torch` are timed in turn, so that what else the machine does meets both. The ratios come last,
+medians over the pairs; the exit status is 1 where one is above the goal.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
+from omnikit.ranges import COUNT  # noqa: E402
+
+GOAL = 1.7
+QUESTION = ROOT / "egs" / "mini" / "questions" / "sum.wav"
+TORCH = ("-c", "import torch")
+STARTS = {
+    "load and chat": ("-c", "import omnikit; omnikit.load().chat('what is two plus two')"),
+    "load and ask": ("-c", f"import omnikit; omnikit.load().ask({str(QUESTION)!r})"),
+    "omnikit --help": ("-m", "omnikit.cli", "--help"),
+}
+"""Arguments of the interpreter by what they start."""
+
+
+def main() -> int:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=COUNT, default=9, help="timings of each process")
+    pairs = parser.parse_args().pairs
+    timings = {name: time_pairs(arguments, pairs) for name, arguments in STARTS.items()}
+    for name, taken in timings.items():
+        alone, ours = (median(column) for column in zip(*taken, strict=True))
+        print(f"{name}: {ours:.2f} s, import torch beside it {alone:.2f} s, medians of {pairs}")
+    return report_goals({name: ratio(taken) for name, taken in timings.items()})
+
+
+def time_pairs(arguments: tuple[str, ...], pairs: int) -> list[tuple[float, float]]:
+    """Return the seconds of `import torch` and of a process that takes its turn with it, `pairs` times."""
+    for each in (TORCH, arguments):  # the first run of all writes bytecode and fills the disk cache
+        run(each)
+    return [(run(TORCH), run(arguments)) for _ in range(pairs)]
+
+
+def run(arguments: tuple[str, ...]) -> float:
+    """Return the seconds that an interpreter takes from its start to its end.
+
+    Raises:
+        ValueError: it fails; the message is the last line that it wrote.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode, too
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    taken = time.perf_counter() - began
+    if done.returncode:
+        raise ValueError(f"python {' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return taken
+
+
+def ratio(taken: list[tuple[float, float]]) -> float:
+    """Return the median over pairs of a process's time in units of that of `import torch`."""
+    return median(ours / alone for alone, ours in taken)
+
+
+def report_goals(ratios: dict[str, float]) -> int:
+    """Print the ratios, and return 1 where one misses the goal, else 0."""
+    for name, found in ratios.items():
+        verdict = ", missed" if found > GOAL else ""
+        print(f"{name}: {found:.2f} x import torch (goal {GOAL:g} at most{verdict})")
+    return int(max(ratios.values()) > GOAL)
+
+
+if __name__ == "__main__":
+    with bad_input_exits():
+        status = main()
+    sys.exit(status)
