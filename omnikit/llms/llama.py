@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +22,10 @@ from torch.nn import functional as F
 
 from omnikit.llms.llama_numbers import LlamaNumbers, rotary_rates, supports
 
-__all__ = ["Block", "Joint", "KeyValues", "LlamaNumbers", "Trunk", "Turn", "blocks_of", "normed", "scores", "supports"]
+__all__ = [
+    "Block", "Joint", "KeyValues", "LlamaNumbers", "Trunk", "blocks_of", "normed", "scores", "supports", "turned",
+    "turns",
+]  # fmt: skip
 
 Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """Number of a block, its new keys and values [B, L, 2 G, E] -> all keys and all values [B, G, C, E] to attend to."""
@@ -77,30 +79,26 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     return found.unflatten(2, (each, length)).permute(0, 3, 1, 2, 4).flatten(2)
 
 
-@dataclass(frozen=True)
-class Turn:
-    """Turns queries and keys by their positions. Values lie beside them and are turned by nothing (cosine 1, sine 0):
-    then a block's new keys and values are one tensor."""
+def turns(positions: Tensor, rotary: nn.Module, numbers: LlamaNumbers, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Positions [B, L] of a trunk's `rotary_emb` -> the turn to them, for `turned`: cosine and sine [B, L, H + 2 G, E].
 
-    cos: Tensor  # [B, L, H + 2 G, E]
-    sin: Tensor  # the same, negative in the first half of each head
+    Values are turned by nothing (cosine 1, sine 0): so they may lie beside queries and keys, and a block's new keys and
+    values are one tensor. Sines are negative in the first half of each head.
+    """
+    angles = positions[..., None].float() * rotary.inv_freq.float()
+    cos, sin = angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+    heads, groups = numbers.num_attention_heads, numbers.num_key_value_heads
 
-    @classmethod
-    def to(cls, positions: Tensor, rotary: nn.Module, numbers: LlamaNumbers, dtype: torch.dtype) -> Turn:
-        """Positions [B, L] of a trunk's `rotary_emb` -> the turn to them."""
-        angles = positions[..., None].float() * rotary.inv_freq.float()
-        cos, sin = (table * rotary.attention_scaling for table in (angles.cos(), angles.sin()))
-        turned = numbers.num_attention_heads + numbers.num_key_value_heads
+    def of_all_heads(table: Tensor, of_values: float) -> Tensor:
+        still = table.new_full((*positions.shape, groups, numbers.head_dim), of_values)
+        return torch.cat([table[:, :, None].expand(-1, -1, heads + groups, -1), still], dim=2).to(dtype)
 
-        def of_all_heads(table: Tensor, values: float) -> Tensor:
-            still = table.new_full((*positions.shape, numbers.num_key_value_heads, numbers.head_dim), values)
-            return torch.cat([table[:, :, None].expand(-1, -1, turned, -1), still], dim=2).to(dtype)
+    return of_all_heads(torch.cat([cos, cos], dim=-1), 1.0), of_all_heads(torch.cat([-sin, sin], dim=-1), 0.0)
 
-        return cls(of_all_heads(torch.cat([cos, cos], dim=-1), 1.0), of_all_heads(torch.cat([-sin, sin], dim=-1), 0.0))
 
-    def __call__(self, heads: Tensor) -> Tensor:
-        """Heads [B, L, H + 2 G, E] -> turned."""
-        return torch.addcmul(heads * self.cos, heads.roll(heads.shape[-1] // 2, -1), self.sin)
+def turned(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn queries, keys and values [B, L, H + 2 G, E], halves of a head against each other."""
+    return torch.addcmul(heads * turn[0], heads.roll(heads.shape[-1] // 2, -1), turn[1])
 
 
 class Joint:
@@ -129,7 +127,8 @@ class Joint:
 
 def _joined(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return parameters one under the other as one tensor, whose parts they become."""
-    with torch.inference_mode(False), torch.no_grad():
+    # a model that is trained further must not get tensors of the inference mode that an engine may be opened in
+    with torch.inference_mode(parameters[0].is_inference()), torch.no_grad():
         if not _adjacent(parameters):
             whole = torch.cat([parameter.data for parameter in parameters])
             for parameter, part in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
@@ -168,14 +167,15 @@ class Block:
         self.qkv = Joint([attention.q_proj, attention.k_proj, attention.v_proj], joined=joined)
         self.gate_up = Joint([mlp.gate_proj, mlp.up_proj], joined=joined)
 
-    def __call__(self, x: Tensor, turn: Turn, bias: dict[int | None, Tensor], keep: Keep) -> Tensor:
+    def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor], bias: dict[int | None, Tensor], keep: Keep) -> Tensor:
         """Input [B, L, D] -> output [B, L, D].
 
         Args:
+            turn: see `turns`.
             bias: `scores` by window.
         """
         heads = self.qkv(normed(x, self.layer.input_layernorm)).unflatten(-1, (-1, self.size))
-        heads = turn(self._normed(heads))
+        heads = turned(self._normed(heads), turn)
         keys, values = keep(self.number, heads[:, :, self.heads :])
         found = attend(heads[:, :, : self.heads], keys, values, bias[self.window])
         x = self._add(x, self.layer.self_attn.o_proj, found)
@@ -352,7 +352,7 @@ class Trunk(nn.Module):
         before = 0 if cache is None else cache.get_seq_length()
         columns = before + embeddings.shape[1]
         blocks, x = blocks_of(self), embeddings
-        turn = Turn.to(positions, self.rotary_emb, self.config, x.dtype)
+        turn = turns(positions, self.rotary_emb, self.config, x.dtype)
         places = torch.arange(before, columns, device=x.device)[None]
         bias = {window: scores(places, columns, window, x.dtype, mask) for window in set(self.config.windows)}
         keep: Any = (lambda _, new: _heads_first(new)) if cache is None else cache.keep

@@ -100,14 +100,14 @@ class LlamaNumbers:
         numbers = config if isinstance(config, Mapping) else _of_class(config)
         kind = numbers.get("model_type")
         if kind not in KINDS:
-            raise ValueError(f"type {kind} is none of {', '.join(KINDS)}")
+            raise ValueError(f"it is none of {', '.join(KINDS)}")
         known = {**DEFAULTS[kind], **{name: value for name, value in numbers.items() if name in DEFAULTS[kind]}}
         other = [
             name for name, value in numbers.items()
             if name not in DEFAULTS[kind] and (name not in _WITHOUT_EFFECT and value is not None)
         ]  # fmt: skip
         if other:
-            raise ValueError(f"{kind} with {other[0]}: not known here")
+            raise ValueError(f"{other[0]} {numbers[other[0]]!r} is not known here")
         _check(kind, known)
         return cls._made(kind, known, _rope(numbers, known["max_position_embeddings"]))
 
@@ -215,11 +215,11 @@ def _check(kind: str, numbers: Mapping[str, Any]) -> None:
         else:
             fine = name != "hidden_act" or value == SILU
         if not fine:
-            raise ValueError(f"{kind} with {name} {value!r}: not known here")
+            raise ValueError(f"{name} {value!r} is not known here")
     heads = numbers["num_attention_heads"]
     whole = numbers["hidden_size"] % heads == 0 or (kind != LLAMA and numbers["head_dim"] is not None)
     if not whole or heads % (numbers["num_key_value_heads"] or heads):
-        raise ValueError(f"{kind} with num_attention_heads {heads}: does not share out its width or its keys")
+        raise ValueError(f"num_attention_heads {heads} does not divide its width, or is no multiple of its key heads")
 
 
 def _layer_types(numbers: Mapping[str, Any], window: int | None) -> list[str] | None:
@@ -232,7 +232,7 @@ def _layer_types(numbers: Mapping[str, Any], window: int | None) -> list[str] | 
         return [FULL] * full + [SLIDING] * (layers - full)
     allowed = {FULL} if window is None else {FULL, SLIDING}
     if not isinstance(kinds, list | tuple) or len(kinds) != layers or not all(kind in allowed for kind in kinds):
-        raise ValueError(f"layer_types {kinds!r}: not known here")
+        raise ValueError(f"layer_types {kinds!r} is not known here")
     return list(kinds)
 
 
@@ -240,22 +240,22 @@ def _rope(numbers: Mapping[str, Any], context: int) -> dict[str, Any]:
     """Return the rotary positions under their names of today: `rope_type`, `rope_theta`, and those of the type."""
     found = numbers.get("rope_scaling") or numbers.get("rope_parameters") or {}
     if not isinstance(found, Mapping):
-        raise ValueError("rope_parameters: not known here")
+        raise ValueError("rope_parameters is no mapping")
     rope = {"rope_theta": numbers.get("rope_theta", _THETA), "rope_type": found.get("type", DEFAULT), **found}
     kind = rope["rope_type"]
     if not isinstance(kind, str) or kind not in _ROPE_NEEDS:
-        raise ValueError(f"{kind} rotary positions: not known here")
+        raise ValueError(f"{kind} rotary positions are not known here")
     if kind in (LLAMA3, YARN):
         rope.setdefault("original_max_position_embeddings", context)
     needs, may = _ROPE_NEEDS[kind], _ROPE_MAY.get(kind, ())
     given = {name: value for name, value in rope.items() if name not in ("rope_type", "type")}
     if given.pop("partial_rotary_factor", None) not in (None, 1.0):
-        raise ValueError("rotary positions of a part of each head: not known here")
+        raise ValueError("rotary positions of a part of each head are not known here")
     for name in sorted(given.keys() | set(needs)):
         value, needed = given.get(name), name in ("rope_theta", *needs)
         optional = name in may and (value is None or type(value) is bool)
         if not optional and not (type(value) in (int, float) and 0 < value < math.inf and (needed or name in may)):
-            raise ValueError(f"{kind} rotary positions with {name} {value!r}: not known here")
+            raise ValueError(f"{kind} rotary positions with {name} {value!r} are not known here")
     if rope["rope_theta"] <= 1 or (kind == LLAMA3 and rope["low_freq_factor"] >= rope["high_freq_factor"]):
-        raise ValueError(f"{kind} rotary positions with such factors: not known here")
+        raise ValueError(f"{kind} rotary positions with such factors are not known here")
     return rope

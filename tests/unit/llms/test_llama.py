@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from omnikit import checkpoint
 from omnikit.hparams import build_part
 from omnikit.llms.light import for_inference
-from omnikit.llms.llama import Joint, Trunk, Turn, blocks_of, scores
+from omnikit.llms.llama import Joint, Trunk, blocks_of, scores, turns
 from omnikit.llms.llama_numbers import KINDS, LlamaNumbers, rotary_rates, supports
 from omnikit.llms.transformers_lm import TransformersLM
 from tests.unit.toy import tokenizer_file, toy_model
@@ -170,7 +170,7 @@ def test_the_functions_run_over_transformers_modules(case):
     inputs = torch.randn(3, LENGTH, DIM)
     expected, config = theirs(inputs, places(0, LENGTH)), LlamaNumbers.of(theirs.config)
     x = inputs.clone()
-    turn = Turn.to(places(0, LENGTH), theirs.trunk.rotary_emb, config, x.dtype)
+    turn = turns(places(0, LENGTH), theirs.trunk.rotary_emb, config, x.dtype)
     bias = {window: scores(places(0, LENGTH, 1), LENGTH, window, x.dtype) for window in config.windows}
     for block in blocks_of(theirs.trunk, joined=True):
         x = block(x, turn, bias, lambda _, new: new.transpose(1, 2).chunk(2, dim=1))
@@ -242,18 +242,18 @@ def test_rotary_rates_are_transformers_to_the_last_bit(rope):
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"model_type": "phi"}, "type phi is none of qwen2, qwen3, llama, mistral"),
+        ({"model_type": "phi"}, "it is none of qwen2, qwen3, llama, mistral"),
         ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"model_type": "llama", "hidden_size": "64"}, "hidden_size '64'"),
-        ({"model_type": "llama", "sliding_window": 8}, "llama with sliding_window"),
-        ({"model_type": "mistral", "layer_types": ["full_attention"] * 32}, "mistral with layer_types"),
+        ({"model_type": "llama", "sliding_window": 8}, "sliding_window 8"),
+        ({"model_type": "mistral", "layer_types": ["full_attention"] * 32}, "layer_types ["),
         ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types"),
         ({"model_type": "qwen2", "num_attention_heads": 3}, "num_attention_heads 3"),
         ({"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic rotary"),
         ({"model_type": "llama", "rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "high_freq_factor None"),
         ({"model_type": "llama", "rope_parameters": {"partial_rotary_factor": 0.5}}, "a part of each head"),
-        ({"model_type": "llama", "partial_rotary_factor": 0.5}, "llama with partial_rotary_factor"),
-        ({"model_type": "llama", "logit_scale": 2.0}, "llama with logit_scale"),
+        ({"model_type": "llama", "partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"model_type": "llama", "logit_scale": 2.0}, "logit_scale 2.0"),
     ],
 )
 def test_what_is_not_computed_here_says_why(given, reason):
