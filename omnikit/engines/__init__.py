@@ -9,10 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from omnikit import checkpoint as checkpoints
-from omnikit.engines.static import StaticEngine, find_compiler, refusal, wanted_compiler
+from omnikit.engines.static import StaticEngine, find_compiler, wanted_compiler
 from omnikit.errors import missing_package
 from omnikit.model import Engine, OmniLM
 
@@ -39,12 +37,6 @@ def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **op
         return StaticEngine(model, compiled=name == COMPILED)
     assert folder is not None, "openvino keeps its graphs in a folder"
     return _openvino().OpenVINOEngine(model, folder, **options)
-
-
-def fastest(model: OmniLM, device: torch.device | str) -> str:
-    """Return the name of the fastest engine for a model on a device: on a GPU `static`, if it supports the backbone,
-    else `torch`."""
-    return STATIC if torch.device(device).type == "cuda" and refusal(model) is None else TORCH
 
 
 def load_openvino(checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM, Engine]:

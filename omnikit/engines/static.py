@@ -48,9 +48,10 @@ class StaticEngine(Engine):
     """
 
     def __init__(self, model: OmniLM, *, compiled: bool = False):
-        if reason := refusal(model):
-            raise ValueError(f"engine {'compiled' if compiled else 'static'}: {reason}")
-        self.model, self.weight_bytes = model, model.weight_bytes
+        self.name = "compiled" if compiled else "static"
+        if reason := why_not(model):
+            raise ValueError(f"engine {self.name}: {reason}")
+        self.model, self.weight_bytes = model, model.dtype.itemsize
         self.numbers = LlamaNumbers.of(model.llm.config)
         self.trunk = blocks_of(model.llm.trunk, joined=True)
         adapter = model.tts_adapter
@@ -283,7 +284,7 @@ class StaticSlots(Slots):
             print(f"engine compiled: compiling {about}, once", file=sys.stderr)
 
 
-def refusal(model: OmniLM) -> str | None:
+def why_not(model: OmniLM) -> str | None:
     """Return in one line why a model cannot be computed here, or None where it can."""
     config = getattr(model.llm, "config", None)
     if not all(hasattr(model.llm, name) for name in ("trunk", "norm", "lm_head")) or config is None:

@@ -248,6 +248,8 @@ class KeyValues:
 class LayerKeyValues:
     """Keys and values of a block [B, G, C, E]; None before the first position."""
 
+    joins = True  # see `omnikit.key_values`
+
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None

@@ -11,7 +11,7 @@ import torch
 
 import omnikit
 from omnikit import checkpoint
-from omnikit.engines import STATIC, TORCH, fastest, open_engine, static
+from omnikit.engines import open_engine, static
 from omnikit.engines.recorded import UNRECORDED, Recorder
 from omnikit.engines.static import StaticEngine, StaticSlots
 from omnikit.llms.llama import supports
@@ -412,8 +412,7 @@ def test_backbones_that_it_cannot_run(llm):
     model = build(llm)
     with pytest.raises(ValueError, match=rf"static: .* the type {model.llm.config.model_type}: it is none of"):
         open_engine("static", model)
-    assert supports(model.llm.config)
-    assert fastest(model, torch.device("cuda")) == TORCH
+    assert static.why_not(model).endswith(supports(model.llm.config))
 
 
 def test_llamas_that_it_cannot_run():
@@ -423,11 +422,15 @@ def test_llamas_that_it_cannot_run():
         open_engine("compiled", model)
 
 
-def test_the_fastest_on_a_device():
+def test_a_backbone_of_ones_own_is_refused():
+    class Own(torch.nn.Module):
+        pass
+
     model = toy_model()
-    assert fastest(model, torch.device("cuda", 0)) == STATIC
-    assert fastest(model, "cuda") == STATIC
-    assert fastest(model, torch.device("cpu")) == TORCH
+    assert static.why_not(model) is None
+    model.llm = Own()
+    with pytest.raises(ValueError, match="engine static: cannot run a backbone of the class Own"):
+        open_engine("static", model)
 
 
 def test_bad_input(monkeypatch):
