@@ -7,8 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import omnikit
 from omnikit.interfaces import Engine, Hidden, Slots
 from omnikit.model import OmniLM
+
+
+def build(llm: str = "qwen2_0.5b", **options) -> OmniLM:
+    """A narrow system around a backbone."""
+    torch.manual_seed(1)
+    return omnikit.build(size="tiny", encoder="none", llm=llm, codec="none", adapter="linear", **options).eval()
 
 
 @torch.inference_mode()

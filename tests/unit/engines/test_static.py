@@ -17,9 +17,8 @@ from omnikit.engines.static import StaticEngine, StaticSlots
 from omnikit.llms.llama import supports
 from omnikit.llms.transformers_lm import TransformersLM
 from omnikit.model import OmniLM
-from tests.unit.engines.comparing import build
 from tests.unit.engines.replayed import ReplayedOperations
-from tests.unit.engines.slots import Batch, Greedy, alone, greedy_alone
+from tests.unit.engines.slots import Batch, Greedy, alone, build, greedy_alone
 from tests.unit.llms.test_llama import numbers
 from tests.unit.toy import toy_model
 
