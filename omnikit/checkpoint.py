@@ -22,6 +22,7 @@ from omnikit.hparams.safe import check_bounds, construct, tokenizer_node
 from omnikit.hparams.tree import read_tree_text, write_tree
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.limits import check_memory, limited
+from omnikit.llms.light import for_inference
 from omnikit.llms.skeleton import DTYPE, skeletons
 from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, opened_once
 from omnikit.model import OmniLM
@@ -70,7 +71,7 @@ def load(
     skeleton: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> OmniLM:
-    """Build a saved model, in evaluation mode.
+    """Build a saved model, in evaluation mode and for inference alone, see `omnikit.llms.light`.
 
     Args:
         folder: or a hub id; `None` = the mini system that comes with the package.
@@ -86,7 +87,7 @@ def load(
     check_device(device)
     parts = _read(existing(SHIPPED if folder is None else folder), allow)
     wanted = DTYPE if skeleton else dtype
-    with Undrawn(), skeletons() if skeleton else nullcontext(), opened_once():
+    with Undrawn(), for_inference(), skeletons() if skeleton else nullcontext(), opened_once():
         parts.check_sizes(None if skeleton else wanted)
         model = parts.build().to_dtype(wanted)
     load_into(model, parts.weights, mapped=skeleton, whole=True)

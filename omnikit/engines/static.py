@@ -1,11 +1,12 @@
-"""Steps over caches of fixed size: each is the same computation on the same memory, so that torch can compile it, and a
-GPU can replay it as one CUDA graph in place of hundreds of kernels launched one by one.
+"""Decoding over a KV cache of fixed size: each step is the same computation on the same memory, so that torch can
+compile it, and a GPU can replay it as one CUDA graph, from the last tokens' embeddings to the choice of the next ones.
 
-Prompts go through the model as they always do, and what they leave in its cache moves to the fixed one. Caches are as
-long as they need to be, rounded up to a power of two; what outgrows one moves on to the next size. Heads and the choice
-of tokens are not part of the graph.
+A sequence is a row of the cache, its first position at the left, with a length of its own; what lies behind that is
+masked. There is room for a power of two of positions, and more when a sequence needs it. The blocks are those of
+`omnikit.llms.llama`, over the weights of the model.
 
-Letters: B rows, C positions with those before, S streams, D width.
+Letters: R sequences of a step, L positions, C columns of the cache that a step reads, D width, G heads of keys and
+values, E width of a head.
 """
 
 from __future__ import annotations
@@ -13,219 +14,283 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from threading import Lock
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache as KeyValues
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.model import Cache, Hidden, OmniLM, Speech
+from omnikit.engines.recorded import CudaGraphs, Recorder
+from omnikit.interfaces import Engine, Hidden, Prefill, Slots
+from omnikit.llms.llama import Joint, LlamaNumbers, blocks_of, normed, scores, supports, turns
+from omnikit.model import OmniLM
 
 SMALLEST = 256
-"""Positions of the shortest cache."""
-KEPT = 4
-"""Caches that are kept for further answers, those used last."""
+"""Positions that there is room for at least."""
 SHAPES = 64
 """Numbers of rows times sizes of cache that torch may compile a step for; it stops at 8 by itself."""
-UNRECORDED = 3
-"""Runs of a step before it is recorded."""
-FULL, SLIDING = "full_attention", "sliding_attention"
-"""What a block may attend to, as transformers names it: all positions before it, or those in a window."""
-ATTENTION = ("sdpa", "eager")
-"""Ways of attending that take a finished mask."""
-CHANGING = ("dynamic", "longrope")
-"""Rotary positions whose rates depend on how long the sequence is: a step would not be the same each time."""
-_RECORDING = Lock()
-"""One graph is recorded at a time in a process, see `torch.cuda.graph`."""
+
+Kept = list[Tensor]
+"""Keys and values of each block [rows, 2 G, room, E], keys first."""
 
 
-class StaticEngine:
-    """An `Engine`.
+class StaticEngine(Engine):
+    """Steps over a KV cache of fixed size.
 
     Args:
-        model: whose weights are used as they are, where they are.
-        compiled: let `torch.compile` compile the step, at the first one for each number of rows and size of cache.
+        model: whose weights are used where they are; on its device already, since what is moved takes other memory.
+        compiled: let `torch.compile` compile the blocks of a step, at the first one for each number of rows and size of
+            cache.
 
     Raises:
-        ValueError: a backbone whose steps are not the same each time, or that cannot be told what to attend to.
+        ValueError: a backbone that is not of Llama's kind.
     """
 
     def __init__(self, model: OmniLM, *, compiled: bool = False):
-        self.model, self.weight_bytes = model, model.weight_bytes
-        _check(model)
-        self.compute: Callable[..., Hidden] = model
-        self.compiled: set[tuple[int, int]] | None = None  # rows and positions
+        self.name = "compiled" if compiled else "static"
+        if reason := why_not(model):
+            raise ValueError(f"engine {self.name}: {reason}")
+        self.model, self.weight_bytes = model, model.dtype.itemsize
+        self.numbers = LlamaNumbers.of(model.llm.config)
+        self.trunk = blocks_of(model.llm.trunk, joined=True)
+        adapter = model.tts_adapter
+        self.adapter = [] if adapter is None else blocks_of(adapter.trunk, first=len(self.trunk), joined=True)
+        self.windows = {block.window for block in (*self.trunk, *self.adapter)}
+        self.text_head = Joint([model.llm.lm_head, model.text_rows.head], joined=True)
+        self.compute: Callable[[Tensor, Tensor, Kept, int], Hidden] = self._one_position
+        self.compiled: set[tuple[int, ...]] | None = None
         if compiled:
             torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
-            self.compute, self.compiled = torch.compile(model, dynamic=False), set()
-        self.text_logits, self.audio_logits = model.text_logits, model.audio_logits
-        # answers are also dropped by the garbage collector, in the middle of anything: no lock, appending is enough
-        self._free: deque[Slots] = deque(maxlen=KEPT)
+            self.compute, self.compiled = torch.compile(self._one_position, dynamic=False), set()
 
-    @torch.inference_mode()
-    def __call__(
-        self, steps: Tensor, speech: Speech | None = None, *, positions: Tensor, mask: Tensor, cache: StaticCache
-    ) -> Hidden:
-        before = mask.shape[1] - steps.shape[2]
-        if steps.shape[2] > 1 or not before:
-            return self.model(steps, speech, positions=positions, mask=mask, cache=cache.prompt())
-        return cache.slots_for(len(steps), before).step(steps, positions, mask)
+    def open(self, capacity: int) -> StaticSlots:
+        return StaticSlots(self, capacity)
 
-    def new_cache(self) -> StaticCache:
-        return StaticCache(self)
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        return self.text_head(hidden)
 
-    def take(self, rows: int, room: int) -> Slots:
-        """Slots for so many rows and positions that no answer uses."""
-        others, found = [], None
-        for slots in self._taken():
-            if found is None and (slots.rows, slots.room) == (rows, room):
-                found = slots
-            else:
-                others.append(slots)
-        self._free.extend(others)
-        if found is None and self.compiled is not None and (rows, room) not in self.compiled:
-            print(f"engine compiled: compiling a step of {rows} rows among {room} positions, once", file=sys.stderr)
-            self.compiled.add((rows, room))
-        return found or Slots(self, rows, room)
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        return self.model.audio_rows.head(hidden)
 
-    def give_back(self, slots: Slots) -> None:
-        """They are free for another answer."""
-        self._free.append(slots)
+    def new_cache(self, rows: int, room: int) -> Kept:
+        """Return zeros for keys and values: what is masked is multiplied by 0, and must not be NaN."""
+        shape = rows, 2 * self.numbers.num_key_value_heads, room, self.numbers.head_dim
+        blocks = (*self.trunk, *self.adapter)
+        return [torch.zeros(shape, dtype=self.model.dtype, device=self.model.device) for _ in blocks]
 
-    def _taken(self) -> Iterator[Slots]:
-        """Those that are free, taken out, the one that was free first first."""
-        try:
-            while True:
-                yield self._free.popleft()
-        except IndexError:
+    def prompt_positions(self, embeddings: Tensor, begin: int, cache: Kept) -> None:
+        """Compute further positions of some prompts, embeddings [R, L, D] at the columns from `begin` on of the first R
+        rows of a cache, for the sake of their keys and values."""
+        rows, end = len(embeddings), begin + embeddings.shape[1]
+        places = torch.arange(begin, end, device=embeddings.device)[None]
+
+        def keep(number: int, new: Tensor) -> tuple[Tensor, Tensor]:
+            own = cache[number][:rows, :, :end]
+            own[:, :, begin:] = new.transpose(1, 2)
+            return own.chunk(2, dim=1)
+
+        self._blocks(embeddings, places, end, keep)
+
+    def _one_position(self, embeddings: Tensor, positions: Tensor, cache: Kept, columns: int) -> Hidden:
+        """Compute one further position of the sequences in the first R rows of a cache.
+
+        Args:
+            embeddings: [R, D].
+            positions: of each sequence [R].
+            columns: of the cache that are read; all positions lie there.
+        """
+        rows, places = torch.arange(len(embeddings), device=embeddings.device)[:, None], positions[:, None]
+
+        def keep(number: int, new: Tensor) -> tuple[Tensor, Tensor]:
+            cache[number][rows, :, places] = new
+            return cache[number][: len(embeddings), :, :columns].chunk(2, dim=1)
+
+        trunk, adapted = self._blocks(embeddings[:, None], places, columns, keep)
+        text = normed(trunk, self.model.llm.norm)[:, 0]
+        if not self.adapter:
+            return Hidden(text, text)
+        return Hidden(text, normed(adapted, self.model.tts_adapter.trunk.norm)[:, 0])
+
+    def _blocks(self, embeddings: Tensor, places: Tensor, columns: int, keep: Callable) -> tuple[Tensor, Tensor]:
+        """Embeddings [R, L, D] at places [R or 1, L] -> the outputs of the backbone and of the TTS adapter."""
+        dtype = embeddings.dtype
+        turn = turns(places, self.model.llm.trunk.rotary_emb, self.numbers, dtype)
+        bias = {window: scores(places, columns, window, dtype) for window in self.windows}
+        x = embeddings.clone(memory_format=torch.contiguous_format)  # blocks write over it
+        for block in self.trunk:
+            x = block(x, turn, bias, keep)
+        adapted = x.clone() if self.adapter else x
+        for block in self.adapter:
+            adapted = block(adapted, turn, bias, keep)
+        return x, adapted
+
+
+class StaticPrefill(Prefill):
+    """Prompts side by side in a cache of their own, padded at the right.
+
+    The longest come first, so that those which still have positions left are the first rows.
+    """
+
+    def __init__(self, engine: StaticEngine, prompts: Sequence[Tensor]):
+        assert prompts and all(len(prompt) for prompt in prompts), "each prompt has positions"
+        self.engine, self.lengths = engine, [len(prompt) for prompt in prompts]
+        by_length = sorted(range(len(prompts)), key=lambda i: -self.lengths[i])
+        self.rows = {i: row for row, i in enumerate(by_length)}
+        self.embeddings = pad_sequence([prompts[i] for i in by_length], batch_first=True)
+        self.cache = engine.new_cache(len(prompts), max(self.lengths))
+        self.done = 0  # positions of each prompt that are computed, or all that it has
+        self.left = sum(self.lengths)
+
+    def advance(self, positions: int) -> None:
+        active = sum(length > self.done for length in self.lengths)
+        if not active:
             return
+        end = min(self.done + max(1, positions // active), max(self.lengths))
+        self.engine.prompt_positions(self.embeddings[:active, self.done : end], self.done, self.cache)
+        self.done = end
+        self.left = sum(max(0, length - end) for length in self.lengths)
 
 
-class StaticCache:
-    """The cache of some answers: the model's own until the prompts are through, slots from then on."""
+class StaticSlots(Slots):
+    """Sequences in the rows of one cache, and on a GPU the recorded steps.
 
-    def __init__(self, engine: StaticEngine):
-        self.engine = engine
-        self.grown: Cache | None = engine.model.new_cache()  # of the prompts; None when slots have taken it over
-        self.slots: Slots | None = None
-        self.selected: Tensor | None = None
-        self._give_back: Callable[[], None] | None = None  # also when the answer is dropped
+    Wherever no sequence has a position yet, the cache holds zeros, but for the first column of free rows.
+    """
 
-    def prompt(self) -> Cache:
-        """The cache for prompts.
+    def __init__(self, engine: StaticEngine, capacity: int):
+        self.engine, self.capacity, self.lengths = engine, capacity, []
+        device = engine.model.device
+        self.room, self.cache = SMALLEST, engine.new_cache(capacity, SMALLEST)
+        # the lengths on the device: a step works on these and moves them on, where they count
+        self.positions = torch.zeros(capacity, dtype=torch.long, device=device)
+        self.counts = torch.zeros(capacity, dtype=torch.long, device=device)
+        self.recorder = Recorder(CudaGraphs(device)) if device.type == "cuda" else None
 
-        Raises:
-            ValueError: single steps have begun.
-        """
-        if self.grown is None:
-            raise ValueError("after single steps this engine cannot go back to several positions at a time")
-        return self.grown
+    def prefill(self, prompts: Sequence[Tensor]) -> StaticPrefill:
+        return StaticPrefill(self.engine, prompts)
 
-    def select(self, rows: Tensor) -> None:
-        """As `omnikit.model.Cache.select`."""
-        if self.grown is not None:
-            self.grown.select(rows)
+    def admit(self, prefill: StaticPrefill) -> None:
+        assert not prefill.left, "a prefill with positions left"
+        self._make_room(max(prefill.lengths))
+        for i, length in enumerate(prefill.lengths):
+            slot = self._append(length)
+            for own, other in zip(self.cache, prefill.cache, strict=True):
+                own[slot, :, :length] = other[prefill.rows[i], :, :length]
+
+    def advance(self, embeddings: Tensor) -> Hidden:
+        rows = self._begin()
+        if self.engine.compiled is None:
+            rows = len(self)
+        missing = embeddings.new_zeros(rows - len(self), embeddings.shape[1])
+        hidden = self._compute(torch.cat([embeddings, missing]), rows)
+        self._end()
+        return Hidden(hidden.text[: len(self)], hidden.audio[: len(self)])
+
+    def step(
+        self, embed: Callable[[int], Tensor], choose: Callable[[Hidden], None], variant: tuple[Any, ...] = ()
+    ) -> None:
+        """One decode step, see `Slots.step`. On a GPU it is recorded for a power of two of rows and of columns and each
+        variant, after some steps that are not; rows without a sequence are computed and count for nothing."""
+        rows = self._begin()
+        if self.recorder is None:
+            choose(self._compute(embed(rows), rows))
         else:
-            self.selected = rows if self.selected is None else self.selected[rows]
+            key = rows, self._columns(), variant
+            self.recorder.run(key, lambda: choose(self._compute(embed(rows), rows)))
+        self._end()
 
-    def slots_for(self, rows: int, before: int) -> Slots:
-        """The slots of the next step, with what the `before` positions left."""
-        if self.slots is None or self.selected is not None or before == self.slots.room:
-            self._move(rows, before)
-        return self.slots
+    def copy(self, slot: int) -> None:
+        length = self.lengths[slot]
+        new = self._append(length)
+        for own in self.cache:
+            own[new, :, :length] = own[slot, :, :length]
 
-    def _move(self, rows: int, before: int) -> None:
-        slots = self.engine.take(rows, max(SMALLEST, 1 << before.bit_length()))
-        slots.fill(self.grown if self.slots is None else self.slots.cache, before, self.selected)
-        if self._give_back is not None:
-            self._give_back()
-        self.grown, self.slots, self.selected = None, slots, None
-        self._give_back = weakref.finalize(self, self.engine.give_back, slots)
+    def crop(self, slot: int, length: int) -> None:
+        before = self.lengths[slot]
+        assert 0 < length <= before, "a sequence is cropped to positions that it has"
+        for own in self.cache:
+            own[slot, :, length:before] = 0
+        self._set(slot, length, 1)
+
+    def release(self, slot: int) -> None:
+        last = len(self) - 1
+        length, end = self.lengths[last], self.lengths[slot] + 1  # a step that failed has written one position more
+        for own in self.cache:
+            if slot != last:
+                own[slot, :, :length] = own[last, :, :length]
+                own[slot, :, length:end] = 0
+            own[last, :, : length + 1] = 0
+        self._set(slot, length, 1)
+        self._set(last, 0, 0)
+        self.lengths.pop()
+
+    def _begin(self) -> int:
+        """Make room for a further position of each sequence, and return the number of rows to compute."""
+        assert self.lengths, "a step needs sequences"
+        self._make_room(max(self.lengths) + 1)
+        if self.recorder is None and self.engine.compiled is None:
+            return len(self)
+        rows = min(_power_of_two(len(self)), self.capacity)
+        self._tell(rows)
+        return rows
+
+    def _end(self) -> None:
+        self.lengths[:] = [length + 1 for length in self.lengths]
+
+    def _compute(self, embeddings: Tensor, rows: int) -> Hidden:
+        """Compute embeddings [rows, D] and move the positions on; all on the device, so that it can be recorded."""
+        hidden = self.engine.compute(embeddings, self.positions[:rows], self.cache, self._columns())
+        self.positions[:rows] += self.counts[:rows]
+        return hidden
+
+    def _columns(self) -> int:
+        """Return how many columns a step reads. A recorded one reads a power of two; a compiled one all, since whatever
+        the size of the cache is, it is compiled for that."""
+        if self.engine.compiled is not None:
+            return self.room
+        needed = max(self.lengths) + 1
+        return needed if self.recorder is None else max(SMALLEST, _power_of_two(needed))
+
+    def _append(self, length: int) -> int:
+        assert len(self) < self.capacity, "no slot is free"
+        self.lengths.append(length)
+        self._set(len(self) - 1, length, 1)
+        return len(self) - 1
+
+    def _set(self, slot: int, length: int, counts: int) -> None:
+        self.lengths[slot] = length
+        self.positions[slot], self.counts[slot] = length, counts
+
+    def _make_room(self, needed: int) -> None:
+        """Move to a larger cache where this one is too small; what was recorded works on the old one."""
+        if needed <= self.room:
+            return
+        room = _power_of_two(needed)
+        for number, own in enumerate(self.cache):
+            larger = own.new_zeros(*own.shape[:2], room, own.shape[3])
+            larger[:, :, : self.room] = own
+            self.cache[number] = larger
+        self.room = room
+        if self.recorder is not None:
+            self.recorder.forget()
+
+    def _tell(self, rows: int) -> None:
+        """Say on stderr that a step is about to be compiled."""
+        shape = rows, self.room, self.capacity
+        if self.engine.compiled is not None and shape not in self.engine.compiled:
+            self.engine.compiled.add(shape)
+            about = f"a step of {rows} rows among {self.room} positions"
+            print(f"engine compiled: compiling {about}, once", file=sys.stderr)
 
 
-class Slots:
-    """Room for the keys and values of some rows, what a step reads and writes, and on a GPU the recorded step."""
-
-    def __init__(self, engine: StaticEngine, rows: int, room: int):
-        model, self.compute, self.rows, self.room = engine.model, engine.compute, rows, room
-        grown = model.new_cache()
-        self.cache = Cache(_fixed(grown.llm, room), None if grown.tts is None else _fixed(grown.tts, room))
-        self.layers = _layers(self.cache)
-        self.windows = {_kind(layer): getattr(layer, "sliding_window", None) for layer in grown.llm.layers}
-        shape = rows, 1, 1, room
-        self.masks = {kind: torch.zeros(shape, dtype=model.dtype, device=model.device) for kind in self.windows}
-        self.steps = torch.zeros(rows, model.layout.num_streams, 1, dtype=torch.long, device=model.device)
-        self.positions = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.hidden: Hidden | None = None  # what the graph writes
-
-    def fill(self, cache: Cache, before: int, selected: Tensor | None) -> None:
-        """Take over what `before` positions left in another cache, of the selected rows."""
-        for own, other in zip(self.layers, _layers(cache), strict=True):
-            keys, values = other.keys[:, :, :before], other.values[:, :, :before]
-            if selected is not None:
-                keys, values = keys[selected], values[selected]
-            if not own.is_initialized:
-                own.lazy_initialization(keys, values)
-            first = before - keys.shape[2]  # of those within a window, the last are there
-            for kept, new in ((own.keys, keys), (own.values, values)):
-                kept.zero_()  # what another answer left is masked, but a NaN would come through
-                kept[:, :, first:before] = new
-        self._count(before)
-
-    def step(self, steps: Tensor, positions: Tensor, mask: Tensor) -> Hidden:
-        """Steps [B, S, 1], positions [B, 1] and mask [B, C] -> hidden states of the new position [B, 1, D]."""
-        self.steps.copy_(steps)
-        self.positions.copy_(positions)
-        self._set_masks(mask)
-        if not self.steps.is_cuda:
-            return self._run()
-        with torch.cuda.device(self.steps.device):
-            if self.graph is None:
-                self._record(mask.shape[1] - 1)
-            self.graph.replay()
-        return Hidden(self.hidden.text.clone(), self.hidden.audio.clone())  # the next replay writes over it
-
-    def _set_masks(self, mask: Tensor) -> None:
-        """What the scores of the positions get, for each kind of block [B, 1, 1, room]."""
-        known = mask.shape[1]
-        for kind, scores in self.masks.items():
-            least = torch.finfo(scores.dtype).min
-            scores.fill_(least)
-            first = max(0, known - (self.windows[kind] or known))
-            scores[:, 0, 0, first:known] = (mask[:, first:] <= 0) * least
-
-    def _run(self) -> Hidden:
-        mask = self.masks if len(self.masks) > 1 else next(iter(self.masks.values()))
-        return self.compute(self.steps, positions=self.positions, mask=mask, cache=self.cache)
-
-    def _record(self, before: int) -> None:
-        """Record the step. What libraries set up at a first call must not be recorded, so it runs before, as often as
-        torch's documentation of CUDA graphs has it; that leaves nothing in the cache that counts.
-
-        Meanwhile no other thread may wait for the GPU or draw from its default generator, or recording fails.
-        """
-        with _RECORDING:
-            aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(UNRECORDED):
-                    self._run()
-                    self._count(before)
-            torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-                hidden = self._run()
-            self.graph, self.hidden = graph, hidden
-
-    def _count(self, before: int) -> None:
-        """Say how many positions the cache has."""
-        for layer in self.layers:
-            layer.cumulative_length.fill_(before)
+def why_not(model: OmniLM) -> str | None:
+    """Return in one line why a model cannot be computed here, or None where it can."""
+    config = getattr(model.llm, "config", None)
+    if not all(hasattr(model.llm, name) for name in ("trunk", "norm", "lm_head")) or config is None:
+        return f"cannot run a backbone of the class {type(model.llm).__name__}, only transformers' of Llama's kind"
+    reason = supports(config)
+    return reason and f"cannot run a backbone of the type {getattr(config, 'model_type', None)}: {reason}"
 
 
 def find_compiler() -> str | None:
@@ -239,36 +304,6 @@ def wanted_compiler() -> str:
     return os.environ.get("CXX") or usual.get(sys.platform, "g++")
 
 
-def _check(model: OmniLM) -> None:
-    config, trunk = model.llm.config, model.llm.trunk
-    about = f"engine static: cannot run a backbone of the type {config.model_type}"
-    if (kind := config._attn_implementation) not in ATTENTION:
-        raise ValueError(f"engine static: cannot run llm.attention {kind} (choices: {', '.join(ATTENTION)})")
-    if not (trunk._can_compile_fullgraph and trunk._supports_attention_backend):
-        raise ValueError(f"{about}: it cannot be told what to attend to, or does different things at each step")
-    for layer in _layers(model.new_cache()):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            raise ValueError(f"{about}: its blocks keep something else than keys and values ({type(layer).__name__})")
-    if changing := set(_rope_types(getattr(config, "rope_parameters", None))).intersection(CHANGING):
-        raise ValueError(f"{about} with {', '.join(changing)} rotary positions: they depend on the length")
-
-
-def _rope_types(numbers: Any) -> Iterator[str]:
-    """Of a configuration's rotary positions; some have several, by kind of block."""
-    if isinstance(numbers, Mapping):
-        if "rope_type" in numbers:
-            yield numbers["rope_type"]
-        for inner in numbers.values():
-            yield from _rope_types(inner)
-
-
-def _layers(cache: Cache) -> list[CacheLayerMixin]:
-    return [layer for part in (cache.llm, cache.tts) if part is not None for layer in part.layers]
-
-
-def _fixed(cache: KeyValues, room: int) -> KeyValues:
-    return KeyValues(layers=[StaticLayer(max_cache_len=room) for _ in cache.layers])
-
-
-def _kind(layer: CacheLayerMixin) -> str:
-    return SLIDING if layer.is_sliding else FULL
+def _power_of_two(number: int) -> int:
+    """Return the least power of two that is not less."""
+    return 1 << (number - 1).bit_length()

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from omnikit.errors import one_line
 from omnikit.foreign import read_pickle
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 BAICHUAN = "baichuan"
 _SECOND = "BaichuanForCausalLM"  # the first one's class is spelt BaiChuanForCausalLM
@@ -49,6 +51,8 @@ def read_baichuan(folder: Path, numbers: Mapping[str, Any]) -> LlamaForCausalLM:
     Raises:
         ValueError: no weights there, or other ones than the numbers say; the message names them.
     """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(**llama_numbers(numbers, folder))
     with torch.device("meta"):
         model = LlamaForCausalLM(config)

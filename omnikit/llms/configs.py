@@ -6,19 +6,20 @@ import copy
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from transformers import AutoConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from omnikit.errors import one_line
 from omnikit.hub import CONFIG, hub_file, is_hub_id
 from omnikit.limits import check_counts
 from omnikit.llms.baichuan import BAICHUAN, llama_numbers
+from omnikit.llms.llama_numbers import LlamaNumbers, supports
 from omnikit.sizes import sized
 from omnikit.untrusted import read_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _HEAD_DIM = 8
 _TINY = {
@@ -29,6 +30,8 @@ _TINY = {
 """Those of them that a class has."""
 _TINY_LAYERS = 2
 _TINY_ROTARY = 0.5  # of a head, where only a part of it turns: an even number of `_HEAD_DIM`
+_EITHER = (None, "sdpa", "eager")
+"""Implementations of attention that compute the same, and so what `omnikit.llms.llama` computes."""
 _NOT_NUMBERS = ("architectures", "auto_map", "transformers_version", "torch_dtype", "dtype")
 
 
@@ -76,8 +79,8 @@ def read_numbers(path: str) -> dict[str, Any]:
 
 
 def make_config(
-    numbers: Mapping[str, Any], *, vocab_size: int, size: str, attention: str | None
-) -> PretrainedConfig:
+    numbers: Mapping[str, Any], *, vocab_size: int, size: str, attention: str | None, light: bool = False
+) -> PretrainedConfig | LlamaNumbers:
     """transformers' configuration from its `model_type` and numbers.
 
     Args:
@@ -85,21 +88,25 @@ def make_config(
         vocab_size: of the tokenizer, taken where `numbers` has none and in the size `tiny`.
         size: see `omnikit.sizes`.
         attention: transformers' attention implementation; `None` = the best that the class has.
+        light: make `LlamaNumbers` in place of it wherever `omnikit.llms.llama` computes such a backbone.
 
     Raises:
         ValueError: a `model_type` that transformers does not know, or numbers that it refuses.
     """
     check_counts("llm.config", numbers)
     numbers = {"vocab_size": vocab_size, **numbers}
-    config = _config(sized(numbers, _tiny(_config(numbers), numbers) | {"vocab_size": vocab_size}, size))
+    make = LlamaNumbers.of if light and attention in _EITHER and supports(numbers) is None else _config
+    config = make(sized(numbers, _tiny(make(numbers), numbers) | {"vocab_size": vocab_size}, size))
     _check_heads(config)
+    if isinstance(config, LlamaNumbers):
+        return config
     config._attn_implementation = attention
     config.dtype = torch.float32
     config.pad_token_id = None  # transformers would keep this row from training; padding has ids of its own here
     return config
 
 
-def _check_heads(config: PretrainedConfig) -> None:
+def _check_heads(config: PretrainedConfig | LlamaNumbers) -> None:
     """Refuse heads that the width or the rotary positions cannot be shared among, which shows at the first step only.
 
     Raises:
@@ -120,7 +127,7 @@ def _check_heads(config: PretrainedConfig) -> None:
         raise ValueError(f"--llm.config.num_attention_heads {heads}: makes heads {size} wide; this must be even")
 
 
-def with_layers(config: PretrainedConfig, n: int) -> PretrainedConfig:
+def with_layers(config: PretrainedConfig | LlamaNumbers, n: int) -> PretrainedConfig | LlamaNumbers:
     """A copy for `n` layers; what a configuration lists layer by layer is repeated or cut."""
     listed = {name: value for name, value in config.to_dict().items() if _per_layer(value, config)}
     config = copy.deepcopy(config)
@@ -130,11 +137,14 @@ def with_layers(config: PretrainedConfig, n: int) -> PretrainedConfig:
     return config
 
 
-def _per_layer(value: Any, config: PretrainedConfig) -> bool:
+def _per_layer(value: Any, config: PretrainedConfig | LlamaNumbers) -> bool:
     return isinstance(value, list) and len(value) == config.num_hidden_layers
 
 
 def _config(numbers: Mapping[str, Any]) -> PretrainedConfig:
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     kind = numbers.get("model_type")
     if kind is None:
         raise ValueError("llm.config: model_type is missing (qwen2, llama, ..)")
@@ -145,17 +155,18 @@ def _config(numbers: Mapping[str, Any]) -> PretrainedConfig:
         version = f"transformers {transformers.__version__}"
         raise ValueError(f"llm.config.model_type {kind!r}: {version} has no such causal language model{meant}")
     try:
-        return AutoConfig.for_model(**numbers)
+        return transformers.AutoConfig.for_model(**numbers)
     except Exception as error:  # each class checks in its own way
         raise ValueError(f"llm.config: {one_line(error)}") from None
 
 
-def _tiny(config: PretrainedConfig, numbers: Mapping[str, Any]) -> dict[str, Any]:
+def _tiny(config: PretrainedConfig | LlamaNumbers, numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Few and narrow layers of a configuration's class, one at least of each kind of layer that it has."""
     listed = config.to_dict()
     kinds = list(dict.fromkeys(listed.get("layer_types") or ()))
     layers = max(_TINY_LAYERS, len(kinds))
-    tiny = {name: small for name, small in _TINY.items() if name in listed or name in config.attribute_map}
+    known = {*listed, *getattr(config, "attribute_map", ())}
+    tiny = {name: small for name, small in _TINY.items() if name in known}
     if listed.get("sliding_window") is None:
         tiny.pop("sliding_window", None)
     tiny |= {name: None for name, value in numbers.items() if _per_layer(value, config)}

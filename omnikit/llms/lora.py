@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from omnikit.hparams.lookup import nearest
 from omnikit.ranges import POSITIVE, Range
@@ -55,6 +54,8 @@ def train_lora_alone(module: nn.Module) -> None:
 
 
 def _checked(trunk: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    from transformers.pytorch_utils import Conv1D
+
     for name in options:
         if name not in DEFAULTS:
             raise ValueError(f"--llm.lora.{name}: no such option{nearest(name, DEFAULTS)}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from omnikit.errors import one_line
 from omnikit.foreign import read_network
@@ -14,6 +13,9 @@ from omnikit.hub import CONFIG, hub_folder, is_hub_id
 from omnikit.llms.baichuan import BAICHUAN, read_baichuan
 from omnikit.llms.configs import read_numbers
 from omnikit.llms.trunks import take_norm
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _SIZES = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -50,6 +52,8 @@ def _open(folder: Path) -> PreTrainedModel:
     numbers = read_numbers(str(folder))
     if numbers["model_type"] == BAICHUAN:
         return read_baichuan(folder, numbers)
+    from transformers import AutoModelForCausalLM
+
     try:
         found, info = read_network(AutoModelForCausalLM, folder, dtype="auto")
     except Exception as error:  # transformers and safetensors raise many kinds

@@ -1,25 +1,29 @@
-"""Any transformers causal language model as a backbone."""
+"""Any transformers causal language model as a backbone; those of Llama's kind without transformers, see
+`omnikit.llms.light`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
 
 from omnikit.errors import one_line
 from omnikit.foreign import build_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Backbone
 from omnikit.key_values import cache_argument
-from omnikit.llms import skeleton
+from omnikit.llms import light, skeleton
 from omnikit.llms.configs import make_config, with_layers
+from omnikit.llms.llama import KeyValues, LlamaNumbers, Trunk
 from omnikit.llms.lora import add_lora, train_lora_alone
 from omnikit.llms.published import read_transformers
 from omnikit.llms.tokenizers import open_tokenizer
 from omnikit.llms.trunks import embedding_scale, finish_logits, run, take_norm
 from omnikit.sizes import PUBLISHED
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class TransformersLM(Backbone):
@@ -58,11 +62,13 @@ class TransformersLM(Backbone):
         super().__init__()
         self.tokenizer = open_tokenizer(tokenizer, config.get("vocab_size"))
         self.weights, self.lora = weights, lora
-        self.config = make_config(config, vocab_size=self.tokenizer.vocab_size, size=size, attention=attention)
-        model = _built(AutoModelForCausalLM, self.config)
+        self.config = make_config(
+            config, vocab_size=self.tokenizer.vocab_size, size=size, attention=attention,
+            light=light.wanted() and lora is None,
+        )  # fmt: skip
         self.dim, self.vocab_size = self.config.hidden_size, self.config.vocab_size
         self.max_positions = getattr(self.config, "max_position_embeddings", None)
-        self.trunk, self.lm_head = model.get_decoder(), model.get_output_embeddings()
+        self.trunk, self.lm_head = _trunk_and_head(self.config)
         self.cache_argument = cache_argument(self.trunk)
         embed = self.trunk.get_input_embeddings()
         if skeleton.wanted():
@@ -101,8 +107,8 @@ class TransformersLM(Backbone):
     def head(self, hidden: Tensor) -> Tensor:
         return finish_logits(self.lm_head(hidden), self.config)
 
-    def new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.config)
+    def new_cache(self) -> Any:
+        return _new_cache(self.config)
 
     def blocks(self, n: int) -> TransformersBlocks:
         return TransformersBlocks(self.config, n)
@@ -111,25 +117,51 @@ class TransformersLM(Backbone):
 class TransformersBlocks(nn.Module):
     """A stack of n blocks of a backbone's kind with its own final norm."""
 
-    def __init__(self, config: PretrainedConfig, n: int):
+    def __init__(self, config: PretrainedConfig | LlamaNumbers, n: int):
         super().__init__()
         self.config = with_layers(config, n)
-        self.trunk = _built(AutoModel, self.config)
+        # its input is the backbone's hidden state, so that it has no embeddings
+        if isinstance(config, LlamaNumbers):
+            with skeleton.device():
+                self.trunk = Trunk(self.config, embeds=False)
+        else:
+            self.trunk = _built("AutoModel", self.config)
+            self.trunk.set_input_embeddings(nn.Identity())
         self.cache_argument = cache_argument(self.trunk)
-        # its input is the backbone's hidden state
-        self.trunk.set_input_embeddings(nn.Identity())
 
     def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
         return run(self.trunk, hidden, positions, mask, cache=cache, cache_argument=self.cache_argument)
 
-    def new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.config)
+    def new_cache(self) -> Any:
+        return _new_cache(self.config)
 
 
-def _built(auto: type, config: PretrainedConfig) -> PreTrainedModel:
-    """With random weights, from one of transformers' auto classes."""
+def _trunk_and_head(config: PretrainedConfig | LlamaNumbers) -> tuple[nn.Module, nn.Module]:
+    """Build a backbone; its head may be tied to its embeddings."""
+    if not isinstance(config, LlamaNumbers):
+        model = _built("AutoModelForCausalLM", config)
+        return model.get_decoder(), model.get_output_embeddings()
+    with skeleton.device():
+        trunk, head = Trunk(config), nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+    if config.tie_word_embeddings:
+        head.weight = trunk.embed_tokens.weight
+    return trunk, head
+
+
+def _new_cache(config: PretrainedConfig | LlamaNumbers) -> Any:
+    if isinstance(config, LlamaNumbers):
+        return KeyValues(config.num_hidden_layers)
+    from transformers import DynamicCache
+
+    return DynamicCache(config=config)
+
+
+def _built(auto: str, config: PretrainedConfig) -> PreTrainedModel:
+    """Build a network with random weights by one of transformers' auto classes."""
+    import transformers
+
     try:
         with skeleton.device():
-            return build_network(auto, config)
+            return build_network(getattr(transformers, auto), config)
     except (ValueError, ImportError) as error:  # an attention implementation that the class or the machine lacks
         raise ValueError(f"llm.attention {config._attn_implementation}: {one_line(error)}") from None

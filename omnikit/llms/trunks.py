@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+
+from omnikit.llms.llama import Trunk
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embedding_norm")
 
@@ -38,6 +42,8 @@ def run(
         cache_argument: the name by which the trunk takes the cache, see `omnikit.key_values`; found out beforehand, so
             that torch can compile this.
     """
+    if isinstance(trunk, Trunk):
+        return trunk(embeddings, positions, mask, cache)
     out = trunk(
         inputs_embeds=embeddings,
         position_ids=positions,

@@ -1,8 +1,8 @@
-"""Steps over caches of fixed size are those of the model itself."""
+"""Steps over a KV cache of fixed size are those of the model itself, whoever else is in the batch."""
 
 from __future__ import annotations
 
-import gc
+import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,122 +10,349 @@ import pytest
 import torch
 
 import omnikit
+from omnikit import checkpoint
 from omnikit.engines import open_engine, static
-from omnikit.engines.static import StaticEngine
-from omnikit.generate import Answer, Decoding, Question, answers, generate
-from omnikit.model import Engine, OmniLM
-from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
-from omnikit.tasks import TASKS
-from tests.unit.engines.comparing import build, end_texts, error
+from omnikit.engines.recorded import UNRECORDED, Recorder
+from omnikit.engines.static import StaticEngine, StaticSlots
+from omnikit.llms.llama import supports
+from omnikit.llms.transformers_lm import TransformersLM
+from omnikit.model import OmniLM
+from tests.unit.engines.replayed import ReplayedOperations
+from tests.unit.engines.slots import Batch, Greedy, alone, build, greedy_alone
+from tests.unit.llms.test_llama import numbers
 from tests.unit.toy import toy_model
 
 LLMS = sorted(file.stem for file in (Path(__file__).parents[3] / "hparams" / "llm").glob("*.yaml"))
-STEPS = Decoding(max_steps=12)
+OTHERS = ("gemma2_2b", "gemma3_1b", "gemma_2b", "phi2", "phi3_mini")
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def asked(model: OmniLM, *lengths: int) -> list[Question]:
-    draw = torch.Generator().manual_seed(4)
-    return [Question(features=torch.randn(n, model.encoder.dim, generator=draw).to(model.device)) for n in lengths]
+@pytest.fixture
+def small(monkeypatch) -> None:
+    """Room for few positions, so that it has to grow soon."""
+    monkeypatch.setattr(static, "SMALLEST", 4)
 
 
-def both(
-    model: OmniLM, engine: Engine, questions: list[Question], strategy: Strategy, decoding: Decoding = STEPS
-) -> tuple[list, list]:
-    def plain(found: list[Answer]) -> list:
-        return [(answer.text, answer.codes.tolist(), answer.end) for answer in found]
-
-    options = {"decoding": decoding, "strategy": strategy}
-    ours = answers(model, TASKS["A1A2"], questions, **options)
-    return plain(ours), plain(answers(model, TASKS["A1A2"], questions, engine=engine, **options))
+def replayed(slots: StaticSlots) -> ReplayedOperations:
+    """Let slots on a CPU record their steps as on a GPU."""
+    graphs = ReplayedOperations()
+    slots.recorder = Recorder(graphs)
+    return graphs
 
 
-@pytest.mark.parametrize("llm", [name for name in LLMS if name != "any"])
+@pytest.mark.parametrize("llm", [name for name in LLMS if name not in OTHERS])
+@torch.inference_mode()
 def test_hidden_states(llm: str):
     """Also beyond the windows of those that have some: tiny ones have 8 positions."""
     model = build(llm, tts_blocks=1)
-    assert error(model, open_engine("static", model), lengths=(21, 14)) < 1e-6
+    batch = Batch(model, open_engine("static", model).open(2))
+    batch.new(14, 6)
+    batch.advance(6)
 
 
-@pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch parallel"])
-def test_same_answers_in_a_batch(strategy):
-    model = toy_model(tts_blocks=1)
-    ours, theirs = both(model, open_engine("static", model), asked(model, 9, 4, 14), strategy)
-    assert theirs == ours
+@torch.inference_mode()
+def test_blocks_in_a_window_beside_others():
+    model = toy_model(tts_blocks=2)
+    config = {**numbers("qwen2, some blocks in a window"), "vocab_size": 80}
+    llm = TransformersLM(config=config, tokenizer="bytes").eval()
+    assert llm.config.layer_types == ["full_attention", "sliding_attention"]
+    model.llm, model.tts_adapter = llm, llm.blocks(2).eval()
+    batch = Batch(model, open_engine("static", model).open(2))
+    batch.new(14, 3)
+    batch.advance(8)
 
 
-def test_an_answer_outgrows_its_cache(monkeypatch):
-    monkeypatch.setattr(static, "SMALLEST", 4)
-    model = toy_model(tts_blocks=1)
-    engine, rooms = open_engine("static", model), []
-    monkeypatch.setattr(engine, "take", lambda rows, room: rooms.append(room) or static.Slots(engine, rows, room))
-    lasting = Decoding(min_steps=40, max_steps=40)
-    ours, theirs = both(model, engine, asked(model, 9), PARALLEL, lasting)
-    assert theirs == ours
-    assert rooms == [16, 32, 64]
+@pytest.mark.parametrize("seed", range(4))
+@torch.inference_mode()
+def test_sequences_join_and_leave_at_any_time(seed, small):
+    """Copied, cropped and released ones among them, while the room grows."""
+    model, chance = toy_model(tts_blocks=1), random.Random(seed)
+    batch = Batch(model, open_engine("static", model).open(5))
+    for _ in range(30):
+        free, slot = 5 - len(batch.sequences), chance.randrange(max(1, len(batch.sequences)))
+        what = chance.choice(["new", "new", "copy", "crop", "release", "advance"])
+        if what == "new" and free:
+            batch.new(*(chance.randint(1, 12) for _ in range(chance.randint(1, free))), piece=chance.randint(1, 30))
+        elif what == "copy" and free and batch.sequences:
+            batch.copy(slot)
+        elif what == "crop" and batch.sequences:
+            batch.crop(slot, chance.randint(1, batch.sequences[slot].length))
+        elif what == "release" and batch.sequences:
+            batch.release(slot)
+        if batch.sequences:
+            batch.advance()
 
 
-def test_only_the_row_that_speaks_goes_on_when_the_texts_have_ended(monkeypatch):
-    """They end at the third step."""
+@torch.inference_mode()
+def test_room_grows_by_powers_of_two(small):
     model = toy_model()
-    engine, found = open_engine("static", model), []
-    for network in (model, engine):
-        end_texts(network, model.layout, 3, monkeypatch)
-        options = {"decoding": STEPS, "strategy": BATCH_PARALLEL, "engine": network}
-        found.append([a.codes.tolist() for a in answers(model, TASKS["A1A2"], asked(model, 9, 4), **options)])
-    assert found[0] == found[1]
-    assert sorted(slots.rows for slots in engine._free) == [2, 4]
+    slots = open_engine("static", model).open(2)
+    batch, rooms = Batch(model, slots), []
+    batch.new(3, 2)
+    for _ in range(16):
+        batch.advance()
+        rooms.append(slots.room)
+    assert rooms == [4] * 1 + [8] * 4 + [16] * 8 + [32] * 3
 
 
-def test_answers_at_the_same_time_and_one_after_another(monkeypatch):
-    """Each has a cache of its own; the next answers find those that are free."""
+@torch.inference_mode()
+def test_the_last_slot_takes_the_number_of_a_released_one():
     model = toy_model()
-    engine, made = open_engine("static", model), []
-    new = static.Slots
-    monkeypatch.setattr(static, "Slots", lambda *about: made.append(new(*about)) or made[-1])
-    alone = [list(generate(model, TASKS["A1A2"], [one], decoding=STEPS)) for one in asked(model, 9, 5)]
+    batch = Batch(model, open_engine("static", model).open(3))
+    batch.new(9, 4, 7)
+    batch.release(0)
+    assert batch.slots.lengths == [7, 4]
+    batch.advance(2)
+    batch.release(1)
+    batch.new(3)
+    batch.advance(2)
     for _ in range(2):
-        running = [generate(model, TASKS["A1A2"], [one], decoding=STEPS, engine=engine) for one in asked(model, 9, 5)]
-        for steps in zip(*alone, *running, strict=True):
-            assert torch.equal(steps[0].tokens, steps[2].tokens)
-            assert torch.equal(steps[1].tokens, steps[3].tokens)
-        del running
-        gc.collect()
-    assert len(made) == 2
+        batch.release(0)
+    assert len(batch.slots) == 0
+    assert not any(own.any() for own in batch.slots.cache)
+    assert not batch.slots.positions.any()
 
 
-def test_nothing_is_left_of_an_answer_that_went_wrong():
+@torch.inference_mode()
+def test_a_cropped_sequence_never_had_these_positions():
+    model = toy_model(tts_blocks=1)
+    batch = Batch(model, open_engine("static", model).open(2))
+    batch.new(12, 5)
+    batch.advance(3)
+    batch.crop(0, 4)
+    batch.advance(10)
+
+
+@pytest.mark.parametrize("how", ["released", "cropped", "moved", "failed"])
+@torch.inference_mode()
+def test_nothing_is_left_of_a_sequence_that_went_wrong(how):
     """Masked or not, a NaN comes through: whatever it is multiplied with."""
     model = toy_model(tts_blocks=1)
-    engine = open_engine("static", model)
-    broken = Question(features=torch.full((20, model.encoder.dim), float("nan")))
-    answers(model, TASKS["A1A2"], [broken], decoding=STEPS, engine=engine)
-    assert any(slots.layers[-1].keys.isnan().any() for slots in engine._free)
-    ours, theirs = both(model, engine, asked(model, 9), PARALLEL)
-    assert theirs == ours
+    slots = open_engine("static", model).open(2)
+    batch = Batch(model, slots)
+    batch.new(3)
+    broken = torch.full((1, model.llm.dim), float("nan"))
+    for _ in range(9):
+        slots.advance(broken)
+    assert slots.cache[-1].isnan().any()
+    if how == "cropped":
+        slots.crop(0, 3)
+        return batch.advance(12)
+    if how == "failed":
+        slots.engine.compute(broken, slots.positions[:1], slots.cache, 13)  # and then an error
+    if how == "moved":
+        slots.admit(_prefilled(slots, batch))
+    slots.release(0)
+    batch.sequences = batch.sequences[1:]
+    assert not any(own.isnan().any() for own in slots.cache)
+    if how != "moved":
+        batch.new(2)
+    batch.advance(14)
 
 
-def test_an_answer_is_dropped_in_the_middle_of_taking(monkeypatch):
-    """As the garbage collector may do it."""
-    engine = open_engine("static", toy_model())
-    slots = [static.Slots(engine, 1, room) for room in (256, 512)]
-    engine.give_back(slots[0])
-    taken = engine._taken
-    monkeypatch.setattr(engine, "_taken", lambda: engine.give_back(slots[1]) or taken())
-    assert engine.take(1, 256) is slots[0]
-    assert engine.take(1, 512) is slots[1]
+def _prefilled(slots, batch):
+    from tests.unit.engines.slots import Sequence
+
+    batch.sequences.append(Sequence(batch._random(80), 2))
+    prefill = slots.prefill([batch.sequences[-1].embeddings[:2]])
+    prefill.advance(9)
+    return prefill
 
 
-@pytest.mark.skipif(static.find_compiler() is None, reason="needs a C++ compiler")
-def test_compiled_once(capsys):
+@torch.inference_mode()
+def test_prompts_of_different_lengths_are_prefilled_in_pieces():
     model = toy_model(tts_blocks=1)
-    engine = open_engine("compiled", model)
+    slots = open_engine("static", model).open(4)
+    batch = Batch(model, slots)
+    prompts = [torch.randn(n, model.llm.dim) for n in (2, 11, 5)]
+    prefill, left = slots.prefill(prompts), []
+    while prefill.left:
+        prefill.advance(6)
+        left.append(prefill.left)
+    assert left == [12, 6, 0]  # 2 of each; 3 of the two that have some left; 6 of the longest
+    assert len(slots) == 0
+    slots.admit(prefill)
+    assert slots.lengths == [2, 11, 5]
+    fed = torch.randn(3, model.llm.dim)
+    hidden = slots.advance(fed)
+    for slot, prompt in enumerate(prompts):
+        expected = alone(model, torch.cat([prompt, fed[slot : slot + 1]]))
+        batch.check(hidden.text[slot], expected.text[-1])
+        batch.check(hidden.audio[slot], expected.audio[-1])
+
+
+def decode(
+    model: OmniLM,
+    slots: StaticSlots,
+    engine: StaticEngine,
+    joins: dict[int, tuple[int, ...]],
+    steps: int,
+    audio: list[bool] | None = None,
+) -> tuple[list[torch.Tensor], Greedy]:
+    """Decode greedily while prompts of some lengths join at some steps; compare each one's tokens with those alone."""
+    draw, greedy = torch.Generator().manual_seed(3), Greedy(engine, model, slots.capacity)
+    prompts: list[torch.Tensor] = []
+    found: list[list[torch.Tensor]] = []
+    for step in range(steps):
+        new = [torch.randn(n, model.llm.dim, generator=draw).to(model.device) for n in joins.get(step, ())]
+        if new:
+            prefill = slots.prefill(new)
+            while prefill.left:
+                prefill.advance(16)
+            greedy.tokens[len(slots) : len(slots) + len(new)] = 1
+            slots.admit(prefill)
+            prompts += new
+            found += [[] for _ in new]
+        for tokens, own in zip(greedy.step(slots, audio=audio is None or audio[step]), found, strict=True):
+            own.append(tokens)
+    for prompt, tokens in zip(prompts, found, strict=True):
+        first = torch.ones(model.layout.num_streams, dtype=torch.long, device=model.device)
+        chosen = None if audio is None else audio[steps - len(tokens) :]
+        expected = greedy_alone(model, prompt, first, len(tokens), chosen)
+        assert torch.equal(torch.stack(tokens), expected)
+    return prompts, greedy
+
+
+@torch.inference_mode()
+def test_greedy_steps(small):
+    model = toy_model(tts_blocks=1)
+    engine = open_engine("static", model)
+    decode(model, engine.open(4), engine, {0: (5,), 3: (9, 2), 8: (30,)}, 14)
+
+
+@torch.inference_mode()
+def test_recorded_steps_are_those_that_are_run(small):
+    """For powers of two of rows and of columns; what was recorded is dropped when the room grows."""
+    model = toy_model(tts_blocks=1)
+    engine = open_engine("static", model)
+    slots = engine.open(3)
+    graphs = replayed(slots)
+    steps = 27
+    _, greedy = decode(model, slots, engine, {0: (1,), 6: (2,), 16: (4,)}, steps)
+    assert int(greedy.steps) == steps  # neither warming up nor recording chooses any token
+    assert graphs.runs + graphs.replays == steps
+    # 3 steps of (1 row, 4 columns) and of (1, 8), 1 of (2, 8), 8 of (2, 16), 1 of (2, 32), 11 of (3, the capacity, 32)
+    assert set(slots.recorder.replays) == {(3, 32, ())}
+    assert (graphs.recorded, graphs.replays) == (2, 5 + 8)
+
+
+@torch.inference_mode()
+def test_a_short_sequence_does_not_read_the_room_of_a_long_one(small):
+    model = toy_model()
+    engine = open_engine("static", model)
+    slots = engine.open(2)
+    replayed(slots)
+    Batch(model, slots).new(20)
+    slots.release(0)
+    assert slots.room == 32
+    decode(model, slots, engine, {0: (2,)}, 10)
+    assert set(slots.recorder.runs) == {(1, 4, ()), (1, 8, ()), (1, 16, ())}
+
+
+@torch.inference_mode()
+def test_variants_are_recorded_apart():
+    model = toy_model()
+    engine = open_engine("static", model)
+    slots = engine.open(2)
+    graphs = replayed(slots)
+    decode(model, slots, engine, {0: (3, 5)}, 16, audio=[step % 3 != 1 for step in range(16)])
+    assert set(slots.recorder.replays) == {(2, 256, ()), (2, 256, ("text",))}
+    assert (graphs.recorded, graphs.runs) == (2, 2 * UNRECORDED)
+
+
+@torch.inference_mode()
+def test_what_asks_the_device_for_a_value_is_not_recorded():
+    """As on a GPU; the stand-in of these tests would hide it otherwise."""
+    model = toy_model()
+    engine = open_engine("static", model)
+    slots = engine.open(1)
+    replayed(slots)
+    Batch(model, slots).new(3)
+    greedy = Greedy(engine, model, 1)
+    with pytest.raises(AssertionError, match="makes the host wait"):
+        for _ in range(UNRECORDED + 1):
+            slots.step(greedy.embed, lambda hidden: hidden.text.sum().item())
+
+
+@torch.inference_mode()
+def test_several_slots_over_one_engine():
+    model = toy_model(tts_blocks=1)
+    engine = open_engine("static", model)
+    batches = [Batch(model, engine.open(2)) for _ in range(2)]
+    for batch, lengths in zip(batches, ((4,), (9, 2)), strict=True):
+        batch.new(*lengths)
+    for batch in batches * 3:
+        batch.advance()
+
+
+def test_weights_are_in_memory_once_and_the_model_stays_what_it_was(tmp_path):
+    torch.manual_seed(0)
+    model = omnikit.build(size="tiny", encoder="none", llm="mini", codec="none", adapter="linear", tts_blocks=1).eval()
+    steps = torch.randint(0, 9, (2, model.layout.num_streams, 12))
+    before, state = model(steps), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for _ in range(2):
-        ours, theirs = both(model, engine, asked(model, 9, 4), PARALLEL)
-        assert theirs == ours
-    assert capsys.readouterr().err.count("compiling a step of 2 rows among 256 positions") == 1
+        engine = open_engine("static", model)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    torch.testing.assert_close(model(steps).audio, before.audio)
+    pieces = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    assert sum(pieces.values()) == sum(p.nbytes for p in model.parameters())
+    joint = engine.trunk[0].qkv.weight
+    assert joint.untyped_storage().data_ptr() in pieces
+    checkpoint.save(model, tmp_path, torch.float32)
+    loaded = checkpoint.load(tmp_path).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in loaded.items())
 
 
-def test_many_shapes_are_compiled(monkeypatch):
+@torch.inference_mode()
+def test_the_shipped_system():
+    """Built for inference, without transformers' classes, and in bfloat16."""
+    model, other = checkpoint.load(), checkpoint.load(dtype=torch.bfloat16)
+    for one, most in ((model, 1e-5), (other, 0.03)):
+        batch = Batch(one, open_engine("static", one).open(2), most)
+        batch.new(30, 12, piece=64)
+        batch.advance(3)
+
+
+@torch.inference_mode()
+def test_lora_is_computed():
+    model = build("mini", **{"llm.lora.rank": 2})
+    for name, parameter in model.llm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    batch = Batch(model, open_engine("static", model).open(2))
+    batch.new(9, 4)
+    batch.advance(2)
+
+
+def compile_by(monkeypatch, backend) -> None:
+    """Let another backend of torch.compile take the place of the usual one, which needs a minute."""
+    compiling = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **options: compiling(call, backend=backend, **options))
+
+
+def check_compiled_once(engine: StaticEngine, capsys) -> None:
+    for _ in range(2):
+        batch = Batch(engine.model, engine.open(3))
+        batch.new(9, 4)
+        batch.advance(2)
+    assert capsys.readouterr().err == "engine compiled: compiling a step of 2 rows among 256 positions, once\n"
+
+
+@torch.inference_mode()
+def test_compiled_once(monkeypatch, capsys):
+    compile_by(monkeypatch, "aot_eager")
+    check_compiled_once(StaticEngine(toy_model(tts_blocks=1), compiled=True), capsys)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(static.find_compiler() is None, reason="needs a C++ compiler")
+@torch.inference_mode()
+def test_really_compiled_once(capsys):
+    check_compiled_once(open_engine("compiled", toy_model(tts_blocks=1)), capsys)
+
+
+@torch.inference_mode()
+def test_many_shapes_are_compiled(monkeypatch, small):
     """Torch by itself would go on uncompiled after the eighth."""
     model, seen = toy_model(), []
 
@@ -133,78 +360,79 @@ def test_many_shapes_are_compiled(monkeypatch):
         seen.append(len(inputs))
         return graph.forward
 
-    compiling = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, **options: compiling(model, backend=backend, **options))
+    compile_by(monkeypatch, backend)
     engine = StaticEngine(model, compiled=True)
-    for rows in range(1, 11):
-        answers(model, TASKS["A1A2"], asked(model, *[9] * rows), decoding=Decoding(max_steps=2), engine=engine)
+    engine.trunk = engine.trunk[:1]
+    for capacity in range(1, 6):
+        slots = engine.open(capacity)
+        Batch(model, slots).new(*[3] * capacity)
+        for _ in range(2):  # the second step does not fit into the room of the first
+            slots.advance(torch.randn(capacity, model.llm.dim))
     assert len(seen) == 10
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@NEEDS_CUDA
 @pytest.mark.parametrize("device", [f"cuda:{n}" for n in range(torch.cuda.device_count())])
 @pytest.mark.parametrize("name", ["static", "compiled"])
-@pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch parallel"])
-def test_replayed_on_a_gpu(name, strategy, device, monkeypatch):
-    """Also when an answer outgrows its cache, and when two begin in two threads."""
-    monkeypatch.setattr(static, "SMALLEST", 4)
+@torch.inference_mode()
+def test_replayed_on_a_gpu(name, device, small):
+    """Also when a sequence outgrows its room, and when two threads decode at the same time."""
     model = toy_model(tts_blocks=1).to(device)
-    engine, lasting = open_engine(name, model), Decoding(min_steps=40, max_steps=40)
-    for _ in range(2):
-        ours, theirs = both(model, engine, asked(model, 9, 4), strategy, lasting)
-        assert theirs == ours
-    assert all(slots.graph is not None for slots in engine._free)
+    engine = open_engine(name, model)
+    slots = engine.open(3)
+    decode(model, slots, engine, {0: (5,), 4: (9, 2)}, 24)
+    assert slots.recorder.replays
+
+    @torch.inference_mode()
+    def other(length: int) -> None:
+        decode(model, engine.open(2), engine, {0: (length,), 7: (3,)}, 24)
+
     with ThreadPoolExecutor(2) as pool:
-        found = [pool.submit(both, model, engine, asked(model, 7, 5), strategy) for _ in range(2)]
-    assert all(len({str(side) for side in future.result()}) == 1 for future in found)
+        for future in [pool.submit(other, length) for length in (4, 6)]:
+            future.result()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_replay_changes_nothing_that_was_given(monkeypatch):
-    model = toy_model().to("cuda")
-    engine = open_engine("static", model)
-    kept, copies = [], []
-
-    def logits(hidden: torch.Tensor) -> list[torch.Tensor]:
-        kept.append(hidden)
-        copies.append(hidden.clone())
-        return model.audio_logits(hidden)
-
-    monkeypatch.setattr(engine, "audio_logits", logits)
-    answers(model, TASKS["A1A2"], asked(model, 9), decoding=STEPS, engine=engine)
-    assert len(kept) == STEPS.max_steps
-    assert all(torch.equal(*pair) for pair in zip(kept, copies, strict=True))
+@NEEDS_CUDA
+@torch.inference_mode()
+def test_hidden_states_on_a_gpu(small):
+    model = toy_model(tts_blocks=1).to("cuda")
+    batch = Batch(model, open_engine("static", model).open(3), most=1e-4)
+    batch.new(9, 4)
+    batch.advance(4)
+    batch.release(0)
+    batch.new(20)
+    batch.copy(0)
+    batch.crop(1, 7)
+    batch.advance(4)
 
 
-def test_the_shipped_system_in_bfloat16():
-    question = Path(__file__).parents[3] / "egs" / "mini" / "questions" / "sum.wav"
-    heard = [omnikit.load(engine=engine, dtype="bfloat16").transcribe(question) for engine in ("torch", "static")]
-    assert heard[0] == heard[1] != ""
+@pytest.mark.parametrize("llm", OTHERS)
+def test_backbones_that_it_cannot_run(llm):
+    model = build(llm)
+    with pytest.raises(ValueError, match=rf"static: .* the type {model.llm.config.model_type}: it is none of"):
+        open_engine("static", model)
+    assert static.why_not(model).endswith(supports(model.llm.config))
 
 
-def test_backbones_that_it_cannot_run():
-    for kind in ("falcon", "bloom"):
-        model = build("any", **{"llm.config.model_type": kind})
-        with pytest.raises(ValueError, match=rf"of the type {kind}: it cannot be told"):
-            open_engine("static", model)
+def test_llamas_that_it_cannot_run():
     model = build("llama")
     model.llm.config.rope_parameters["rope_type"] = "dynamic"
-    with pytest.raises(ValueError, match=r"with dynamic rotary positions"):
-        open_engine("static", model)
-    model = build()
-    model.llm.config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match=r"llm.attention flex_attention .*sdpa, eager"):
+    with pytest.raises(ValueError, match=r"of the type llama: dynamic rotary positions"):
+        open_engine("compiled", model)
+
+
+def test_a_backbone_of_ones_own_is_refused():
+    class Own(torch.nn.Module):
+        pass
+
+    model = toy_model()
+    assert static.why_not(model) is None
+    model.llm = Own()
+    with pytest.raises(ValueError, match="engine static: cannot run a backbone of the class Own"):
         open_engine("static", model)
 
 
 def test_bad_input(monkeypatch):
-    engine = open_engine("static", build())
-    cache = engine.new_cache()
-    steps, mask = torch.ones(1, engine.model.layout.num_streams, 4, dtype=torch.long), torch.ones(1, 8)
-    for begin, end in ((0, 4), (4, 5)):
-        engine(steps[..., : end - begin], positions=torch.arange(begin, end)[None], mask=mask[:, :end], cache=cache)
-    with pytest.raises(ValueError, match="cannot go back"):
-        engine(steps[..., :3], positions=torch.arange(5, 8)[None], mask=mask, cache=cache)
     monkeypatch.setenv("CXX", "nowhere-c++")
     with pytest.raises(ValueError, match=r"no C\+\+ compiler nowhere-c\+\+"):
         omnikit.load("no-such-folder", engine="compiled")
