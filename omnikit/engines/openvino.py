@@ -2,7 +2,7 @@
 
 A model is converted once; the graphs lie in a folder from then on.
 
-Letters: B rows, L new positions, C positions with those before, D width, S streams, V ids.
+Letters: R sequences, D width, S streams, V ids.
 """
 
 from __future__ import annotations
@@ -11,33 +11,35 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from threading import Lock
 
-import numpy as np
 import openvino as ov
 import torch
 from torch import Tensor
 
 from omnikit.engines.openvino_graph import INT8, WEIGHT_BYTES, WEIGHTS, GraphBuilder, attention_window
+from omnikit.engines.openvino_slots import OpenVINOSlots, Trunk
 from omnikit.errors import writing
 from omnikit.files import remove
-from omnikit.model import Hidden, OmniLM, Speech
+from omnikit.interfaces import Engine
+from omnikit.model import OmniLM
 
-FORBIDDEN = -1e9
-"""Added to the scores of positions that must not be attended to."""
 MADV_DONTNEED = 4  # madvise(2): for pages of a file, they are forgotten, and read again if touched
-GRAPHS = ("trunk", "text_head", "audio_head")
+GRAPHS = ("blocks", "text_head", "audio_head")
+"""Names of files: a graph that is built in another way has another name, so that none of an earlier version is read."""
 SETTINGS = {
     "PERFORMANCE_HINT": "LATENCY",
     "INFERENCE_PRECISION_HINT": "f32",  # the default on many CPUs is bf16, which makes decoding with int8 slow
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128",
+    "KV_CACHE_PRECISION": "f32",
 }
 
 
-class OpenVINOEngine:
-    """An `Engine`.
+class OpenVINOEngine(Engine):
+    """An engine over graphs of the blocks and the two heads. Threads may use it at the same time; they take turns.
 
     Args:
-        model: embeds steps and says how the rest looks; its backbone is of Llama's kind.
+        model: its backbone is of Llama's kind; its weights are read only if the graphs do not exist yet.
         folder: where the graphs are, or will be if they are not.
         weights: how matrices are stored, one of `WEIGHTS`.
 
@@ -46,8 +48,8 @@ class OpenVINOEngine:
     """
 
     def __init__(self, model: OmniLM, folder: str | Path, *, weights: str = INT8):
-        self.model, self.sizes = model, model.layout.sizes[1:]
-        self.window = attention_window(model.llm.config)
+        self.model = model
+        window = attention_window(model.llm.config)
         files = graph_files(folder, weights)
         if not is_converted(folder, weights=weights):
             convert(model, folder, weights=weights)
@@ -55,65 +57,44 @@ class OpenVINOEngine:
         settings = {**SETTINGS, "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
         core = ov.Core()
         compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
-        self.trunk = compiled["trunk"]
-        self.heads = {name: compiled[name].create_infer_request() for name in GRAPHS[1:]}
+        self.trunk = Trunk(compiled["blocks"], window)
+        self.heads = {name: Head(compiled[name]) for name in GRAPHS[1:]}
         self._begin(files)
 
     def _begin(self, files: dict[str, Path]) -> None:
         """OpenVINO lays matrices out for its products at the first of them; what it read them from is let go then, or
         each would be in memory twice."""
-        with torch.inference_mode():
-            one = torch.zeros(1, self.model.layout.num_streams, 1, dtype=torch.long)
-            self(one, positions=one[:, 0], mask=torch.ones(1, 1), cache=self.new_cache())
-        let_go(files["trunk"].with_suffix(".bin"))
-        for name, request in self.heads.items():
-            request.infer([np.zeros((1, self.model.llm.dim), np.float32)])
+        one = torch.zeros(1, self.model.llm.dim)
+        self.open(1).prefill([one]).advance(1)
+        let_go(files["blocks"].with_suffix(".bin"))
+        for name, head in self.heads.items():
+            head.logits(one)
             let_go(files[name].with_suffix(".bin"))
 
-    def __call__(
-        self, steps: Tensor, speech: Speech | None = None, *, positions: Tensor, mask: Tensor, cache: OpenVINOCache
-    ) -> Hidden:
-        embedded = self.model.embed(steps, speech).float()
-        inputs = {
-            "x": embedded.numpy(),
-            "positions": positions.contiguous().numpy(),
-            "mask": _scores(mask, steps.shape[2], self.window).numpy(),
-            "rows": cache.take_rows(len(steps)),
-        }
-        # the request's memory is used again by its next call
-        found = [torch.from_numpy(np.array(array)) for array in cache.request.infer(inputs).values()]
-        return Hidden(found[0], found[-1])
-
-    def new_cache(self) -> OpenVINOCache:
-        return OpenVINOCache(self.trunk.create_infer_request())
+    def open(self, capacity: int) -> OpenVINOSlots:
+        return OpenVINOSlots(self.trunk, capacity)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
-        return self._head("text_head", hidden)
+        return self.heads["text_head"].logits(hidden)
 
-    def audio_logits(self, hidden: Tensor) -> list[Tensor]:
-        return list(self._head("audio_head", hidden).split(self.sizes, dim=-1))
-
-    def _head(self, name: str, hidden: Tensor) -> Tensor:
-        return torch.from_numpy(np.array(self.heads[name].infer([hidden.contiguous().numpy()])[0]))
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        return self.heads["audio_head"].logits(hidden)
 
 
-class OpenVINOCache:
-    """Keys and values, kept inside a request."""
+class Head:
+    """A compiled head, whose one request threads share."""
 
-    def __init__(self, request: ov.InferRequest):
-        self.request = request
-        self.request.reset_state()
-        self.selected: np.ndarray | None = None
+    def __init__(self, compiled: ov.CompiledModel):
+        self.request, self.size = compiled.create_infer_request(), compiled.output().partial_shape[1].get_length()
+        self.lock = Lock()
 
-    def select(self, rows: Tensor) -> None:
-        """As `omnikit.model.Cache.select`; once between two steps."""
-        self.selected = rows.numpy().astype(np.int32)
-
-    def take_rows(self, rows: int) -> np.ndarray:
-        """For each row of the next call [B], which of the rows of the last one it goes on."""
-        taken = np.arange(rows, dtype=np.int32) if self.selected is None else self.selected
-        self.selected = None
-        return taken
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [R, D] -> logits [R, V]."""
+        logits = torch.empty(len(hidden), self.size)
+        with self.lock:  # written where they are wanted: a copy of a large vocabulary's takes milliseconds
+            self.request.set_output_tensor(ov.Tensor(logits.numpy(), shared_memory=True))
+            self.request.infer([hidden.detach().float().contiguous().numpy()], share_inputs=True, share_outputs=True)
+        return logits
 
 
 def graph_files(folder: str | Path, weights: str) -> dict[str, Path]:
@@ -144,7 +125,7 @@ def convert(model: OmniLM, folder: str | Path, *, weights: str = INT8) -> None:
     stacks = [(model.llm.trunk, model.llm.norm.weight)]
     if model.tts_adapter is not None:
         stacks.append((model.tts_adapter.trunk, model.tts_adapter.trunk.norm.weight))
-    _write(GraphBuilder(weights).trunk(stacks), files["trunk"])
+    _write(GraphBuilder(weights).trunk(stacks), files["blocks"])
     _write(GraphBuilder(weights).head([model.llm.lm_head.weight, model.text_rows.head.weight]), files["text_head"])
     _write(GraphBuilder(weights).head([model.audio_rows.head.weight]), files["audio_head"])
 
@@ -172,13 +153,3 @@ def let_go(file: Path) -> None:
         if rest.endswith(f" {file.resolve()}"):
             first, end = (int(number, 16) for number in place.split("-"))
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), MADV_DONTNEED)
-
-
-def _scores(mask: Tensor, new: int, window: int | None) -> Tensor:
-    """Mask [B, C], 1 where a position may be attended to -> what the scores of the last `new` get [B, 1, new, C].
-
-    Written out for each row: OpenVINO may broadcast one row's to the others wrongly in bf16.
-    """
-    ages = torch.arange(mask.shape[1])[-new:, None] - torch.arange(mask.shape[1])
-    near = (ages >= 0) & (ages < (window or mask.shape[1]))
-    return torch.where(near[None] & (mask[:, None] > 0), 0.0, FORBIDDEN)[:, None].contiguous()

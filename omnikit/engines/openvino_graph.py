@@ -67,11 +67,9 @@ class GraphBuilder:
         hidden, outputs = x.output(0), []
         for trunk, norm in stacks:
             config = trunk.config
-            # the query heads of a group lie one under the other, so that its keys and values need no copies
-            masks = op.concat([mask] * (config.num_attention_heads // config.num_key_value_heads), 2).output(0)
             turn = _rotary(trunk, positions)
             for layer in trunk.layers:
-                hidden = self._block(layer, config, hidden, turn, masks, rows)
+                hidden = self._block(layer, config, hidden, turn, mask, rows)
             outputs.append(_rms(hidden, norm, config.rms_norm_eps))
         results = [op.result(out, name=f"hidden{n}") for n, out in enumerate(outputs)]
         return ov.Model(results, self.sinks, [x, positions, mask, rows], self.states, "trunk")
@@ -83,16 +81,16 @@ class GraphBuilder:
         return ov.Model([op.result(logits, name="logits")], [hidden], "head")
 
     def _block(
-        self, layer: nn.Module, config: PretrainedConfig, x: Node, turn: Callable, masks: Node, rows: ov.Node
+        self, layer: nn.Module, config: PretrainedConfig, x: Node, turn: Callable, mask: ov.Node, rows: ov.Node
     ) -> Node:
         normed = _rms(x, layer.input_layernorm.weight, config.rms_norm_eps)
-        x = op.add(x, self._attend(layer.self_attn, config, normed, turn, masks, rows)).output(0)
+        x = op.add(x, self._attend(layer.self_attn, config, normed, turn, mask, rows)).output(0)
         normed = _rms(x, layer.post_attention_layernorm.weight, config.rms_norm_eps)
         gate, up = op.split(self._linear(normed, layer.mlp.gate_proj, layer.mlp.up_proj), 2, 2).outputs()
         return op.add(x, self._linear(op.multiply(op.swish(gate), up).output(0), layer.mlp.down_proj)).output(0)
 
     def _attend(
-        self, attention: nn.Module, config: PretrainedConfig, x: Node, turn: Callable, masks: Node, rows: ov.Node
+        self, attention: nn.Module, config: PretrainedConfig, x: Node, turn: Callable, mask: ov.Node, rows: ov.Node
     ) -> Node:
         heads, groups, width = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
         joint = self._linear(x, attention.q_proj, attention.k_proj, attention.v_proj)
@@ -107,15 +105,17 @@ class GraphBuilder:
             turned = turn(turned)
         query, key = op.variadic_split(turned, 1, [heads, groups]).outputs()
         key, value = self._kept(key, rows, groups, width), self._kept(value, rows, groups, width)
-        query = op.reshape(op.multiply(query, np.float32(width**-0.5)), [0, groups, -1, width], True)
-        scores = op.softmax(op.add(op.matmul(query, key, False, True), masks), -1)
-        found = op.matmul(scores, value, False, False)  # [B, G, H / G * L, E]
-        found = op.reshape(found, [0, heads, -1, width], True)
+        key, value = _for_each_head(key, heads, groups, width), _for_each_head(value, heads, groups, width)
+        found = op.scaled_dot_product_attention(query, key, value, mask, causal=False)  # [B, H, L, E]
         joined = op.reshape(op.transpose(found, [0, 2, 1, 3]), [0, 0, heads * width], True)
         return self._linear(joined.output(0), attention.o_proj)
 
     def _kept(self, new: Node, rows: ov.Node, groups: int, width: int) -> Node:
-        """New keys or values [B, G, L, E] behind those kept -> [B, G, C, E], which are kept from then on."""
+        """New keys or values [B, G, L, E] behind those kept -> [B, G, C, E], which are kept from then on.
+
+        On CPUs OpenVINO joins state, gather, concatenation and attention to one operation, which appends in place and
+        follows `rows` through a table instead of moving anything.
+        """
         info = VariableInfo()
         info.data_shape, info.data_type = ov.PartialShape([-1, groups, -1, width]), ov.Type.f32
         info.variable_id = f"kept{len(self.states)}"
@@ -148,6 +148,15 @@ class GraphBuilder:
 
 def _constant(tensor: Tensor) -> Node:
     return op.constant(tensor.detach().float().numpy()).output(0)
+
+
+def _for_each_head(kept: Node, heads: int, groups: int, width: int) -> Node:
+    """Keys or values [B, G, C, E] -> [B, H, C, E]. OpenVINO knows these three operations, and copies nothing."""
+    if heads == groups:
+        return kept
+    repeats = op.constant(np.array([1, 1, heads // groups, 1, 1], np.int64))
+    repeated = op.broadcast(op.unsqueeze(kept, op.constant(2)), repeats, broadcast_spec="BIDIRECTIONAL")
+    return op.reshape(repeated, [0, heads, -1, width], True).output(0)
 
 
 def _rms(x: Node, weight: Tensor, eps: float) -> Node:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,9 @@ from omnikit import bench
 from omnikit.api import Omni
 from omnikit.cli import main
 from omnikit.engines import engine_folder, load_openvino, open_engine
-from omnikit.generate import Decoding, Question, answers
-from omnikit.strategies import BATCH_PARALLEL, PARALLEL
-from omnikit.tasks import TASKS
-from tests.unit.engines.comparing import build, end_texts, error
+from omnikit.model import OmniLM
+from tests.unit.engines.comparing import build
+from tests.unit.engines.compared import Compared, greedy, greedy_alone, random_operations, sharpen
 from tests.unit.toy import toy_model
 
 pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
@@ -24,48 +25,151 @@ pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
 from omnikit.engines.openvino import graph_files, let_go
 
 
+def compared(model: OmniLM, folder: Path, capacity: int = 6) -> Compared:
+    """Slots of an engine with the model's own weights."""
+    return Compared(model, open_engine("openvino", model, folder, weights="f32").open(capacity))
+
+
 @pytest.mark.parametrize("llm", ["qwen2_0.5b", "llama", "llama3_8b", "mistral_7b", "qwen3_0.6b", "smollm2_135m"])
 def test_hidden_states(llm: str, tmp_path):
-    model = build(llm)
-    assert error(model, open_engine("openvino", model, tmp_path, weights="f32")) < 1e-5
+    """Also beyond the window of the one that has some: a tiny one has 8 positions."""
+    slots = compared(sharpen(build(llm)), tmp_path)
+    slots.admit(9, 6, 21, piece=12)
+    slots.advance(3)
+    assert slots.worst < 1e-5
 
 
 def test_hidden_states_with_a_tts_adapter(tmp_path):
-    model = build(tts_blocks=2)
-    assert error(model, open_engine("openvino", model, tmp_path, weights="f32")) < 1e-5
+    slots = compared(sharpen(build(tts_blocks=2)), tmp_path)
+    slots.admit(9, 6)
+    slots.advance(3)
+    assert slots.worst < 1e-5
 
 
 @pytest.mark.parametrize(("weights", "most"), [("bf16", 0.02), ("int8", 0.04)])
 def test_fewer_bits(weights: str, most: float, tmp_path):
     model = build()
-    assert 1e-5 < error(model, open_engine("openvino", model, tmp_path, weights=weights)) < most
+    slots = Compared(model, open_engine("openvino", model, tmp_path, weights=weights).open(2))
+    slots.admit(9, 6)
+    slots.advance(3)
+    assert 1e-5 < slots.worst < most
 
 
-@pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch parallel"])
-def test_same_answers_in_a_batch(strategy, tmp_path):
-    model = toy_model(tts_blocks=1).eval()
+def test_neighbours_join_leave_and_are_copied(tmp_path):
+    slots = compared(sharpen(build(tts_blocks=1)), tmp_path)
+    slots.admit(7)
+    slots.advance(2)
+    slots.admit(12, 3)  # one of them is longer than all before
+    slots.copy(1)
+    slots.advance(2)
+    slots.release(0)
+    slots.copy(2)
+    slots.release(1)
+    slots.advance(2)
+    slots.admit(5, 5)
+    slots.advance(2)
+    assert len(slots.fed) == 5
+    assert slots.worst < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_operations(seed: int, tmp_path):
+    slots = compared(sharpen(build(tts_blocks=1)), tmp_path)
+    random_operations(slots, 60, seed)
+    assert 0 < slots.worst < 1e-4
+
+
+def test_columns_that_no_sequence_needs_are_cut(tmp_path):
+    slots = compared(sharpen(build()), tmp_path)
+    slots.admit(40, 4, 12)
+    slots.release(0)  # of 40 columns the longest needs 12 now
+    slots.advance()
+    assert slots.slots.batch.columns == 13
+    slots.release(0)
+    slots.advance()  # of 13 it needs 5, so those stay
+    assert slots.slots.batch.columns in (6, 14)
+    assert slots.worst < 1e-5
+
+
+def test_cropped_is_as_if_it_had_never_had_the_rest(tmp_path):
+    """Also by one, to nearly nothing, and in the row that the columns were kept for."""
+    slots = compared(sharpen(build(tts_blocks=1)), tmp_path)
+    slots.admit(9, 20)
+    slots.advance(3)
+    for slot, length in ((1, 11), (0, 11), (0, 1), (1, 11)):
+        slots.crop(slot, length)
+        slots.advance(2)
+    assert [len(fed) for fed in slots.fed] == [5, 13]
+    assert slots.worst < 1e-5
+
+
+def test_release_gives_the_last_slot_its_number(tmp_path):
+    slots = compared(sharpen(build()), tmp_path)
+    slots.admit(5, 6, 7, 8)
+    slots.slots.release(1)
+    assert slots.slots.lengths == [5, 8, 7]
+    slots.slots.release(2)
+    assert slots.slots.lengths == [5, 8]
+    slots.fed = [slots.fed[0], slots.fed[3]]
+    slots.advance()
+    slots.release(0)
+    slots.release(0)
+    assert len(slots.slots) == 0
+    slots.admit(3)
+    slots.advance()
+    assert slots.worst < 1e-5
+
+
+@pytest.mark.parametrize("weights", ["f32", "int8"])
+def test_what_is_broken_breaks_no_neighbour(weights: str, tmp_path):
+    """Masked or not, a NaN comes through: whatever it is multiplied with."""
+    model = build(tts_blocks=1)
+    slots = Compared(model, open_engine("openvino", model, tmp_path, weights=weights).open(6))
+    slots.admit(6)
+    slots.admit(30, 2, broken=True)
+    slots.advance(2)
+    slots.admit(11)
+    slots.release(1)
+    slots.admit(4, 5)
+    slots.advance()
+    slots.release(1)  # and nothing is left of those
+    slots.copy(0)
+    slots.advance(2)
+    assert slots.worst < 0.04
+
+
+@pytest.mark.parametrize("llm", ["qwen2_0.5b", "qwen3_0.6b", "llama", "mistral_7b"])
+def test_no_decode_step_copies_keys_and_values(llm: str, tmp_path):
+    """OpenVINO makes one operation of each block's attention, its state, and the rows that the state goes on from."""
+    model = build(llm, tts_blocks=1)
+    engine = open_engine("openvino", model, tmp_path, weights="f32")
+    operations = engine.trunk.compiled.get_runtime_model().get_ordered_ops()
+    kinds = Counter(operation.get_rt_info()["layerType"] for operation in operations)
+    assert kinds["ScaledDotProductAttention"] == len(model.llm.trunk.layers) + 1
+    assert kinds["Gather"] <= 1  # of a shape
+
+
+def test_a_prefill_computes_no_more_than_it_was_told(tmp_path):
+    model = build()
+    slots = open_engine("openvino", model, tmp_path, weights="f32").open(4)
+    prefill = slots.prefill([torch.zeros(length, model.llm.dim) for length in (11, 3, 8)])
+    left = [prefill.left]
+    while prefill.left:
+        prefill.advance(12)
+        left.append(prefill.left)
+    assert left == [22, 17, 9, 0]  # by four columns each time, some of them padding
+    assert len(slots) == 0
+
+
+def test_same_greedy_tokens_side_by_side(tmp_path):
+    model = sharpen(toy_model(tts_blocks=1))
     draw = torch.Generator().manual_seed(4)
-    questions = [Question(features=torch.randn(n, model.encoder.dim, generator=draw)) for n in (9, 4, 14)]
-    options = {"decoding": Decoding(max_steps=12), "strategy": strategy}
-    engine = open_engine("openvino", model, tmp_path, weights="f32")
-    theirs = answers(model, TASKS["A1A2"], questions, engine=engine, **options)
-    for ours, answer in zip(answers(model, TASKS["A1A2"], questions, **options), theirs, strict=True):
-        assert answer.text == ours.text
-        assert answer.codes.tolist() == ours.codes.tolist()
-
-
-def test_only_the_row_that_speaks_goes_on_when_the_texts_have_ended(tmp_path, monkeypatch):
-    """The script ends them at the third step; batch-parallel's second rows go no further."""
-    model = toy_model().eval()
-    engine = open_engine("openvino", model, tmp_path, weights="f32")
-    questions = [Question(features=torch.randn(n, model.encoder.dim)) for n in (9, 4)]
-    found = []
-    for network in (model, engine):
-        end_texts(network, model.layout, 3, monkeypatch)
-        options = {"decoding": Decoding(max_steps=12), "strategy": BATCH_PARALLEL, "engine": network}
-        found.append(answers(model, TASKS["A1A2"], questions, **options))
-    assert [answer.codes.tolist() for answer in found[0]] == [answer.codes.tolist() for answer in found[1]]
-    assert [answer.text for answer in found[1]] == [[5, 5]] * 2
+    shapes = [(model.layout.num_streams, length) for length in (9, 4, 14)]
+    prompts = [torch.randint(0, 9, shape, generator=draw) for shape in shapes]
+    found = greedy(model, open_engine("openvino", model, tmp_path, weights="f32"), prompts, 12)
+    for prompt, tokens in zip(prompts, found, strict=True):
+        assert torch.equal(tokens, greedy_alone(model, prompt, 12))
+    assert not torch.equal(found[0], found[1])
 
 
 def test_it_is_measured(tmp_path):
@@ -85,16 +189,24 @@ def test_the_second_time_nothing_is_converted(tmp_path, monkeypatch, capsys):
     assert torch.equal(first.text_logits(x), second.text_logits(x))
 
 
-def test_two_answers_at_a_time(tmp_path):
-    model = build()
+def test_two_threads_have_slots_of_their_own(tmp_path):
+    """Their heads do not mix either."""
+    model = sharpen(build(tts_blocks=1))
     engine = open_engine("openvino", model, tmp_path, weights="f32")
-    steps, mask = torch.ones(1, model.layout.num_streams, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)
-    positions, caches = torch.arange(4)[None], [engine.new_cache() for _ in range(2)]
-    with torch.inference_mode():
-        for cache in caches:
-            engine(steps[..., :3], positions=positions[:, :3], mask=mask[:, :3], cache=cache)
-        last = [engine(steps[..., 3:], positions=positions[:, 3:], mask=mask, cache=cache).text for cache in caches]
-    assert torch.equal(*last)
+    head = torch.cat([model.llm.lm_head.weight, model.text_rows.head.weight])
+
+    def use(seed: int) -> float:
+        with torch.inference_mode():
+            slots, worst = Compared(model, engine.open(6), seed), 0.0
+            for turn in range(4):
+                random_operations(slots, 10, 10 * seed + turn)
+                for rows in (1, 3):
+                    hidden = slots.noise(rows)
+                    worst = max(worst, float((engine.text_logits(hidden) - hidden @ head.T).abs().max()))
+            return max(slots.worst, worst)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert max(pool.map(use, range(2))) < 1e-4
 
 
 def test_the_shipped_system_from_the_command_line(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,148 @@
+"""Slots driven directly, and what each of their sequences has to be alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from omnikit.interfaces import Engine, Hidden, Slots
+from omnikit.model import OmniLM
+
+
+def sharpen(model: OmniLM, factor: float = 15.0) -> OmniLM:
+    """Enlarge the blocks' matrices: small random ones hardly let a position see the others."""
+    for blocks in (model.llm.trunk.layers, *([model.tts_adapter.trunk.layers] if model.tts_adapter else [])):
+        for parameter in blocks.parameters():
+            if parameter.dim() > 1:
+                parameter.data *= factor
+    return model
+
+
+@torch.inference_mode()
+def hidden_alone(model: OmniLM, embeddings: Tensor) -> Hidden:
+    """Embeddings [L, D] of one sequence -> what the model itself makes of them [L, D]."""
+    positions = torch.arange(len(embeddings))[None]
+    trunk = model.llm(embeddings[None], positions)
+    text = model.llm.final_norm(trunk)[0]
+    return Hidden(text, text if model.tts_adapter is None else model.tts_adapter(trunk, positions)[0])
+
+
+class Compared:
+    """Slots that are fed noise; each hidden state is compared with that of its sequence alone."""
+
+    def __init__(self, model: OmniLM, slots: Slots, seed: int = 0):
+        self.model, self.slots = model, slots
+        self.draw = torch.Generator().manual_seed(seed)
+        self.fed: list[Tensor] = []  # of each sequence, its embeddings [L, D]
+        self.worst = 0.0  # the largest difference, relative to the largest hidden state
+
+    def noise(self, length: int) -> Tensor:
+        return torch.randn(length, self.model.llm.dim, generator=self.draw)
+
+    def admit(self, *lengths: int, piece: int = 1000, broken: bool = False) -> None:
+        """Admit sequences of some lengths; broken ones are NaN and not compared."""
+        prompts = [self.noise(length) + (float("nan") if broken else 0.0) for length in lengths]
+        prefill = self.slots.prefill(prompts)
+        while prefill.left:
+            prefill.advance(piece)
+        self.slots.admit(prefill)
+        self.fed += prompts
+        self.check_lengths()
+
+    def advance(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            new = self.noise(len(self.fed))
+            hidden = self.slots.advance(new)
+            self.fed = [torch.cat([fed, one[None]]) for fed, one in zip(self.fed, new, strict=True)]
+            for slot, fed in enumerate(self.fed):
+                if not fed.isnan().any():
+                    alone = hidden_alone(self.model, fed)
+                    self.compare(hidden.text[slot], alone.text[-1])
+                    self.compare(hidden.audio[slot], alone.audio[-1])
+        self.check_lengths()
+
+    def compare(self, found: Tensor, expected: Tensor) -> None:
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        self.worst = max(self.worst, difference) if difference == difference else float("inf")
+
+    def copy(self, slot: int) -> None:
+        self.slots.copy(slot)
+        self.fed.append(self.fed[slot])
+        self.check_lengths()
+
+    def crop(self, slot: int, length: int) -> None:
+        self.slots.crop(slot, length)
+        self.fed[slot] = self.fed[slot][:length]
+        self.check_lengths()
+
+    def release(self, slot: int) -> None:
+        self.slots.release(slot)
+        self.fed[slot] = self.fed[-1]
+        self.fed.pop()
+        self.check_lengths()
+
+    def check_lengths(self) -> None:
+        assert list(self.slots.lengths) == [len(fed) for fed in self.fed]
+
+
+def random_operations(compared: Compared, operations: int, seed: int, longest: int = 30) -> None:
+    """Sequences join, go on, are copied, cropped and released in a random order."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def integer(least: int, end: int) -> int:
+        return int(torch.randint(least, end, (), generator=draw))
+
+    for _ in range(operations):
+        count, room = len(compared.fed), compared.slots.capacity - len(compared.fed)
+        kind = integer(0, 8)
+        if kind == 0 and count:
+            compared.release(integer(0, count))
+        elif kind == 1 and count and room:
+            compared.copy(integer(0, count))
+        elif kind == 2 and count:
+            slot = integer(0, count)
+            compared.crop(slot, integer(1, len(compared.fed[slot]) + 1))
+        elif (kind == 3 or not count) and room:
+            lengths = [integer(1, longest) for _ in range(integer(1, min(room, 3) + 1))]
+            compared.admit(*lengths, piece=integer(1, 2 * longest))
+        else:
+            compared.advance()
+
+
+@torch.inference_mode()
+def greedy(model: OmniLM, engine: Engine, prompts: Sequence[Tensor], steps: int) -> list[Tensor]:
+    """Prompts [S, L_i] answered side by side: in each step every stream's most likely token, fed again.
+
+    Returns:
+        The tokens [steps, S] of each prompt.
+    """
+    slots = engine.open(len(prompts))
+    prefill = slots.prefill([model.embed(prompt[None, :, :-1])[0] for prompt in prompts])
+    while prefill.left:
+        prefill.advance(16)
+    slots.admit(prefill)
+    tokens, found = torch.stack([prompt[:, -1] for prompt in prompts]), []
+    for _ in range(steps):
+        hidden = slots.advance(model.embed(tokens[..., None])[:, 0])
+        tokens = most_likely(model, engine.text_logits(hidden.text), engine.audio_logits(hidden.audio))
+        found.append(tokens)
+    return list(torch.stack(found, dim=1))
+
+
+@torch.inference_mode()
+def greedy_alone(model: OmniLM, prompt: Tensor, steps: int) -> Tensor:
+    """The same of one prompt [S, L] by the model itself, which computes all positions again in every step."""
+    for _ in range(steps):
+        hidden = hidden_alone(model, model.embed(prompt[None])[0])
+        text = torch.cat([model.llm.head(hidden.text[-1:]), model.text_rows.head(hidden.text[-1:])], dim=-1)
+        tokens = most_likely(model, text, model.audio_rows.head(hidden.audio[-1:]))
+        prompt = torch.cat([prompt, tokens.T], dim=1)
+    return prompt[:, -steps:].T
+
+
+def most_likely(model: OmniLM, text: Tensor, audio: Tensor) -> Tensor:
+    """Logits [R, V] and [R, sum of V] -> tokens [R, S]."""
+    streams = [text, *audio.split(model.layout.sizes[1:], dim=-1)]
+    return torch.stack([logits.argmax(dim=-1) for logits in streams], dim=1)
