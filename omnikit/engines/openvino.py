@@ -47,6 +47,8 @@ class OpenVINOEngine(Engine):
         ValueError: a backbone of another kind, or no such way to store matrices.
     """
 
+    name = "openvino"
+
     def __init__(self, model: OmniLM, folder: str | Path, *, weights: str = INT8):
         self.model = model
         window = attention_window(model.llm.config)

@@ -162,9 +162,9 @@ def test_prompts_are_computed_in_bounded_pieces(monkeypatch):
     joined = next(i for i, (rows, length) in enumerate(seen) if length == 1 and rows == 3)
     pieces = [shape for shape in seen[:joined] if shape[0] == 2]
     assert all(rows * length <= 8 for rows, length in pieces) and len(pieces) >= 8
-    assert seen[: 2 * len(pieces)] == [each for piece in pieces for each in (piece, (1, 1))][: 2 * len(pieces) - 1] + (
-        [(3, 1)]
-    )
+    # a piece, a step of the running answer; after the last piece, a step of all three
+    expected = [shape for piece in pieces for shape in (piece, (1, 1))]
+    assert seen[: len(expected)] == [*expected[:-1], (3, 1)]
 
 
 def test_questions_are_admitted_in_their_order():
