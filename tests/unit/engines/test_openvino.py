@@ -17,7 +17,7 @@ from omnikit.cli import main
 from omnikit.engines import engine_folder, load_openvino, open_engine
 from omnikit.model import OmniLM
 from tests.unit.engines.compared import Compared, greedy, greedy_alone, random_operations, sharpen
-from tests.unit.engines.comparing import build
+from tests.unit.engines.slots import build
 from tests.unit.toy import toy_model
 
 pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
