@@ -25,12 +25,10 @@ from omnikit.model import OmniLM
 from omnikit.ranges import Range
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
 from omnikit.streaming import LOW_LATENCY
-from omnikit.tasks import TASKS
+from omnikit.tasks import TASKS, prompt_length
 
 CODEC_FRAMES = 4
 """That the codec is given at a time."""
-AROUND_SPEECH = 3
-"""Positions of a prompt besides those of the speech."""
 UNTIMED_STEPS = 2
 """Before those that are timed: the one of the prompt, and the next, which may have something to set up."""
 READS = 5
@@ -126,7 +124,7 @@ def _decode(omni: Omni, asked: list[Question], steps: int, strategy: Strategy) -
 
 def _step_times(omni: Omni, plan: Plan, strategy: Strategy) -> list[float]:
     model = omni.model
-    heard = plan.context - plan.steps // 2 - (AROUND_SPEECH + UNTIMED_STEPS - 1)
+    heard = plan.context - plan.steps // 2 - (prompt_length(0) + UNTIMED_STEPS - 1)
     asked = Question(features=torch.randn(heard * model.adapter.stride, model.encoder.dim))
     return _decode(omni, [asked] * plan.streams, UNTIMED_STEPS + plan.steps, strategy)[UNTIMED_STEPS:]
 

@@ -90,7 +90,7 @@ class TokenLayout:
     def _row(self, text: str, audio: str) -> Tensor:
         return torch.tensor([getattr(self.text, text), *(getattr(ids, audio) for ids in self.audio)])
 
-    def is_text(self, ids: Tensor) -> Tensor:
+    def is_text(self, ids: Tensor | int) -> Tensor | bool:
         """Tell which ids [...] of the text stream are text, that is of the backbone's own vocabulary: bool [...]."""
         return ids < self.text_vocab
 

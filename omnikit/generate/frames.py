@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from omnikit.generate.records import Answer
-from omnikit.interfaces import Tokenizer
 from omnikit.model import OmniLM
 from omnikit.tasks import Task
 
@@ -48,7 +47,7 @@ def read_frames(model: OmniLM, steps: Tensor) -> Frames:
 
 def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: str) -> Answer:
     """Tokens of the emitted steps, L times S of them -> text ids and the codes of the complete frames."""
-    text = [step[0] for step in steps if step[0] < model.layout.text_vocab]
+    text = [step[0] for step in steps if model.layout.is_text(step[0])]
     if not (task.speaks and steps):
         return Answer(text, torch.zeros(model.pattern.num_codebooks, 0, dtype=torch.long), end)
     return Answer(text, read_frames(model, torch.tensor(steps).T[1:]).codes, end)
@@ -84,14 +83,14 @@ class FrameReader:
 class TextReader:
     """Turns the text tokens of one answer into text as it grows."""
 
-    def __init__(self, tokenizer: Tokenizer, text_vocab: int):
-        self.tokenizer, self.text_vocab = tokenizer, text_vocab
+    def __init__(self, model: OmniLM):
+        self.tokenizer, self.layout = model.llm.tokenizer, model.layout
         self.ids: list[int] = []
         self.text = ""
 
     def push(self, token: int) -> str:
         """The next text token -> what it adds. A character of several tokens is held back until it is whole."""
-        if token >= self.text_vocab:
+        if not self.layout.is_text(token):
             return ""
         self.ids.append(token)
         return "" if self.tokenizer.decode(self.ids).endswith(UNFINISHED) else self.finish()

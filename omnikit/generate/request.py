@@ -152,7 +152,7 @@ class Chunks:
 
     def __init__(self, request: Request):
         self._request: Request | None = request
-        self._text = TextReader(request.model.llm.tokenizer, request.model.layout.text_vocab)
+        self._text = TextReader(request.model)
 
     def __iter__(self) -> Chunks:
         return self
