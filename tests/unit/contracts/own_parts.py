@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Pattern, Tokenizer
+from omnikit.interfaces import (
+    Adapter,
+    AudioEncoder,
+    Backbone,
+    Codec,
+    Engine,
+    Hidden,
+    Pattern,
+    Prefill,
+    Slots,
+    Tokenizer,
+)
+from omnikit.model import OmniLM
 from omnikit.streaming import DecodeStream, check_mode
 
 
@@ -257,3 +269,67 @@ class OwnPattern(Strict, Pattern):
             for stream, (books, first) in enumerate(zip(self.carries, self.first, strict=True))
             for place, book in enumerate(books)
         ]
+
+
+class OwnEngine(Strict, Engine):
+    """Keeps no keys and values: every step computes all positions of each sequence anew."""
+
+    name, weight_bytes = "own", 4
+
+    def __init__(self, model: OmniLM):
+        self._model = model
+
+    def open(self, capacity: int) -> OwnSlots:
+        return OwnSlots(self._model, capacity)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        return self._model.text_logits(hidden)
+
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        return torch.cat(self._model.audio_logits(hidden), dim=-1)
+
+
+class OwnSlots(Strict, Slots):
+    """The embeddings [L, D] of each sequence."""
+
+    def __init__(self, model: OmniLM, capacity: int):
+        self.capacity, self.lengths = capacity, []
+        self._model, self._sequences = model, []
+
+    def prefill(self, prompts: list[Tensor]) -> OwnPrefill:
+        return OwnPrefill(prompts)
+
+    def admit(self, prefill: OwnPrefill) -> None:
+        assert prefill.left == 0
+        self._set([*self._sequences, *prefill._prompts])
+
+    def advance(self, embeddings: Tensor) -> Hidden:
+        assert len(embeddings) == len(self._sequences) > 0
+        new = zip(self._sequences, embeddings, strict=True)
+        self._set([torch.cat([sequence, one[None]]) for sequence, one in new])
+        found = [self._model.hidden(sequence[None]) for sequence in self._sequences]
+        return Hidden(torch.cat([each.text[:, -1] for each in found]), torch.cat([each.audio[:, -1] for each in found]))
+
+    def copy(self, slot: int) -> None:
+        self._set([*self._sequences, self._sequences[slot]])
+
+    def crop(self, slot: int, length: int) -> None:
+        self._set([*self._sequences[:slot], self._sequences[slot][:length], *self._sequences[slot + 1 :]])
+
+    def release(self, slot: int) -> None:
+        *others, last = self._sequences
+        self._set([last if i == slot else sequence for i, sequence in enumerate(others)])
+
+    def _set(self, sequences: list[Tensor]) -> None:
+        assert len(sequences) <= self.capacity
+        self._sequences, self.lengths = sequences, [len(sequence) for sequence in sequences]
+
+
+class OwnPrefill(Strict, Prefill):
+    """Computes nothing; one position after another counts as done."""
+
+    def __init__(self, prompts: list[Tensor]):
+        self._prompts, self.left = list(prompts), sum(map(len, prompts))
+
+    def advance(self, positions: int) -> None:
+        self.left -= min(self.left, positions)

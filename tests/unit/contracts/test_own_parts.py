@@ -16,10 +16,11 @@ from omnikit.data.collate import Batch
 from omnikit.data.manifest import ManifestWriter
 from omnikit.data.samples import Samples, collate_items, make_dataset
 from omnikit.data.sources import read_sources
-from omnikit.generate import Decoding
-from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Pattern, Tokenizer
+from omnikit.generate import Decoder, Decoding, Question
+from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Engine, Pattern, Prefill, Slots, Tokenizer
 from omnikit.losses import weighted_mean
 from omnikit.model import OmniLM
+from omnikit.sampling import Sampling
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.streaming import MODES, DecodeStream
 from omnikit.tasks import TASKS
@@ -31,7 +32,10 @@ from tests.unit.contracts.own_parts import (
     OwnBackbone,
     OwnCodec,
     OwnEncoder,
+    OwnEngine,
     OwnPattern,
+    OwnPrefill,
+    OwnSlots,
     OwnStream,
     OwnTokenizer,
     Strict,
@@ -45,6 +49,9 @@ CONTRACTS = {
     Codec: OwnCodec,
     DecodeStream: OwnStream,
     Pattern: OwnPattern,
+    Engine: OwnEngine,
+    Slots: OwnSlots,
+    Prefill: OwnPrefill,
 }
 SECONDS = {"0": (0.05, 0.03), "1": (0.08, 0.02)}
 """Entry -> lengths of its question and its answer."""
@@ -117,7 +124,10 @@ def required(contract: type) -> set[str]:
 def built(contract: type) -> Strict:
     if contract is DecodeStream:
         return OwnCodec().stream()
-    arguments = {Adapter: {"dim_in": 2, "dim_out": 2}, Pattern: {"num_codebooks": 3}}
+    arguments = {
+        Adapter: {"dim_in": 2, "dim_out": 2}, Pattern: {"num_codebooks": 3}, Engine: {"model": None},
+        Slots: {"model": None, "capacity": 2}, Prefill: {"prompts": []},
+    }  # fmt: skip
     return CONTRACTS[contract](**arguments.get(contract, {}))
 
 
@@ -182,6 +192,21 @@ def test_what_was_learned_is_generated(trained, manifest, strategy, constrain):
             assert reply.text == f"so {name}" and reply.end == "end"
             assert torch.allclose(reply.wav, wav, atol=1e-6)
         assert torch.allclose(omni.speak(f"what {name}").wav, asked, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch_parallel"])
+def test_an_engine_answers_as_the_model_does(trained, strategy):
+    """Many questions in few slots, sampled; the backbone's own cache goes beside it."""
+    decoding = Decoding(text=Sampling(1.0), audio=Sampling(1.0), max_steps=30)
+    questions = [Question(text=list(f"what {n % 3}".encode())) for n in range(7)]
+    found = [
+        Decoder(trained, engine, strategy=strategy, decoding=decoding, capacity=3).answers(
+            TASKS["T1A2"], questions, seed=3
+        )
+        for engine in (None, OwnEngine(trained))
+    ]
+    for own, usual in zip(*found, strict=True):
+        assert (own.text, own.end) == (usual.text, usual.end) and torch.equal(own.codes, usual.codes)
 
 
 @pytest.mark.parametrize("mode", MODES)
