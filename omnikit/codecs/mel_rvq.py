@@ -126,8 +126,8 @@ class MelRVQ(Codec):
         return (log_mel.exp() @ self.inverse).clamp_(min=0).mul_(self.n_fft / 4)  # half the sum of the window
 
     def columns(self, codes: Tensor) -> Tensor:
-        """Codes of one frame [K] -> its magnitudes [P, F]. One frame at a time whatever the batch and the chunk, because
-        a product of other shape rounds differently, and the phase search may make much of it."""
+        """Codes of one frame [K] -> its magnitudes [P, F]. One frame at a time whatever the batch and the chunk: a
+        product of other shape rounds differently, and the phase search may make much of it."""
         patch = self.codebooks[torch.arange(self.num_codebooks, device=codes.device), codes].sum(dim=0)
         return self.linear(patch.unflatten(0, (self.patch, -1)))
 
