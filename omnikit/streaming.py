@@ -80,7 +80,11 @@ class DecodeStreams(ABC):
 
 
 def check_frames(codec: Codec, codes: Mapping[int, Tensor]) -> None:
-    """Refuse frames [K, t] that a codec does not have; the message names their stream."""
+    """Refuse a mapping from streams to codes [K, t] if some are no codes of this codec.
+
+    Raises:
+        ValueError: the message names the stream.
+    """
     try:  # all at once, because on a GPU each question is a wait
         codec.check_codes(torch.cat(list(codes.values()), dim=-1)[None])
     except (ValueError, RuntimeError):  # a RuntimeError where their shapes do not fit each other

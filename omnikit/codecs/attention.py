@@ -17,7 +17,7 @@ from transformers.models.mimi.modeling_mimi import apply_rotary_pos_emb
 
 
 def transform(transformer: nn.Module, x: Tensor, memory: dict[nn.Module, Any]) -> Tensor:
-    """The next piece [B, n, D] through a `MimiTransformerModel` -> [B, n, D]."""
+    """Return the outputs [B, n, D] of a `MimiTransformerModel` for the next piece of its input [B, n, D]."""
     before = memory.get(transformer, torch.zeros(len(x), dtype=torch.int64, device=x.device))
     positions = before[:, None] + torch.arange(x.shape[1], device=x.device)
     memory[transformer] = before + x.shape[1]
@@ -30,8 +30,8 @@ def transform(transformer: nn.Module, x: Tensor, memory: dict[nn.Module, Any]) -
 
 
 def visible(before: Tensor, positions: int, window: int) -> Tensor:
-    """Where each of the next n positions may attend to, among the W - 1 before them and themselves
-    [B, 1, n, W - 1 + n]; rows have had `before` positions [B]."""
+    """Return which of the W - 1 positions before the next n, and of these themselves, each of the n may attend to
+    [B, 1, n, W - 1 + n]; the rows have had `before` positions [B]."""
     query = torch.arange(positions, device=before.device)[:, None]
     key = torch.arange(1 - window, positions, device=before.device)
     return ((key <= query) & (key > query - window) & (key >= -before[:, None, None]))[:, None]

@@ -47,7 +47,7 @@ class CausalCodec(ResidualCodec):
 
 
 class CausalStream(JoinableStream):
-    """Waits for the frames that the mirror at the start shows, then decodes whatever comes."""
+    """Stream that waits for the frames that the mirror at the start shows, then decodes whatever comes."""
 
     rows = ("nothing", "memory", "waiting")
 

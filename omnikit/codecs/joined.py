@@ -22,10 +22,10 @@ Value = TypeVar("Value")
 
 
 class Joinable:
-    """Something that remembers the same of each row of a batch."""
+    """State of a batch whose rows can be taken apart and put together with those of others."""
 
     rows: ClassVar[tuple[str, ...]]
-    """Names of the attributes that differ between rows, see `join`; the others are equal in all that are joined."""
+    """Names of the attributes that hold a value per row, see `join`; all others are equal in what is joined."""
 
 
 class JoinableStream(Joinable, DecodeStream):
@@ -36,7 +36,7 @@ class JoinableStream(Joinable, DecodeStream):
 
     @abstractmethod
     def state(self) -> Hashable:
-        """Equal for streams that can be joined: what they remember has the same shapes."""
+        """Return what is equal for two streams exactly if they can be joined: all they remember has the same shapes."""
 
 
 def join(values: Sequence[Value]) -> Value:
@@ -53,7 +53,7 @@ def join(values: Sequence[Value]) -> Value:
 
 
 def pick(value: Value, row: int) -> Value:
-    """One row of what `join` put together; a view."""
+    """Return one row of what `join` put together, as views of its tensors."""
     if isinstance(value, Tensor):
         return value[row : row + 1]
     if isinstance(value, tuple):
@@ -76,8 +76,8 @@ def _with_rows(value: Value, rows: Sequence[Any]) -> Value:
 
 
 class JoinedStreams(DecodeStreams):
-    """For a codec whose `stream` gives a `JoinableStream`. What streams in like states are given is decoded together
-    where it is as many frames."""
+    """Streams of a codec whose `stream` returns a `JoinableStream`. Those in equal states that are given equally many
+    frames are decoded in one call."""
 
     def __init__(self, codec: Codec, mode: str = EXACT):
         check_mode(mode)
@@ -109,13 +109,14 @@ class JoinedStreams(DecodeStreams):
         del self.places[stream]
 
     def _alike(self, frames: Mapping[int, int]) -> Iterable[Sequence[int]]:
-        """Stream -> frames given to it; the streams that go together."""
+        """Group the streams, given how many frames each is to take, into those that can be decoded in one call."""
         groups = defaultdict(list)
         for number in sorted(frames):
             groups[self.places[number][0].state(), frames[number]].append(number)
         return groups.values()
 
     def _joined(self, numbers: Sequence[int]) -> JoinableStream:
+        """Return one stream whose rows are those of the given streams, in this order."""
         places = [self.places[number] for number in numbers]
         stream = places[0][0]
         if places != [(stream, row) for row in range(len(stream.nothing))]:

@@ -126,8 +126,8 @@ class MelRVQ(Codec):
         return (log_mel.exp() @ self.inverse).clamp_(min=0).mul_(self.n_fft / 4)  # half the sum of the window
 
     def columns(self, codes: Tensor) -> Tensor:
-        """Codes of one frame [K] -> its magnitudes [P, F]. One frame at a time whatever the batch and the chunk: a
-        product of other shape rounds differently, and the phase search may make much of it."""
+        """Return the magnitudes [P, F] of one frame's codes [K]. One frame at a time, whatever the batch and the chunk,
+        because a product of another shape rounds differently, which the phase search amplifies."""
         patch = self.codebooks[torch.arange(self.num_codebooks, device=codes.device), codes].sum(dim=0)
         return self.linear(patch.unflatten(0, (self.patch, -1)))
 
@@ -156,8 +156,8 @@ class MelRVQ(Codec):
 
 
 class MelRVQStreams(DecodeStreams):
-    """Frame by frame, all streams that have one go through the phase search together. A stream's samples are those that
-    it has alone, to the last bit."""
+    """Streams of which, frame by frame, all that have one go through the phase search together. The samples of each are
+    bit for bit those that it gives alone."""
 
     def __init__(self, codec: MelRVQ):
         self.codec, self.search, self.opened = codec, codec.phase_search(), 0
@@ -197,7 +197,7 @@ class MelRVQStreams(DecodeStreams):
         del self.streams[stream], self.skip[stream]
 
     def _sound(self, numbers: Sequence[int], columns: Tensor) -> Tensor:
-        """The next magnitudes of some streams [R, P, F] -> the samples that the search gives for them [R, P * hop]."""
+        """Return the samples [R, P * hop] that the search gives for the next magnitudes [R, P, F] of some streams."""
         together = Search(*map(torch.cat, zip(*(self.streams[number] for number in numbers), strict=True)))
         wavs, together = self.search.push(together, columns)
         rows = zip(*(tensor.split(1) for tensor in together), strict=True)
@@ -212,7 +212,7 @@ class MelRVQStreams(DecodeStreams):
 
 
 class MelRVQStream(DecodeStream):
-    """Rows that begin and end together."""
+    """One stream of `MelRVQStreams` for each row of a batch, all of which begin and end together."""
 
     def __init__(self, codec: MelRVQ, batch_size: int):
         self.codec, self.streams = codec, MelRVQStreams(codec)

@@ -25,8 +25,8 @@ class PositionNoise(nn.Module):
         return x + self.noise(x, first=torch.zeros(1, dtype=torch.int64, device=x.device)) * self.linear(x)
 
     def noise(self, x: Tensor, first: Tensor) -> Tensor:
-        """What the projection of x [B, D, N] is multiplied with [B, 1, N]; rows begin at positions `first` of the
-        whole [B], or all at the one [1]. Fresh noise in training."""
+        """Return what the projection of x [B, D, N] is multiplied with [B, 1, N], or [1, 1, N] where `first`, the
+        position of the whole at which each row begins [B], is one for all [1]. In training the noise is fresh."""
         if self.training:
             return torch.randn_like(x[:, :1])
         positions = first[:, None] + torch.arange(x.shape[-1], device=x.device)

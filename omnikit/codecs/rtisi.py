@@ -27,7 +27,7 @@ TINY = 1e-30
 
 
 class Search(NamedTuple):
-    """State of B inversions. Its rows do not know of each other."""
+    """State of B inversions, each row independent of the others."""
 
     magnitude: Tensor  # [B, A - 1, F] of the frames whose phases are not fixed
     past: Tensor  # [B, (2A - 1) * H] sum of the fixed frames, from the next hop to be given on
@@ -35,7 +35,7 @@ class Search(NamedTuple):
 
 
 class PhaseSearch:
-    """Finds a signal with given magnitudes.
+    """Finds signals whose short-time spectra have given magnitudes.
 
     Args:
         window: analysis and synthesis window [A * H]; its squares, overlapped at hop H, must add up to a constant.
@@ -68,7 +68,8 @@ class PhaseSearch:
         return Search(magnitude, signal, signal)
 
     def push(self, search: Search, magnitude: Tensor) -> tuple[Tensor, Search]:
-        """Magnitudes of further frames [B, P, F] -> the next samples [B, P * H] and the state behind them."""
+        """Take the magnitudes of further frames [B, P, F]; return the next samples [B, P * H] and the state after
+        them. The given state stays as it is."""
         magnitude = torch.cat([search.magnitude, magnitude], dim=1)
         overlap, past, signal = _Overlap(len(magnitude), self.window, self.hop), search.past, search.signal
         hops = []
@@ -79,8 +80,8 @@ class PhaseSearch:
         return torch.cat(hops, dim=1) * self.scale, Search(magnitude[:, 1 - self.active :], past, signal)
 
     def _refine(self, overlap: _Overlap, past: Tensor, signal: Tensor, magnitude: Tensor) -> Tensor:
-        """The signal without its newest frame -> with it, the magnitudes being [B, A, F]. The frame enters with the
-        phase that the frames before it, laid out, already have where it stands."""
+        """Add the newest frame to the signal [B, (2A - 1) * H], given the magnitudes of the active frames [B, A, F].
+        It enters with the phase that the overlapped frames before it already have where it stands."""
         spectrum = _with_magnitude(self._analyse(signal).add_(self.start), magnitude)
         for round_ in range(self.iterations):
             before, signal = signal, overlap.add(past, torch.fft.irfft(spectrum, n=len(self.window)))
@@ -89,17 +90,20 @@ class PhaseSearch:
         return overlap.add(past, torch.fft.irfft(spectrum, n=len(self.window)))
 
     def _analyse(self, signal: Tensor) -> Tensor:
-        """Spectra [B, A, F] of the active frames."""
+        """Return the spectra [B, A, F] of the active frames of a signal [B, (2A - 1) * H]."""
         return torch.fft.rfft(signal.unfold(-1, len(self.window), self.hop) * self.scaled_window)
 
     def _next(self, signal: Tensor) -> Tensor:
-        """The same signal, from a hop further on."""
+        """Return the signal from its second hop on, with a hop of silence at its end."""
         return functional.pad(signal[:, self.hop :], (0, self.hop))
 
 
 class _Overlap:
-    """Adds windowed frames up, each a hop behind the one before. They are laid out in rows of 2A hops, half of them
-    zeros; read as rows of 2A - 1 hops, row a is frame a moved by a hops."""
+    """Overlap-add of windowed frames, each a hop behind the one before.
+
+    They are laid out in rows of 2A hops, half of them zeros; read as rows of 2A - 1 hops, row a is frame a moved by a
+    hops.
+    """
 
     def __init__(self, batch_size: int, window: Tensor, hop: int):
         active, signal = len(window) // hop, 2 * len(window) - hop
@@ -108,7 +112,7 @@ class _Overlap:
         self.oldest, *self.newer = rows.flatten(1)[:, : active * signal].unflatten(1, (active, signal)).unbind(1)
 
     def add(self, past: Tensor, frames: Tensor) -> Tensor:
-        """The sum of the past [B, (2A - 1) * H] and of the active frames [B, A, A * H]."""
+        """Return the sum of the past [B, (2A - 1) * H] and of the active frames [B, A, A * H], windowed here."""
         torch.mul(frames, self.window, out=self.frames)
         signal = past + self.oldest
         for frame in self.newer:
@@ -117,6 +121,6 @@ class _Overlap:
 
 
 def _with_magnitude(spectrum: Tensor, magnitude: Tensor) -> Tensor:
-    """The spectrum with its own phases and other magnitudes."""
+    """Return spectra with the phases of `spectrum` and other magnitudes [B, A, F]."""
     real, imaginary = torch.view_as_real(spectrum).square().unbind(-1)
     return spectrum * (real + imaginary).add_(TINY).rsqrt_().mul_(magnitude)
