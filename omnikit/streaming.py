@@ -79,6 +79,22 @@ class DecodeStreams(ABC):
         """Forget a stream whose remaining samples nobody wants."""
 
 
+def check_frames(codec: Codec, codes: Mapping[int, Tensor]) -> None:
+    """Refuse a mapping from streams to codes [K, t] if some are no codes of this codec.
+
+    Raises:
+        ValueError: the message names the stream.
+    """
+    try:  # all at once, because on a GPU each question is a wait
+        codec.check_codes(torch.cat(list(codes.values()), dim=-1)[None])
+    except (ValueError, RuntimeError):  # a RuntimeError where their shapes do not fit each other
+        for number, frames in codes.items():
+            try:
+                codec.check_codes(frames[None])
+            except ValueError as error:
+                raise ValueError(f"stream {number}: {error}") from None
+
+
 class SeparateStreams(DecodeStreams):
     """For a codec without a way to decode several streams together: each is decoded by itself."""
 
@@ -93,6 +109,7 @@ class SeparateStreams(DecodeStreams):
         return self.opened
 
     def push(self, codes: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        check_frames(self.codec, codes)
         return {number: self.streams[number].push(frames[None])[0] for number, frames in codes.items()}
 
     def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:

@@ -59,10 +59,10 @@ def load_codec(name: str, pretrained: Path) -> Codec:
 def searched(codec: MelRVQ, wav: Tensor) -> Tensor:
     """The codec's vocoder on the mel spectrogram that was not quantised; [N] -> [N']."""
     columns = codec.linear(codec.patches(wav[None])[0].unflatten(1, (codec.patch, -1)).flatten(0, 1))
-    search = codec.phase_search(1)
+    search = codec.phase_search()
     silence = columns.new_zeros(codec.lookahead // codec.hop + 1, columns.shape[1])
-    found = torch.cat([search.push(column[None])[0] for column in torch.cat([columns, silence])])
-    return found[codec.lookahead :][: len(columns) * codec.hop]
+    found, _ = search.push(search.begin(), torch.cat([columns, silence])[None])
+    return found[0, codec.lookahead :][: len(columns) * codec.hop]
 
 
 def griffin_lim(codec: MelRVQ, wav: Tensor, rounds: int = 60) -> Tensor:

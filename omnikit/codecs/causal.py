@@ -1,7 +1,7 @@
 """Streaming for decoders of causal convolutions and LSTMs (SEANet, as in EnCodec and Mimi).
 
 Nothing is computed twice and, but for the start, nothing lags: each layer remembers the end of its input, and what
-comes next is joined to it. All memory lies in a `dict` from layer to tensors that the stream holds.
+comes next is joined to it. All memory lies in a `dict` from layer to tensors [B, ...] that the stream holds.
 
 Letters: B batch, D channels, n positions of a piece, K codebooks.
 """
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from omnikit.codecs.joined import JoinableStream, JoinedStreams
 from omnikit.codecs.residual import ResidualCodec
-from omnikit.streaming import EXACT, DecodeStream, check_mode
+from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, check_mode
 
 Memory = dict[nn.Module, Any]
 
@@ -41,15 +42,23 @@ class CausalCodec(ResidualCodec):
         check_mode(mode)
         return CausalStream(self, batch_size)
 
+    def streams(self, mode: str = EXACT) -> DecodeStreams:
+        return JoinedStreams(self, mode)
 
-class CausalStream(DecodeStream):
-    """Waits for the frames that the mirror at the start shows, then decodes whatever comes."""
+
+class CausalStream(JoinableStream):
+    """Stream that waits for the frames that the mirror at the start shows, then decodes whatever comes."""
+
+    rows = ("nothing", "memory", "waiting")
 
     def __init__(self, codec: CausalCodec, batch_size: int):
-        self.codec, self.batch_size = codec, batch_size
+        self.codec, self.nothing = codec, next(codec.parameters()).new_zeros(batch_size, 0)
         self.memory: Memory = {}
         self.waiting: Tensor | None = None
         self.missing = codec.lookahead // codec.frame_samples + 1  # frames before the first sample can be given
+
+    def state(self) -> Hashable:
+        return bool(self.memory), self.missing, None if self.waiting is None else self.waiting.shape[-1]
 
     def push(self, codes: Tensor) -> Tensor:
         self.codec.check_codes(codes)
@@ -62,7 +71,7 @@ class CausalStream(DecodeStream):
     @torch.no_grad()
     def _decode(self, at_least: int) -> Tensor:
         if self.waiting is None or self.waiting.shape[-1] < at_least:
-            return torch.zeros(self.batch_size, 0, device=None if self.waiting is None else self.waiting.device)
+            return self.nothing
         codes, self.waiting, self.missing = self.waiting, None, 1
         return self.codec.decode_next(codes, self.memory)
 
@@ -91,7 +100,9 @@ def _step(layer: nn.Module, x: Tensor, memory: Memory) -> Tensor:
     if hasattr(layer, "shortcut"):
         return _step(layer.shortcut, x, memory) + run(layer.block, x, memory)
     if hasattr(layer, "lstm"):
-        y, memory[layer] = layer.lstm(x.permute(2, 0, 1), memory.get(layer))
+        before = tuple(tensor.transpose(0, 1).contiguous() for tensor in memory.get(layer, ()))
+        y, after = layer.lstm(x.permute(2, 0, 1), before or None)
+        memory[layer] = tuple(tensor.transpose(0, 1) for tensor in after)
         return x + y.permute(1, 2, 0)
     conv = getattr(layer, "conv", None)
     if isinstance(conv, nn.ConvTranspose1d):

@@ -1,7 +1,8 @@
 """Streaming for decoders of centred convolutions (SNAC, DAC), in which every sample is computed once.
 
 Each layer keeps the end of its input and gives what no later input can change, so the layers' lags add up to that of
-the decoder; at the end, the zeros that pad the whole are put behind the last input. All memory lies in the stream.
+the decoder; at the end, the zeros that pad the whole are put behind the last input. All memory lies in the stream; its
+shapes follow from how many frames came, however they were cut.
 
 Letters: B batch, K codebooks, D channels, n positions of a piece, N samples.
 """
@@ -10,17 +11,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omnikit.codecs.joined import Joinable, JoinableStream
 from omnikit.codecs.position_noise import PositionNoise
 from omnikit.interfaces import Codec
 from omnikit.limits import check_count
-from omnikit.streaming import LOW_LATENCY, DecodeStream, check_mode
+from omnikit.streaming import LOW_LATENCY, check_mode
 
 FADE = 0.0025
 """Seconds in which a low-latency stream goes from what it took for the future to what has come."""
@@ -55,13 +57,14 @@ class CentredDecoder:
         self._folded: Mapping[nn.Module, Tensor] = {}
         self._folded_from: list[tuple[int, int]] | None = None
 
-    def stream(self, codec: Codec, batch_size: int, mode: str) -> DecodeStream:
+    def stream(self, codec: Codec, batch_size: int, mode: str) -> JoinableStream:
         check_mode(mode)
         exact = CentredStream(codec, self, batch_size)
         return LowLatencyStream(codec, exact) if mode == LOW_LATENCY else exact
 
     def positions_for(self, samples: int) -> int:
-        """Positions behind the windows, without which so many samples are not final."""
+        """Positions behind the windows, without which so many samples are not final. A frame more needs as many
+        positions more as it has."""
         return math.ceil((samples + self.lag) * self.positions / self.frame_samples)
 
     @torch.no_grad()
@@ -78,55 +81,62 @@ class CentredDecoder:
         return self._folded
 
 
-class CentredStream(DecodeStream):
+class CentredStream(JoinableStream):
     """Gives each sample as soon as no further frame can change it."""
 
+    rows = ("nothing", "front", "back", "last")
+
     def __init__(self, codec: Codec, decoder: CentredDecoder, batch_size: int):
-        self.codec, self.decoder, self.batch_size = codec, decoder, batch_size
+        self.codec, self.decoder = codec, decoder
+        self.nothing = next(codec.parameters()).new_zeros(batch_size, 0)
         weights = decoder.folded()
         self.front, self.back = Pieces(decoder.front, weights), Pieces(decoder.back, weights)
         self.last: Tensor | None = None  # latents of the last frame
-        self.frames = self.positions = self.samples = 0  # that are in, behind the windows, and final
+        self.begun = False  # whether a sample was given
+        self.over = 0  # frames behind the last one that ended where a window does
+        self.pending = self.owed = 0  # positions that are not behind the windows, and samples that are not final
+
+    def state(self) -> Hashable:
+        """Once every layer has given something, only where the frames stand among the windows makes a difference."""
+        return self.begun, self.over, self.pending, self.owed
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
         self.codec.check_codes(codes)
-        if not codes.shape[-1]:
-            return torch.zeros(self.batch_size, 0, device=codes.device)
+        if not (frames := codes.shape[-1]):
+            return self.nothing
         x = self.decoder.latents(codes)
-        self.last, self.frames = x[..., -self.decoder.positions :], self.frames + codes.shape[-1]
-        x = self.front.push(x)
-        wav = self.back.push(x)[:, 0]
-        self.positions, self.samples = self.positions + x.shape[-1], self.samples + wav.shape[-1]
+        self.last, self.over = x[..., -self.decoder.positions :], (self.over + frames) % self.decoder.align
+        y = self.front.push(x)
+        wav = self.back.push(y)[:, 0]
+        self.pending += x.shape[-1] - y.shape[-1]
+        self.owed += frames * self.decoder.frame_samples - wav.shape[-1]
+        self.begun = self.begun or wav.shape[-1] > 0
         return wav
 
     @torch.no_grad()
     def finish(self) -> Tensor:
         if self.last is None:
-            return torch.zeros(self.batch_size, 0)
-        due = self.frames * self.decoder.frame_samples
-        needed, (x, there) = self.decoder.positions_for(due), self._end(self.front)
-        wav = self.back.push(x[..., : needed - self.positions], last=needed >= there)[:, 0, : due - self.samples]
-        return functional.pad(wav, (0, due - self.samples - wav.shape[-1]))
+            return self.nothing
+        needed, x = self.pending + self.decoder.positions_for(0), self._end(self.front)
+        wav = self.back.push(x[..., :needed], last=needed >= x.shape[-1])[:, 0, : self.owed]
+        return functional.pad(wav, (0, self.owed - wav.shape[-1]))
 
     @torch.no_grad()
-    def ahead(self, until: int) -> Tensor:
-        """From the first sample that is not final to sample `until` of the whole [B, N], as they would be if the
+    def ahead(self, further: int) -> Tensor:
+        """From the first sample that is not final to some further than the frames go [B, N], as they would be if the
         frames ended here and zeros followed. The stream stays where it is."""
-        needed, known = self.decoder.positions_for(until), self.frames * self.decoder.positions
-        x, _ = self._end(self.front.copy())
-        x = functional.pad(x[..., : known - self.positions], (0, needed - known))
-        return self.back.copy().push(x)[:, 0, : until - self.samples]
+        x = self._end(self.front.copy())[..., : self.pending]
+        x = functional.pad(x, (0, self.decoder.positions_for(further)))
+        return self.back.copy().push(x)[:, 0, : self.owed + further]
 
-    def _end(self, front: Pieces) -> tuple[Tensor, int]:
+    def _end(self, front: Pieces) -> Tensor:
         """What comes out behind the windows if there are no more frames, the last window filled with the last frame
-        [B, D, n]; and how many positions that makes in all."""
-        filling = -self.frames % self.decoder.align
-        x = front.push(self.last.repeat(1, 1, filling), last=True)
-        return x, (self.frames + filling) * self.decoder.positions
+        [B, D, n]."""
+        return front.push(self.last.repeat(1, 1, -self.over % self.decoder.align), last=True)
 
 
-class LowLatencyStream(DecodeStream):
+class LowLatencyStream(JoinableStream):
     """Gives as many samples as the frames given to it cover, always.
 
     Where they are not known yet, they are those of a decoding of the codes so far, behind which zeros follow (on speech
@@ -134,18 +144,22 @@ class LowLatencyStream(DecodeStream):
     codes come, that decoding goes on for `FADE` and fades into the next one, so that there is no click.
     """
 
+    rows = ("nothing", "exact", "expected")
+
     def __init__(self, codec: Codec, exact: CentredStream):
-        self.exact, self.frame_samples = exact, codec.frame_samples
+        self.exact, self.nothing = exact, exact.nothing
         self.rise = rising(max(1, min(codec.frame_samples, round(FADE * codec.sample_rate))))
         self.expected: Tensor | None = None  # how the sound given out would go on
 
+    def state(self) -> Hashable:
+        return self.exact.state()
+
     def push(self, codes: Tensor) -> Tensor:
-        given, start = self.exact.frames * self.frame_samples, self.exact.samples
+        given, fade = self.exact.owed, len(self.rise)  # samples that are not final but were given
         final = self.exact.push(codes)
         if not codes.shape[-1]:
             return final
-        fade, until = len(self.rise), self.exact.frames * self.frame_samples
-        wav = torch.cat([final, self.exact.ahead(until + fade)], dim=-1)[:, given - start :]
+        wav = torch.cat([final, self.exact.ahead(fade)], dim=-1)[:, given:]
         if self.expected is not None:
             faded = torch.lerp(self.expected, wav[:, :fade], self.rise.to(wav))
             wav = torch.cat([faded, wav[:, fade:]], dim=-1)
@@ -154,15 +168,17 @@ class LowLatencyStream(DecodeStream):
 
     def finish(self) -> Tensor:
         """Nothing: all samples were given."""
-        return torch.zeros(self.exact.batch_size, 0) if self.expected is None else self.expected[:, :0]
+        return self.nothing
 
 
-class Pieces:
+class Pieces(Joinable):
     """Layers, one after another, whose input comes in pieces.
 
     Args:
         weights: `weights_of` the convolutions in them.
     """
+
+    rows = ("memory",)
 
     def __init__(self, layers: Sequence[nn.Module], weights: Mapping[nn.Module, Tensor]):
         self.layers, self.weights = layers, weights
@@ -215,7 +231,9 @@ class Pieces:
         skip, begun = self.memory.get(layer, (padding, begun))
         if final := x.shape[-1] * stride:
             size = (1, final + kernel - stride)
-            y = functional.fold(self.weights[layer] @ x, size, (1, kernel), stride=(1, stride))[:, :, 0]
+            # one product for all rows, so that the weights are read once
+            y = (self.weights[layer] @ x.transpose(0, 1).flatten(1)).unflatten(1, (len(x), -1)).transpose(0, 1)
+            y = functional.fold(y, size, (1, kernel), stride=(1, stride))[:, :, 0]
             y[..., : begun.shape[-1]] += begun
         else:
             y = begun.clone()
@@ -233,7 +251,7 @@ class Pieces:
         return layer(x[..., :whole]) if whole else x[..., :0]
 
     def _add_noise(self, layer: PositionNoise, x: Tensor, last: bool) -> Tensor:
-        first = self.memory.get(layer, 0)
+        first = self.memory.get(layer, torch.zeros(len(x), dtype=torch.int64, device=x.device))
         self.memory[layer] = first + x.shape[-1]
         return self._step(layer.linear, x, last).mul_(layer.noise(x, first)).add_(x)
 

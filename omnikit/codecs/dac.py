@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers import DacConfig, DacModel
 
 from omnikit.codecs.centred import CentredDecoder
+from omnikit.codecs.joined import JoinedStreams
 from omnikit.codecs.residual import ResidualCodec
-from omnikit.streaming import EXACT, DecodeStream
+from omnikit.streaming import EXACT, DecodeStream, DecodeStreams
 
 TINY = {"encoder_hidden_size": 4, "decoder_hidden_size": 32}
 
@@ -48,6 +49,9 @@ class DacCodec(ResidualCodec):
 
     def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
         return self.decoder.stream(self, batch_size, mode)
+
+    def streams(self, mode: str = EXACT) -> DecodeStreams:
+        return JoinedStreams(self, mode)
 
     def _latents(self, codes: Tensor) -> Tensor:
         return self.network.quantizer.from_codes(codes)[0]

@@ -6,15 +6,15 @@ Letters: B batch, N samples, T frames, K codebooks, C codes per codebook, P mel 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from omnikit.codecs.rtisi import PhaseSearch
+from omnikit.codecs.rtisi import PhaseSearch, Search
 from omnikit.interfaces import Codec
-from omnikit.streaming import EXACT, DecodeStream, check_mode
+from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, check_frames, check_mode
 from omnikit.undrawn import outlined
 from omnikit.weights import load_into
 
@@ -107,6 +107,10 @@ class MelRVQ(Codec):
         check_mode(mode)
         return MelRVQStream(self, batch_size)
 
+    def streams(self, mode: str = EXACT) -> DecodeStreams:
+        check_mode(mode)
+        return MelRVQStreams(self)
+
     def patches(self, wav: Tensor) -> Tensor:
         """Waveform [B, N] -> log-mel patches [B, T, P * M] of the waveform padded to whole frames."""
         mel = (self.magnitudes(wav) @ self.filters).clamp(min=FLOOR).log()
@@ -121,10 +125,16 @@ class MelRVQ(Codec):
 
     def linear(self, log_mel: Tensor) -> Tensor:
         """Log-mel [..., M] -> magnitudes [..., F] as `PhaseSearch` wants them."""
-        return (log_mel.exp() @ self.inverse).clamp(min=0) * (self.window.sum() / 2)
+        return (log_mel.exp() @ self.inverse).clamp_(min=0).mul_(self.n_fft / 4)  # half the sum of the window
 
-    def phase_search(self, batch_size: int) -> PhaseSearch:
-        return PhaseSearch(self.window, hop=self.hop, iterations=self.iterations, batch_size=batch_size)
+    def columns(self, codes: Tensor) -> Tensor:
+        """Return the magnitudes [P, F] of one frame's codes [K]. One frame at a time, whatever the batch and the chunk,
+        because a product of another shape rounds differently, which the phase search amplifies."""
+        patch = self.codebooks[torch.arange(self.num_codebooks, device=codes.device), codes].sum(dim=0)
+        return self.linear(patch.unflatten(0, (self.patch, -1)))
+
+    def phase_search(self) -> PhaseSearch:
+        return PhaseSearch(self.window, hop=self.hop, iterations=self.iterations)
 
     @torch.no_grad()
     def fit(self, wavs: Iterable[Tensor], *, rounds: int = 20, max_patches: int = 40_000, seed: int = 0) -> list[float]:
@@ -147,38 +157,77 @@ class MelRVQ(Codec):
         return left
 
 
+class MelRVQStreams(DecodeStreams):
+    """Streams of which, frame by frame, all that have one go through the phase search together. The samples of each are
+    bit for bit those that it gives alone."""
+
+    def __init__(self, codec: MelRVQ):
+        self.codec, self.search, self.opened = codec, codec.phase_search(), 0
+        self.streams: dict[int, Search] = {}
+        self.skip: dict[int, int] = {}  # samples that the search gives before those of the first frame
+
+    def open(self) -> int:
+        self.opened += 1
+        self.streams[self.opened], self.skip[self.opened] = self.search.begin(), self.codec.lookahead
+        return self.opened
+
+    @torch.no_grad()
+    def push(self, codes: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        check_frames(self.codec, codes)
+        pieces: dict[int, list[Tensor]] = {number: [] for number in codes}
+        for t in range(max((frames.shape[-1] for frames in codes.values()), default=0)):
+            numbers = [number for number, frames in codes.items() if t < frames.shape[-1]]
+            columns = torch.stack([self.codec.columns(codes[number][:, t]) for number in numbers])
+            for number, wav in zip(numbers, self._sound(numbers, columns), strict=True):
+                pieces[number].append(wav)
+        return {number: self._emit(number, wavs) for number, wavs in pieces.items()}
+
+    @torch.no_grad()
+    def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:
+        numbers, due = list(streams), self.codec.lookahead
+        if not numbers:
+            return {}
+        columns = math.ceil(due / self.codec.hop)
+        silence = self.codec.window.new_zeros(len(numbers), columns, self.search.bins)
+        wavs = self._sound(numbers, silence)[:, :due]
+        given = {number: self._emit(number, [wav]) for number, wav in zip(numbers, wavs, strict=True)}
+        for number in numbers:
+            self.drop(number)
+        return given
+
+    def drop(self, stream: int) -> None:
+        del self.streams[stream], self.skip[stream]
+
+    def _sound(self, numbers: Sequence[int], columns: Tensor) -> Tensor:
+        """Return the samples [R, P * hop] that the search gives for the next magnitudes [R, P, F] of some streams."""
+        together = Search(*map(torch.cat, zip(*(self.streams[number] for number in numbers), strict=True)))
+        wavs, together = self.search.push(together, columns)
+        rows = zip(*(tensor.split(1) for tensor in together), strict=True)
+        self.streams.update((number, Search(*row)) for number, row in zip(numbers, rows, strict=True))
+        return wavs
+
+    def _emit(self, number: int, pieces: Sequence[Tensor]) -> Tensor:
+        wav = torch.cat([self.codec.window.new_zeros(0), *pieces])
+        skip = min(self.skip[number], len(wav))
+        self.skip[number] -= skip
+        return wav[skip:]
+
+
 class MelRVQStream(DecodeStream):
-    """Streaming decoding: each column goes through the phase search alone, in the order in which it comes."""
+    """One stream of `MelRVQStreams` for each row of a batch, all of which begin and end together."""
 
     def __init__(self, codec: MelRVQ, batch_size: int):
-        self.codec, self.batch_size = codec, batch_size
-        self.search = codec.phase_search(batch_size)
-        self.skip = codec.lookahead  # what the search gives before the first frame's first sample
+        self.codec, self.streams = codec, MelRVQStreams(codec)
+        self.rows = [self.streams.open() for _ in range(batch_size)]
 
     def push(self, codes: Tensor) -> Tensor:
         self.codec.check_codes(codes)
-        return self._emit([self._frame(frame) for frame in codes.unbind(-1)])
+        wavs = self.streams.push(dict(zip(self.rows, codes, strict=True)))
+        return torch.stack([wavs[row] for row in self.rows])
 
     def finish(self) -> Tensor:
-        silence = self.codec.inverse.new_zeros(self.batch_size, self.codec.inverse.shape[1])
-        steps = math.ceil(self.codec.lookahead / self.codec.hop)
-        surplus = steps * self.codec.hop - self.codec.lookahead
-        wav = torch.cat([self.search.push(silence) for _ in range(steps)], dim=-1)
-        return self._emit([wav[:, : wav.shape[-1] - surplus]])
-
-    def _frame(self, codes: Tensor) -> Tensor:
-        """Codes of one frame [B, K] -> samples [B, frame_samples]. One frame at a time whatever the chunk, because
-        a product of other shape rounds differently and the search may make much of it."""
-        index = torch.arange(self.codec.num_codebooks, device=codes.device)
-        patch = self.codec.codebooks[index, codes].sum(dim=1)
-        columns = self.codec.linear(patch.unflatten(1, (self.codec.patch, -1)))
-        return torch.cat([self.search.push(column) for column in columns.unbind(1)], dim=-1)
-
-    def _emit(self, pieces: list[Tensor]) -> Tensor:
-        wav = torch.cat([self.codec.window.new_zeros(self.batch_size, 0), *pieces], dim=-1)
-        skip = min(self.skip, wav.shape[-1])
-        self.skip -= skip
-        return wav[:, skip:]
+        wavs = self.streams.finish(self.rows)
+        return torch.stack([wavs[row] for row in self.rows])
 
 
 def nearest(points: Tensor, codebook: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import Tensor, nn
-from transformers import DynamicCache, MimiConfig, MimiModel
+from transformers import MimiConfig, MimiModel
 
+from omnikit.codecs.attention import transform
 from omnikit.codecs.causal import CausalCodec, Memory, run
-from omnikit.key_values import cache_argument
 from omnikit.streaming import EXACT, DecodeStream
 
 TINY = {
@@ -61,9 +61,7 @@ class MimiCodec(CausalCodec):
     def decode_next(self, codes: Tensor, memory: Memory) -> Tensor:
         decoder = self.network.decoder
         x = run([decoder.upsample], self.network.quantizer.decode(codes), memory)
-        cache = memory.setdefault(decoder.decoder_transformer, DynamicCache(config=decoder.config))
-        options = {cache_argument(decoder.decoder_transformer): cache, "use_cache": True}
-        x = decoder.decoder_transformer(x.transpose(1, 2), **options).last_hidden_state
+        x = transform(decoder.decoder_transformer, x.transpose(1, 2), memory)
         return run(self.decoder_layers(), x.transpose(1, 2), memory)[:, 0]
 
     def _forget_tables(self) -> None:

@@ -24,14 +24,15 @@ class PositionNoise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The whole input [B, D, N] -> [B, D, N]."""
-        return x + self.noise(x, first=0) * self.linear(x)
+        return x + self.noise(x, first=torch.zeros(1, dtype=torch.int64, device=x.device)) * self.linear(x)
 
-    def noise(self, x: Tensor, first: int) -> Tensor:
-        """What the projection of x [B, D, N], which begins at position `first` of the whole, is multiplied with;
-        fresh noise [B, 1, N] in training, else [N]."""
+    def noise(self, x: Tensor, first: Tensor) -> Tensor:
+        """Return what the projection of x [B, D, N] is multiplied with [B, 1, N], or [1, 1, N] where `first`, the
+        position of the whole at which each row begins [B], is one for all [1]. In training the noise is fresh."""
         if self.training:
             return torch.randn_like(x[:, :1])
-        return normal_at(torch.arange(first, first + x.shape[-1], device=x.device), self.salt).to(x)
+        positions = first[:, None] + torch.arange(x.shape[-1], device=x.device)
+        return normal_at(positions, self.salt)[:, None].to(x)
 
 
 def replace_noise(decoder: nn.Module) -> None:
@@ -47,7 +48,7 @@ def replace_noise(decoder: nn.Module) -> None:
 
 
 def normal_at(positions: Tensor, salt: int) -> Tensor:
-    """Standard normal values [N] that depend on the integer positions [N] alone (Box-Muller on hashed positions)."""
+    """Standard normal values [...] that depend on integer positions [...] alone (Box-Muller on hashed positions)."""
     first, second = (uniform_at(positions * 2 + half, salt) for half in (0, 1))
     return (-2 * first.log()).sqrt() * torch.cos(2 * math.pi * second)
 

@@ -5,17 +5,37 @@ from Modified Short-Time Fourier Transform Magnitude Spectra", IEEE TASLP 15(5),
 together with those of the frames that overlap it from the right, then fixed for ever. Nothing depends on frames still
 to come, so a stream gives bit for bit what the whole utterance gives.
 
-Letters: B batch, F frequency bins, A frames still being searched, H hop in samples.
+The search amplifies the last bits, so the rows of a batch get the bits that they get alone only if no operation's
+rounding depends on the batch. Torch computes the ends of a tensor, and what falls to another thread, by other code than
+its middle. So besides the Fourier transforms, which treat each row by itself, there are only operations that IEEE 754
+rounds exactly in any code: sums, products (also complex ones with a real number), and 1 / sqrt, for which torch has no
+approximation, as it has for sqrt. No matrix products, no sums by `sum`, no `alpha`, which may or may not be fused.
+
+Letters: B batch, F frequency bins, A frames still being searched, H hop in samples, P frames given at a time.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+TINY = 1e-30
+"""Power that keeps silence, whose phase does not matter, from being divided by zero."""
+
+
+class Search(NamedTuple):
+    """State of B inversions, each row independent of the others."""
+
+    magnitude: Tensor  # [B, A - 1, F] of the frames whose phases are not fixed
+    past: Tensor  # [B, (2A - 1) * H] sum of the fixed frames, from the next hop to be given on
+    signal: Tensor  # [B, (2A - 1) * H] sum of all frames, from there on
 
 
 class PhaseSearch:
-    """State of one streaming inversion; every `push` takes one frame's magnitudes and gives one hop of samples.
+    """Finds signals whose short-time spectra have given magnitudes.
 
     Args:
         window: analysis and synthesis window [A * H]; its squares, overlapped at hop H, must add up to a constant.
@@ -23,70 +43,84 @@ class PhaseSearch:
         iterations: rounds of refinement per frame.
         momentum: how far a round overshoots (fast Griffin-Lim, Perraudin et al. 2013); 0 is the plain algorithm,
             0.9 gained 2 dB of spectral convergence at eight rounds.
-        batch_size: B.
     """
 
-    def __init__(self, window: Tensor, *, hop: int, iterations: int, momentum: float = 0.9, batch_size: int = 1):
+    def __init__(self, window: Tensor, *, hop: int, iterations: int, momentum: float = 0.9):
         if len(window) % hop:
             raise ValueError(f"hop {hop} does not divide the window of {len(window)} samples")
         self.window, self.hop, self.iterations, self.momentum = window, hop, iterations, momentum
-        active = len(window) // hop
+        self.active = len(window) // hop
+        self.bins = len(window) // 2 + 1
         self.scale = hop / window.square().sum()  # one over the constant that the squared windows add up to
         self.scaled_window = window * self.scale
-        self.add_up = _overlap_matrix(active).to(window)
-        alternating = 1 - 2 * (torch.arange(len(window) // 2 + 1, device=window.device) % 2)
-        self.start = 1e-7 * alternating  # where nothing is known yet: a pulse in the middle of the window
-        shape = (batch_size, active, len(window) // 2 + 1)
-        self.magnitude = window.new_zeros(shape)
-        self.spectrum = torch.complex(self.magnitude, self.magnitude)
-        self.past = window.new_zeros(batch_size, 2 * active - 1, hop)  # sum of the fixed frames, from the first active
+        alternating = 1 - 2 * (torch.arange(self.bins, device=window.device) % 2)
+        self.start = 1e-7 * alternating.to(torch.complex64)  # where nothing is known: a pulse amid the window
 
     @property
     def lag(self) -> int:
-        """Samples by which the output of `push` trails the start of the frame that it takes."""
-        return self.magnitude.shape[1] * self.hop - self.hop
+        """Samples by which the output of `push` trails the start of the first frame that it takes."""
+        return len(self.window) - self.hop
 
-    def push(self, magnitude: Tensor) -> Tensor:
-        """One frame's magnitudes [B, F] -> the next H samples [B, H]."""
-        self._take(magnitude)
+    def begin(self, batch_size: int = 1) -> Search:
+        """Return the state before the first frame."""
+        magnitude = self.window.new_zeros(batch_size, self.active - 1, self.bins)
+        signal = self.window.new_zeros(batch_size, (2 * self.active - 1) * self.hop)
+        return Search(magnitude, signal, signal)
+
+    def push(self, search: Search, magnitude: Tensor) -> tuple[Tensor, Search]:
+        """Take the magnitudes of further frames [B, P, F]; return the next samples [B, P * H] and the state after
+        them. The given state stays as it is."""
+        magnitude = torch.cat([search.magnitude, magnitude], dim=1)
+        overlap, past, signal = _Overlap(len(magnitude), self.window, self.hop), search.past, search.signal
+        hops = []
+        for first in range(magnitude.shape[1] - self.active + 1):
+            signal = self._refine(overlap, past, signal, magnitude[:, first : first + self.active])
+            hops.append(signal[:, : self.hop])
+            past, signal = self._next(past + overlap.oldest), self._next(signal)
+        return torch.cat(hops, dim=1) * self.scale, Search(magnitude[:, 1 - self.active :], past, signal)
+
+    def _refine(self, overlap: _Overlap, past: Tensor, signal: Tensor, magnitude: Tensor) -> Tensor:
+        """Add the newest frame to the signal [B, (2A - 1) * H], given the magnitudes of the active frames [B, A, F].
+        It enters with the phase that the overlapped frames before it already have where it stands."""
+        spectrum = _with_magnitude(self._analyse(signal).add_(self.start), magnitude)
         for round_ in range(self.iterations):
-            self._refine(self.momentum if round_ else 0.0)
-        return self._fix_oldest()
+            before, signal = signal, overlap.add(past, torch.fft.irfft(spectrum, n=len(self.window)))
+            ahead = (signal - before).mul_(self.momentum).add_(signal) if round_ else signal
+            spectrum = _with_magnitude(self._analyse(ahead), magnitude)
+        return overlap.add(past, torch.fft.irfft(spectrum, n=len(self.window)))
 
-    def _take(self, magnitude: Tensor) -> None:
-        """The frame enters with the phase that the frames before it, laid out, already have where it stands."""
-        self.magnitude = torch.cat([self.magnitude[:, 1:], magnitude[:, None]], dim=1)
-        self.spectrum = torch.cat([self.spectrum[:, 1:], torch.zeros_like(self.spectrum[:, :1])], dim=1)
-        self.consistent = self._analyse()
-        self.spectrum = self._with_magnitude(self.consistent + self.start)
-
-    def _refine(self, momentum: float) -> None:
-        consistent = self._analyse()
-        ahead = torch.add(consistent, consistent - self.consistent, alpha=momentum) if momentum else consistent
-        self.consistent, self.spectrum = consistent, self._with_magnitude(ahead)
-
-    def _frames(self) -> Tensor:
-        """The active frames, windowed, in hops [B, A * A, H]."""
-        frames = torch.fft.irfft(self.spectrum, n=len(self.window)) * self.window
-        return frames.view(len(frames), -1, self.hop)
-
-    def _analyse(self) -> Tensor:
-        """Spectra [B, A, F] of the signal that past and active frames add up to."""
-        signal = (self.past + self.add_up @ self._frames()).flatten(1)
+    def _analyse(self, signal: Tensor) -> Tensor:
+        """Return the spectra [B, A, F] of the active frames of a signal [B, (2A - 1) * H]."""
         return torch.fft.rfft(signal.unfold(-1, len(self.window), self.hop) * self.scaled_window)
 
-    def _with_magnitude(self, spectrum: Tensor) -> Tensor:
-        return spectrum.sgn() * self.magnitude
-
-    def _fix_oldest(self) -> Tensor:
-        active = self.magnitude.shape[1]
-        past = self.past.clone()
-        past[:, :active] += self._frames()[:, :active]
-        self.past = torch.cat([past[:, 1:], torch.zeros_like(past[:, :1])], dim=1)
-        return past[:, 0] * self.scale
+    def _next(self, signal: Tensor) -> Tensor:
+        """Return the signal from its second hop on, with a hop of silence at its end."""
+        return functional.pad(signal[:, self.hop :], (0, self.hop))
 
 
-def _overlap_matrix(active: int) -> Tensor:
-    """0/1 matrix [2A - 1, A * A]: hop r of frame a lands on hop a + r."""
-    frame, part = torch.meshgrid(torch.arange(active), torch.arange(active), indexing="ij")
-    return torch.nn.functional.one_hot((frame + part).flatten(), 2 * active - 1).T.float()
+class _Overlap:
+    """Overlap-add of windowed frames, each a hop behind the one before.
+
+    They are laid out in rows of 2A hops, half of them zeros; read as rows of 2A - 1 hops, row a is frame a moved by a
+    hops.
+    """
+
+    def __init__(self, batch_size: int, window: Tensor, hop: int):
+        active, signal = len(window) // hop, 2 * len(window) - hop
+        rows = window.new_zeros(batch_size, active, 2 * len(window))
+        self.window, self.frames = window, rows[..., : len(window)]
+        self.oldest, *self.newer = rows.flatten(1)[:, : active * signal].unflatten(1, (active, signal)).unbind(1)
+
+    def add(self, past: Tensor, frames: Tensor) -> Tensor:
+        """Return the sum of the past [B, (2A - 1) * H] and of the active frames [B, A, A * H], windowed here."""
+        torch.mul(frames, self.window, out=self.frames)
+        signal = past + self.oldest
+        for frame in self.newer:
+            signal += frame
+        return signal
+
+
+def _with_magnitude(spectrum: Tensor, magnitude: Tensor) -> Tensor:
+    """Return spectra with the phases of `spectrum` and other magnitudes [B, A, F]."""
+    real, imaginary = torch.view_as_real(spectrum).square().unbind(-1)
+    return spectrum * (real + imaginary).add_(TINY).rsqrt_().mul_(magnitude)

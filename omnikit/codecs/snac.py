@@ -24,6 +24,7 @@ from snac import SNAC
 from torch import Tensor, nn
 
 from omnikit.codecs.centred import CentredDecoder
+from omnikit.codecs.joined import JoinedStreams
 from omnikit.codecs.position_noise import replace_noise
 from omnikit.codecs.published import read_config, refuse_other_numbers
 from omnikit.errors import one_line
@@ -32,7 +33,7 @@ from omnikit.hub import hub_file, is_hub_id
 from omnikit.interfaces import Codec
 from omnikit.limits import check_count
 from omnikit.sizes import sized
-from omnikit.streaming import EXACT, DecodeStream
+from omnikit.streaming import EXACT, DecodeStream, DecodeStreams
 
 CONFIG, PUBLISHED = "config.json", "pytorch_model.bin"
 TINY = {"encoder_dim": 4, "decoder_dim": 64}  # an attention head of the package is 64 wide
@@ -111,6 +112,9 @@ class SnacCodec(Codec):
 
     def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
         return self.decoder.stream(self, batch_size, mode)
+
+    def streams(self, mode: str = EXACT) -> DecodeStreams:
+        return JoinedStreams(self, mode)
 
     def pack(self, codes: Sequence[Tensor]) -> Tensor:
         """The package's R lists [B, T * codes per frame of that rate] -> [B, K, T]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from codec_tools import in_chunks, loud
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from omnikit.codecs.mel_rvq import MelRVQ
+from omnikit.codecs.rtisi import PhaseSearch
 from omnikit.hparams import build_part, choices, pick
 from omnikit.interfaces import Codec
 from omnikit.streaming import MODES
@@ -163,6 +166,105 @@ def test_what_is_no_code_is_refused(codec):
                 use(codes)
     with pytest.raises(ValueError, match=rf"codes must be \[B, {codec.num_codebooks}, T\]"):
         codec.decode(random_codes(codec, 1, 3)[:, 1:])
+
+
+def alone(codec: Codec, pushed: list[Tensor], mode: str) -> Tensor:
+    """The samples [N] of a stream by itself that is given the same pieces [K, t]."""
+    with codec.stream(mode=mode) as stream:
+        return torch.cat([*(stream.push(codes[None])[0] for codes in pushed), stream.finish()[0]])
+
+
+def assert_as_alone(codec: Codec, pushed: list[Tensor], given: list[Tensor], mode: str) -> None:
+    wav, expected = torch.cat(given), alone(codec, pushed, mode)
+    assert wav.shape == expected.shape
+    if isinstance(codec, MelRVQ):
+        assert torch.equal(wav, expected)
+    elif len(wav):
+        assert (wav - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", range(2))
+def test_streams_that_come_and_go_are_as_alone(codec, mode, seed):
+    rng, streams = random.Random(seed), codec.streams(mode)
+    pushed, given, running = {}, {}, []
+    for _ in range(10):
+        for _ in range(rng.randint(0, 2 if len(running) < 4 else 0)):
+            running.append(streams.open())
+            pushed[running[-1]], given[running[-1]] = [], []
+        some = {
+            number: torch.randint(codec.codebook_size, (codec.num_codebooks, rng.choice([1, 1, 1, 2, 4])))
+            for number in rng.sample(running, rng.randint(0, len(running)))
+        }
+        for number, wav in streams.push(some).items():
+            pushed[number].append(some[number])
+            given[number].append(wav)
+        ending = [number for number in running if rng.random() < 0.15]
+        running = [number for number in running if number not in ending]
+        for number in ending[1::2]:
+            streams.drop(number)
+            del pushed[number]
+        for number, wav in streams.finish(ending[::2]).items():
+            given[number].append(wav)
+    for number, wav in streams.finish(running).items():
+        given[number].append(wav)
+    assert len(pushed) > 3 and len(given) > len(pushed)
+    for number, pieces in pushed.items():
+        assert_as_alone(codec, pieces, given[number], mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_bad_stream_harms_no_other(codec, mode):
+    streams = codec.streams(mode)
+    numbers = [streams.open() for _ in range(3)]
+    pushed, given = {number: [] for number in numbers}, {number: [] for number in numbers}
+    bad = random_codes(codec, 1, 2)[0]
+    bad[-1, -1] = codec.codebook_size
+    for step, refused in enumerate([bad, bad[1:], -1 - bad, None]):
+        codes = {number: random_codes(codec, number + step, 1)[0] for number in numbers}
+        if refused is not None:
+            with pytest.raises(ValueError, match=f"stream {numbers[1]}: code"):
+                streams.push({**codes, numbers[1]: refused})
+        for number, wav in streams.push(codes).items():
+            pushed[number].append(codes[number])
+            given[number].append(wav)
+    for number, wav in streams.finish(numbers).items():
+        assert_as_alone(codec, pushed[number], [*given[number], wav], mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_streams_that_began_at_different_times_are_decoded_together(codec, mode, monkeypatch):
+    """Once each gives samples, as many frames of each are one call."""
+    calls, kind = [], PhaseSearch if isinstance(codec, MelRVQ) else type(codec.stream(mode=mode))
+    push = kind.push
+
+    def counting(self, *args):
+        calls.append(len(args[-1]))
+        return push(self, *args)
+
+    align = codec.decoder.align if hasattr(codec, "decoder") else 1  # at the same place in a window
+    frames, streams, numbers = math.ceil(enough_frames(codec) / align) * align, codec.streams(mode), []
+    for count in range(1, 4):
+        numbers.append(streams.open())
+        streams.push({numbers[-1]: random_codes(codec, 1, frames + count // 3 * align)[0]})
+    monkeypatch.setattr(kind, "push", counting)
+    streams.push({number: random_codes(codec, 1, 1)[0] for number in numbers})
+    streams.push({number: random_codes(codec, 1, 1)[0] for number in reversed(numbers)})
+    assert calls == [3, 3]
+
+
+def test_streams_without_frames(codec):
+    streams = codec.streams()
+    numbers = [streams.open() for _ in range(2)]
+    assert streams.push({}) == {} and streams.finish([]) == {}
+    assert all(wav.shape == (0,) for wav in streams.finish(numbers).values())
+    with pytest.raises(KeyError):
+        streams.push({numbers[0]: random_codes(codec, 1, 1)[0]})
+
+
+def test_streams_of_an_unknown_mode_are_refused(codec):
+    with pytest.raises(ValueError, match="mode 'fast': no such mode"):
+        codec.streams("fast")
 
 
 @pytest.mark.parametrize("name", RESIDUAL)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -81,19 +85,96 @@ def test_phase_search_alone_is_nearly_exact(codec):
     """From the true magnitudes the search must get back a signal that has them."""
     wav = tones(1, seed=3)[0][None]
     wanted = codec.magnitudes(wav)
-    search = codec.phase_search(1)
+    search = codec.phase_search()
     columns = torch.cat([wanted * (codec.window.sum() / 2), torch.zeros(1, 8, wanted.shape[-1])], dim=1)
-    sound = torch.cat([search.push(column) for column in columns.unbind(1)], dim=-1)
+    sound, _ = search.push(search.begin(), columns)
     assert loudness_error(codec, wav, sound[:, codec.lookahead :][:, : wav.shape[-1]]) < 0.15
 
 
-def test_batch_rows_sound_like_single_ones(codec):
-    """Not the same samples: the phase search is chaotic, and a batch rounds differently."""
-    codes = codec.encode(torch.stack(tones(3)))
-    together = codec.decode(codes)
-    for row, wav in zip(codes, together, strict=True):
-        assert loudness_error(codec, codec.decode(row[None]), wav[None]) < 0.2
-    assert loudness_error(codec, together[:1], together[1:2]) > 0.5
+def in_pairs(search: PhaseSearch, magnitudes: torch.Tensor) -> torch.Tensor:
+    """Column by column with plain means: complex signs and loops over overlapping frames. Magnitudes [T, F]."""
+    window, hop, n = search.window.double(), search.hop, len(search.window)
+    active, scale = n // hop, search.scale.double()
+    frames, past, out = torch.zeros(active, n).double(), torch.zeros(2 * n).double(), []
+
+    def laid_out() -> torch.Tensor:
+        signal = past.clone()
+        for number, frame in enumerate(frames):
+            signal[number * hop : number * hop + n] += frame
+        return signal
+
+    def analysed() -> torch.Tensor:
+        signal = laid_out()
+        pieces = [signal[number * hop : number * hop + n] for number in range(active)]
+        return torch.fft.rfft(torch.stack(pieces) * window * scale)
+
+    wanted = torch.zeros(active, n // 2 + 1).double()
+    for column in magnitudes.double():
+        frames, wanted = torch.cat([frames[1:], 0 * frames[:1]]), torch.cat([wanted[1:], column[None]])
+        before = analysed()
+        spectrum = (before + search.start).sgn() * wanted
+        for round_ in range(search.iterations):
+            frames = torch.fft.irfft(spectrum, n=n) * window
+            now = analysed()
+            spectrum = (now + (search.momentum if round_ else 0) * (now - before)).sgn() * wanted
+            before = now
+        frames = torch.fft.irfft(spectrum, n=n) * window
+        past[:n] += frames[0]
+        out.append(past[:hop] * scale)
+        past = torch.cat([past[hop:], 0 * past[:hop]])
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("n_fft, hop", [(64, 16), (40, 20), (48, 8)])
+def test_phase_search_against_slow_twin(n_fft, hop):
+    """In double precision, of which the search leaves enough."""
+    search = PhaseSearch(torch.hann_window(n_fft).double(), hop=hop, iterations=3)
+    magnitudes = torch.rand(3, 12, n_fft // 2 + 1, generator=torch.Generator().manual_seed(0)).double()
+    first, state = search.push(search.begin(3), magnitudes[:, :5])
+    sound = torch.cat([first, search.push(state, magnitudes[:, 5:])[0]], dim=-1)
+    for row, own in zip(sound, magnitudes, strict=True):
+        assert own.std() > 0 and torch.allclose(row, in_pairs(search, own), atol=1e-7)
+
+
+def test_silence_is_silent():
+    search = PhaseSearch(torch.hann_window(64), hop=16, iterations=3)
+    sound, state = search.push(search.begin(2), torch.zeros(2, 9, 33))
+    assert not sound.any() and all(tensor.isfinite().all() for tensor in state)
+
+
+SIZES = [(512, 40, 10), (40, 7, 1), (88, 20, 3), (104, 13, 2)]
+IN_BATCHES = """
+import torch
+from omnikit.codecs.mel_rvq import MelRVQ
+torch.manual_seed(0)
+codec = MelRVQ(16000, n_mels=13, n_fft=640, patch=1, num_codebooks=3, codebook_size=16, iterations=2)
+codes = torch.randint(16, (17, 3, 2))
+whole = codec.decode(codes)
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    for rows in (slice(0, 1), slice(16, 17), slice(5, 7), slice(0, 16), slice(0, 17)):
+        assert torch.equal(codec.decode(codes[rows]), whole[rows]), (threads, rows)
+"""
+
+
+@pytest.mark.parametrize("n_fft, n_mels, patch", SIZES)
+def test_rows_have_the_bits_that_they_have_alone(n_fft, n_mels, patch):
+    """In batches of all sizes in which a row moves between the middle and the end of what a CPU computes at once."""
+    torch.manual_seed(n_fft)
+    codec = MelRVQ(16000, n_mels=n_mels, n_fft=n_fft, patch=patch, num_codebooks=3, codebook_size=16, iterations=3)
+    codes = torch.randint(16, (33, 3, 3))
+    whole = codec.decode(codes)
+    assert torch.equal(whole, torch.cat([codec.decode(row[None]) for row in codes]))
+    for rows in (2, 3, 5, 8, 13, 16, 17, 24, 31, 32):
+        order = torch.randperm(33)[:rows]
+        assert torch.equal(codec.decode(codes[order]), whole[order]), rows
+
+
+@pytest.mark.parametrize("kind", ["default", "avx2", None])
+def test_rows_have_the_same_bits_with_any_threads_and_instructions(kind):
+    """In a process of its own, as torch chooses its instructions once."""
+    chosen = {} if kind is None else {"ATEN_CPU_CAPABILITY": kind}
+    subprocess.run([sys.executable, "-c", IN_BATCHES], env={**os.environ, **chosen}, check=True)
 
 
 def test_numbers():

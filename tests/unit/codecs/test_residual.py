@@ -100,6 +100,22 @@ def test_attention_with_a_short_window_streams(sizes):
     assert (wav - whole).abs().max() <= 1e-4 * whole.abs().max()
 
 
+def test_rows_at_other_positions_attend_to_their_own_window():
+    """Three streams that began some frames apart, before and behind a window of 6 positions."""
+    config = {**pick("codec", "mimi")["config"], "sliding_window": 6}
+    codec = loud(MimiCodec(config=config, num_codebooks=4, size="tiny").eval())
+    codes, streams = torch.randint(2048, (3, 4, 12)), codec.streams()
+    numbers, given = [streams.open() for _ in range(3)], [[], [], []]
+    for step in range(16):
+        now = {row: step - 2 * row for row in range(3) if 0 <= step - 2 * row < 12}
+        wavs = streams.push({numbers[row]: codes[row, :, t : t + 1] for row, t in now.items()})
+        for row in now:
+            given[row].append(wavs[numbers[row]])
+    for row, whole in enumerate(codec.decode(codes)):
+        wav = torch.cat([*given[row], streams.finish([numbers[row]])[numbers[row]]])
+        assert (wav - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
 @pytest.mark.parametrize("name, samples", [("mimi", 0), ("encodec_24khz", 6 * 320), ("dac_24khz", 3141)])
 def test_lookahead(name, samples):
     """EnCodec's first convolution mirrors six frames; DAC's decoder is counted by hand."""

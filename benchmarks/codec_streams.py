@@ -1,0 +1,57 @@
+"""Frames per second of a codec's streams, one and many in a call.
+
+    python benchmarks/codec_streams.py mel_rvq snac_24khz --streams 1 4 16
+
+Network codecs have random weights. Many streams are timed once in one call for all and once in a call for each, by
+turns; what is printed are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from omnikit.hparams import build_part
+from omnikit.interfaces import Codec
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+@torch.inference_mode()
+def measure(codec: Codec, count: int, repeats: int) -> tuple[float, float]:
+    """Seconds for a frame of each of some streams, in one call and in a call for each."""
+    together, apart = codec.streams(), codec.streams()
+    numbers, others = ([streams.open() for _ in range(count)] for streams in (together, apart))
+    frames = torch.randint(codec.codebook_size, (repeats + 3, count, codec.num_codebooks, 1))
+    times = []
+    for codes in frames:
+        one = seconds(lambda codes=codes: together.push(dict(zip(numbers, codes, strict=True))))
+        each = seconds(lambda codes=codes: [apart.push({n: c}) for n, c in zip(others, codes, strict=True)])
+        times.append((one, each))
+    return tuple(statistics.median(kind) for kind in zip(*times[3:], strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("codecs", nargs="*", default=["mel_rvq"])
+    parser.add_argument("--streams", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--repeats", type=int, default=20)
+    args = parser.parse_args()
+    for name in args.codecs:
+        codec = build_part("codec", name).eval()
+        for count in args.streams:
+            one, each = measure(codec, count, args.repeats)
+            print(f"{name}, {count} streams: {1e3 * one:.1f} ms in one call ({count / one:.0f} frames/s), ", end="")
+            print(f"{1e3 * each:.1f} ms in a call for each ({count / each:.0f} frames/s)")
+
+
+if __name__ == "__main__":
+    main()
