@@ -135,7 +135,7 @@ class _Parts:
 
     def outline(self) -> OmniLM:
         """The model on the meta device, where it takes no memory; its weights fit it."""
-        with for_inference(), torch.device("meta"):
+        with torch.device("meta"):
             model = self.build()
         check_fits(model, self.weights)
         return model
