@@ -23,7 +23,8 @@ class CudaGraphs:
     def __init__(self, device: torch.device):
         self.device = device
         with torch.cuda.device(device):
-            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+            self.stream = torch.cuda.Stream()
+        self.forget()
 
     def run(self, call: Call) -> None:
         """Run a call on the stream that it will be recorded on: what libraries set up at a first call belongs to a
@@ -50,6 +51,10 @@ class CudaGraphs:
                 graph.replay()
 
         return replay
+
+    def forget(self) -> None:
+        """Take other memory for the graphs to come; torch does not take up that of graphs which are all gone."""
+        self.pool = torch.cuda.graph_pool_handle()
 
 
 class Recorder:
@@ -78,3 +83,4 @@ class Recorder:
         """Drop all recordings: the tensors that they work on are gone."""
         self.replays.clear()
         self.runs.clear()
+        self.graphs.forget()

@@ -241,7 +241,7 @@ class StaticSlots(Slots):
     def _compute(self, embeddings: Tensor, rows: int) -> Hidden:
         """Compute embeddings [rows, D] and move the positions on; all on the device, so that it can be recorded."""
         hidden = self.engine.compute(embeddings, self.positions[:rows], self.cache, self._columns())
-        self.positions[:rows] += self.counts[:rows]
+        self.positions[:rows].add_(self.counts[:rows])
         return hidden
 
     def _columns(self) -> int:

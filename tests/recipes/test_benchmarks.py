@@ -1,7 +1,8 @@
-"""The benchmark that needs data runs on data of the mini corpus's layout."""
+"""Benchmarks that need data or a GPU run on data of the mini corpus's layout, and on a CPU."""
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -23,3 +24,16 @@ def test_fewer_bits_of_a_system(run, untrained, data, tmp_path, monkeypatch):
     assert list(rows) == ["torch, float32", "torch, bfloat16", "openvino, f32", "openvino, bf16", "openvino, int8"]
     assert rows["torch, float32"][:3] == ["0", "100.0", "100.0"]
     assert float(rows["openvino, f32"][0]) < 0.2 < float(rows["openvino, int8"][0])
+
+
+@pytest.mark.long
+def test_steps_of_the_engines_of_torch(run, tmp_path):
+    done = run("benchmarks/gpu.py", "--quick", "--device", "cpu", "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    steps = {(one["engine"], one["streams"]): one["ms"] for one in figures if one["name"] == "step"}
+    assert set(steps) == {("torch", 1), ("torch", 16), ("static", 1), ("static", 16)}
+    assert all(len(ms) == 2 and min(ms) > 0 for ms in steps.values())
+    assert {one["engine"] for one in figures if one["name"] == "first sound"} == {"torch", "static"}
+    assert all(one["error"] < 1e-6 for one in figures if one["name"] == "replay")  # both are run on a CPU
+    assert "| 16 | 200 |" in done.stdout

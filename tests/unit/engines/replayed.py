@@ -37,6 +37,9 @@ class ReplayedOperations:
 
         return replay
 
+    def forget(self) -> None:
+        """There is no memory to take."""
+
 
 class _Recording(TorchDispatchMode):
     def __init__(self) -> None:
