@@ -175,6 +175,7 @@ def _rotary(trunk: nn.Module, positions: ov.Node) -> Callable[[Node], Node]:
 
     def turn(x: Node) -> Node:
         half = x.get_partial_shape()[3].get_length() // 2
+        # with `variadic_split` OpenVINO would make one operation of all this, which is 6 % slower per step on CPUs
         first = op.slice(x, [0], [half], [1], [3])
         second = op.slice(x, [half], [2 * half], [1], [3])
         swapped = op.concat([op.multiply(second, np.float32(-1)), first], 3)
