@@ -121,6 +121,7 @@ class RunningBatch:
     def turn(self) -> bool:
         """Admit, decode one step, hand out, release; return whether there is more to do."""
         try:
+            self._drop_waiting()
             self._admit()
             self._drop_cut(self._running())
             self._step()
@@ -154,15 +155,25 @@ class RunningBatch:
             self._begin(self._next_waiting())
         if self.newcomers is None:
             return
-        prefill = self.newcomers.prefill
+        group = self.newcomers
         try:
-            prefill.advance(PREFILL_POSITIONS if self.owners else prefill.left)
+            group.prefill.advance(PREFILL_POSITIONS if self.owners else group.prefill.left)
         except Exception as error:
-            self._fail(self.newcomers.requests, error)
             self.newcomers = None
+            self._fail(group.requests, error)
             return
-        if not prefill.left:
-            self._join()
+        if not group.prefill.left:
+            self.newcomers = None
+            self._join(group)
+
+    def _drop_waiting(self) -> None:
+        """Questions that were cancelled while they waited."""
+        with self._lock:
+            cut = [(request, end) for request in self.waiting if (end := request.cut) is not None]
+            for request, _ in cut:
+                self.waiting.remove(request)
+        for request, end in cut:
+            request.finish(end)
 
     def _next_waiting(self) -> list[Request]:
         """The questions for which there are slots, in their order."""
@@ -176,9 +187,6 @@ class RunningBatch:
                     return found
                 self.waiting.popleft()
             request.begin()
-            if (end := request.cut) is not None:
-                request.finish(end)
-                continue
             free -= rows
             if request.question.wav is not None:
                 seconds += request.question.wav.shape[0] / self.model.encoder.sample_rate
@@ -229,14 +237,13 @@ class RunningBatch:
             return {key: found for request in requests for key, found in self._encode([request]).items()}
         return {id(request): found for request, found in zip(requests, features, strict=True)}
 
-    def _join(self) -> None:
+    def _join(self, group: _Newcomers) -> None:
         """The newcomers' sequences take their slots."""
-        group, self.newcomers = self.newcomers, None
-        self.slots.admit(group.prefill)
-        first = len(self.owners)
-        for number, request in enumerate(group.requests):
-            request.slots = [first + number]
+        # first of all they are known as owners: should the engine fail, they fail with the answers that are running
+        for request in group.requests:
+            request.slots = [len(self.owners)]
             self.owners.append(request)
+        self.slots.admit(group.prefill)
         for request, prompt in zip(group.requests, group.prompts, strict=True):
             self._add_rows(request, prompt)
 
@@ -378,7 +385,12 @@ class RunningBatch:
         for mode in dict.fromkeys(request.sound for request in requests if request.stream is not None):
             streaming = [each for each in requests if each.sound == mode and each.stream is not None]
             owners = {request.stream: request for request in streaming}
-            for number, wav in self._streams_of(mode).finish(list(owners)).items():
+            try:
+                found = self._streams_of(mode).finish(list(owners))
+            except Exception as error:
+                self._fail(streaming, error)
+                continue
+            for number, wav in found.items():
                 request = owners[number]
                 request.stream = None
                 sounds[request] = torch.cat([sounds[request], wav.cpu()]) if request in sounds else wav.cpu()

@@ -18,6 +18,7 @@ from omnikit.generate import CANCELLED, Decoder, Decoding, Question, QueueFull, 
 from omnikit.model import OmniLM
 from omnikit.sampling import Sampling
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
+from omnikit.streaming import SeparateStreams
 from omnikit.tasks import TASKS
 from tests.unit.plain import plainly
 from tests.unit.scripted import emitted
@@ -216,36 +217,32 @@ def test_bad_questions_fail_alone():
 
 
 class Broken(TorchEngine):
-    """An engine that fails at its n-th decode step, or at its first prefill."""
+    """An engine that fails once, at the n-th call of one of the methods of its slots."""
 
-    def __init__(self, model: OmniLM, step: int | None = None):
+    def __init__(self, model: OmniLM, method: str, call: int = 1):
         super().__init__(model)
-        self.step, self.calls = step, 0
+        self.method, self.left = method, call
 
     def open(self, capacity):
         slots = super().open(capacity)
-        advance, prefill = slots.advance, slots.prefill
+        method = getattr(slots, self.method)
 
-        def broken_advance(embeddings):
-            self.calls += 1
-            if self.calls == self.step:
+        def broken(*arguments):
+            self.left -= 1
+            if not self.left:
                 raise RuntimeError("the device is gone")
-            return advance(embeddings)
+            return method(*arguments)
 
-        def broken_prefill(prompts):
-            if self.step is None and not self.calls:
-                self.calls += 1
-                raise RuntimeError("no memory")
-            return prefill(prompts)
-
-        slots.advance, slots.prefill = broken_advance, broken_prefill
+        setattr(slots, self.method, broken)
         return slots
 
 
-def test_an_engine_error_ends_the_answers_of_that_step():
+@pytest.mark.parametrize(("method", "call"), [("advance", 4), ("prefill", 1), ("admit", 1), ("release", 1)])
+def test_an_engine_error_ends_the_answers_of_that_step(method, call):
+    """Those that were running or joining; who waited is answered as if nothing had been."""
     model = toy_model()
     decoding = Decoding(min_steps=6, max_steps=6)
-    decoder = Decoder(model, Broken(model, step=4), decoding=decoding)
+    decoder = Decoder(model, Broken(model, method, call), decoding=decoding)
     batch, requests = decoder.batch(2), [decoder.request(TASKS["T1A2"], Question(text=[n])) for n in (3, 4, 5)]
     for request in requests:
         batch.submit(request)
@@ -259,12 +256,31 @@ def test_an_engine_error_ends_the_answers_of_that_step():
     assert [list(stream) for stream in zip(*requests[2].steps, strict=True)] == expected
 
 
-def test_an_error_in_a_prompt_ends_the_newcomers_alone():
-    model = toy_model()
-    decoder = Decoder(model, Broken(model), decoding=Decoding(max_steps=3))
-    with pytest.raises(RuntimeError, match="no memory"):
-        decoder.answers(TASKS["T1A2"], [Question(text=[3])])
-    assert decoder.answers(TASKS["T1A2"], [Question(text=[3])])
+@pytest.mark.parametrize("method", ["push", "finish"])
+def test_a_codec_error_ends_the_answers_that_it_decodes(method, monkeypatch):
+    model, streams = toy_model(), []
+    decoder = Decoder(model, decoding=Decoding(min_steps=9, max_steps=9))
+    batch = decoder.batch(4)
+    requests = [decoder.request(TASKS["T1A2"], Question(text=[3]), sound=sound) for sound in ("exact", None)]
+    monkeypatch.setattr(SeparateStreams, method, lambda self, given: streams.append(given) or 1 / 0)
+    for request in requests:
+        batch.submit(request)
+    batch.run()
+    with pytest.raises(ZeroDivisionError):
+        requests[0].wait(0)
+    assert len(requests[1].steps) == 9 and streams
+    assert not batch._streams["exact"].streams
+
+
+def test_a_question_may_be_cancelled_while_it_waits():
+    decoder = Decoder(toy_model(), decoding=Decoding(min_steps=30, max_steps=30))
+    batch, requests = decoder.batch(1), [decoder.request(TASKS["T1A2"], Question(text=[3])) for _ in range(2)]
+    for request in requests:
+        batch.submit(request)
+    batch.turn()
+    requests[1].cancel()
+    batch.turn()
+    assert requests[1].end == CANCELLED and not requests[0].done
 
 
 def test_the_queue_is_bounded():
