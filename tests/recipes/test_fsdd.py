@@ -16,7 +16,7 @@ import soundfile
 from omnikit.checkpoint import SHIPPED
 from omnikit.data.corpus import Checks, prepare
 from omnikit.data.rows import read_manifest
-from tests.recipes.conftest import changed
+from tests.recipes.conftest import changed, logging_kept
 from tests.recipes.trees import RECIPES, cut, load_corpus, load_script, write_sound, write_text
 
 PITCH = {"anna": 440.0, "ben": 1200.0}  # Hz
@@ -61,7 +61,8 @@ def run(monkeypatch, alone):
         path = RECIPES / "FSDD" / script
         monkeypatch.chdir(path.parent)
         monkeypatch.setattr(sys, "argv", [path.name, *map(str, words)])
-        runpy.run_path(str(path), run_name="__main__")
+        with logging_kept():
+            runpy.run_path(str(path), run_name="__main__")
 
     return call
 
