@@ -28,7 +28,8 @@ __all__ = [
 ]  # fmt: skip
 
 Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""Number of a block, its new keys and values [B, L, 2 G, E] -> all keys and all values [B, G, C, E] to attend to."""
+"""A function: number of a block, its new keys and values [B, L, 2 G, E] -> all keys and all values to attend to, each
+[B, G, C, E]."""
 
 
 def normed(x: Tensor, norm: nn.Module) -> Tensor:
@@ -60,8 +61,8 @@ def scores(places: Tensor, columns: int, window: int | None, dtype: torch.dtype,
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Attention. Of a single position the query heads of a key head are rows of one product, and keys and values need no
-    copies; of several positions these copies are smaller than a mask for each head.
+    """Attention. Of a single position the query heads of a key head are rows of one product, so that keys and values
+    need no copies; of several positions these copies are smaller than a mask for each head.
 
     Args:
         query: [B, L, H, E].
@@ -264,7 +265,7 @@ def _heads_first(new: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RMSNorm(nn.Module):
-    """See `normed`."""
+    """Root mean square norm with a learned scale, see `normed`."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -275,7 +276,7 @@ class RMSNorm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary positions, see `rotary_rates`."""
+    """Angles of the rotary positions, see `rotary_rates`."""
 
     def __init__(self, numbers: LlamaNumbers):
         super().__init__()
