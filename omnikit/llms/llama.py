@@ -28,7 +28,8 @@ __all__ = [
 ]  # fmt: skip
 
 Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""Number of a block, its new keys and values [B, L, 2 G, E] -> all keys and all values [B, G, C, E] to attend to."""
+"""A function: number of a block, its new keys and values [B, L, 2 G, E] -> all keys and all values to attend to, each
+[B, G, C, E]."""
 
 
 def normed(x: Tensor, norm: nn.Module) -> Tensor:
@@ -60,7 +61,8 @@ def scores(places: Tensor, columns: int, window: int | None, dtype: torch.dtype,
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Attention, the query heads of a key head as rows of one product, so that keys and values need no copies.
+    """Attention. Of a single position the query heads of a key head are rows of one product, so that keys and values
+    need no copies; of several positions these copies are smaller than a mask for each head.
 
     Args:
         query: [B, L, H, E].
@@ -70,13 +72,14 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     Returns:
         [B, L, H * E].
     """
-    length, groups = query.shape[1], keys.shape[1]
-    rows = query.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)  # [B, G, H / G, L, E]
-    each = rows.shape[2]
-    if length > 1:
-        bias = bias.repeat(1, 1, each, 1)
-    found = F.scaled_dot_product_attention(rows.flatten(2, 3), keys, values, attn_mask=bias)
-    return found.unflatten(2, (each, length)).permute(0, 3, 1, 2, 4).flatten(2)
+    groups, each = keys.shape[1], query.shape[2] // keys.shape[1]
+    if query.shape[1] == 1:
+        rows = query[:, 0].unflatten(1, (groups, -1))  # [B, G, H / G, E]
+        return F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias).flatten(1)[:, None]
+    if each > 1:
+        keys, values = keys.repeat_interleave(each, dim=1), values.repeat_interleave(each, dim=1)
+    found = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=bias)
+    return found.transpose(1, 2).flatten(2)
 
 
 def turns(positions: Tensor, rotary: nn.Module, numbers: LlamaNumbers, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -262,7 +265,7 @@ def _heads_first(new: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RMSNorm(nn.Module):
-    """See `normed`."""
+    """Root mean square norm with a learned scale, see `normed`."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -273,7 +276,7 @@ class RMSNorm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary positions, see `rotary_rates`."""
+    """Angles of the rotary positions, see `rotary_rates`."""
 
     def __init__(self, numbers: LlamaNumbers):
         super().__init__()
