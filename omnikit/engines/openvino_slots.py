@@ -1,4 +1,4 @@
-"""Sequences of a running batch whose keys and values OpenVINO keeps as the state of an infer request.
+"""Slots whose keys and values OpenVINO keeps as the state of an infer request.
 
 Rows are right-aligned: the last column of the state holds the last position of every sequence, so that a decode step
 appends one column to all of them. The columns before a sequence's first position are masked.
@@ -32,7 +32,7 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the keys and values of one sequence lie."""
+    """Location of one sequence's keys and values."""
 
     batch: Batch
     row: int
@@ -50,8 +50,13 @@ class Batch:
         self.lengths: list[int] = []  # of each sequence, its positions
 
     def run(self, embeddings: np.ndarray, firsts: np.ndarray) -> list[np.ndarray]:
-        """Append columns: embeddings [R, L, D] and the column of each sequence's position 0 [R], which may be among the
-        new ones -> per stack of blocks the hidden states [R, L, D], in memory that the next call writes over."""
+        """Append L columns and return their hidden states [R, L, D], one array per stack of blocks, in memory that the
+        next call writes over.
+
+        Args:
+            embeddings: [R, L, D].
+            firsts: the column of each sequence's position 0 [R]; columns before it are padding.
+        """
         count, end = len(embeddings), self.columns + embeddings.shape[1]
         inputs = {
             "x": embeddings,
@@ -64,13 +69,13 @@ class Batch:
         return list(found.values())
 
     def places(self) -> list[Place]:
-        """Return where each sequence lies."""
+        """Return the location of each sequence."""
         return [Place(self, row, self.columns - n, n) for row, n in zip(self.rows, self.lengths, strict=True)]
 
     def arrange(self, places: Sequence[Place]) -> None:
-        """Keep these sequences, from this batch and others, in as few columns as the longest needs.
+        """Rewrite the state to hold these sequences, from this batch and others, in as many columns as the longest has.
 
-        Columns before a sequence's first are zero: a NaN would come through the mask, whatever it is multiplied with.
+        Padding is set to zero: a NaN there would come through the mask, whatever it is multiplied with.
         """
         lengths = [place.length for place in places]
         columns = max(lengths, default=0)
@@ -93,8 +98,11 @@ class Batch:
 
 
 class OpenVINOSlots(Slots):
-    """Slots over a compiled trunk. Sequences are released, copied and moved by the graph's input `rows` at the next
-    decode step; only `admit`, `crop` and the removal of columns rewrite the state."""
+    """Slots over a compiled trunk.
+
+    Sequences are released, copied and moved by the graph's input `rows` at the next decode step. Only `admit`, `crop`
+    and the removal of unused columns rewrite the state, each of which takes about as long as a decode step.
+    """
 
     def __init__(self, trunk: Trunk, capacity: int):
         self.trunk, self.capacity = trunk, capacity
@@ -118,7 +126,7 @@ class OpenVINOSlots(Slots):
 
     def advance(self, embeddings: Tensor) -> Hidden:
         batch = self.batch
-        if batch.columns >= 2 * max(batch.lengths):  # half of them hold nothing
+        if batch.columns >= 2 * max(batch.lengths):  # half of them are padding in every row
             batch.arrange(batch.places())
         found = batch.run(_array(embeddings)[:, None], batch.columns - np.array(batch.lengths))
         batch.lengths = [length + 1 for length in batch.lengths]
@@ -145,7 +153,7 @@ class OpenVINOSlots(Slots):
 
 
 class OpenVINOPrefill(Prefill):
-    """Prompts in one batch padded on the left, in a request of their own."""
+    """Prompts in one left-padded batch, in an infer request of their own."""
 
     def __init__(self, trunk: Trunk, prompts: Sequence[Tensor]):
         self.batch = Batch(trunk)
@@ -163,17 +171,22 @@ class OpenVINOPrefill(Prefill):
         return int((end - np.maximum(self.firsts, self.batch.columns)).sum())
 
     def advance(self, positions: int) -> None:
-        """Padding counts as positions here: it takes as long."""
+        """Compute further columns of the batch; padding counts as positions, since it takes as long."""
+        assert self.left, "no positions are left"
         begin = self.batch.columns
         end = begin + max(1, positions // len(self.embeddings))
         self.batch.run(np.ascontiguousarray(self.embeddings[:, begin:end]), self.firsts)
 
 
 def attention_mask(firsts: np.ndarray, begin: int, end: int, window: int | None) -> np.ndarray:
-    """Return what is added to the attention scores [R, 1, end - begin, end] of the columns from `begin` to `end`, of
-    sequences whose position 0 is in the columns `firsts` [R].
+    """Return what is added to the attention scores of the columns from `begin` to `end` [R, 1, end - begin, end].
 
-    Written out for each row: OpenVINO may broadcast one row's to the others wrongly in bf16. Padding attends to itself.
+    It is written out for each row: OpenVINO may broadcast one row's to the others wrongly in bf16. Padding attends to
+    itself alone.
+
+    Args:
+        firsts: the column of each sequence's position 0 [R].
+        window: number of positions that a position attends to, itself included; None = all before it.
     """
     queries, keys = np.arange(begin, end)[:, None], np.arange(end)
     near = (keys <= queries) & (keys > queries - (window or end))
