@@ -1,4 +1,4 @@
-"""Sequences of a running batch whose keys and values OpenVINO keeps as the state of an infer request.
+"""Slots whose keys and values OpenVINO keeps as the state of an infer request.
 
 Rows are right-aligned: the last column of the state holds the last position of every sequence, so that a decode step
 appends one column to all of them. The columns before a sequence's first position are masked.
@@ -30,159 +30,169 @@ class Trunk:
     window: int | None  # positions that a position attends to, itself included; None = all before it
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the keys and values of one sequence lie."""
-
-    batch: Batch
-    row: int
-    first: int  # column of its position 0
-    length: int  # positions that are kept
-
-
 class Batch:
     """Right-aligned sequences in the state of one infer request."""
 
     def __init__(self, trunk: Trunk):
         self.trunk, self.request = trunk, trunk.compiled.create_infer_request()
         self.columns = 0
-        self.rows: list[int] = []  # of each sequence, its row in the state
-        self.lengths: list[int] = []  # of each sequence, its positions
 
-    def run(self, embeddings: np.ndarray, firsts: np.ndarray) -> list[np.ndarray]:
-        """Append columns: embeddings [R, L, D] and the column of each sequence's position 0 [R], which may be among the
-        new ones -> per stack of blocks the hidden states [R, L, D], in memory that the next call writes over."""
-        count, end = len(embeddings), self.columns + embeddings.shape[1]
+    def run(self, embeddings: np.ndarray, firsts: np.ndarray, rows: Sequence[int]) -> list[np.ndarray]:
+        """Append L columns and return their hidden states [R, L, D], one array per stack of blocks, in memory that the
+        next call writes over.
+
+        Args:
+            embeddings: [R, L, D].
+            firsts: the column of each sequence's position 0 [R]; columns before it are padding.
+            rows: the row of the state that each sequence goes on from [R].
+        """
+        end = self.columns + embeddings.shape[1]
         inputs = {
             "x": embeddings,
             "positions": np.maximum(np.arange(self.columns, end) - firsts[:, None], 0),
             "mask": attention_mask(firsts, self.columns, end, self.trunk.window),
-            "rows": np.array(self.rows, np.int32),
+            "rows": np.array(rows, np.int32),
         }
         found = self.request.infer(inputs, share_inputs=True, share_outputs=True)
-        self.columns, self.rows = end, list(range(count))
+        self.columns = end
         return list(found.values())
 
-    def places(self) -> list[Place]:
-        """Return where each sequence lies."""
-        return [Place(self, row, self.columns - n, n) for row, n in zip(self.rows, self.lengths, strict=True)]
+    def states(self) -> dict[str, ov.VariableState]:
+        """Return keys and values of each block by name, [R, G, C, E] each; to read or to set one copies it."""
+        return {state.name: state for state in self.request.query_state()}
 
-    def arrange(self, places: Sequence[Place]) -> None:
-        """Keep these sequences, from this batch and others, in as few columns as the longest needs.
 
-        Columns before a sequence's first are zero: a NaN would come through the mask, whatever it is multiplied with.
-        """
-        lengths = [place.length for place in places]
-        columns = max(lengths, default=0)
-        if columns:
-            others = {place.batch: _by_name(place.batch) for place in places}
-            joined = np.empty(0)
-            for state in self.request.query_state():
-                sources = {batch: states[state.name].state.data for batch, states in others.items()}
-                _, groups, _, width = next(iter(sources.values())).shape
-                shape = len(places), groups, columns, width
-                if joined.shape != shape:
-                    joined = np.zeros(shape, np.float32)
-                for row, place in zip(joined, places, strict=True):
-                    kept = sources[place.batch][place.row, :, place.first : place.first + place.length]
-                    row[:, columns - place.length :] = kept
-                state.state = ov.Tensor(joined, shared_memory=True)  # is copied
-        else:
-            self.request.reset_state()
-        self.columns, self.rows, self.lengths = columns, list(range(len(places))), lengths
+@dataclass(frozen=True)
+class Place:
+    """Location of one sequence's keys and values."""
+
+    batch: Batch
+    row: int
+    first: int  # column of its position 0
+    length: int  # positions that are kept, perhaps not all that the row has
+
+    def is_aligned(self) -> bool:
+        """Return whether its last position is in the last column."""
+        return self.first + self.length == self.batch.columns
 
 
 class OpenVINOSlots(Slots):
-    """Slots over a compiled trunk. Sequences are released, copied and moved by the graph's input `rows` at the next
-    decode step; only `admit`, `crop` and the removal of columns rewrite the state."""
+    """Slots over a compiled trunk.
+
+    Between two decode steps sequences only change their places in a list. The next step then reorders rows by the
+    graph's input `rows`, which costs nothing; it rewrites the state, which takes about as long as a decode step, only
+    where sequences lie in several batches or were cropped, or where half of the columns are unused.
+    """
 
     def __init__(self, trunk: Trunk, capacity: int):
         self.trunk, self.capacity = trunk, capacity
         self.batch = Batch(trunk)
+        self.places: list[Place] = []
 
     @property
     def lengths(self) -> list[int]:
-        return self.batch.lengths
+        return [place.length for place in self.places]
 
     def prefill(self, prompts: Sequence[Tensor]) -> OpenVINOPrefill:
         return OpenVINOPrefill(self.trunk, prompts)
 
     def admit(self, prefill: OpenVINOPrefill) -> None:
-        new = prefill.batch
         assert not prefill.left, "positions of the prompts are left"
-        assert len(self) + len(new.lengths) <= self.capacity, "more sequences than there is room for"
-        if self.lengths:
-            self.batch.arrange([*self.batch.places(), *new.places()])
-        else:
-            self.batch = new
+        assert len(self) + len(prefill.firsts) <= self.capacity, "more sequences than there is room for"
+        self.places += prefill.places()
 
     def advance(self, embeddings: Tensor) -> Hidden:
-        batch = self.batch
-        if batch.columns >= 2 * max(batch.lengths):  # half of them hold nothing
-            batch.arrange(batch.places())
-        found = batch.run(_array(embeddings)[:, None], batch.columns - np.array(batch.lengths))
-        batch.lengths = [length + 1 for length in batch.lengths]
+        self._gather()
+        firsts, rows = [place.first for place in self.places], [place.row for place in self.places]
+        found = self.batch.run(_array(embeddings)[:, None], np.array(firsts), rows)
+        self.places = [replace(place, row=row, length=place.length + 1) for row, place in enumerate(self.places)]
         hidden = [torch.from_numpy(array[:, 0].copy()) for array in found]
         return Hidden(hidden[0], hidden[-1])
 
     def copy(self, slot: int) -> None:
         assert len(self) < self.capacity, "more sequences than there is room for"
-        for each in (self.batch.rows, self.batch.lengths):
-            each.append(each[slot])
+        self.places.append(self.places[slot])
 
     def crop(self, slot: int, length: int) -> None:
-        places = self.batch.places()
-        assert 0 <= length <= places[slot].length, "a sequence cannot be cropped to more than it has"
-        places[slot] = replace(places[slot], length=length)
-        self.batch.arrange(places)
+        assert 0 <= length <= self.places[slot].length, "a sequence cannot be cropped to more than it has"
+        self.places[slot] = replace(self.places[slot], length=length)
 
     def release(self, slot: int) -> None:
-        for each in (self.batch.rows, self.batch.lengths):
-            each[slot] = each[-1]
-            each.pop()
-        if not self.lengths:
-            self.batch.arrange([])
+        self.places[slot] = self.places[-1]
+        self.places.pop()
+
+    def _gather(self) -> None:
+        """Bring all sequences into one batch, right-aligned, in fewer than twice the columns that the longest has."""
+        batch, columns = self.places[0].batch, max(self.lengths)
+        together = all(place.batch is batch and place.is_aligned() for place in self.places)
+        if together and batch.columns < 2 * columns:
+            self.batch = batch
+        else:
+            self._rewrite(columns)
+            firsts = [columns - length for length in self.lengths]
+            self.places = [Place(self.batch, row, first, columns - first) for row, first in enumerate(firsts)]
+
+    def _rewrite(self, columns: int) -> None:
+        """Set the state of the batch to the sequences, right-aligned in so many columns.
+
+        Padding is set to zero: a NaN there would come through the mask, whatever it is multiplied with.
+        """
+        sources = {place.batch: place.batch.states() for place in self.places}
+        joined = np.empty(0)
+        for name, state in self.batch.states().items():
+            found = {batch: states[name].state.data for batch, states in sources.items()}
+            _, groups, _, width = found[self.places[0].batch].shape
+            shape = len(self.places), groups, columns, width
+            if joined.shape != shape:
+                joined = np.zeros(shape, np.float32)
+            for row, place in zip(joined, self.places, strict=True):
+                kept = found[place.batch][place.row, :, place.first : place.first + place.length]
+                row[:, columns - place.length :] = kept
+            state.state = ov.Tensor(joined, shared_memory=True)  # is copied
+        self.batch.columns = columns
 
 
 class OpenVINOPrefill(Prefill):
-    """Prompts in one batch padded on the left, in a request of their own."""
+    """Prompts in one left-padded batch, in an infer request of their own."""
 
     def __init__(self, trunk: Trunk, prompts: Sequence[Tensor]):
-        self.batch = Batch(trunk)
-        self.batch.lengths = [len(prompt) for prompt in prompts]
-        self.batch.rows = list(range(len(prompts)))
-        self.firsts = max(self.batch.lengths) - np.array(self.batch.lengths)
-        shape = len(prompts), max(self.batch.lengths), prompts[0].shape[1]
-        self.embeddings = np.zeros(shape, np.float32)
+        self.batch, lengths = Batch(trunk), np.array([len(prompt) for prompt in prompts])
+        self.firsts = lengths.max() - lengths
+        self.embeddings = np.zeros((len(prompts), lengths.max(), prompts[0].shape[1]), np.float32)
         for row, first, prompt in zip(self.embeddings, self.firsts, prompts, strict=True):
             row[first:] = _array(prompt)
 
     @property
     def left(self) -> int:
-        end = self.embeddings.shape[1]
-        return int((end - np.maximum(self.firsts, self.batch.columns)).sum())
+        return int((self.embeddings.shape[1] - np.maximum(self.firsts, self.batch.columns)).sum())
 
     def advance(self, positions: int) -> None:
-        """Padding counts as positions here: it takes as long."""
-        begin = self.batch.columns
-        end = begin + max(1, positions // len(self.embeddings))
-        self.batch.run(np.ascontiguousarray(self.embeddings[:, begin:end]), self.firsts)
+        """Compute further columns of the batch; padding counts as positions, since it takes as long."""
+        assert self.left, "no positions are left"
+        begin, count = self.batch.columns, len(self.embeddings)
+        end = begin + max(1, positions // count)
+        self.batch.run(np.ascontiguousarray(self.embeddings[:, begin:end]), self.firsts, range(count))
+
+    def places(self) -> list[Place]:
+        """Return where the sequences lie when nothing is left."""
+        firsts = enumerate(self.firsts.tolist())
+        return [Place(self.batch, row, first, self.batch.columns - first) for row, first in firsts]
 
 
 def attention_mask(firsts: np.ndarray, begin: int, end: int, window: int | None) -> np.ndarray:
-    """Return what is added to the attention scores [R, 1, end - begin, end] of the columns from `begin` to `end`, of
-    sequences whose position 0 is in the columns `firsts` [R].
+    """Return what is added to the attention scores of the columns from `begin` to `end` [R, 1, end - begin, end].
 
-    Written out for each row: OpenVINO may broadcast one row's to the others wrongly in bf16. Padding attends to itself.
+    It is written out for each row: OpenVINO may broadcast one row's to the others wrongly in bf16. Padding attends to
+    itself alone.
+
+    Args:
+        firsts: the column of each sequence's position 0 [R].
+        window: number of positions that a position attends to, itself included; None = all before it.
     """
     queries, keys = np.arange(begin, end)[:, None], np.arange(end)
     near = (keys <= queries) & (keys > queries - (window or end))
     allowed = near & ((keys >= firsts[:, None, None]) | (keys == queries))
     return np.where(allowed, np.float32(0), np.float32(FORBIDDEN))[:, None]
-
-
-def _by_name(batch: Batch) -> dict[str, ov.VariableState]:
-    return {state.name: state for state in batch.request.query_state()}
 
 
 def _array(embeddings: Tensor) -> np.ndarray:

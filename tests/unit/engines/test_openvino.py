@@ -138,6 +138,39 @@ def test_what_is_broken_breaks_no_neighbour(weights: str, tmp_path):
     assert slots.worst < 0.04
 
 
+def test_much_happens_between_two_steps(tmp_path):
+    """Before the first one, too: two prefills meet, a newcomer is copied and cropped, and one is emptied."""
+    slots = compared(sharpen(build()), tmp_path)
+    slots.admit(6, 3)
+    slots.admit(9)
+    slots.copy(2)
+    slots.crop(3, 2)
+    slots.crop(1, 0)
+    slots.advance()
+    for _ in range(3):
+        slots.release(0)
+    slots.crop(0, 0)
+    slots.advance()
+    slots.admit(4)
+    slots.release(0)
+    slots.advance()
+    assert slots.slots.batch.columns == 5
+    assert slots.worst < 1e-5
+
+
+def test_new_sequences_are_admitted_after_an_error(tmp_path):
+    slots = compared(sharpen(build()), tmp_path)
+    slots.admit(5, 9)
+    with pytest.raises(RuntimeError):
+        slots.slots.advance(torch.zeros(2, 7))
+    slots.advance()  # nothing has changed
+    slots.release(0)
+    slots.release(0)
+    slots.admit(4)
+    slots.advance(2)
+    assert slots.worst < 1e-5
+
+
 @pytest.mark.parametrize("llm", ["qwen2_0.5b", "qwen3_0.6b", "llama", "mistral_7b"])
 def test_no_decode_step_copies_keys_and_values(llm: str, tmp_path):
     """OpenVINO makes one operation of each block's attention, its state, and the rows that the state goes on from."""
