@@ -57,7 +57,7 @@ class PlainRules:
         return token
 
     def _audio(self, logits: torch.Tensor, stream: int, step: int) -> int:
-        ids, size = self.layout.audio[stream], self.layout.codebook_size
+        ids = self.layout.audio[stream]
         if step < self.decoding.min_steps:
             logits[ids.eoa] = NEVER
         frame = (step - self.pattern.first[stream]) // self.pattern.stride
@@ -65,12 +65,11 @@ class PlainRules:
             book = self.pattern.codebook_at(step)[stream]
             if book < 0 or self.over[stream]:
                 return ids.pad
-            begin = self.layout.carries[stream].index(book) * size
-            if stream != self.leader and begin == 0 and self.end_frame == frame:
+            codes = self.layout.code_ids(stream, book)
+            if stream != self.leader and codes.start == 0 and self.end_frame == frame:
                 self.over[stream] = True
                 return ids.eoa
-            allowed = [*range(begin, begin + size)]
-            allowed += [ids.eoa] if stream == self.leader and begin == 0 and frame > 0 else []
+            allowed = [*codes, *([ids.eoa] if stream == self.leader and codes.start == 0 and frame > 0 else [])]
             kept = torch.full_like(logits, NEVER)
             kept[allowed] = logits[allowed]
             logits = kept
