@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omnikit.llms.llama_numbers import LlamaNumbers, rotary_rates, supports
+from omnikit.llms.llama_numbers import LlamaNumbers, rotary_rates, rotary_scaling, supports
+from omnikit.undrawn import outlined
 
 __all__ = [
     "Block", "Joint", "KeyValues", "LlamaNumbers", "Trunk", "blocks_of", "normed", "scores", "supports", "turned",
@@ -280,8 +281,9 @@ class Rotary(nn.Module):
 
     def __init__(self, numbers: LlamaNumbers):
         super().__init__()
-        rates, self.attention_scaling = rotary_rates(numbers)
+        rates = outlined((numbers.head_dim // 2,), lambda: rotary_rates(numbers))
         self.register_buffer("inv_freq", rates, persistent=False)
+        self.attention_scaling = rotary_scaling(numbers)
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [B, L] -> cosine and sine [B, L, E] in the type of x."""

@@ -144,9 +144,8 @@ def supports(config: Any) -> str | None:
     return None
 
 
-def rotary_rates(numbers: LlamaNumbers) -> tuple[Tensor, float]:
-    """Return the angle per position of each pair of a head's dimensions [E / 2] (Su et al. 2021, arXiv 2104.09864), and
-    the factor of cosine and sine.
+def rotary_rates(numbers: LlamaNumbers) -> Tensor:
+    """Return the angle per position of each pair of a head's dimensions [E / 2] (Su et al. 2021, arXiv 2104.09864).
 
     `linear` and `llama3` stretch the angles as Llama 3.1 does (Dubey et al. 2024, arXiv 2407.21783), `yarn` as in
     Peng et al. 2023, arXiv 2309.00071, section 3. Each is computed in the order of operations of transformers: at
@@ -156,16 +155,22 @@ def rotary_rates(numbers: LlamaNumbers) -> tuple[Tensor, float]:
     lengths = rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float) / size)
     rates, kind = 1.0 / lengths, rope["rope_type"]
     if kind == LINEAR:
-        return rates / rope["factor"], 1.0
+        return rates / rope["factor"]
     if kind == LLAMA3:
         turns = rope["original_max_position_embeddings"] / (2 * math.pi / rates)  # within the first context
         low, high = rope["low_freq_factor"], rope["high_freq_factor"]
         fast = ((turns - low) / (high - low)).clamp(0, 1)
-        return (1 - fast) * rates / rope["factor"] + fast * rates, 1.0
+        return (1 - fast) * rates / rope["factor"] + fast * rates
     if kind == YARN:
         fast = 1 - _yarn_ramp(rope, size)
-        return 1.0 / (rope["factor"] * lengths) * (1 - fast) + rates * fast, _yarn_scaling(rope)
-    return rates, 1.0
+        return 1.0 / (rope["factor"] * lengths) * (1 - fast) + rates * fast
+    return rates
+
+
+def rotary_scaling(numbers: LlamaNumbers) -> float:
+    """Return the factor of the cosines and sines of `rotary_rates`."""
+    rope = numbers.rope_parameters
+    return _yarn_scaling(rope) if rope["rope_type"] == YARN else 1.0
 
 
 def _yarn_ramp(rope: Mapping[str, Any], size: int) -> Tensor:

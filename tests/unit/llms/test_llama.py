@@ -15,7 +15,7 @@ from omnikit import checkpoint
 from omnikit.hparams import build_part
 from omnikit.llms.light import for_inference
 from omnikit.llms.llama import Joint, Trunk, blocks_of, scores, turns
-from omnikit.llms.llama_numbers import KINDS, LlamaNumbers, rotary_rates, supports
+from omnikit.llms.llama_numbers import KINDS, LlamaNumbers, rotary_rates, rotary_scaling, supports
 from omnikit.llms.transformers_lm import TransformersLM
 from tests.unit.toy import tokenizer_file, toy_model
 
@@ -234,7 +234,8 @@ def test_rotary_rates_are_transformers_to_the_last_bit(rope):
 
     rotary = LlamaRotaryEmbedding(theirs)
     for config in (theirs, {**given, "rope_parameters": rope}):
-        rates, scaling = rotary_rates(LlamaNumbers.of(config))
+        numbers = LlamaNumbers.of(config)
+        rates, scaling = rotary_rates(numbers), rotary_scaling(numbers)
         assert torch.equal(rates, rotary.inv_freq)
         assert scaling == rotary.attention_scaling
 
