@@ -281,7 +281,7 @@ class Rotary(nn.Module):
     def __init__(self, numbers: LlamaNumbers):
         super().__init__()
         rates, self.attention_scaling = rotary_rates(numbers)
-        self.register_buffer("inv_freq", rates.to(torch.get_default_device()), persistent=False)
+        self.register_buffer("inv_freq", rates, persistent=False)
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [B, L] -> cosine and sine [B, L, E] in the type of x."""

@@ -150,11 +150,10 @@ def rotary_rates(numbers: LlamaNumbers) -> tuple[Tensor, float]:
 
     `linear` and `llama3` stretch the angles as Llama 3.1 does (Dubey et al. 2024, arXiv 2407.21783), `yarn` as in
     Peng et al. 2023, arXiv 2309.00071, section 3. Each is computed in the order of operations of transformers: at
-    distant positions a last bit counts. They are on the CPU whatever the default device is: on the meta device, torch
-    would import its compiler for this.
+    distant positions a last bit counts.
     """
     rope, size = numbers.rope_parameters, numbers.head_dim
-    lengths = rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float, device="cpu") / size)
+    lengths = rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float) / size)
     rates, kind = 1.0 / lengths, rope["rope_type"]
     if kind == LINEAR:
         return rates / rope["factor"], 1.0
@@ -183,7 +182,7 @@ def _yarn_ramp(rope: Mapping[str, Any], size: int) -> Tensor:
     first, last = max(first, 0), min(last, size - 1)
     if first == last:
         last += 0.001
-    return ((torch.arange(size // 2, dtype=torch.float, device="cpu") - first) / (last - first)).clamp(0, 1)
+    return ((torch.arange(size // 2, dtype=torch.float) - first) / (last - first)).clamp(0, 1)
 
 
 def _yarn_scaling(rope: Mapping[str, Any]) -> float:
