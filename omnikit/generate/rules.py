@@ -139,11 +139,13 @@ class Rules:
         self.integers[slot, _COLUMNS.index("audio_from")] = audio
 
     def move(self, source: int, target: int) -> None:
-        """The answer of one slot goes on in another."""
+        """The answer of one slot goes on in another, or, where they are the same, has ended."""
         tables = (self.integers, self.numbers, self.audio_over, self.fed, self.texts, self.seen_text, self.seen_audio)
         for table in tables:
             if table is not None:
                 table[target] = table[source]
+        # a recorded step also computes slots that nobody uses, which may not read from beyond its rows
+        self.read_from(source, text=source, audio=source)
 
     def embed(self, rows: int) -> Tensor:
         """Embeddings of what the first slots are fed next [rows, D], for `Slots.step`."""

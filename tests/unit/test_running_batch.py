@@ -8,19 +8,24 @@ import resource
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 from omnikit.api import Omni
 from omnikit.engines import open_engine
+from omnikit.engines.recorded import Recorder
+from omnikit.engines.static import StaticEngine
 from omnikit.engines.torch import TorchEngine
 from omnikit.generate import CANCELLED, Decoder, Decoding, Question, QueueFull, Request, runner
+from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
 from omnikit.sampling import Sampling
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
 from omnikit.streaming import SeparateStreams
 from omnikit.tasks import TASKS
+from tests.unit.engines.replayed import ReplayedOperations
 from tests.unit.plain import plainly
 from tests.unit.scripted import emitted
 from tests.unit.toy import toy_model
@@ -126,11 +131,28 @@ def ends_often(model: OmniLM) -> OmniLM:
     return model
 
 
-def check(pattern: str, options: dict, count: int, seed: int, engine: str = "torch", folder: str = "") -> None:
+class Recorded(StaticEngine):
+    """Steps are recorded and replayed as on a GPU, for a power of two of rows."""
+
+    def open(self, capacity):
+        slots = super().open(capacity)
+        slots.recorder = Recorder(ReplayedOperations())
+        return slots
+
+
+def open_named(name: str, model: OmniLM, folder: Path | None) -> Engine:
+    if name == "recorded":
+        return Recorded(model)
+    return open_engine(name, model, folder, **({"weights": "f32"} if name == "openvino" else {}))
+
+
+def check(
+    pattern: str, options: dict, count: int, seed: int, engine: str = "torch", folder: Path | None = None
+) -> None:
     model, draw = toy_model(pattern, **options), random.Random(seed)
     if engine == "torch":  # the heads of the others are their own
         model = ends_often(model)
-    decoder = Decoder(model, open_engine(engine, model, folder, **({"weights": "f32"} if engine == "openvino" else {})))
+    decoder = Decoder(model, open_named(engine, model, folder))
     cases = draw_cases(model, decoder, count, draw)
     decode(decoder, cases, capacity=draw.choice([3, 6, 9]))
     tied = sum(ties(model, case.request) for case in cases)
@@ -144,7 +166,7 @@ def test_each_answer_is_the_one_that_it_would_be_alone(pattern, options):
     check(pattern, options, count=24, seed=1)
 
 
-@pytest.mark.parametrize("engine", ["static", "openvino"])
+@pytest.mark.parametrize("engine", ["static", "recorded", "openvino"])
 def test_each_answer_of_an_engine_is_the_one_that_it_would_be_alone(engine, tmp_path):
     if engine == "openvino":
         pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
