@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from omnikit.interfaces import Codec
-from omnikit.streaming import EXACT, DecodeStream
+from omnikit.streaming import EXACT, DecodeStream, DecodeStreams
 
 MESSAGE = "codec: this system has none, so it only writes; to hear it speak, build or convert it with a --codec"
 
@@ -30,4 +30,7 @@ class NoCodec(Codec):
         raise ValueError(MESSAGE)
 
     def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
+        raise ValueError(MESSAGE)
+
+    def streams(self, mode: str = EXACT) -> DecodeStreams:
         raise ValueError(MESSAGE)

@@ -194,7 +194,7 @@ class RunningBatch:
 
     def _begin(self, requests: list[Request]) -> None:
         """Encode and embed; what cannot be asked fails alone."""
-        requests = self._without_failing(requests, lambda request: check_question(self.model, request))
+        requests = self._without_failing(requests, self._check)
         features = self._encode([request for request in requests if request.question.features is None
                                  and request.question.wav is not None])  # fmt: skip
         requests = [request for request in requests if not request.done]
@@ -213,6 +213,12 @@ class RunningBatch:
             self.newcomers = _Newcomers(requests, prompts, self._open().prefill([p.embeddings for p in prompts]))
         except Exception as error:
             self._fail(requests, error)
+
+    def _check(self, request: Request) -> None:
+        """Refuse what cannot be answered."""
+        check_question(self.model, request)
+        if request.sound is not None:
+            self._streams_of(request.sound)
 
     def _without_failing(self, requests: list[Request], call: Callable[[Request], None]) -> list[Request]:
         """Call a function with each request; those for which it raises have failed."""

@@ -106,12 +106,13 @@ def logits(model, steps: torch.Tensor) -> list[torch.Tensor]:
         return [model.text_logits(hidden.text), *model.audio_logits(hidden.audio)]
 
 
-def test_round_trip_gives_identical_logits(published, converted):
+def test_round_trip_gives_the_same_logits(published, converted):
+    """Within rounding: what is loaded is computed without transformers."""
     state = torch.load(published / "mini_omni" / "lit_model.pth", weights_only=True)
     direct, loaded = from_state_dict(state, CONFIG), checkpoint.load(converted)
     steps = make_prompt(TASKS["T1A2"], direct.layout, text=[3, 1, 4]).steps
     for ours, theirs in zip(logits(loaded, steps), logits(direct, steps), strict=True):
-        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert sorted(p.name for p in converted.iterdir() if p.suffix in (".pth", ".pt", ".bin")) == []
 
 

@@ -180,6 +180,21 @@ def test_each_answer_is_the_one_that_it_would_be_alone_long(pattern, options, se
     check(pattern, options, count=100, seed=seed)
 
 
+def test_a_recorded_step_reads_from_its_own_rows_alone():
+    """A batch-parallel answer ends while another goes on, so that a slot which nobody uses is computed."""
+    model = toy_model()
+    decoder = Decoder(model, Recorded(model), decoding=Decoding(min_steps=9, max_steps=9))
+    short, question = Decoding(min_steps=3, max_steps=3), Question(text=[3])
+    asked = [
+        decoder.request(TASKS["T1A2"], question, strategy=BATCH_PARALLEL),
+        decoder.request(TASKS["T1A2"], question),
+        decoder.request(TASKS["T1A2"], question, strategy=BATCH_PARALLEL, decoding=short),
+    ]
+    cases = [Case(request, arrives, None) for request, arrives in zip(asked, (0, 0, 2), strict=True)]
+    decode(decoder, cases, capacity=8)
+    assert not any(ties(model, request) for request in asked)
+
+
 def test_a_seed_alone_decides_what_is_sampled():
     model = toy_model()
     hot = Decoding(text=Sampling(1.5), audio=Sampling(1.5), max_steps=12, min_steps=12)

@@ -12,9 +12,9 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from omnikit.api import _Voice
+from omnikit.generate.frames import TextReader
 from omnikit.llms.tokenizers import SentencePieceTokenizer, TransformersTokenizer, open_tokenizer
-from tests.unit.toy import ToyCodec
+from omnikit.tokens import TokenLayout
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>", "[INST]", "<start_of_turn>", "<bos>"]
 ADDED = ["<laugh>", "   "]
@@ -87,9 +87,9 @@ def special_ids(tokenizer: TransformersTokenizer) -> set[int]:
 
 def streamed(tokenizer: TransformersTokenizer, ids: list[int]) -> list[str]:
     """The text as an answer gives it out, piece by piece."""
-    layout = SimpleNamespace(text_vocab=tokenizer.vocab_size)
-    voice = _Voice(SimpleNamespace(llm=SimpleNamespace(tokenizer=tokenizer), layout=layout, codec=ToyCodec()), "exact")
-    return [*map(voice._new_text, ids), voice._grown()]
+    layout = TokenLayout(text_vocab=tokenizer.vocab_size, codebook_size=1, carries=((0,),))
+    reader = TextReader(SimpleNamespace(llm=SimpleNamespace(tokenizer=tokenizer), layout=layout))
+    return [*map(reader.push, ids), reader.finish()]
 
 
 @pytest.mark.parametrize("text", [*SCRIPTS, *SPELLED])
