@@ -95,9 +95,13 @@ def logging_kept() -> Iterator[None]:
     """Undo what a script does to the root logger, such as handlers that write to its own log file."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
+    # SpeechBrain's configuration of logging closes all handlers that there are; absl's closes with itself what was
+    # stderr when absl was imported, which may be the file in which pytest captures
+    closed_together, logging._handlerList = logging._handlerList, []
     try:
         yield
     finally:
+        logging._handlerList = closed_together
         for handler in set(root.handlers) - set(handlers):
             handler.close()
         root.handlers[:] = handlers
