@@ -55,7 +55,7 @@ TimeLimit = Annotated[
     typer.Option(
         "--time_limit",
         metavar="SECONDS",
-        help="Cut the answer after so many seconds of decoding; of many, those that are decoded together.",
+        help="Cut an answer after so many seconds, counted from the moment at which its question is encoded.",
     ),
 ]
 Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest: a file (docs/data.md) or a folder.")]

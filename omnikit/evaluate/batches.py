@@ -17,7 +17,7 @@ from omnikit.data.rows import Features, Row
 from omnikit.data.skipped import Skipped
 from omnikit.data.store import fingerprint
 from omnikit.errors import one_line
-from omnikit.generate import Decoder, Decoding, Question
+from omnikit.generate import Decoder, Decoding, Question, Request
 from omnikit.interfaces import Codec
 from omnikit.model import OmniLM
 from omnikit.ranges import COUNT
@@ -149,11 +149,20 @@ def by_model(decoder: Decoder, task: Task) -> Respond:
                 yield row, question
             else:
                 asked.append((row, question))
-        given = decoder.answers(task, [question for _, question in asked])
-        for (row, _), answer in zip(asked, given, strict=True):
-            yield row, Reply(model.llm.tokenizer.decode(answer.text), answer.codes, answer.truncated)
+        requests = [decoder.request(task, question) for _, question in asked]
+        decoder.run(requests)
+        for (row, _), request in zip(asked, requests, strict=True):
+            yield row, _reply(model, request)
 
     return respond
+
+
+def _reply(model: OmniLM, request: Request) -> Reply | Problem:
+    try:
+        answer = request.wait(0)
+    except ValueError as error:  # a question that cannot be asked, such as one longer than the backbone's positions
+        return Problem("refused", one_line(error))
+    return Reply(model.llm.tokenizer.decode(answer.text), answer.codes, answer.truncated)
 
 
 def sound(codec: Codec, codes: Tensor) -> Tensor:

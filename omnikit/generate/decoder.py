@@ -76,13 +76,17 @@ class Decoder:
             ValueError: one of the questions cannot be asked.
         """
         requests = [self.request(task, question, **asked) for question in questions]
-        batch = self.batch()
-        waiting = deque(requests)
+        self.run(requests)
+        return [request.wait(0) for request in requests]
+
+    def run(self, requests: Sequence[Request]) -> None:
+        """Decode requests to their ends in a batch of their own, in this thread. What goes wrong with one of them is
+        raised by its `wait`."""
+        batch, waiting = self.batch(), deque(requests)
         while waiting or batch.busy:
             while waiting and len(batch.waiting) < batch.capacity:
                 batch.submit(waiting.popleft())
             batch.turn()
-        return [request.wait(0) for request in requests]
 
     def submit(self, task: Task, question: Question, **asked: Unpack[Asked]) -> Request:
         """Ask from any thread; the answer grows in the batch that all who ask share.

@@ -140,9 +140,9 @@ def test_a_killed_run_goes_on(folder, tmp_path, monkeypatch):
     """Nothing finished is done again, a half line is dropped, what was skipped or lost is tried again."""
     out = tmp_path / "out"
     asked = []
-    real = Decoder.answers
-    monkeypatch.setattr(Decoder, "answers", lambda decoder, task, questions: (
-        asked.append(len(questions)), real(decoder, task, questions))[1])  # fmt: skip
+    real = Decoder.run
+    monkeypatch.setattr(Decoder, "run", lambda decoder, requests: (
+        asked.append(len(requests)), real(decoder, requests))[1])  # fmt: skip
     job("A1A2", folder, out).run(omni())
     whole = (out / "results.jsonl").read_text()
     found = lines(out / "results.jsonl")

@@ -53,6 +53,14 @@ def test_text_tasks_read_the_text():
     assert found["a"].text == "the cat" and found["a"].codes.shape[0] == 3
 
 
+def test_what_cannot_be_asked_is_counted():
+    model = toy_model()
+    model.llm.max_positions = 10
+    rows = [Row("a", "the cat"), Row("b", "the cat sees the dog " * 9)]
+    found, skipped = replies(model, TASKS["T1A1"], rows, decoding=DECODING)
+    assert list(found) == ["a"] and dict(skipped.reasons) == {"refused": 1}
+
+
 def evaluated(rows, tmp_path, groups):
     options = {"batch_size": 2, "normalize": plain, "folder": tmp_path}
     respond = by_model(Decoder(toy_model(), decoding=DECODING), TASKS["A1T1"])
