@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,9 @@ from torch import Tensor
 
 from omnikit.audio import load_audio
 from omnikit.engines import AUTO, OF_TORCH, check_engine, load_openvino, open_engine
-from omnikit.generate import END, Chunk, Decoder, Decoding, Question, Request
+from omnikit.generate import END, Decoder, Decoding, Question, Request
+from omnikit.generate import Chunk as Chunk
+from omnikit.generate.request import Chunks
 from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
 from omnikit.strategies import Strategy
@@ -100,7 +101,7 @@ class Omni:
         """
         return self._join(self.stream(audio, **stop))
 
-    def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Iterator[Chunk]:
+    def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Chunks:
         """Answer as `ask`, piece by piece while the answer is being decoded: the codec is given 1, 2, 4 .. frames at a
         time. Drop the iterator to have no more, or see `Stop`.
 
@@ -121,7 +122,7 @@ class Omni:
         """Say a text."""
         return self._join(self.stream_speech(text, **stop))
 
-    def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Iterator[Chunk]:
+    def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Chunks:
         """Say a text as `speak`, piece by piece, see `stream`."""
         return self._chunks("T1A1", self.read(text), mode, **stop)
 
@@ -140,7 +141,12 @@ class Omni:
             task: a name in `omnikit.tasks.TASKS` that does not speak.
             name: of the recording, for errors.
         """
-        found = self.submit(task, question, name=name, **stop).wait()
+        request = self.submit(task, question, name=name, **stop)
+        try:
+            found = request.wait()
+        except BaseException:  # Ctrl-C among them
+            request.cancel()
+            raise
         text = self.model.llm.tokenizer.decode(found.text)
         return Reply(text, torch.zeros(0), self.sample_rate, found.end)
 
@@ -193,12 +199,16 @@ class Omni:
 
     def _chunks(
         self, task: str, question: Question, mode: str, *, name: str | None = None, **stop: Unpack[Stop]
-    ) -> Iterator[Chunk]:
+    ) -> Chunks:
         check_mode(mode)
         return iter(self.submit(task, question, sound=mode, name=name, **stop))
 
-    def _join(self, chunks: Iterator[Chunk]) -> Reply:
-        pieces = list(chunks)
+    def _join(self, chunks: Chunks) -> Reply:
+        try:
+            pieces = list(chunks)
+        except BaseException:  # Ctrl-C among them
+            chunks.close()
+            raise
         text, wav = "".join(p.text for p in pieces), torch.cat([p.wav for p in pieces])
         return Reply(text, wav, self.sample_rate, pieces[-1].end)
 

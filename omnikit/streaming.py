@@ -113,7 +113,10 @@ class SeparateStreams(DecodeStreams):
         return {number: self.streams[number].push(frames[None])[0] for number, frames in codes.items()}
 
     def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:
-        return {number: self.streams.pop(number).finish()[0] for number in streams}
+        found = {number: self.streams[number].finish()[0] for number in streams}
+        for number in found:
+            del self.streams[number]
+        return found
 
     def drop(self, stream: int) -> None:
         del self.streams[stream]

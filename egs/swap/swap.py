@@ -18,6 +18,7 @@ from omnikit.audio import save_audio
 from omnikit.data.collate import Batch, collate
 from omnikit.describe import describe
 from omnikit.errors import ArgumentParser, bad_input_exits
+from omnikit.generate.prompts import encode
 from omnikit.losses import stream_losses, weighted_mean
 from omnikit.model import OmniLM
 from omnikit.ranges import COUNT
@@ -49,8 +50,8 @@ def tunes(rate: int) -> dict[str, Tensor]:
 
 def lesson(model: OmniLM, wavs: dict[str, Tensor]) -> Batch:
     """Both tunes as questions, their names and themselves as answers."""
-    omni = Omni(model)
-    heard = [omni.hear(wav).features for wav in wavs.values()]
+    with torch.no_grad():
+        heard = encode(model, list(wavs.values()))
     samples = [
         make_sample(
             TASK, model.layout, model.pattern, audio_frames=model.frames_heard(len(features)),

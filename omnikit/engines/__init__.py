@@ -43,7 +43,8 @@ def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **op
         from omnikit.engines.static import StaticEngine
 
         return StaticEngine(model, compiled=name == COMPILED)
-    assert folder is not None, "openvino keeps its graphs in a folder"
+    if folder is None:
+        raise ValueError(f"engine {name}: needs a folder, in which it keeps what it makes of the model's weights")
     return _openvino().OpenVINOEngine(model, folder, **options)
 
 

@@ -97,6 +97,8 @@ class JoinedSlots(Slots):
         order, lengths = self._rows(), list(self.lengths)
         order[slot], lengths[slot] = order[-1], lengths[-1]
         self._order, self.lengths = order[:-1], lengths[:-1]
+        if not self.lengths:
+            self._reorder()  # let the memory go
 
     def crop(self, slot: int, length: int) -> None:
         self._reorder()

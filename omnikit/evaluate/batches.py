@@ -10,14 +10,13 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from omnikit.data.rows import Features, Row
 from omnikit.data.skipped import Skipped
 from omnikit.data.store import fingerprint
 from omnikit.errors import one_line
-from omnikit.generate import Decoder, Decoding, Question, Request
+from omnikit.generate import BadQuestion, Decoder, Decoding, Question, Request
 from omnikit.interfaces import Codec
 from omnikit.model import OmniLM
 from omnikit.ranges import COUNT
@@ -139,7 +138,7 @@ def replies(
 
 def by_model(decoder: Decoder, task: Task) -> Respond:
     """A model's replies to a task; with greedy sampling those that each row would get alone."""
-    model = decoder.model
+    model, batch = decoder.model, decoder.batch()
     encoder = functools.cache(lambda: fingerprint(model.encoder))
 
     def respond(rows: list[Row]) -> Replied:
@@ -150,7 +149,7 @@ def by_model(decoder: Decoder, task: Task) -> Respond:
             else:
                 asked.append((row, question))
         requests = [decoder.request(task, question) for _, question in asked]
-        decoder.run(requests)
+        decoder.run(requests, batch)
         for (row, _), request in zip(asked, requests, strict=True):
             yield row, _reply(model, request)
 
@@ -160,7 +159,7 @@ def by_model(decoder: Decoder, task: Task) -> Respond:
 def _reply(model: OmniLM, request: Request) -> Reply | Problem:
     try:
         answer = request.wait(0)
-    except ValueError as error:  # a question that cannot be asked, such as one longer than the backbone's positions
+    except BadQuestion as error:  # such as one longer than the backbone's positions
         return Problem("refused", one_line(error))
     return Reply(model.llm.tokenizer.decode(answer.text), answer.codes, answer.truncated)
 
@@ -211,8 +210,7 @@ def _questions(
     recorded = [row for row in rows if row.a1 is not None or row.features is None]
     heard, problems = load_recordings(recorded, model.encoder.sample_rate)
     yield from problems
-    if heard:
-        yield from zip([row for row, _ in heard], _hear(model, [wav for _, wav in heard]), strict=True)
+    yield from ((row, Question(wav=wav)) for row, wav in heard)
 
 
 def _ready(model: OmniLM, features: Features, encoder: str) -> Question | Problem:
@@ -226,22 +224,3 @@ def _read(model: OmniLM, text: str) -> Question | Problem:
         return Question(text=model.llm.tokenizer.encode(text))
     except ValueError as error:  # characters that the tokenizer lacks
         return Problem("refused", one_line(error))
-
-
-def _hear(model: OmniLM, wavs: list[Tensor]) -> list[Question | Problem]:
-    """As `hear`; the encoder refuses a batch for one of its recordings, so then each is heard alone."""
-    try:
-        return list(hear(model, wavs))
-    except ValueError as error:
-        if len(wavs) == 1:
-            return [Problem("refused", one_line(error))]
-        return [question for wav in wavs for question in _hear(model, [wav])]
-
-
-def hear(model: OmniLM, wavs: list[Tensor]) -> list[Question]:
-    """Waveforms [N] at the encoder's rate -> questions, encoded as one batch."""
-    lengths = torch.tensor([wav.shape[0] for wav in wavs])
-    with torch.inference_mode():
-        padded = pad_sequence(wavs, batch_first=True).to(model.device)
-        features, frames = model.encoder(padded, lengths.to(model.device))
-    return [Question(features=features[b, : int(n)]) for b, n in enumerate(frames)]

@@ -22,6 +22,7 @@ from omnikit.generate.records import (
     STEP_LIMIT,
     TIME_LIMIT,
     Answer,
+    BadQuestion,
     Chunk,
     Decoding,
     Question,
@@ -29,6 +30,6 @@ from omnikit.generate.records import (
 from omnikit.generate.request import Request
 
 __all__ = [
-    "CANCELLED", "END", "ENDS", "STEP_LIMIT", "TIME_LIMIT", "Answer", "Chunk", "Decoder", "Decoding", "Question",
-    "QueueFull", "Request", "RunningBatch", "read_frames",
+    "CANCELLED", "END", "ENDS", "STEP_LIMIT", "TIME_LIMIT", "Answer", "BadQuestion", "Chunk", "Decoder", "Decoding",
+    "Question", "QueueFull", "Request", "RunningBatch", "read_frames",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from omnikit.generate.request import Request
 from omnikit.generate.runner import Runner
 from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
+from omnikit.ranges import COUNT
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import Task
 
@@ -51,6 +52,7 @@ class Decoder:
     ):
         self.model, self.engine = model, engine or TorchEngine(model)
         self.strategy, self.decoding = strategy, decoding or Decoding()
+        COUNT.check("capacity", capacity)
         self.capacity = max(capacity, len(strategy.text_only))
         self._runner: Runner | None = None
         self._lock = Lock()
@@ -79,10 +81,13 @@ class Decoder:
         self.run(requests)
         return [request.wait(0) for request in requests]
 
-    def run(self, requests: Sequence[Request]) -> None:
-        """Decode requests to their ends in a batch of their own, in this thread. What goes wrong with one of them is
-        raised by its `wait`."""
-        batch, waiting = self.batch(), deque(requests)
+    def run(self, requests: Sequence[Request], batch: RunningBatch | None = None) -> None:
+        """Decode requests to their ends in this thread. What goes wrong with one of them is raised by its `wait`.
+
+        Args:
+            batch: an empty one, whose slots are used again; None = a new one.
+        """
+        batch, waiting = batch or self.batch(), deque(requests)
         while waiting or batch.busy:
             while waiting and len(batch.waiting) < batch.capacity:
                 batch.submit(waiting.popleft())
@@ -94,15 +99,11 @@ class Decoder:
         Raises:
             QueueFull: too many questions wait.
         """
-        return self.runner.submit(self.request(task, question, **asked))
-
-    @property
-    def runner(self) -> Runner:
-        """The shared batch and its thread, made at the first use."""
-        with self._lock:
+        request = self.request(task, question, **asked)
+        with self._lock:  # nobody closes the runner in between
             if self._runner is None:
                 self._runner = Runner(self.batch())
-            return self._runner
+            return self._runner.submit(request)
 
     def close(self) -> None:
         """End all answers of the shared batch as cancelled; the next question begins a new one."""

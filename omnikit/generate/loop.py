@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from omnikit.generate.prompts import Prompt, check_question, encode, make_prompt_of
-from omnikit.generate.records import CANCELLED, END, STEP_LIMIT
+from omnikit.generate.prompts import EmbeddedPrompt, check_question, embed_prompt, encode
+from omnikit.generate.records import CANCELLED, END, STEP_LIMIT, BadQuestion
 from omnikit.generate.request import Request
 from omnikit.generate.rules import Rules, Variant
 from omnikit.interfaces import Engine, Prefill, Slots
@@ -46,7 +48,7 @@ class _Newcomers:
     """Requests whose prompts are being computed."""
 
     requests: list[Request]
-    prompts: list[Prompt]
+    prompts: list[EmbeddedPrompt]
     prefill: Prefill
 
 
@@ -121,13 +123,19 @@ class RunningBatch:
     def turn(self) -> bool:
         """Admit, decode one step, hand out, release; return whether there is more to do."""
         try:
-            self._drop_waiting()
-            self._admit()
-            self._drop_cut(self._running())
-            self._step()
+            with self._device():
+                self._drop_waiting()
+                self._admit()
+                self._end_truncated(self._running())
+                self._step()
         except Exception as error:  # whatever the engine raises ends the answers of this step, and those alone
             self._fail_running(error)
         return self.busy
+
+    def _device(self) -> AbstractContextManager[Any]:
+        """Make the model's GPU the current one: streams and events are of the current one where nothing is said."""
+        device = self.model.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def run(self) -> None:
         """Take turns until nothing is left to do."""
@@ -156,6 +164,12 @@ class RunningBatch:
         if self.newcomers is None:
             return
         group = self.newcomers
+        for request in group.requests:
+            if not request.done and (end := request.truncated_by) is not None:
+                request.finish(end)
+        if all(request.done for request in group.requests):
+            self.newcomers = None
+            return
         try:
             group.prefill.advance(PREFILL_POSITIONS if self.owners else group.prefill.left)
         except Exception as error:
@@ -169,10 +183,10 @@ class RunningBatch:
     def _drop_waiting(self) -> None:
         """Questions that were cancelled while they waited."""
         with self._lock:
-            cut = [(request, end) for request in self.waiting if (end := request.cut) is not None]
-            for request, _ in cut:
+            ended = [(request, end) for request in self.waiting if (end := request.truncated_by) is not None]
+            for request, _ in ended:
                 self.waiting.remove(request)
-        for request, end in cut:
+        for request, end in ended:
             request.finish(end)
 
     def _next_waiting(self) -> list[Request]:
@@ -188,8 +202,7 @@ class RunningBatch:
                 self.waiting.popleft()
             request.begin()
             free -= rows
-            if request.question.wav is not None:
-                seconds += request.question.wav.shape[0] / self.model.encoder.sample_rate
+            seconds += _samples(request) / self.model.encoder.sample_rate
             found.append(request)
 
     def _begin(self, requests: list[Request]) -> None:
@@ -198,12 +211,12 @@ class RunningBatch:
         features = self._encode([request for request in requests if request.question.features is None
                                  and request.question.wav is not None])  # fmt: skip
         requests = [request for request in requests if not request.done]
-        asked: list[tuple[Request, Prompt]] = []
+        asked: list[tuple[Request, EmbeddedPrompt]] = []
 
         def embed(request: Request) -> None:
             given = features.get(id(request), request.question.features)
             spoken = given if request.task.given == "speech" else None
-            asked.append((request, make_prompt_of(self.model, request, spoken)))
+            asked.append((request, embed_prompt(self.model, request, spoken)))
 
         requests = self._without_failing(requests, embed)
         if not requests:
@@ -238,7 +251,7 @@ class RunningBatch:
             features = encode(self.model, [request.question.wav for request in requests])
         except Exception as error:
             if len(requests) == 1:
-                requests[0].finish(None, error)
+                requests[0].finish(None, BadQuestion(str(error)) if isinstance(error, ValueError) else error)
                 return {}
             return {key: found for request in requests for key, found in self._encode([request]).items()}
         return {id(request): found for request, found in zip(requests, features, strict=True)}
@@ -252,8 +265,11 @@ class RunningBatch:
         self.slots.admit(group.prefill)
         for request, prompt in zip(group.requests, group.prompts, strict=True):
             self._add_rows(request, prompt)
+        for request in group.requests:
+            if request.done:  # while its prompt was being computed
+                self._leave(request)
 
-    def _add_rows(self, request: Request, prompt: Prompt) -> None:
+    def _add_rows(self, request: Request, prompt: EmbeddedPrompt) -> None:
         """One slot for each of the strategy's rows; they share the prompt but for its last position."""
         for _ in prompt.marks[1:]:
             self.slots.copy(request.slots[0])
@@ -278,8 +294,8 @@ class RunningBatch:
 
     # steps
 
-    def _drop_cut(self, requests: Iterable[Request]) -> None:
-        self._end([(request, end) for request in requests if (end := request.cut) is not None])
+    def _end_truncated(self, requests: Iterable[Request]) -> None:
+        self._end([(request, end) for request in requests if (end := request.truncated_by) is not None])
 
     def _step(self) -> None:
         if self.owners:
@@ -315,7 +331,7 @@ class RunningBatch:
         host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
         host.copy_(tokens, non_blocking=True)
         ready = torch.cuda.Event()
-        ready.record()
+        ready.record(torch.cuda.current_stream(tokens.device))
         return _Read(owners, host, ready)
 
     def _hand_out(self, read: _Read) -> None:
@@ -324,7 +340,7 @@ class RunningBatch:
             read.ready.synchronize()
         rows, ended = read.tokens.tolist(), []
         for slot, request in read.owners:
-            if request.done:  # it was cut after this step had begun
+            if request.done:  # it was truncated after this step had begun
                 continue
             *tokens, finished = rows[slot]
             if finished:
@@ -333,7 +349,7 @@ class RunningBatch:
             request.emit(tokens)
             if request.text_over and len(request.slots) > 1:
                 self._keep_speaking(request)
-            if len(request.steps) >= request.decoding.max_steps:
+            if len(request.steps) >= request.max_steps:
                 ended.append((request, STEP_LIMIT))
         sounds = self._decode(self._due([request for _, request in read.owners if not request.done]))
         for _, request in read.owners:
@@ -417,7 +433,8 @@ class RunningBatch:
         while request.slots:
             self._release(request.slots[-1])
         if request.stream is not None:
-            self._streams[request.sound].drop(request.stream)
+            with suppress(Exception):  # after an error a codec may not know its stream any more
+                self._streams[request.sound].drop(request.stream)
             request.stream = None
 
     def _release(self, slot: int) -> None:
@@ -448,6 +465,12 @@ class RunningBatch:
                 self.waiting.extendleft(reversed(self.newcomers.requests))
             self.newcomers = None
         self._fail(running, error)
+
+
+def _samples(request: Request) -> int:
+    """Samples of the recording that is to be encoded; what is none is refused later."""
+    wav = request.question.wav
+    return wav.shape[0] if isinstance(wav, Tensor) and wav.dim() == 1 else 0
 
 
 def _taken(requests: Iterable[Request]) -> dict[Request, Tensor]:

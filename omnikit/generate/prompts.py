@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from omnikit.generate.records import BadQuestion
 from omnikit.generate.request import Request
 from omnikit.model import OmniLM, Speech
-from omnikit.tasks import AUDIO_START, make_prompt
+from omnikit.tasks import AUDIO_START, Task, make_prompt
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EmbeddedPrompt:
     """A prompt that the strategy's rows share but for its last position."""
 
     embeddings: Tensor
@@ -28,25 +29,50 @@ def check_question(model: OmniLM, request: Request) -> None:
     """Refuse a question that cannot be asked.
 
     Raises:
-        ValueError: it is empty, not finite, of another encoder, or not what the task is given.
+        BadQuestion: see there.
     """
     question, task = request.question, request.task
     if task.given == "text":
-        if question.text is None:
-            raise ValueError(f"task {task.name}: is given text, the question has none")
-        if not question.text:
-            raise ValueError("question: an empty text")
-        return
-    given = question.wav if question.features is None else question.features
-    if given is None:
-        raise ValueError(f"task {task.name}: is given speech, the question has none")
-    if question.features is not None and (given.dim() != 2 or given.shape[1] != model.encoder.dim):
-        shape, own = list(given.shape), f"[T, {model.encoder.dim}]"
-        raise ValueError(f"question: features {shape} are not of the system's encoder, which makes {own}")
-    if not given.shape[0]:
-        raise ValueError(f"question: {'no features' if question.wav is None else 'a recording without samples'}")
-    if not bool(torch.isfinite(given).all()):
-        raise ValueError("question: holds values that are not finite")
+        _check_text(model, task, question.text)
+    elif question.features is not None:
+        _check_features(model, question.features)
+    else:
+        _check_wav(task, question.wav)
+
+
+def _check_text(model: OmniLM, task: Task, text: list[int] | None) -> None:
+    if text is None:
+        raise BadQuestion(f"task {task.name}: is given text, the question has none")
+    if not text:
+        raise BadQuestion("question: an empty text")
+    # on a GPU the embedding of another id would end the process
+    if wrong := [i for i in text if not 0 <= i < model.layout.text_vocab]:
+        raise BadQuestion(f"question: text id {wrong[0]} is outside of 0..{model.layout.text_vocab - 1}")
+
+
+def _check_features(model: OmniLM, features: Tensor) -> None:
+    if features.dim() != 2 or features.shape[1] != model.encoder.dim:
+        shape, own = list(features.shape), f"[T, {model.encoder.dim}]"
+        raise BadQuestion(f"question: features {shape} are not of the system's encoder, which makes {own}")
+    if not features.shape[0]:
+        raise BadQuestion("question: no features")
+    _check_finite(features)
+
+
+def _check_wav(task: Task, wav: Tensor | None) -> None:
+    if wav is None:
+        raise BadQuestion(f"task {task.name}: is given speech, the question has none")
+    if not isinstance(wav, Tensor) or wav.dim() != 1 or not wav.is_floating_point():
+        about = f"{wav.dtype} {list(wav.shape)}" if isinstance(wav, Tensor) else type(wav).__name__
+        raise BadQuestion(f"question: a waveform must be a tensor [N] of floating-point samples, not {about}")
+    if not wav.shape[0]:
+        raise BadQuestion("question: a recording without samples")
+    _check_finite(wav)
+
+
+def _check_finite(values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise BadQuestion("question: holds values that are not finite")
 
 
 def encode(model: OmniLM, wavs: Sequence[Tensor]) -> list[Tensor]:
@@ -56,25 +82,32 @@ def encode(model: OmniLM, wavs: Sequence[Tensor]) -> list[Tensor]:
         ValueError: the encoder refuses one of them.
     """
     lengths = torch.tensor([wav.shape[0] for wav in wavs], device=model.device)
-    features, frames = model.encoder(pad_sequence([wav.to(model.device) for wav in wavs], batch_first=True), lengths)
+    padded = pad_sequence([wav.to(model.device, torch.float32) for wav in wavs], batch_first=True)
+    features, frames = model.encoder(padded, lengths)
     return [features[b, :count] for b, count in enumerate(frames.tolist())]
 
 
-def make_prompt_of(model: OmniLM, request: Request, features: Tensor | None) -> Prompt:
-    """The prompt of a request; `features` [T, D] of the encoder where its question is speech.
+def embed_prompt(model: OmniLM, request: Request, features: Tensor | None) -> EmbeddedPrompt:
+    """Embed the prompt of a request, and bound its answer by the positions that the backbone has left.
+
+    Args:
+        features: of the encoder [T, D], where the question is speech.
 
     Raises:
-        ValueError: it is longer than the backbone's positions.
+        BadQuestion: the prompt is longer than the backbone's positions.
     """
     speech = None if features is None else _adapt(model, features)
     frames = None if speech is None else speech.features.shape[1]
     steps = make_prompt(request.task, model.layout, text=request.question.text, audio_frames=frames).steps
     longest = model.llm.max_positions
-    if longest is not None and steps.shape[1] > longest:
-        raise ValueError(f"question: a prompt of {steps.shape[1]} positions; the backbone has {longest}")
+    if longest is not None:
+        if steps.shape[1] > longest:
+            raise BadQuestion(f"question: a prompt of {steps.shape[1]} positions; the backbone has {longest}")
+        # the first decode step feeds the last position of the prompt
+        request.max_steps = min(request.max_steps, longest - steps.shape[1] + 1)
     tasks = request.strategy.row_tasks(request.task)
     marks = [model.layout.marks(text=task.text_mark, audio=task.speaks) for task in tasks]
-    return Prompt(model.embed(steps[None, :, :-1].to(model.device), speech)[0], marks)
+    return EmbeddedPrompt(model.embed(steps[None, :, :-1].to(model.device), speech)[0], marks)
 
 
 def _adapt(model: OmniLM, features: Tensor) -> Speech:

@@ -46,6 +46,10 @@ class Decoding:
                 raise ValueError(f"{name}: {value}; it {problem}")
 
 
+class BadQuestion(ValueError):
+    """A question that cannot be asked: it is empty, too long, not finite, or not what the task is given."""
+
+
 @dataclass(frozen=True)
 class Question:
     """The content of a prompt: text ids, a waveform, or encoder features made before. One of them is given.

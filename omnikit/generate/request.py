@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from queue import SimpleQueue
 from threading import Event
 from time import monotonic
@@ -10,11 +11,24 @@ import torch
 from torch import Tensor
 
 from omnikit.generate.frames import FrameReader, TextReader, read_answer
-from omnikit.generate.records import CANCELLED, STEP_LIMIT, TIME_LIMIT, Answer, Chunk, Decoding, Question
+from omnikit.generate.records import (
+    CANCELLED,
+    STEP_LIMIT,
+    TIME_LIMIT,
+    Answer,
+    BadQuestion,
+    Chunk,
+    Decoding,
+    Question,
+)
 from omnikit.model import OmniLM
+from omnikit.ranges import Range
 from omnikit.strategies import Strategy
 from omnikit.streaming import check_mode
 from omnikit.tasks import Task
+
+SEED = Range(0, 2**32 - 1, whole=True)
+"""Numbers that are seeds: noise is a hash of 32 bits."""
 
 
 class Request:
@@ -25,8 +39,8 @@ class Request:
 
     Args:
         model: reads the tokens.
-        seed: of the sampling noise: the same question with the same seed has the same answer, whoever its neighbours
-            are. None = drawn from torch's default generator.
+        seed: of the sampling noise, 0 to 2**32 - 1: the same question with the same seed has the same answer, whoever
+            its neighbours are. None = drawn from torch's default generator, if anything is sampled.
         sound: mode of `omnikit.streaming.MODES` in which the codec decodes the answer while it grows; None = no sound.
         cancel: set by any thread to end the answer; None = only `Request.cancel` does.
         name: of the question, put before what is wrong with it.
@@ -47,9 +61,13 @@ class Request:
     ):
         if sound is not None:
             check_mode(sound)
+        if cancel is not None and not isinstance(cancel, Event):
+            raise TypeError(f"cancel: a threading.Event is wanted, not {type(cancel).__name__}")
         self.model, self.task, self.question = model, task, question
         self.decoding, self.strategy = decoding, strategy.for_task(task)
-        self.seed = int(torch.randint(2**31, ())) if seed is None else seed
+        self.seed = _seed(seed, decoding)
+        self.max_steps = decoding.max_steps
+        """Decode steps after which the answer is truncated; fewer where the backbone has no more positions."""
         self.steps: list[list[int]] = []
         """Emitted tokens, S for each decode step."""
         self.end: str | None = None
@@ -87,8 +105,7 @@ class Request:
         """
         if not self._done.wait(timeout):
             raise TimeoutError(f"no whole answer after {timeout:g} s")
-        if self.error is not None:
-            raise self.error
+        self.check()
         return read_answer(self.model, self.task, self.steps, self.end)
 
     def cancel(self) -> None:
@@ -100,14 +117,19 @@ class Request:
         """Whether the answer has ended."""
         return self._done.is_set()
 
+    def check(self) -> None:
+        """Raise what ended the answer, if it was an error."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)  # or the traceback would grow with each time
+
     # for the running batch
 
     @property
-    def cut(self) -> str | None:
-        """What cuts the answer now, one of `ENDS`; None = nothing does."""
+    def truncated_by(self) -> str | None:
+        """What truncates the answer now, one of `ENDS`; None = nothing does."""
         if self._cancelled or (self._cancel is not None and self._cancel.is_set()):
             return CANCELLED
-        if len(self.steps) >= self.decoding.max_steps:
+        if len(self.steps) >= self.max_steps:
             return STEP_LIMIT
         limit = self.decoding.time_limit
         if limit is not None and self.began is not None and monotonic() - self.began >= limit:
@@ -136,11 +158,21 @@ class Request:
     def finish(self, end: str | None, error: BaseException | None = None) -> None:
         """Say why the answer has ended; nothing is handed out after it."""
         if isinstance(error, ValueError) and self.name is not None:
-            error = ValueError(f"{self.name}: {error}")
+            error = BadQuestion(f"{self.name}: {error}") if isinstance(error, BadQuestion) else error
+        if error is not None:  # it may be kept for long, and with its frames the keys and values of all answers
+            traceback.clear_frames(error.__traceback__)
         self.end, self.error = end, error
         self.runner = None
         self.pieces.put(None)
         self._done.set()
+
+
+def _seed(seed: int | None, decoding: Decoding) -> int:
+    """Check a seed, or draw one where noise decides anything."""
+    if seed is not None:
+        SEED.check("seed", seed)
+        return int(seed)
+    return int(torch.randint(2**32, ())) if decoding.text.draws or decoding.audio.draws else 0
 
 
 class Chunks:
@@ -165,8 +197,8 @@ class Chunks:
             tokens, wav = piece
             return Chunk("".join(map(self._text.push, tokens)), torch.zeros(0) if wav is None else wav)
         self._request = None
-        if request.error is not None:
-            raise request.error
+        request.pieces.put(None)  # for whoever iterates once more
+        request.check()
         return Chunk(self._text.finish(), torch.zeros(0), request.end)
 
     def close(self) -> None:

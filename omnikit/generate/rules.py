@@ -96,10 +96,10 @@ class Rules:
         self.text_stream = torch.zeros(1, dtype=torch.long, device=device)
 
     @property
-    def places(self) -> tuple[int, ...]:
+    def places(self) -> tuple[tuple[int, ...], ...]:
         """Equal as long as the tables lie where they were: some grow with what the answers need."""
         tables = (self.texts, self.seen_text, self.seen_audio)
-        return tuple(0 if table is None else table.data_ptr() for table in tables)
+        return tuple(() if table is None else (table.data_ptr(), *table.shape) for table in tables)
 
     def add(
         self,

@@ -19,18 +19,13 @@ class Runner:
     """Steps a `RunningBatch` in a thread of its own, from the first question on until it is closed or idle.
 
     Args:
-        batch: used by this thread alone from now on.
+        batch: used by the runner's thread alone from now on.
     """
 
     def __init__(self, batch: RunningBatch):
         self._state = state = _State(batch)
         # also when the program ends or the last reference to this is dropped
         self._close = weakref.finalize(self, _close, state)
-
-    @property
-    def running(self) -> bool:
-        """Whether there is a thread now."""
-        return self._state.thread is not None
 
     def submit(self, request: Request) -> Request:
         """Let a question wait for its turn.
@@ -60,18 +55,23 @@ class _State:
         self.closed = False
 
     def submit(self, request: Request) -> None:
+        if self.forked:
+            raise RuntimeError("generation: the process was forked after the first question; load the system anew")
         with self.changed:
             if self.closed:
                 raise RuntimeError("generation: it was closed; load the system again")
-            if self.process is not None and self.process != os.getpid():
-                raise RuntimeError("generation: the process was forked after the first question; load the system anew")
-            self.batch.submit(request)
-            self.threads_of_torch = torch.get_num_threads()
             if self.thread is None:
-                self.process = os.getpid()
-                self.thread = Thread(target=self.work, name="omnikit-generate", daemon=True)
-                self.thread.start()
+                thread = Thread(target=self.work, name="omnikit-generate", daemon=True)
+                thread.start()  # it waits for what this thread holds
+                self.process, self.thread = os.getpid(), thread
+            self.threads_of_torch = torch.get_num_threads()
+            self.batch.submit(request)
             self.changed.notify()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a copy in another process, whose locks may be held for ever. No lock is needed to know it."""
+        return self.process is not None and self.process != os.getpid()
 
     def work(self) -> None:
         try:
@@ -99,11 +99,13 @@ class _State:
 
 
 def _close(state: _State) -> None:
+    if state.forked:
+        return
     with state.changed:
         state.closed, thread = True, state.thread
         state.changed.notify()
     if thread is not None:
         if thread is not current_thread():  # which ends by itself
             thread.join()
-    elif state.process is None or state.process == os.getpid():
+    else:
         state.batch.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from omnikit.data.rows import Row
 from omnikit.data.sources import hear, read_rows
 from omnikit.evaluate.text import plain
 from omnikit.evaluate.wer import Pair, score
-from omnikit.generate import Decoder, Decoding, Question
+from omnikit.generate import BadQuestion, Decoder, Decoding, Question
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
 
+logger = logging.getLogger(__name__)
 _BATCH = 32
 _MARGIN = 16  # steps beyond the longest right answer
 
@@ -48,18 +50,37 @@ class Validation:
         model = brain.model
         training = model.training
         model.eval()
+        try:
+            return self._figures(model)
+        finally:
+            model.train(training)
+
+    def _figures(self, model: OmniLM) -> dict[str, float]:
         figures = {}
         for task, questions, targets in self.material:
             longest = max(len(model.llm.tokenizer.encode(target)) for target in targets)
             decoder = Decoder(model, decoding=Decoding(max_steps=longest + _MARGIN), capacity=_BATCH)
-            said = [model.llm.tokenizer.decode(found.text) for found in decoder.answers(task, questions)]
+            said = hypotheses(decoder, task, questions)
             rates = score([Pair(str(i), *texts) for i, texts in enumerate(zip(targets, said, strict=True))], plain)
             if task.name == "A1T1":
                 figures["wer"] = rates.wer
             else:
                 figures[f"wrong {task.name}"] = 100 - rates.exact
-        model.train(training)
         return figures
+
+
+def hypotheses(decoder: Decoder, task: Task, questions: list[Question]) -> list[str]:
+    """The texts of the answers; of a question that cannot be asked, none, which counts as wrong."""
+    requests = [decoder.request(task, question) for question in questions]
+    decoder.run(requests)
+    texts = []
+    for request in requests:
+        try:
+            texts.append(decoder.model.llm.tokenizer.decode(request.wait(0).text))
+        except BadQuestion as error:
+            logger.warning("validation: %s", error)
+            texts.append("")
+    return texts
 
 
 def _questions(

@@ -18,12 +18,24 @@ from omnikit.engines import open_engine
 from omnikit.engines.recorded import Recorder
 from omnikit.engines.static import StaticEngine
 from omnikit.engines.torch import TorchEngine
-from omnikit.generate import CANCELLED, Decoder, Decoding, Question, QueueFull, Request, runner
+from omnikit.generate import (
+    CANCELLED,
+    STEP_LIMIT,
+    BadQuestion,
+    Decoder,
+    Decoding,
+    Question,
+    QueueFull,
+    Request,
+    RunningBatch,
+    runner,
+)
+from omnikit.generate.request import Chunks
 from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
 from omnikit.sampling import Sampling
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
-from omnikit.streaming import SeparateStreams
+from omnikit.streaming import FramewiseStream
 from omnikit.tasks import TASKS
 from tests.unit.engines.replayed import ReplayedOperations
 from tests.unit.plain import plainly
@@ -258,6 +270,11 @@ def bad_questions(model: OmniLM) -> dict[str, tuple[str, Question]]:
         "is given speech, the question has none": ("A1A2", Question(text=[3])),
         "is given text, the question has none": ("T1A2", Question(wav=torch.zeros(3200))),
         "a prompt of 63 positions; the backbone has 40": ("T1A2", Question(text=[3] * 60)),
+        r"text id 999 is outside of 0\.\.": ("T1A2", Question(text=[3, 999])),
+        r"a waveform must be a tensor \[N\] of floating-point samples, not torch.float32 \[\]": (
+            "A1A2", Question(wav=torch.tensor(0.5))),
+        r"not torch.int16 \[800\]": ("A1A2", Question(wav=torch.zeros(800, dtype=torch.int16))),
+        "not list": ("A1A2", Question(wav=[0.1] * 800)),
     }  # fmt: skip
 
 
@@ -275,7 +292,7 @@ def test_bad_questions_fail_alone():
             batch.submit(request)
     batch.run()
     for words, bad, neighbour in asked:
-        with pytest.raises(ValueError, match=rf"^talk\.wav: .*{words}"):
+        with pytest.raises(BadQuestion, match=rf"^talk\.wav: .*{words}"):
             bad.wait(0)
         assert [list(stream) for stream in zip(*neighbour.steps, strict=True)] == alone
 
@@ -320,13 +337,53 @@ def test_an_engine_error_ends_the_answers_of_that_step(method, call):
     assert [list(stream) for stream in zip(*requests[2].steps, strict=True)] == expected
 
 
+def test_bad_options_are_refused_before_anybody_waits():
+    decoder = Decoder(toy_model())
+    for option, error, words in (
+        ({"cancel": True}, TypeError, "cancel: a threading.Event is wanted, not bool"),
+        ({"seed": 2**32}, ValueError, "seed 4294967296"), ({"seed": -1}, ValueError, "seed -1"),
+        ({"sound": "loud"}, ValueError, "mode 'loud'"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=words):
+            decoder.submit(TASKS["T1A2"], Question(text=[3]), **option)
+    with pytest.raises(ValueError, match="capacity -5"):
+        Decoder(decoder.model, capacity=-5)
+    assert not of_generation()
+
+
+def test_an_answer_ends_where_the_backbone_has_no_more_positions():
+    model = toy_model()
+    model.llm.max_positions = 30
+    decoder = Decoder(model, decoding=Decoding(min_steps=99, max_steps=99))
+    asked = [decoder.request(TASKS["T1A2"], Question(text=[3] * length)) for length in (20, 2, 27)]
+    decoder.run(asked)
+    assert [(request.end, len(request.steps)) for request in asked] == [(STEP_LIMIT, n) for n in (8, 26, 1)]
+
+
+def test_a_bf16_neighbour_changes_no_features():
+    model = toy_model()
+    decoder = Decoder(model, decoding=Decoding(max_steps=8, min_steps=8))
+    wav = torch.rand(1600, generator=torch.Generator().manual_seed(2)) - 0.5
+    alone = emitted(decoder, "A1A2", [Question(wav=wav)])[0]
+    assert emitted(decoder, "A1A2", [Question(wav=wav.bfloat16()), Question(wav=wav)])[1] == alone
+
+
+def test_greedy_requests_leave_the_default_generator_alone():
+    decoder = Decoder(toy_model())
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    decoder.request(TASKS["T1A2"], Question(text=[3]))
+    assert torch.equal(torch.rand(1), expected)
+
+
 @pytest.mark.parametrize("method", ["push", "finish"])
 def test_a_codec_error_ends_the_answers_that_it_decodes(method, monkeypatch):
     model, streams = toy_model(), []
     decoder = Decoder(model, decoding=Decoding(min_steps=9, max_steps=9))
     batch = decoder.batch(4)
     requests = [decoder.request(TASKS["T1A2"], Question(text=[3]), sound=sound) for sound in ("exact", None)]
-    monkeypatch.setattr(SeparateStreams, method, lambda self, given: streams.append(given) or 1 / 0)
+    monkeypatch.setattr(FramewiseStream, method, lambda *given: streams.append(given) or 1 / 0)
     for request in requests:
         batch.submit(request)
     batch.run()
@@ -413,14 +470,82 @@ def of_generation() -> list[threading.Thread]:
 def test_the_thread_ends_when_it_is_idle_and_begins_again(monkeypatch):
     monkeypatch.setattr(runner, "IDLE_SECONDS", 0.05)
     omni = quick_omni()
-    assert not omni.decoder.runner.running
+    assert not of_generation()
     for _ in range(2):
         omni.chat("what is red")
         until = time.monotonic() + 20
-        while omni.decoder.runner.running and time.monotonic() < until:
+        while of_generation() and time.monotonic() < until:
             time.sleep(0.01)
-        assert not omni.decoder.runner.running
+        assert not of_generation()
     omni.close()
+
+
+def test_whoever_asks_while_another_closes_is_answered():
+    omni, errors, stop = quick_omni(), [], threading.Event()
+
+    def ask() -> None:
+        try:
+            while not stop.is_set():
+                omni.write("T1T2", Question(text=[3]))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        time.sleep(0.02)
+        omni.close()
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    omni.close()
+    assert not errors and not of_generation()
+
+
+def test_an_interrupted_call_cancels_its_answer(monkeypatch):
+    omni, asked = Omni(toy_model(), decoding=Decoding(min_steps=10_000, max_steps=10_000)), []
+    submit = omni.decoder.submit
+    monkeypatch.setattr(omni.decoder, "submit", lambda *given, **how: asked.append(submit(*given, **how)) or asked[-1])
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for kind, method, verb in ((Request, "wait", omni.chat), (Chunks, "__next__", omni.speak)):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, method, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                verb("what is red")
+        assert asked[-1].wait(60).end == CANCELLED
+    omni.close()
+
+
+def test_a_request_may_be_iterated_twice():
+    decoder = Decoder(toy_model(), decoding=Decoding(max_steps=4))
+    asked = decoder.request(TASKS["T1A2"], Question(text=[3]), sound="exact")
+    decoder.run([asked])
+    first, second = list(asked), list(asked)
+    assert len(first) > 1 and len(second) == 1 and second[0].end == first[-1].end
+
+
+def test_a_newcomer_may_be_cancelled_while_its_prompt_is_computed(monkeypatch):
+    monkeypatch.setattr("omnikit.generate.loop.PREFILL_POSITIONS", 4)
+    decoder = Decoder(toy_model(), decoding=Decoding(min_steps=40, max_steps=40))
+    batch = decoder.batch(4)
+    first, *others = [decoder.request(TASKS["T1A2"], Question(text=[3] * n)) for n in (1, 30, 40)]
+    batch.submit(first)
+    batch.turn()
+    for request in others:
+        batch.submit(request)
+    batch.turn()
+    others[0].cancel()
+    batch.turn()
+    assert others[0].end == CANCELLED and not others[1].done
+    batch.run()
+    assert [request.end for request in (first, others[1])] == [STEP_LIMIT] * 2
+    alone = emitted(decoder, "T1A2", [others[1].question])[0]
+    assert [list(stream) for stream in zip(*others[1].steps, strict=True)] == alone
+    assert not batch.slots.lengths
 
 
 def test_a_dropped_system_leaves_no_thread():
@@ -449,10 +574,11 @@ def test_a_forked_process_is_refused():
 
 def test_a_runner_that_cannot_go_on_leaves_nobody_waiting(monkeypatch):
     omni = quick_omni()
-    monkeypatch.setattr(omni.decoder.runner._state.batch, "turn", lambda: 1 / 0)
+    monkeypatch.setattr(RunningBatch, "turn", lambda batch: 1 / 0)
     monkeypatch.setattr(threading, "excepthook", lambda *args: None)
     with pytest.raises(ZeroDivisionError):
         omni.chat("what is red")
+    assert not of_generation()
 
 
 def resident_mib() -> float:
@@ -492,7 +618,7 @@ def test_random_submits_and_cancels_leave_nothing_behind(count):
         storm(omni, count // 3, seed)
         if os.path.exists("/proc/self/statm"):
             memory.append(resident_mib())
-    batch = omni.decoder.runner._state.batch
+    batch = omni.decoder._runner._state.batch
     assert not batch.busy and not batch.slots.lengths and batch.newcomers is None
     assert not batch._streams["exact"].streams
     omni.close()

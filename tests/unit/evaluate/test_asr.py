@@ -8,9 +8,9 @@ from toy import toy_model
 from omnikit.audio import save_audio
 from omnikit.data.rows import Clip, Row
 from omnikit.evaluate.asr import evaluate_split, published_wer, write_report
-from omnikit.evaluate.batches import by_model, hear, in_batches, replies
+from omnikit.evaluate.batches import by_model, in_batches, replies
 from omnikit.evaluate.text import plain
-from omnikit.generate import Decoder, Decoding
+from omnikit.generate import Decoder, Decoding, Question
 from omnikit.tasks import TASKS
 
 DECODING = Decoding(max_steps=6)
@@ -43,7 +43,7 @@ def test_batched_replies_are_those_of_single_questions(rows, name, batch_size):
     assert dict(skipped.reasons) == {"unreadable": 1} and "7-1-0009" in str(skipped)
     for row in rows:
         if row.id in found:
-            alone = Decoder(model, decoding=DECODING).answers(TASKS[name], hear(model, [row.a1.load(16000)]))[0]
+            alone = Decoder(model, decoding=DECODING).answers(TASKS[name], [Question(wav=row.a1.load(16000))])[0]
             assert found[row.id].text == model.llm.tokenizer.decode(alone.text)
             assert torch.equal(found[row.id].codes, alone.codes)
 
