@@ -10,12 +10,13 @@ and sound included; the ratios come last, and the exit status is 1 where one of 
 from __future__ import annotations
 
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+import soxr
 import torch
 
 import omnikit
@@ -58,19 +59,21 @@ def listen(omni: Omni, question: torch.Tensor) -> Heard:
 
 def at_once(omni: Omni, questions: list[torch.Tensor]) -> tuple[float, list[Heard]]:
     """Seconds until all are answered, and what was heard."""
-    heard: list[Heard] = []
-    threads = [threading.Thread(target=lambda q=q: heard.append(listen(omni, q))) for q in questions]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - began, heard
+    with ThreadPoolExecutor(len(questions)) as pool:
+        began = time.perf_counter()
+        heard = list(pool.map(lambda question: listen(omni, question), questions))
+        return time.perf_counter() - began, heard
+
+
+def heard_at(rate: int, wav: torch.Tensor, own: int) -> torch.Tensor:
+    """A waveform [N] at its own rate (Hz) -> the same at another."""
+    return wav if rate == own else torch.from_numpy(soxr.resample(wav.numpy(), own, rate))
 
 
 def measure(omni: Omni, number: int, rounds: int) -> dict[str, list[float]]:
     """Figures of some rounds, in which the same questions are asked one after another and at once, alternating."""
-    questions = [omni.speak(TEXTS[i % len(TEXTS)]).wav for i in range(number)]
+    said = [omni.speak(TEXTS[i % len(TEXTS)]).wav for i in range(number)]
+    questions = [heard_at(omni.model.encoder.sample_rate, wav, omni.sample_rate) for wav in said]
     at_once(omni, questions)
     found: dict[str, list[float]] = {"ratio": [], "first": [], "late": [], "rate": []}
     for _ in range(rounds):

@@ -41,11 +41,13 @@ def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16)
     whole.
 
     Raises:
-        ValueError: the model was not built from hparams, so there is nothing to build it from again; or the disk is
-            full.
+        ValueError: the model was not built from hparams, so there is nothing to build it from again; it was loaded
+            without its weights; or the disk is full.
     """
     if not getattr(model, "recipe", ""):
         raise ValueError("checkpoint: this model was not built from hparams (it has no `recipe`)")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("checkpoint: this model was loaded without its weights (for the engine openvino)")
     folder = Path(folder)
     aside = aside_of(folder)
     with writing(folder):

@@ -192,6 +192,8 @@ class Codec(Part, ABC):
 
     def check_codes(self, codes: Tensor) -> None:
         """Refuse anything but [B, K, T] codes inside the codebook."""
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype in (torch.uint8, torch.int8, torch.int16):
+            raise ValueError(f"codes must be int64 or int32, got {codes.dtype}")
         if codes.dim() != 3 or codes.shape[1] != self.num_codebooks:
             raise ValueError(f"codes must be [B, {self.num_codebooks}, T], got {list(codes.shape)}")
         if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.codebook_size):
@@ -323,7 +325,8 @@ class Slots(ABC):
 
     @abstractmethod
     def admit(self, prefill: Prefill) -> None:
-        """Append the sequences of a prefill that has nothing left, in their order, as the last slots."""
+        """Append the sequences of a prefill that has nothing left, in their order, as the last slots. There is room
+        for them."""
 
     @abstractmethod
     def advance(self, embeddings: Tensor) -> Hidden:
@@ -351,7 +354,7 @@ class Slots(ABC):
 
     @abstractmethod
     def crop(self, slot: int, length: int) -> None:
-        """Forget all positions of a sequence but the first `length`.
+        """Forget all positions of a sequence but the first `length`, at least one and at most all that it has.
 
         Raises:
             ValueError: its cache cannot be cropped.

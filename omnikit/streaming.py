@@ -48,13 +48,15 @@ class FramewiseStream(DecodeStream):
 
     def __init__(self, codec: Codec, batch_size: int = 1, mode: str = EXACT):
         check_mode(mode)
-        self.codec, self.batch_size = codec, batch_size
+        self.codec, self.nothing = codec, torch.zeros(batch_size, 0)
 
     def push(self, codes: Tensor) -> Tensor:
-        return self.codec.decode(codes)
+        wav = self.codec.decode(codes)
+        self.nothing = wav[:, :0]
+        return wav
 
     def finish(self) -> Tensor:
-        return torch.zeros(self.batch_size, 0)
+        return self.nothing
 
 
 class DecodeStreams(ABC):

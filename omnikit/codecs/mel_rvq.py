@@ -184,7 +184,7 @@ class MelRVQStreams(DecodeStreams):
 
     @torch.no_grad()
     def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:
-        numbers, due = list(streams), self.codec.lookahead
+        numbers, due = list(dict.fromkeys(streams)), self.codec.lookahead
         if not numbers:
             return {}
         columns = math.ceil(due / self.codec.hop)

@@ -109,12 +109,15 @@ def _openvino() -> ModuleType:
 
 def engine_folder(checkpoint: str | Path | None) -> Path:
     """Where engines keep what they make of a checkpoint: a folder of the user's cache (`XDG_CACHE_HOME`) that belongs
-    to its weights as they are now; None = the mini system of the package.
+    to its weights and parts as they are now; None = the mini system of the package.
 
     Raises:
         ValueError: there are no weights.
     """
     file = checkpoints.weights_of(checkpoint).resolve()
     about = file.stat()
-    key = hashlib.sha256(f"{file} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:16]
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnikit" / "engines" / key
+    parts = file.with_name(checkpoints.HPARAMS)
+    key = hashlib.sha256(f"{file} {about.st_size} {about.st_mtime_ns}".encode())
+    key.update(parts.read_bytes() if parts.is_file() else b"")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "omnikit" / "engines" / key.hexdigest()[:16]

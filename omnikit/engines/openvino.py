@@ -19,6 +19,7 @@ from torch import Tensor
 
 from omnikit.engines.openvino_graph import INT8, WEIGHT_BYTES, WEIGHTS, GraphBuilder, attention_window
 from omnikit.engines.openvino_slots import OpenVINOSlots, Trunk
+from omnikit.engines.static import why_not
 from omnikit.errors import writing
 from omnikit.files import remove
 from omnikit.interfaces import Engine
@@ -33,6 +34,8 @@ SETTINGS = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128",
     "KV_CACHE_PRECISION": "f32",
 }
+_CONVERTING = Lock()
+"""One thread converts at a time: files are written aside under the name of the process."""
 
 
 class OpenVINOEngine(Engine):
@@ -51,7 +54,7 @@ class OpenVINOEngine(Engine):
 
     def __init__(self, model: OmniLM, folder: str | Path, *, weights: str = INT8):
         self.model = model
-        window = attention_window(model.llm.config)
+        window = _window(model)
         files = graph_files(folder, weights)
         if not is_converted(folder, weights=weights):
             convert(model, folder, weights=weights)
@@ -119,10 +122,22 @@ def convert(model: OmniLM, folder: str | Path, *, weights: str = INT8) -> None:
     """Write a model's graphs, each whole or not at all.
 
     Raises:
-        ValueError: a backbone of another kind than `omnikit.engines.openvino_graph.KINDS`.
+        ValueError: a backbone that `omnikit.llms.llama` does not compute, or one of several windows.
     """
-    attention_window(model.llm.config)
-    files = graph_files(folder, weights)
+    _window(model)
+    with _CONVERTING:
+        if not is_converted(folder, weights=weights):  # by another thread meanwhile
+            _convert(model, graph_files(folder, weights), weights)
+
+
+def _window(model: OmniLM) -> int | None:
+    if (reason := why_not(model)) is not None:
+        raise ValueError(f"engine openvino: {reason}")
+    return attention_window(model.llm.config)
+
+
+def _convert(model: OmniLM, files: dict[str, Path], weights: str) -> None:
+    folder = files["blocks"].parent
     print(f"openvino: converting the model, once, to {folder}", file=sys.stderr)
     stacks = [(model.llm.trunk, model.llm.norm.weight)]
     if model.tts_adapter is not None:

@@ -7,6 +7,7 @@ of a head, V ids.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
@@ -14,30 +15,32 @@ import torch
 from openvino import opset15 as op
 from openvino.op.util import Variable, VariableInfo
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+
+from omnikit.llms.llama_numbers import LlamaNumbers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Node = ov.Output
 F32, BF16, INT8 = WEIGHTS = ("f32", "bf16", "int8")
 """How matrices are stored."""
 WEIGHT_BYTES = {F32: 4, BF16: 2, INT8: 1}
-KINDS = ("qwen2", "llama", "mistral", "qwen3")
-"""transformers' model types whose blocks are built here."""
 
 
-def attention_window(config: PretrainedConfig) -> int | None:
+def attention_window(config: Any) -> int | None:
     """How many positions a position attends to, itself included; None = all before it.
 
+    Args:
+        config: numbers of a backbone that `omnikit.llms.llama.supports`.
+
     Raises:
-        ValueError: a backbone of another kind than `KINDS`, or one whose blocks differ in their windows.
+        ValueError: its blocks differ in their windows.
     """
-    kind = config.model_type
-    if kind not in KINDS:
-        raise ValueError(f"engine openvino: cannot run a backbone of the type {kind} (choices: {', '.join(KINDS)})")
-    if kind == "mistral":
-        return config.sliding_window
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    windows = set(LlamaNumbers.of(config).windows)
+    if len(windows) > 1:
+        kind = config.model_type
         raise ValueError(f"engine openvino: cannot run this {kind}: some of its blocks attend within a window")
-    return None
+    return next(iter(windows))
 
 
 class GraphBuilder:
@@ -130,7 +133,7 @@ class GraphBuilder:
 
     def _linear(self, x: Node, *layers: nn.Linear) -> Node:
         """The outputs of linear layers side by side, by one product."""
-        y = op.matmul(x, self._stored(torch.cat([layer.weight for layer in layers])), False, True).output(0)
+        y = op.matmul(x, self._stored(torch.cat([_weight(layer) for layer in layers])), False, True).output(0)
         if layers[0].bias is None:
             return y
         return op.add(y, _constant(torch.cat([layer.bias for layer in layers]))).output(0)
@@ -144,6 +147,13 @@ class GraphBuilder:
         scale = weight.detach().float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         whole = (weight.detach().float() / scale).round().to(torch.int8)
         return op.multiply(op.convert(op.constant(whole.numpy()), "f32"), op.constant(scale.numpy())).output(0)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    """The matrix [out, in] of a linear layer, with what LoRA adds to it."""
+    if not hasattr(layer, "get_delta_weight"):
+        return layer.weight
+    return layer.weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters)
 
 
 def _constant(tensor: Tensor) -> Node:

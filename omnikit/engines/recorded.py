@@ -10,6 +10,8 @@ import torch
 
 UNRECORDED = 3
 """Runs before one is recorded, as many as torch's documentation of CUDA graphs has before a capture."""
+MOST_FAILURES = 8
+"""Recordings of one key that may fail, such as when another thread waits for the GPU meanwhile."""
 _RECORDING = Lock()
 """One graph is recorded at a time in a process, see `torch.cuda.graph`."""
 
@@ -68,6 +70,7 @@ class Recorder:
         self.graphs = graphs
         self.replays: dict[Hashable, Call] = {}
         self.runs: Counter[Hashable] = Counter()
+        self.failures: Counter[Hashable] = Counter()
 
     def run(self, key: Hashable, call: Call) -> None:
         """Do once what `call` does; calls of the same key do the same on the same tensors."""
@@ -75,9 +78,21 @@ class Recorder:
             self.graphs.run(call)
             self.runs[key] += 1
             return
-        if key not in self.replays:
-            self.replays[key] = self.graphs.record(call)
+        if key not in self.replays and not self._record(key, call):
+            self.graphs.run(call)
+            return
         self.replays[key]()
+
+    def _record(self, key: Hashable, call: Call) -> bool:
+        """Record a call, if no other thread comes in between: then it is tried again at the next one."""
+        try:
+            self.replays[key] = self.graphs.record(call)
+        except RuntimeError:
+            self.failures[key] += 1
+            if self.failures[key] > MOST_FAILURES:
+                raise
+            return False
+        return True
 
     def forget(self) -> None:
         """Drop all recordings: the tensors that they work on are gone."""

@@ -39,7 +39,8 @@ class StaticEngine(Engine):
     """Steps over a KV cache of fixed size.
 
     Args:
-        model: whose weights are used where they are; on its device already, since what is moved takes other memory.
+        model: whose weights are used where they are; on its device and in its type already. Weights that are moved,
+            cast or replaced afterwards lie elsewhere, and the engine goes on with the old ones.
         compiled: let `torch.compile` compile the blocks of a step, at the first one for each number of rows and size of
             cache.
 

@@ -63,6 +63,8 @@ class JoinedSlots(Slots):
         return JoinedPrefill(self.model, prompts)
 
     def admit(self, prefill: JoinedPrefill) -> None:
+        assert not prefill.left, "a prefill with positions left"
+        assert len(self) + len(prefill.lengths) <= self.capacity, "more sequences than there is room for"
         self._reorder()
         if not self.lengths:
             self.cache, self.columns = prefill.cache, prefill.columns
@@ -79,6 +81,7 @@ class JoinedSlots(Slots):
         _count(own, self.columns)
 
     def advance(self, embeddings: Tensor) -> Hidden:
+        assert len(embeddings) == len(self), "embeddings for each sequence"
         self._reorder()
         self._narrow()
         lengths = torch.tensor(self.lengths).to(embeddings.device, non_blocking=True)
@@ -101,6 +104,7 @@ class JoinedSlots(Slots):
             self._reorder()  # let the memory go
 
     def crop(self, slot: int, length: int) -> None:
+        assert 0 < length <= self.lengths[slot], "a sequence is cropped to positions that it has"
         self._reorder()
         shift = self.lengths[slot] - length
         for layer in _filled(self.cache):

@@ -147,7 +147,7 @@ class RunningBatch:
         with self._lock:
             left, self.waiting = list(self.waiting), deque()
         if self.newcomers is not None:
-            left += self.newcomers.requests
+            left += [request for request in self.newcomers.requests if not request.done]
             self.newcomers = None
         for request in [*left, *self._forget()]:
             self._leave(request)
@@ -432,10 +432,10 @@ class RunningBatch:
         """Free everything that a request holds."""
         while request.slots:
             self._release(request.slots[-1])
-        if request.stream is not None:
+        stream, request.stream = request.stream, None
+        if stream is not None:
             with suppress(Exception):  # after an error a codec may not know its stream any more
-                self._streams[request.sound].drop(request.stream)
-            request.stream = None
+                self._streams[request.sound].drop(stream)
 
     def _release(self, slot: int) -> None:
         """Free a slot; the last one takes its number."""
@@ -462,7 +462,7 @@ class RunningBatch:
         running = self._forget()
         if self.newcomers is not None:
             with self._lock:
-                self.waiting.extendleft(reversed(self.newcomers.requests))
+                self.waiting.extendleft(request for request in reversed(self.newcomers.requests) if not request.done)
             self.newcomers = None
         self._fail(running, error)
 

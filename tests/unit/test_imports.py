@@ -21,7 +21,7 @@ GROUPS = (
     ("patterns", "adapters", "encoders", "llms", "codecs"),
     ("tasks", "strategies", "model", "losses"),
     ("generate", "checkpoint", "engines"),
-    ("api", "convert", "serve", "describe"),
+    ("api", "convert", "describe"),
     ("data", "train", "evaluate", "batch", "bench", "bench_table"),
     ("cli", "__main__"),
 )  # fmt: skip

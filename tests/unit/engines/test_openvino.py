@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -282,6 +284,65 @@ def test_matrices_are_in_memory_once(tmp_path, monkeypatch):
     assert torch.equal(engine.text_logits(x), before)
 
 
+@torch.inference_mode()
+def test_lora_is_computed(tmp_path):
+    model = build("mini", **{"llm.lora.rank": 2})
+    for name, parameter in model.llm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    slots = compared(sharpen(model), tmp_path)
+    slots.admit(9, 4)
+    slots.advance(2)
+    assert slots.worst < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("hidden_act", "gelu", "gelu"),
+        ("rope_parameters", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, "dynamic"),
+    ],
+)
+def test_other_blocks_than_those_of_the_graph_are_refused(name, value, words, tmp_path):
+    model = build("llama")
+    setattr(model.llm.config, name, value)
+    with pytest.raises(ValueError, match=f"engine openvino: .*{words}"):
+        open_engine("openvino", model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_of_ones_own_is_refused(tmp_path):
+    model = build()
+    model.llm = torch.nn.Identity()
+    with pytest.raises(ValueError, match="engine openvino: cannot run a backbone of the class Identity"):
+        open_engine("openvino", model, tmp_path)
+
+
+def test_threads_convert_once(tmp_path):
+    model = build()
+    with ThreadPoolExecutor(3) as pool:
+        engines = list(pool.map(lambda _: open_engine("openvino", model, tmp_path), range(3)))
+    x = torch.randn(2, model.llm.dim)
+    assert all(torch.equal(engine.text_logits(x), engines[0].text_logits(x)) for engine in engines)
+    assert not [file for file in tmp_path.iterdir() if file.suffix not in (".xml", ".bin")]
+
+
+def test_graphs_belong_to_the_parts_too(tmp_path):
+    for name in ("model.safetensors", "hparams.yaml"):
+        (tmp_path / name).write_bytes(b"first")
+    before = engine_folder(tmp_path)
+    assert engine_folder(tmp_path) == before
+    (tmp_path / "hparams.yaml").write_bytes(b"other")
+    assert engine_folder(tmp_path) != before
+
+
+def test_transformers_is_not_imported(tmp_path):
+    code = "import sys, omnikit; omnikit.load(engine='openvino').chat('hello'); print('transformers' in sys.modules)"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def in_memory(file: Path) -> int:
     """kB of a file that this process has mapped and in memory."""
     found = wanted = 0
@@ -299,7 +360,7 @@ def test_bad_input(tmp_path, monkeypatch):
         open_engine("tensorrt", model)
     with pytest.raises(ValueError, match=r"int3: unknown .*f32, bf16, int8"):
         open_engine("openvino", model, tmp_path, weights="int3")
-    with pytest.raises(ValueError, match=r"backbone of the type phi .*qwen2, llama"):
+    with pytest.raises(ValueError, match=r"backbone of the type phi: it is none of qwen2, qwen3"):
         open_engine("openvino", build("phi2"), tmp_path)
     with pytest.raises(ValueError, match=r"openvino: runs on the CPU, not on --device cuda"):
         omnikit.load(device="cuda", engine="openvino")

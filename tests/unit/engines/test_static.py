@@ -12,7 +12,7 @@ import torch
 import omnikit
 from omnikit import checkpoint
 from omnikit.engines import open_engine, static
-from omnikit.engines.recorded import UNRECORDED, Recorder
+from omnikit.engines.recorded import MOST_FAILURES, UNRECORDED, Recorder
 from omnikit.engines.static import StaticEngine, StaticSlots
 from omnikit.llms.llama import supports
 from omnikit.llms.transformers_lm import TransformersLM
@@ -436,3 +436,27 @@ def test_bad_input(monkeypatch):
     monkeypatch.setenv("CXX", "nowhere-c++")
     with pytest.raises(ValueError, match=r"no C\+\+ compiler nowhere-c\+\+"):
         omnikit.load("no-such-folder", engine="compiled")
+
+
+def test_a_recording_that_fails_is_tried_again():
+    """Another thread may have waited for the GPU meanwhile; the step itself is run."""
+
+    class Graphs(ReplayedOperations):
+        failures = 1
+
+        def record(self, call):
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return super().record(call)
+
+    graphs, counted = Graphs(), torch.zeros(())
+    recorder = Recorder(graphs)
+    for _ in range(UNRECORDED + 3):
+        recorder.run("key", lambda: counted.add_(1))
+    assert counted == UNRECORDED + 3 and graphs.recorded == 1 and graphs.replays == 2
+    graphs.failures = 100
+    with pytest.raises(RuntimeError, match="capturing"):
+        for _ in range(100):
+            recorder.run("other", lambda: counted.add_(1))
+    assert 100 - graphs.failures == MOST_FAILURES + 1
