@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omnikit.generate.records import Answer
 from omnikit.model import OmniLM
+from omnikit.streaming import EXACT
 from omnikit.tasks import Task
 
 UNFINISHED = "\ufffd"
@@ -54,14 +55,20 @@ def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: 
 
 
 class FrameReader:
-    """Collects the emitted steps of one answer and gives the codes of its frames in chunks of 1, 2, 4 .. frames."""
+    """Collects the emitted steps of one answer and gives the codes of its frames in chunks of 1, 2, 4 .. frames; for an
+    exact stream of 1, 1, 2, 4 ..: it holds back the end of the first frame, so that the second has to come soon."""
 
-    def __init__(self, model: OmniLM):
-        self.model, self.pattern = model, model.pattern
+    def __init__(self, model: OmniLM, mode: str = EXACT):
+        self.model, self.pattern, self.exact = model, model.pattern, mode == EXACT
         self.steps: list[list[int]] = []  # audio tokens that the next frame needs: a prefix of the pattern again
-        self.chunk = 1  # frames that are waited for
+        self.given = 0  # frames
         self.complete = 0  # frames that are waiting
         self.silent = False  # from here on
+
+    @property
+    def chunk(self) -> int:
+        """Frames that are waited for."""
+        return min(max(1, self.given) if self.exact else self.given + 1, LONGEST_CHUNK)
 
     def push(self, tokens: Sequence[int]) -> None:
         """Take the S tokens of the next step."""
@@ -74,7 +81,7 @@ class FrameReader:
         if self.complete and not self.silent:
             frames = read_frames(self.model, torch.tensor(self.steps).T)
             self.silent = frames.ended
-            self.chunk = min(2 * self.chunk, LONGEST_CHUNK)
+            self.given += self.complete
         del self.steps[: self.complete * self.pattern.stride]
         self.complete = 0
         return frames.codes if frames is not None and frames.codes.shape[1] else None

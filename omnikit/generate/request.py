@@ -75,7 +75,7 @@ class Request:
         self.error: BaseException | None = None
         self.slots: list[int] = []
         """Slots of the strategy's rows; empty before the prompt has been computed, and after the end."""
-        self.frames = FrameReader(model) if sound is not None and task.speaks else None
+        self.frames = FrameReader(model, sound) if sound is not None and task.speaks else None
         self.sound = sound if self.frames is not None else None
         self.stream: int | None = None
         """Number of the codec's stream, once there are frames."""
@@ -149,8 +149,9 @@ class Request:
             self.frames.push(tokens)
 
     def report(self, wav: Tensor | None = None) -> None:
-        """Hand out what has been emitted since the last report, and its sound [n]."""
-        tokens = [step[0] for step in self.steps[self._reported :]]
+        """Hand out the text tokens that have been emitted since the last report, and the sound [n] that has been
+        decoded. Where there is neither, nobody is woken."""
+        tokens = [step[0] for step in self.steps[self._reported :] if self.model.layout.is_text(step[0])]
         self._reported = len(self.steps)
         if tokens or wav is not None:
             self.pieces.put((tokens, wav))
