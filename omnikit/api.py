@@ -102,8 +102,8 @@ class Omni:
         return self._join(self.stream(audio, **stop))
 
     def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Chunks:
-        """Answer as `ask`, piece by piece while the answer is being decoded: the codec is given 1, 1, 2, 4 .. frames at a
-        time. Drop the iterator to have no more, or see `Stop`.
+        """Answer as `ask`, piece by piece while the answer is being decoded: the codec is given few frames at first,
+        then more at a time. Drop the iterator to have no more, or see `Stop`.
 
         Args:
             mode: of `omnikit.streaming.MODES`. `low_latency` gives sound from the first whole frame on; where it had to

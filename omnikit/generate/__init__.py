@@ -5,6 +5,7 @@
     request     one question and its growing answer
     rules       which token each stream emits and when an answer ends, for all slots at once
     frames      emitted tokens -> text and codes, of whole answers and while they grow
+    sound       codes of growing answers -> sound, decoded together
     loop        the running batch: admit, step, hand out, release
     runner      the thread that steps it
     decoder     model, engine, strategy and decoding in one object

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -25,9 +25,9 @@ from omnikit.generate.prompts import EmbeddedPrompt, check_question, embed_promp
 from omnikit.generate.records import CANCELLED, END, STEP_LIMIT, BadQuestion
 from omnikit.generate.request import Request
 from omnikit.generate.rules import Rules, Variant
+from omnikit.generate.sound import SoundDecoder, Sounds
 from omnikit.interfaces import Engine, Prefill, Slots
 from omnikit.model import OmniLM
-from omnikit.streaming import EXACT, DecodeStreams
 
 CAPACITY = 16
 """Sequences that are decoded together, where nothing else is asked for."""
@@ -79,8 +79,8 @@ class RunningBatch:
         self.newcomers: _Newcomers | None = None
         self.owners: list[Request] = []  # of each slot
         self._lock = Lock()
-        self._streams: dict[str, DecodeStreams] = {}
         self._unread: _Read | None = None
+        self._sound = SoundDecoder(model)
         self.slots: Slots | None = None
         """The engine's, opened when they are needed first."""
         self.rules: Rules | None = None
@@ -231,7 +231,7 @@ class RunningBatch:
         """Refuse what cannot be answered."""
         check_question(self.model, request)
         if request.sound is not None:
-            self._streams_of(request.sound)
+            self._sound.streams_of(request.sound)
 
     def _without_failing(self, requests: list[Request], call: Callable[[Request], None]) -> list[Request]:
         """Call a function with each request; those for which it raises have failed."""
@@ -301,7 +301,8 @@ class RunningBatch:
         if self.owners:
             variant = self._variant()
             key = (variant, self.rules.places)
-            self.slots.step(self.rules.embed, lambda hidden: self.rules.choose(hidden, variant), key)
+            with self._sound.step_seconds.measured():
+                self.slots.step(self.rules.embed, lambda hidden: self.rules.choose(hidden, variant), key)
         former, self._unread = self._unread, self._send() if self.owners else None
         if former is not None:
             self._hand_out(former)
@@ -351,11 +352,18 @@ class RunningBatch:
                 self._keep_speaking(request)
             if len(request.steps) >= request.max_steps:
                 ended.append((request, STEP_LIMIT))
-        sounds = self._decode(self._due([request for _, request in read.owners if not request.done]))
+        sounds = self._decoded(self._sound.decode_due, [request for _, request in read.owners if not request.done])
         for _, request in read.owners:
             if not request.done:
                 request.report(sounds.get(request))
         self._end(ended)
+
+    def _decoded(self, decode: Callable[[list[Request]], Sounds], requests: list[Request]) -> dict[Request, Tensor]:
+        """Samples [n] of some answers on the CPU; those that their codec fails have failed."""
+        sounds = decode(requests)
+        for request, error in sounds.failed.items():
+            self._fail([request], error)
+        return sounds.wavs
 
     def _keep_speaking(self, request: Request) -> None:
         """All text has been read: the rows that were asked for text alone go no further."""
@@ -366,62 +374,10 @@ class RunningBatch:
             speaking = dropped if speaking == last else speaking
         self._point(request)
 
-    # sound
-
-    def _streams_of(self, mode: str) -> DecodeStreams:
-        if mode not in self._streams:
-            self._streams[mode] = self.model.codec.streams(mode)
-        return self._streams[mode]
-
-    def _due(self, requests: list[Request]) -> dict[Request, Tensor]:
-        """Codes [K, T] that are to be decoded now. What is half a chunk goes along, so that chunks of answers that
-        began at different times come to be decoded together; not where the sound depends on the chunks."""
-        speaking = [request for request in requests if request.frames is not None and request.frames.complete]
-        if not any(request.frames.complete >= request.frames.chunk for request in speaking):
-            return {}
-        return _taken(
-            request for request in speaking
-            if request.frames.complete * (2 if request.sound == EXACT else 1) >= request.frames.chunk
-        )  # fmt: skip
-
-    def _decode(self, due: dict[Request, Tensor]) -> dict[Request, Tensor]:
-        """Codes [K, T] of some answers -> their samples [n] on the CPU, as far as they can be given."""
-        sounds: dict[Request, Tensor] = {}
-        for mode in dict.fromkeys(request.sound for request in due):
-            streams, owners = self._streams_of(mode), {}
-            for request in due:
-                if request.sound == mode:
-                    if request.stream is None:
-                        request.stream = streams.open()
-                    owners[request.stream] = request
-            codes = {number: due[request].to(self.model.device) for number, request in owners.items()}
-            try:
-                sounds |= {owners[number]: wav.cpu() for number, wav in streams.push(codes).items()}
-            except Exception as error:
-                self._fail(owners.values(), error)
-        return sounds
-
-    def _finish_sound(self, requests: list[Request]) -> dict[Request, Tensor]:
-        """The samples that ended answers still owe [n]."""
-        sounds = self._decode(_taken(request for request in requests if request.frames is not None))
-        for mode in dict.fromkeys(request.sound for request in requests if request.stream is not None):
-            streaming = [each for each in requests if each.sound == mode and each.stream is not None]
-            owners = {request.stream: request for request in streaming}
-            try:
-                found = self._streams_of(mode).finish(list(owners))
-            except Exception as error:
-                self._fail(streaming, error)
-                continue
-            for number, wav in found.items():
-                request = owners[number]
-                request.stream = None
-                sounds[request] = torch.cat([sounds[request], wav.cpu()]) if request in sounds else wav.cpu()
-        return sounds
-
     # the end
 
     def _end(self, ended: list[tuple[Request, str]]) -> None:
-        sounds = self._finish_sound([request for request, _ in ended])
+        sounds = self._decoded(self._sound.finish, [request for request, _ in ended])
         for request, end in ended:
             if not request.done:
                 self._leave(request)
@@ -432,10 +388,7 @@ class RunningBatch:
         """Free everything that a request holds."""
         while request.slots:
             self._release(request.slots[-1])
-        stream, request.stream = request.stream, None
-        if stream is not None:
-            with suppress(Exception):  # after an error a codec may not know its stream any more
-                self._streams[request.sound].drop(stream)
+        self._sound.drop(request)
 
     def _release(self, slot: int) -> None:
         """Free a slot; the last one takes its number."""
@@ -471,9 +424,3 @@ def _samples(request: Request) -> int:
     """Samples of the recording that is to be encoded; what is none is refused later."""
     wav = request.question.wav
     return wav.shape[0] if isinstance(wav, Tensor) and wav.dim() == 1 else 0
-
-
-def _taken(requests: Iterable[Request]) -> dict[Request, Tensor]:
-    """Codes [K, T] of the frames that are waiting, of those that have any."""
-    taken = {request: request.frames.take() for request in requests}
-    return {request: codes for request, codes in taken.items() if codes is not None}

@@ -390,7 +390,7 @@ def test_a_codec_error_ends_the_answers_that_it_decodes(method, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         requests[0].wait(0)
     assert len(requests[1].steps) == 9 and streams
-    assert not batch._streams["exact"].streams
+    assert not batch._sound.streams["exact"].streams
 
 
 def test_a_question_may_be_cancelled_while_it_waits():
@@ -620,7 +620,7 @@ def test_random_submits_and_cancels_leave_nothing_behind(count):
             memory.append(resident_mib())
     batch = omni.decoder._runner._state.batch
     assert not batch.busy and not batch.slots.lengths and batch.newcomers is None
-    assert not batch._streams["exact"].streams
+    assert not batch._sound.streams["exact"].streams
     omni.close()
     assert not of_generation()
     if count >= 3000 and memory:
