@@ -18,7 +18,7 @@ from omnikit.generate.request import Request
 from omnikit.model import OmniLM
 from omnikit.streaming import EXACT, DecodeStreams
 
-MARGIN, MOST_FIRST_FRAMES = 1.5, 8
+MARGIN, MOST_FIRST_FRAMES = 2.0, 8
 """The first chunk of sound is to last so many times as long as the next frame takes to come, in at most so many
 frames."""
 
