@@ -6,6 +6,7 @@ import traceback
 from queue import SimpleQueue
 from threading import Event
 from time import monotonic
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -89,6 +90,7 @@ class Request:
         self.pieces: SimpleQueue[tuple[list[int], Tensor | None] | None] = SimpleQueue()
         """Text tokens and sound [n] as they come; None behind the last."""
         self._reported = 0
+        self._traceback: TracebackType | None = None
 
     # for whoever asked
 
@@ -120,7 +122,7 @@ class Request:
     def check(self) -> None:
         """Raise what ended the answer, if it was an error."""
         if self.error is not None:
-            raise self.error.with_traceback(None)  # or the traceback would grow with each time
+            raise self.error.with_traceback(self._traceback)  # which would grow with each time otherwise
 
     # for the running batch
 
@@ -161,7 +163,8 @@ class Request:
         if isinstance(error, ValueError) and self.name is not None:
             error = BadQuestion(f"{self.name}: {error}") if isinstance(error, BadQuestion) else error
         if error is not None:  # it may be kept for long, and with its frames the keys and values of all answers
-            traceback.clear_frames(error.__traceback__)
+            self._traceback = error.__traceback__
+            traceback.clear_frames(self._traceback)
         self.end, self.error = end, error
         self.runner = None
         self.pieces.put(None)
