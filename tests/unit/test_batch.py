@@ -141,8 +141,8 @@ def test_a_killed_run_goes_on(folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     asked = []
     real = Decoder.run
-    monkeypatch.setattr(Decoder, "run", lambda decoder, requests: (
-        asked.append(len(requests)), real(decoder, requests))[1])  # fmt: skip
+    monkeypatch.setattr(Decoder, "run", lambda decoder, requests, batch: (
+        asked.append(len(requests)), real(decoder, requests, batch))[1])  # fmt: skip
     job("A1A2", folder, out).run(omni())
     whole = (out / "results.jsonl").read_text()
     found = lines(out / "results.jsonl")
