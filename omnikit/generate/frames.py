@@ -56,7 +56,8 @@ def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: 
 
 class FrameReader:
     """Collects the emitted steps of one answer and gives the codes of its frames in chunks of 1, 2, 4 .. frames; for an
-    exact stream of 1, 1, 2, 4 ..: it holds back the end of the first frame, so that the second has to come soon."""
+    exact stream, which holds back the end of the last frame, of half as many as were given before, 1, 1, 1, 1, 2, 3 ..,
+    so that a chunk has come long before the last one has been played."""
 
     def __init__(self, model: OmniLM, mode: str = EXACT):
         self.model, self.pattern, self.exact = model, model.pattern, mode == EXACT
@@ -68,7 +69,7 @@ class FrameReader:
     @property
     def chunk(self) -> int:
         """Frames that are waited for."""
-        return min(max(1, self.given) if self.exact else self.given + 1, LONGEST_CHUNK)
+        return min(max(1, self.given // 2) if self.exact else self.given + 1, LONGEST_CHUNK)
 
     def push(self, tokens: Sequence[int]) -> None:
         """Take the S tokens of the next step."""
