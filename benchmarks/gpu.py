@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import omnikit  # noqa: E402
+from benchmarks.inference import PARTS  # noqa: E402
 from omnikit import bench, checkpoint  # noqa: E402
 from omnikit.api import Omni  # noqa: E402
 from omnikit.engines import COMPILED, STATIC, TORCH, open_engine  # noqa: E402
@@ -36,15 +37,11 @@ from omnikit.evaluate.tables import markdown_table  # noqa: E402
 from omnikit.files import write_text  # noqa: E402
 from omnikit.generate import Decoding  # noqa: E402
 from omnikit.interfaces import Engine, Hidden, Slots  # noqa: E402
-from omnikit.llms.light import for_inference  # noqa: E402
+from omnikit.llms.modes import for_inference  # noqa: E402
 from omnikit.model import OmniLM  # noqa: E402
 from omnikit.streaming import LOW_LATENCY  # noqa: E402
 from omnikit.torchrun import check_device  # noqa: E402
 
-PARTS = {
-    "encoder": "whisper_small", "adapter": "gated_mlp", "llm": "qwen2_0.5b", "codec": "snac_24khz",
-    "llm.tokenizer": "bytes", "encoder.pad_to_30s": False,
-}  # fmt: skip
 SECONDS = 240.0
 """After so many, what is left is not measured."""
 COMPILING = 60.0

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     from omnikit.bench import Plan
     from omnikit.model import OmniLM
 
+CACHE_FOLDER = str(Path.home() / ".cache" / "omnikit" / "benchmark")
+PARTS = {
+    "encoder": "whisper_small", "adapter": "gated_mlp", "llm": "qwen2_0.5b", "codec": "snac_24khz",
+    "llm.tokenizer": "bytes", "encoder.pad_to_30s": False,
+}  # fmt: skip
+"""Parts and options of the released architecture."""
 USUAL = ("baseline", "torch", "openvino")
 SIDES = (*USUAL, "static", "compiled")
 """The baseline and omnikit's engines. One of them compiles for a minute: it and its kind are measured on demand."""
@@ -57,17 +63,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer repeats and shorter answers")
     parser.add_argument("--threads", type=THREADS, default=2)
     parser.add_argument("--sides", nargs="+", default=list(USUAL), choices=SIDES)
-    parser.add_argument("--cache_folder", default=str(Path.home() / ".cache" / "omnikit" / "benchmark"))
+    parser.add_argument("--cache_folder", default=CACHE_FOLDER)
     parser.add_argument("--json", help="also write what was measured to this file")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(measure(options)), flush=True)
         os._exit(0)  # to free gigabytes in good order takes another second
-    checkpoint = Path(options.cache_folder) / "true-size"
-    if not checkpoint.is_dir():
-        print(f"making a checkpoint with random weights: {checkpoint}", flush=True)
-        run_alone("import sys; from benchmarks.inference import make; make(sys.argv[1])", str(checkpoint))
+    true_size(options.cache_folder)
     figures = {}
     for side in options.sides:
         print(f"measuring: {side}", flush=True)
@@ -78,8 +81,14 @@ def main() -> int:
     return report_goals(figures)
 
 
-def run_alone(code: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, check=True)
+def true_size(cache_folder: str) -> Path:
+    """Return the folder of the checkpoint at true size, which a process of its own makes if it is not there."""
+    folder = Path(cache_folder) / "true-size"
+    if not folder.is_dir():
+        print(f"making a checkpoint with random weights: {folder}", flush=True)
+        code = "import sys; from benchmarks.inference import make; make(sys.argv[1])"
+        subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=True)
+    return folder
 
 
 def make(folder: str) -> None:
@@ -90,9 +99,7 @@ def make(folder: str) -> None:
     from omnikit import checkpoint
 
     torch.manual_seed(0)
-    parts = {"encoder": "whisper_small", "adapter": "gated_mlp", "llm": "qwen2_0.5b", "codec": "snac_24khz"}
-    model = omnikit.build(**parts, **{"llm.tokenizer": "bytes", "encoder.pad_to_30s": False})
-    checkpoint.save(model, folder)
+    checkpoint.save(omnikit.build(**PARTS), folder)
 
 
 def side_figures(side: str, options: argparse.Namespace) -> Figures:
@@ -119,7 +126,7 @@ def measure(options: argparse.Namespace) -> Figures:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    plan, folder = bench.QUICK if options.quick else bench.Plan(), Path(options.cache_folder) / "true-size"
+    plan, folder = bench.QUICK if options.quick else bench.Plan(), true_size(options.cache_folder)
     if options.side == "baseline":
         if options.quick:  # each of its steps takes the same
             plan = dataclasses.replace(plan, frames=CHUNK)

@@ -10,24 +10,25 @@ the exit status is 1 where four sequences take more than 1.7 times as long as on
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import median
 
-import torch
-
-import omnikit
-from omnikit.api import Omni
-from omnikit.engines import ENGINES, OPENVINO
-from omnikit.errors import ArgumentParser, bad_input_exits
-from omnikit.generate import Decoding, Question, RunningBatch
-from omnikit.ranges import COUNT, THREADS
-from omnikit.tasks import TASKS, prompt_length
-
 ROOT = Path(__file__).resolve().parents[1]
-MAKE = "import sys; from benchmarks.inference import make; make(sys.argv[1])"
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import omnikit  # noqa: E402
+from benchmarks.inference import CACHE_FOLDER, true_size  # noqa: E402
+from omnikit.api import Omni  # noqa: E402
+from omnikit.engines import ENGINES, OPENVINO  # noqa: E402
+from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
+from omnikit.generate import Decoding, Question, RunningBatch  # noqa: E402
+from omnikit.ranges import COUNT, THREADS  # noqa: E402
+from omnikit.tasks import TASKS, prompt_length  # noqa: E402
+
 CONTEXT = 200
 MOST = {4: 1.7}
 """Sequences -> how many times as long as one they may take."""
@@ -51,12 +52,9 @@ def main() -> int:
     parser.add_argument("--rows", type=COUNT, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--rounds", type=COUNT, default=21)
     parser.add_argument("--threads", type=THREADS, default=2)
-    parser.add_argument("--cache_folder", default=str(Path.home() / ".cache" / "omnikit" / "benchmark"))
+    parser.add_argument("--cache_folder", default=CACHE_FOLDER)
     options = parser.parse_args()
-    folder = Path(options.cache_folder) / "true-size"
-    if not folder.is_dir():
-        print(f"making a checkpoint with random weights: {folder}", flush=True)
-        subprocess.run([sys.executable, "-c", MAKE, str(folder)], cwd=ROOT, check=True)
+    folder = true_size(options.cache_folder)
     torch.set_num_threads(options.threads)
     omni = omnikit.load(folder, engine=options.engine)
     batches = {rows: batch_of(omni, rows) for rows in options.rows}

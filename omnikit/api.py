@@ -26,6 +26,8 @@ Audio = str | Path | Tensor
 """A file, or a waveform [N] in -1..1 at the encoder's sample rate."""
 FLOAT32 = "float32"
 DTYPES = {FLOAT32: torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 class Stop(TypedDict, total=False):
     """What may stop an answer before its end. What was decoded until then is given, and stays as it is."""
 

@@ -22,8 +22,7 @@ from omnikit.hparams.safe import check_bounds, construct, tokenizer_node
 from omnikit.hparams.tree import read_tree_text, write_tree
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.limits import check_memory, limited
-from omnikit.llms.light import for_inference
-from omnikit.llms.skeleton import DTYPE, skeletons
+from omnikit.llms.modes import SKELETON_DTYPE, for_inference, skeletons
 from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, opened_once
 from omnikit.model import OmniLM
 from omnikit.torchrun import check_device
@@ -73,14 +72,14 @@ def load(
     skeleton: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> OmniLM:
-    """Build a saved model, in evaluation mode and for inference alone, see `omnikit.llms.light`.
+    """Build a saved model, in evaluation mode and for inference alone, see `omnikit.llms.modes`.
 
     Args:
         folder: or a hub id; `None` = the mini system that comes with the package.
         device: where it shall run.
         allow: modules of one's own whose classes the checkpoint may name.
         skeleton: leave the backbone's blocks and heads out: an engine computes them. The rest is in the type of
-            `omnikit.llms.skeleton`, and what can stays in the file.
+            `omnikit.llms.modes`, and what can stays in the file.
         dtype: of a model that is not a skeleton, see `OmniLM.to_dtype`; weights never take memory in another one.
 
     Raises:
@@ -88,7 +87,7 @@ def load(
     """
     check_device(device)
     parts = _read(existing(SHIPPED if folder is None else folder), allow)
-    wanted = DTYPE if skeleton else dtype
+    wanted = SKELETON_DTYPE if skeleton else dtype
     with Undrawn(), for_inference(), skeletons() if skeleton else nullcontext(), opened_once():
         parts.check_sizes(None if skeleton else wanted)
         model = parts.build().to_dtype(wanted)

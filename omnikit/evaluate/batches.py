@@ -16,7 +16,7 @@ from omnikit.data.rows import Features, Row
 from omnikit.data.skipped import Skipped
 from omnikit.data.store import fingerprint
 from omnikit.errors import one_line
-from omnikit.generate import BadQuestion, Decoder, Decoding, Question, Request
+from omnikit.generate import Answer, BadQuestion, Decoder, Decoding, Question
 from omnikit.interfaces import Codec
 from omnikit.model import OmniLM
 from omnikit.ranges import COUNT
@@ -148,20 +148,17 @@ def by_model(decoder: Decoder, task: Task) -> Respond:
                 yield row, question
             else:
                 asked.append((row, question))
-        requests = [decoder.request(task, question) for _, question in asked]
-        decoder.run(requests, batch)
-        for (row, _), request in zip(asked, requests, strict=True):
-            yield row, _reply(model, request)
+        outcomes = decoder.outcomes(task, [question for _, question in asked], batch)
+        for (row, _), outcome in zip(asked, outcomes, strict=True):
+            yield row, _reply(model, outcome)
 
     return respond
 
 
-def _reply(model: OmniLM, request: Request) -> Reply | Problem:
-    try:
-        answer = request.wait(0)
-    except BadQuestion as error:  # such as one longer than the backbone's positions
-        return Problem("refused", one_line(error))
-    return Reply(model.llm.tokenizer.decode(answer.text), answer.codes, answer.truncated)
+def _reply(model: OmniLM, outcome: Answer | BadQuestion) -> Reply | Problem:
+    if isinstance(outcome, BadQuestion):  # such as one longer than the backbone's positions
+        return Problem("refused", one_line(outcome))
+    return Reply(model.llm.tokenizer.decode(outcome.text), outcome.codes, outcome.truncated)
 
 
 def sound(codec: Codec, codes: Tensor) -> Tensor:

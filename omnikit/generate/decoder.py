@@ -9,7 +9,7 @@ from typing import TypedDict, Unpack
 
 from omnikit.engines.torch import TorchEngine
 from omnikit.generate.loop import CAPACITY, RunningBatch
-from omnikit.generate.records import Answer, Decoding, Question
+from omnikit.generate.records import Answer, BadQuestion, Decoding, Question
 from omnikit.generate.request import Request
 from omnikit.generate.runner import Runner
 from omnikit.interfaces import Engine
@@ -81,6 +81,18 @@ class Decoder:
         self.run(requests)
         return [request.wait(0) for request in requests]
 
+    def outcomes(
+        self, task: Task, questions: Sequence[Question], batch: RunningBatch | None = None
+    ) -> list[Answer | BadQuestion]:
+        """Decode whole answers as `answers` does; a question that cannot be asked gives the reason in place of one.
+
+        Args:
+            batch: see `run`.
+        """
+        requests = [self.request(task, question) for question in questions]
+        self.run(requests, batch)
+        return [_outcome(request) for request in requests]
+
     def run(self, requests: Sequence[Request], batch: RunningBatch | None = None) -> None:
         """Decode requests to their ends in this thread. What goes wrong with one of them is raised by its `wait`.
 
@@ -111,3 +123,10 @@ class Decoder:
             runner, self._runner = self._runner, None
         if runner is not None:
             runner.close()
+
+
+def _outcome(request: Request) -> Answer | BadQuestion:
+    try:
+        return request.wait(0)
+    except BadQuestion as error:
+        return error

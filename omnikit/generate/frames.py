@@ -13,14 +13,10 @@ from torch import Tensor
 
 from omnikit.generate.records import Answer
 from omnikit.model import OmniLM
-from omnikit.streaming import EXACT
 from omnikit.tasks import Task
 
 UNFINISHED = "\ufffd"
 """Replacement character that tokenizers write for bytes that do not make a character yet."""
-LONGEST_CHUNK = 8
-"""Maximum number of frames that are waited for: chunks grow from one frame up to this, so that the first comes soon,
-and the codec is called less often later."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +51,14 @@ def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: 
 
 
 class FrameReader:
-    """Collects the emitted steps of one answer and gives the codes of its frames in chunks of 1, 2, 4 .. frames; for an
-    exact stream, which holds back the end of the last frame, of half as many as were given before, 1, 1, 1, 1, 2, 3 ..,
-    so that a chunk has come long before the last one has been played."""
+    """Collects the emitted steps of one answer and gives the codes of the frames that they complete."""
 
-    def __init__(self, model: OmniLM, mode: str = EXACT):
-        self.model, self.pattern, self.exact = model, model.pattern, mode == EXACT
+    def __init__(self, model: OmniLM):
+        self.model, self.pattern = model, model.pattern
         self.steps: list[list[int]] = []  # audio tokens that the next frame needs: a prefix of the pattern again
-        self.given = 0  # frames
-        self.complete = 0  # frames that are waiting
+        self.given = 0  # frames that have been taken
+        self.complete = 0  # frames that are waiting to be taken
         self.silent = False  # from here on
-
-    @property
-    def chunk(self) -> int:
-        """Frames that are waited for."""
-        return min(max(1, self.given // 2) if self.exact else self.given + 1, LONGEST_CHUNK)
 
     def push(self, tokens: Sequence[int]) -> None:
         """Take the S tokens of the next step."""

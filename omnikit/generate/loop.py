@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from omnikit.generate.sound import SoundDecoder, Sounds
 from omnikit.interfaces import Engine, Prefill, Slots
 from omnikit.model import OmniLM
 
+Result = TypeVar("Result")
 CAPACITY = 16
 """Sequences that are decoded together, where nothing else is asked for."""
 MOST_WAITING = 1024
@@ -47,8 +48,7 @@ class QueueFull(RuntimeError):
 class _Newcomers:
     """Requests whose prompts are being computed."""
 
-    requests: list[Request]
-    prompts: list[EmbeddedPrompt]
+    prompts: dict[Request, EmbeddedPrompt]
     prefill: Prefill
 
 
@@ -147,7 +147,7 @@ class RunningBatch:
         with self._lock:
             left, self.waiting = list(self.waiting), deque()
         if self.newcomers is not None:
-            left += [request for request in self.newcomers.requests if not request.done]
+            left += [request for request in self.newcomers.prompts if not request.done]
             self.newcomers = None
         for request in [*left, *self._forget()]:
             self._leave(request)
@@ -164,17 +164,17 @@ class RunningBatch:
         if self.newcomers is None:
             return
         group = self.newcomers
-        for request in group.requests:
+        for request in group.prompts:
             if not request.done and (end := request.truncated_by) is not None:
                 request.finish(end)
-        if all(request.done for request in group.requests):
+        if all(request.done for request in group.prompts):
             self.newcomers = None
             return
         try:
             group.prefill.advance(PREFILL_POSITIONS if self.owners else group.prefill.left)
         except Exception as error:
             self.newcomers = None
-            self._fail(group.requests, error)
+            self._fail(group.prompts, error)
             return
         if not group.prefill.left:
             self.newcomers = None
@@ -206,26 +206,30 @@ class RunningBatch:
             found.append(request)
 
     def _begin(self, requests: list[Request]) -> None:
-        """Encode and embed; what cannot be asked fails alone."""
-        requests = self._without_failing(requests, self._check)
-        features = self._encode([request for request in requests if request.question.features is None
-                                 and request.question.wav is not None])  # fmt: skip
-        requests = [request for request in requests if not request.done]
-        asked: list[tuple[Request, EmbeddedPrompt]] = []
-
-        def embed(request: Request) -> None:
-            given = features.get(id(request), request.question.features)
-            spoken = given if request.task.given == "speech" else None
-            asked.append((request, embed_prompt(self.model, request, spoken)))
-
-        requests = self._without_failing(requests, embed)
-        if not requests:
+        """Encode and embed the questions of newcomers; what cannot be asked fails alone."""
+        for request in requests:
+            self._attempt(request, self._check)
+        features = self._encode([request for request in requests if not request.done and _needs_encoding(request)])
+        prompts = {}
+        for request in requests:
+            if not request.done:
+                prompt = self._attempt(request, lambda request: self._embed(request, features))
+                prompts |= {} if prompt is None else {request: prompt}
+        if not prompts:
             return
-        prompts = [prompt for _, prompt in asked]
         try:
-            self.newcomers = _Newcomers(requests, prompts, self._open().prefill([p.embeddings for p in prompts]))
+            prefill = self._open().prefill([prompt.embeddings for prompt in prompts.values()])
+            self.newcomers = _Newcomers(prompts, prefill)
         except Exception as error:
-            self._fail(requests, error)
+            self._fail(prompts, error)
+
+    def _attempt(self, request: Request, call: Callable[[Request], Result]) -> Result | None:
+        """Return what a function gives for a request; the request fails if that raises."""
+        try:
+            return call(request)
+        except Exception as error:
+            request.finish(None, error)
+            return None
 
     def _check(self, request: Request) -> None:
         """Refuse what cannot be answered."""
@@ -233,18 +237,14 @@ class RunningBatch:
         if request.sound is not None:
             self._sound.streams_of(request.sound)
 
-    def _without_failing(self, requests: list[Request], call: Callable[[Request], None]) -> list[Request]:
-        """Call a function with each request; those for which it raises have failed."""
-        for request in requests:
-            try:
-                call(request)
-            except Exception as error:
-                request.finish(None, error)
-        return [request for request in requests if not request.done]
+    def _embed(self, request: Request, encoded: dict[Request, Tensor]) -> EmbeddedPrompt:
+        """Embed the prompt of a request, whose features were given or have been encoded now."""
+        features = encoded.get(request, request.question.features)
+        return embed_prompt(self.model, request, features if request.task.given == "speech" else None)
 
-    def _encode(self, requests: list[Request]) -> dict[int, Tensor]:
-        """Features [T, D] by the `id` of their request; the encoder refuses a batch for one of its recordings, so then
-        each is encoded alone."""
+    def _encode(self, requests: list[Request]) -> dict[Request, Tensor]:
+        """Encode the recordings of some requests to features [T, D] each. The encoder refuses a batch for one of its
+        recordings, so then each is encoded alone."""
         if not requests:
             return {}
         try:
@@ -254,18 +254,18 @@ class RunningBatch:
                 requests[0].finish(None, BadQuestion(str(error)) if isinstance(error, ValueError) else error)
                 return {}
             return {key: found for request in requests for key, found in self._encode([request]).items()}
-        return {id(request): found for request, found in zip(requests, features, strict=True)}
+        return dict(zip(requests, features, strict=True))
 
     def _join(self, group: _Newcomers) -> None:
         """The newcomers' sequences take their slots."""
         # first of all they are known as owners: should the engine fail, they fail with the answers that are running
-        for request in group.requests:
+        for request in group.prompts:
             request.slots = [len(self.owners)]
             self.owners.append(request)
         self.slots.admit(group.prefill)
-        for request, prompt in zip(group.requests, group.prompts, strict=True):
+        for request, prompt in group.prompts.items():
             self._add_rows(request, prompt)
-        for request in group.requests:
+        for request in group.prompts:
             if request.done:  # while its prompt was being computed
                 self._leave(request)
 
@@ -415,9 +415,14 @@ class RunningBatch:
         running = self._forget()
         if self.newcomers is not None:
             with self._lock:
-                self.waiting.extendleft(request for request in reversed(self.newcomers.requests) if not request.done)
+                self.waiting.extendleft(request for request in reversed(self.newcomers.prompts) if not request.done)
             self.newcomers = None
         self._fail(running, error)
+
+
+def _needs_encoding(request: Request) -> bool:
+    """Tell whether the question is a recording."""
+    return request.question.features is None and request.question.wav is not None
 
 
 def _samples(request: Request) -> int:

@@ -76,7 +76,7 @@ class Request:
         self.error: BaseException | None = None
         self.slots: list[int] = []
         """Slots of the strategy's rows; empty before the prompt has been computed, and after the end."""
-        self.frames = FrameReader(model, sound) if sound is not None and task.speaks else None
+        self.frames = FrameReader(model) if sound is not None and task.speaks else None
         self.sound = sound if self.frames is not None else None
         self.stream: int | None = None
         """Number of the codec's stream, once there are frames."""

@@ -68,12 +68,12 @@ class Rules:
         self.integers = self._zeros(capacity, len(_COLUMNS))
         self.numbers = self._zeros(capacity, 2, 4, dtype=torch.float32)  # of text and audio: see `sampling_numbers`
         self.audio_over = self._zeros(capacity, streams - 1, dtype=torch.bool)
-        self.fed = self.layout.pads().to(self.device).repeat(capacity, 1)  # what each slot is fed next [R, S]
+        self.pads = self.layout.pads().to(self.device)
+        self.fed = self.pads.repeat(capacity, 1)  # what each slot is fed next [R, S]
         self.emitted = self._zeros(capacity, streams + 1)  # tokens of this step, and whether the answer has ended
         self.texts = self._zeros(capacity, _SMALLEST_TEXT)  # given texts with `eot` behind them
         self.seen_text: Tensor | None = None  # ids emitted before, where a repetition penalty asks for them
         self.seen_audio: Tensor | None = None
-        self.pads = self.layout.pads().to(self.device)
         self._constants()
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.long) -> Tensor:

@@ -18,9 +18,10 @@ from omnikit.generate.request import Request
 from omnikit.model import OmniLM
 from omnikit.streaming import EXACT, DecodeStreams
 
-MARGIN, MOST_FIRST_FRAMES = 2.0, 8
-"""The first chunk of sound is to last so many times as long as the next frame takes to come, in at most so many
-frames."""
+LONGEST_CHUNK = 8
+"""Maximum number of frames that a chunk waits for."""
+MARGIN = 2.0
+"""How many times as long as the next frame takes to come the first chunk of sound is to last."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,20 @@ class SoundDecoder:
                 self.streams[request.sound].drop(stream)
 
     def _wanted(self, request: Request) -> int:
-        """Frames that the next chunk of an answer waits for. The first one lasts until the second can be there; where
-        frames come more slowly than they are played nothing helps, so that it is given at once."""
-        frames = request.frames
-        soon = self.step_seconds.value + self.frame_seconds.value
-        if frames.given or request.sound != EXACT or soon >= self.codec.frame_samples / self.codec.sample_rate:
-            return frames.chunk
+        """Return the number of frames that the next chunk of an answer waits for.
+
+        Chunks grow, so that the first comes soon and the codec is called less often later: 1, 2, 4 .. frames. An exact
+        stream, which holds back the end of its last frame, takes half as many as were taken before, 1, 1, 1, 1, 2, 3 ..,
+        so that a chunk has come long before the last one has been played; its first chunk lasts until the second can be
+        there. Where frames come more slowly than they are played nothing helps, so the first is given at once.
+        """
+        given, soon = request.frames.given, self.step_seconds.value + self.frame_seconds.value
+        if request.sound != EXACT:
+            return min(given + 1, LONGEST_CHUNK)
+        if given or soon >= self.codec.frame_samples / self.codec.sample_rate:
+            return min(max(1, given // 2), LONGEST_CHUNK)
         samples = self.codec.lookahead + MARGIN * soon * self.codec.sample_rate
-        return max(1, min(math.ceil(samples / self.codec.frame_samples), MOST_FIRST_FRAMES))
+        return max(1, min(math.ceil(samples / self.codec.frame_samples), LONGEST_CHUNK))
 
     def _decode(self, requests: Iterable[Request]) -> Sounds:
         """Decode the frames that are waiting, of those that have any."""

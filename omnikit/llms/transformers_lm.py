@@ -1,5 +1,5 @@
 """Any transformers causal language model as a backbone; those of Llama's kind without transformers, see
-`omnikit.llms.light`."""
+`omnikit.llms.modes`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from omnikit.foreign import build_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Backbone
 from omnikit.key_values import cache_argument
-from omnikit.llms import light, skeleton
 from omnikit.llms.configs import make_config, with_layers
 from omnikit.llms.llama import KeyValues, LlamaNumbers, Trunk
 from omnikit.llms.lora import add_lora, train_lora_alone
+from omnikit.llms.modes import SKELETON_DTYPE, blocks_device, for_inference, skeletons
 from omnikit.llms.published import read_transformers
 from omnikit.llms.tokenizers import open_tokenizer
 from omnikit.llms.trunks import embedding_scale, finish_logits, run, take_norm
@@ -64,15 +64,15 @@ class TransformersLM(Backbone):
         self.weights, self.lora = weights, lora
         self.config = make_config(
             config, vocab_size=self.tokenizer.vocab_size, size=size, attention=attention,
-            light=light.wanted() and lora is None,
+            light=bool(for_inference) and lora is None,
         )  # fmt: skip
         self.dim, self.vocab_size = self.config.hidden_size, self.config.vocab_size
         self.max_positions = getattr(self.config, "max_position_embeddings", None)
         self.trunk, self.lm_head = _trunk_and_head(self.config)
         self.cache_argument = cache_argument(self.trunk)
         embed = self.trunk.get_input_embeddings()
-        if skeleton.wanted():
-            embed.to(skeleton.DTYPE).to_empty(device=torch.get_default_device())
+        if skeletons:
+            embed.to(SKELETON_DTYPE).to_empty(device=torch.get_default_device())
         else:
             nn.init.normal_(embed.weight, std=embedding_std)
         self.embedding_std = embedding_std * embedding_scale(self.trunk)
@@ -122,7 +122,7 @@ class TransformersBlocks(nn.Module):
         self.config = with_layers(config, n)
         # its input is the backbone's hidden state, so that it has no embeddings
         if isinstance(config, LlamaNumbers):
-            with skeleton.device():
+            with blocks_device():
                 self.trunk = Trunk(self.config, embeds=False)
         else:
             self.trunk = _built("AutoModel", self.config)
@@ -141,7 +141,7 @@ def _trunk_and_head(config: PretrainedConfig | LlamaNumbers) -> tuple[nn.Module,
     if not isinstance(config, LlamaNumbers):
         model = _built("AutoModelForCausalLM", config)
         return model.get_decoder(), model.get_output_embeddings()
-    with skeleton.device():
+    with blocks_device():
         trunk, head = Trunk(config), nn.Linear(config.hidden_size, config.vocab_size, bias=False)
     if config.tie_word_embeddings:
         head.weight = trunk.embed_tokens.weight
@@ -161,7 +161,7 @@ def _built(auto: str, config: PretrainedConfig) -> PreTrainedModel:
     import transformers
 
     try:
-        with skeleton.device():
+        with blocks_device():
             return build_network(getattr(transformers, auto), config)
     except (ValueError, ImportError) as error:  # an attention implementation that the class or the machine lacks
         raise ValueError(f"llm.attention {config._attn_implementation}: {one_line(error)}") from None

@@ -71,15 +71,11 @@ class Validation:
 
 def hypotheses(decoder: Decoder, task: Task, questions: list[Question]) -> list[str]:
     """The texts of the answers; of a question that cannot be asked, none, which counts as wrong."""
-    requests = [decoder.request(task, question) for question in questions]
-    decoder.run(requests)
     texts = []
-    for request in requests:
-        try:
-            texts.append(decoder.model.llm.tokenizer.decode(request.wait(0).text))
-        except BadQuestion as error:
-            logger.warning("validation: %s", error)
-            texts.append("")
+    for outcome in decoder.outcomes(task, questions):
+        if isinstance(outcome, BadQuestion):
+            logger.warning("validation: %s", outcome)
+        texts.append("" if isinstance(outcome, BadQuestion) else decoder.model.llm.tokenizer.decode(outcome.text))
     return texts
 
 
