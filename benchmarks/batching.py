@@ -37,7 +37,7 @@ LEAST_THROUGHPUT = 5.0
 
 @dataclass(frozen=True)
 class Heard:
-    """What whoever listens to one answer measures, in seconds since it was asked."""
+    """Times that a listener measures of one answer, in seconds since it was asked."""
 
     first: float
     last: float
@@ -46,7 +46,7 @@ class Heard:
 
 
 def listen(omni: Omni, question: torch.Tensor) -> Heard:
-    """Ask, and take the chunks as they come."""
+    """Ask a question and time the chunks of its answer."""
     began, first, played, late = time.perf_counter(), None, 0.0, 0.0
     for chunk in omni.stream(question):
         now = time.perf_counter() - began
@@ -58,7 +58,7 @@ def listen(omni: Omni, question: torch.Tensor) -> Heard:
 
 
 def at_once(omni: Omni, questions: list[torch.Tensor]) -> tuple[float, list[Heard]]:
-    """Seconds until all are answered, and what was heard."""
+    """Ask all questions at the same moment; return the seconds until all are answered, and the times of each answer."""
     with ThreadPoolExecutor(len(questions)) as pool:
         began = time.perf_counter()
         heard = list(pool.map(lambda question: listen(omni, question), questions))
@@ -66,12 +66,12 @@ def at_once(omni: Omni, questions: list[torch.Tensor]) -> tuple[float, list[Hear
 
 
 def heard_at(rate: int, wav: torch.Tensor, own: int) -> torch.Tensor:
-    """A waveform [N] at its own rate (Hz) -> the same at another."""
+    """Resample a waveform [N] from its own rate to another (Hz)."""
     return wav if rate == own else torch.from_numpy(soxr.resample(wav.numpy(), own, rate))
 
 
 def measure(omni: Omni, number: int, rounds: int) -> dict[str, list[float]]:
-    """Figures of some rounds, in which the same questions are asked one after another and at once, alternating."""
+    """Measure some rounds, in each of which the same questions are asked one after another, then at once."""
     said = [omni.speak(TEXTS[i % len(TEXTS)]).wav for i in range(number)]
     questions = [heard_at(omni.model.encoder.sample_rate, wav, omni.sample_rate) for wav in said]
     at_once(omni, questions)
@@ -90,7 +90,7 @@ def measure(omni: Omni, number: int, rounds: int) -> dict[str, list[float]]:
 
 
 def report(figures: dict[int, dict[str, list[float]]]) -> int:
-    """Print the table and the goals; 1 where one is missed."""
+    """Print the table and the goals; return 1 if one is missed, else 0."""
     rows = []
     for number, found in figures.items():
         first, slow = np.percentile(found["first"], (50, 95)) * 1000

@@ -10,31 +10,26 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
 
+from omnikit.bench import timed
 from omnikit.hparams import build_part
 from omnikit.interfaces import Codec
 
 
-def seconds(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
 @torch.inference_mode()
 def measure(codec: Codec, count: int, repeats: int) -> tuple[float, float]:
-    """Seconds for a frame of each of some streams, in one call and in a call for each."""
+    """Time a frame of each of some streams; return the seconds in one call for all and in a call for each."""
     together, apart = codec.streams(), codec.streams()
     numbers, others = ([streams.open() for _ in range(count)] for streams in (together, apart))
     frames = torch.randint(codec.codebook_size, (repeats + 3, count, codec.num_codebooks, 1))
     times = []
     for codes in frames:
-        one = seconds(lambda codes=codes: together.push(dict(zip(numbers, codes, strict=True))))
-        each = seconds(lambda codes=codes: [apart.push({n: c}) for n, c in zip(others, codes, strict=True)])
+        (one,) = timed(lambda codes=codes: together.push(dict(zip(numbers, codes, strict=True))), 1, codes[0].device)
+        (each,) = timed(
+            lambda codes=codes: [apart.push({n: c}) for n, c in zip(others, codes, strict=True)], 1, codes[0].device
+        )
         times.append((one, each))
     return tuple(statistics.median(kind) for kind in zip(*times[3:], strict=True))
 

@@ -59,7 +59,7 @@ bits, and products of other shapes add in another order."""
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """Numbers of streams, contexts, steps and repeats that are measured."""
 
     sizes: tuple[tuple[str, int, int], ...]  # engine, streams, context
     steps: int  # that are timed together; all of them around a context of 1000 fit into a cache of 1024 positions
@@ -92,7 +92,7 @@ class Greedy:
         self.sizes = model.layout.sizes[1:]
 
     def embed(self, rows: int) -> Tensor:
-        """Embeddings of the last tokens [rows, D]."""
+        """Return the embeddings of the last tokens [rows, D]."""
         return self.model.embed(self.tokens[:rows, :, None])[:, 0]
 
     def choose(self, hidden: Hidden) -> None:
@@ -109,7 +109,7 @@ class Greedy:
 
 
 def build(device: torch.device) -> OmniLM:
-    """The system at true size on a GPU, the mini system elsewhere; in bfloat16."""
+    """Build the system at true size for a GPU, or load the mini system elsewhere; in bfloat16."""
     if device.type != "cuda":
         return checkpoint.load(dtype=torch.bfloat16).to(device)
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def build(device: torch.device) -> OmniLM:
 
 
 def filled(engine: Engine, model: OmniLM, streams: int, length: int) -> Slots:
-    """Slots with sequences of the same length."""
+    """Return slots that are filled with sequences of the same length."""
     slots, draw = engine.open(streams), torch.Generator().manual_seed(length)
     steps = torch.stack([torch.randint(0, size, (1, length), generator=draw) for size in model.layout.sizes], dim=1)
     prefill = slots.prefill([model.embed(steps.to(model.device))[0]])
@@ -132,7 +132,7 @@ def filled(engine: Engine, model: OmniLM, streams: int, length: int) -> Slots:
 
 
 def step_seconds(engine: Engine, model: OmniLM, streams: int, context: int, plan: Plan) -> list[float]:
-    """Seconds of a step around a position, the mean of some, several times."""
+    """Time decode steps around a position; return the mean seconds of a step for each repeat."""
     unrecorded = UNRECORDED + 2
     first = context - (unrecorded + plan.steps * plan.repeats) // 2
     slots, greedy = filled(engine, model, streams, first), Greedy(engine, model, streams)
@@ -163,7 +163,7 @@ def replay_error(engine: Engine, model: OmniLM, streams: int) -> float:
 
 
 def first_sound_seconds(engine: Engine, model: OmniLM, plan: Plan) -> list[float]:
-    """Seconds from a question of three seconds to the first sound."""
+    """Return the seconds from asking a question of three seconds to its first sound."""
     lasting = model.pattern.num_steps(4)
     omni = Omni(model, engine=engine, decoding=Decoding(min_steps=lasting, max_steps=lasting))
     wav = bench.noise(model, bench.Plan())
@@ -176,7 +176,7 @@ def first_sound_seconds(engine: Engine, model: OmniLM, plan: Plan) -> list[float
 
 
 def floor_seconds(model: OmniLM, streams: int, context: int, bytes_per_second: float) -> float:
-    """Seconds in which what a step reads can be read."""
+    """Return the seconds in which the memory can deliver all that a decode step reads."""
     config = model.llm.config
     blocks = len(model.llm.trunk.layers) + (0 if model.tts_adapter is None else len(model.tts_adapter.trunk.layers))
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -185,7 +185,7 @@ def floor_seconds(model: OmniLM, streams: int, context: int, bytes_per_second: f
 
 
 def measured(model: OmniLM, plan: Plan, began: float) -> Iterator[dict]:
-    """The figures, as they are measured."""
+    """Yield each figure as soon as it has been measured."""
     gb_per_s = bench.memory_figures(1, [1.0], bench.Plan(gib=plan.gib), model.device)["gb_per_s"][0]
     yield {"name": "memory", "gb_per_s": gb_per_s}
     engines = {name: open_engine(name, model) for name in (TORCH, STATIC)}
@@ -234,7 +234,7 @@ def report(figures: list[dict]) -> None:
 
 
 def missed_goals(figures: list[dict]) -> int:
-    """Print the goals of a GPU; return how many are missed."""
+    """Print each goal for a GPU beside what was measured, and return the number of missed goals."""
     missed = 0
     steps = [one for one in figures if one["name"] == "step" and one["engine"] != TORCH]
     for (streams, context), goal in GOALS.items():

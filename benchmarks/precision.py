@@ -60,7 +60,7 @@ WAYS = (REFERENCE, Way(TORCH, "bfloat16"), *(Way(OPENVINO, weights) for weights 
 
 @dataclass
 class Record:
-    """What a model was fed for one answer, and the logits [1, V] of text and audio at each decode step."""
+    """Embeddings that a model was fed for one answer, and the logits [1, V] of text and audio at each decode step."""
 
     prompt: Tensor  # [L, D]
     fed: list[Tensor] = field(default_factory=list)  # of [1, D]
@@ -94,7 +94,7 @@ class Recorder(Engine):
 
 
 def record(model: OmniLM, engine: Engine, row: Row) -> Record:
-    """A model's spoken answer to a question."""
+    """Record what a model is fed and finds while it answers a question with speech."""
     recorder = Recorder(engine)
     question = Question(wav=row.a1.load(model.encoder.sample_rate))
     Decoder(model, recorder, decoding=DECODING).answers(TASKS["A1A2"], [question])
@@ -130,7 +130,7 @@ def compare(model: OmniLM, engine: Engine, recorded: list[Record]) -> dict[str, 
 
 
 def best(model: OmniLM, text: Tensor, audio: Tensor) -> Tensor:
-    """The best id of each stream [S]."""
+    """Return the most likely id of each stream [S]."""
     return torch.cat([each.argmax(dim=-1) for each in (text, *audio.split(model.layout.sizes[1:], dim=-1))])
 
 

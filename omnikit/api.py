@@ -77,12 +77,12 @@ class Omni:
 
     @property
     def model(self) -> OmniLM:
-        """The network."""
+        """Network that answers."""
         return self.decoder.model
 
     @property
     def decoding(self) -> Decoding:
-        """Sampling and limits of the answers to come."""
+        """Sampling and limits of answers to questions asked from now on."""
         return self.decoder.decoding
 
     @decoding.setter
@@ -104,8 +104,8 @@ class Omni:
         return self._join(self.stream(audio, **stop))
 
     def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Chunks:
-        """Answer as `ask`, piece by piece while the answer is being decoded: the codec is given few frames at first,
-        then more at a time. Drop the iterator to have no more, or see `Stop`.
+        """Answer as `ask` does, chunk by chunk while the answer is being decoded: the codec is given few frames at
+        first, then more at a time. Drop the iterator to have no more, or see `Stop`.
 
         Args:
             mode: of `omnikit.streaming.MODES`. `low_latency` gives sound from the first whole frame on; where it had to
@@ -121,11 +121,11 @@ class Omni:
         return self.write("A1T1", self.hear(audio), name=_name(audio), **stop).text
 
     def speak(self, text: str, **stop: Unpack[Stop]) -> Reply:
-        """Say a text."""
+        """Synthesise speech that says a text."""
         return self._join(self.stream_speech(text, **stop))
 
     def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Chunks:
-        """Say a text as `speak`, piece by piece, see `stream`."""
+        """Synthesise speech as `speak` does, chunk by chunk, see `stream`."""
         return self._chunks("T1A1", self.read(text), mode, **stop)
 
     def chat(self, text: str, **stop: Unpack[Stop]) -> str:
@@ -171,7 +171,7 @@ class Omni:
         return self.decoder.submit(TASKS[task], question, **options)
 
     def hear(self, audio: Audio) -> Question:
-        """Make a question of speech.
+        """Turn a recording into a question.
 
         Raises:
             ValueError: the file cannot be read, or the encoder hears no recording of this length; the message names it.
@@ -185,7 +185,7 @@ class Omni:
         return Question(wav=wav)
 
     def read(self, text: str) -> Question:
-        """Make a question of text.
+        """Turn a text into a question.
 
         Raises:
             ValueError: no text, or characters that the tokenizer lacks.

@@ -104,12 +104,12 @@ def _lasting(omni: Omni, steps: int) -> Omni:
 
 @torch.inference_mode()
 def _encode(model: OmniLM, wav: Tensor) -> Tensor:
-    """Waveform [N] -> encoder features [T, D]."""
+    """Encode a waveform [N] to features [T, D]."""
     return encode(model, [wav])[0]
 
 
 def _decode(omni: Omni, asked: list[Question], steps: int, strategy: Strategy) -> list[float]:
-    """Seconds of each decode step of so many answers, without their sound; those of the prompts are in the first."""
+    """Time each decode step of some answers, without their sound; the first includes the prefill."""
     batch = omni.decoder.batch(len(asked) * len(strategy.text_only))
     for question in asked:
         decoding = _lasting(omni, steps).decoding

@@ -10,7 +10,7 @@ _MASK = 0xFFFFFFFF
 
 
 def hash32(keys: Tensor) -> Tensor:
-    """Integers of any shape -> hashes in 0 .. 2**32 - 1, int64: the finaliser of MurmurHash3 (32 bits)."""
+    """Hash integers of any shape to 0 .. 2**32 - 1, int64, by the finaliser of MurmurHash3 (32 bits)."""
     x = keys & _MASK
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
@@ -18,6 +18,6 @@ def hash32(keys: Tensor) -> Tensor:
 
 
 def gumbel(keys: Tensor) -> Tensor:
-    """Hashes (see `hash32`) of any shape -> standard Gumbel noise, float32."""
+    """Turn hashes (see `hash32`) of any shape into standard Gumbel noise, float32."""
     uniform = ((keys >> 9).float() + 0.5) / 2**23  # 24 bits would round to 1.0, whose noise is infinite
     return -(-uniform.log()).log()

@@ -183,7 +183,7 @@ class Codec(Part, ABC):
         """
 
     def streams(self, mode: str = EXACT) -> DecodeStreams:
-        """Streaming decodings that begin and end at different times, in one of `omnikit.streaming.MODES`.
+        """Return streams that begin and end at different times, in one of `omnikit.streaming.MODES`.
 
         Raises:
             ValueError: no such mode.
@@ -264,14 +264,14 @@ class Pattern(ABC):
 
 @dataclass(frozen=True)
 class Hidden:
-    """Normed hidden states, which the heads read."""
+    """Hidden states after the final norm, which the text and audio heads read."""
 
     text: Tensor  # [..., D]
     audio: Tensor  # [..., D]
 
 
 class Engine(ABC):
-    """Computes hidden states and logits while answers are generated. Sequences are kept in `Slots`.
+    """Computation of hidden states and logits during generation. Sequences are kept in `Slots`.
 
     Several `Slots` may be open over one engine, each used by one thread at a time.
     """
@@ -287,11 +287,12 @@ class Engine(ABC):
 
     @abstractmethod
     def text_logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [R, D] -> logits over the text stream's ids [R, V]."""
+        """Compute the logits [R, V] over the text stream's ids from hidden states [R, D]."""
 
     @abstractmethod
     def audio_logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [R, D] -> logits over the ids of all audio streams side by side [R, sum of their V]."""
+        """Compute the logits over the ids of all audio streams, side by side [R, sum of their V], from hidden states
+        [R, D]."""
 
 
 class Prefill(ABC):
@@ -321,7 +322,7 @@ class Slots(ABC):
 
     @abstractmethod
     def prefill(self, prompts: Sequence[Tensor]) -> Prefill:
-        """Begin some prompts, each embeddings [L_i, D] with L_i > 0, outside of the running batch."""
+        """Begin the prefill of some prompts, each embeddings [L_i, D] with L_i > 0, outside of the running batch."""
 
     @abstractmethod
     def admit(self, prefill: Prefill) -> None:
@@ -330,12 +331,13 @@ class Slots(ABC):
 
     @abstractmethod
     def advance(self, embeddings: Tensor) -> Hidden:
-        """One further position of every sequence: embeddings [R, D], R = `len(self)` -> hidden states [R, D] each."""
+        """Feed every sequence one further position, embeddings [R, D] with R = `len(self)`; return its hidden states
+        [R, D]."""
 
     def step(
         self, embed: Callable[[int], Tensor], choose: Callable[[Hidden], None], variant: tuple[Any, ...] = ()
     ) -> None:
-        """One decode step: `choose(advance(embed(R)))`.
+        """Do one decode step: `choose(advance(embed(R)))`.
 
         An engine may record all of it as one graph and replay that from then on. So both functions read and write
         tensors that stay at their places in memory, never ask the device for a value, and work for any number of rows

@@ -31,7 +31,7 @@ def layers(cache: Any) -> list[Any]:
 
 
 def can_join(cache: Any) -> bool:
-    """Whether sequences of several caches can go on in one batch, and single ones leave it: every layer keeps keys and
-    values [B, G, C, E] of all positions, or of the last ones where it attends within a window, and nothing else."""
+    """Tell whether sequences of several caches can go on in one batch, and single ones leave it: every layer keeps keys
+    and values [B, G, C, E] of all positions, or of the last ones where it attends within a window, and nothing else."""
     found = layers(cache)
     return bool(found) and all(getattr(layer, "joins", type(layer).__name__ in _JOINING) for layer in found)

@@ -168,7 +168,7 @@ class OmniLM(nn.Module):
         mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Hidden:
-        """Embeddings [B, L, D] -> hidden states [B, L, D] for the heads, as `forward`."""
+        """Compute the hidden states [B, L, D] of embeddings [B, L, D], as `forward` does of steps."""
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None].expand(len(embeddings), -1)
         trunk = self.llm(embeddings, positions, mask, cache and cache.llm)

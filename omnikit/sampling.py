@@ -1,4 +1,4 @@
-"""From logits to the next token, for many sequences at once, each sampled in its own way.
+"""Choosing the next tokens from logits, for many sequences at once, each sampled in its own way.
 
 Letters: R rows (one per sequence), V vocabulary; `...` stands for the streams of a row, if there are several.
 """
@@ -24,7 +24,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one kind of stream is sampled; with `temperature` 0 the best id is taken (greedy).
+    """Sampling options of one kind of stream; with `temperature` 0 the best id is taken (greedy).
 
     Args:
         temperature: divides the logits.

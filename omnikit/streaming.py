@@ -98,7 +98,7 @@ def check_frames(codec: Codec, codes: Mapping[int, Tensor]) -> None:
 
 
 class SeparateStreams(DecodeStreams):
-    """For a codec without a way to decode several streams together: each is decoded by itself."""
+    """Streams that are decoded one by one, for a codec that cannot decode several together."""
 
     def __init__(self, codec: Codec, mode: str = EXACT):
         check_mode(mode)

@@ -1,5 +1,5 @@
-"""Whether a word of the command line names one recording or text, or many. The readers of manifests are not needed for
-that, so that one answer starts without them."""
+"""Telling whether a word of the command line names one recording or text, or many. The readers of manifests are not
+needed for that, so that one answer starts without them."""
 
 from __future__ import annotations
 

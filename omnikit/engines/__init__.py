@@ -78,7 +78,7 @@ def check_engine(name: str) -> None:
 
 
 def _fastest(model: OmniLM) -> str:
-    """The engine that `auto` stands for; on a GPU it is said."""
+    """Return the name of the engine that `auto` stands for; on a GPU it is printed on stderr."""
     if model.device.type != "cuda":
         return TORCH
     from omnikit.engines.static import why_not
@@ -108,8 +108,8 @@ def _openvino() -> ModuleType:
 
 
 def engine_folder(checkpoint: str | Path | None) -> Path:
-    """Where engines keep what they make of a checkpoint: a folder of the user's cache (`XDG_CACHE_HOME`) that belongs
-    to its weights and parts as they are now; None = the mini system of the package.
+    """Return the folder in which engines keep what they make of a checkpoint: a folder of the user's cache
+    (`XDG_CACHE_HOME`) that belongs to its weights and parts as they are now; None = the mini system of the package.
 
     Raises:
         ValueError: there are no weights.

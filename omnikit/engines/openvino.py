@@ -87,14 +87,14 @@ class OpenVINOEngine(Engine):
 
 
 class Head:
-    """A compiled head, whose one request threads share."""
+    """Compiled head with one infer request, which threads share."""
 
     def __init__(self, compiled: ov.CompiledModel):
         self.request, self.size = compiled.create_infer_request(), compiled.output().partial_shape[1].get_length()
         self.lock = Lock()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [R, D] -> logits [R, V]."""
+        """Compute the logits [R, V] of hidden states [R, D]."""
         logits = torch.empty(len(hidden), self.size)
         with self.lock:  # written where they are wanted: a copy of a large vocabulary's takes milliseconds
             self.request.set_output_tensor(ov.Tensor(logits.numpy(), shared_memory=True))

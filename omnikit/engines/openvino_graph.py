@@ -150,7 +150,7 @@ class GraphBuilder:
 
 
 def _weight(layer: nn.Module) -> Tensor:
-    """The matrix [out, in] of a linear layer, with what LoRA adds to it."""
+    """Return the weight matrix [out, in] of a linear layer, with what LoRA adds to it."""
     if not hasattr(layer, "get_delta_weight"):
         return layer.weight
     return layer.weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters)

@@ -153,7 +153,7 @@ class OpenVINOSlots(Slots):
 
 
 class OpenVINOPrefill(Prefill):
-    """Prompts in one left-padded batch, in an infer request of their own."""
+    """Prefill of several prompts as one left-padded batch, in an infer request of its own."""
 
     def __init__(self, trunk: Trunk, prompts: Sequence[Tensor]):
         self.batch, lengths = Batch(trunk), np.array([len(prompt) for prompt in prompts])

@@ -73,7 +73,8 @@ class Recorder:
         self.failures: Counter[Hashable] = Counter()
 
     def run(self, key: Hashable, call: Call) -> None:
-        """Do once what `call` does; calls of the same key do the same on the same tensors."""
+        """Do once what `call` does, by replaying it if it is recorded; calls of the same key do the same on the same
+        tensors."""
         if self.runs[key] < UNRECORDED:
             self.graphs.run(call)
             self.runs[key] += 1
@@ -84,7 +85,8 @@ class Recorder:
         self.replays[key]()
 
     def _record(self, key: Hashable, call: Call) -> bool:
-        """Record a call, if no other thread comes in between: then it is tried again at the next one."""
+        """Try to record a call, and return whether that worked: where another thread comes in between, the next call
+        tries again."""
         try:
             self.replays[key] = self.graphs.record(call)
         except RuntimeError:
@@ -95,7 +97,7 @@ class Recorder:
         return True
 
     def forget(self) -> None:
-        """Drop all recordings: the tensors that they work on are gone."""
+        """Drop all recordings, because the tensors that they work on are gone."""
         self.replays.clear()
         self.runs.clear()
         self.graphs.forget()

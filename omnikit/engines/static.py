@@ -36,7 +36,7 @@ Kept = list[Tensor]
 
 
 class StaticEngine(Engine):
-    """Steps over a KV cache of fixed size.
+    """Engine that decodes over a preallocated KV cache.
 
     Args:
         model: whose weights are used where they are; on its device and in its type already. Weights that are moved,
@@ -114,7 +114,8 @@ class StaticEngine(Engine):
         return Hidden(text, normed(adapted, self.model.tts_adapter.trunk.norm)[:, 0])
 
     def _blocks(self, embeddings: Tensor, places: Tensor, columns: int, keep: Callable) -> tuple[Tensor, Tensor]:
-        """Embeddings [R, L, D] at places [R or 1, L] -> the outputs of the backbone and of the TTS adapter."""
+        """Run all blocks on embeddings [R, L, D] at cache columns [R or 1, L]; return the outputs of the backbone and
+        of the TTS adapter."""
         dtype = embeddings.dtype
         turn = turns(places, self.model.llm.trunk.rotary_emb, self.numbers, dtype)
         bias = {window: scores(places, columns, window, dtype) for window in self.windows}
@@ -128,7 +129,7 @@ class StaticEngine(Engine):
 
 
 class StaticPrefill(Prefill):
-    """Prompts side by side in a cache of their own, padded at the right.
+    """Prefill of several prompts as one batch, padded at the right, in a KV cache of its own.
 
     The longest come first, so that those which still have positions left are the first rows.
     """
@@ -154,7 +155,7 @@ class StaticPrefill(Prefill):
 
 
 class StaticSlots(Slots):
-    """Sequences in the rows of one cache, and on a GPU the recorded steps.
+    """Slots whose sequences are the rows of one preallocated KV cache; on a GPU also the recorded decode steps.
 
     Wherever no sequence has a position yet, the cache holds zeros, but for the first column of free rows.
     """

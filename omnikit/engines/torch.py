@@ -24,7 +24,7 @@ from omnikit.model import Cache, OmniLM
 
 
 class TorchEngine(Engine):
-    """Computes with the model's own modules.
+    """Engine that computes with the model's own modules.
 
     Args:
         model: any; its weights are used as they are, where they are.
@@ -51,7 +51,7 @@ class TorchEngine(Engine):
 
 
 class JoinedSlots(Slots):
-    """Sequences in one cache whose columns are right-aligned."""
+    """Slots that keep all sequences in one KV cache, right-aligned."""
 
     def __init__(self, model: OmniLM, capacity: int):
         self.model, self.capacity, self.lengths = model, capacity, []
@@ -118,7 +118,7 @@ class JoinedSlots(Slots):
         return list(range(len(self.lengths))) if self._order is None else self._order
 
     def _reorder(self) -> None:
-        """Let the cache follow the slots that were released or copied."""
+        """Rearrange the rows of the KV cache after slots were released or copied."""
         order, self._order = self._order, None
         if order is None:
             return
@@ -129,7 +129,7 @@ class JoinedSlots(Slots):
         self._change(lambda kept: kept.index_select(0, torch.tensor(order, device=device)))
 
     def _narrow(self) -> None:
-        """Cut the columns that no sequence needs, when they are half of all."""
+        """Remove the columns that no sequence needs, once they are half of all."""
         longest = max(self.lengths)
         if 2 * longest <= self.columns:
             self.columns = longest
@@ -142,7 +142,7 @@ class JoinedSlots(Slots):
 
 
 class JoinedPrefill(Prefill):
-    """Prompts in one left-padded batch."""
+    """Prefill of several prompts as one left-padded batch."""
 
     def __init__(self, model: OmniLM, prompts: Sequence[Tensor]):
         self.model, self.cache = model, model.new_cache()
@@ -164,7 +164,7 @@ class JoinedPrefill(Prefill):
 
 
 class SeparateSlots(Slots):
-    """Sequences in caches of their own, for backbones whose caches cannot be joined."""
+    """Slots that keep each sequence in a KV cache of its own, for backbones whose caches cannot be joined."""
 
     def __init__(self, model: OmniLM, capacity: int):
         self.model, self.capacity, self.lengths = model, capacity, []
@@ -200,7 +200,7 @@ class SeparateSlots(Slots):
 
 
 class SeparatePrefill(Prefill):
-    """Prompts one after another, each in a cache of its own."""
+    """Prefill of several prompts, each computed by itself into a KV cache of its own."""
 
     def __init__(self, model: OmniLM, prompts: Sequence[Tensor]):
         self.each = [JoinedPrefill(model, [prompt]) for prompt in prompts]
@@ -216,21 +216,21 @@ class SeparatePrefill(Prefill):
 
 
 def _filled(cache: Cache) -> list[Any]:
-    """The layers that keep something: some models let blocks share the keys and values of others."""
+    """Return the layers of a KV cache that hold keys and values: in some models blocks share those of others."""
     return [layer for layer in layers(cache) if layer.keys is not None]
 
 
 def _widen(kept: Tensor, columns: int) -> Tensor:
-    """Keys or values [R, G, C, E] -> [R, G, columns, E] with zeros on the left."""
+    """Pad keys or values [R, G, C, E] with zeros on the left to [R, G, columns, E]."""
     return pad(kept, (0, 0, columns - kept.shape[2], 0))
 
 
 def _count(layer: Any, columns: int) -> None:
-    """Say how many positions a layer has seen, where it attends within a window and so keeps fewer."""
+    """Tell a layer how many positions it has seen, if it attends within a window and so keeps fewer."""
     if hasattr(layer, "cumulative_length"):
         layer.cumulative_length = columns
 
 
 def _right_aligned(lengths: Tensor, columns: int) -> Tensor:
-    """Lengths [R] -> mask [R, columns], 1 in the last columns of each row, int64."""
+    """Return a mask [R, columns] for lengths [R], int64, with 1 in the last columns of each row."""
     return (torch.arange(columns, device=lengths.device) >= columns - lengths[:, None]).long()

@@ -1,4 +1,4 @@
-"""Everything that turns questions into answers, in one object: model, engine, strategy, and how to decode."""
+"""One object that turns questions into answers: model, engine, strategy and how to decode."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Decoder:
             batch.turn()
 
     def submit(self, task: Task, question: Question, **asked: Unpack[Asked]) -> Request:
-        """Ask from any thread; the answer grows in the batch that all who ask share.
+        """Submit a question from any thread; its answer grows in the batch that all threads share.
 
         Raises:
             QueueFull: too many questions wait.

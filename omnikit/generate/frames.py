@@ -1,4 +1,4 @@
-"""From emitted tokens to text and codes, of whole answers and of answers that still grow.
+"""Reading emitted tokens as text and codes, of whole answers and of answers that still grow.
 
 Letters: S streams, L steps, K codebooks, T frames.
 """
@@ -21,14 +21,14 @@ UNFINISHED = "\ufffd"
 
 @dataclass(frozen=True)
 class Frames:
-    """What can be heard of some decode steps."""
+    """Codes of the frames that can be heard in some decode steps."""
 
     codes: Tensor  # [K, T]
     ended: bool  # whether nothing behind these can be heard
 
 
 def read_frames(model: OmniLM, steps: Tensor) -> Frames:
-    """Audio tokens of emitted steps [S - 1, L] -> the complete frames that can be heard.
+    """Read the audio tokens of emitted steps [S - 1, L] as the complete frames that can be heard.
 
     The sound ends before the first frame in which a stream has an `eoa`. A frame with another id that is no code of its
     codebook is left out. (Only where `Decoding.constrain` is off does the network have a choice of such ids.)
@@ -43,7 +43,7 @@ def read_frames(model: OmniLM, steps: Tensor) -> Frames:
 
 
 def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: str) -> Answer:
-    """Tokens of the emitted steps, L times S of them -> text ids and the codes of the complete frames."""
+    """Read the tokens of emitted steps, L times S of them, as text ids and the codes of the complete frames."""
     text = [step[0] for step in steps if model.layout.is_text(step[0])]
     if not (task.speaks and steps):
         return Answer(text, torch.zeros(model.pattern.num_codebooks, 0, dtype=torch.long), end)
@@ -66,7 +66,7 @@ class FrameReader:
         self.complete = self.pattern.num_frames(len(self.steps))
 
     def take(self) -> Tensor | None:
-        """Codes [K, T] of the frames that are waiting, if any of them can be heard."""
+        """Return the codes [K, T] of the frames that are waiting, or None if none of them can be heard."""
         frames = None
         if self.complete and not self.silent:
             frames = read_frames(self.model, torch.tensor(self.steps).T)
@@ -86,15 +86,16 @@ class TextReader:
         self.text = ""
 
     def push(self, token: int) -> str:
-        """The next text token -> what it adds. A character of several tokens is held back until it is whole."""
+        """Return what the next text token adds to the text. A character of several tokens is held back until it is
+        whole."""
         if not self.layout.is_text(token):
             return ""
         self.ids.append(token)
         return "" if self.tokenizer.decode(self.ids).endswith(UNFINISHED) else self.finish()
 
     def finish(self) -> str:
-        """No more tokens: what was held back. A token may change how the text before it is written, so all of it is
-        decoded and what is new is given."""
+        """Return the text that was held back. A token may change how the text before it is written, so all of it is
+        decoded and what is new is returned."""
         whole = self.tokenizer.decode(self.ids)
         new, self.text = whole[len(self.text) :], whole
         return new

@@ -41,7 +41,7 @@ ENCODED_SECONDS = 30.0
 
 
 class QueueFull(RuntimeError):
-    """As many questions wait as may; ask again later."""
+    """Error of a submit when as many questions are waiting as may."""
 
 
 @dataclass
@@ -54,7 +54,8 @@ class _Newcomers:
 
 @dataclass
 class _Read:
-    """Tokens on their way to the host: [R, S + 1], whose they are, and what to wait for."""
+    """Tokens [R, S + 1] of a decode step on their way to the host, the slot and request of each answer, and what to
+    wait for."""
 
     owners: list[tuple[int, Request]]
     tokens: Tensor
@@ -62,7 +63,7 @@ class _Read:
 
 
 class RunningBatch:
-    """Answers that are decoded together.
+    """Batch of answers that are decoded together, each from the moment at which slots are free until it ends.
 
     All methods but `submit` and `busy` are for one thread.
 
@@ -102,7 +103,7 @@ class RunningBatch:
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether any question waits or is being answered."""
         return bool(self.waiting or self.newcomers or self.owners)
 
     def submit(self, request: Request) -> None:
@@ -181,7 +182,7 @@ class RunningBatch:
             self._join(group)
 
     def _drop_waiting(self) -> None:
-        """Questions that were cancelled while they waited."""
+        """Finish the questions that were cancelled while they waited."""
         with self._lock:
             ended = [(request, end) for request in self.waiting if (end := request.truncated_by) is not None]
             for request, _ in ended:
@@ -190,7 +191,7 @@ class RunningBatch:
             request.finish(end)
 
     def _next_waiting(self) -> list[Request]:
-        """The questions for which there are slots, in their order."""
+        """Take the questions for which there are slots out of the queue, in their order."""
         found, free, seconds = [], self.capacity - len(self.owners), 0.0
         while True:
             with self._lock:
@@ -232,7 +233,7 @@ class RunningBatch:
             return None
 
     def _check(self, request: Request) -> None:
-        """Refuse what cannot be answered."""
+        """Refuse a question that cannot be asked, and sound where there is no codec."""
         check_question(self.model, request)
         if request.sound is not None:
             self._sound.streams_of(request.sound)
@@ -257,7 +258,7 @@ class RunningBatch:
         return dict(zip(requests, features, strict=True))
 
     def _join(self, group: _Newcomers) -> None:
-        """The newcomers' sequences take their slots."""
+        """Move the newcomers' sequences into slots of the running batch."""
         # first of all they are known as owners: should the engine fail, they fail with the answers that are running
         for request in group.prompts:
             request.slots = [len(self.owners)]
@@ -270,7 +271,7 @@ class RunningBatch:
                 self._leave(request)
 
     def _add_rows(self, request: Request, prompt: EmbeddedPrompt) -> None:
-        """One slot for each of the strategy's rows; they share the prompt but for its last position."""
+        """Give a request one slot for each of its strategy's rows; they share the prompt but for its last position."""
         for _ in prompt.marks[1:]:
             self.slots.copy(request.slots[0])
             request.slots.append(len(self.owners))
@@ -336,7 +337,7 @@ class RunningBatch:
         return _Read(owners, host, ready)
 
     def _hand_out(self, read: _Read) -> None:
-        """Tokens of a step -> the answers."""
+        """Read the tokens of a decode step and hand them to their answers, with the sound that is due."""
         if read.ready is not None:
             read.ready.synchronize()
         rows, ended = read.tokens.tolist(), []
@@ -359,14 +360,15 @@ class RunningBatch:
         self._end(ended)
 
     def _decoded(self, decode: Callable[[list[Request]], Sounds], requests: list[Request]) -> dict[Request, Tensor]:
-        """Samples [n] of some answers on the CPU; those that their codec fails have failed."""
+        """Decode sound and return the samples [n] of each answer, on the CPU; answers whose codec raises have
+        failed."""
         sounds = decode(requests)
         for request, error in sounds.failed.items():
             self._fail([request], error)
         return sounds.wavs
 
     def _keep_speaking(self, request: Request) -> None:
-        """All text has been read: the rows that were asked for text alone go no further."""
+        """Release the slots of the rows that were asked for text alone, once all text has been read."""
         speaking = request.slots[request.strategy.audio_from]
         while len(request.slots) > 1:
             dropped, last = next(slot for slot in request.slots if slot != speaking), len(self.owners) - 1
@@ -410,8 +412,8 @@ class RunningBatch:
                 request.finish(None, error)
 
     def _fail_running(self, error: BaseException) -> None:
-        """What the engine keeps cannot be trusted after an error, so all slots are opened anew; prompts that were
-        on their way begin again."""
+        """End all running answers with an error. What the engine keeps cannot be trusted after it, so all slots are
+        opened anew and prompts that were on their way begin again."""
         running = self._forget()
         if self.newcomers is not None:
             with self._lock:
@@ -426,6 +428,6 @@ def _needs_encoding(request: Request) -> bool:
 
 
 def _samples(request: Request) -> int:
-    """Samples of the recording that is to be encoded; what is none is refused later."""
+    """Return the number of samples that are to be encoded; 0 for what is no waveform, which is refused later."""
     wav = request.question.wav
     return wav.shape[0] if isinstance(wav, Tensor) and wav.dim() == 1 else 0

@@ -1,4 +1,4 @@
-"""From questions to the embeddings of their prompts, many at a time."""
+"""Checking questions, encoding their recordings and embedding their prompts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _check_finite(values: Tensor) -> None:
 
 
 def encode(model: OmniLM, wavs: Sequence[Tensor]) -> list[Tensor]:
-    """Waveforms [N] at the encoder's rate -> encoder features [T, D] of each, computed as one batch.
+    """Encode waveforms [N] at the encoder's rate as one batch, to features [T, D] of each.
 
     Raises:
         ValueError: the encoder refuses one of them.
@@ -111,7 +111,7 @@ def embed_prompt(model: OmniLM, request: Request, features: Tensor | None) -> Em
 
 
 def _adapt(model: OmniLM, features: Tensor) -> Speech:
-    """Encoder features [T, D] -> the speech of one prompt."""
+    """Adapt encoder features [T, D] to the speech of one prompt."""
     lengths = torch.tensor([len(features)], device=model.device)
     adapted, lengths = model.adapter(features[None].to(model.device, model.dtype), lengths)
     starts = torch.full_like(lengths, AUDIO_START)

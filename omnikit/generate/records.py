@@ -1,4 +1,4 @@
-"""What generation is given and what it gives: how to decode, what is asked, what was answered."""
+"""Records of generation: decoding options, questions, answers and their chunks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIMITS = {"max_steps": COUNT, "min_steps": FROM_ZERO, "time_limit": Range(0, ab
 
 @dataclass(frozen=True)
 class Decoding:
-    """How one answer is decoded.
+    """Sampling options and limits with which one answer is decoded.
 
     Args:
         text, audio: sampling of the two kinds of streams.
@@ -67,7 +67,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """Text and codes of a whole answer, and why it ended."""
 
     text: list[int]
     """Text ids without `eot`."""
@@ -78,13 +78,13 @@ class Answer:
 
     @property
     def truncated(self) -> bool:
-        """Whether a limit or a cancellation cut it."""
+        """Whether a limit or a cancellation ended the answer."""
         return self.end != END
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer; text and sound grow together."""
+    """Piece of an answer's text and sound, which grow together."""
 
     text: str
     wav: Tensor

@@ -95,7 +95,7 @@ class Request:
     # for whoever asked
 
     def __iter__(self) -> Chunks:
-        """The chunks of the answer as they come, once; dropping the iterator cancels the answer."""
+        """Iterate over the chunks of the answer as they come; dropping the iterator cancels the answer."""
         return Chunks(self)
 
     def wait(self, timeout: float | None = None) -> Answer:
@@ -128,7 +128,7 @@ class Request:
 
     @property
     def truncated_by(self) -> str | None:
-        """What truncates the answer now, one of `ENDS`; None = nothing does."""
+        """Reason for which the answer is to be truncated now, one of `ENDS`; None = there is none."""
         if self._cancelled or (self._cancel is not None and self._cancel.is_set()):
             return CANCELLED
         if len(self.steps) >= self.max_steps:
@@ -139,11 +139,11 @@ class Request:
         return None
 
     def begin(self) -> None:
-        """Count the time from here."""
+        """Start the time that `Decoding.time_limit` bounds."""
         self.began = monotonic()
 
     def emit(self, tokens: list[int]) -> None:
-        """Take the tokens of the next step."""
+        """Append the S tokens of the next decode step to the answer."""
         self.steps.append(tokens)
         counts = self.decoding.constrain or len(self.steps) > 1  # the published code does not look at the first step
         self.text_over = self.text_over or (counts and tokens[0] == self.model.layout.text.eot)
@@ -159,7 +159,7 @@ class Request:
             self.pieces.put((tokens, wav))
 
     def finish(self, end: str | None, error: BaseException | None = None) -> None:
-        """Say why the answer has ended; nothing is handed out after it."""
+        """End the answer, with the reason or the error; nothing is handed out after it."""
         if isinstance(error, ValueError) and self.name is not None:
             error = BadQuestion(f"{self.name}: {error}") if isinstance(error, BadQuestion) else error
         if error is not None:  # it may be kept for long, and with its frames the keys and values of all answers
@@ -206,7 +206,7 @@ class Chunks:
         return Chunk(self._text.finish(), torch.zeros(0), request.end)
 
     def close(self) -> None:
-        """Have no more; the answer is cancelled."""
+        """Cancel the answer and end the iteration."""
         request, self._request = self._request, None
         if request is not None:
             request.cancel()

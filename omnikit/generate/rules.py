@@ -37,7 +37,7 @@ _SMALLEST_TEXT = 64
 
 @dataclass(frozen=True)
 class Variant:
-    """What a decode step has to compute for the answers that are running; the fewer, the faster."""
+    """Set of computations that a decode step needs for the answers that are running; the fewer, the faster."""
 
     text: bool = False  # some answer's text goes on, so the text head is asked
     forced: bool = False  # some text is given
@@ -97,7 +97,7 @@ class Rules:
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
-        """Equal as long as the tables lie where they were: some grow with what the answers need."""
+        """Addresses and shapes of the tables that may be replaced by larger ones: a recorded step belongs to them."""
         tables = (self.texts, self.seen_text, self.seen_audio)
         return tuple(() if table is None else (table.data_ptr(), *table.shape) for table in tables)
 
@@ -139,7 +139,7 @@ class Rules:
         self.integers[slot, _COLUMNS.index("audio_from")] = audio
 
     def move(self, source: int, target: int) -> None:
-        """The answer of one slot goes on in another, or, where they are the same, has ended."""
+        """Move the answer of one slot to another; where they are the same, the answer has ended."""
         tables = (self.integers, self.numbers, self.audio_over, self.fed, self.texts, self.seen_text, self.seen_audio)
         for table in tables:
             if table is not None:
@@ -148,7 +148,7 @@ class Rules:
         self.read_from(source, text=source, audio=source)
 
     def embed(self, rows: int) -> Tensor:
-        """Embeddings of what the first slots are fed next [rows, D], for `Slots.step`."""
+        """Return the embeddings [rows, D] of what the first slots are fed next, for `Slots.step`."""
         return self.model.embed(self.fed[:rows, :, None])[:, 0]
 
     def choose(self, hidden: Hidden, variant: Variant) -> None:
@@ -174,7 +174,7 @@ class Rules:
         return self.engine.text_logits(hidden.text[table.text_from] if variant.shared else hidden.text)
 
     def _audio_logits(self, hidden: Hidden, table: _Table, variant: Variant) -> Tensor:
-        """Logits [R, A, V], `-inf` behind the ids of a stream that has fewer than others."""
+        """Compute the audio logits [R, A, V], padded with `-inf` for streams that have fewer ids than others."""
         logits = self.engine.audio_logits(hidden.audio[table.audio_from] if variant.shared else hidden.audio)
         if len(set(self.sizes)) == 1:
             return logits.float().unflatten(1, (len(self.sizes), -1))
@@ -183,7 +183,7 @@ class Rules:
         return torch.stack([pad(each, (0, most - each.shape[1]), value=float("-inf")) for each in streams], dim=1)
 
     def _next_text(self, logits: Tensor | None, table: _Table, variant: Variant) -> Tensor:
-        """Text ids [R]; updates `text_over`."""
+        """Choose the next text ids [R]; updates `text_over`."""
         token, eot, pad_id = self.pads[:1].expand(len(table.step)), self.layout.text.eot, self.pads[0]
         if logits is not None:
             scores = logits.float().clone() if variant.free else logits[:, : eot + 1].float().clone()
@@ -205,7 +205,7 @@ class Rules:
         return token
 
     def _next_audio(self, logits: Tensor, table: _Table, variant: Variant) -> Tensor:
-        """Audio ids [R, A]; updates `audio_over` and `end_frame`."""
+        """Choose the next audio ids [R, A]; updates `audio_over` and `end_frame`."""
         rows, over, constrain = len(logits), self.audio_over[: len(logits)], table.constrain[:, None] > 0
         phase = (table.step - self.periodic) % self.pattern.stride + self.periodic
         phase = torch.where(table.step < self.periodic, table.step, phase)
@@ -231,7 +231,7 @@ class Rules:
         return token
 
     def _exclude(self, logits: Tensor, table: _Table, begins: Tensor, may_end: Tensor, constrain: Tensor) -> Tensor:
-        """Logits [R, A, V] with `-inf` where an id may not stand, all but waiting and ending streams considered.
+        """Set logits [R, A, V] to `-inf` where an id may not stand, waiting and ending streams aside.
 
         Args:
             begins: first id of the codebook that each stream carries [R, A].
@@ -262,7 +262,7 @@ class Rules:
 
 
 class _Table:
-    """The columns of `Rules.integers` by name, each a view [R]."""
+    """Columns of `Rules.integers` as attributes, each a view [R]."""
 
     step: Tensor
     """Decode steps that the answer has made."""

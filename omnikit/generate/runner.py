@@ -16,7 +16,7 @@ IDLE_SECONDS = 5.0
 
 
 class Runner:
-    """Steps a `RunningBatch` in a thread of its own, from the first question on until it is closed or idle.
+    """Thread that steps a `RunningBatch`, from the first question on until it is closed or idle.
 
     Args:
         batch: used by the runner's thread alone from now on.
@@ -44,8 +44,8 @@ class Runner:
 
 
 class _State:
-    """What the thread and those who ask share. The thread holds no reference to the `Runner`, so that this can be
-    dropped while the thread waits."""
+    """State that the thread shares with those who ask. The thread holds no reference to the `Runner`, so that this can
+    be dropped while the thread waits."""
 
     def __init__(self, batch: RunningBatch):
         self.batch, self.changed = batch, Condition()
@@ -88,7 +88,7 @@ class _State:
             raise
 
     def _wait(self) -> bool:
-        """Wait for something to do; whether there is something, else the thread ends."""
+        """Wait for something to do, and return whether there is; otherwise the thread ends."""
         with self.changed:
             if not self.batch.busy and not self.closed:
                 self.changed.wait_for(lambda: self.batch.busy or self.closed, IDLE_SECONDS)

@@ -1,4 +1,4 @@
-"""From the codes of growing answers to sound: what is due is decoded together, for all answers of a running batch.
+"""Decoding the codes of growing answers to sound: what is due is decoded together, for all answers of a running batch.
 
 Letters: K codebooks, T frames.
 """
@@ -26,14 +26,14 @@ MARGIN = 2.0
 
 @dataclass(frozen=True)
 class Sounds:
-    """What was decoded: samples [n] on the CPU, and the errors of those whose codec failed."""
+    """Decoded samples [n] of some answers, on the CPU, and the errors of answers whose codec raised."""
 
     wavs: dict[Request, Tensor] = field(default_factory=dict)
     failed: dict[Request, Exception] = field(default_factory=dict)
 
 
 class Average:
-    """A running average of seconds."""
+    """Exponential moving average of durations in seconds."""
 
     WEIGHT = 0.25  # of the last value
 
@@ -42,7 +42,7 @@ class Average:
 
     @contextmanager
     def measured(self, parts: int = 1) -> Iterator[None]:
-        """Count the seconds of a block, in which so many equal parts are done."""
+        """Measure the duration of a `with` block; each of its `parts` counts as an equal share."""
         began = monotonic()
         yield
         last = (monotonic() - began) / parts
@@ -50,7 +50,7 @@ class Average:
 
 
 class SoundDecoder:
-    """The codec's streams of the answers in a running batch."""
+    """Decoder of the sound of all answers in a running batch, over the codec's streams."""
 
     def __init__(self, model: OmniLM):
         self.model, self.codec = model, model.codec
@@ -60,7 +60,7 @@ class SoundDecoder:
         """Of a decode step, and of decoding a frame of every answer."""
 
     def streams_of(self, mode: str) -> DecodeStreams:
-        """Streams in a mode of `omnikit.streaming.MODES`.
+        """Return the codec's streams in a mode of `omnikit.streaming.MODES`, opened at the first call.
 
         Raises:
             ValueError: the system has no codec.
@@ -106,9 +106,9 @@ class SoundDecoder:
         """Return the number of frames that the next chunk of an answer waits for.
 
         Chunks grow, so that the first comes soon and the codec is called less often later: 1, 2, 4 .. frames. An exact
-        stream, which holds back the end of its last frame, takes half as many as were taken before, 1, 1, 1, 1, 2, 3 ..,
-        so that a chunk has come long before the last one has been played; its first chunk lasts until the second can be
-        there. Where frames come more slowly than they are played nothing helps, so the first is given at once.
+        stream, which holds back the end of its last frame, takes half as many as were taken before, 1, 1, 1, 1, 2, 3
+        .., so that a chunk has come long before the last one has been played; its first chunk lasts until the second
+        can be there. Where frames come more slowly than they are played nothing helps, so the first is given at once.
         """
         given, soon = request.frames.given, self.step_seconds.value + self.frame_seconds.value
         if request.sound != EXACT:
@@ -134,13 +134,13 @@ class SoundDecoder:
         return sounds
 
     def _stream(self, request: Request) -> int:
-        """The number of an answer's stream, which begins with its first frame."""
+        """Return the number of an answer's stream, which is opened for its first frame."""
         if request.stream is None:
             request.stream = self.streams_of(request.sound).open()
         return request.stream
 
 
 def _flexible(request: Request) -> bool:
-    """Whether frames may be decoded before their chunk is complete: not the first ones, nor where sound depends on the
-    chunks."""
+    """Tell whether frames may be decoded before their chunk is complete: not the first ones, nor where sound depends on
+    the chunks."""
     return request.sound == EXACT and request.frames.given > 0

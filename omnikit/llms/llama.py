@@ -34,7 +34,7 @@ Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
 def normed(x: Tensor, norm: nn.Module) -> Tensor:
-    """Root mean square norm over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """Apply root mean square norm over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467)."""
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
@@ -101,12 +101,12 @@ def turns(positions: Tensor, rotary: nn.Module, numbers: LlamaNumbers, dtype: to
 
 
 def turned(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn queries, keys and values [B, L, H + 2 G, E], halves of a head against each other."""
+    """Apply rotary positions to queries, keys and values [B, L, H + 2 G, E], halves of a head against each other."""
     return torch.addcmul(heads * turn[0], heads.roll(heads.shape[-1] // 2, -1), turn[1])
 
 
 class Joint:
-    """Linear layers that read the same input.
+    """Several linear layers that read the same input, computed together.
 
     Args:
         layers: all of them with a bias, or none.
@@ -172,7 +172,7 @@ class Block:
         self.gate_up = Joint([mlp.gate_proj, mlp.up_proj], joined=joined)
 
     def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor], bias: dict[int | None, Tensor], keep: Keep) -> Tensor:
-        """Input [B, L, D] -> output [B, L, D].
+        """Compute the block's output [B, L, D] for its input [B, L, D].
 
         Args:
             turn: see `turns`.
@@ -187,7 +187,7 @@ class Block:
         return self._add(x, self.layer.mlp.down_proj, F.silu(gate) * up)
 
     def _normed(self, heads: Tensor) -> Tensor:
-        """Norm queries and keys where this backbone does (Qwen3), [B, L, H + 2 G, E]."""
+        """Apply the norms of queries and keys that Qwen3 has to [B, L, H + 2 G, E]; other backbones have none."""
         if self.query_norm is None:
             return heads
         query, key, value = heads.split([self.heads, self.groups, self.groups], dim=2)
@@ -260,7 +260,7 @@ class LayerKeyValues:
 
 
 def _heads_first(new: Tensor) -> tuple[Tensor, Tensor]:
-    """New keys and values [B, L, 2 G, E] -> keys and values [B, G, L, E] each."""
+    """Split new keys and values [B, L, 2 G, E] into keys and values [B, G, L, E] each."""
     keys, values = new.transpose(1, 2).chunk(2, dim=1)
     return keys, values
 
@@ -293,7 +293,7 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """The weights of a block's attention; `Block` computes it."""
+    """Weights of a block's attention, which `Block` computes."""
 
     def __init__(self, numbers: LlamaNumbers):
         super().__init__()
@@ -323,7 +323,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """The weights of a block."""
+    """Weights of one block, which `Block` computes."""
 
     def __init__(self, numbers: LlamaNumbers):
         super().__init__()

@@ -31,8 +31,8 @@ class Mode:
 
 
 for_inference = Mode("for_inference")
-"""Backbones of Llama's kind are computed by `omnikit.llms.llama`, so that transformers, which takes longer to import than
-torch, is not needed; their weights have to be read from a file."""
+"""Backbones of Llama's kind are computed by `omnikit.llms.llama`, so that transformers, which takes longer to import
+than torch, is not needed; their weights have to be read from a file."""
 skeletons = Mode("skeletons")
 """Blocks and heads are built on the meta device: an engine computes them, so they take no memory."""
 

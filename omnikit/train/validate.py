@@ -70,7 +70,7 @@ class Validation:
 
 
 def hypotheses(decoder: Decoder, task: Task, questions: list[Question]) -> list[str]:
-    """The texts of the answers; of a question that cannot be asked, none, which counts as wrong."""
+    """Return the texts of the answers; an empty one for a question that cannot be asked, which counts as wrong."""
     texts = []
     for outcome in decoder.outcomes(task, questions):
         if isinstance(outcome, BadQuestion):

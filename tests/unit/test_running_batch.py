@@ -7,6 +7,7 @@ import random
 import resource
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -447,16 +448,8 @@ def test_threads_share_one_batch():
     alone = [omni.answer(text) for text in words]
     hidden = omni.model.hidden
     omni.model.hidden = lambda embeddings, **options: (rows.append(len(embeddings)), hidden(embeddings, **options))[1]
-    found = [None] * len(words)
-
-    def ask(number: int) -> None:
-        found[number] = omni.answer(words[number])
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(words))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(words)) as pool:
+        found = list(pool.map(omni.answer, words))
     omni.close()
     assert max(rows) > 1
     assert [reply.text for reply in found] == [reply.text for reply in alone]
@@ -603,11 +596,8 @@ def storm(omni: Omni, count: int, seed: int) -> None:
                 list(asked)
             asked.wait(120)
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))  # raises what one of them raised
 
 
 @pytest.mark.parametrize("count", [160, pytest.param(3000, marks=pytest.mark.long)])

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from omnikit.interfaces import Engine, Hidden, Slots
+from omnikit.interfaces import Engine, Slots
 from omnikit.model import OmniLM
+from tests.unit.engines.slots import alone as hidden_alone
 
 
 def sharpen(model: OmniLM, factor: float = 15.0) -> OmniLM:
@@ -18,15 +19,6 @@ def sharpen(model: OmniLM, factor: float = 15.0) -> OmniLM:
             if parameter.dim() > 1:
                 parameter.data *= factor
     return model
-
-
-@torch.inference_mode()
-def hidden_alone(model: OmniLM, embeddings: Tensor) -> Hidden:
-    """Embeddings [L, D] of one sequence -> what the model itself makes of them [L, D]."""
-    positions = torch.arange(len(embeddings))[None]
-    trunk = model.llm(embeddings[None], positions)
-    text = model.llm.final_norm(trunk)[0]
-    return Hidden(text, text if model.tts_adapter is None else model.tts_adapter(trunk, positions)[0])
 
 
 class Compared:
