@@ -1,7 +1,7 @@
 """A decode step of many sequences against that of one, at true size with random weights.
 
-    python benchmarks/rows.py                      # openvino, int8; 1, 2, 4, 8 and 16 sequences at context 200
-    python benchmarks/rows.py --engine torch --rows 1 4
+    python benchmarks/batch_sizes.py                      # openvino, int8; 1, 2, 4, 8 and 16 sequences at context 200
+    python benchmarks/batch_sizes.py --engine torch --rows 1 4
 
 A step is all that is done for one position: embedding, blocks, heads, the choice of tokens. Steps of each number of
 sequences take turns, so that the machine's speed is the same for all; what is printed are medians, the ratios last, and
@@ -26,7 +26,7 @@ from omnikit.api import Omni  # noqa: E402
 from omnikit.engines import ENGINES, OPENVINO  # noqa: E402
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
 from omnikit.generate import Decoding, Question, RunningBatch  # noqa: E402
-from omnikit.ranges import COUNT, THREADS  # noqa: E402
+from omnikit.option_ranges import COUNT, THREADS  # noqa: E402
 from omnikit.tasks import TASKS, prompt_length  # noqa: E402
 
 CONTEXT = 200

@@ -1,7 +1,7 @@
 """Answers at once against one after another: throughput, first sound, and whether sound comes in time to be played.
 
-    python benchmarks/batching.py               # the mini system, 1, 4, 8 and 16 at once, medians of 5 rounds
-    python benchmarks/batching.py --quick       # of 2 rounds
+    python benchmarks/concurrent_answers.py               # the mini system, 1, 4, 8 and 16 at once, medians of 5 rounds
+    python benchmarks/concurrent_answers.py --quick       # of 2 rounds
 
 Questions are spoken by the system itself. Each is asked by a thread of its own, all at the same moment, with encoding
 and sound included; the ratios come last, and the exit status is 1 where one of them falls short of its goal.
@@ -23,8 +23,8 @@ import omnikit
 from omnikit.api import Omni
 from omnikit.engines import AUTO, ENGINES
 from omnikit.errors import ArgumentParser, bad_input_exits
-from omnikit.evaluate.tables import markdown_table
-from omnikit.ranges import THREADS
+from omnikit.evaluate.result_tables import markdown_table
+from omnikit.option_ranges import THREADS
 
 AT_ONCE = (1, 4, 8, 16)
 TEXTS = (

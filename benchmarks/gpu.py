@@ -28,16 +28,17 @@ from torch import Tensor  # noqa: E402
 
 import omnikit  # noqa: E402
 from benchmarks.inference import PARTS  # noqa: E402
-from omnikit import bench, checkpoint  # noqa: E402
+from omnikit import checkpoint  # noqa: E402
 from omnikit.api import Omni  # noqa: E402
+from omnikit.bench import measure as bench  # noqa: E402
 from omnikit.engines import COMPILED, STATIC, TORCH, open_engine  # noqa: E402
-from omnikit.engines.recorded import UNRECORDED  # noqa: E402
+from omnikit.engines.cuda_graphs import UNRECORDED  # noqa: E402
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
-from omnikit.evaluate.tables import markdown_table  # noqa: E402
+from omnikit.evaluate.result_tables import markdown_table  # noqa: E402
 from omnikit.files import write_text  # noqa: E402
 from omnikit.generate import Decoding  # noqa: E402
 from omnikit.interfaces import Engine, Hidden, Slots  # noqa: E402
-from omnikit.llms.modes import for_inference  # noqa: E402
+from omnikit.llms.build_modes import for_inference  # noqa: E402
 from omnikit.model import OmniLM  # noqa: E402
 from omnikit.streaming import LOW_LATENCY  # noqa: E402
 from omnikit.torchrun import check_device  # noqa: E402

@@ -25,16 +25,16 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from omnikit.bench_table import Figures, table  # noqa: E402
+from omnikit.bench.table import Figures, table  # noqa: E402
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
 from omnikit.files import write_text  # noqa: E402
-from omnikit.ranges import THREADS  # noqa: E402
+from omnikit.option_ranges import THREADS  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmarks.baseline import Baseline
-    from omnikit.bench import Plan
+    from omnikit.bench.measure import Plan
     from omnikit.model import OmniLM
 
 CACHE_FOLDER = str(Path.home() / ".cache" / "omnikit" / "benchmark")
@@ -121,7 +121,8 @@ def measure(options: argparse.Namespace) -> Figures:
 
     import omnikit
     from benchmarks.baseline import CHUNK
-    from omnikit import bench, checkpoint
+    from omnikit import checkpoint
+    from omnikit.bench import measure as bench
     from omnikit.engines import OF_TORCH
 
     torch.set_num_threads(options.threads)
@@ -141,7 +142,7 @@ def measure_baseline(model: OmniLM, plan: Plan) -> Figures:
     import torch
 
     from benchmarks.baseline import Baseline
-    from omnikit import bench
+    from omnikit.bench import measure as bench
 
     model.encoder.pad_to_30s = True
     baseline, wav = Baseline(model), bench.noise(model, plan)
@@ -154,7 +155,7 @@ def measure_baseline(model: OmniLM, plan: Plan) -> Figures:
 
 def time_answer(baseline: Baseline, wav: Tensor, plan: Plan) -> Figures:
     """One answer, piece by piece."""
-    from omnikit import bench
+    from omnikit.bench import measure as bench
 
     model, sounds, samples, began = baseline.model, [], 0, time.perf_counter()
     features = baseline.hear(wav)

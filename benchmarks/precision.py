@@ -19,18 +19,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 import omnikit
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data.manifest_reader import Row, read_manifest
 from omnikit.engines import OPENVINO, TORCH, load_openvino
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.evaluate.asr import ALL, evaluate_split
-from omnikit.evaluate.batches import by_model, gather
 from omnikit.evaluate.qa import count_right, read_questions, some
-from omnikit.evaluate.tables import markdown_table, percent
-from omnikit.evaluate.text import normalizer
+from omnikit.evaluate.result_tables import markdown_table, percent
+from omnikit.evaluate.text_normalisation import normalizer
 from omnikit.generate import Decoder, Decoding, Question
 from omnikit.interfaces import Engine, Hidden, Prefill, Slots
 from omnikit.model import OmniLM
-from omnikit.ranges import COUNT
+from omnikit.offline.batches import by_model, gather
+from omnikit.option_ranges import COUNT
 from omnikit.sampling import Sampling
 from omnikit.tasks import TASKS
 

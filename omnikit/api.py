@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from omnikit.audio import load_audio
+from omnikit.audio.io import load_audio
 from omnikit.engines import AUTO, OF_TORCH, check_engine, load_openvino, open_engine
 from omnikit.generate import END, Decoder, Decoding, Question, Request
 from omnikit.generate import Chunk as Chunk
@@ -59,7 +59,7 @@ class Omni:
         decoding: sampling and limits of answers.
         strategy: rows per question; None = parallel, one row.
         engine: computes the steps; None = torch, with the model's own modules.
-        capacity: sequences that are decoded together at most; None = `omnikit.generate.loop.CAPACITY`.
+        capacity: sequences that are decoded together at most; None = `omnikit.generate.running_batch.CAPACITY`.
     """
 
     def __init__(

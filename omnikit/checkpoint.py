@@ -17,17 +17,17 @@ from ruamel.yaml.nodes import MappingNode
 from omnikit.errors import writing
 from omnikit.files import aside_of, write_text
 from omnikit.hparams import check_safe, different_parts, packaged
-from omnikit.hparams.bounds import MOST_BYTES
-from omnikit.hparams.safe import check_bounds, construct, tokenizer_node
-from omnikit.hparams.tree import read_tree_text, write_tree
+from omnikit.hparams.safe_yaml import check_bounds, construct, tokenizer_node
+from omnikit.hparams.yaml_limits import MOST_BYTES
+from omnikit.hparams.yaml_tree import read_tree_text, write_tree
 from omnikit.hub import hub_folder, is_hub_id
-from omnikit.limits import check_memory, limited
-from omnikit.llms.modes import SKELETON_DTYPE, for_inference, skeletons
+from omnikit.llms.build_modes import SKELETON_DTYPE, for_inference, skeletons
 from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, opened_once
 from omnikit.model import OmniLM
+from omnikit.size_limits import check_memory, limited
+from omnikit.skip_init import Undrawn
 from omnikit.torchrun import check_device
-from omnikit.undrawn import Undrawn
-from omnikit.untrusted import inside, read_text
+from omnikit.untrusted_files import inside, read_text
 from omnikit.weights import FILE_NAME, Stored, check_fits, load_into, save_weights, stored_tensors
 
 HPARAMS = "hparams.yaml"
@@ -72,14 +72,14 @@ def load(
     skeleton: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> OmniLM:
-    """Build a saved model, in evaluation mode and for inference alone, see `omnikit.llms.modes`.
+    """Build a saved model, in evaluation mode and for inference alone, see `omnikit.llms.build_modes`.
 
     Args:
         folder: or a hub id; `None` = the mini system that comes with the package.
         device: where it shall run.
         allow: modules of one's own whose classes the checkpoint may name.
         skeleton: leave the backbone's blocks and heads out: an engine computes them. The rest is in the type of
-            `omnikit.llms.modes`, and what can stays in the file.
+            `omnikit.llms.build_modes`, and what can stays in the file.
         dtype: of a model that is not a skeleton, see `OmniLM.to_dtype`; weights never take memory in another one.
 
     Raises:

@@ -14,7 +14,7 @@ from omnikit.errors import bad_input_exits
 
 if TYPE_CHECKING:
     from omnikit.api import Omni, Reply
-    from omnikit.batch import Job
+    from omnikit.offline.batch_inference import Job
     from omnikit.strategies import Strategy as Strategies
 
 app = typer.Typer(
@@ -92,7 +92,7 @@ def ask(
     with few layers."""
     import torch
 
-    from omnikit.audio import check_target, save_audio
+    from omnikit.audio.io import check_target, save_audio
 
     settings, limits = _settings(context, checkpoint), _limits(max_steps, time_limit)
     about = {"strategy": strategy, "engine": engine, "parts": settings, "max_steps": max_steps}
@@ -151,7 +151,7 @@ def speak(
     batch_size: BatchSize = 16,
 ) -> None:
     """Say a text, or those of a manifest or a text file."""
-    from omnikit.audio import check_target, save_audio
+    from omnikit.audio.io import check_target, save_audio
 
     limits, about = _limits(max_steps, time_limit), {"max_steps": max_steps, "time_limit": time_limit}
     job = _job("T1A1", text, output, batch_size, checkpoint, {"engine": engine, **about})
@@ -200,9 +200,9 @@ def bench(
     weights (--llm qwen2_0.5b --codec snac_24khz .., --size tiny). The question is noise."""
     import torch
 
-    from omnikit.bench import QUICK, Plan, measure
-    from omnikit.bench_table import table
-    from omnikit.ranges import THREADS
+    from omnikit.bench.measure import QUICK, Plan, measure
+    from omnikit.bench.table import table
+    from omnikit.option_ranges import THREADS
 
     if threads is not None:
         THREADS.check("threads", threads)
@@ -275,7 +275,7 @@ def tokenize_manifest(
     """Make codes of a manifest's recordings (--codec NAME, with its options: --codec.weights DIR ..) and features of
     the questions (--encoder NAME ..), as Parquet shards that are a manifest again. A run that was killed goes on when
     it is started again; under torchrun each process makes its share."""
-    from omnikit.data.tokenize import read_parts, tokenize
+    from omnikit.prepare.tokenize import read_parts, tokenize
 
     parts = read_parts(_settings(context, checkpoint), checkpoint, features=features, device=device)
     options = {**_given(batch_seconds=batch_seconds, shard_rows=shard_rows), "strict": strict}
@@ -300,8 +300,8 @@ def synthesize_manifest(
 ) -> None:
     """Give the texts of a manifest a voice where they have no recording, as Parquet shards that are a manifest again:
     one voice for answers, for questions as many as there are. Resumes and is shared out as `tokenize`."""
-    from omnikit.data.synthesize import synthesize
-    from omnikit.data.voices import open_voice
+    from omnikit.prepare.synthesize import synthesize
+    from omnikit.prepare.voices import open_voice
 
     speaker = open_voice(voice, **_given(checkpoint=checkpoint, device=device))
     options = {**_given(shard_rows=shard_rows), "audio": audio, "strict": strict}
@@ -326,13 +326,13 @@ def _job(
     task: str, word: str, output: str | None, batch_size: int, checkpoint: str | None, about: dict[str, Any]
 ) -> Job | None:
     """What is to be done with many recordings or texts; None where the word is or names a single one."""
-    from omnikit.data.many import holds_many
-    from omnikit.ranges import COUNT
+    from omnikit.offline.single_or_many import holds_many
+    from omnikit.option_ranges import COUNT
 
     COUNT.check("batch_size", batch_size)
     if not holds_many(word, task):
         return None
-    from omnikit.batch import Job, checkpoint_stamp
+    from omnikit.offline.batch_inference import Job, checkpoint_stamp
 
     if output is None:
         raise ValueError(f"{word}: holds many; --output is missing, the folder that takes the results")

@@ -10,10 +10,10 @@ import torch
 
 from omnikit.checkpoint import SHIPPED, outline, read_parts
 from omnikit.hparams import KINDS, build_parts, names_of
-from omnikit.hparams.tree import dotted_name, read_tree_text
+from omnikit.hparams.yaml_tree import dotted_name, read_tree_text
 from omnikit.interfaces import count_parameters
 from omnikit.model import OmniLM
-from omnikit.undrawn import Undrawn
+from omnikit.skip_init import Undrawn
 
 
 def describe_parts(settings: Mapping[str, Any]) -> str:

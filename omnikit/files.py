@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from omnikit.errors import writing
 
@@ -88,6 +89,12 @@ def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Write a file that is whole or absent, see `whole_file`."""
     with whole_file(path) as aside:
         aside.write_bytes(data)
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that is whole or absent, see `whole_file`."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_text(path, text, errors="backslashreplace")  # JSON's own escapes for file names that are not UTF-8
 
 
 def check_writable(path: str | Path) -> None:

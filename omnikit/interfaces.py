@@ -131,7 +131,7 @@ class Backbone(Part, ABC):
         """Return an empty key/value cache.
 
         Sequences are decoded in one batch where the cache shows its keys and values, see
-        `omnikit.key_values.can_join`; otherwise each is decoded by itself.
+        `omnikit.kv_cache.can_join`; otherwise each is decoded by itself.
         """
 
     @abstractmethod

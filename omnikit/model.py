@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Hidden, Pattern
-from omnikit.limits import check_count
+from omnikit.size_limits import check_count
 from omnikit.tokens import TokenLayout
 
 PARTS = ("encoder", "adapter", "llm", "tts_adapter", "text_rows", "audio_rows", "codec")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omnikit.ranges import Range
+from omnikit.option_ranges import Range
 
 PUBLISHED, TINY = "published", "tiny"
 SIZES = (PUBLISHED, TINY)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from omnikit.untrusted import check_regular
+from omnikit.untrusted_files import check_regular
 
 
 def read_settings(kind: Any, folder: str | Path, **options: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from omnikit.errors import one_line
 from omnikit.files import whole_file
-from omnikit.untrusted import LARGEST_JSON, check_regular
+from omnikit.untrusted_files import LARGEST_JSON, check_regular
 
 FILE_NAME = "model.safetensors"
 LORA = ".lora_"

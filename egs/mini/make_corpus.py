@@ -26,12 +26,12 @@ import voices
 from corpus_plan import Recording, plan_corpus, plan_questions
 from tqdm import tqdm
 
-from omnikit.data.espeak import synthesize
 from omnikit.data.noise import add_noise
-from omnikit.data.recordings import encode_flac
+from omnikit.data.recording_check import encode_flac
 from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
 from omnikit.files import write_text
-from omnikit.ranges import SEED, THREADS
+from omnikit.option_ranges import SEED, THREADS
+from omnikit.prepare.espeak import synthesize
 
 SAMPLE_RATE = 16000
 CHUNK = 300  # recordings per worker process

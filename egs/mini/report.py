@@ -22,10 +22,10 @@ import report_tables as tables
 import world
 
 from omnikit.api import Omni, load
-from omnikit.audio import load_audio, save_audio
+from omnikit.audio.io import load_audio, save_audio
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.files import write_bytes, write_text
-from omnikit.train.curves import read_log
+from omnikit.train.plot_curves import read_log
 
 HERE = Path(__file__).parent
 STAGES = {"backbone": "Backbone", "stage1": "Stage 1", "stage2": "Stage 2", "stage3": "Stage 3"}

@@ -18,17 +18,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from omnikit.codecs.mel_rvq import MelRVQ
-from omnikit.data.folders import visible
-from omnikit.data.rows import Clip
+from omnikit.data.find_files import visible
+from omnikit.data.manifest_reader import Clip
 from omnikit.errors import ArgumentParser, bad_input_exits
-from omnikit.evaluate.batches import sound
+from omnikit.evaluate.asr_judges import Judge
 from omnikit.evaluate.intelligibility import judged, keep_wavs, rates_table, shuffled
-from omnikit.evaluate.judge import Judge
-from omnikit.evaluate.tables import write_json
-from omnikit.files import write_text
+from omnikit.files import write_json, write_text
 from omnikit.hparams import build_part
 from omnikit.interfaces import Codec
-from omnikit.ranges import FROM_ZERO
+from omnikit.offline.batches import sound
+from omnikit.option_ranges import FROM_ZERO
 
 CODECS = ("mel_rvq", "snac_mini")
 TEMPLATE_CHAPTER = "1"

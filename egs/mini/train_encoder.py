@@ -17,13 +17,13 @@ import speechbrain as sb
 import torch
 from corpus_plan import RANDOM_CHAPTER
 
-from omnikit.data.corpus import prepare
-from omnikit.data.phones import heard
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data.manifest_reader import Row, read_manifest
 from omnikit.errors import bad_input_exits, full_disk_names
 from omnikit.hparams import load_recipe
-from omnikit.train.checks import check_encoder
-from omnikit.train.encoder import export, train_encoder
+from omnikit.prepare.corpus import prepare
+from omnikit.train.ctc_pretraining import export, train_encoder
+from omnikit.train.phoneme_dataset import heard
+from omnikit.train.recipe_checks import check_encoder
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "recipes" / "LibriSpeech"))
 from prepare import CORPUS

@@ -14,14 +14,14 @@ from torch import Tensor
 
 import omnikit
 from omnikit.api import Omni
-from omnikit.audio import save_audio
+from omnikit.audio.io import save_audio
 from omnikit.data.collate import Batch, collate
 from omnikit.describe import describe
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.generate.prompts import encode
 from omnikit.losses import stream_losses, weighted_mean
 from omnikit.model import OmniLM
-from omnikit.ranges import COUNT
+from omnikit.option_ranges import COUNT
 from omnikit.tasks import TASKS, make_sample
 
 HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from omnikit.mp3 import Peek, frame_bytes
+from omnikit.audio.mp3 import Peek, frame_bytes
 
 Patch = tuple[int, bytes]
 """Bytes that stand in a header's place, and where."""

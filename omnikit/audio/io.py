@@ -15,8 +15,8 @@ import soxr
 import torch
 from torch import Tensor
 
+from omnikit.audio.reader import NOTES, Sound, Source, read
 from omnikit.files import check_writable, write_bytes
-from omnikit.reader import NOTES, Sound, Source, read
 
 logger = logging.getLogger(__name__)
 MAX_SECONDS = 30.0
@@ -27,15 +27,15 @@ LONGEST_NAME = 200  # bytes; file systems take 255, and an ending has to fit
 def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = MAX_SECONDS) -> Tensor:
     """Read a sound file as a mono waveform [N], float32 in -1..1; channels are mixed, another rate is resampled.
 
-    What a user should know about it (`omnikit.reader.NOTES`) is logged as a warning.
+    What a user should know about it (`omnikit.audio.reader.NOTES`) is logged as a warning.
 
     Args:
         path: any format that libsndfile reads (wav, flac, ogg, mp3 ..).
         sample_rate: of the result, Hz.
-        max_seconds: longer files are refused; None = `omnikit.reader.LONGEST`.
+        max_seconds: longer files are refused; None = `omnikit.audio.reader.LONGEST`.
 
     Raises:
-        Unusable: see `omnikit.reader.read`.
+        Unusable: see `omnikit.audio.reader.read`.
     """
     return load_source(path, str(path), sample_rate, max_seconds)
 

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import soundfile
 
-from omnikit.containers import Patch
+from omnikit.audio.containers import Patch
 
 ENDLESS = 2**40
 """Bytes that a file pretends to have, so that no length guessed from its size is below the true one."""

@@ -18,9 +18,9 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from omnikit.containers import announced, ends_whole, is_intact
-from omnikit.libsndfile import ENDLESS, Stream, View
-from omnikit.mp3 import Peek, find_index, is_exceeded
+from omnikit.audio.containers import announced, ends_whole, is_intact
+from omnikit.audio.libsndfile import ENDLESS, Stream, View
+from omnikit.audio.mp3 import Peek, find_index, is_exceeded
 
 Source = str | Path | bytes
 """A sound file, or the bytes of one."""
@@ -55,7 +55,7 @@ _WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "ULA
 class Unusable(ValueError):
     """A recording that cannot be used.
 
-    The message says why in one line, and names the recording; `reason` is the key of `omnikit.data.shards.REASONS`
+    The message says why in one line, and names the recording; `reason` is the key of `omnikit.data.skipped.REASONS`
     under which it is counted. `transient` tells whether the same file may be usable later, as it is missing or the disk
     or its permissions failed; a verdict about its content holds until the content changes.
     """
@@ -198,7 +198,7 @@ class _Recording:
         return Sound(self.expected, self.rate, self.channels)
 
     def decode(self, limit: float, *, keep: bool) -> Sound:
-        """See `omnikit.reader.read`."""
+        """See `omnikit.audio.reader.read`."""
         if self.expected and not self.is_mp3:
             self._check_announced(limit)
         tally, kept, failure = _Tally(self.channels), [], None

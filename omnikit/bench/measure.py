@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from omnikit.api import Omni
-from omnikit.audio import MAX_SECONDS
-from omnikit.bench_table import Figures
+from omnikit.audio.io import MAX_SECONDS
+from omnikit.bench.table import Figures
 from omnikit.generate import Question
 from omnikit.generate.prompts import encode
 from omnikit.model import OmniLM
-from omnikit.ranges import Range
+from omnikit.option_ranges import Range
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL, Strategy
 from omnikit.streaming import LOW_LATENCY
 from omnikit.tasks import TASKS, prompt_length
@@ -68,7 +68,7 @@ QUICK = Plan(steps=7, frames=11, answers=1, repeats=2, gib=0.2)
 
 
 def measure(omni: Omni, plan: Plan) -> Figures:
-    """Everything in `omnikit.bench_table.ROWS`.
+    """Everything in `omnikit.bench.table.ROWS`.
 
     Raises:
         ValueError: a system that does not hear or does not speak, or a question longer than it hears.

@@ -1,10 +1,10 @@
-"""The figures of `omnikit.bench` as a table; imports nothing heavy."""
+"""The figures of `omnikit.bench.measure` as a table; imports nothing heavy."""
 
 from __future__ import annotations
 
 from statistics import median, quantiles
 
-from omnikit.evaluate.tables import markdown_table
+from omnikit.evaluate.result_tables import markdown_table
 
 Figures = dict[str, list[float]]
 """Name of a row in `ROWS` -> what was measured, once or several times: seconds, GiB, GB, GB/s, %, or a ratio."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from omnikit.codecs.rtisi import PhaseSearch, Search
 from omnikit.interfaces import Codec
+from omnikit.skip_init import outlined
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, check_frames, check_mode
-from omnikit.undrawn import outlined
 from omnikit.weights import load_into
 
 LARGEST_FFT, MOST_BANDS = 16384, 512

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from omnikit.errors import one_line
-from omnikit.foreign import read_network as read_network_of
 from omnikit.hub import CONFIG, hub_folder, is_hub_id
-from omnikit.untrusted import read_json
+from omnikit.untrusted_files import read_json
+from omnikit.untrusted_models import read_network as read_network_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnikit.codecs.joined import JoinableStream, JoinedStreams
-from omnikit.codecs.residual import ResidualCodec
+from omnikit.codecs.joined_streams import JoinableStream, JoinedStreams
+from omnikit.codecs.transformers_residual import ResidualCodec
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, check_mode
 
 Memory = dict[nn.Module, Any]

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omnikit.codecs.joined import Joinable, JoinableStream
+from omnikit.codecs.joined_streams import Joinable, JoinableStream
 from omnikit.codecs.position_noise import PositionNoise
 from omnikit.interfaces import Codec
-from omnikit.limits import check_count
+from omnikit.size_limits import check_count
 from omnikit.streaming import LOW_LATENCY, check_mode
 
 FADE = 0.0025

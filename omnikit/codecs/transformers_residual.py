@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from omnikit.codecs.published import read_network
+from omnikit.codecs.pretrained import read_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Codec
-from omnikit.limits import check_counts
-from omnikit.sizes import PUBLISHED, sized
+from omnikit.part_sizes import PUBLISHED, sized
+from omnikit.size_limits import check_counts
 from omnikit.weights import load_into
 
 
@@ -29,7 +29,7 @@ class ResidualCodec(Codec):
     Args:
         config: numbers of the transformers configuration, under its names.
         num_codebooks: K, the first of those that the network has; the others are not kept.
-        size: see `omnikit.sizes`.
+        size: see `omnikit.part_sizes`.
         weights: see `Part`; or a folder or hub id as transformers writes it.
 
     Raises:

@@ -25,10 +25,10 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from omnikit.data.chunks import in_batches
-from omnikit.data.database import open_database, reading
+from omnikit.audio.reader import READER_VERSION
+from omnikit.data.batched import in_batches
+from omnikit.data.sqlite import open_database, reading
 from omnikit.errors import writing
-from omnikit.reader import READER_VERSION
 
 logger = logging.getLogger(__name__)
 INDEX = "index.sqlite"

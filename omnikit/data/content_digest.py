@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from omnikit.data.chunks import in_batches
+from omnikit.data.batched import in_batches
 
 THREADS = 4  # reading waits on the disk more than on the processor
 TOGETHER = 2048

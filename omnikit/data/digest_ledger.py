@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from omnikit.data.content import THREADS, UNREADABLE, Content, Stamp, stamped
-from omnikit.data.database import open_database, reading
+from omnikit.data.content_digest import THREADS, UNREADABLE, Content, Stamp, stamped
+from omnikit.data.sqlite import open_database, reading
 
 logger = logging.getLogger(__name__)
 LEDGER = "ledger.sqlite"

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from omnikit.data.chunks import in_batches
-from omnikit.data.ledger import Seen, open_ledger
-from omnikit.data.rows import Clip
+from omnikit.audio.reader import Unusable
+from omnikit.data.array_cache import ArrayCache, ArrayStore, Place, fingerprint, open_cache
+from omnikit.data.batched import in_batches
+from omnikit.data.digest_ledger import Seen, open_ledger
+from omnikit.data.manifest_reader import Clip
 from omnikit.data.skipped import Skipped
-from omnikit.data.store import ArrayCache, ArrayStore, Place, fingerprint, open_cache
 from omnikit.interfaces import AudioEncoder, Codec
-from omnikit.reader import Unusable
 
 logger = logging.getLogger(__name__)
 BATCH_SECONDS = 40.0

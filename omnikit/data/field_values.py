@@ -1,5 +1,5 @@
 """The forms in which a manifest may give a value: functions from each accepted one to the type of its field, and the
-Parquet types that can hold them. `columns.py` says which column takes which."""
+Parquet types that can hold them. `manifest_columns.py` says which column takes which."""
 
 from __future__ import annotations
 

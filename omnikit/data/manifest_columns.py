@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from omnikit.data import forms
+from omnikit.data import field_values
 
 CSV_ID = "ID"
 """SpeechBrain's name of the column `id`."""
@@ -30,7 +30,7 @@ _DATA_ROOT = re.compile(r"^(\$data_root|\{data_root\})(/+|$)")
 class Malformed(ValueError):
     """An entry that makes no row; `reason` is the one under which it is counted."""
 
-    def __init__(self, message: str, reason: str = forms.MALFORMED):
+    def __init__(self, message: str, reason: str = field_values.MALFORMED):
         super().__init__(message)
         self.reason = reason
 
@@ -41,7 +41,7 @@ class Column:
 
     Args:
         type: the Parquet type that is written.
-        value: converts an accepted value; raises `forms.Unfit` for any other.
+        value: converts an accepted value; raises `field_values.Unfit` for any other.
         accepts: the accepted values in words, for errors.
         stored: whether a Parquet type is accepted when read.
         also: names of the column in other toolkits' manifests.
@@ -113,8 +113,8 @@ def converted(name: str, value: Any, field: str) -> Any:
     """
     try:
         return COLUMNS[field].value(value)
-    except forms.Unfit as unfit:
-        words = "no text in UTF-8" if unfit.reason == forms.NOT_UTF8 else f"no {COLUMNS[field].accepts}"
+    except field_values.Unfit as unfit:
+        words = "no text in UTF-8" if unfit.reason == field_values.NOT_UTF8 else f"no {COLUMNS[field].accepts}"
         raise Malformed(f"{name} {shortened(value)} is {words}", unfit.reason) from None
 
 
@@ -142,15 +142,25 @@ def features_fit(size: int, frames: int | None) -> bool:
     return frames is not None and frames > 0 and size > 0 and size % (2 * frames) == 0
 
 
-_NAME = (forms.text, "text or whole number", forms.is_name)
-_SOUND = (forms.recording, "path, bytes of a sound file, or {bytes, path}", forms.is_sound)
-_ANSWERS = (forms.accepted_answers, f"list of texts, or one with {forms.BETWEEN} between them", forms.is_answers)
-_CODES = (forms.codes, f"lists of the same number of codes, each in 0 .. {forms.LARGEST_CODE}", forms.is_codes)
+_NAME = (field_values.text, "text or whole number", field_values.is_name)
+_SOUND = (field_values.recording, "path, bytes of a sound file, or {bytes, path}", field_values.is_sound)
+_ANSWERS = (
+    field_values.accepted_answers,
+    f"list of texts, or one with {field_values.BETWEEN} between them",
+    field_values.is_answers,
+)
+_CODES = (
+    field_values.codes,
+    f"lists of the same number of codes, each in 0 .. {field_values.LARGEST_CODE}",
+    field_values.is_codes,
+)
 _CODES_TYPE = pa.list_(pa.list_(pa.int16()))
 COLUMNS = {
     # also: SpeechBrain's CSV files (ID, wav, wrd, spk_id), WeNet's (key, wav, txt) and SLAM-LLM's (key, source, target)
-    "id": Column(pa.string(), forms.name, "text (not blank) or whole number", forms.is_name, (CSV_ID, "key")),
-    "duration": Column(pa.float64(), forms.seconds, "number (of seconds, 0 or more)", forms.is_number),
+    "id": Column(
+        pa.string(), field_values.name, "text (not blank) or whole number", field_values.is_name, (CSV_ID, "key")
+    ),
+    "duration": Column(pa.float64(), field_values.seconds, "number (of seconds, 0 or more)", field_values.is_number),
     "speaker": Column(pa.string(), *_NAME, ("spk_id",)),
     "language": Column(pa.string(), *_NAME),
     "kind": Column(pa.string(), *_NAME),
@@ -162,8 +172,8 @@ COLUMNS = {
     "codes1": Column(_CODES_TYPE, *_CODES),
     "codes": Column(_CODES_TYPE, *_CODES),
     "codec": Column(pa.string(), *_NAME),
-    "features": Column(pa.binary(), forms.data, "bytes (of Parquet only)", forms.is_bytes),
-    "frames": Column(pa.int32(), forms.count, "whole number above 0", pa.types.is_integer),
+    "features": Column(pa.binary(), field_values.data, "bytes (of Parquet only)", field_values.is_bytes),
+    "frames": Column(pa.int32(), field_values.count, "whole number above 0", pa.types.is_integer),
     "encoder": Column(pa.string(), *_NAME),
 }
 """Field -> its column, in the order in which manifests are written."""

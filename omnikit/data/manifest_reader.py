@@ -18,16 +18,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from omnikit.audio import load_source
+from omnikit.audio.io import load_source
+from omnikit.audio.reader import Source
 from omnikit.data.arrow_cache import LaidOut, lay_out
-from omnikit.data.columns import AUDIO, CODES_OF, COLUMNS, NEEDED, typed
-from omnikit.data.content import Content
-from omnikit.data.entries import about, read_fields
-from omnikit.data.forms import is_bytes, is_text
-from omnikit.data.recordings import Recording, check_recording
-from omnikit.data.shards import Remark
-from omnikit.data.skipped import Skipped
-from omnikit.data.tables import (
+from omnikit.data.content_digest import Content
+from omnikit.data.field_values import is_bytes, is_text
+from omnikit.data.manifest_columns import AUDIO, CODES_OF, COLUMNS, NEEDED, typed
+from omnikit.data.parquet_manifest import (
     DAMAGED,
     Shard,
     check_alike,
@@ -37,9 +34,11 @@ from omnikit.data.tables import (
     read_shard,
     shard_files,
 )
+from omnikit.data.recording_check import Recording, check_recording
+from omnikit.data.skipped import Remark, Skipped
+from omnikit.data.text_manifest import about, read_fields
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
-from omnikit.reader import Source
 from omnikit.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -70,12 +69,12 @@ class Clip:
         """Return the waveform [N]; its notes are logged.
 
         Raises:
-            Unusable: see `omnikit.reader.read`.
+            Unusable: see `omnikit.audio.reader.read`.
         """
         return load_source(self.source, self.name, sample_rate)
 
     def check(self, max_seconds: float | None = None) -> Recording:
-        """Check whether it can be used, and give its length; see `omnikit.reader.measure`."""
+        """Check whether it can be used, and give its length; see `omnikit.audio.reader.measure`."""
         return check_recording(self.source, self.name, max_seconds=max_seconds)
 
     def content(self) -> Content:
@@ -301,7 +300,7 @@ class TableRows(Sequence[Row]):
     """Rows of a memory-mapped table, made when they are asked for.
 
     Args:
-        table: of columns named by `columns.COLUMNS`; its malformed rows are left out.
+        table: of columns named by `manifest_columns.COLUMNS`; its malformed rows are left out.
         spoken: text of an answer -> its recording, for rows without one of their own.
     """
 

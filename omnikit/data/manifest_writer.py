@@ -1,4 +1,4 @@
-"""The manifest: the fields of a row, and how rows are written as CSV, JSON or Parquet; `rows.py` reads them.
+"""The manifest: the fields of a row, and how rows are written as CSV, JSON or Parquet; `manifest_reader.py` reads them.
 
 docs/data.md says what each field means. Neither torch nor a model is needed here, so that preparing starts at once.
 """
@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from omnikit.data.columns import AUDIO, CODES_OF, COLUMNS, CSV_ID
-from omnikit.data.forms import BETWEEN
+from omnikit.data.field_values import BETWEEN
+from omnikit.data.manifest_columns import AUDIO, CODES_OF, COLUMNS, CSV_ID
 from omnikit.errors import unwritable
 from omnikit.files import aside_of, make_folder, remove
 

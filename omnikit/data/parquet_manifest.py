@@ -1,7 +1,8 @@
 """Parquet manifests before their rows are read: their files, whether the columns fit, and which rows are malformed.
 
-The rules are those of `columns.py`. A rule that holds for a whole Arrow array is tested at once; `columns.typed` then
-decides about the rows that are left, so that manifests of millions of rows are looked through in seconds.
+The rules are those of `manifest_columns.py`. A rule that holds for a whole Arrow array is tested at once;
+`manifest_columns.typed` then decides about the rows that are left, so that manifests of millions of rows are looked
+through in seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from omnikit.data.columns import (
+from omnikit.data.field_values import common_type, is_text
+from omnikit.data.find_files import visible
+from omnikit.data.manifest_columns import (
     AUDIO,
     CODES_OF,
     COLUMNS,
@@ -28,9 +31,7 @@ from omnikit.data.columns import (
     row_called,
     shortened,
 )
-from omnikit.data.entries import about
-from omnikit.data.folders import visible
-from omnikit.data.forms import common_type, is_text
+from omnikit.data.text_manifest import about
 from omnikit.errors import one_line
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)

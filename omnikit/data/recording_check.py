@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 
-from omnikit.reader import Source, Unusable, measure
+from omnikit.audio.reader import Source, Unusable, measure
 
 
 @dataclass(frozen=True)
 class Recording:
     """Result of checking a recording: its length and format, or the reason for leaving it out."""
 
-    problem: str | None = None  # a key of `shards.REASONS`: why the recording is left out
+    problem: str | None = None  # a key of `skipped.REASONS`: why the recording is left out
     seconds: float = 0.0
     rate: int = 0  # Hz
     channels: int = 0
@@ -26,12 +26,12 @@ class Recording:
 def check_recording(
     source: Source, name: str = "", *, decode_all: bool = False, max_seconds: float | None = None
 ) -> Recording:
-    """Check a sound file or its bytes; the verdict is that of `omnikit.reader.measure`.
+    """Check a sound file or its bytes; the verdict is that of `omnikit.audio.reader.measure`.
 
     Args:
         name: what the detail calls the recording; "" = its path.
         decode_all: decode what would be trusted by its header; only then clipping is looked for.
-        max_seconds: longer ones are a problem; None = `omnikit.reader.LONGEST`.
+        max_seconds: longer ones are a problem; None = `omnikit.audio.reader.LONGEST`.
     """
     name = name or ("recording" if isinstance(source, bytes) else str(source))
     try:

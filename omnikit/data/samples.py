@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from omnikit.data.array_cache import ArrayStore
 from omnikit.data.collate import Batch, collate
-from omnikit.data.rows import Codes, Features, Row
-from omnikit.data.store import ArrayStore
+from omnikit.data.manifest_reader import Codes, Features, Row
 from omnikit.errors import one_line
 from omnikit.hparams.recipe import names_of
 from omnikit.interfaces import AudioEncoder, Tokenizer
@@ -85,7 +85,7 @@ class Heard:
 
     def expected(self, row: Row) -> int | str:
         """About how many frames T the encoder makes of a row's recording, by its length in seconds; in their place the
-        reason (of `shards.REASONS`) for which it cannot be used."""
+        reason (of `skipped.REASONS`) for which it cannot be used."""
         seconds = row.duration
         if not seconds:
             found = row.a1.check()

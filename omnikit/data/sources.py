@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.ledger import open_ledger
-from omnikit.data.prepare import codes_of, features_of
-from omnikit.data.rows import Clip, Row, SomeRows, check_codec, read_manifest
+from omnikit.data.array_cache import fingerprint
+from omnikit.data.digest_ledger import open_ledger
+from omnikit.data.encode_recordings import codes_of, features_of
+from omnikit.data.manifest_reader import Clip, Row, SomeRows, check_codec, read_manifest
 from omnikit.data.samples import Heard, Source, codec_name
 from omnikit.data.skipped import Skipped
-from omnikit.data.store import fingerprint
 from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.columns import COLUMNS, Malformed, checked, fields_named, row_called, shortened, typed
-from omnikit.data.folders import MANIFESTS
-from omnikit.data.shards import Item, Remark
+from omnikit.data.find_files import MANIFESTS
+from omnikit.data.manifest_columns import COLUMNS, Malformed, checked, fields_named, row_called, shortened, typed
+from omnikit.data.skipped import Item, Remark
 from omnikit.errors import Unwritable, one_line
 
 DELIMITERS = ",;\t"
@@ -23,8 +23,9 @@ _Found = tuple[str, dict[str, Any] | Malformed]
 
 
 def read_fields(path: Path) -> Iterator[Item | Remark]:
-    """Yield the fields of each entry of a `.csv`, `.json` or `.jsonl` manifest by the names of `columns.COLUMNS`, or a
-    remark for an entry that is skipped. Paths of recordings are absolute; relative ones begin at the manifest.
+    """Yield the fields of each entry of a `.csv`, `.json` or `.jsonl` manifest by the names of
+    `manifest_columns.COLUMNS`, or a remark for an entry that is skipped. Paths of recordings are absolute; relative
+    ones begin at the manifest.
 
     Raises:
         ValueError: no such file, it cannot be read as what its ending says, a column is missing or given twice, two

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from omnikit.errors import one_line
-from omnikit.foreign import read_pickle, read_settings
 from omnikit.hub import CONFIG, hub_file, is_hub_id
-from omnikit.untrusted import read_json
+from omnikit.untrusted_files import read_json
+from omnikit.untrusted_models import read_pickle, read_settings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

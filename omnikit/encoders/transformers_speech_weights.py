@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from omnikit.encoders.transformers_files import read_config, weights_file
+from omnikit.encoders.transformers_checkpoints import read_config, weights_file
 from omnikit.errors import one_line
-from omnikit.foreign import read_network
+from omnikit.untrusted_models import read_network
 
 _SIZES = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnikit.interfaces import lengths_to_mask
-from omnikit.undrawn import outlined
+from omnikit.skip_init import outlined
 
 CONV_STRIDE = 2  # of the second convolution
 LONGEST_PERIOD = 10_000  # over 2 pi: frames of the slowest sinusoid

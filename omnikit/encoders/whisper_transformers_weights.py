@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from omnikit.encoders.transformers_files import read_config, read_tensors
+from omnikit.encoders.transformers_checkpoints import read_config, read_tensors
 from omnikit.encoders.whisper_network import encoder_sizes
 from omnikit.errors import one_line
 

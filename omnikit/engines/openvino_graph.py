@@ -16,7 +16,7 @@ from openvino import opset15 as op
 from openvino.op.util import Variable, VariableInfo
 from torch import Tensor, nn
 
-from omnikit.llms.llama_numbers import LlamaNumbers
+from omnikit.llms.llama_config import LlamaNumbers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

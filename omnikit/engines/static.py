@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.engines.recorded import CudaGraphs, Recorder
+from omnikit.engines.cuda_graphs import CudaGraphs, Recorder
 from omnikit.interfaces import Engine, Hidden, Prefill, Slots
 from omnikit.llms.llama import Joint, LlamaNumbers, blocks_of, normed, scores, supports, turns
 from omnikit.model import OmniLM

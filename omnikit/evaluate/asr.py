@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.rows import Row
+from omnikit.data.manifest_reader import Row
 from omnikit.data.skipped import Skipped
-from omnikit.evaluate.batches import Respond, gather
-from omnikit.evaluate.tables import markdown_table, percent, write_json
-from omnikit.evaluate.text import Normalizer
+from omnikit.evaluate.result_tables import markdown_table, percent
+from omnikit.evaluate.text_normalisation import Normalizer
 from omnikit.evaluate.wer import ErrorRates, Pair, empty_references, score
-from omnikit.files import whole_text, write_text
+from omnikit.files import whole_text, write_json, write_text
+from omnikit.offline.batches import Respond, gather
 from omnikit.tasks import TASKS
 
 ALL = "all"

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import load
-from omnikit.data.corpus import Corpus, prepare
-from omnikit.data.rows import read_manifest
+from omnikit.data.manifest_reader import read_manifest
 from omnikit.evaluate.asr import evaluate_split, write_report
-from omnikit.evaluate.baselines import by_recogniser, open_baseline
-from omnikit.evaluate.batches import Respond, by_model
-from omnikit.evaluate.checks import check_evaluation
-from omnikit.evaluate.text import normalizer, normalizer_version
+from omnikit.evaluate.baseline_recognisers import by_recogniser, open_baseline
+from omnikit.evaluate.recipe_checks import check_evaluation
+from omnikit.evaluate.text_normalisation import normalizer, normalizer_version
 from omnikit.hparams import load_recipe
+from omnikit.offline.batches import Respond, by_model
+from omnikit.prepare.corpus import Corpus, prepare
 from omnikit.tasks import TASKS
 
 

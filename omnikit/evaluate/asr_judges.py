@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omnikit.api import Omni
-from omnikit.evaluate.baselines import Recogniser
+from omnikit.evaluate.baseline_recognisers import Recogniser
 
 SAMPLE_RATE = 16000
 MARGIN = 0.15

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from omnikit.data.rows import Row
-from omnikit.encoders.whisper_files import read_whisper
+from omnikit.data.manifest_reader import Row
+from omnikit.encoders.whisper_weights import read_whisper
 from omnikit.errors import one_line
-from omnikit.evaluate.batches import Replied, Reply, Respond, load_recordings
-from omnikit.foreign import read_network, read_settings
 from omnikit.hub import hub_folder, is_hub_id
+from omnikit.offline.batches import Replied, Reply, Respond, load_recordings
+from omnikit.untrusted_models import read_network, read_settings
 
 SAMPLE_RATE = 16000
 """Hz; of all that are published here."""

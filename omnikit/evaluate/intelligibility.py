@@ -12,18 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omnikit.api import load
-from omnikit.audio import save_audio, wav_name
-from omnikit.data.rows import Clip, Codes, Row
+from omnikit.audio.io import save_audio, wav_name
+from omnikit.data.manifest_reader import Clip, Codes, Row
 from omnikit.errors import missing_package, writing
-from omnikit.evaluate.baselines import BASELINES, open_baseline
-from omnikit.evaluate.batches import sound
-from omnikit.evaluate.judge import Judge, RecogniserJudge, SystemRecogniser
-from omnikit.evaluate.tables import markdown_table, percent
-from omnikit.evaluate.text import Normalizer, plain
+from omnikit.evaluate.asr_judges import Judge, RecogniserJudge, SystemRecogniser
+from omnikit.evaluate.baseline_recognisers import BASELINES, open_baseline
+from omnikit.evaluate.result_tables import markdown_table, percent
+from omnikit.evaluate.text_normalisation import Normalizer, plain
 from omnikit.evaluate.wer import ErrorRates, Pair, empty_references, score
 from omnikit.files import make_folder, read_text
 from omnikit.hub import is_hub_id
 from omnikit.interfaces import Codec
+from omnikit.offline.batches import sound
 from omnikit.tasks import Task
 
 POCKETSPHINX = "pocketsphinx"

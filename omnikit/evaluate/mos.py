@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from omnikit.errors import one_line
 from omnikit.evaluate.intelligibility import Speech
-from omnikit.evaluate.tables import markdown_table, seconds
+from omnikit.evaluate.result_tables import markdown_table, seconds
 
 UTMOS = "utmos"
 REPOSITORY, ENTRY = "tarepan/SpeechMOS:v1.2.0", "utmos22_strong"

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.rows import Row
+from omnikit.data.manifest_reader import Row
 from omnikit.data.skipped import Skipped
 from omnikit.data.sources import read_rows
-from omnikit.evaluate.batches import Reply, cut_short
-from omnikit.evaluate.tables import markdown_table, percent
-from omnikit.evaluate.text import Normalizer
+from omnikit.evaluate.result_tables import markdown_table, percent
+from omnikit.evaluate.text_normalisation import Normalizer
 from omnikit.files import whole_text
+from omnikit.offline.batches import Reply, cut_short
 from omnikit.strategies import Strategy
 from omnikit.tasks import TASKS, Task
 

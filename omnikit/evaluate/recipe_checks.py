@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omnikit.ranges import (
+from omnikit.option_ranges import (
     COUNT,
     COUNT_OR_NONE,
     FROM_ZERO,

@@ -1,13 +1,8 @@
-"""Results as JSON and as Markdown tables."""
+"""Results as Markdown tables."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from omnikit.files import write_text
+from collections.abc import Sequence
 
 MISSING = "-"
 
@@ -26,9 +21,3 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """First column to the left, all others (figures) to the right."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that is whole or absent, see `omnikit.files.whole_file`."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_text(path, text, errors="backslashreplace")  # JSON's own escapes for file names that are not UTF-8

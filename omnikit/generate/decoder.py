@@ -8,13 +8,13 @@ from threading import Event, Lock
 from typing import TypedDict, Unpack
 
 from omnikit.engines.torch import TorchEngine
-from omnikit.generate.loop import CAPACITY, RunningBatch
-from omnikit.generate.records import Answer, BadQuestion, Decoding, Question
 from omnikit.generate.request import Request
 from omnikit.generate.runner import Runner
+from omnikit.generate.running_batch import CAPACITY, RunningBatch
+from omnikit.generate.types import Answer, BadQuestion, Decoding, Question
 from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
-from omnikit.ranges import COUNT
+from omnikit.option_ranges import COUNT
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import Task
 

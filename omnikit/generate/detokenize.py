@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omnikit.generate.records import Answer
+from omnikit.generate.types import Answer
 from omnikit.model import OmniLM
 from omnikit.tasks import Task
 

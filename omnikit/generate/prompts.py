@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.generate.records import BadQuestion
 from omnikit.generate.request import Request
+from omnikit.generate.types import BadQuestion
 from omnikit.model import OmniLM, Speech
 from omnikit.tasks import AUDIO_START, Task, make_prompt
 

@@ -2,7 +2,7 @@
 
     submit    any thread; waiting questions are admitted in their order
     turn      admit: newcomers are encoded together and prefilled in bounded pieces
-              step:  one decode step of all slots (rules.py)
+              step:  one decode step of all slots (token_rules.py)
               read:  emitted tokens -> text, codes, sound
               leave: slots of answers that ended are free at the next step
 
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from omnikit.generate.prompts import EmbeddedPrompt, check_question, embed_prompt, encode
-from omnikit.generate.records import CANCELLED, END, STEP_LIMIT, BadQuestion
 from omnikit.generate.request import Request
-from omnikit.generate.rules import Rules, Variant
-from omnikit.generate.sound import SoundDecoder, Sounds
+from omnikit.generate.sound_decoder import SoundDecoder, Sounds
+from omnikit.generate.token_rules import Rules, Variant
+from omnikit.generate.types import CANCELLED, END, STEP_LIMIT, BadQuestion
 from omnikit.interfaces import Engine, Prefill, Slots
 from omnikit.model import OmniLM
 

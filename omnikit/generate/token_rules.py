@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from omnikit.generate.records import Decoding
+from omnikit.generate.types import Decoding
 from omnikit.interfaces import Engine, Hidden
 from omnikit.model import OmniLM
 from omnikit.sampling import noise_keys, sample, sampling_numbers

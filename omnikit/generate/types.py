@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from omnikit.ranges import COUNT, FROM_ZERO, Range
+from omnikit.option_ranges import COUNT, FROM_ZERO, Range
 from omnikit.sampling import Sampling
 
 END, STEP_LIMIT, TIME_LIMIT, CANCELLED = ENDS = ("end", "step limit", "time limit", "cancelled")

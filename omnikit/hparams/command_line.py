@@ -12,8 +12,8 @@ from typing import Any, get_args, get_type_hints
 import ruamel.yaml
 from ruamel.yaml.error import YAMLError
 
-from omnikit.hparams.tree import one_line, read_tree
-from omnikit.ranges import COUNT, FROM_ZERO, Range, whole_number
+from omnikit.hparams.yaml_tree import one_line, read_tree
+from omnikit.option_ranges import COUNT, FROM_ZERO, Range, whole_number
 from omnikit.torchrun import check_device, own_device
 
 _RUN_RANGES = {

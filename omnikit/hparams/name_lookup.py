@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omnikit.errors import missing_package
-from omnikit.hparams.tree import dotted_name
+from omnikit.hparams.yaml_tree import dotted_name
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

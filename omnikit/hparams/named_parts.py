@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omnikit.hparams.lookup import locate, nearest
+from omnikit.hparams.name_lookup import locate, nearest
 from omnikit.hparams.overrides import as_overrides
-from omnikit.hparams.tree import has_tag, read_tree, read_tree_text
+from omnikit.hparams.yaml_tree import has_tag, read_tree, read_tree_text
 
 KINDS = ("encoder", "adapter", "llm", "codec", "pattern", "strategy")
 PACKAGE = Path(__file__).parents[1]

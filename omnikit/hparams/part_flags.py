@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omnikit.hparams.named_parts import KINDS, pick
 from omnikit.hparams.overrides import PICK, as_overrides
-from omnikit.hparams.parts import KINDS, pick
-from omnikit.hparams.tree import dotted_name, has_tag
+from omnikit.hparams.yaml_tree import dotted_name, has_tag
 from omnikit.hub import is_hub_id
-from omnikit.sizes import SIZES, TINY
+from omnikit.part_sizes import SIZES, TINY
 
 PRETRAINED, SIZE = "pretrained", "size"
 CHOICE = "choice"

@@ -14,12 +14,12 @@ from ruamel.yaml.comments import TaggedScalar
 from ruamel.yaml.error import YAMLError
 
 from omnikit.hparams.command_line import split_command_line
-from omnikit.hparams.flags import part_names, spread
-from omnikit.hparams.lookup import locate, nearest
+from omnikit.hparams.name_lookup import locate, nearest
+from omnikit.hparams.named_parts import KINDS, part_files, pick
 from omnikit.hparams.overrides import as_overrides
-from omnikit.hparams.parts import KINDS, part_files, pick
-from omnikit.hparams.tree import dotted_name, one_line, read_tree, read_tree_text, tag_of, walk, write_tree
-from omnikit.sizes import check_numbers
+from omnikit.hparams.part_flags import part_names, spread
+from omnikit.hparams.yaml_tree import dotted_name, one_line, read_tree, read_tree_text, tag_of, walk, write_tree
+from omnikit.part_sizes import check_numbers
 
 MODEL = "model"
 """Key of the model that joins the parts."""

@@ -21,9 +21,9 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from omnikit.errors import missing_package
 from omnikit.errors import one_line as shortened
-from omnikit.hparams.bounds import bounded_nodes, check_numbers, scalars
 from omnikit.hparams.recipe import NAMES
-from omnikit.hparams.tree import one_line
+from omnikit.hparams.yaml_limits import bounded_nodes, check_numbers, scalars
+from omnikit.hparams.yaml_tree import one_line
 
 PART_MODULES = tuple(
     f"omnikit.{name}" for name in ("encoders", "adapters", "llms", "codecs", "patterns", "strategies", "model")

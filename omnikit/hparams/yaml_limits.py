@@ -11,8 +11,8 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
-from omnikit.hparams.tree import one_line
-from omnikit.limits import check_count, is_count
+from omnikit.hparams.yaml_tree import one_line
+from omnikit.size_limits import check_count, is_count
 
 MOST_BYTES = 2**16
 """Of a checkpoint's YAML file; real ones have some thousands."""
@@ -51,8 +51,8 @@ def check_numbers(root: Node, source: str) -> None:
     """Refuse numbers and switches that are none, and whole numbers that no network has.
 
     Raises:
-        ValueError: such a value, a count of layers, codebooks or the like above `omnikit.limits.MOST_COUNTED`, or a
-            whole number above 2^31.
+        ValueError: such a value, a count of layers, codebooks or the like above `omnikit.size_limits.MOST_COUNTED`,
+            or a whole number above 2^31.
     """
     constructor = YAML(typ="safe", pure=True).constructor
     for path, node in scalars(root):

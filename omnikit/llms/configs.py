@@ -12,11 +12,11 @@ import torch
 
 from omnikit.errors import one_line
 from omnikit.hub import CONFIG, hub_file, is_hub_id
-from omnikit.limits import check_counts
 from omnikit.llms.baichuan import BAICHUAN, llama_numbers
-from omnikit.llms.llama_numbers import LlamaNumbers, supports
-from omnikit.sizes import sized
-from omnikit.untrusted import read_json
+from omnikit.llms.llama_config import LlamaNumbers, supports
+from omnikit.part_sizes import sized
+from omnikit.size_limits import check_counts
+from omnikit.untrusted_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -86,7 +86,7 @@ def make_config(
     Args:
         numbers: what is missing has the class's default.
         vocab_size: of the tokenizer, taken where `numbers` has none and in the size `tiny`.
-        size: see `omnikit.sizes`.
+        size: see `omnikit.part_sizes`.
         attention: transformers' attention implementation; `None` = the best that the class has.
         light: make `LlamaNumbers` in place of it wherever `omnikit.llms.llama` computes such a backbone.
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omnikit.llms.llama_numbers import LlamaNumbers, rotary_rates, rotary_scaling, supports
-from omnikit.undrawn import outlined
+from omnikit.llms.llama_config import LlamaNumbers, rotary_rates, rotary_scaling, supports
+from omnikit.skip_init import outlined
 
 __all__ = [
     "Block", "Joint", "KeyValues", "LlamaNumbers", "Trunk", "blocks_of", "normed", "scores", "supports", "turned",
@@ -252,7 +252,7 @@ class KeyValues:
 class LayerKeyValues:
     """Keys and values of a block [B, G, C, E]; None before the first position."""
 
-    joins = True  # see `omnikit.key_values`
+    joins = True  # see `omnikit.kv_cache`
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None

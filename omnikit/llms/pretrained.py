@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from omnikit.errors import one_line
-from omnikit.foreign import read_network
 from omnikit.hub import CONFIG, hub_folder, is_hub_id
 from omnikit.llms.baichuan import BAICHUAN, read_baichuan
 from omnikit.llms.configs import read_numbers
-from omnikit.llms.trunks import take_norm
+from omnikit.llms.transformers_trunk import take_norm
+from omnikit.untrusted_models import read_network
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -1,5 +1,5 @@
 """Any transformers causal language model as a backbone; those of Llama's kind without transformers, see
-`omnikit.llms.modes`."""
+`omnikit.llms.build_modes`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from omnikit.errors import one_line
-from omnikit.foreign import build_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Backbone
-from omnikit.key_values import cache_argument
+from omnikit.kv_cache import cache_argument
+from omnikit.llms.build_modes import SKELETON_DTYPE, blocks_device, for_inference, skeletons
 from omnikit.llms.configs import make_config, with_layers
 from omnikit.llms.llama import KeyValues, LlamaNumbers, Trunk
 from omnikit.llms.lora import add_lora, train_lora_alone
-from omnikit.llms.modes import SKELETON_DTYPE, blocks_device, for_inference, skeletons
-from omnikit.llms.published import read_transformers
+from omnikit.llms.pretrained import read_transformers
 from omnikit.llms.tokenizers import open_tokenizer
-from omnikit.llms.trunks import embedding_scale, finish_logits, run, take_norm
-from omnikit.sizes import PUBLISHED
+from omnikit.llms.transformers_trunk import embedding_scale, finish_logits, run, take_norm
+from omnikit.part_sizes import PUBLISHED
+from omnikit.untrusted_models import build_network
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

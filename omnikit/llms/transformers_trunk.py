@@ -39,7 +39,7 @@ def run(
     """Embeddings [B, L, D] -> hidden states [B, L, D], see `Backbone.forward`.
 
     Args:
-        cache_argument: the name by which the trunk takes the cache, see `omnikit.key_values`; found out beforehand, so
+        cache_argument: the name by which the trunk takes the cache, see `omnikit.kv_cache`; found out beforehand, so
             that torch can compile this.
     """
     if isinstance(trunk, Trunk):

@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni
-from omnikit.audio import MAX_SECONDS, save_audio, wav_name
+from omnikit.audio.io import MAX_SECONDS, save_audio, wav_name
 from omnikit.checkpoint import SHIPPED, existing
-from omnikit.data.folders import READABLE, is_recording, walk
-from omnikit.data.many import TEXT, is_sharded
-from omnikit.data.rows import Clip, ListedRows, Row, TableRows, read_manifest
+from omnikit.data.find_files import READABLE, is_recording, walk
+from omnikit.data.manifest_reader import Clip, ListedRows, Row, TableRows, read_manifest
 from omnikit.data.skipped import Skipped
 from omnikit.errors import writing
-from omnikit.evaluate.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
-from omnikit.evaluate.tables import write_json
-from omnikit.files import make_folder, read_text, write_bytes
+from omnikit.files import make_folder, read_text, write_bytes, write_json
+from omnikit.offline.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
+from omnikit.offline.single_or_many import TEXT, is_sharded
 from omnikit.tasks import TASKS, Task
 from omnikit.torchrun import Share
 from omnikit.weights import FILE_NAME

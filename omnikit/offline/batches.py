@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from omnikit.data.rows import Features, Row
+from omnikit.audio.reader import Unusable
+from omnikit.data.array_cache import fingerprint
+from omnikit.data.manifest_reader import Features, Row
 from omnikit.data.skipped import Skipped
-from omnikit.data.store import fingerprint
 from omnikit.errors import one_line
 from omnikit.generate import Answer, BadQuestion, Decoder, Decoding, Question
 from omnikit.interfaces import Codec
 from omnikit.model import OmniLM
-from omnikit.ranges import COUNT
-from omnikit.reader import Unusable
+from omnikit.option_ranges import COUNT
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import Task
 
@@ -95,7 +95,7 @@ def each_reply(
 
     Args:
         quiet: no progress bar.
-        max_seconds: longer recordings are a problem; None = `omnikit.reader.LONGEST`.
+        max_seconds: longer recordings are a problem; None = `omnikit.audio.reader.LONGEST`.
     """
     usable = []
     for row in rows:

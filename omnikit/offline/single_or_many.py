@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from omnikit.data.folders import MANIFESTS, visible
+from omnikit.data.find_files import MANIFESTS, visible
 from omnikit.tasks import TASKS
 
 TEXT = ".txt"

@@ -14,14 +14,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from omnikit.data.chunks import in_batches
-from omnikit.data.folders import with_other_ending
-from omnikit.data.manifest import AUDIO, ManifestWriter
-from omnikit.data.recordings import Recording, check_recording
-from omnikit.data.shards import (
-    Item,
+from omnikit.audio.reader import LONGEST
+from omnikit.data.batched import in_batches
+from omnikit.data.find_files import with_other_ending
+from omnikit.data.manifest_writer import AUDIO, ManifestWriter
+from omnikit.data.recording_check import Recording, check_recording
+from omnikit.data.skipped import Item, Remark
+from omnikit.errors import ArgumentParser, bad_input_exits
+from omnikit.option_ranges import Range
+from omnikit.prepare.shards import (
     Part,
-    Remark,
     Summary,
     fingerprint_of,
     kept,
@@ -30,9 +32,6 @@ from omnikit.data.shards import (
     remove_others,
     write_rows,
 )
-from omnikit.errors import ArgumentParser, bad_input_exits
-from omnikit.ranges import Range
-from omnikit.reader import LONGEST
 
 THREADS = 4  # opening files waits on the disk more than on the processor
 VERSION = 2

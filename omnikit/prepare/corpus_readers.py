@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from omnikit.data.columns import Malformed, converted
-from omnikit.data.folders import recordings, visible
-from omnikit.data.shards import Item, Part, Remark
-from omnikit.data.tables import DAMAGED, values
+from omnikit.data.find_files import recordings, visible
+from omnikit.data.manifest_columns import Malformed, converted
+from omnikit.data.parquet_manifest import DAMAGED, values
+from omnikit.data.skipped import Item, Remark
+from omnikit.prepare.shards import Part
 
 _READ_ROWS = 256  # of a table at a time
 

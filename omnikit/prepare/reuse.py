@@ -13,8 +13,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from omnikit.data.content import THREADS, Content, digest_of
-from omnikit.data.shards import Item, read_note
+from omnikit.data.content_digest import THREADS, Content, digest_of
+from omnikit.data.skipped import Item
+from omnikit.prepare.shards import read_note
 
 logger = logging.getLogger(__name__)
 MADE_BY, RECORDINGS = "made_by", "recordings"

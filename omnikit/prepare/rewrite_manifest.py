@@ -15,17 +15,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from omnikit.data.chunks import in_batches
-from omnikit.data.columns import AUDIO, Malformed, checked, row_called, typed
-from omnikit.data.earlier import Earlier, digest_recordings
-from omnikit.data.entries import about, read_fields
-from omnikit.data.forms import is_bytes, is_sound_struct
-from omnikit.data.manifest import FIELDS, ManifestWriter
-from omnikit.data.rows import in_parquet
-from omnikit.data.shards import (
-    Item,
+from omnikit.data.batched import in_batches
+from omnikit.data.field_values import is_bytes, is_sound_struct
+from omnikit.data.manifest_columns import AUDIO, Malformed, checked, row_called, typed
+from omnikit.data.manifest_reader import in_parquet
+from omnikit.data.manifest_writer import FIELDS, ManifestWriter
+from omnikit.data.parquet_manifest import DAMAGED, Damaged, Shard, check_alike, check_ids, read_shard, shard_files
+from omnikit.data.skipped import Item, Remark
+from omnikit.data.text_manifest import about, read_fields
+from omnikit.option_ranges import COUNT
+from omnikit.prepare.corpus_readers import parquet_parts
+from omnikit.prepare.reuse import Earlier, digest_recordings
+from omnikit.prepare.shards import (
     Part,
-    Remark,
     Summary,
     fingerprint_of,
     kept,
@@ -34,9 +36,6 @@ from omnikit.data.shards import (
     remove_others,
     write_rows,
 )
-from omnikit.data.tables import DAMAGED, Damaged, Shard, check_alike, check_ids, read_shard, shard_files
-from omnikit.data.upstream import parquet_parts
-from omnikit.ranges import COUNT
 from omnikit.torchrun import Share
 
 SHARD_ROWS = 2048
@@ -259,7 +258,7 @@ def _made(batch: Sequence[Item | Remark], step: Step, earlier: Earlier, note: di
 
 
 def check_recordings(flag: str, names: Sequence[str]) -> None:
-    """Raises `ValueError` naming the choices where one is no recording of `manifest.AUDIO`."""
+    """Raises `ValueError` naming the choices where one is no recording of `manifest_columns.AUDIO`."""
     unknown = [name for name in names if name not in AUDIO]
     if unknown:
         raise ValueError(f"{flag} {','.join(names)}: no such recording: {unknown[0]!r} (choices: {', '.join(AUDIO)})")

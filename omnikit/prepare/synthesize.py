@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from omnikit.data.manifest import AUDIO, CODES_OF
-from omnikit.data.rewrite import SHARD_ROWS, Columns, Step, check_recordings, rewrite
-from omnikit.data.shards import Item, Remark, Summary
-from omnikit.data.voices import Request, Voice, say_all
+from omnikit.data.manifest_writer import AUDIO, CODES_OF
+from omnikit.data.skipped import Item, Remark
 from omnikit.files import write_bytes
+from omnikit.prepare.rewrite_manifest import SHARD_ROWS, Columns, Step, check_recordings, rewrite
+from omnikit.prepare.shards import Summary
+from omnikit.prepare.voices import Request, Voice, say_all
 
 SAYS = {"a1": "t1", "a2": "t2"}
 """Recording -> what it says."""

@@ -12,17 +12,18 @@ from typing import Any
 from torch import Tensor
 
 from omnikit import checkpoint
-from omnikit.audio import waveform
-from omnikit.data.chunks import in_batches
-from omnikit.data.manifest import AUDIO, CODES_OF
-from omnikit.data.prepare import BATCH_SECONDS, HELD, make_codes, make_features
-from omnikit.data.rewrite import SHARD_ROWS, Columns, Step, check_recordings, rewrite
-from omnikit.data.shards import Item, Remark, Summary
-from omnikit.data.store import fingerprint
+from omnikit.audio.io import waveform
+from omnikit.audio.reader import Sound, Unusable, read
+from omnikit.data.array_cache import fingerprint
+from omnikit.data.batched import in_batches
+from omnikit.data.encode_recordings import BATCH_SECONDS, HELD, make_codes, make_features
+from omnikit.data.manifest_writer import AUDIO, CODES_OF
+from omnikit.data.skipped import Item, Remark
 from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part
-from omnikit.ranges import POSITIVE
-from omnikit.reader import Sound, Unusable, read
+from omnikit.option_ranges import POSITIVE
+from omnikit.prepare.rewrite_manifest import SHARD_ROWS, Columns, Step, check_recordings, rewrite
+from omnikit.prepare.shards import Summary
 from omnikit.torchrun import check_device, own_device
 
 HEARD = "a1"

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from omnikit.data.espeak import check_voice, synthesize
-from omnikit.data.recordings import encode_flac
+from omnikit.data.recording_check import encode_flac
 from omnikit.errors import one_line
+from omnikit.prepare.espeak import check_voice, synthesize
 
 ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029")
 """Of espeak-ng, those that are easy to understand."""
@@ -78,7 +78,7 @@ class CheckpointVoice(Voice):
 
     def __init__(self, checkpoint: str | None = None, device: str = "cpu"):
         from omnikit.api import load
-        from omnikit.data.store import fingerprint
+        from omnikit.data.array_cache import fingerprint
 
         self.omni = load(checkpoint, device=device)
         self.sample_rate = self.omni.sample_rate

@@ -21,9 +21,9 @@ from omnikit.files import write_text
 from omnikit.interfaces import count_parameters
 from omnikit.losses import StreamLosses, stream_losses, weighted_mean
 from omnikit.model import OmniLM
-from omnikit.train.curves import draw_curves, read_log
-from omnikit.train.guarded import GuardedBrain, highest_loss
-from omnikit.train.progress import EpochProgress, StreamSums
+from omnikit.train.epoch_progress import EpochProgress, StreamSums
+from omnikit.train.plot_curves import draw_curves, read_log
+from omnikit.train.robust_brain import GuardedBrain, highest_loss
 
 LOG = "train_log.jsonl"
 

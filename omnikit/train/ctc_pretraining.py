@@ -17,17 +17,17 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.data.phones import BLANK, Phones, make_dataset
 from omnikit.encoders.log_mel import log_mel
 from omnikit.encoders.whisper import WhisperEncoder
-from omnikit.evaluate.tables import markdown_table
+from omnikit.evaluate.result_tables import markdown_table
 from omnikit.files import write_text
 from omnikit.hparams import Recipe
 from omnikit.interfaces import count_parameters
 from omnikit.train.brain import cosine_rate
 from omnikit.train.checkpointer import WholeCheckpointer
-from omnikit.train.guarded import GuardedBrain, highest_loss
+from omnikit.train.phoneme_dataset import BLANK, Phones, make_dataset
 from omnikit.train.resume import RunIdentity, resumes
+from omnikit.train.robust_brain import GuardedBrain, highest_loss
 from omnikit.weights import load_into, save_weights
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def train_encoder(
         recipe: has in its hparams what `EncoderBrain` needs, and `augment`, `save_folder`, `epoch_counter`,
             `weight_decay`, `grad_clip`, `ckpt_interval_minutes`, `batch_seconds` and `num_buckets` of a batch, and
             `seed` of their order.
-        train_rows, valid_rows: see `phones.heard`.
+        train_rows, valid_rows: see `phoneme_dataset.heard`.
         device: where it trains if the command line does not say it.
         fixed: what else must be the same when a run is resumed, see `RunIdentity`.
 

@@ -81,7 +81,7 @@ class EpochProgress:
 
     @mark_as_saver
     def save(self, path: str | Path) -> None:
-        """Write the state as JSON; call `sums.gather` on all processes before."""
+        """Write the state as JSON; call `StreamSums.gather` on all processes before."""
         state = {
             "sums": self.sums.sums.tolist(),
             "counts": self.sums.counts.tolist(),

@@ -10,8 +10,8 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
 
 from omnikit.data.augment import SAMPLE_RATE, Augment
-from omnikit.data.espeak import phonemes
-from omnikit.data.rows import Clip, Row
+from omnikit.data.manifest_reader import Clip, Row
+from omnikit.prepare.espeak import phonemes
 
 BLANK = 0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omnikit.hparams.lookup import nearest
-from omnikit.ranges import (
+from omnikit.hparams.name_lookup import nearest
+from omnikit.option_ranges import (
     COUNT,
     COUNT_OR_NONE,
     FROM_ZERO,

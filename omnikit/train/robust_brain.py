@@ -21,8 +21,8 @@ from speechbrain.utils.distributed import if_main_process, is_distributed_initia
 from torch import Tensor, nn
 
 from omnikit.errors import Stopped
-from omnikit.train.progress import collective_device
-from omnikit.train.stopping import StopRequest, stopped_by
+from omnikit.train.epoch_progress import collective_device
+from omnikit.train.stop_signals import StopRequest, stopped_by
 
 logger = logging.getLogger(__name__)
 PATIENCE = 10

@@ -16,18 +16,18 @@ import torch
 from rich.console import Console
 
 from omnikit import checkpoint
-from omnikit.data.mix import TaskMix
 from omnikit.data.samples import collate_items, make_dataset
 from omnikit.data.sources import check_cache, read_sources
+from omnikit.data.task_sampler import TaskMix
 from omnikit.errors import full_disk_names
 from omnikit.hparams import load_recipe
 from omnikit.model import OmniLM
 from omnikit.train.brain import Losses, OmniBrain, parameter_table
-from omnikit.train.checks import check_stage
-from omnikit.train.effective import effective_batch
+from omnikit.train.grad_accumulation import effective_batch
+from omnikit.train.initial_weights import start_weights
+from omnikit.train.recipe_checks import check_stage
 from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
-from omnikit.train.start import start_weights
-from omnikit.train.validate import Validation
+from omnikit.train.validation import Validation
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.rows import Row
+from omnikit.data.manifest_reader import Row
 from omnikit.data.sources import hear, read_rows
-from omnikit.evaluate.text import plain
+from omnikit.evaluate.text_normalisation import plain
 from omnikit.evaluate.wer import Pair, score
 from omnikit.generate import BadQuestion, Decoder, Decoding, Question
 from omnikit.model import OmniLM
@@ -23,7 +23,7 @@ class Validation:
     """Decodes, of each validation source, `decode` rows (0: none) for each wanted task that writes text.
 
     Figures, in percent: `wer` of transcripts; `wrong T1T2` and so on, the share of answers that are not the right text.
-    Texts are compared as `omnikit.evaluate.text.plain` spells them.
+    Texts are compared as `omnikit.evaluate.text_normalisation.plain` spells them.
     Spoken answers are decoded as text alone, which is what is checked here.
     """
 

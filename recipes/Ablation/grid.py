@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omnikit.hparams import resolve
-from omnikit.hparams.lookup import nearest
+from omnikit.hparams.name_lookup import nearest
 from omnikit.hparams.recipe import build
 
 Kind = TypeVar("Kind")

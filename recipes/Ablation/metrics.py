@@ -12,9 +12,9 @@ from grid import MODEL, TRAIN, Grid
 from plan import Run
 from schedule import Record
 
-from omnikit.hparams.lookup import nearest
+from omnikit.hparams.name_lookup import nearest
 from omnikit.train.brain import LOG
-from omnikit.train.curves import read_log
+from omnikit.train.plot_curves import read_log
 
 
 @dataclass(frozen=True)

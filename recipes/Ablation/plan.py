@@ -15,7 +15,7 @@ from grid import Evaluation, Grid, Stage, slug
 from omnikit.hparams import dump_parts, resolve, split_command_line
 from omnikit.hparams.command_line import parse_value
 from omnikit.hparams.recipe import MODEL, build
-from omnikit.hparams.tree import read_tree_text
+from omnikit.hparams.yaml_tree import read_tree_text
 from omnikit.interfaces import count_parameters
 from omnikit.model import OmniLM
 

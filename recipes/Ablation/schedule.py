@@ -18,8 +18,8 @@ from typing import Any
 from grid import Preparation
 from plan import Run, Step
 
-from omnikit.evaluate.tables import write_json
-from omnikit.hparams.tree import read_tree_text
+from omnikit.files import write_json
+from omnikit.hparams.yaml_tree import read_tree_text
 
 POLL = 0.2
 """Seconds between two looks at the processes."""

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from figures import Outcome
 from grid import Figure, Grid
 
-from omnikit.evaluate.tables import MISSING, markdown_table
+from omnikit.evaluate.result_tables import MISSING, markdown_table
 from omnikit.files import whole_text
 
 Cells = dict[str, dict[str, "Cell"]]

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from omnikit.audio import load_audio
+from omnikit.audio.io import load_audio
+from omnikit.audio.reader import Unusable
 from omnikit.data.augment import SAMPLE_RATE, Augment
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import recordings
-from omnikit.data.recordings import encode_flac
+from omnikit.data.find_files import recordings
+from omnikit.data.recording_check import encode_flac
 from omnikit.errors import ArgumentParser, bad_input_exits
-from omnikit.reader import Unusable
+from omnikit.prepare.corpus import Corpus, Item, Part, Remark, command
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>.+)_(?P<index>\d+)")

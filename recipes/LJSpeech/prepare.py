@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.upstream import audio_without_text, first_with, read_lines
+from omnikit.prepare.corpus import Corpus, Item, Part, Remark, command
+from omnikit.prepare.corpus_readers import audio_without_text, first_with, read_lines
 
 TEXTS, AUDIO = "metadata.csv", "wavs"
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import audio_without_text, read_lines, split_folders
+from omnikit.data.find_files import visible
+from omnikit.prepare.corpus import Corpus, Item, Part, Remark, command
+from omnikit.prepare.corpus_readers import audio_without_text, read_lines, split_folders
 
 TEXT = ".normalized.txt"
 

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.columns import Malformed
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import read_lines, text_of
+from omnikit.data.find_files import visible
+from omnikit.data.manifest_columns import Malformed
+from omnikit.prepare.corpus import Corpus, Item, Part, Remark, command
+from omnikit.prepare.corpus_readers import read_lines, text_of
 
 TAGS = re.compile(r"\[(?:Human|MOSS)\]:|<\|(?:Human|MOSS)\|>:|<eo[ahm]>")
 BETWEEN = re.compile(r"[\s,\[]*")  # objects of an array

@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.columns import converted
-from omnikit.data.corpus import Corpus, Item, Part, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import parquet_parts, text_of
+from omnikit.data.find_files import visible
+from omnikit.data.manifest_columns import converted
+from omnikit.prepare.corpus import Corpus, Item, Part, command
+from omnikit.prepare.corpus_readers import parquet_parts, text_of
 
 ROWS = 100_000  # of a shard
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import audio_without_text, first_with, read_lines
+from omnikit.data.find_files import visible
+from omnikit.prepare.corpus import Corpus, Item, Part, Remark, command
+from omnikit.prepare.corpus_readers import audio_without_text, first_with, read_lines
 
 AUDIO, TEXT = "wav48_silence_trimmed", "txt"
 MICROPHONES = ("mic1", "mic2")

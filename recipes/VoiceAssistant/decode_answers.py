@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from omnikit.audio import save_audio, wav_name
-from omnikit.data.rows import Row, read_manifest
+from omnikit.audio.io import save_audio, wav_name
+from omnikit.data.manifest_reader import Row, read_manifest
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.hparams import build_part
-from omnikit.ranges import COUNT, Pattern
+from omnikit.option_ranges import COUNT, Pattern
 
 
 def chosen(manifest: str, ids: str, limit: int | None) -> list[Row]:

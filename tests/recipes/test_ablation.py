@@ -20,7 +20,7 @@ from typing import BinaryIO
 import pytest
 import ruamel.yaml
 
-from omnikit.hparams.tree import write_tree
+from omnikit.hparams.yaml_tree import write_tree
 from tests.recipes.conftest import MINI_SYSTEM, ROOT, flac
 
 ABLATION = ROOT / "recipes" / "Ablation"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from omnikit.hparams.tree import read_tree, write_tree
+from omnikit.hparams.yaml_tree import read_tree, write_tree
 from tests.recipes.trees import RECIPES, TREES, librispeech
 
 DECODED = 1  # rows of a validation source

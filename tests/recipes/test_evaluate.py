@@ -13,7 +13,7 @@ import soundfile
 import torch
 import whisper
 
-from omnikit.audio import save_audio
+from omnikit.audio.io import save_audio
 
 ASR = "recipes/LibriSpeech/ASR/evaluate.py"
 QA = "recipes/VoiceAssistant/QA/evaluate.py"

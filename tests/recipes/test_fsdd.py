@@ -14,8 +14,8 @@ import pytest
 import soundfile
 
 from omnikit.checkpoint import SHIPPED
-from omnikit.data.corpus import Checks, prepare
-from omnikit.data.rows import read_manifest
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.prepare.corpus import Checks, prepare
 from tests.recipes.conftest import changed, logging_kept
 from tests.recipes.trees import RECIPES, cut, load_corpus, load_script, write_sound, write_text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omnikit.hparams.tree import read_tree
+from omnikit.hparams.yaml_tree import read_tree
 from tests.recipes.conftest import ROOT
 
 STAGES = {path.stem: read_tree(path) for path in (ROOT / "recipes/VoiceAssistant/QA/hparams").glob("*.yaml")}

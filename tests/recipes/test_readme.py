@@ -12,7 +12,7 @@ import sys
 import pytest
 import soundfile
 
-from omnikit.data.corpus import prepare
+from omnikit.prepare.corpus import prepare
 from tests.recipes.conftest import MINI_SYSTEM, ROOT
 from tests.recipes.trees import libritts, load_corpus, mls, vctk
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from omnikit import checkpoint
-from omnikit.data.ledger import LEDGER
-from omnikit.hparams.tree import read_tree, write_tree
+from omnikit.data.digest_ledger import LEDGER
+from omnikit.hparams.yaml_tree import read_tree, write_tree
 from tests.recipes.conftest import MINI_SYSTEM, ROOT, TEXTS, changed, flac
 from tests.unit.train.tiny_training import DAMAGES, checkpoints
 

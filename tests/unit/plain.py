@@ -15,7 +15,7 @@ NEVER = float("-inf")
 
 
 class PlainRules:
-    """What `omnikit.generate.rules` does for many, for one answer."""
+    """What `omnikit.generate.token_rules` does for many, for one answer."""
 
     def __init__(self, model: OmniLM, task: str, question: Question, decoding: Decoding, seed: int = 0):
         self.layout, self.pattern, self.task, self.decoding = model.layout, model.pattern, TASKS[task], decoding

@@ -15,9 +15,9 @@ import soundfile
 import torch
 from toy import ToyCodec, ToyEncoder
 
-from omnikit.data.synthesize import synthesize
-from omnikit.data.tokenize import Parts, tokenize
-from omnikit.data.voices import Voice
+from omnikit.prepare.synthesize import synthesize
+from omnikit.prepare.tokenize import Parts, tokenize
+from omnikit.prepare.voices import Voice
 
 
 class SlowCodec(ToyCodec):
@@ -68,7 +68,7 @@ def run_synthesize(manifest: Path, save_folder: Path, begun: Connection, environ
 def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.Process:
     """One of the above in a process that has begun; most of what it imports is loaded once for all of them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["omnikit.data.tokenize", "omnikit.llms.transformers_lm", "omnikit.model"])
+    context.set_forkserver_preload(["omnikit.prepare.tokenize", "omnikit.llms.transformers_lm", "omnikit.model"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=run, args=(*folders, sender, environment), daemon=True)
     process.start()

@@ -12,15 +12,16 @@ import soundfile
 import torch
 from toy import ToyEncoder
 
-from omnikit.audio import load_audio
-from omnikit.data.prepare import make_features
-from omnikit.data.recordings import check_recording
-from omnikit.data.rows import Clip, Row, read_manifest
+from omnikit.audio.io import load_audio
+from omnikit.audio.reader import Unusable
+from omnikit.data.encode_recordings import make_features
+from omnikit.data.manifest_reader import Clip, Row, read_manifest
+from omnikit.data.recording_check import check_recording
 from omnikit.data.samples import Heard, Unheard
-from omnikit.data.shards import NOTES, Remark, Summary
-from omnikit.data.tokenize import Parts, tokenize
-from omnikit.evaluate.batches import Problem, Reply, each_reply, load_recordings
-from omnikit.reader import Unusable
+from omnikit.data.skipped import NOTES, Remark
+from omnikit.offline.batches import Problem, Reply, each_reply, load_recordings
+from omnikit.prepare.shards import Summary
+from omnikit.prepare.tokenize import Parts, tokenize
 from omnikit.tasks import TASKS
 
 RATE = 16000

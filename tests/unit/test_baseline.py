@@ -8,8 +8,8 @@ import torch
 import omnikit
 from benchmarks import inference
 from benchmarks.baseline import CHUNK, Baseline
-from omnikit import bench
-from omnikit.bench_table import ROWS
+from omnikit.bench import measure as bench
+from omnikit.bench.table import ROWS
 from omnikit.generate import Decoder, Decoding, Question
 from omnikit.strategies import BATCH_PARALLEL
 from tests.unit.scripted import emitted

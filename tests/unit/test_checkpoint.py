@@ -30,7 +30,7 @@ def same(model, other, cast=torch.bfloat16) -> bool:
 
 
 def test_a_folder_is_all_that_is_needed(model, folder, monkeypatch):
-    monkeypatch.setattr("omnikit.hparams.parts.part_files", lambda: folder / "none")
+    monkeypatch.setattr("omnikit.hparams.named_parts.part_files", lambda: folder / "none")
     again = checkpoint.load(folder)
     assert same(model, again)
     assert not again.training

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rewriting import sound
 
-from omnikit.data import manifest as manifests
-from omnikit.data.manifest import ManifestWriter
-from omnikit.data.rows import read_manifest
+from omnikit.data import manifest_writer as manifests
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.tasks import TASKS
 
 MEL_RVQ = Path(__file__).parents[2] / "egs" / "mini" / "pretrained" / "mel_rvq"

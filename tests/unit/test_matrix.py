@@ -17,7 +17,7 @@ from omnikit.encoders.none import NoEncoder
 from omnikit.generate import Decoder, Decoding, Question
 from omnikit.hparams import KINDS, build_part, build_parts, choices, pick, resolve
 from omnikit.hparams.overrides import PICK
-from omnikit.hparams.tree import has_tag, read_tree, read_tree_text, tag_of, walk
+from omnikit.hparams.yaml_tree import has_tag, read_tree, read_tree_text, tag_of, walk
 from omnikit.interfaces import count_parameters
 from omnikit.losses import stream_losses, weighted_mean
 from omnikit.model import OmniLM

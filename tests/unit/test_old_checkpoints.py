@@ -1,8 +1,8 @@
 """Checkpoints that earlier versions have saved load, and answer with the same tokens.
 
 `checkpoints/v0` was saved by version 0.1.0 before the names of its modules and classes were changed: an untrained
-system of the shipped kinds of parts. Its `answers.json` holds what that version answered, and `checkpoints/shipped.json`
-what it answered with the system of the package.
+system of the shipped kinds of parts. Its `answers.json` holds what that version answered, and
+`checkpoints/shipped.json` what it answered with the system of the package.
 """
 
 from __future__ import annotations

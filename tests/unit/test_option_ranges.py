@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from omnikit.ranges import COUNT, FROM_ZERO, PATH, PATH_OR_NONE, SEED, Items, Pattern, Range, check_ranges
+from omnikit.option_ranges import COUNT, FROM_ZERO, PATH, PATH_OR_NONE, SEED, Items, Pattern, Range, check_ranges
 
 SHARE = Range(0, 1, above=True, null=True)
 

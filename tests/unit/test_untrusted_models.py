@@ -11,12 +11,12 @@ import torch
 import whisper
 
 import omnikit
-from omnikit.encoders.whisper_files import read_whisper
-from omnikit.limits import check_memory, limited
-from omnikit.untrusted import check_regular, inside, read_bytes, read_json, read_text
+from omnikit.encoders.whisper_weights import read_whisper
+from omnikit.size_limits import check_memory, limited
+from omnikit.untrusted_files import check_regular, inside, read_bytes, read_json, read_text
 
 ROOT = Path(__file__).parents[2]
-PLACE = "omnikit/foreign.py"
+PLACE = "omnikit/untrusted_models.py"
 RUNNING = {  # what can run code that comes with a file -> where it is called all the same
     "from_pretrained": {PLACE},
     "from_config": {PLACE},
@@ -24,7 +24,7 @@ RUNNING = {  # what can run code that comes with a file -> where it is called al
     "torch.jit.load": set(),
     "pickle.load": set(),
     "pickle.loads": set(),
-    "whisper.load_model": {"omnikit/encoders/whisper_files.py"},  # reads tensors only, see below
+    "whisper.load_model": {"omnikit/encoders/whisper_weights.py"},  # reads tensors only, see below
     "torch.hub.load": {"omnikit/evaluate/mos.py"},  # of one repository, for --mos, which says so
 }
 
@@ -40,7 +40,7 @@ def test_models_of_others_are_read_in_one_place():
         for path in (ROOT / folder).rglob("*.py"):
             found = calls(path.read_text(encoding="utf-8")) & set(RUNNING)
             wrong = {name for name in found if str(path.relative_to(ROOT)) not in RUNNING[name]}
-            assert not wrong, f"{path} calls {wrong}: use omnikit.foreign"
+            assert not wrong, f"{path} calls {wrong}: use omnikit.untrusted_models"
 
 
 def test_that_place_says_no():

@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from omnikit.errors import ArgumentParser, bad_input_exits
-from omnikit.evaluate.tables import markdown_table, percent
+from omnikit.evaluate.result_tables import markdown_table, percent
 from omnikit.files import write_text
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

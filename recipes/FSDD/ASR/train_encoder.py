@@ -12,12 +12,12 @@ from pathlib import Path
 import speechbrain as sb
 
 from omnikit import checkpoint
-from omnikit.data.phones import heard
-from omnikit.data.rows import read_manifest
+from omnikit.data.manifest_reader import read_manifest
 from omnikit.errors import bad_input_exits, full_disk_names
 from omnikit.hparams import load_recipe
-from omnikit.train.checks import check_encoder
-from omnikit.train.encoder import export, train_encoder
+from omnikit.train.ctc_pretraining import export, train_encoder
+from omnikit.train.phoneme_dataset import heard
+from omnikit.train.recipe_checks import check_encoder
 from omnikit.weights import load_into
 
 CARD = """# The mini encoder, trained on digits

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni, load
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data.manifest_reader import Row, read_manifest
 from omnikit.data.samples import codec_name
 from omnikit.data.skipped import Skipped
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.batches import cut_short, replies, sound
-from omnikit.evaluate.checks import check_evaluation
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
     Listener,
@@ -32,16 +30,17 @@ from omnikit.evaluate.intelligibility import (
     reference_speech,
     references,
 )
+from omnikit.evaluate.latency import Speed, measure, speed_table
 from omnikit.evaluate.mos import open_mos, opinions, opinions_table
 from omnikit.evaluate.qa import some
-from omnikit.evaluate.speed import Speed, measure, speed_table
-from omnikit.evaluate.tables import write_json
-from omnikit.evaluate.text import Normalizer, normalizer
+from omnikit.evaluate.recipe_checks import check_evaluation
+from omnikit.evaluate.text_normalisation import Normalizer, normalizer
 from omnikit.evaluate.wer import ErrorRates
-from omnikit.files import whole_text, write_text
+from omnikit.files import whole_text, write_json, write_text
 from omnikit.hparams import build_part, load_recipe
 from omnikit.interfaces import Codec
 from omnikit.model import OmniLM
+from omnikit.offline.batches import cut_short, replies, sound
 from omnikit.tasks import TASKS
 
 OWN = "the system's codec"

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni, load
-from omnikit.data.rows import Row
+from omnikit.data.manifest_reader import Row
 from omnikit.data.samples import codec_name
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.batches import Reply, replies, sound
-from omnikit.evaluate.checks import check_evaluation
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
     Speech,
@@ -27,13 +25,14 @@ from omnikit.evaluate.intelligibility import (
     reference_speech,
     references,
 )
+from omnikit.evaluate.latency import Speed, measure, speed_table
 from omnikit.evaluate.mos import open_mos, opinions, opinions_table
 from omnikit.evaluate.qa import Shares, Way, count_right, read_questions, shares_table, some, write_answers
-from omnikit.evaluate.speed import Speed, measure, speed_table
-from omnikit.evaluate.tables import write_json
-from omnikit.evaluate.text import normalizer, normalizer_version
-from omnikit.files import write_text
+from omnikit.evaluate.recipe_checks import check_evaluation
+from omnikit.evaluate.text_normalisation import normalizer, normalizer_version
+from omnikit.files import write_json, write_text
 from omnikit.hparams import load_recipe
+from omnikit.offline.batches import Reply, replies, sound
 from omnikit.tasks import TASKS
 
 Answers = dict[str, dict[str, Reply]]

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from omnikit.audio import load_audio, save_audio
+from omnikit.audio.io import load_audio, save_audio
 
 RATE = 16000
 

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from sounds import FORMATS, RATE, by_all_paths, encoded, mutated, noise
 
-from omnikit.audio import load_audio
-from omnikit.containers import announced
-from omnikit.data.recordings import check_recording
-from omnikit.reader import LONGEST, MOST_LACKING, MOST_VALUES, Unusable, measure, read
+from omnikit.audio.containers import announced
+from omnikit.audio.io import load_audio
+from omnikit.audio.reader import LONGEST, MOST_LACKING, MOST_VALUES, Unusable, measure, read
+from omnikit.data.recording_check import check_recording
 
 SAMPLES = 8000
 GIGABYTE = 2**20  # KiB
@@ -222,7 +222,7 @@ def test_small_files_do_not_fill_the_memory(silence: bytes, seconds: float | Non
 
 def test_the_number_of_decoded_values_is_limited(monkeypatch: pytest.MonkeyPatch):
     assert MOST_VALUES > LONGEST * 48000 * 2
-    monkeypatch.setattr("omnikit.reader.MOST_VALUES", SAMPLES - 1)
+    monkeypatch.setattr("omnikit.audio.reader.MOST_VALUES", SAMPLES - 1)
     for name in ("wav", "flac", "mp3", "ogg"):
         reason, message = reason_of(encoded(name))
         assert reason == "too long" and "samples of 1 channels, the limit is 7999" in message
@@ -402,7 +402,7 @@ def test_only_an_intact_ogg_is_measured_without_decoding(name: str, monkeypatch:
     assert frames_of(data) == frames_of(data + bytes(500)) == 5 * RATE
     assert reason_of(without_page)[0] == "unreadable"
     decoded = []
-    monkeypatch.setattr("omnikit.reader._Recording.decode", lambda *_, **__: decoded.append(1))
+    monkeypatch.setattr("omnikit.audio.reader._Recording.decode", lambda *_, **__: decoded.append(1))
     for source, count in ((data, 0), (damaged, 1), (without_page, 2), (data + bytes(500), 3), (data + data, 4)):
         measure(source, "x")
         assert len(decoded) == count

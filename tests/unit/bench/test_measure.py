@@ -9,9 +9,10 @@ from itertools import count
 import pytest
 import torch
 
-from omnikit import bench, cli
+from omnikit import cli
 from omnikit.api import Omni
-from omnikit.bench_table import ROWS, table
+from omnikit.bench import measure as bench
+from omnikit.bench.table import ROWS, table
 from omnikit.llms.transformers_lm import TransformersLM
 from tests.unit.toy import tokenizer_file, toy_model
 

@@ -12,9 +12,9 @@ import torch
 from codec_tools import in_chunks, loud
 from torch import Tensor, nn
 
-from omnikit.audio import load_audio
-from omnikit.codecs import centred
-from omnikit.codecs.centred import Pieces, final_outputs, rising, weights_of
+from omnikit.audio.io import load_audio
+from omnikit.codecs import streaming_centred
+from omnikit.codecs.streaming_centred import Pieces, final_outputs, rising, weights_of
 from omnikit.hparams import build_part
 from omnikit.interfaces import Codec
 
@@ -30,7 +30,7 @@ def random_sizes(seed: int, longest: int = 7) -> list[int]:
     return [random.Random(seed).randint(0, longest) for _ in range(5)] + [1]
 
 
-@pytest.mark.parametrize("name", [*centred.WINDOWED, *centred.RESIDUAL, *centred.SNAKE])
+@pytest.mark.parametrize("name", [*streaming_centred.WINDOWED, *streaming_centred.RESIDUAL, *streaming_centred.SNAKE])
 def test_layers_that_are_told_by_name_exist(name: str):
     found = pydoc.locate(name)
     assert f"{found.__module__}.{found.__qualname__}" == name and issubclass(found, nn.Module)
@@ -94,7 +94,7 @@ def test_samples_are_computed_once(codec, seed, monkeypatch):
         computed.append(y.shape[-1] if y.shape[1] == 1 else 0)
         return y
 
-    monkeypatch.setattr(centred.functional, "conv1d", counting)
+    monkeypatch.setattr(streaming_centred.functional, "conv1d", counting)
     wav, _ = in_chunks(codec, random_codes(codec, 1, 21 + seed), random_sizes(seed))
     assert 0.99 * wav.shape[-1] < sum(computed) <= 1.05 * wav.shape[-1]
 
@@ -130,7 +130,7 @@ def test_low_latency_gives_what_its_frames_cover(codec):
 def test_low_latency_is_exact_where_it_can_be(codec):
     """In a long push: behind the fade and before what later frames change."""
     codes = random_codes(codec, 1, 18)
-    whole, fade = codec.decode(codes), round(centred.FADE * codec.sample_rate)
+    whole, fade = codec.decode(codes), round(streaming_centred.FADE * codec.sample_rate)
     wav, _ = in_chunks(codec, codes, [3, 15], "low_latency")
     begin, end = 3 * codec.frame_samples, 18 * codec.frame_samples - codec.lookahead
     error = (wav - whole).abs()[0]
@@ -141,7 +141,7 @@ def test_low_latency_is_exact_where_it_can_be(codec):
 def in_low_latency_slowly(codec: Codec, codes: Tensor) -> Tensor:
     """Frame by frame: the decoder over all latents so far and zeros behind, faded by hand; for codecs without windows
     and noise."""
-    frame, fade, out, before = codec.frame_samples, round(centred.FADE * codec.sample_rate), [], None
+    frame, fade, out, before = codec.frame_samples, round(streaming_centred.FADE * codec.sample_rate), [], None
     for frames in range(1, codes.shape[-1] + 1):
         latents = codec.snac.quantizer.from_codes(codec.unpack(codes[..., :frames]))
         wav = codec.snac.decoder(nn.functional.pad(latents, (0, 50)))[:, 0, (frames - 1) * frame :]

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from omnikit.codecs.mimi import MimiCodec
-from omnikit.codecs.residual import ResidualCodec
+from omnikit.codecs.transformers_residual import ResidualCodec
 from omnikit.hparams import build_part, pick
 
 ENCODE = {  # by the library's own function, with 8 codebooks

@@ -14,11 +14,11 @@ import pytest
 import soundfile
 import torch
 
-from omnikit.data import store
-from omnikit.data.ledger import open_ledger
-from omnikit.data.prepare import codes_of, features_of
-from omnikit.data.rows import Clip
-from omnikit.data.store import ArrayCache, ArrayStore, Place, fingerprint, open_cache
+from omnikit.data import array_cache
+from omnikit.data.array_cache import ArrayCache, ArrayStore, Place, fingerprint, open_cache
+from omnikit.data.digest_ledger import open_ledger
+from omnikit.data.encode_recordings import codes_of, features_of
+from omnikit.data.manifest_reader import Clip
 from tests.unit.toy import ToyCodec, ToyEncoder
 
 
@@ -88,7 +88,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(array_cache.os, "fsync", full)
     with (
         pytest.raises(ValueError, match=r"c/\w+.bin: cannot be written \(No space left on device\); start again"),
         open_cache(tmp_path / "c") as cache,

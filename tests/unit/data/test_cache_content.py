@@ -11,11 +11,11 @@ import torch
 from rewriting import sound
 from toy import ToyCodec, ToyEncoder, toy_model
 
-from omnikit.data.manifest import ManifestWriter
-from omnikit.data.prepare import codes_of, features_of
-from omnikit.data.rows import Clip, read_manifest
+from omnikit.audio.reader import Unusable
+from omnikit.data.encode_recordings import codes_of, features_of
+from omnikit.data.manifest_reader import Clip, read_manifest
+from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.sources import check_cache, read_sources
-from omnikit.reader import Unusable
 
 
 class CountingEncoder(ToyEncoder):
@@ -113,10 +113,10 @@ def test_the_same_content_in_another_place_is_verified_once(recordings: Recordin
 
 
 def digests_counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    from omnikit.data import ledger
+    from omnikit.data import digest_ledger
 
-    digest, read = ledger._digest, []
-    monkeypatch.setattr(ledger, "_digest", lambda content: (read.append(content.address), digest(content))[1])
+    digest, read = digest_ledger._digest, []
+    monkeypatch.setattr(digest_ledger, "_digest", lambda content: (read.append(content.address), digest(content))[1])
     return read
 
 
@@ -290,6 +290,6 @@ def test_the_verdict_of_another_reader_is_asked_again(recordings: Recordings, mo
     monkeypatch.setattr(Clip, "load", lambda clip, rate, load=Clip.load: asked.append(clip.key) or load(clip, rate))
     features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert asked == []
-    monkeypatch.setattr("omnikit.data.store._READER", "reader 0")
+    monkeypatch.setattr("omnikit.data.array_cache._READER", "reader 0")
     features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert asked == ["r1"]

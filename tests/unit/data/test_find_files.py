@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnikit.batch import other_files, read_rows
-from omnikit.data.folders import is_recording, visible, walk, with_other_ending
+from omnikit.data.find_files import is_recording, visible, walk, with_other_ending
+from omnikit.offline.batch_inference import other_files, read_rows
 from omnikit.tasks import TASKS
 
 DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        " + b"\xff\xb0" * 60

@@ -20,9 +20,9 @@ from datasets.exceptions import DatasetGenerationError
 from speechbrain.dataio.dataset import DynamicItemDataset
 from toy import toy_model
 
-from omnikit.data import manifest
-from omnikit.data.manifest import FIELDS, ManifestWriter
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data import manifest_writer
+from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.data.samples import make_dataset
 from omnikit.data.sources import read_rows, read_sources
 from omnikit.tasks import TASKS, make_sample
@@ -162,7 +162,7 @@ def test_a_disk_that_is_full_at_the_end_is_told(ending: str, tmp_path: Path, mon
     def full(self) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(manifest._FORMATS[f".{ending}"], "close", full)
+    monkeypatch.setattr(manifest_writer._FORMATS[f".{ending}"], "close", full)
     with pytest.raises(ValueError, match=rf"m.{ending}: cannot be written \(No space left on device\)"):
         write(path, rows("b.wav"))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -17,17 +17,17 @@ from datasets import Audio, Features, Value
 from rewriting import sound
 from toy import toy_model
 
-from omnikit import batch
-from omnikit.data.columns import COLUMNS, Malformed, converted
-from omnikit.data.manifest import ManifestWriter
-from omnikit.data.rewrite import read_parts
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data.manifest_columns import COLUMNS, Malformed, converted
+from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_writer import ManifestWriter
+from omnikit.data.parquet_manifest import malformed_rows
 from omnikit.data.samples import make_dataset
-from omnikit.data.shards import Item, Remark
+from omnikit.data.skipped import Item, Remark
 from omnikit.data.sources import read_sources
-from omnikit.data.tables import malformed_rows
-from omnikit.data.tokenize import Parts, tokenize
 from omnikit.llms.tokenizers import SentencePieceTokenizer
+from omnikit.offline import batch_inference
+from omnikit.prepare.rewrite_manifest import read_parts
+from omnikit.prepare.tokenize import Parts, tokenize
 from omnikit.tasks import TASKS
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"
@@ -89,7 +89,7 @@ def everywhere(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     rows = read_manifest(path, cache / "tables")
     items = [item for part in read_parts(path, 100)[1] for item in part.items()]
     ids = [item["id"] for item in items if not isinstance(item, Remark)]
-    assert [row.id for row in rows] == ids == [row.id for row in batch.read_rows(path, TASKS["T1T2"])]
+    assert [row.id for row in rows] == ids == [row.id for row in batch_inference.read_rows(path, TASKS["T1T2"])]
     assert sum(rows.skipped.reasons.values()) == sum(isinstance(item, Remark) for item in items)
     return list(rows), items
 
@@ -376,7 +376,7 @@ def test_ids_of_any_script_are_tested_at_once(monkeypatch: pytest.MonkeyPatch):
         looked_at.append(value)
         return converted(name, value, field)
 
-    monkeypatch.setattr("omnikit.data.tables.converted", counted)
+    monkeypatch.setattr("omnikit.data.parquet_manifest.converted", counted)
     blank = ["\u2003\u3000", "\x1c", "\x85", "", None]
     table = pa.table({"id": ["北京", "é", "Ω7", "🎧", "\u2003ж", *blank]})
     assert sorted(malformed_rows(table, {"id": "id"})) == [5, 6, 7, 8, 9] and looked_at == blank

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from omnikit import batch
-from omnikit.data.rewrite import read_parts
-from omnikit.data.rows import read_manifest
-from omnikit.data.shards import Remark
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.data.skipped import Remark
+from omnikit.offline import batch_inference
+from omnikit.prepare.rewrite_manifest import read_parts
 from omnikit.tasks import TASKS
 
 SEED = 14
@@ -209,7 +209,7 @@ def check_readers_agree(numbers: range, folder: Path, monkeypatch: pytest.Monkey
         print(path.name)
         items: list = []
         rows = ids_or_refusal(lambda path=path: used(path, folder / "tables"))
-        again = ids_or_refusal(lambda path=path: [row.id for row in batch.read_rows(path, TASKS["T1T2"])])
+        again = ids_or_refusal(lambda path=path: [row.id for row in batch_inference.read_rows(path, TASKS["T1T2"])])
         parts = ids_or_refusal(lambda path=path, items=items: identified(path, items))
         remarks = [item for item in items if isinstance(item, Remark)]
         if isinstance(rows, str):

@@ -8,7 +8,7 @@ import pytest
 from speechbrain.dataio.sampler import DistributedSamplerWrapper
 
 from omnikit.data.collate import STEPS, rounded
-from omnikit.data.mix import TaskMix
+from omnikit.data.task_sampler import TaskMix
 
 TASKS = ["A1T1"] * 500 + ["T1A1"] * 20 + ["A1A2"] * 3
 LENGTHS = [10 + i % 37 for i in range(len(TASKS))]

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import omnikit
-from omnikit import bench
 from omnikit.api import Omni
+from omnikit.bench import measure as bench
 from omnikit.cli import main
 from omnikit.engines import engine_folder, load_openvino, open_engine
 from omnikit.model import OmniLM

@@ -12,7 +12,7 @@ import torch
 import omnikit
 from omnikit import checkpoint
 from omnikit.engines import open_engine, static
-from omnikit.engines.recorded import MOST_FAILURES, UNRECORDED, Recorder
+from omnikit.engines.cuda_graphs import MOST_FAILURES, UNRECORDED, Recorder
 from omnikit.engines.static import StaticEngine, StaticSlots
 from omnikit.llms.llama import supports
 from omnikit.llms.transformers_lm import TransformersLM

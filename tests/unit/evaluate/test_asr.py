@@ -5,12 +5,12 @@ import pytest
 import torch
 from toy import toy_model
 
-from omnikit.audio import save_audio
-from omnikit.data.rows import Clip, Row
+from omnikit.audio.io import save_audio
+from omnikit.data.manifest_reader import Clip, Row
 from omnikit.evaluate.asr import evaluate_split, published_wer, write_report
-from omnikit.evaluate.batches import by_model, in_batches, replies
-from omnikit.evaluate.text import plain
+from omnikit.evaluate.text_normalisation import plain
 from omnikit.generate import Decoder, Decoding, Question
+from omnikit.offline.batches import by_model, in_batches, replies
 from omnikit.tasks import TASKS
 
 DECODING = Decoding(max_steps=6)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnikit.evaluate.judge import Judge, grammar_words
+from omnikit.evaluate.asr_judges import Judge, grammar_words
 
 MINI = Path(__file__).resolve().parents[3] / "egs" / "mini"
 
@@ -38,7 +38,7 @@ def judge() -> Judge:
     ],
 )
 def test_clear_speech_is_understood(judge, text, sample_rate):
-    from omnikit.data.espeak import synthesize
+    from omnikit.prepare.espeak import synthesize
 
     wav, rate = synthesize(text, "en-us", sample_rate=sample_rate)
     assert judge.transcribe(wav, rate) == text
@@ -48,7 +48,7 @@ def test_silence_and_noise_are_not_speech(judge):
     rng = np.random.default_rng(1)
     assert judge.transcribe(np.zeros(16000), 16000) == ""
     assert judge.transcribe(1e-3 * rng.standard_normal(16000), 16000) == ""
-    from omnikit.data.espeak import synthesize
+    from omnikit.prepare.espeak import synthesize
 
     text = "seven plus eight is fifteen"
     wav, _ = synthesize(text, "en-us", sample_rate=16000)
@@ -57,7 +57,7 @@ def test_silence_and_noise_are_not_speech(judge):
 
 
 def test_one_utterance_leaves_nothing_behind(judge):
-    from omnikit.data.espeak import synthesize
+    from omnikit.prepare.espeak import synthesize
 
     wav, rate = synthesize("the grass is green", "en-us")
     first = judge.transcribe(wav, rate)

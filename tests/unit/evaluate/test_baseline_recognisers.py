@@ -18,11 +18,11 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
-from omnikit.audio import save_audio
-from omnikit.data.rows import Clip, Row
-from omnikit.evaluate.baselines import BASELINES, by_recogniser, open_baseline
-from omnikit.evaluate.batches import gather
+from omnikit.audio.io import save_audio
+from omnikit.data.manifest_reader import Clip, Row
+from omnikit.evaluate.baseline_recognisers import BASELINES, by_recogniser, open_baseline
 from omnikit.evaluate.intelligibility import open_judge
+from omnikit.offline.batches import gather
 from omnikit.tasks import TASKS
 
 LENGTHS = (9000, 16000, 4321)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from toy import ToyCodec
 
-from omnikit.audio import load_audio, save_audio
-from omnikit.data.rows import Clip, Codes, Row
-from omnikit.evaluate.batches import sound
+from omnikit.audio.io import load_audio, save_audio
+from omnikit.data.manifest_reader import Clip, Codes, Row
 from omnikit.evaluate.intelligibility import (
     Reference,
     encoded,
@@ -22,6 +21,7 @@ from omnikit.evaluate.intelligibility import (
     shuffled,
 )
 from omnikit.generate import Decoding
+from omnikit.offline.batches import sound
 from omnikit.tasks import TASKS
 
 

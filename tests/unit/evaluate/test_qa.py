@@ -3,12 +3,12 @@ import json
 import pytest
 import torch
 
-from omnikit.data.manifest import ManifestWriter
-from omnikit.data.rows import Row
+from omnikit.data.manifest_reader import Row
+from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.skipped import Skipped
-from omnikit.evaluate.batches import Reply
 from omnikit.evaluate.qa import Way, count_right, read_questions, shares_table, some, write_answers
-from omnikit.evaluate.text import plain
+from omnikit.evaluate.text_normalisation import plain
+from omnikit.offline.batches import Reply
 from omnikit.strategies import PARALLEL
 from omnikit.tasks import TASKS
 

@@ -16,7 +16,7 @@ import torch
 
 from omnikit.api import Omni
 from omnikit.engines import open_engine
-from omnikit.engines.recorded import Recorder
+from omnikit.engines.cuda_graphs import Recorder
 from omnikit.engines.static import StaticEngine
 from omnikit.engines.torch import TorchEngine
 from omnikit.generate import (
@@ -224,7 +224,7 @@ def test_a_seed_alone_decides_what_is_sampled():
 
 def test_prompts_are_computed_in_bounded_pieces(monkeypatch):
     """A running answer waits for at most so many positions, and its step comes between any two pieces."""
-    monkeypatch.setattr("omnikit.generate.loop.PREFILL_POSITIONS", 8)
+    monkeypatch.setattr("omnikit.generate.running_batch.PREFILL_POSITIONS", 8)
     model, seen = toy_model(), []
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda embeddings, **options: (
@@ -522,7 +522,7 @@ def test_a_request_may_be_iterated_twice():
 
 
 def test_a_newcomer_may_be_cancelled_while_its_prompt_is_computed(monkeypatch):
-    monkeypatch.setattr("omnikit.generate.loop.PREFILL_POSITIONS", 4)
+    monkeypatch.setattr("omnikit.generate.running_batch.PREFILL_POSITIONS", 4)
     decoder = Decoder(toy_model(), decoding=Decoding(min_steps=40, max_steps=40))
     batch = decoder.batch(4)
     first, *others = [decoder.request(TASKS["T1A2"], Question(text=[3] * n)) for n in (1, 30, 40)]

@@ -21,7 +21,7 @@ from omnikit.generate import (
     read_frames,
     request,
 )
-from omnikit.generate.frames import FrameReader
+from omnikit.generate.detokenize import FrameReader
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS
 from tests.unit.scripted import FREE, SAFE, WORD, Script

@@ -41,7 +41,7 @@ def part_folder(tmp_path, monkeypatch):
         file = tmp_path / "parts" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    monkeypatch.setattr("omnikit.hparams.parts.part_files", lambda: tmp_path / "parts")
+    monkeypatch.setattr("omnikit.hparams.named_parts.part_files", lambda: tmp_path / "parts")
     return tmp_path / "parts"
 
 

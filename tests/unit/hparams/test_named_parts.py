@@ -11,7 +11,7 @@ import torch
 from omnikit.hparams import KINDS, build_part, choices, part_files, pick
 
 NAMES = [(kind, name) for kind in KINDS for name in choices(kind)]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(("kind", "name"), NAMES, ids=["-".join(pair) for pair in NAMES])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from omnikit.hparams import load_recipe, names_of, part_files, resolve
-from omnikit.hparams.tree import read_tree_text
+from omnikit.hparams.yaml_tree import read_tree_text
 
 SYSTEM = str(part_files() / "system.yaml")
 RECIPE = """\

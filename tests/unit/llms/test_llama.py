@@ -13,9 +13,9 @@ from transformers import AutoConfig
 
 from omnikit import checkpoint
 from omnikit.hparams import build_part
+from omnikit.llms.build_modes import for_inference
 from omnikit.llms.llama import Joint, Trunk, blocks_of, scores, turns
-from omnikit.llms.llama_numbers import KINDS, LlamaNumbers, rotary_rates, rotary_scaling, supports
-from omnikit.llms.modes import for_inference
+from omnikit.llms.llama_config import KINDS, LlamaNumbers, rotary_rates, rotary_scaling, supports
 from omnikit.llms.transformers_lm import TransformersLM
 from tests.unit.toy import tokenizer_file, toy_model
 
@@ -294,7 +294,7 @@ def test_it_is_built_without_transformers():
     """Nor is the compiler imported."""
     code = f"""
 import sys, torch
-from omnikit.llms.modes import for_inference
+from omnikit.llms.build_modes import for_inference
 from omnikit.llms.transformers_lm import TransformersLM
 with for_inference():
     model = TransformersLM(config={numbers("qwen3")!r}, tokenizer={tokenizer_file()!r})

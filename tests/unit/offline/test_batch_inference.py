@@ -14,10 +14,10 @@ from toy import toy_model
 
 import omnikit
 from omnikit.api import Omni
-from omnikit.audio import load_audio, save_audio
-from omnikit.batch import Job, wav_name
-from omnikit.data.many import holds_many
+from omnikit.audio.io import load_audio, save_audio
 from omnikit.generate import Decoder, Decoding
+from omnikit.offline.batch_inference import Job, wav_name
+from omnikit.offline.single_or_many import holds_many
 from omnikit.strategies import BATCH_PARALLEL
 from omnikit.torchrun import Share
 

@@ -9,12 +9,12 @@ import torch
 from rewriting import sound
 from toy import ToyEncoder, toy_model
 
-from omnikit.data.manifest import ManifestWriter
-from omnikit.data.rows import Row, read_manifest
-from omnikit.data.tokenize import Parts, tokenize
-from omnikit.evaluate.baselines import by_recogniser
-from omnikit.evaluate.batches import gather, replies
+from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_writer import ManifestWriter
+from omnikit.evaluate.baseline_recognisers import by_recogniser
 from omnikit.generate import Decoding
+from omnikit.offline.batches import gather, replies
+from omnikit.prepare.tokenize import Parts, tokenize
 from omnikit.tasks import TASKS
 
 SHORT = {"decoding": Decoding(max_steps=6), "batch_size": 2}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnikit.data import manifest
-from omnikit.data.corpus import Checks, Corpus, Part, Remark, Summary, prepare
-from omnikit.data.recordings import check_recording
-from omnikit.data.rows import read_manifest
+from omnikit.data import manifest_writer
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.data.recording_check import check_recording
+from omnikit.prepare.corpus import Checks, Corpus, Part, Remark, Summary, prepare
 
 RATE = 16000
 
@@ -150,7 +150,7 @@ def test_a_full_disk_is_told_and_what_was_whole_is_kept(
     there = {path.name: path.read_bytes() for path in (shards.out / "all").iterdir()}
     again = Upstream(tmp_path, *shards.shards, shards=True, embedded=True)
     again.out = tmp_path / "again"
-    write, calls = manifest._Parquet.write, []
+    write, calls = manifest_writer._Parquet.write, []
 
     def fill(self, rows) -> None:
         write(self, rows)
@@ -158,7 +158,7 @@ def test_a_full_disk_is_told_and_what_was_whole_is_kept(
         if len(calls) == 2:
             raise error
 
-    monkeypatch.setattr(manifest._Parquet, "write", fill)
+    monkeypatch.setattr(manifest_writer._Parquet, "write", fill)
     with pytest.raises(ValueError, match=r"again/all/1.parquet: cannot be written \((No space|disk quota)"):
         again.prepare()
     assert {path.name for path in (again.out / "all").iterdir()} == {"0.parquet", "0.summary.json"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omnikit.data.espeak import MARGIN_SECONDS, phonemes, synthesize, trim
+from omnikit.prepare.espeak import MARGIN_SECONDS, phonemes, synthesize, trim
 
 
 def test_a_sentence_has_sound_and_its_margins():

@@ -16,13 +16,13 @@ import torch
 from rewriting import Beeps, contents, sound
 from toy import ToyCodec, ToyEncoder
 
-from omnikit.data import earlier
-from omnikit.data.corpus import Corpus, Part, prepare
-from omnikit.data.manifest import FIELDS, ManifestWriter
-from omnikit.data.rows import read_manifest
-from omnikit.data.shards import fingerprint_of
-from omnikit.data.synthesize import synthesize
-from omnikit.data.tokenize import Parts, tokenize
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.data.manifest_writer import FIELDS, ManifestWriter
+from omnikit.prepare import reuse
+from omnikit.prepare.corpus import Corpus, Part, prepare
+from omnikit.prepare.shards import fingerprint_of
+from omnikit.prepare.synthesize import synthesize
+from omnikit.prepare.tokenize import Parts, tokenize
 
 COUNT = 6
 
@@ -129,7 +129,7 @@ def test_other_parts_keep_nothing(manifest: Manifest):
 @pytest.mark.parametrize("manifest", ["csv", "embedded.parquet"], indirect=True)
 def test_shards_of_an_earlier_version(manifest: Manifest, caplog: pytest.LogCaptureFixture):
     """Those of embedded recordings are read, for the manifest says that they are right; others are made anew."""
-    earlier._report_old.cache_clear()
+    reuse._report_old.cache_clear()
     for number, path in enumerate(sorted(manifest.out.glob("*.summary.json"))):
         note = json.loads(path.read_text())
         named = Part(f"{manifest.path.stem}-{number:04d}", [manifest.path], tuple, 2)

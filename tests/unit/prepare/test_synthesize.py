@@ -9,10 +9,10 @@ import pytest
 import soundfile
 from rewriting import Beeps, contents, killed_at_random, run_synthesize, sound
 
-from omnikit.data.manifest import FIELDS, ManifestWriter
-from omnikit.data.rows import Row, read_manifest
-from omnikit.data.synthesize import synthesize
-from omnikit.data.voices import EspeakVoice, Request, Voice, open_voice, say_all
+from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_writer import FIELDS, ManifestWriter
+from omnikit.prepare.synthesize import synthesize
+from omnikit.prepare.voices import EspeakVoice, Request, Voice, open_voice, say_all
 
 TEXTS = [{"id": f"q/{i}", "t1": f"question {i % 2}", "t2": "the answer"} for i in range(4)]
 

@@ -12,14 +12,14 @@ import torch
 from rewriting import contents, killed_at_random, run_tokenize, sound, start, toy_parts
 from toy import ToyEncoder, toy_model
 
-from omnikit.data import manifest as manifests
-from omnikit.data.manifest import FIELDS, ManifestWriter
-from omnikit.data.prepare import Making, make_features
-from omnikit.data.rows import read_manifest
+from omnikit.data import manifest_writer as manifests
+from omnikit.data.array_cache import fingerprint
+from omnikit.data.encode_recordings import Making, make_features
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.data.samples import make_dataset
 from omnikit.data.sources import read_sources
-from omnikit.data.store import fingerprint
-from omnikit.data.tokenize import Parts, tokenize
+from omnikit.prepare.tokenize import Parts, tokenize
 from omnikit.tasks import TASKS
 
 NAMED = "part_names: {codec: toy}\n"
@@ -194,13 +194,13 @@ def test_few_long_recordings_are_held_at_a_time(tmp_path: Path, monkeypatch: pyt
     for i in range(20):
         (tmp_path / f"{i}.wav").write_bytes(sound(0.1 + 0.01 * i, i))
     (tmp_path / "m.json").write_text(json.dumps(rows))
-    monkeypatch.setattr("omnikit.data.tokenize.THREADS", 1)
+    monkeypatch.setattr("omnikit.prepare.tokenize.THREADS", 1)
     together: list[int] = []
     batch = Making.__call__
     monkeypatch.setattr(Making, "__call__", lambda self, wavs: together.append(len(wavs)) or batch(self, wavs))
     made = []
     for name, held in (("much", 2**27), ("little", 3000)):
-        monkeypatch.setattr("omnikit.data.tokenize.HELD", held)
+        monkeypatch.setattr("omnikit.prepare.tokenize.HELD", held)
         tokenize(tmp_path / "m.json", tmp_path / name, toy_parts(), fields=("a1",))
         made.append([(row.id, row.codes1.load().tolist()) for row in read_manifest(tmp_path / name, tmp_path / "c")])
     assert made[0] == made[1] and len(made[0]) == 20

@@ -12,8 +12,8 @@ from rich.console import Console
 from omnikit.losses import StreamLosses
 from omnikit.train.brain import OmniBrain, cosine_rate, parameter_table
 from omnikit.train.checkpointer import WholeCheckpointer
-from omnikit.train.guarded import GuardedBrain
-from omnikit.train.progress import EpochProgress, StreamSums
+from omnikit.train.epoch_progress import EpochProgress, StreamSums
+from omnikit.train.robust_brain import GuardedBrain
 from tests.unit.toy import toy_model
 
 RATE = {"peak": 1e-3, "lowest": 1e-5, "warmup": 10, "total": 110}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omnikit.train.effective import effective_batch
+from omnikit.train.grad_accumulation import effective_batch
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from rewriting import sound
 from torch import nn
 from toy import ToyEncoder, toy_model
 
-from omnikit.data.manifest import ManifestWriter
+from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.samples import collate_items, make_dataset
 from omnikit.data.sources import read_sources
-from omnikit.data.tokenize import Parts, tokenize
 from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
+from omnikit.prepare.tokenize import Parts, tokenize
 from omnikit.train.brain import Losses
 
 TASKS = {"A1T1": 1.0, "T1T2": 1.0}

@@ -13,8 +13,8 @@ from faulty_runs import BATCHES, FAULTS, PATIENCE, POISONED, batches, brain_of, 
 from rewriting import start
 
 from omnikit.errors import Stopped
-from omnikit.train.progress import StreamSums
-from omnikit.train.stopping import StopRequest
+from omnikit.train.epoch_progress import StreamSums
+from omnikit.train.stop_signals import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_an_epoch_without_a_usable_batch_has_no_loss(tmp_path):
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
     """As of a scheduler that signals every process, and torchrun besides."""
     now = [100.0]
-    monkeypatch.setattr("omnikit.train.stopping.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("omnikit.train.stop_signals.time.monotonic", lambda: now[0])
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as request:
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == request.note

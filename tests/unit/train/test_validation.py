@@ -10,19 +10,19 @@ from torch import nn
 from omnikit.generate import Decoder, Question
 from omnikit.llms.tokenizers import ByteTokenizer
 from omnikit.tasks import TASKS
-from omnikit.train import validate
-from omnikit.train.validate import Validation, hypotheses
+from omnikit.train import validation
+from omnikit.train.validation import Validation, hypotheses
 from tests.unit.toy import toy_model
 
 
 def figures(monkeypatch, task: str, targets: list[str], given: list[str]) -> dict[str, float]:
     tokenizer, model = ByteTokenizer(), nn.Module()
     model.llm = SimpleNamespace(tokenizer=tokenizer)
-    monkeypatch.setattr(validate, "Decoder", lambda *_, **__: None)
-    monkeypatch.setattr(validate, "hypotheses", lambda *_: given)
-    validation = Validation.__new__(Validation)
-    validation.material = [(TASKS[task], [None] * len(targets), targets)]
-    return validation(SimpleNamespace(model=model))
+    monkeypatch.setattr(validation, "Decoder", lambda *_, **__: None)
+    monkeypatch.setattr(validation, "hypotheses", lambda *_: given)
+    made = Validation.__new__(Validation)
+    made.material = [(TASKS[task], [None] * len(targets), targets)]
+    return made(SimpleNamespace(model=model))
 
 
 def test_case_and_punctuation_are_no_errors(monkeypatch):
