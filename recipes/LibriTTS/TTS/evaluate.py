@@ -30,7 +30,7 @@ from omnikit.evaluate.intelligibility import (
     reference_speech,
     references,
 )
-from omnikit.evaluate.latency import Speed, measure, speed_table
+from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.mos import open_mos, opinions, opinions_table
 from omnikit.evaluate.qa import some
 from omnikit.evaluate.recipe_checks import check_evaluation

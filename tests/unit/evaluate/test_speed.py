@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from omnikit.api import Chunk
-from omnikit.evaluate.latency import Timing, measure, speed_table, time_answer
+from omnikit.evaluate.speed import Timing, measure, speed_table, time_answer
 
 
 @dataclass
@@ -48,7 +48,7 @@ def test_the_middle_and_the_slow_end_are_those_of_the_answers(monkeypatch):
         first = next(waits)
         return Timing(wall=2 * first, audio=4.0, first_audio=first, first_text=first / 2)
 
-    monkeypatch.setattr("omnikit.evaluate.latency.time_answer", timed)
+    monkeypatch.setattr("omnikit.evaluate.speed.time_answer", timed)
     speed = measure(None, [None] * 100, sample_rate=1, threads=1)
     assert (speed.median_first_audio, speed.p95_first_audio) == pytest.approx((0.505, 0.9505))
     assert (speed.median_first_text, speed.p95_first_text) == pytest.approx((0.2525, 0.47525))
