@@ -36,7 +36,7 @@ LEAST_THROUGHPUT = 5.0
 
 
 @dataclass(frozen=True)
-class Heard:
+class AnswerTimes:
     """Times that a listener measures of one answer, in seconds since it was asked."""
 
     first: float
@@ -45,7 +45,7 @@ class Heard:
     sound: float  # duration of the answer
 
 
-def listen(omni: Omni, question: torch.Tensor) -> Heard:
+def listen(omni: Omni, question: torch.Tensor) -> AnswerTimes:
     """Ask a question and time the chunks of its answer."""
     began, first, played, late = time.perf_counter(), None, 0.0, 0.0
     for chunk in omni.stream(question):
@@ -54,10 +54,10 @@ def listen(omni: Omni, question: torch.Tensor) -> Heard:
             first = now if first is None else first
             late = max(late, now - first - played)
             played += len(chunk.wav) / omni.sample_rate
-    return Heard(first, time.perf_counter() - began, late, played)
+    return AnswerTimes(first, time.perf_counter() - began, late, played)
 
 
-def at_once(omni: Omni, questions: list[torch.Tensor]) -> tuple[float, list[Heard]]:
+def at_once(omni: Omni, questions: list[torch.Tensor]) -> tuple[float, list[AnswerTimes]]:
     """Ask all questions at the same moment; return the seconds until all are answered, and the times of each answer."""
     with ThreadPoolExecutor(len(questions)) as pool:
         began = time.perf_counter()

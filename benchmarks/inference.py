@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmarks.baseline import Baseline
-    from omnikit.bench.measure import Plan
+    from omnikit.bench.measure import BenchSizes
     from omnikit.model import OmniLM
 
 CACHE_FOLDER = str(Path.home() / ".cache" / "omnikit" / "benchmark")
@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace) -> Figures:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    plan, folder = bench.QUICK if options.quick else bench.Plan(), true_size(options.cache_folder)
+    plan, folder = bench.QUICK if options.quick else bench.BenchSizes(), true_size(options.cache_folder)
     if options.side == "baseline":
         if options.quick:  # each of its steps takes the same
             plan = dataclasses.replace(plan, frames=CHUNK)
@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace) -> Figures:
     return bench.measure(omnikit.load(folder, engine=options.side, **dtype), plan)
 
 
-def measure_baseline(model: OmniLM, plan: Plan) -> Figures:
+def measure_baseline(model: OmniLM, plan: BenchSizes) -> Figures:
     """The same figures of the published method. It is slow, so whole answers give all of them: its steps take the same
     at every position, and both rows are always computed."""
     import torch
@@ -153,7 +153,7 @@ def measure_baseline(model: OmniLM, plan: Plan) -> Figures:
     return {**figures, **bench.memory_figures(step_bytes, figures["step"], plan, model.device)}
 
 
-def time_answer(baseline: Baseline, wav: Tensor, plan: Plan) -> Figures:
+def time_answer(baseline: Baseline, wav: Tensor, plan: BenchSizes) -> Figures:
     """One answer, piece by piece."""
     from omnikit.bench import measure as bench
 

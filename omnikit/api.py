@@ -28,7 +28,7 @@ FLOAT32 = "float32"
 DTYPES = {FLOAT32: torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Stop(TypedDict, total=False):
+class StopOptions(TypedDict, total=False):
     """What may stop an answer before its end. What was decoded until then is given, and stays as it is."""
 
     cancel: Event | None
@@ -94,7 +94,7 @@ class Omni:
         """Sample rate of the answers (Hz)."""
         return self.model.codec.sample_rate
 
-    def ask(self, audio: Audio, **stop: Unpack[Stop]) -> Reply:
+    def ask(self, audio: Audio, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a spoken question with text and speech.
 
         Raises:
@@ -103,9 +103,9 @@ class Omni:
         """
         return self._join(self.stream(audio, **stop))
 
-    def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Chunks:
+    def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[StopOptions]) -> Chunks:
         """Answer as `ask` does, chunk by chunk while the answer is being decoded: the codec is given few frames at
-        first, then more at a time. Drop the iterator to have no more, or see `Stop`.
+        first, then more at a time. Drop the iterator to have no more, or see `StopOptions`.
 
         Args:
             mode: of `omnikit.streaming.MODES`. `low_latency` gives sound from the first whole frame on; where it had to
@@ -116,27 +116,27 @@ class Omni:
         """
         return self._chunks("A1A2", self.hear(audio), mode, name=_name(audio), **stop)
 
-    def transcribe(self, audio: Audio, **stop: Unpack[Stop]) -> str:
+    def transcribe(self, audio: Audio, **stop: Unpack[StopOptions]) -> str:
         """Return the transcript of speech."""
         return self.write("A1T1", self.hear(audio), name=_name(audio), **stop).text
 
-    def speak(self, text: str, **stop: Unpack[Stop]) -> Reply:
+    def speak(self, text: str, **stop: Unpack[StopOptions]) -> Reply:
         """Synthesise speech that says a text."""
         return self._join(self.stream_speech(text, **stop))
 
-    def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Chunks:
+    def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[StopOptions]) -> Chunks:
         """Synthesise speech as `speak` does, chunk by chunk, see `stream`."""
         return self._chunks("T1A1", self.read(text), mode, **stop)
 
-    def chat(self, text: str, **stop: Unpack[Stop]) -> str:
+    def chat(self, text: str, **stop: Unpack[StopOptions]) -> str:
         """Answer a written question in writing."""
         return self.write("T1T2", self.read(text), **stop).text
 
-    def answer(self, text: str, **stop: Unpack[Stop]) -> Reply:
+    def answer(self, text: str, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a written question with text and speech."""
         return self._join(self._chunks("T1A2", self.read(text), EXACT, **stop))
 
-    def write(self, task: str, question: Question, *, name: str | None = None, **stop: Unpack[Stop]) -> Reply:
+    def write(self, task: str, question: Question, *, name: str | None = None, **stop: Unpack[StopOptions]) -> Reply:
         """Return what `transcribe` (A1T1), `chat` (T1T2) and the task A1T2 write, with the reason why it ended.
 
         Args:
@@ -153,7 +153,13 @@ class Omni:
         return Reply(text, torch.zeros(0), self.sample_rate, found.end)
 
     def submit(
-        self, task: str, question: Question, *, sound: str | None = None, name: str | None = None, **stop: Unpack[Stop]
+        self,
+        task: str,
+        question: Question,
+        *,
+        sound: str | None = None,
+        name: str | None = None,
+        **stop: Unpack[StopOptions],
     ) -> Request:
         """Ask without waiting: the answer grows, see `omnikit.generate.Request`.
 
@@ -200,7 +206,7 @@ class Omni:
         self.decoder.close()
 
     def _chunks(
-        self, task: str, question: Question, mode: str, *, name: str | None = None, **stop: Unpack[Stop]
+        self, task: str, question: Question, mode: str, *, name: str | None = None, **stop: Unpack[StopOptions]
     ) -> Chunks:
         check_mode(mode)
         return iter(self.submit(task, question, sound=mode, name=name, **stop))

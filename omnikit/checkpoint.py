@@ -25,7 +25,7 @@ from omnikit.llms.build_modes import SKELETON_DTYPE, for_inference, skeletons
 from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, opened_once
 from omnikit.model import OmniLM
 from omnikit.size_limits import check_memory, limited
-from omnikit.skip_init import Undrawn
+from omnikit.skip_init import SkipInit
 from omnikit.torchrun import check_device
 from omnikit.untrusted_files import inside, read_text
 from omnikit.weights import FILE_NAME, Stored, check_fits, load_into, save_weights, stored_tensors
@@ -88,7 +88,7 @@ def load(
     check_device(device)
     parts = _read(existing(SHIPPED if folder is None else folder), allow)
     wanted = SKELETON_DTYPE if skeleton else dtype
-    with Undrawn(), for_inference(), skeletons() if skeleton else nullcontext(), opened_once():
+    with SkipInit(), for_inference(), skeletons() if skeleton else nullcontext(), opened_once():
         parts.check_sizes(None if skeleton else wanted)
         model = parts.build().to_dtype(wanted)
     load_into(model, parts.weights, mapped=skeleton, whole=True)
@@ -143,7 +143,7 @@ class _Parts:
     def outline(self) -> OmniLM:
         """The model on the meta device, where it takes no memory; its weights fit it."""
         stored = self.stored  # read before: within the meta device's context it takes several times as long
-        with Undrawn(), torch.device("meta"):
+        with SkipInit(), torch.device("meta"):
             model = self.build()
         check_fits(model, stored, self.weights)
         return model

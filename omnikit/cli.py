@@ -200,7 +200,7 @@ def bench(
     weights (--llm qwen2_0.5b --codec snac_24khz .., --size tiny). The question is noise."""
     import torch
 
-    from omnikit.bench.measure import QUICK, Plan, measure
+    from omnikit.bench.measure import QUICK, BenchSizes, measure
     from omnikit.bench.table import table
     from omnikit.option_ranges import THREADS
 
@@ -208,7 +208,7 @@ def bench(
         THREADS.check("threads", threads)
         torch.set_num_threads(threads)
     settings = {"pretrained": False, **found} if (found := _settings(context, checkpoint)) else {}
-    plan = dataclasses.replace(QUICK if quick else Plan(), seconds=seconds, streams=streams)
+    plan = dataclasses.replace(QUICK if quick else BenchSizes(), seconds=seconds, streams=streams)
     omni = _open(settings, checkpoint, device, engine, dtype=dtype)
     figures = measure(omni, plan)
     typer.echo(

@@ -13,7 +13,7 @@ from omnikit.hparams import KINDS, build_parts, names_of
 from omnikit.hparams.yaml_tree import dotted_name, read_tree_text
 from omnikit.interfaces import count_parameters
 from omnikit.model import OmniLM
-from omnikit.skip_init import Undrawn
+from omnikit.skip_init import SkipInit
 
 
 def describe_parts(settings: Mapping[str, Any]) -> str:
@@ -22,7 +22,7 @@ def describe_parts(settings: Mapping[str, Any]) -> str:
     Raises:
         ValueError: an unknown name or option.
     """
-    with Undrawn(), torch.device("meta"):
+    with SkipInit(), torch.device("meta"):
         return describe(build_parts(overrides=settings)["model"])
 
 

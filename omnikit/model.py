@@ -27,7 +27,7 @@ FIXED = ("encoder", "codec")
 
 
 @dataclass(frozen=True)
-class Speech:
+class AdaptedSpeech:
     """Adapted speech for the audio rows of some prompts."""
 
     features: Tensor  # [B, T, D]
@@ -124,7 +124,7 @@ class OmniLM(nn.Module):
         """Prompt positions that a number of encoder frames takes."""
         return -(-features // self.adapter.stride)
 
-    def embed(self, steps: Tensor, speech: Speech | None = None) -> Tensor:
+    def embed(self, steps: Tensor, speech: AdaptedSpeech | None = None) -> Tensor:
         """Steps [B, S, L] -> the mean of their streams' embeddings [B, L, D]."""
         audio = self.audio_rows.embed(steps[:, 1:] + self.audio_offsets).sum(dim=1, dtype=torch.float32)
         if speech is not None:
@@ -136,7 +136,7 @@ class OmniLM(nn.Module):
         new = self.text_rows.embed((ids - self.llm.vocab_size).clamp(min=0))
         return torch.where((ids < self.llm.vocab_size)[..., None], known, new)
 
-    def _insert(self, audio: Tensor, speech: Speech) -> Tensor:
+    def _insert(self, audio: Tensor, speech: AdaptedSpeech) -> Tensor:
         """Every audio row holds the feature, so their sum holds it S - 1 times."""
         at = torch.arange(audio.shape[1], device=audio.device)[None] - speech.starts[:, None]
         inside = (at >= 0) & (at < speech.lengths[:, None])
@@ -151,7 +151,7 @@ class OmniLM(nn.Module):
     def forward(
         self,
         steps: Tensor,
-        speech: Speech | None = None,
+        speech: AdaptedSpeech | None = None,
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,

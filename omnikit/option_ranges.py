@@ -92,7 +92,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Pattern(Text):
+class Regex(Text):
     """Regular expressions."""
 
     def check(self, flag: str, value: Any) -> None:

@@ -15,7 +15,7 @@ DRAWING = {"normal_", "uniform_", "erfinv_", "kaiming_uniform_"}
 them."""
 
 
-class Undrawn(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """A context in which parameters keep what their memory holds where they would be drawn at random.
 
     All of them have to be read from a file then, and nothing may be computed from them before.
@@ -32,7 +32,7 @@ class Undrawn(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def outlined(shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
+def empty_on_meta(shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
     """Return `make()`, a tensor of that shape; on the meta device, which has shapes alone, an empty one instead.
 
     There even a product is computed by Python code of torch that imports its compiler, which takes a second.

@@ -32,7 +32,7 @@ from omnikit.option_ranges import COUNT, FROM_ZERO, NOT_NEGATIVE, PATH, POSITIVE
 from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.codec_losses import quantise, revive_unused, start_from_data
 from omnikit.train.resume import RunIdentity, resumes
-from omnikit.train.robust_brain import GuardedBrain
+from omnikit.train.robust_brain import RobustBrain
 from omnikit.weights import save_weights
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ RANGES = {
 """Dotted key of a codec's recipe -> what it takes."""
 
 
-class SnacBrain(GuardedBrain):
+class SnacBrain(RobustBrain):
     """Reconstruction through the quantiser; after `joint_epochs` the decoder learns alone."""
 
     def compute_forward(self, batch, stage):

@@ -17,7 +17,7 @@ import speechbrain as sb
 import torch
 from corpus_plan import RANDOM_CHAPTER
 
-from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.errors import bad_input_exits, full_disk_names
 from omnikit.hparams import load_recipe
 from omnikit.prepare.corpus import prepare
@@ -48,7 +48,7 @@ For: the mini corpus and experiments around it. Human voices were never heard in
 """
 
 
-def sentences(split: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def sentences(split: str, rows: Sequence[ManifestEntry]) -> dict[str, dict[str, Any]]:
     """`heard`, random word strings in a group of their own."""
     found = heard(rows, split)
     for name, row in found.items():
@@ -73,7 +73,7 @@ def read_data(hparams: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[
     return train, {name: row for split in (*VALID_SPLITS, "questions-unseen") for name, row in rows[split].items()}
 
 
-def some(rows: Sequence[Row], share: float, seed: int = 1) -> list[Row]:
+def some(rows: Sequence[ManifestEntry], share: float, seed: int = 1) -> list[ManifestEntry]:
     """A random share of rows."""
     return random.Random(seed).sample(rows, round(share * len(rows)))
 

@@ -36,7 +36,7 @@ MOST_STREAMS = 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchSizes:
     """How much is measured.
 
     Args:
@@ -64,10 +64,10 @@ class Plan:
         Range(1, MOST_STREAMS, whole=True).check("streams", self.streams)
 
 
-QUICK = Plan(steps=7, frames=11, answers=1, repeats=2, gib=0.2)
+QUICK = BenchSizes(steps=7, frames=11, answers=1, repeats=2, gib=0.2)
 
 
-def measure(omni: Omni, plan: Plan) -> Figures:
+def measure(omni: Omni, plan: BenchSizes) -> Figures:
     """Everything in `omnikit.bench.table.ROWS`.
 
     Raises:
@@ -90,7 +90,7 @@ def measure(omni: Omni, plan: Plan) -> Figures:
     return {**figures, **memory_figures(weight_bytes * weights_per_step(model), figures["step"], plan, model.device)}
 
 
-def noise(model: OmniLM, plan: Plan) -> Tensor:
+def noise(model: OmniLM, plan: BenchSizes) -> Tensor:
     """The question [N]."""
     samples = int(plan.seconds * model.encoder.sample_rate)
     return torch.randn(samples, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -124,7 +124,7 @@ def _decode(omni: Omni, asked: list[Question], steps: int, strategy: Strategy) -
     return taken
 
 
-def _step_times(omni: Omni, plan: Plan, strategy: Strategy) -> list[float]:
+def _step_times(omni: Omni, plan: BenchSizes, strategy: Strategy) -> list[float]:
     model = omni.model
     heard = plan.context - plan.steps // 2 - (prompt_length(0) + UNTIMED_STEPS - 1)
     asked = Question(features=torch.randn(heard * model.adapter.stride, model.encoder.dim))
@@ -208,7 +208,7 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def memory_figures(step_bytes: int, step_times: list[float], plan: Plan, device: torch.device) -> Figures:
+def memory_figures(step_bytes: int, step_times: list[float], plan: BenchSizes, device: torch.device) -> Figures:
     """Peak memory; what a step reads, how fast that could be, and what part of this speed a step reaches."""
     peak = _peak_gib(device)  # before more is taken
     bandwidth = median(_read_bandwidth(plan.gib, device))

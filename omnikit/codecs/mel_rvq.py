@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnikit.codecs.rtisi import PhaseSearch, Search
 from omnikit.interfaces import Codec
-from omnikit.skip_init import outlined
+from omnikit.skip_init import empty_on_meta
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, check_frames, check_mode
 from omnikit.weights import load_into
 
@@ -65,11 +65,11 @@ class MelRVQ(Codec):
         self.frame_rate = sample_rate / self.frame_samples
         self.lookahead = n_fft - self.hop + self.margin
         filters = mel_filters(sample_rate, n_fft, n_mels)
-        self.register_buffer("window", outlined((n_fft,), lambda: torch.hann_window(n_fft)), persistent=False)
+        self.register_buffer("window", empty_on_meta((n_fft,), lambda: torch.hann_window(n_fft)), persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
         self.register_buffer("inverse", torch.from_numpy(np.linalg.pinv(filters)).float(), persistent=False)
         shape = num_codebooks, codebook_size, patch * n_mels
-        self.register_buffer("codebooks", outlined(shape, lambda: torch.randn(shape)))
+        self.register_buffer("codebooks", empty_on_meta(shape, lambda: torch.randn(shape)))
 
     def load_weights(self) -> None:
         """See `Part`.

@@ -42,7 +42,7 @@ _SCHEMA = (
 
 
 @dataclass(frozen=True)
-class Place:
+class ArrayLocation:
     """Where the array [rows, columns] of a recording stands; `problem` is the reason why it has none."""
 
     file: str = ""
@@ -65,7 +65,7 @@ class ArrayStore:
         places: where the array of each key stands.
     """
 
-    def __init__(self, folder: Path, places: Iterable[tuple[str, Place]] = ()):
+    def __init__(self, folder: Path, places: Iterable[tuple[str, ArrayLocation]] = ()):
         self.folder = folder
         self.index: dict[str, int] = {}
         self._maps: dict[str, np.memmap] = {}
@@ -110,7 +110,7 @@ class ArrayCache:
         self._sizes: dict[str, int] = {}
         self._reported: set[str] = set()
 
-    def find(self, digests: Iterable[bytes]) -> Iterator[Place | None]:
+    def find(self, digests: Iterable[bytes]) -> Iterator[ArrayLocation | None]:
         """Yield where the array of each recording stands, or why it has none; None if it is still to be computed."""
         for some in in_batches(digests, _TOGETHER):
             with reading(self.connection):
@@ -144,25 +144,25 @@ class ArrayCache:
             if not self._end:
                 self._path.unlink()
 
-    def _find(self, digest: bytes) -> Place | None:
+    def _find(self, digest: bytes) -> ArrayLocation | None:
         sql = "SELECT file, begin, rows, columns, dtype, problem FROM arrays WHERE digest = ?"
         row = self.connection.execute(sql, (digest,)).fetchone()
         if row is None:
             return None
-        place = Place(*row)
+        place = ArrayLocation(*row)
         if place.problem is not None:  # another reader may be able to read it
             return place if place.file == _READER else None
         return None if self._is_cut_short(place) else place
 
-    def _append(self, computed: Tensor | str) -> Place:
+    def _append(self, computed: Tensor | str) -> ArrayLocation:
         if isinstance(computed, str):
-            return Place(file=_READER, problem=computed)
+            return ArrayLocation(file=_READER, problem=computed)
         values = computed.contiguous().numpy()
         begin = self._file.tell()
         self._file.write(values.tobytes())
-        return Place(self._path.name, begin, *values.shape, str(values.dtype))
+        return ArrayLocation(self._path.name, begin, *values.shape, str(values.dtype))
 
-    def _is_cut_short(self, place: Place) -> bool:
+    def _is_cut_short(self, place: ArrayLocation) -> bool:
         """Whether an array reaches beyond the end of its file, which was damaged or removed."""
         if place.end <= self._sizes.get(place.file, 0):
             return False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from omnikit.interfaces import lengths_to_mask
-from omnikit.model import Speech
+from omnikit.model import AdaptedSpeech
 from omnikit.tasks import AUDIO_START, Sample
 from omnikit.tokens import IGNORE, TokenLayout
 
@@ -60,9 +60,9 @@ class Batch:
         features[at, : made.shape[1]] = (made * inside[..., None]).to(features.dtype)
         return features, self.lengths.masked_scatter(at, counts.to(self.lengths.dtype))
 
-    def speech(self, adapted: Tensor, lengths: Tensor) -> Speech:
+    def speech(self, adapted: Tensor, lengths: Tensor) -> AdaptedSpeech:
         """Adapted features of this batch, placed where its prompts expect them."""
-        return Speech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
+        return AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
 
 
 def collate(

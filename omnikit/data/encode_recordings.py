@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from omnikit.audio.reader import Unusable
-from omnikit.data.array_cache import ArrayCache, ArrayStore, Place, fingerprint, open_cache
+from omnikit.data.array_cache import ArrayCache, ArrayLocation, ArrayStore, fingerprint, open_cache
 from omnikit.data.batched import in_batches
 from omnikit.data.digest_ledger import Seen, open_ledger
-from omnikit.data.manifest_reader import Clip
+from omnikit.data.manifest_reader import Recording
 from omnikit.data.skipped import Skipped
 from omnikit.interfaces import AudioEncoder, Codec
 
@@ -96,7 +96,7 @@ def make_codes(codec: Codec, batch_seconds: float = BATCH_SECONDS) -> Making:
     return Making(codec.eval(), encode, batch_seconds)
 
 
-def features_of(encoder: AudioEncoder, clips: list[Clip], folder: str | Path, name: str) -> ArrayStore:
+def features_of(encoder: AudioEncoder, clips: list[Recording], folder: str | Path, name: str) -> ArrayStore:
     """Return the encoder features [T, D] (float16) of recordings, computing those that the cache folder lacks.
 
     Args:
@@ -108,7 +108,7 @@ def features_of(encoder: AudioEncoder, clips: list[Clip], folder: str | Path, na
     return _stored(make_features(encoder), clips, Path(folder), "features", name)
 
 
-def codes_of(codec: Codec, clips: list[Clip], folder: str | Path, name: str) -> ArrayStore:
+def codes_of(codec: Codec, clips: list[Recording], folder: str | Path, name: str) -> ArrayStore:
     """Return the codes [K, T] (int16) of recordings, computing those that the cache folder lacks; see `features_of`."""
     return _stored(make_codes(codec), clips, Path(folder), "codes", name)
 
@@ -117,7 +117,7 @@ def _device(module: torch.nn.Module) -> torch.device:
     return next((t.device for t in module.state_dict().values()), torch.device("cpu"))
 
 
-def _stored(making: Making, clips: list[Clip], folder: Path, kind: str, name: str) -> ArrayStore:
+def _stored(making: Making, clips: list[Recording], folder: Path, kind: str, name: str) -> ArrayStore:
     """Arrays by the keys of the clips; those of recordings that cannot be used are missing, which the log tells."""
     clips = list({clip.key: clip for clip in clips}.values())
     title = f"{name}-{kind}"
@@ -132,7 +132,7 @@ def _stored(making: Making, clips: list[Clip], folder: Path, kind: str, name: st
     return ArrayStore(cache.folder, ((c.key, place) for c, place in places if place is not None and not place.problem))
 
 
-def _fill(cache: ArrayCache, making: Making, clips: list[tuple[Clip, Seen]], title: str) -> None:
+def _fill(cache: ArrayCache, making: Making, clips: list[tuple[Recording, Seen]], title: str) -> None:
     """Encode the recordings that the cache has nothing of, each content once."""
     places = cache.find(seen.digest for _, seen in clips)
     wanted = {seen.digest: (clip, seen) for (clip, seen), place in zip(clips, places, strict=True) if place is None}
@@ -146,7 +146,7 @@ def _fill(cache: ArrayCache, making: Making, clips: list[tuple[Clip, Seen]], tit
             bar.update(len(chunk))
 
 
-def _encoded(making: Making, chunk: list[tuple[Clip, Seen]]) -> Iterator[tuple[bytes, Tensor | str]]:
+def _encoded(making: Making, chunk: list[tuple[Recording, Seen]]) -> Iterator[tuple[bytes, Tensor | str]]:
     """Digest -> array, or the reason why there is none; nothing of a file that changed after its digest was taken."""
     loaded: list[tuple[bytes, Tensor]] = []
     for clip, seen in chunk:
@@ -174,7 +174,7 @@ def _arrays(making: Making, loaded: list[tuple[bytes, Tensor]]) -> Iterator[tupl
         yield digest, "refused" if array is None else array
 
 
-def _report_skipped(clips: list[Clip], places: dict[str, Place | None], title: str) -> None:
+def _report_skipped(clips: list[Recording], places: dict[str, ArrayLocation | None], title: str) -> None:
     skipped = Skipped()
     for clip in clips:
         place = places.get(clip.key)

@@ -34,7 +34,7 @@ from omnikit.data.parquet_manifest import (
     read_shard,
     shard_files,
 )
-from omnikit.data.recording_check import Recording, check_recording
+from omnikit.data.recording_check import RecordingCheck, check_recording
 from omnikit.data.skipped import Remark, Skipped
 from omnikit.data.text_manifest import about, read_fields
 from omnikit.errors import one_line
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Clip:
+class Recording:
     """A recording: a file, or an encoded one inside a table. `key` names it in caches."""
 
     key: str
@@ -73,7 +73,7 @@ class Clip:
         """
         return load_source(self.source, self.name, sample_rate)
 
-    def check(self, max_seconds: float | None = None) -> Recording:
+    def check(self, max_seconds: float | None = None) -> RecordingCheck:
         """Check whether it can be used, and give its length; see `omnikit.audio.reader.measure`."""
         return check_recording(self.source, self.name, max_seconds=max_seconds)
 
@@ -118,15 +118,15 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Row:
+class ManifestEntry:
     """One example of a corpus."""
 
     id: str
     t1: str
     t2: str | None = None
     accepted: tuple[str, ...] = ()  # answers, any of which is right; evaluation alone asks for them
-    a1: Clip | None = None
-    a2: Clip | None = None
+    a1: Recording | None = None
+    a2: Recording | None = None
     kind: str = ""
     codes1: Codes | None = None
     codes: Codes | None = None
@@ -135,11 +135,11 @@ class Row:
     speaker: str = ""
     language: str = ""
 
-    def heard(self, task: Task) -> Clip | None:
+    def heard(self, task: Task) -> Recording | None:
         """What a task listens to."""
         return self.a1 if task.given == "speech" else None
 
-    def spoken(self, task: Task) -> Clip | None:
+    def spoken(self, task: Task) -> Recording | None:
         """The recording of what a task says."""
         if not task.speaks:
             return None
@@ -196,17 +196,17 @@ def check_codec(codes: Codes, codec: Codec, codec_name: str | None, where: str) 
         raise ValueError(f"{where}: {found} codes a frame, but codec {codec_name} has {codec.num_codebooks}")
 
 
-class ListedRows(list[Row]):
+class ListedEntries(list[ManifestEntry]):
     """The rows of a CSV, JSON or JSONL manifest; `skipped` counts its entries that make no row."""
 
-    def __init__(self, rows: Iterable[Row] = (), skipped: Skipped | None = None):
+    def __init__(self, rows: Iterable[ManifestEntry] = (), skipped: Skipped | None = None):
         super().__init__(rows)
         self.skipped = skipped or Skipped()
 
 
 def read_manifest(
     path: str | Path, cache_folder: str | Path | None = None, answers: str | Path | None = None
-) -> ListedRows | TableRows:
+) -> ListedEntries | TableEntries:
     """The rows of a manifest: a `.csv`, `.json`, `.jsonl` or `.parquet` file, or a folder of Parquet shards.
 
     Of Parquet, rows are made when they are asked for; texts and recordings stay in a memory-mapped table. An entry that
@@ -224,13 +224,13 @@ def read_manifest(
     if in_parquet(path):
         spoken = dict(_spoken(Path(answers), cache_folder)) if answers is not None else {}
         table = _read_table(path, cache_folder, NEEDED)
-        rows = ListedRows() if table is None else TableRows(table, spoken)
+        rows = ListedEntries() if table is None else TableEntries(table, spoken)
     else:
         found, skipped = list(read_fields(path)), Skipped()
         for each in found:
             if isinstance(each, Remark):
                 skipped.add(each.reason, each.example)
-        rows = ListedRows((_row_of_files(each) for each in found if not isinstance(each, Remark)), skipped)
+        rows = ListedEntries((_row_of_files(each) for each in found if not isinstance(each, Remark)), skipped)
     _tell(path, rows.skipped)
     return rows
 
@@ -246,23 +246,23 @@ def in_parquet(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class _Table:
+class _ParquetTable:
     """A Parquet manifest whose columns are named by fields; `{bytes, path}` recordings are two columns each."""
 
     dataset: Any  # a `datasets.Dataset`
     folder: Path  # where relative paths begin
     places: np.ndarray  # rows that are not malformed
     skipped: Skipped
-    version: str  # names the content of its files, see `Clip`
+    version: str  # names the content of its files, see `Recording`
 
     def type(self, column: str) -> pa.DataType:
         return self.dataset.data.column(column).type
 
 
-class _Clips:
+class _Recordings:
     """The recordings of a table: paths, or bytes that stay in it."""
 
-    def __init__(self, table: _Table):
+    def __init__(self, table: _ParquetTable):
         self.paths: dict[str, str] = {}
         """Recording -> the column of its path."""
         self.version = table.version
@@ -287,16 +287,16 @@ class _Clips:
             fields[name] = fields.pop(column)
         return fields
 
-    def clip(self, name: str, key: str, index: int, path: str | None) -> Clip | None:
+    def clip(self, name: str, key: str, index: int, path: str | None) -> Recording | None:
         """A recording of the row at `index`, None where it has none; bytes come before a path."""
         if name in self.inside:
             table, column, present = self.inside[name]
             if present[index]:
-                return Clip(key, table=table, index=index, column=column, version=self.version)
-        return None if path is None else Clip(key, path=path)
+                return Recording(key, table=table, index=index, column=column, version=self.version)
+        return None if path is None else Recording(key, path=path)
 
 
-class TableRows(Sequence[Row]):
+class TableEntries(Sequence[ManifestEntry]):
     """Rows of a memory-mapped table, made when they are asked for.
 
     Args:
@@ -304,9 +304,9 @@ class TableRows(Sequence[Row]):
         spoken: text of an answer -> its recording, for rows without one of their own.
     """
 
-    def __init__(self, table: _Table, spoken: dict[str, Clip]):
+    def __init__(self, table: _ParquetTable, spoken: dict[str, Recording]):
         self.spoken, self.places, self.folder, self.skipped = spoken, table.places, table.folder, table.skipped
-        dataset, self.clips = table.dataset, _Clips(table)
+        dataset, self.clips = table.dataset, _Recordings(table)
         coded = [name for name in CODES_OF.values() if name in dataset.column_names]
         large = [*self.clips.columns, *coded, *(name for name in ("features",) if name in dataset.column_names)]
         self.large = {name: dataset.select_columns([name]) for name in large}
@@ -318,7 +318,7 @@ class TableRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+    def __getitem__(self, index: int | slice) -> ManifestEntry | list[ManifestEntry]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -326,16 +326,18 @@ class TableRows(Sequence[Row]):
         place = int(self.places[index])
         return self._row(place, self.small[place])
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[ManifestEntry]:
         some = self.small if len(self.places) == len(self.small) else self.small.select(self.places)
         return (self._row(place, fields) for place, fields in zip(self.places.tolist(), some, strict=True))
 
-    def _row(self, index: int, stored: dict[str, Any]) -> Row:
+    def _row(self, index: int, stored: dict[str, Any]) -> ManifestEntry:
         stored = self.clips.paths_named(stored)
         fields = {"t1": "", **typed(stored, self.names, self.folder)}
         codec, encoder, frames = (fields.pop(name, None) for name in ("codec", "encoder", "frames"))
         fields["accepted"] = tuple(fields.get("accepted", ()))
-        clips = {name: self.clips.clip(name, clip_key(fields["id"], name), index, fields.get(name)) for name in AUDIO}
+        clips = {
+            name: self.clips.clip(name, recording_key(fields["id"], name), index, fields.get(name)) for name in AUDIO
+        }
         clips["a2"] = clips["a2"] or self.spoken.get(fields.get("t2"))
         codes = {
             name: Codes(codec or "", int(counts[index]), self.large[name], index, name)
@@ -345,24 +347,24 @@ class TableRows(Sequence[Row]):
         features = None
         if self.featured is not None and self.featured[index]:
             features = Features(encoder or "", frames, self.large["features"], index)
-        return Row(**fields | clips | codes, features=features)
+        return ManifestEntry(**fields | clips | codes, features=features)
 
 
-class SomeRows(Sequence[Row]):
+class EntrySubset(Sequence[ManifestEntry]):
     """Some rows of a manifest, by their places in it; made when they are asked for."""
 
-    def __init__(self, rows: Sequence[Row], places: Sequence[int]):
+    def __init__(self, rows: Sequence[ManifestEntry], places: Sequence[int]):
         self.rows, self.places = rows, places
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int | slice) -> Row | SomeRows:
+    def __getitem__(self, index: int | slice) -> ManifestEntry | EntrySubset:
         places = self.places[index]
-        return SomeRows(self.rows, places) if isinstance(index, slice) else self.rows[places]
+        return EntrySubset(self.rows, places) if isinstance(index, slice) else self.rows[places]
 
 
-def clip_key(row: str, name: str) -> str:
+def recording_key(row: str, name: str) -> str:
     """What a row's recording is called in caches."""
     return row if name == "a1" else f"{row} {name}"
 
@@ -377,9 +379,9 @@ def _present(table: Any, column: str) -> np.ndarray:
     return table.data.column(column).is_valid().to_numpy()
 
 
-def _row_of_files(fields: dict[str, Any]) -> Row:
+def _row_of_files(fields: dict[str, Any]) -> ManifestEntry:
     """A row whose recordings are files."""
-    clips = {name: Clip(clip_key(fields["id"], name), path=fields[name]) for name in AUDIO if name in fields}
+    clips = {name: Recording(recording_key(fields["id"], name), path=fields[name]) for name in AUDIO if name in fields}
     codes = {
         name: Codes(fields.get("codec", ""), len(fields[name][0]), values=fields[name])
         for name in CODES_OF.values()
@@ -387,15 +389,15 @@ def _row_of_files(fields: dict[str, Any]) -> Row:
     }
     plain = ("id", "t2", "kind", "duration", "speaker", "language")
     rest = {name: fields[name] for name in plain if name in fields}
-    return Row(**rest, t1=fields.get("t1", ""), accepted=tuple(fields.get("accepted", ())), **codes, **clips)
+    return ManifestEntry(**rest, t1=fields.get("t1", ""), accepted=tuple(fields.get("accepted", ())), **codes, **clips)
 
 
-def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, Clip]]:
+def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, Recording]]:
     table = _read_table(path, cache_folder, ("t2", "a2"))
     if table is None:
         return
     _tell(path, table.skipped)
-    clips = _Clips(table)
+    clips = _Recordings(table)
     texts = table.dataset.select_columns(["t2", *clips.paths.values()])
     for place in table.places.tolist():
         fields = clips.paths_named(texts[place])
@@ -405,7 +407,7 @@ def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, 
             yield fields["t2"], clip
 
 
-def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -> _Table | None:
+def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -> _ParquetTable | None:
     """A Parquet file, or a folder of them in the order of their names; None where they hold no row.
 
     Raises:
@@ -430,7 +432,7 @@ def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[st
         skipped.add(each.reason, f"{path.name}: {each}")
     places = np.setdiff1d(np.arange(len(dataset)), list(bad))
     folder = path if path.is_dir() else path.parent
-    return _Table(_named_by_fields(dataset, fields), folder, places, skipped, laid_out.version)
+    return _ParquetTable(_named_by_fields(dataset, fields), folder, places, skipped, laid_out.version)
 
 
 def _as_table(shards: Sequence[Shard], cache_folder: str | Path | None, schema: pa.Schema) -> LaidOut:

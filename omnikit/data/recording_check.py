@@ -12,7 +12,7 @@ from omnikit.audio.reader import Source, Unusable, measure
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordingCheck:
     """Result of checking a recording: its length and format, or the reason for leaving it out."""
 
     problem: str | None = None  # a key of `skipped.REASONS`: why the recording is left out
@@ -25,7 +25,7 @@ class Recording:
 
 def check_recording(
     source: Source, name: str = "", *, decode_all: bool = False, max_seconds: float | None = None
-) -> Recording:
+) -> RecordingCheck:
     """Check a sound file or its bytes; the verdict is that of `omnikit.audio.reader.measure`.
 
     Args:
@@ -37,10 +37,10 @@ def check_recording(
     try:
         found = measure(source, name, max_seconds, decode_all=decode_all)
     except Unusable as error:
-        return Recording(error.reason, detail=str(error))
+        return RecordingCheck(error.reason, detail=str(error))
     problem = "clipped" if decode_all and found.clipped else None
     detail = f"{name}: clipped" if problem else ""
-    return Recording(problem, found.seconds, found.rate, found.channels, found.notes, detail)
+    return RecordingCheck(problem, found.seconds, found.rate, found.channels, found.notes, detail)
 
 
 def encode_flac(wav: np.ndarray, sample_rate: int) -> bytes:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from omnikit.data.array_cache import ArrayStore
 from omnikit.data.collate import Batch, collate
-from omnikit.data.manifest_reader import Codes, Features, Row
+from omnikit.data.manifest_reader import Codes, Features, ManifestEntry
 from omnikit.errors import one_line
 from omnikit.hparams.recipe import names_of
 from omnikit.interfaces import AudioEncoder, Tokenizer
@@ -30,12 +30,12 @@ still to be made; None in place of what it has not."""
 _TOGETHER = 2048  # rows
 
 
-class Unheard(ValueError):
+class UnusableRecording(ValueError):
     """A recording of which the training step was to make features cannot be used."""
 
 
 @dataclass(frozen=True)
-class Heard:
+class SpeechInputs:
     """Encoder features of rows: their own where they are of the system's encoder, else those made of the recordings;
     with `live` in their place the recordings, of which the training step makes features."""
 
@@ -45,30 +45,30 @@ class Heard:
     live: AudioEncoder | None = None
     """The system's; None where features were made before."""
 
-    def own(self, row: Row) -> Features | None:
+    def own(self, row: ManifestEntry) -> Features | None:
         """The row's own features, of this encoder."""
         return row.features if row.features is not None and row.features.encoder == self.encoder else None
 
-    def __contains__(self, row: Row) -> bool:
+    def __contains__(self, row: ManifestEntry) -> bool:
         if self.own(row) is not None:
             return True
         if self.live is not None:
             return row.a1 is not None and isinstance(self.expected(row), int)
         return row.a1 is not None and _holds(self.made, row.a1.key)
 
-    def __getitem__(self, row: Row) -> Tensor:
+    def __getitem__(self, row: ManifestEntry) -> Tensor:
         """[T, D], float16"""
         own = self.own(row)
         return self.made[row.a1.key] if own is None else own.load()
 
-    def frames(self, row: Row) -> int:
+    def frames(self, row: ManifestEntry) -> int:
         """T, without reading them; of a recording about so many, by its length in seconds."""
         own = self.own(row)
         if own is not None:
             return own.frames
         return self.made.shape(row.a1.key)[0] if self.live is None else self.expected(row)
 
-    def wav(self, row: Row) -> Tensor | None:
+    def wav(self, row: ManifestEntry) -> Tensor | None:
         """The recording [N] of which the training step makes features; None where the row has features.
 
         Raises:
@@ -80,10 +80,10 @@ class Heard:
             wav = row.a1.load(self.live.sample_rate)
             self.live.num_frames(len(wav))
         except ValueError as error:
-            raise Unheard(f"row {row.id} is left out of its batch: {one_line(error)}") from None
+            raise UnusableRecording(f"row {row.id} is left out of its batch: {one_line(error)}") from None
         return wav
 
-    def expected(self, row: Row) -> int | str:
+    def expected(self, row: ManifestEntry) -> int | str:
         """About how many frames T the encoder makes of a row's recording, by its length in seconds; in their place the
         reason (of `skipped.REASONS`) for which it cannot be used."""
         seconds = row.duration
@@ -102,9 +102,9 @@ class Heard:
 class Source:
     """The rows of one corpus, the tasks that they serve, and what was made of their recordings."""
 
-    rows: Sequence[Row]
+    rows: Sequence[ManifestEntry]
     tasks: tuple[str, ...]
-    heard: Heard = field(default_factory=Heard)
+    heard: SpeechInputs = field(default_factory=SpeechInputs)
     codes: ArrayStore | None = None
     name: str = ""
     """Its key in the recipe's `sources`, for messages."""
@@ -124,7 +124,7 @@ class SampleMaker:
         self.model, self.heard, self.codes = model, source.heard, source.codes
         self.codec = codec_name(model)
 
-    def usable(self, row: Row, task: Task) -> bool:
+    def usable(self, row: ManifestEntry, task: Task) -> bool:
         """Whether the row serves the task and its recordings could be read."""
         if not row.serves(task):
             return False
@@ -135,21 +135,21 @@ class SampleMaker:
             or (spoken is not None and _holds(self.codes, spoken.key))
         )
 
-    def texts(self, row: Row, task: Task) -> list[str]:
+    def texts(self, row: ManifestEntry, task: Task) -> list[str]:
         """What is read and written in the sample."""
         return [row.written(task), *([row.t1] if task.given == "text" else [])]
 
-    def length(self, row: Row, task: Task, tokens: dict[str, int]) -> int:
+    def length(self, row: ManifestEntry, task: Task, tokens: dict[str, int]) -> int:
         """Steps of the sample, without making it; `tokens`: how many each of its texts has."""
         given = self.model.frames_heard(self.heard.frames(row)) if task.given == "speech" else tokens[row.t1]
         frames = self._frames(row, task) if task.speaks else 0
         return sample_length(task, self.model.pattern, given=given, text=tokens[row.written(task)], frames=frames)
 
-    def __call__(self, row: Row, task: Task) -> Item:
+    def __call__(self, row: ManifestEntry, task: Task) -> Item:
         """Row and task -> the sample and what it hears.
 
         Raises:
-            Unheard: see `Heard.wav`.
+            UnusableRecording: see `SpeechInputs.wav`.
         """
         encode = self.model.llm.tokenizer.encode
         features = wav = frames = None
@@ -168,15 +168,15 @@ class SampleMaker:
         )
         return {"id": row.id, "sample": sample, "features": features, "wav": wav}
 
-    def _own_codes(self, row: Row, task: Task) -> Codes | None:
+    def _own_codes(self, row: ManifestEntry, task: Task) -> Codes | None:
         codes = row.spoken_codes(task)
         return codes if codes is not None and codes.codec == self.codec else None
 
-    def _frames(self, row: Row, task: Task) -> int:
+    def _frames(self, row: ManifestEntry, task: Task) -> int:
         own = self._own_codes(row, task)
         return self.codes.shape(row.spoken(task).key)[1] if own is None else own.frames
 
-    def _codes(self, row: Row, task: Task) -> Tensor:
+    def _codes(self, row: ManifestEntry, task: Task) -> Tensor:
         """[K, T]"""
         own = self._own_codes(row, task)
         return (self.codes[row.spoken(task).key] if own is None else own.load()).long()
@@ -213,7 +213,7 @@ class Samples(Dataset):
         source, place, task = self.places[index].tolist()
         try:
             return self.makers[source](self.sources[source].rows[place], TASKS[NAMES[task]])
-        except Unheard as error:
+        except UnusableRecording as error:
             logger.warning("%s", error)
             return None
 

@@ -11,8 +11,8 @@ from typing import Any
 from omnikit.data.array_cache import fingerprint
 from omnikit.data.digest_ledger import open_ledger
 from omnikit.data.encode_recordings import codes_of, features_of
-from omnikit.data.manifest_reader import Clip, Row, SomeRows, check_codec, read_manifest
-from omnikit.data.samples import Heard, Source, codec_name
+from omnikit.data.manifest_reader import EntrySubset, ManifestEntry, Recording, check_codec, read_manifest
+from omnikit.data.samples import Source, SpeechInputs, codec_name
 from omnikit.data.skipped import Skipped
 from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
@@ -71,7 +71,7 @@ def _live(features: str, encoder: AudioEncoder) -> bool:
     return features == ON_THE_FLY
 
 
-def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[Row]:
+def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[ManifestEntry]:
     """The rows of one source; with `hold_out: N` all but N chosen at random, with `held_out: N` these.
 
     Raises:
@@ -87,7 +87,7 @@ def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> S
     limit = options.get("limit")
     if limit is not None and limit < len(chosen):
         chosen = random.Random(0).sample(chosen, limit)
-    return rows if isinstance(chosen, range) else SomeRows(rows, chosen)
+    return rows if isinstance(chosen, range) else EntrySubset(rows, chosen)
 
 
 def _parted(name: str, key: str, count: int, rows: int) -> list[int]:
@@ -113,13 +113,17 @@ def _read(
     return Source(
         rows,
         tuple(task.name for task in wanted),
-        hear(model, rows, cache_folder, name, live) if any(task.given == "speech" for task in wanted) else Heard(),
+        hear(model, rows, cache_folder, name, live)
+        if any(task.given == "speech" for task in wanted)
+        else SpeechInputs(),
         codes_of(model.codec, spoken, cache_folder, name) if spoken else None,
         name,
     )
 
 
-def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str, live: bool = False) -> Heard:
+def hear(
+    model: OmniLM, rows: Sequence[ManifestEntry], cache_folder: str | Path, name: str, live: bool = False
+) -> SpeechInputs:
     """Encoder features of rows that have them or a recording.
 
     Args:
@@ -130,7 +134,7 @@ def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str
         ValueError: a row holds another encoder's features and no recording.
     """
     encoder, clips, skipped = None, [], Skipped()
-    in_step = Heard(live=model.encoder)
+    in_step = SpeechInputs(live=model.encoder)
     for row in rows:
         if row.features is not None and encoder is None:
             encoder = fingerprint(model.encoder)
@@ -150,11 +154,11 @@ def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str
     if skipped:
         logger.warning("%s: %d of %d recordings skipped: %s", name, skipped.total(), len(rows), skipped)
     if live:
-        return Heard(encoder, live=model.encoder)
-    return Heard(encoder, features_of(model.encoder, clips, cache_folder, name) if clips else None)
+        return SpeechInputs(encoder, live=model.encoder)
+    return SpeechInputs(encoder, features_of(model.encoder, clips, cache_folder, name) if clips else None)
 
 
-def _to_encode(rows: Sequence[Row], tasks: list[Task], model: OmniLM, where: str) -> list[Clip | None]:
+def _to_encode(rows: Sequence[ManifestEntry], tasks: list[Task], model: OmniLM, where: str) -> list[Recording | None]:
     """Recordings of what is said, of rows that hold no codes of the system's codec.
 
     Raises:
@@ -172,5 +176,5 @@ def _to_encode(rows: Sequence[Row], tasks: list[Task], model: OmniLM, where: str
     return clips
 
 
-def _clips(clips: list[Clip | None]) -> list[Clip]:
+def _clips(clips: list[Recording | None]) -> list[Recording]:
     return [clip for clip in clips if clip is not None]

@@ -59,7 +59,7 @@ class CudaGraphs:
         self.pool = torch.cuda.graph_pool_handle()
 
 
-class Recorder:
+class GraphRecorder:
     """Runs calls by key: the first `UNRECORDED` ones of a key as they are, then they are recorded and replayed.
 
     The runs before a recording are steps like all others: a run for the mere sake of warming up would change whatever

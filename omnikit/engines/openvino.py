@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from omnikit.engines.openvino_graph import INT8, WEIGHT_BYTES, WEIGHTS, GraphBuilder, attention_window
-from omnikit.engines.openvino_slots import OpenVINOSlots, Trunk
+from omnikit.engines.openvino_slots import CompiledTrunk, OpenVINOSlots
 from omnikit.engines.static import why_not
 from omnikit.errors import writing
 from omnikit.files import remove
@@ -62,7 +62,7 @@ class OpenVINOEngine(Engine):
         settings = {**SETTINGS, "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
         core = ov.Core()
         compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
-        self.trunk = Trunk(compiled["blocks"], window)
+        self.trunk = CompiledTrunk(compiled["blocks"], window)
         self.heads = {name: Head(compiled[name]) for name in GRAPHS[1:]}
         self._begin(files)
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.engines.cuda_graphs import CudaGraphs, Recorder
+from omnikit.engines.cuda_graphs import CudaGraphs, GraphRecorder
 from omnikit.interfaces import Engine, Hidden, Prefill, Slots
-from omnikit.llms.llama import Joint, LlamaNumbers, blocks_of, normed, scores, supports, turns
+from omnikit.llms.llama import Joint, LlamaConfig, blocks_of, normed, scores, supports, turns
 from omnikit.model import OmniLM
 
 SMALLEST = 256
@@ -53,7 +53,7 @@ class StaticEngine(Engine):
         if reason := why_not(model):
             raise ValueError(f"engine {self.name}: {reason}")
         self.model, self.weight_bytes = model, model.dtype.itemsize
-        self.numbers = LlamaNumbers.of(model.llm.config)
+        self.numbers = LlamaConfig.of(model.llm.config)
         self.trunk = blocks_of(model.llm.trunk, joined=True)
         adapter = model.tts_adapter
         self.adapter = [] if adapter is None else blocks_of(adapter.trunk, first=len(self.trunk), joined=True)
@@ -167,7 +167,7 @@ class StaticSlots(Slots):
         # the lengths on the device: a step works on these and moves them on, where they count
         self.positions = torch.zeros(capacity, dtype=torch.long, device=device)
         self.counts = torch.zeros(capacity, dtype=torch.long, device=device)
-        self.recorder = Recorder(CudaGraphs(device)) if device.type == "cuda" else None
+        self.recorder = GraphRecorder(CudaGraphs(device)) if device.type == "cuda" else None
 
     def prefill(self, prompts: Sequence[Tensor]) -> StaticPrefill:
         return StaticPrefill(self.engine, prompts)

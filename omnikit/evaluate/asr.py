@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.manifest_reader import Row
+from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
 from omnikit.evaluate.result_tables import markdown_table, percent
 from omnikit.evaluate.text_normalisation import Normalizer
@@ -34,7 +34,7 @@ class SplitResult:
 def evaluate_split(
     respond: Respond,
     split: str,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestEntry],
     *,
     batch_size: int,
     normalize: Normalizer,

@@ -27,7 +27,7 @@ SILENT = 0.01
 """Peak below which nobody has said anything; the recogniser would find words in the hiss."""
 
 
-class Judge:
+class PocketsphinxJudge:
     """Args:
         grammar: JSGF text with one public rule.
         beam: how much less likely than the best a path may become; smaller is slower and more exact.

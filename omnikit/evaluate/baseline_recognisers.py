@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from omnikit.data.manifest_reader import Row
+from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.encoders.whisper_weights import read_whisper
 from omnikit.errors import one_line
 from omnikit.hub import hub_folder, is_hub_id
-from omnikit.offline.batches import Replied, Reply, Respond, load_recordings
+from omnikit.offline.batches import DecodedAnswer, Replied, Respond, load_recordings
 from omnikit.untrusted_models import read_network, read_settings
 
 SAMPLE_RATE = 16000
@@ -140,10 +140,10 @@ class CTCBaseline:
 def by_recogniser(recogniser: Recogniser) -> Respond:
     """Its transcripts of rows, as the replies of a model."""
 
-    def respond(rows: list[Row]) -> Replied:
+    def respond(rows: list[ManifestEntry]) -> Replied:
         heard, problems = load_recordings(rows, recogniser.sample_rate)
         yield from problems
         texts = recogniser.transcribe([wav for _, wav in heard]) if heard else []
-        yield from ((row, Reply(text, NO_CODES)) for (row, _), text in zip(heard, texts, strict=True))
+        yield from ((row, DecodedAnswer(text, NO_CODES)) for (row, _), text in zip(heard, texts, strict=True))
 
     return respond

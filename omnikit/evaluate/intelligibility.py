@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from omnikit.api import load
 from omnikit.audio.io import save_audio, wav_name
-from omnikit.data.manifest_reader import Clip, Codes, Row
+from omnikit.data.manifest_reader import Codes, ManifestEntry, Recording
 from omnikit.errors import missing_package, writing
-from omnikit.evaluate.asr_judges import Judge, RecogniserJudge, SystemRecogniser
+from omnikit.evaluate.asr_judges import PocketsphinxJudge, RecogniserJudge, SystemRecogniser
 from omnikit.evaluate.baseline_recognisers import BASELINES, open_baseline
 from omnikit.evaluate.result_tables import markdown_table, percent
 from omnikit.evaluate.text_normalisation import Normalizer, plain
@@ -28,13 +28,13 @@ from omnikit.tasks import Task
 
 POCKETSPHINX = "pocketsphinx"
 NOT_JUDGED = f"Not judged: {POCKETSPHINX} wants a `--grammar_file`; or choose another `--judge`."
-Said = tuple[str, str, Tensor]
+SpokenText = tuple[str, str, Tensor]
 """Id, the text that should be heard, and the waveform [N]."""
-Heard = tuple[ErrorRates, list[Pair]]
+Judgement = tuple[ErrorRates, list[Pair]]
 """How much of it was understood, and what."""
 
 
-class Listener(Protocol):
+class Judge(Protocol):
     """A judge."""
 
     def transcribe(self, wav: Tensor, sample_rate: int) -> str:
@@ -43,7 +43,7 @@ class Listener(Protocol):
 
 def open_judge(
     judge: str, grammar_file: str | None = None, weights: str | None = None, device: str = "cpu"
-) -> Listener | None:
+) -> Judge | None:
     """Who listens: None where it is pocketsphinx and no grammar is named; nothing is judged then.
 
     Args:
@@ -66,16 +66,18 @@ def open_judge(
     raise ValueError(f"--judge {judge}: no such judge (choices: {choices}, or the folder of a trained system)")
 
 
-def _with_grammar(file: str) -> Judge:
+def _with_grammar(file: str) -> PocketsphinxJudge:
     if not Path(file).is_file():
         raise ValueError(f"--grammar_file {file}: no such file")
     try:
-        return Judge(read_text(file))
+        return PocketsphinxJudge(read_text(file))
     except ModuleNotFoundError as error:
         raise ValueError(f"--judge {POCKETSPHINX}: {missing_package(error.name)}") from None
 
 
-def judged(judge: Listener, said: Iterable[Said], sample_rate: int, title: str, normalize: Normalizer = plain) -> Heard:
+def judged(
+    judge: Judge, said: Iterable[SpokenText], sample_rate: int, title: str, normalize: Normalizer = plain
+) -> Judgement:
     """Error rates of what the judge hears, and what that is."""
     pairs = [Pair(name, text, judge.transcribe(wav, sample_rate)) for name, text, wav in tqdm(list(said), desc=title)]
     return score(pairs, normalize), pairs
@@ -87,11 +89,11 @@ class Reference:
 
     id: str
     text: str
-    clip: Clip | None = None
+    clip: Recording | None = None
     codes: Codes | None = None
 
 
-def references(rows: Iterable[Row], task: Task, codec_name: str | None) -> list[Reference]:
+def references(rows: Iterable[ManifestEntry], task: Task, codec_name: str | None) -> list[Reference]:
     """What a task should say of rows, where that is a recording that can be read, or codes of that codec."""
     found = []
     for row in rows:
@@ -119,14 +121,14 @@ def shuffled(codes: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Speech:
+class SpeechSet:
     """Utterances of one kind, each made when it is listened to."""
 
     sample_rate: int
-    said: Callable[[], Iterable[Said]]
+    said: Callable[[], Iterable[SpokenText]]
 
 
-def reference_speech(codecs: dict[str, Codec], said: Sequence[Reference], *, own: str) -> dict[str, Speech]:
+def reference_speech(codecs: dict[str, Codec], said: Sequence[Reference], *, own: str) -> dict[str, SpeechSet]:
     """Recordings, each codec's resynthesis of them, and shuffled codes; nothing of what there is none of.
 
     Args:
@@ -134,10 +136,10 @@ def reference_speech(codecs: dict[str, Codec], said: Sequence[Reference], *, own
     """
     first, recorded = codecs[own], [each for each in said if each.clip is not None]
 
-    def speech(codec: Codec, of: Sequence[Reference], make: Callable[[Reference], Tensor]) -> Speech:
-        return Speech(codec.sample_rate, lambda: ((each.id, each.text, make(each)) for each in of))
+    def speech(codec: Codec, of: Sequence[Reference], make: Callable[[Reference], Tensor]) -> SpeechSet:
+        return SpeechSet(codec.sample_rate, lambda: ((each.id, each.text, make(each)) for each in of))
 
-    def mixed() -> Iterator[Said]:
+    def mixed() -> Iterator[SpokenText]:
         generator = torch.Generator().manual_seed(0)  # the same order for whoever listens
         for each in said:
             yield each.id, each.text, sound(first, shuffled(encoded(first, each), generator))
@@ -150,15 +152,15 @@ def reference_speech(codecs: dict[str, Codec], said: Sequence[Reference], *, own
             found[f"resynthesis by {name}"] = speech(
                 codec, of, lambda each, codec=codec: sound(codec, encoded(codec, each))
             )
-    return {**found, f"{own}, codes shuffled": Speech(first.sample_rate, mixed)} if said else found
+    return {**found, f"{own}, codes shuffled": SpeechSet(first.sample_rate, mixed)} if said else found
 
 
-def judge_all(judge: Listener, speech: dict[str, Speech], normalize: Normalizer = plain) -> dict[str, Heard]:
+def judge_all(judge: Judge, speech: dict[str, SpeechSet], normalize: Normalizer = plain) -> dict[str, Judgement]:
     """`judged`, for each kind of speech."""
     return {title: judged(judge, kind.said(), kind.sample_rate, title, normalize) for title, kind in speech.items()}
 
 
-def keep_wavs(said: Sequence[Said], folder: Path, sample_rate: int, count: int) -> None:
+def keep_wavs(said: Sequence[SpokenText], folder: Path, sample_rate: int, count: int) -> None:
     """Write the first `count` of them, see `wav_name`.
 
     Raises:

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.manifest_reader import Row
+from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
 from omnikit.data.sources import read_rows
 from omnikit.evaluate.result_tables import markdown_table, percent
 from omnikit.evaluate.text_normalisation import Normalizer
 from omnikit.files import whole_text
-from omnikit.offline.batches import Reply, cut_short
+from omnikit.offline.batches import DecodedAnswer, cut_short
 from omnikit.strategies import Strategy
 from omnikit.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
-class Way:
+class AnswerMode:
     """One way of answering a question."""
 
     name: str
@@ -30,7 +30,7 @@ class Way:
     strategy: Strategy
 
     @classmethod
-    def of(cls, name: str, options: dict) -> Way:
+    def of(cls, name: str, options: dict) -> AnswerMode:
         """From `{task: A1A2, strategy: <strategy>}`.
 
         Raises:
@@ -45,7 +45,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Shares:
+class QAScores:
     """Right answers of one split, given in one way."""
 
     right: dict[str, int]  # by kind of question; "" where the manifest names none
@@ -89,8 +89,12 @@ class Shares:
 
 
 def count_right(
-    task: Task, rows: Sequence[Row], replies: dict[str, Reply], skipped: Skipped, normalize: Normalizer
-) -> Shares:
+    task: Task,
+    rows: Sequence[ManifestEntry],
+    replies: dict[str, DecodedAnswer],
+    skipped: Skipped,
+    normalize: Normalizer,
+) -> QAScores:
     """An answer is right if its text is, after normalisation, one of those that the row accepts. Where nothing is left
     of a text by that (`...`), only the same text is right.
 
@@ -111,10 +115,10 @@ def count_right(
         exact += same
         containing += matches or any(f" {each} " in f" {given} " for each in expected)
     truncated = sum(cut_short(replies[row.id], task) for row in answered)
-    return Shares(dict(right), dict(sorted(asked.items())), exact, containing, truncated, skipped)
+    return QAScores(dict(right), dict(sorted(asked.items())), exact, containing, truncated, skipped)
 
 
-def write_answers(path: Path, rows: Sequence[Row], replies: dict[str, Reply]) -> None:
+def write_answers(path: Path, rows: Sequence[ManifestEntry], replies: dict[str, DecodedAnswer]) -> None:
     """One line of JSON per answered question."""
     with whole_text(path) as file:
         for row in rows:
@@ -125,7 +129,7 @@ def write_answers(path: Path, rows: Sequence[Row], replies: dict[str, Reply]) ->
                 file.write(json.dumps(asked | given, ensure_ascii=False) + "\n")
 
 
-def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[Row]:
+def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[ManifestEntry]:
     """The rows of a source, see `read_rows`.
 
     Raises:
@@ -138,14 +142,14 @@ def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path)
     return rows
 
 
-def some(rows: Sequence[Row], limit: int | None) -> list[Row]:
+def some(rows: Sequence[ManifestEntry], limit: int | None) -> list[ManifestEntry]:
     """All rows, or a part of them that is the same each time."""
     if limit is None or limit >= len(rows):
         return list(rows)
     return [rows[i] for i in random.Random(0).sample(range(len(rows)), limit)]
 
 
-def shares_table(results: dict[str, dict[str, Shares]]) -> str:
+def qa_table(results: dict[str, dict[str, QAScores]]) -> str:
     """Markdown of split -> way -> shares: one line per split and way, one column per kind of question."""
     kinds = sorted({kind for ways in results.values() for shares in ways.values() for kind in shares.kinds})
     rows = []

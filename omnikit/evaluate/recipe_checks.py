@@ -13,7 +13,7 @@ from omnikit.option_ranges import (
     PATH_OR_NONE,
     THREADS,
     Items,
-    Pattern,
+    Regex,
     check_ranges,
 )
 
@@ -26,8 +26,8 @@ RANGES = {
     "judge_limit": COUNT_OR_NONE,
     **dict.fromkeys(("keep_wavs", "speed_sentences", "speed_questions"), FROM_ZERO),
     "speed_threads": THREADS,
-    "ids": Pattern(),
-    "groups": Items({"name": PATH, "ids": Pattern()}),
+    "ids": Regex(),
+    "groups": Items({"name": PATH, "ids": Regex()}),
     "codecs": Items({"name": PATH}),
 }
 """Key of an evaluation's file -> what it takes."""

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omnikit.generate.request import Request
 from omnikit.generate.types import BadQuestion
-from omnikit.model import OmniLM, Speech
+from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.tasks import AUDIO_START, Task, make_prompt
 
 
@@ -110,9 +110,9 @@ def embed_prompt(model: OmniLM, request: Request, features: Tensor | None) -> Em
     return EmbeddedPrompt(model.embed(steps[None, :, :-1].to(model.device), speech)[0], marks)
 
 
-def _adapt(model: OmniLM, features: Tensor) -> Speech:
+def _adapt(model: OmniLM, features: Tensor) -> AdaptedSpeech:
     """Adapt encoder features [T, D] to the speech of one prompt."""
     lengths = torch.tensor([len(features)], device=model.device)
     adapted, lengths = model.adapter(features[None].to(model.device, model.dtype), lengths)
     starts = torch.full_like(lengths, AUDIO_START)
-    return Speech(adapted[:, : int(lengths[0])], lengths, starts)
+    return AdaptedSpeech(adapted[:, : int(lengths[0])], lengths, starts)

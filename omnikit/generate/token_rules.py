@@ -29,7 +29,7 @@ _COLUMNS = (
     "step", "min_steps", "seed", "text_from", "audio_from", "text_over", "forced", "finished", "speaks", "text_only",
     "constrain", "end_frame",
 )  # fmt: skip
-"""Integers of each slot; `_Table` says what they mean."""
+"""Integers of each slot; `_SlotTable` says what they mean."""
 NOT_YET = -1
 """Value of `end_frame` while the leading audio stream goes on, of `forced` where the text is not given."""
 _SMALLEST_TEXT = 64
@@ -154,7 +154,7 @@ class Rules:
     def choose(self, hidden: Hidden, variant: Variant) -> None:
         """Choose the next tokens from hidden states [R, D] each; they stand in `emitted` and `fed` afterwards."""
         rows = len(hidden.text)
-        table = _Table(self.integers[:rows])
+        table = _SlotTable(self.integers[:rows])
         text = self._next_text(self._text_logits(hidden, table, variant), table, variant)
         if variant.speaks:
             audio = self._next_audio(self._audio_logits(hidden, table, variant), table, variant)
@@ -168,12 +168,12 @@ class Rules:
         self.fed[:rows, 1:] = torch.where(table.text_only[:, None] > 0, self.pads[1:], audio)
         table.step.add_(1)
 
-    def _text_logits(self, hidden: Hidden, table: _Table, variant: Variant) -> Tensor | None:
+    def _text_logits(self, hidden: Hidden, table: _SlotTable, variant: Variant) -> Tensor | None:
         if not variant.text:
             return None
         return self.engine.text_logits(hidden.text[table.text_from] if variant.shared else hidden.text)
 
-    def _audio_logits(self, hidden: Hidden, table: _Table, variant: Variant) -> Tensor:
+    def _audio_logits(self, hidden: Hidden, table: _SlotTable, variant: Variant) -> Tensor:
         """Compute the audio logits [R, A, V], padded with `-inf` for streams that have fewer ids than others."""
         logits = self.engine.audio_logits(hidden.audio[table.audio_from] if variant.shared else hidden.audio)
         if len(set(self.sizes)) == 1:
@@ -182,7 +182,7 @@ class Rules:
         streams = logits.float().split(self.sizes, dim=1)
         return torch.stack([pad(each, (0, most - each.shape[1]), value=float("-inf")) for each in streams], dim=1)
 
-    def _next_text(self, logits: Tensor | None, table: _Table, variant: Variant) -> Tensor:
+    def _next_text(self, logits: Tensor | None, table: _SlotTable, variant: Variant) -> Tensor:
         """Choose the next text ids [R]; updates `text_over`."""
         token, eot, pad_id = self.pads[:1].expand(len(table.step)), self.layout.text.eot, self.pads[0]
         if logits is not None:
@@ -204,7 +204,7 @@ class Rules:
         table.text_over |= (token == eot) & (table.forced < 0) & table.ends_count
         return token
 
-    def _next_audio(self, logits: Tensor, table: _Table, variant: Variant) -> Tensor:
+    def _next_audio(self, logits: Tensor, table: _SlotTable, variant: Variant) -> Tensor:
         """Choose the next audio ids [R, A]; updates `audio_over` and `end_frame`."""
         rows, over, constrain = len(logits), self.audio_over[: len(logits)], table.constrain[:, None] > 0
         phase = (table.step - self.periodic) % self.pattern.stride + self.periodic
@@ -230,7 +230,7 @@ class Rules:
         over |= (ended | due) & (table.speaks[:, None] > 0)
         return token
 
-    def _exclude(self, logits: Tensor, table: _Table, begins: Tensor, may_end: Tensor, constrain: Tensor) -> Tensor:
+    def _exclude(self, logits: Tensor, table: _SlotTable, begins: Tensor, may_end: Tensor, constrain: Tensor) -> Tensor:
         """Set logits [R, A, V] to `-inf` where an id may not stand, waiting and ending streams aside.
 
         Args:
@@ -243,7 +243,7 @@ class Rules:
         allowed &= ~(eoa & (table.not_yet > 0)[:, None, None])
         return logits.masked_fill(~allowed, float("-inf"))
 
-    def _end(self, table: _Table) -> None:
+    def _end(self, table: _SlotTable) -> None:
         spoken = self.audio_over[: len(table.step), self.last]
         table.finished |= torch.where(table.speaks > 0, spoken, table.text_over > 0)
 
@@ -261,7 +261,7 @@ class Rules:
                 seen[slot] = False
 
 
-class _Table:
+class _SlotTable:
     """Columns of `Rules.integers` as attributes, each a view [R]."""
 
     step: Tensor

@@ -66,7 +66,7 @@ _THETA = 10_000.0
 
 
 @dataclass
-class LlamaNumbers:
+class LlamaConfig:
     """Numbers of a backbone, under the names that transformers' configurations have."""
 
     model_type: str
@@ -89,13 +89,13 @@ class LlamaNumbers:
     mlp_bias: bool
 
     @classmethod
-    def of(cls, config: Any) -> LlamaNumbers:
+    def of(cls, config: Any) -> LlamaConfig:
         """Read a mapping with `model_type` as in `config.json`, a configuration of transformers, or these numbers.
 
         Raises:
             ValueError: a backbone that is not computed here; the message is the reason in one line.
         """
-        if isinstance(config, LlamaNumbers):
+        if isinstance(config, LlamaConfig):
             return config
         numbers = config if isinstance(config, Mapping) else _of_class(config)
         kind = numbers.get("model_type")
@@ -112,7 +112,7 @@ class LlamaNumbers:
         return cls._made(kind, known, _rope(numbers, known["max_position_embeddings"]))
 
     @classmethod
-    def _made(cls, kind: str, known: Mapping[str, Any], rope: dict[str, Any]) -> LlamaNumbers:
+    def _made(cls, kind: str, known: Mapping[str, Any], rope: dict[str, Any]) -> LlamaConfig:
         heads, attention_bias = known["num_attention_heads"], known.get("attention_bias", False)
         window = known.get("sliding_window") if known.get("use_sliding_window", True) else None
         size = known["head_dim"] or known["hidden_size"] // heads
@@ -136,15 +136,15 @@ class LlamaNumbers:
 
 
 def supports(config: Any) -> str | None:
-    """Return in one line why a backbone is not computed here, or None where it is; see `LlamaNumbers.of`."""
+    """Return in one line why a backbone is not computed here, or None where it is; see `LlamaConfig.of`."""
     try:
-        LlamaNumbers.of(config)
+        LlamaConfig.of(config)
     except ValueError as error:
         return str(error)
     return None
 
 
-def rotary_rates(numbers: LlamaNumbers) -> Tensor:
+def rotary_rates(numbers: LlamaConfig) -> Tensor:
     """Return the angle per position of each pair of a head's dimensions [E / 2] (Su et al. 2021, arXiv 2104.09864).
 
     `linear` and `llama3` stretch the angles as Llama 3.1 does (Dubey et al. 2024, arXiv 2407.21783), `yarn` as in
@@ -167,7 +167,7 @@ def rotary_rates(numbers: LlamaNumbers) -> Tensor:
     return rates
 
 
-def rotary_scaling(numbers: LlamaNumbers) -> float:
+def rotary_scaling(numbers: LlamaConfig) -> float:
     """Return the factor of the cosines and sines of `rotary_rates`."""
     rope = numbers.rope_parameters
     return _yarn_scaling(rope) if rope["rope_type"] == YARN else 1.0

@@ -20,11 +20,11 @@ from omnikit.api import Omni
 from omnikit.audio.io import MAX_SECONDS, save_audio, wav_name
 from omnikit.checkpoint import SHIPPED, existing
 from omnikit.data.find_files import READABLE, is_recording, walk
-from omnikit.data.manifest_reader import Clip, ListedRows, Row, TableRows, read_manifest
+from omnikit.data.manifest_reader import ListedEntries, ManifestEntry, Recording, TableEntries, read_manifest
 from omnikit.data.skipped import Skipped
 from omnikit.errors import writing
 from omnikit.files import make_folder, read_text, write_bytes, write_json
-from omnikit.offline.batches import Problem, Reply, by_model, check_batch_size, each_reply, sound
+from omnikit.offline.batches import DecodedAnswer, Problem, by_model, check_batch_size, each_reply, sound
 from omnikit.offline.single_or_many import TEXT, is_sharded
 from omnikit.tasks import TASKS, Task
 from omnikit.torchrun import Share
@@ -62,7 +62,7 @@ class Counts:
         return ", ".join(words)
 
 
-def read_rows(source: Path, task: Task) -> ListedRows | TableRows:
+def read_rows(source: Path, task: Task) -> ListedEntries | TableEntries:
     """The rows of a folder of recordings, of a manifest, or of a text file with a text in each line; `skipped` counts
     what makes no row.
 
@@ -70,9 +70,9 @@ def read_rows(source: Path, task: Task) -> ListedRows | TableRows:
         ValueError: there is no such thing, it holds nothing, or two rows share an id.
     """
     if source.suffix == TEXT:
-        rows = ListedRows(_lines(source))
+        rows = ListedEntries(_lines(source))
     elif source.is_dir() and not is_sharded(source):
-        rows = ListedRows(_recordings(source))
+        rows = ListedEntries(_recordings(source))
     else:
         rows = read_manifest(source)
     if not len(rows):
@@ -92,24 +92,24 @@ def other_files(source: Path) -> Skipped:
     return found
 
 
-def _recordings(folder: Path) -> list[Row]:
+def _recordings(folder: Path) -> list[ManifestEntry]:
     """Every recording below a folder; its id is its path there, with its ending where two differ in nothing else."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(walk(folder)) if is_recording(path)}
     alike = Counter(_stem(name) for name in paths)
     ids = {name: _stem(name) if alike[_stem(name)] == 1 else name for name in paths}
-    return [Row(ids[name], "", a1=Clip(ids[name], path=str(path))) for name, path in paths.items()]
+    return [ManifestEntry(ids[name], "", a1=Recording(ids[name], path=str(path))) for name, path in paths.items()]
 
 
 def _stem(name: str) -> str:
     return str(Path(name).with_suffix(""))
 
 
-def _lines(path: Path) -> list[Row]:
+def _lines(path: Path) -> list[ManifestEntry]:
     """The lines of a file that are not blank, with their numbers as ids."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     lines = read_text(path, "utf-8-sig").split("\n")
-    return [Row(f"{number:05d}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    return [ManifestEntry(f"{number:05d}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 class Job:
@@ -176,7 +176,7 @@ class Job:
         """The file of this process."""
         return self.folder / _results_name(self.share.rank)
 
-    def _own(self, rows: Sequence[Row], source: str) -> list[Row]:
+    def _own(self, rows: Sequence[ManifestEntry], source: str) -> list[ManifestEntry]:
         """This process's share of rows."""
         seen, own = set(), []
         for number, row in enumerate(rows):
@@ -212,7 +212,7 @@ class Job:
             finished.update(kept)
         return finished
 
-    def _keep(self, omni: Omni, row: Row, reply: Reply) -> dict[str, Any]:
+    def _keep(self, omni: Omni, row: ManifestEntry, reply: DecodedAnswer) -> dict[str, Any]:
         """Write the wav of a reply, if it has sound -> its line."""
         line = {"id": row.id, **NOTHING, "text": reply.text, "truncated": reply.truncated}
         if not self.task.speaks:

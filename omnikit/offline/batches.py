@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from omnikit.audio.reader import Unusable
 from omnikit.data.array_cache import fingerprint
-from omnikit.data.manifest_reader import Features, Row
+from omnikit.data.manifest_reader import Features, ManifestEntry
 from omnikit.data.skipped import Skipped
 from omnikit.errors import one_line
 from omnikit.generate import Answer, BadQuestion, Decoder, Decoding, Question
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Reply:
+class DecodedAnswer:
     """What a model made of a row."""
 
     text: str
@@ -36,7 +36,7 @@ class Reply:
     truncated: bool = False  # cut by a limit of `Decoding`
 
 
-def cut_short(reply: Reply, task: Task) -> bool:
+def cut_short(reply: DecodedAnswer, task: Task) -> bool:
     """Whether a reply was cut; a spoken one also where there is text and no sound of it."""
     return reply.truncated or (task.speaks and bool(reply.text) and not reply.codes.shape[1])
 
@@ -53,8 +53,8 @@ class Problem:
 
 
 NO_RECORDING = Problem("no recording")
-Replied = Iterable[tuple[Row, Reply | Problem]]
-Respond = Callable[[list[Row]], Replied]
+Replied = Iterable[tuple[ManifestEntry, DecodedAnswer | Problem]]
+Respond = Callable[[list[ManifestEntry]], Replied]
 """A batch of rows -> each with its reply or problem, in any order."""
 
 
@@ -84,13 +84,13 @@ def in_batches(
 def each_reply(
     respond: Respond,
     task: Task,
-    rows: Iterable[Row],
+    rows: Iterable[ManifestEntry],
     *,
     batch_size: int,
     title: str = "",
     quiet: bool = False,
     max_seconds: float | None = None,
-) -> Iterator[tuple[Row, Reply | Problem]]:
+) -> Iterator[tuple[ManifestEntry, DecodedAnswer | Problem]]:
     """Each row once, as soon as its batch is done; first those that cannot be asked at all.
 
     Args:
@@ -109,8 +109,8 @@ def each_reply(
 
 
 def gather(
-    respond: Respond, task: Task, rows: Sequence[Row], *, batch_size: int, title: str = ""
-) -> tuple[dict[str, Reply], Skipped]:
+    respond: Respond, task: Task, rows: Sequence[ManifestEntry], *, batch_size: int, title: str = ""
+) -> tuple[dict[str, DecodedAnswer], Skipped]:
     """All replies by the rows' ids in their order, and the count of rows without one."""
     skipped, found = Skipped(), {}
     for row, reply in each_reply(respond, task, rows, batch_size=batch_size, title=title):
@@ -124,13 +124,13 @@ def gather(
 def replies(
     model: OmniLM,
     task: Task,
-    rows: Sequence[Row],
+    rows: Sequence[ManifestEntry],
     *,
     decoding: Decoding,
     strategy: Strategy = PARALLEL,
     batch_size: int = 16,
     title: str = "",
-) -> tuple[dict[str, Reply], Skipped]:
+) -> tuple[dict[str, DecodedAnswer], Skipped]:
     """`gather` of what a model replies."""
     respond = by_model(Decoder(model, decoding=decoding, strategy=strategy).of_capacity(batch_size), task)
     return gather(respond, task, rows, batch_size=batch_size, title=title)
@@ -141,7 +141,7 @@ def by_model(decoder: Decoder, task: Task) -> Respond:
     model, batch = decoder.model, decoder.batch()
     encoder = functools.cache(lambda: fingerprint(model.encoder))
 
-    def respond(rows: list[Row]) -> Replied:
+    def respond(rows: list[ManifestEntry]) -> Replied:
         asked = []
         for row, question in _questions(model, task, rows, encoder):
             if isinstance(question, Problem):
@@ -155,10 +155,10 @@ def by_model(decoder: Decoder, task: Task) -> Respond:
     return respond
 
 
-def _reply(model: OmniLM, outcome: Answer | BadQuestion) -> Reply | Problem:
+def _reply(model: OmniLM, outcome: Answer | BadQuestion) -> DecodedAnswer | Problem:
     if isinstance(outcome, BadQuestion):  # such as one longer than the backbone's positions
         return Problem("refused", one_line(outcome))
-    return Reply(model.llm.tokenizer.decode(outcome.text), outcome.codes, outcome.truncated)
+    return DecodedAnswer(model.llm.tokenizer.decode(outcome.text), outcome.codes, outcome.truncated)
 
 
 def sound(codec: Codec, codes: Tensor) -> Tensor:
@@ -170,8 +170,8 @@ def sound(codec: Codec, codes: Tensor) -> Tensor:
 
 
 def load_recordings(
-    rows: Sequence[Row], sample_rate: int
-) -> tuple[list[tuple[Row, Tensor]], list[tuple[Row, Problem]]]:
+    rows: Sequence[ManifestEntry], sample_rate: int
+) -> tuple[list[tuple[ManifestEntry, Tensor]], list[tuple[ManifestEntry, Problem]]]:
     """What is heard of rows: waveforms [N], and the rows whose recording cannot be read or that have none."""
     heard, problems = [], []
     for row in rows:
@@ -185,7 +185,7 @@ def load_recordings(
     return heard, problems
 
 
-def _length(task: Task, row: Row, max_seconds: float | None) -> float | Problem:
+def _length(task: Task, row: ManifestEntry, max_seconds: float | None) -> float | Problem:
     """Of what a row asks: characters, seconds, or feature frames where it has no recording."""
     if task.given == "text":
         return len(row.t1) if row.t1.strip() else Problem("no text")
@@ -196,8 +196,8 @@ def _length(task: Task, row: Row, max_seconds: float | None) -> float | Problem:
 
 
 def _questions(
-    model: OmniLM, task: Task, rows: list[Row], encoder: Callable[[], str]
-) -> Iterator[tuple[Row, Question | Problem]]:
+    model: OmniLM, task: Task, rows: list[ManifestEntry], encoder: Callable[[], str]
+) -> Iterator[tuple[ManifestEntry, Question | Problem]]:
     """`encoder` gives the fingerprint of the model's."""
     if task.given == "text":
         yield from ((row, _read(model, row.t1)) for row in rows)

@@ -18,12 +18,12 @@ from omnikit.audio.reader import LONGEST
 from omnikit.data.batched import in_batches
 from omnikit.data.find_files import with_other_ending
 from omnikit.data.manifest_writer import AUDIO, ManifestWriter
-from omnikit.data.recording_check import Recording, check_recording
+from omnikit.data.recording_check import RecordingCheck, check_recording
 from omnikit.data.skipped import Item, Remark
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.option_ranges import Range
 from omnikit.prepare.shards import (
-    Part,
+    ManifestPart,
     Summary,
     fingerprint_of,
     kept,
@@ -47,7 +47,7 @@ class Corpus:
     fields: tuple[str, ...]
     splits: Callable[[Path], dict[str, Path]]
     """The data folder -> name of each split that it holds, and where the split is."""
-    parts: Callable[[str, Path], list[Part]]
+    parts: Callable[[str, Path], list[ManifestPart]]
     """A split's name and place -> its parts."""
     shards: bool = False
     """Parquet shards instead of one CSV file."""
@@ -151,7 +151,7 @@ class _Split:
             remove_others(self.manifest, {part.name for part in parts})
         return total
 
-    def _part(self, part: Part, title: str) -> Summary:
+    def _part(self, part: ManifestPart, title: str) -> Summary:
         path = self.manifest / f"{part.name}.parquet" if self.corpus.shards else self.manifest
         made_by = (VERSION, self.corpus.fields, self.checks.decode_all, self.checks.max_seconds)
         fingerprint = fingerprint_of(replace(part, recordings=lambda: self._recordings(part)), *made_by)
@@ -164,14 +164,14 @@ class _Split:
         self.unread.clear()
         return make(path, fingerprint, lambda: self._write(part, path, title))
 
-    def _recordings(self, part: Part) -> Iterator[str]:
+    def _recordings(self, part: ManifestPart) -> Iterator[str]:
         """The recordings that rows of a part name, also those that are missing or broken."""
         if not self.corpus.embedded and {*AUDIO} & {*self.corpus.fields}:
             for item in part.items():
                 if not isinstance(item, Remark):
                     yield from (_present(item[name]) for name in AUDIO if item.get(name) is not None)
 
-    def _write(self, part: Part, path: Path, title: str) -> Summary:
+    def _write(self, part: ManifestPart, path: Path, title: str) -> Summary:
         summary = Summary(self.split)
         with (
             ManifestWriter(path, self.corpus.fields, self.corpus.embedded) as writer,
@@ -184,16 +184,16 @@ class _Split:
         for item, found in zip(batch, pool.map(self._check, batch), strict=True):
             yield self._row(item, found, summary)
 
-    def _check(self, item: Item | Remark) -> Recording:
+    def _check(self, item: Item | Remark) -> RecordingCheck:
         """What can be said of an item alone: its first recording, or the first one with a problem."""
         problem = None if isinstance(item, Remark) else problem_of_texts(item)
         if isinstance(item, Remark) or problem:
-            return Recording(problem)
+            return RecordingCheck(problem)
         options = {"decode_all": self.checks.decode_all, "max_seconds": self.checks.max_seconds}
         found = [_checked(item, name, **options) for name in AUDIO if item.get(name) is not None]
-        return next((each for each in found if each.problem), found[0] if found else Recording())
+        return next((each for each in found if each.problem), found[0] if found else RecordingCheck())
 
-    def _row(self, item: Item | Remark, found: Recording, summary: Summary) -> Item | Remark:
+    def _row(self, item: Item | Remark, found: RecordingCheck, summary: Summary) -> Item | Remark:
         """The item with its duration, or why it is no row; `summary` gets the notes."""
         if isinstance(item, Remark):
             return item
@@ -211,7 +211,7 @@ class _Split:
         return item
 
 
-def _checked(item: Item, name: str, **options: Any) -> Recording:
+def _checked(item: Item, name: str, **options: Any) -> RecordingCheck:
     """Check a recording of an item, which stands there as a path or as bytes.
 
     Where the path is missing, a recording of the same name with another ending takes its place in the item, as in a

@@ -14,7 +14,7 @@ from omnikit.data.find_files import recordings, visible
 from omnikit.data.manifest_columns import Malformed, converted
 from omnikit.data.parquet_manifest import DAMAGED, values
 from omnikit.data.skipped import Item, Remark
-from omnikit.prepare.shards import Part
+from omnikit.prepare.shards import ManifestPart
 
 _READ_ROWS = 256  # of a table at a time
 
@@ -69,7 +69,7 @@ def parquet_parts(
     columns: Sequence[str],
     to_item: Callable[[dict[str, Any]], Item | Remark],
     rows_per_part: int | None = None,
-) -> list[Part]:
+) -> list[ManifestPart]:
     """Parts of a Parquet file, each a fixed range of its row groups.
 
     Args:
@@ -84,13 +84,13 @@ def parquet_parts(
     try:
         file = pq.ParquetFile(path)
     except DAMAGED:  # the end of the file says what is in it
-        return [Part(path.stem, [path], lambda: [Remark("shard unreadable", path.name)])]
+        return [ManifestPart(path.stem, [path], lambda: [Remark("shard unreadable", path.name)])]
     for column in columns:
         if column not in file.schema_arrow.names:
             raise ValueError(f"{path}: column {column!r} is missing; it has {', '.join(file.schema_arrow.names)}")
     ranges = _ranges([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)], rows_per_part)
     return [
-        Part(
+        ManifestPart(
             path.stem if rows_per_part is None else f"{path.stem}-{i:04d}",
             [path],
             lambda groups=groups: _read(path, columns, groups, to_item),

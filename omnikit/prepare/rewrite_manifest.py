@@ -27,7 +27,7 @@ from omnikit.option_ranges import COUNT
 from omnikit.prepare.corpus_readers import parquet_parts
 from omnikit.prepare.reuse import Earlier, digest_recordings
 from omnikit.prepare.shards import (
-    Part,
+    ManifestPart,
     Summary,
     fingerprint_of,
     kept,
@@ -62,7 +62,7 @@ class Columns:
         return Columns(tuple(n for n in FIELDS if n in names), tuple(n for n in AUDIO if n in embedded))
 
 
-class Step(ABC):
+class ManifestTransform(ABC):
     """What is done with the rows."""
 
     name: str
@@ -94,7 +94,12 @@ class Step(ABC):
 
 
 def rewrite(
-    manifest: str | Path, save_folder: str | Path, step: Step, *, shard_rows: int = SHARD_ROWS, strict: bool = False
+    manifest: str | Path,
+    save_folder: str | Path,
+    step: ManifestTransform,
+    *,
+    shard_rows: int = SHARD_ROWS,
+    strict: bool = False,
 ) -> Summary:
     """Write the shards that are not there yet; under torchrun, those of this process: every `WORLD_SIZE`-th.
 
@@ -125,7 +130,7 @@ def rewrite(
     return total
 
 
-def read_parts(manifest: Path, shard_rows: int, recordings: Sequence[str] = ()) -> tuple[Columns, list[Part]]:
+def read_parts(manifest: Path, shard_rows: int, recordings: Sequence[str] = ()) -> tuple[Columns, list[ManifestPart]]:
     """The fields of a manifest, and its rows as parts that become a shard each.
 
     Args:
@@ -139,7 +144,7 @@ def read_parts(manifest: Path, shard_rows: int, recordings: Sequence[str] = ()) 
     items = list(read_fields(manifest))
     names = {name for item in items if not isinstance(item, Remark) for name in item}
     return Columns(()).with_more(names), [
-        Part(
+        ManifestPart(
             f"{manifest.stem}-{number:04d}",
             [manifest],
             lambda rows=rows: map(_copy, rows),
@@ -161,7 +166,7 @@ def _paths(rows: Iterable[Item | Remark], names: Sequence[str]) -> Iterator[str]
             yield from (row[name] for name in names if isinstance(row.get(name), str))
 
 
-def _parquet_parts(manifest: Path, shard_rows: int, recordings: Sequence[str]) -> tuple[Columns, list[Part]]:
+def _parquet_parts(manifest: Path, shard_rows: int, recordings: Sequence[str]) -> tuple[Columns, list[ManifestPart]]:
     columns, shards, parts = Columns(()), [], []
     for file in shard_files(manifest):
         try:
@@ -179,7 +184,7 @@ def _parquet_parts(manifest: Path, shard_rows: int, recordings: Sequence[str]) -
     return columns, parts
 
 
-def _parts_of(shard: Shard, shard_rows: int, recordings: Sequence[str]) -> list[Part]:
+def _parts_of(shard: Shard, shard_rows: int, recordings: Sequence[str]) -> list[ManifestPart]:
     """The parts of a shard; recordings that stand in it as bytes are its own content."""
     parts = parquet_parts(shard.file, tuple(shard.fields), _typing(shard), shard_rows)
     kinds = {name: shard.schema.field(name).type for name, field in shard.fields.items() if field in recordings}
@@ -220,7 +225,13 @@ def _typing(shard: Shard) -> Callable[[dict[str, Any]], Item]:
 
 
 def _shard(
-    folder: Path, part: Part, step: Step, columns: Columns, shard_rows: int, strict: bool, title: str
+    folder: Path,
+    part: ManifestPart,
+    step: ManifestTransform,
+    columns: Columns,
+    shard_rows: int,
+    strict: bool,
+    title: str,
 ) -> Summary:
     path = folder / f"{part.name}.parquet"
     fingerprint = fingerprint_of(part, VERSION, shard_rows, columns, *step.made_by)
@@ -233,14 +244,23 @@ def _shard(
 
 
 def _write(
-    path: Path, part: Part, step: Step, columns: Columns, strict: bool, title: str, earlier: Earlier, note: dict
+    path: Path,
+    part: ManifestPart,
+    step: ManifestTransform,
+    columns: Columns,
+    strict: bool,
+    title: str,
+    earlier: Earlier,
+    note: dict,
 ) -> Summary:
     with ManifestWriter(path, columns.names, columns.embedded) as writer:
         batches = ((len(batch), _made(batch, step, earlier, note)) for batch in in_batches(part.items(), step.chunk))
         return write_rows(writer, Summary(part.name), batches, total=part.rows, title=title, strict=strict)
 
 
-def _made(batch: Sequence[Item | Remark], step: Step, earlier: Earlier, note: dict) -> Iterator[Item | Remark]:
+def _made(
+    batch: Sequence[Item | Remark], step: ManifestTransform, earlier: Earlier, note: dict
+) -> Iterator[Item | Remark]:
     """What stands between usable rows is told first."""
     items = []
     for item in batch:

@@ -24,7 +24,7 @@ from omnikit.files import write_json
 
 
 @dataclass(frozen=True)
-class Part:
+class ManifestPart:
     """What one file is made from."""
 
     name: str
@@ -99,7 +99,7 @@ class Summary:
         return f"{self.split}: {size}; skipped: {self.skipped}{noted}"
 
 
-def fingerprint_of(part: Part, *made_by: object) -> str:
+def fingerprint_of(part: ManifestPart, *made_by: object) -> str:
     """A name for what a file is made from: the state of its sources and recordings, the part, and whatever else
     matters. It asks the file system once for each recording."""
     stamps = []

@@ -10,9 +10,9 @@ from urllib.parse import quote
 from omnikit.data.manifest_writer import AUDIO, CODES_OF
 from omnikit.data.skipped import Item, Remark
 from omnikit.files import write_bytes
-from omnikit.prepare.rewrite_manifest import SHARD_ROWS, Columns, Step, check_recordings, rewrite
+from omnikit.prepare.rewrite_manifest import SHARD_ROWS, Columns, ManifestTransform, check_recordings, rewrite
 from omnikit.prepare.shards import Summary
-from omnikit.prepare.voices import Request, Voice, say_all
+from omnikit.prepare.voices import SynthesisRequest, Voice, say_all
 
 SAYS = {"a1": "t1", "a2": "t2"}
 """Recording -> what it says."""
@@ -51,7 +51,7 @@ def synthesize(
     return rewrite(manifest, save_folder, step, shard_rows=shard_rows, strict=strict)
 
 
-class _Synthesizing(Step):
+class _Synthesizing(ManifestTransform):
     name = "synthesize"
     chunk = 512  # a voice that remembers begins anew with each
 
@@ -91,9 +91,9 @@ class _Synthesizing(Step):
         return str(path)
 
 
-def _request(item: Item, name: str) -> Request:
+def _request(item: Item, name: str) -> SynthesisRequest:
     language = item.get("language", "")
     if name == "a2":
-        return Request(item["t2"], None, language)
+        return SynthesisRequest(item["t2"], None, language)
     seed = int.from_bytes(hashlib.sha256(item["id"].encode()).digest()[:8], "big")
-    return Request(item["t1"], seed, language)
+    return SynthesisRequest(item["t1"], seed, language)

@@ -22,7 +22,7 @@ from omnikit.data.skipped import Item, Remark
 from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part
 from omnikit.option_ranges import POSITIVE
-from omnikit.prepare.rewrite_manifest import SHARD_ROWS, Columns, Step, check_recordings, rewrite
+from omnikit.prepare.rewrite_manifest import SHARD_ROWS, Columns, ManifestTransform, check_recordings, rewrite
 from omnikit.prepare.shards import Summary
 from omnikit.torchrun import check_device, own_device
 
@@ -140,7 +140,7 @@ def _has(found: _Loaded | Remark, name: str) -> bool:
     return isinstance(found, _Loaded) and name in found.wavs
 
 
-class _Tokenizing(Step):
+class _Tokenizing(ManifestTransform):
     """A row gets codes for each recording in `fields` and features of `HEARD`, where it has not the same ones already.
 
     Codes of another codec, and features of another encoder, are made anew, too, wherever they stand.

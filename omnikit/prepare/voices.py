@@ -115,7 +115,7 @@ def open_voice(name: str, **options: Any) -> Voice:
 
 
 @dataclass(frozen=True)
-class Request:
+class SynthesisRequest:
     """What is to be said."""
 
     text: str
@@ -124,14 +124,14 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Said:
+class SynthesizedSpeech:
     """A FLAC file's bytes and its length; no data where the voice could not say the text."""
 
     data: bytes | None = None
     seconds: float = 0.0
 
 
-def say_all(voice: Voice, requests: Sequence[Request]) -> list[Said]:
+def say_all(voice: Voice, requests: Sequence[SynthesisRequest]) -> list[SynthesizedSpeech]:
     """What the voice makes of texts, whatever it said before."""
     if not voice.remembers:
         return _say(voice, requests)
@@ -150,17 +150,17 @@ def say_all(voice: Voice, requests: Sequence[Request]) -> list[Said]:
         fresh.join()
 
 
-def _say_to(sender: Connection, voice: Voice, requests: Sequence[Request]) -> None:
+def _say_to(sender: Connection, voice: Voice, requests: Sequence[SynthesisRequest]) -> None:
     sender.send(_say(voice, requests))
 
 
-def _say(voice: Voice, requests: Sequence[Request]) -> list[Said]:
+def _say(voice: Voice, requests: Sequence[SynthesisRequest]) -> list[SynthesizedSpeech]:
     return [_flac(voice, request) for request in requests]
 
 
-def _flac(voice: Voice, request: Request) -> Said:
+def _flac(voice: Voice, request: SynthesisRequest) -> SynthesizedSpeech:
     try:
         wav = voice.say(request.text, request.seed, request.language)
     except ValueError:
-        return Said()
-    return Said(encode_flac(wav, voice.sample_rate), len(wav) / voice.sample_rate)
+        return SynthesizedSpeech()
+    return SynthesizedSpeech(encode_flac(wav, voice.sample_rate), len(wav) / voice.sample_rate)

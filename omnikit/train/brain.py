@@ -23,7 +23,7 @@ from omnikit.losses import StreamLosses, stream_losses, weighted_mean
 from omnikit.model import OmniLM
 from omnikit.train.epoch_progress import EpochProgress, StreamSums
 from omnikit.train.plot_curves import draw_curves, read_log
-from omnikit.train.robust_brain import GuardedBrain, highest_loss
+from omnikit.train.robust_brain import RobustBrain, highest_loss
 
 LOG = "train_log.jsonl"
 
@@ -73,7 +73,7 @@ class Losses(nn.Module):
             return batch.heard(*self.model.encoder(batch.wav[at], batch.samples[at]))
 
 
-class OmniBrain(GuardedBrain):
+class OmniBrain(RobustBrain):
     """Trains an OmniLM by next-token cross-entropy per stream, with warm-up, a cosine schedule and task-mixed batches.
 
     Its only module is `losses`, a `Losses`. Under torchrun each process has its own batches.

@@ -27,7 +27,7 @@ from omnikit.train.brain import cosine_rate
 from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.phoneme_dataset import BLANK, Phones, make_dataset
 from omnikit.train.resume import RunIdentity, resumes
-from omnikit.train.robust_brain import GuardedBrain, highest_loss
+from omnikit.train.robust_brain import RobustBrain, highest_loss
 from omnikit.weights import load_into, save_weights
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ HEAD_RATE = 1e-2
 """Learning rate of the CTC head alone, a linear layer on normalised features."""
 
 
-class EncoderBrain(GuardedBrain):
+class EncoderBrain(RobustBrain):
     """CTC over the encoder's features. In the first `head_steps` the head learns alone: the gradients of a random one
     would undo what a trained encoder knows.
 

@@ -10,7 +10,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
 
 from omnikit.data.augment import SAMPLE_RATE, Augment
-from omnikit.data.manifest_reader import Clip, Row
+from omnikit.data.manifest_reader import ManifestEntry, Recording
 from omnikit.prepare.espeak import phonemes
 
 BLANK = 0
@@ -34,7 +34,7 @@ class Phones:
         return [self.ids[sound] for sound in phonemes(text)]
 
 
-def heard(rows: Iterable[Row], group: str) -> dict[str, dict[str, Any]]:
+def heard(rows: Iterable[ManifestEntry], group: str) -> dict[str, dict[str, Any]]:
     """Rows of a manifest as {id: {clip, text, duration, group}}, ids with the group in front; rows without a duration
     whose recording cannot be read are left out."""
     found = {}
@@ -49,7 +49,7 @@ def make_dataset(rows: dict[str, dict[str, Any]], phones: Phones, augment: Augme
     """Rows of `heard` -> items with `id`, `group`, `wav` [N] at 16 kHz and `phones` [L]."""
     targets = {text: phones.encode(text) for text in {row["text"] for row in rows.values()}}
 
-    def wav(clip: Clip) -> Tensor:
+    def wav(clip: Recording) -> Tensor:
         sound = clip.load(SAMPLE_RATE)
         return torch.from_numpy(augment(sound.numpy())) if augment else sound
 

@@ -35,7 +35,7 @@ def highest_loss(classes: int) -> float:
     return _ABOVE_GUESS * math.log(classes)
 
 
-class GuardedBrain(sb.Brain):
+class RobustBrain(sb.Brain):
     """Skips optimiser steps that would spoil the weights, see the top of this file.
 
     Subclasses may set `highest_loss`, and call `check_validation` and `save_epoch` at the end of a validation stage.

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.manifest_reader import Row
+from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.sources import hear, read_rows
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.evaluate.wer import Pair, score
@@ -80,7 +80,7 @@ def hypotheses(decoder: Decoder, task: Task, questions: list[Question]) -> list[
 
 
 def _questions(
-    model: OmniLM, task: Task, rows: list[Row], name: str, cache_folder: str | Path
+    model: OmniLM, task: Task, rows: list[ManifestEntry], name: str, cache_folder: str | Path
 ) -> tuple[Task, list[Question], list[str]]:
     rows = [row for row in rows if row.serves(task)]
     if task.given == "speech":

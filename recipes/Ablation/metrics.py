@@ -10,7 +10,7 @@ from typing import Any
 
 from grid import MODEL, TRAIN, Grid
 from plan import Run
-from schedule import Record
+from schedule import RunRecord
 
 from omnikit.hparams.name_lookup import nearest
 from omnikit.train.brain import LOG
@@ -31,7 +31,7 @@ class Outcome:
 
 def outcomes(grid: Grid, run: Run) -> list[Outcome]:
     """Of a run and of the readings of its row; none where it is not yet finished."""
-    record = Record(run)
+    record = RunRecord(run)
     if failure := record.failure():
         return [Outcome(run.row, run.seed, failure=failure)]
     if record.left():
@@ -56,7 +56,7 @@ def _read(
     return Outcome(row, run.seed, figures, notes=tuple(notes), jobs=jobs)
 
 
-def _sources(grid: Grid, run: Run, record: Record) -> dict[str, Any]:
+def _sources(grid: Grid, run: Run, record: RunRecord) -> dict[str, Any]:
     folders = {step.name: step.folder for step in run.steps}
     results = {name: _result(folders[name] / evaluation.result) for name, evaluation in grid.evaluate.items()}
     return {**results, MODEL: run.model, TRAIN: _training(run, record)}
@@ -66,7 +66,7 @@ def _result(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _training(run: Run, record: Record) -> dict[str, Any]:
+def _training(run: Run, record: RunRecord) -> dict[str, Any]:
     """Seconds in training epochs without validation (None where a kill made the log forget some), optimiser steps, and
     the last validation."""
     stages = [step for step in run.steps if step.trains]

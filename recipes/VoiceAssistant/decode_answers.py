@@ -14,13 +14,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from omnikit.audio.io import save_audio, wav_name
-from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.hparams import build_part
-from omnikit.option_ranges import COUNT, Pattern
+from omnikit.option_ranges import COUNT, Regex
 
 
-def chosen(manifest: str, ids: str, limit: int | None) -> list[Row]:
+def chosen(manifest: str, ids: str, limit: int | None) -> list[ManifestEntry]:
     """The first `limit` rows (None: all) whose ids fit the pattern and that have a spoken answer.
 
     Raises:
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--ids", default="", metavar="REGEX")
     parser.add_argument("--limit", type=COUNT, metavar="N")
     options = parser.parse_args()
-    Pattern().check("ids", options.ids)
+    Regex().check("ids", options.ids)
     rows = chosen(options.manifest, options.ids, options.limit)
     codec = build_part("codec", options.codec, **({"weights": options.weights} if options.weights else {}))
     codec.load_weights()

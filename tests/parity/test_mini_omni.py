@@ -17,7 +17,7 @@ from omnikit.engines import COMPILED, ENGINES, OPENVINO, open_engine
 from omnikit.engines.static import find_compiler
 from omnikit.generate import Decoder, Decoding, Question
 from omnikit.losses import stream_losses, weighted_mean
-from omnikit.model import OmniLM, Speech
+from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS, make_prompt, make_sample
 from tests.parity import published
@@ -66,9 +66,9 @@ def shared_ids(model: OmniLM, steps: torch.Tensor) -> torch.Tensor:
     return published_order(steps + torch.tensor(model.layout.offsets)[:, None])
 
 
-def speech_of(model: OmniLM, features: torch.Tensor) -> Speech:
+def speech_of(model: OmniLM, features: torch.Tensor) -> AdaptedSpeech:
     length = torch.tensor([len(features)])
-    return Speech(model.adapter(features[None], length)[0], length, torch.tensor([1]))
+    return AdaptedSpeech(model.adapter(features[None], length)[0], length, torch.tensor([1]))
 
 
 def logits_of(model: OmniLM, steps: torch.Tensor, features: torch.Tensor | None):

@@ -31,8 +31,8 @@ import run as ablation  # noqa: E402
 import schedule as schedule_of_steps  # noqa: E402
 from figures import Outcome, figure_at  # noqa: E402
 from grid import Figure, Grid, Reading, read_grid, slug, some_rows  # noqa: E402
-from plan import Run, Step, as_text, plan_run  # noqa: E402
-from schedule import Record, Scheduler, last_lines, locked  # noqa: E402
+from plan import Run, ScriptCall, as_text, plan_run  # noqa: E402
+from schedule import RunRecord, Scheduler, last_lines, locked  # noqa: E402
 from table import cells, markdown, write_csv, write_runs_csv  # noqa: E402
 
 SHIPPED = "hparams/ablation.yaml"
@@ -169,7 +169,7 @@ def made_run(tmp_path):
     def make(row: str, *names: str, recipe: str = "{lr: 1}") -> Run:
         folder = tmp_path / row
         steps = [
-            Step(
+            ScriptCall(
                 name, tmp_path, [str(tmp_path / "script.py"), str(tmp_path), f"{row}-{name}"],
                 {"recipe": recipe, "run_options": {}}, trains=name == "train", alone=name == "speed",
             )
@@ -193,8 +193,8 @@ def events(tmp_path) -> list[list[str]]:
 def test_a_failing_run_is_given_up_and_the_others_go_on(made_run, tmp_path):
     runs = [made_run("a", "broken", "qa"), made_run("b", "train", "qa")]
     assert schedule(1, runs) == [("a", "broken", 3, 1), ("b", "train", 0, 0), ("b", "qa", 0, 0)]
-    assert "status 3: last words" in Record(runs[0]).failure() and Record(runs[1]).failure() is None
-    assert [step.name for step in Record(runs[0]).left()] == ["broken", "qa"]
+    assert "status 3: last words" in RunRecord(runs[0]).failure() and RunRecord(runs[1]).failure() is None
+    assert [step.name for step in RunRecord(runs[0]).left()] == ["broken", "qa"]
     assert [event[1] for event in events(tmp_path)] == 2 * ["a-broken"] + 2 * ["b-train"] + 2 * ["b-qa"]
 
 
@@ -203,14 +203,14 @@ def test_what_is_done_is_not_done_again(made_run, tmp_path):
     schedule(1, [run])
     assert schedule(1, [run]) == []
     changed = dataclasses.replace(run.steps[1], settings={"recipe": "{lr: 2}", "run_options": {}})
-    assert [step.name for step in Record(dataclasses.replace(run, steps=[run.steps[0], changed])).left()] == ["qa"]
+    assert [step.name for step in RunRecord(dataclasses.replace(run, steps=[run.steps[0], changed])).left()] == ["qa"]
 
 
 def test_a_training_anew_makes_its_evaluations_anew(made_run):
     run = made_run("a", "train", "qa")
     schedule(1, [run])
-    Record(run).begin(run.steps[0], 1)  # as if it were killed now
-    assert [step.name for step in Record(run).left()] == ["train", "qa"]
+    RunRecord(run).begin(run.steps[0], 1)  # as if it were killed now
+    assert [step.name for step in RunRecord(run).left()] == ["train", "qa"]
 
 
 def test_runs_go_side_by_side_but_time_is_measured_alone(made_run, tmp_path):
@@ -229,11 +229,11 @@ def test_a_training_with_other_settings_is_not_gone_on_with(made_run, tmp_path):
     run = made_run("a", "train")
     schedule(1, [run])
     other = made_run("a", "train", recipe="{lr: 2, warmup: 3}")
-    Record(other).check()  # nothing was saved: it begins anew
+    RunRecord(other).check()  # nothing was saved: it begins anew
     (tmp_path / "save" / "CKPT+1").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"trained with other settings \(lr, warmup\)"):
-        Record(other).check()
-    Record(run).check()
+        RunRecord(other).check()
+    RunRecord(run).check()
 
 
 def test_seconds_of_a_resumed_training_are_not_told(made_run, tmp_path):
@@ -241,10 +241,10 @@ def test_seconds_of_a_resumed_training_are_not_told(made_run, tmp_path):
     log = {"epoch": 1, "step": 4, "train": {"seconds": 2.5}, "valid": {"wer": 50.0}}
     (tmp_path / figures.LOG).write_text(json.dumps(log) + "\n" + json.dumps(log | {"epoch": 2, "step": 8}) + "\n")
     schedule(1, [run])
-    assert figures._training(run, Record(run)) == {"seconds": 5.0, "steps": 8, "valid": {"wer": 50.0}}
+    assert figures._training(run, RunRecord(run)) == {"seconds": 5.0, "steps": 8, "valid": {"wer": 50.0}}
     (tmp_path / "save" / "CKPT+1").mkdir(parents=True)
-    Record(run).begin(run.steps[0], 1)
-    assert figures._training(run, Record(run))["seconds"] is None
+    RunRecord(run).begin(run.steps[0], 1)
+    assert figures._training(run, RunRecord(run))["seconds"] is None
 
 
 def test_two_do_not_work_in_one_folder(tmp_path):

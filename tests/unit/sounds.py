@@ -15,11 +15,11 @@ from toy import ToyEncoder
 from omnikit.audio.io import load_audio
 from omnikit.audio.reader import Unusable
 from omnikit.data.encode_recordings import make_features
-from omnikit.data.manifest_reader import Clip, Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, Recording, read_manifest
 from omnikit.data.recording_check import check_recording
 from omnikit.data.samples import Heard, Unheard
 from omnikit.data.skipped import NOTES, Remark
-from omnikit.offline.batches import Problem, Reply, each_reply, load_recordings
+from omnikit.offline.batches import DecodedAnswer, Problem, each_reply, load_recordings
 from omnikit.prepare.shards import Summary
 from omnikit.prepare.tokenize import Parts, tokenize
 from omnikit.tasks import TASKS
@@ -81,7 +81,7 @@ class Ear(ToyEncoder):
 
 def by_all_paths(files: list[Path], folder: Path) -> dict[str, list[Outcome]]:
     """How each file fares singly, from bytes, in a batch, in a cache, on the fly, in `tokenize`, in `prepare`."""
-    rows = [Row(str(i), "x", a1=Clip(str(i), path=str(file))) for i, file in enumerate(files)]
+    rows = [ManifestEntry(str(i), "x", a1=Recording(str(i), path=str(file))) for i, file in enumerate(files)]
     return {
         "singly": [_outcome(lambda file=file: len(load_audio(file, RATE))) for file in files],
         "bytes": [_outcome(lambda file=file: len(_embedded(file).load(RATE))) for file in files],
@@ -93,8 +93,8 @@ def by_all_paths(files: list[Path], folder: Path) -> dict[str, list[Outcome]]:
     }
 
 
-def _embedded(file: Path) -> Clip:
-    return Clip("row", table=[{"a1": file.read_bytes()}], column="a1")
+def _embedded(file: Path) -> Recording:
+    return Recording("row", table=[{"a1": file.read_bytes()}], column="a1")
 
 
 def _outcome(length) -> Outcome:
@@ -105,10 +105,10 @@ def _outcome(length) -> Outcome:
         return error.reason
 
 
-def _in_batch(rows: list[Row]) -> list[Outcome]:
-    def respond(batch: list[Row]):
+def _in_batch(rows: list[ManifestEntry]) -> list[Outcome]:
+    def respond(batch: list[ManifestEntry]):
         heard, problems = load_recordings(batch, RATE)
-        yield from ((row, Reply("", torch.zeros(len(wav)))) for row, wav in heard)
+        yield from ((row, DecodedAnswer("", torch.zeros(len(wav)))) for row, wav in heard)
         yield from problems
 
     found = each_reply(respond, TASKS["A1T1"], rows, batch_size=4, quiet=True, max_seconds=30.0)
@@ -116,7 +116,7 @@ def _in_batch(rows: list[Row]) -> list[Outcome]:
     return [outcomes[row.id] for row in rows]
 
 
-def _in_cache(row: Row) -> Outcome:
+def _in_cache(row: ManifestEntry) -> Outcome:
     return _outcome(lambda: _length(make_features(Ear()).batch([row.a1.load(RATE)])[0]))
 
 
@@ -125,7 +125,7 @@ def _length(features: torch.Tensor) -> int:
     return int(1000 * thousands + rest)
 
 
-def _on_the_fly(row: Row) -> Outcome:
+def _on_the_fly(row: ManifestEntry) -> Outcome:
     heard = Heard(live=Ear())
     expected = heard.expected(row)
     if isinstance(expected, str):

@@ -50,7 +50,7 @@ def test_first_sound_after_eleven_passes(model):
 
 
 def test_it_is_measured_as_omnikit_is():
-    plan = bench.Plan(seconds=0.2, context=40, steps=3, frames=CHUNK, answers=2, repeats=1, gib=0.001)
+    plan = bench.BenchSizes(seconds=0.2, context=40, steps=3, frames=CHUNK, answers=2, repeats=1, gib=0.001)
     figures = inference.measure_baseline(build(), plan)
     assert figures.keys() == ROWS.keys()
     steps = build().pattern.num_steps(plan.frames)

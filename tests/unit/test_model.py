@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from omnikit.losses import stream_losses, weighted_mean
-from omnikit.model import Speech
+from omnikit.model import AdaptedSpeech
 from omnikit.tokens import IGNORE
 from tests.unit.toy import toy_model
 
@@ -25,7 +25,7 @@ def test_embedding_is_the_mean_over_streams_with_speech_in_the_audio_rows(patter
     model = toy_model(pattern)
     steps, dim = random_steps(model), model.llm.dim
     features = torch.randn(3, 4, dim)
-    speech = Speech(features, torch.tensor([4, 0, 2]), torch.tensor([1, 1, 3]))
+    speech = AdaptedSpeech(features, torch.tensor([4, 0, 2]), torch.tensor([1, 1, 3]))
     streams, vocab = model.layout.num_streams, model.llm.vocab_size
     expected = torch.zeros(3, 8, dim)
     for b in range(3):
@@ -74,7 +74,7 @@ def test_frozen_parts_stay_bit_identical():
     before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in model.parts().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     adapted = model.adapter(torch.randn(3, 6, model.encoder.dim), torch.tensor([6, 6, 6]))
-    hidden = model(random_steps(model), Speech(*adapted, torch.ones(3, dtype=torch.long)))
+    hidden = model(random_steps(model), AdaptedSpeech(*adapted, torch.ones(3, dtype=torch.long)))
     weighted_mean(stream_losses(model, hidden, random_steps(model)), torch.ones(4)).backward()
     optimizer.step()
     for name, part in model.parts().items():

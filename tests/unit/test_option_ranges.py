@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from omnikit.option_ranges import COUNT, FROM_ZERO, PATH, PATH_OR_NONE, SEED, Items, Pattern, Range, check_ranges
+from omnikit.option_ranges import COUNT, FROM_ZERO, PATH, PATH_OR_NONE, SEED, Items, Range, Regex, check_ranges
 
 SHARE = Range(0, 1, above=True, null=True)
 
@@ -45,7 +45,7 @@ def test_messages_name_flag_and_value():
         (PATH, 5, "--a.b 5: must be a text; quote it"),
         (PATH, None, "--a.b None: must be a text"),
         (PATH_OR_NONE, "", "--a.b : must be a text or null"),
-        (Pattern(), "(", r"--a.b \(: is no regular expression \(missing \)"),
+        (Regex(), "(", r"--a.b \(: is no regular expression \(missing \)"),
         (Items({"name": PATH}), [5], r"--a.b 5: must be a list of \[{name: ..}\]"),
         (Items({"name": PATH}), [{"name": 5}], "--a.b.name 5: must be a text"),
     ):

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni, load
-from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.data.samples import codec_name
 from omnikit.data.skipped import Skipped
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
-    Listener,
-    Said,
-    Speech,
+    Judge,
+    SpeechSet,
+    SpokenText,
     judge_all,
     keep_wavs,
     open_judge,
@@ -30,10 +30,10 @@ from omnikit.evaluate.intelligibility import (
     reference_speech,
     references,
 )
-from omnikit.evaluate.speed import Speed, measure, speed_table
-from omnikit.evaluate.mos import open_mos, opinions, opinions_table
+from omnikit.evaluate.mos import mos_scores, mos_table, open_mos
 from omnikit.evaluate.qa import some
 from omnikit.evaluate.recipe_checks import check_evaluation
+from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.text_normalisation import Normalizer, normalizer
 from omnikit.evaluate.wer import ErrorRates
 from omnikit.files import whole_text, write_json, write_text
@@ -48,7 +48,7 @@ SYSTEM = "the system, from text"
 SPEAK = TASKS["T1A1"]
 
 
-def read_rows(hparams: dict[str, Any]) -> list[Row]:
+def read_rows(hparams: dict[str, Any]) -> list[ManifestEntry]:
     """The sentences to be spoken, with their recordings if they have any."""
     manifest, ids = hparams["manifest"], hparams["ids"]
     rows = read_manifest(manifest, Path(hparams["cache_folder"]) / "tables")
@@ -69,15 +69,15 @@ def open_codecs(own: Codec, wanted: list[dict[str, str]]) -> dict[str, Codec]:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SpokenTexts:
     """The texts that a system was given, as it speaks them."""
 
-    said: list[Said]
+    said: list[SpokenText]
     truncated_percent: float  # of the texts, those that were not spoken to their end
     skipped: Skipped
 
 
-def speak(model: OmniLM, rows: list[Row], hparams: dict[str, Any]) -> Spoken:
+def speak(model: OmniLM, rows: list[ManifestEntry], hparams: dict[str, Any]) -> SpokenTexts:
     """The system reads every row's text.
 
     Raises:
@@ -89,11 +89,11 @@ def speak(model: OmniLM, rows: list[Row], hparams: dict[str, Any]) -> Spoken:
         raise ValueError(f"--manifest {hparams['manifest']}: no text could be spoken; skipped: {skipped}")
     said = [(row.id, row.t1, sound(model.codec, found[row.id].codes)) for row in rows if row.id in found]
     cut = sum(cut_short(reply, SPEAK) for reply in found.values())
-    return Spoken(said, 100 * cut / len(found), skipped)
+    return SpokenTexts(said, 100 * cut / len(found), skipped)
 
 
 def intelligibility(
-    judge: Listener, speech: dict[str, Speech], normalize: Normalizer, folder: Path
+    judge: Judge, speech: dict[str, SpeechSet], normalize: Normalizer, folder: Path
 ) -> dict[str, ErrorRates]:
     """What the judge hears of recordings, codecs and the system; the last goes to `heard.jsonl` as well."""
     found = judge_all(judge, speech, normalize)
@@ -103,7 +103,7 @@ def intelligibility(
     return {title: rates for title, (rates, _) in found.items()}
 
 
-def speed(omni: Omni, said: list[Said], hparams: dict[str, Any]) -> dict[str, Speed | None]:
+def speed(omni: Omni, said: list[SpokenText], hparams: dict[str, Any]) -> dict[str, Speed | None]:
     """Of the first sentences."""
     texts = [text for _, text, _ in said[: hparams["speed_sentences"]]]
     if not texts:
@@ -125,10 +125,10 @@ def main() -> None:
     spoken = speak(omni.model, rows, hparams)
     keep_wavs(spoken.said, folder / "wav", omni.sample_rate, hparams["keep_wavs"])
     speech = reference_speech(codecs, references(rows, SPEAK, codec_name(omni.model)), own=OWN)
-    speech[SYSTEM] = Speech(omni.sample_rate, lambda: spoken.said)
+    speech[SYSTEM] = SpeechSet(omni.sample_rate, lambda: spoken.said)
     normalize = normalizer(hparams["judge_normalizer"])
     rates = {} if judge is None else intelligibility(judge, speech, normalize, folder)
-    found = opinions(mos, speech)
+    found = mos_scores(mos, speech)
     measured = speed(omni, spoken.said, hparams)
     about = {
         "checkpoint": hparams["checkpoint"] or "the shipped mini system",
@@ -145,7 +145,7 @@ def main() -> None:
     })  # fmt: skip
     notes = "\n".join([*(f"- {key}: {value}" for key, value in about.items()), f"- left out: {spoken.skipped}"])
     tables = [rates_table(rates) if rates else NOT_JUDGED]
-    tables += [opinions_table(found)] if found else []
+    tables += [mos_table(found)] if found else []
     tables += [speed_table(measured)] if measured else []
     text = "\n\n".join([f"# Speech from text, {Path(hparams['manifest']).stem}", *tables, notes]) + "\n"
     write_text(folder / "tts.md", text)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni, load
-from omnikit.data.manifest_reader import Row
+from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.samples import codec_name
 from omnikit.errors import bad_input_exits
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
-    Speech,
+    SpeechSet,
     judge_all,
     keep_wavs,
     open_judge,
@@ -25,17 +25,17 @@ from omnikit.evaluate.intelligibility import (
     reference_speech,
     references,
 )
-from omnikit.evaluate.speed import Speed, measure, speed_table
-from omnikit.evaluate.mos import open_mos, opinions, opinions_table
-from omnikit.evaluate.qa import Shares, Way, count_right, read_questions, shares_table, some, write_answers
+from omnikit.evaluate.mos import mos_scores, mos_table, open_mos
+from omnikit.evaluate.qa import AnswerMode, QAScores, count_right, qa_table, read_questions, some, write_answers
 from omnikit.evaluate.recipe_checks import check_evaluation
+from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.text_normalisation import normalizer, normalizer_version
 from omnikit.files import write_json, write_text
 from omnikit.hparams import load_recipe
-from omnikit.offline.batches import Reply, replies, sound
+from omnikit.offline.batches import DecodedAnswer, replies, sound
 from omnikit.tasks import TASKS
 
-Answers = dict[str, dict[str, Reply]]
+Answers = dict[str, dict[str, DecodedAnswer]]
 """Way -> question id -> reply."""
 
 
@@ -46,7 +46,7 @@ class QAEvaluation:
         self.hparams, self.omni, self.model = hparams, omni, omni.model
         self.folder = Path(hparams["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ways = [Way.of(name, options) for name, options in hparams["ways"].items()]
+        self.ways = [AnswerMode.of(name, options) for name, options in hparams["ways"].items()]
         self.judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
         self.mos = open_mos(hparams["mos"], hparams["mos_source"], device)
         self.judge_normalize = normalizer(hparams["judge_normalizer"])
@@ -56,10 +56,10 @@ class QAEvaluation:
         if self.judged_split not in self.rows:
             raise ValueError(f"--judged_split {self.judged_split}: not in splits ({', '.join(self.rows)})")
 
-    def _read(self, split: str, options: dict[str, Any]) -> list[Row]:
+    def _read(self, split: str, options: dict[str, Any]) -> list[ManifestEntry]:
         return some(read_questions(split, options, self.hparams["cache_folder"]), self.hparams["limit"])
 
-    def answer(self, split: str) -> tuple[dict[str, Shares], Answers]:
+    def answer(self, split: str) -> tuple[dict[str, QAScores], Answers]:
         """Answers a split in every way."""
         shares, found = {}, {}
         normalize, rows = normalizer(self.hparams["normalizer"]), self.rows[split]
@@ -76,11 +76,11 @@ class QAEvaluation:
                 keep_wavs(said, where, self.model.codec.sample_rate, len(said))
         return shares, found
 
-    def _said(self, given: dict[str, Reply], limit: int) -> list:
+    def _said(self, given: dict[str, DecodedAnswer], limit: int) -> list:
         chosen = list(given.items())[:limit]
         return [(name, reply.text, sound(self.model.codec, reply.codes)) for name, reply in chosen]
 
-    def speech(self, found: Answers) -> dict[str, Speech]:
+    def speech(self, found: Answers) -> dict[str, SpeechSet]:
         """Recorded answers and what the codec keeps of them, if wanted; the spoken answers with their own text."""
         limit, speech = self.hparams["judge_limit"], {}
         if self.hparams["references"]:
@@ -89,7 +89,7 @@ class QAEvaluation:
         for way in self.ways:
             if way.task.speaks:
                 title = f"spoken answers against their own text, {way.name.replace('_', ' ')}"
-                speech[title] = Speech(self.omni.sample_rate, partial(self._said, found[way.name], limit))
+                speech[title] = SpeechSet(self.omni.sample_rate, partial(self._said, found[way.name], limit))
         return speech
 
     def speed(self, found: Answers) -> dict[str, Speed | None]:
@@ -133,7 +133,7 @@ def main() -> None:
             if run.judge is not None:
                 heard = judge_all(run.judge, speech, run.judge_normalize)
                 rates = {title: each for title, (each, _) in heard.items()}
-            mos, speed = opinions(run.mos, speech), run.speed(found)
+            mos, speed = mos_scores(run.mos, speech), run.speed(found)
     about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system"}
     about |= {"normalizer": normalizer_version(hparams["normalizer"]), "judge": hparams["judge"]}
     write_json(run.folder / "qa.json", {
@@ -143,8 +143,8 @@ def main() -> None:
         "mos": {name: o.as_dict() for name, o in mos.items()},
         "speed": {way: s and s.as_dict() for way, s in speed.items()},
     })  # fmt: skip
-    tables = [shares_table(shares), rates_table(rates) if rates else NOT_JUDGED]
-    tables += [opinions_table(mos)] if mos else []
+    tables = [qa_table(shares), rates_table(rates) if rates else NOT_JUDGED]
+    tables += [mos_table(mos)] if mos else []
     tables += [speed_table(speed)] if speed else []
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
     text = "\n\n".join(["# Spoken questions", *tables, notes])

@@ -16,7 +16,7 @@ from omnikit.bench.table import ROWS, table
 from omnikit.llms.transformers_lm import TransformersLM
 from tests.unit.toy import tokenizer_file, toy_model
 
-SMALL = bench.Plan(seconds=0.1, context=40, steps=5, frames=4, answers=2, repeats=2, gib=0.001)
+SMALL = bench.BenchSizes(seconds=0.1, context=40, steps=5, frames=4, answers=2, repeats=2, gib=0.001)
 
 
 def test_every_row_of_the_shipped_system_is_printed(monkeypatch, capsys):
@@ -100,4 +100,4 @@ def test_the_table_shows_the_middle_and_the_slow_end():
 
 def test_bad_flags():
     with pytest.raises(ValueError, match="--seconds 0: must be above 0"):
-        bench.Plan(seconds=0)
+        bench.BenchSizes(seconds=0)

@@ -15,10 +15,10 @@ import soundfile
 import torch
 
 from omnikit.data import array_cache
-from omnikit.data.array_cache import ArrayCache, ArrayStore, Place, fingerprint, open_cache
+from omnikit.data.array_cache import ArrayCache, ArrayLocation, ArrayStore, fingerprint, open_cache
 from omnikit.data.digest_ledger import open_ledger
 from omnikit.data.encode_recordings import codes_of, features_of
-from omnikit.data.manifest_reader import Clip
+from omnikit.data.manifest_reader import Recording
 from tests.unit.toy import ToyCodec, ToyEncoder
 
 
@@ -26,7 +26,7 @@ def numbers(count: int = 600) -> dict[bytes, torch.Tensor]:
     return {bytes([i // 256, i % 256]): torch.randint(-100, 100, (i % 3, i), dtype=torch.int16) for i in range(count)}
 
 
-def found(cache: ArrayCache, digest: bytes) -> Place | None:
+def found(cache: ArrayCache, digest: bytes) -> ArrayLocation | None:
     (place,) = cache.find([digest])
     return place
 
@@ -147,11 +147,11 @@ def test_fingerprint_follows_weights_and_options():
 
 
 @pytest.fixture
-def clips(tmp_path) -> list[Clip]:
+def clips(tmp_path) -> list[Recording]:
     for i, seconds in enumerate((0.5, 0.2, 0.9)):
         soundfile.write(tmp_path / f"{i}.wav", torch.rand(int(16000 * seconds)).numpy() - 0.5, 16000)
     (tmp_path / "3.wav").write_bytes(b"not audio")
-    return [Clip(str(i), path=str(tmp_path / f"{i}.wav")) for i in range(4)]
+    return [Recording(str(i), path=str(tmp_path / f"{i}.wav")) for i in range(4)]
 
 
 def test_features_and_codes_equal_those_of_single_recordings(clips, tmp_path, caplog):

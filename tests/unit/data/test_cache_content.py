@@ -13,7 +13,7 @@ from toy import ToyCodec, ToyEncoder, toy_model
 
 from omnikit.audio.reader import Unusable
 from omnikit.data.encode_recordings import codes_of, features_of
-from omnikit.data.manifest_reader import Clip, read_manifest
+from omnikit.data.manifest_reader import Recording, read_manifest
 from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.sources import check_cache, read_sources
 
@@ -45,10 +45,10 @@ class Recordings:
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.wav"
 
-    def clips(self) -> list[Clip]:
-        return [Clip(name, path=str(self.path(name))) for name in self.names]
+    def clips(self) -> list[Recording]:
+        return [Recording(name, path=str(self.path(name))) for name in self.names]
 
-    def encoded(self, clips: list[Clip] | None = None) -> list[str]:
+    def encoded(self, clips: list[Recording] | None = None) -> list[str]:
         """Which recordings are encoded when all are asked for; their features are checked."""
         self.encoder.encoded.clear()
         clips = self.clips() if clips is None else clips
@@ -150,8 +150,8 @@ def test_a_failure_is_remembered_until_the_file_is_repaired(broken, recordings, 
     recordings.path("r1").write_bytes(broken)
     reason = "unreadable" if broken == b"not audio" else "refused"
     tried = []
-    load = Clip.load
-    monkeypatch.setattr(Clip, "load", lambda clip, rate: (tried.append(clip.key), load(clip, rate))[1])
+    load = Recording.load
+    monkeypatch.setattr(Recording, "load", lambda clip, rate: (tried.append(clip.key), load(clip, rate))[1])
     for attempt in (1, 0):
         tried.clear()
         caplog.clear()
@@ -172,22 +172,22 @@ def test_a_file_that_is_missing_is_tried_again(recordings: Recordings, caplog: p
 
 def test_a_file_that_changes_while_it_is_read_is_not_stored(recordings: Recordings, monkeypatch, caplog):
     recordings.path("r1").write_bytes(sound(0.2, seed=9))
-    load = Clip.load
+    load = Recording.load
 
-    def meanwhile(clip: Clip, rate: int) -> torch.Tensor:
+    def meanwhile(clip: Recording, rate: int) -> torch.Tensor:
         if clip.key == "r1":
             Path(clip.path).write_bytes(sound(0.25, seed=8))
         return load(clip, rate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Clip, "load", meanwhile)
+        patch.setattr(Recording, "load", meanwhile)
         assert "r1" not in features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert "1 of 4 recordings skipped: 1 not readable now" in caplog.text
     assert recordings.encoded() == ["r1"]
 
 
 def test_two_sources_and_two_parts_share_what_they_can(recordings: Recordings, monkeypatch: pytest.MonkeyPatch):
-    again = [Clip(f"other {clip.key}", path=clip.path) for clip in recordings.clips()]
+    again = [Recording(f"other {clip.key}", path=clip.path) for clip in recordings.clips()]
     read = digests_counted(monkeypatch)
     assert recordings.encoded(again) == []
     codec = ToyCodec()
@@ -201,7 +201,7 @@ def embedded(path: Path, sounds: dict[str, bytes]) -> Path:
     return path
 
 
-def in_table(recordings: Recordings, path: Path) -> list[Clip]:
+def in_table(recordings: Recordings, path: Path) -> list[Recording]:
     return [row.a1 for row in read_manifest(path, recordings.cache / "tables")]
 
 
@@ -269,17 +269,17 @@ def test_caches_of_an_earlier_version_are_told_and_not_used(recordings: Recordin
 def test_a_fault_of_the_disk_is_not_remembered(recordings: Recordings, monkeypatch: pytest.MonkeyPatch):
     """Its digest is known, and while another part encodes it the file cannot be opened for a moment."""
     recordings.encoder.scale = 2.0  # another part, whose cache is empty
-    load = Clip.load
+    load = Recording.load
 
-    def fails(clip: Clip, rate: int):
+    def fails(clip: Recording, rate: int):
         if clip.key == "r1":
             raise Unusable("unreadable", "r1: cannot be read (Too many open files)", transient=True)
         return load(clip, rate)
 
-    monkeypatch.setattr(Clip, "load", fails)
+    monkeypatch.setattr(Recording, "load", fails)
     monkeypatch.setattr(recordings, "names", ["r0", "r1"])
     features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
-    monkeypatch.setattr(Clip, "load", load)
+    monkeypatch.setattr(Recording, "load", load)
     assert recordings.encoded() == ["r1"]
 
 
@@ -287,7 +287,9 @@ def test_the_verdict_of_another_reader_is_asked_again(recordings: Recordings, mo
     recordings.path("r1").write_bytes(b"not audio")
     assert recordings.encoded() == [] and recordings.held == ["r0", "r2", "r3"]
     asked = []
-    monkeypatch.setattr(Clip, "load", lambda clip, rate, load=Clip.load: asked.append(clip.key) or load(clip, rate))
+    monkeypatch.setattr(
+        Recording, "load", lambda clip, rate, load=Recording.load: asked.append(clip.key) or load(clip, rate)
+    )
     features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert asked == []
     monkeypatch.setattr("omnikit.data.array_cache._READER", "reader 0")

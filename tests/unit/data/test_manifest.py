@@ -21,7 +21,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from toy import toy_model
 
 from omnikit.data import manifest_writer
-from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.data.samples import make_dataset
 from omnikit.data.sources import read_rows, read_sources
@@ -50,7 +50,7 @@ def write(path: Path, written: Sequence[dict], **options) -> Path:
     return path
 
 
-def tasks(row: Row) -> set[str]:
+def tasks(row: ManifestEntry) -> set[str]:
     return {task.name for task in TASKS.values() if row.serves(task)}
 
 
@@ -254,7 +254,7 @@ def test_an_answer_is_decoded_on_demand(coded: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="row q: holds codes of the codec 'toy', but the system's is 'mimi'"):
         row.answer_wav(codec, "mimi")
     with pytest.raises(ValueError, match="row b: has no spoken answer"):
-        Row("b", "text").answer_wav(codec, "toy")
+        ManifestEntry("b", "text").answer_wav(codec, "toy")
 
 
 def test_a_source_without_a_manifest_is_told(tmp_path: Path):

@@ -18,7 +18,7 @@ from rewriting import sound
 from toy import toy_model
 
 from omnikit.data.manifest_columns import COLUMNS, Malformed, converted
-from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.parquet_manifest import malformed_rows
 from omnikit.data.samples import make_dataset
@@ -83,7 +83,9 @@ def test_the_documentation_names_every_column():
     assert [name for name in names if f"`{name}`" not in words] == []
 
 
-def everywhere(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Row], list[Item | Remark]]:
+def everywhere(
+    path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[ManifestEntry], list[Item | Remark]]:
     """The rows of a manifest and the items of its parts, which have to agree, as has a batch job's reading."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "hf")
     rows = read_manifest(path, cache / "tables")

@@ -209,7 +209,7 @@ def test_same_greedy_tokens_side_by_side(tmp_path):
 
 def test_it_is_measured(tmp_path):
     engine = open_engine("openvino", toy_model(), tmp_path)
-    plan = bench.Plan(seconds=0.1, context=40, steps=3, frames=4, answers=1, repeats=1, gib=0.001)
+    plan = bench.BenchSizes(seconds=0.1, context=40, steps=3, frames=4, answers=1, repeats=1, gib=0.001)
     figures = bench.measure(Omni(engine.model, engine=engine), plan)
     assert figures["step_gb"] == [bench.weights_per_step(engine.model) / 1e9]  # a byte each
 

@@ -6,7 +6,7 @@ import torch
 from toy import toy_model
 
 from omnikit.audio.io import save_audio
-from omnikit.data.manifest_reader import Clip, Row
+from omnikit.data.manifest_reader import ManifestEntry, Recording
 from omnikit.evaluate.asr import evaluate_split, published_wer, write_report
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.generate import Decoder, Decoding, Question
@@ -23,8 +23,15 @@ def rows(tmp_path):
     for i, name in enumerate(TEXTS):
         save_audio(tmp_path / f"{name}.wav", torch.rand(3000 + 1700 * i, generator=generator) - 0.5, 16000)
     (tmp_path / "7-1-0009.wav").write_bytes(b"RIFF no sound at all")
-    found = [Row(name, text, a1=Clip(name, path=str(tmp_path / f"{name}.wav"))) for name, text in TEXTS.items()]
-    return [found[0], Row("7-1-0009", "a dog", a1=Clip("7-1-0009", path=str(tmp_path / "7-1-0009.wav"))), *found[1:]]
+    found = [
+        ManifestEntry(name, text, a1=Recording(name, path=str(tmp_path / f"{name}.wav")))
+        for name, text in TEXTS.items()
+    ]
+    return [
+        found[0],
+        ManifestEntry("7-1-0009", "a dog", a1=Recording("7-1-0009", path=str(tmp_path / "7-1-0009.wav"))),
+        *found[1:],
+    ]
 
 
 def test_batches_hold_each_item_once_longest_first():
@@ -49,14 +56,16 @@ def test_batched_replies_are_those_of_single_questions(rows, name, batch_size):
 
 
 def test_text_tasks_read_the_text():
-    found, _ = replies(toy_model(), TASKS["T1A1"], [Row("a", "the cat"), Row("b", "yes")], decoding=DECODING)
+    found, _ = replies(
+        toy_model(), TASKS["T1A1"], [ManifestEntry("a", "the cat"), ManifestEntry("b", "yes")], decoding=DECODING
+    )
     assert found["a"].text == "the cat" and found["a"].codes.shape[0] == 3
 
 
 def test_what_cannot_be_asked_is_counted():
     model = toy_model()
     model.llm.max_positions = 10
-    rows = [Row("a", "the cat"), Row("b", "the cat sees the dog " * 9)]
+    rows = [ManifestEntry("a", "the cat"), ManifestEntry("b", "the cat sees the dog " * 9)]
     found, skipped = replies(model, TASKS["T1A1"], rows, decoding=DECODING)
     assert list(found) == ["a"] and dict(skipped.reasons) == {"refused": 1}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnikit.evaluate.asr_judges import Judge, grammar_words
+from omnikit.evaluate.asr_judges import PocketsphinxJudge, grammar_words
 
 MINI = Path(__file__).resolve().parents[3] / "egs" / "mini"
 
@@ -24,8 +24,8 @@ def mini_module(name: str):
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge(mini_module("grammar").grammar())
+def judge() -> PocketsphinxJudge:
+    return PocketsphinxJudge(mini_module("grammar").grammar())
 
 
 @pytest.mark.parametrize(
@@ -92,4 +92,4 @@ def test_words_of_a_grammar():
 )
 def test_a_grammar_that_will_not_do(grammar, message):
     with pytest.raises(ValueError, match=message):
-        Judge(grammar)
+        PocketsphinxJudge(grammar)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from omnikit.audio.io import save_audio
-from omnikit.data.manifest_reader import Clip, Row
+from omnikit.data.manifest_reader import ManifestEntry, Recording
 from omnikit.evaluate.baseline_recognisers import BASELINES, by_recogniser, open_baseline
 from omnikit.evaluate.intelligibility import open_judge
 from omnikit.offline.batches import gather
@@ -119,7 +119,7 @@ def test_unreadable_recordings_are_counted(ctc_folder, tmp_path):
     for i, wav in enumerate(sounds()):
         save_audio(tmp_path / f"{i}.wav", wav, 16000)
     (tmp_path / "1.wav").write_bytes(b"RIFF nothing")
-    rows = [Row(str(i), "text", a1=Clip(str(i), path=str(tmp_path / f"{i}.wav"))) for i in range(3)]
+    rows = [ManifestEntry(str(i), "text", a1=Recording(str(i), path=str(tmp_path / f"{i}.wav"))) for i in range(3)]
     baseline = open_baseline("wav2vec2_base", ctc_folder)
     found, skipped = gather(by_recogniser(baseline), TASKS["A1T1"], rows, batch_size=2)
     assert list(found) == ["0", "2"] and dict(skipped.reasons) == {"unreadable": 1}

@@ -8,7 +8,7 @@ from torch import Tensor
 from toy import ToyCodec
 
 from omnikit.audio.io import load_audio, save_audio
-from omnikit.data.manifest_reader import Clip, Codes, Row
+from omnikit.data.manifest_reader import Codes, ManifestEntry, Recording
 from omnikit.evaluate.intelligibility import (
     Reference,
     encoded,
@@ -78,7 +78,7 @@ def test_codes_stand_in_for_recordings_of_the_systems_codec_alone(clips):
     fine = ToyCodec(codebook_size=50)
     stored = [fine.encode(wav[None])[0].short().tolist() for wav in clips.values()]
     rows = [
-        Row(name, "?", text, codes=Codes(name, len(values[0]), values=values))
+        ManifestEntry(name, "?", text, codes=Codes(name, len(values[0]), values=values))
         for name, text, values in zip(("fine", "other"), clips, stored, strict=True)
     ]
     said = references(rows, TASKS["A1A2"], "fine")
@@ -94,8 +94,10 @@ def test_codes_stand_in_for_recordings_of_the_systems_codec_alone(clips):
 def test_a_recording_that_cannot_be_read_is_no_reference(tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"no sound")
     save_audio(tmp_path / "good.wav", torch.rand(2000) - 0.5, 16000)
-    rows = [Row(name, name, a1=Clip(name, path=str(tmp_path / f"{name}.wav"))) for name in ("broken", "good")]
-    assert [each.id for each in references([*rows, Row("written", "x")], TASKS["T1A1"], None)] == ["good"]
+    rows = [
+        ManifestEntry(name, name, a1=Recording(name, path=str(tmp_path / f"{name}.wav"))) for name in ("broken", "good")
+    ]
+    assert [each.id for each in references([*rows, ManifestEntry("written", "x")], TASKS["T1A1"], None)] == ["good"]
 
 
 def test_an_answer_without_sound_counts_as_not_understood(clips):

@@ -3,26 +3,26 @@ import json
 import pytest
 import torch
 
-from omnikit.data.manifest_reader import Row
+from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.skipped import Skipped
-from omnikit.evaluate.qa import Way, count_right, read_questions, shares_table, some, write_answers
+from omnikit.evaluate.qa import AnswerMode, count_right, qa_table, read_questions, some, write_answers
 from omnikit.evaluate.text_normalisation import plain
-from omnikit.offline.batches import Reply
+from omnikit.offline.batches import DecodedAnswer
 from omnikit.strategies import PARALLEL
 from omnikit.tasks import TASKS
 
 A1T2 = TASKS["A1T2"]
 ROWS = [
-    Row("a", "what is one plus one", "one plus one is two", kind="sum"),
-    Row("b", "what is two plus one", "two plus one is three", kind="sum"),
-    Row("c", "hello", "hello to you", kind="greeting"),
-    Row("d", "thank you", "you are welcome", kind="greeting"),
+    ManifestEntry("a", "what is one plus one", "one plus one is two", kind="sum"),
+    ManifestEntry("b", "what is two plus one", "two plus one is three", kind="sum"),
+    ManifestEntry("c", "hello", "hello to you", kind="greeting"),
+    ManifestEntry("d", "thank you", "you are welcome", kind="greeting"),
 ]
 
 
-def reply(text: str, truncated: bool = False) -> Reply:
-    return Reply(text, torch.zeros(3, 2, dtype=torch.long), truncated)
+def reply(text: str, truncated: bool = False) -> DecodedAnswer:
+    return DecodedAnswer(text, torch.zeros(3, 2, dtype=torch.long), truncated)
 
 
 GIVEN = {"a": reply("One plus one is two."), "b": reply("two plus one is four", True), "c": reply("hello to you")}
@@ -39,7 +39,7 @@ def test_right_answers_are_counted_by_kind():
 
 def test_a_short_expected_answer_may_stand_in_a_sentence():
     """Sets whose answers are single words, as LLaMA Questions."""
-    rows = [Row(name, "?", t2) for name, t2 in zip("abcd", ["Paris", "two", "the Nile", "!"], strict=True)]
+    rows = [ManifestEntry(name, "?", t2) for name, t2 in zip("abcd", ["Paris", "two", "the Nile", "!"], strict=True)]
     given = dict(zip("abcd", map(reply, ["It is Paris.", "twofold", "The Nile!", "none"]), strict=True))
     shares = count_right(A1T2, rows, given, Skipped(), plain)
     assert (sum(shares.right.values()), shares.exact, shares.containing) == (1, 0, 2)
@@ -47,14 +47,14 @@ def test_a_short_expected_answer_may_stand_in_a_sentence():
 
 
 def test_a_text_of_which_nothing_is_left_is_right_only_as_it_stands():
-    rows = [Row(name, "?", t2) for name, t2 in zip("abc", ["...", "+", "?"], strict=True)]
+    rows = [ManifestEntry(name, "?", t2) for name, t2 in zip("abc", ["...", "+", "?"], strict=True)]
     given = dict(zip("abc", map(reply, ["", "+ ", "!"]), strict=True))
     shares = count_right(A1T2, rows, given, Skipped(), plain)
     assert (sum(shares.right.values()), shares.exact, shares.containing) == (1, 1, 1)
 
 
 def test_text_without_its_speech_is_truncated():
-    silent = Reply("yes", torch.zeros(3, 0, dtype=torch.long))
+    silent = DecodedAnswer("yes", torch.zeros(3, 0, dtype=torch.long))
     counts = {
         task: count_right(TASKS[task], ROWS[:1], {"a": silent}, Skipped(), plain).truncated for task in ("A1T2", "A1A2")
     }
@@ -66,7 +66,7 @@ def test_text_without_its_speech_is_truncated():
 def test_table_has_a_column_for_each_kind_of_any_split():
     whole = count_right(A1T2, ROWS, GIVEN, Skipped(), plain)
     sums = count_right(A1T2, ROWS[:2], GIVEN, Skipped(), plain)
-    table = shares_table({"seen": {"text": whole}, "held out": {"text": sums}}).splitlines()
+    table = qa_table({"seen": {"text": whole}, "held out": {"text": sums}}).splitlines()
     header = "| Questions, how answered | Asked | Right % | Exact % | Containing % | Truncated % | greeting % | sum % |"
     assert table[0] == header
     assert table[2:] == [
@@ -93,7 +93,7 @@ def test_any_of_the_accepted_answers_is_right(ending, tmp_path):
     shares = count_right(A1T2, rows, given, Skipped(), plain)
     assert (shares.right, shares.exact, shares.containing) == ({"": 2}, 1, 3)
     assert shares.as_dict()["kinds"] == {}
-    assert shares_table({"llama": {"text": shares}}).splitlines()[0].endswith("| Truncated % |")
+    assert qa_table({"llama": {"text": shares}}).splitlines()[0].endswith("| Truncated % |")
 
 
 def test_accepted_answers_of_a_text_have_bars_between_them(tmp_path):
@@ -125,9 +125,9 @@ def test_nothing_readable_is_an_error():
 
 
 def test_a_way_must_answer_questions():
-    assert Way.of("written", {"task": "A1T2", "strategy": PARALLEL}).task.name == "A1T2"
+    assert AnswerMode.of("written", {"task": "A1T2", "strategy": PARALLEL}).task.name == "A1T2"
     with pytest.raises(ValueError, match=r"--ways.heard.task A1T1.*A1T2.*A1A2"):
-        Way.of("heard", {"task": "A1T1", "strategy": PARALLEL})
+        AnswerMode.of("heard", {"task": "A1T1", "strategy": PARALLEL})
 
 
 def test_some_is_the_same_part_each_time():

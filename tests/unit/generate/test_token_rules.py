@@ -281,7 +281,7 @@ def test_tokens_are_those_of_computing_everything(monkeypatch, pattern, options,
     assert len(asked) == 4
 
 
-class Asked(TorchDispatchMode):
+class RequestOptions(TorchDispatchMode):
     """Counts what makes a GPU and the host wait for each other: values that the host wants to know, places that a mask
     has to be turned into, and tensors that come from the host."""
 
@@ -315,10 +315,10 @@ def test_the_choice_of_tokens_never_asks_the_device(strategy, how, constrain):
     batch.turn()
     rows, variant = len(batch.slots), batch._variant()
     hidden = Hidden(torch.randn(rows, model.llm.dim), torch.randn(rows, model.llm.dim))
-    with Asked() as asked, torch.inference_mode():
+    with RequestOptions() as asked, torch.inference_mode():
         batch.rules.choose(hidden, variant)
         batch.rules.embed(rows)
     assert asked.names == []
-    with Asked() as asked:  # the check itself
+    with RequestOptions() as asked:  # the check itself
         bool(hidden.text[0, 0] > 0)
     assert asked.names == ["_local_scalar_dense"] or asked.names == ["is_nonzero"]

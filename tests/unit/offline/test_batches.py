@@ -9,7 +9,7 @@ import torch
 from rewriting import sound
 from toy import ToyEncoder, toy_model
 
-from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.evaluate.baseline_recognisers import by_recogniser
 from omnikit.generate import Decoding
@@ -50,7 +50,7 @@ def test_another_encoders_features_and_nothing_at_all_are_counted(manifest):
     model = toy_model()
     torch.manual_seed(1)
     ready = without_recordings(manifest, ToyEncoder(), "foreign")
-    found, skipped = replies(model, TASKS["A1T1"], [*ready, Row("written", "x")], **SHORT)
+    found, skipped = replies(model, TASKS["A1T1"], [*ready, ManifestEntry("written", "x")], **SHORT)
     assert not found and skipped.reasons == {"no recording": 1, "foreign": 3}
 
 

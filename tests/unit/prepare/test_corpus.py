@@ -14,7 +14,7 @@ import soundfile
 from omnikit.data import manifest_writer
 from omnikit.data.manifest_reader import read_manifest
 from omnikit.data.recording_check import check_recording
-from omnikit.prepare.corpus import Checks, Corpus, Part, Remark, Summary, prepare
+from omnikit.prepare.corpus import Checks, Corpus, ManifestPart, Remark, Summary, prepare
 
 RATE = 16000
 
@@ -86,8 +86,8 @@ class Upstream:
         self.corpus = Corpus("upstream", fields, lambda folder: {"all": folder}, self.parts, **options)
         self.folder, self.out = folder, folder / "out"
 
-    def parts(self, split: str, place: Path) -> list[Part]:
-        return [Part(f"{i}", [self.files[i]], lambda i=i: self.items(i)) for i in range(len(self.shards))]
+    def parts(self, split: str, place: Path) -> list[ManifestPart]:
+        return [ManifestPart(f"{i}", [self.files[i]], lambda i=i: self.items(i)) for i in range(len(self.shards))]
 
     def items(self, shard: int) -> list[dict | Remark]:
         self.read.append(shard)

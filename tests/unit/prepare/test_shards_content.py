@@ -19,7 +19,7 @@ from toy import ToyCodec, ToyEncoder
 from omnikit.data.manifest_reader import read_manifest
 from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.prepare import reuse
-from omnikit.prepare.corpus import Corpus, Part, prepare
+from omnikit.prepare.corpus import Corpus, ManifestPart, prepare
 from omnikit.prepare.shards import fingerprint_of
 from omnikit.prepare.synthesize import synthesize
 from omnikit.prepare.tokenize import Parts, tokenize
@@ -132,7 +132,7 @@ def test_shards_of_an_earlier_version(manifest: Manifest, caplog: pytest.LogCapt
     reuse._report_old.cache_clear()
     for number, path in enumerate(sorted(manifest.out.glob("*.summary.json"))):
         note = json.loads(path.read_text())
-        named = Part(f"{manifest.path.stem}-{number:04d}", [manifest.path], tuple, 2)
+        named = ManifestPart(f"{manifest.path.stem}-{number:04d}", [manifest.path], tuple, 2)
         old = note["fingerprint"] if manifest.embedded else fingerprint_of(named)  # which recordings were no part of
         path.write_text(json.dumps({"fingerprint": old, "summary": note["summary"]}))
     assert manifest.encoded() == (0 if manifest.embedded else COUNT)
@@ -146,7 +146,7 @@ def test_fingerprints_without_recordings_are_those_of_earlier_versions(tmp_path:
     os.utime(source, ns=(1, 1))
     stamps = [(str(source.resolve()), 1, 1)]
     text = repr(("name", 2, ("x", 1), stamps))
-    assert fingerprint_of(Part("name", [source], tuple, 2), "x", 1) == hashlib.sha256(text.encode()).hexdigest()
+    assert fingerprint_of(ManifestPart("name", [source], tuple, 2), "x", 1) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_synthesis_does_not_read_recordings(tmp_path: Path):
@@ -170,7 +170,7 @@ class Upstream:
         for i in range(3):
             (folder / f"{i}.wav").write_bytes(sound(0.1 + 0.1 * i, seed=i))
         (folder / "transcript").write_text("0 1 2")
-        part = Part("p", [folder / "transcript"], self.items)
+        part = ManifestPart("p", [folder / "transcript"], self.items)
         fields = ("id", "duration", "t1", "a1")
         self.corpus = Corpus("upstream", fields, lambda folder: {"all": folder}, lambda *_: [part], shards=shards)
 

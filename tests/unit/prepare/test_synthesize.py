@@ -9,10 +9,10 @@ import pytest
 import soundfile
 from rewriting import Beeps, contents, killed_at_random, run_synthesize, sound
 
-from omnikit.data.manifest_reader import Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.prepare.synthesize import synthesize
-from omnikit.prepare.voices import EspeakVoice, Request, Voice, open_voice, say_all
+from omnikit.prepare.voices import EspeakVoice, SynthesisRequest, Voice, open_voice, say_all
 
 TEXTS = [{"id": f"q/{i}", "t1": f"question {i % 2}", "t2": "the answer"} for i in range(4)]
 
@@ -24,7 +24,7 @@ def write(path: Path, rows: list[dict], group: int = 100, **options) -> Path:
     return path
 
 
-def made(path: Path, folder: Path, voice: Voice | None = None, **options) -> tuple[list[Row], object]:
+def made(path: Path, folder: Path, voice: Voice | None = None, **options) -> tuple[list[ManifestEntry], object]:
     summary = synthesize(path, folder, voice or Beeps(), voice_name="beeps", **options)
     return list(read_manifest(folder, folder / "tables")), summary
 
@@ -86,8 +86,12 @@ def test_espeak_says_the_same_whatever_it_said_before(tmp_path: Path):
 
 
 def test_espeak_has_many_voices_for_questions_and_one_for_answers():
-    requests = [Request("good morning", seed) for seed in (1, 2, 3, None, None)]
-    requests += [Request("guten morgen", 1, "de"), Request("good morning", 1, "xx"), Request("", None)]
+    requests = [SynthesisRequest("good morning", seed) for seed in (1, 2, 3, None, None)]
+    requests += [
+        SynthesisRequest("guten morgen", 1, "de"),
+        SynthesisRequest("good morning", 1, "xx"),
+        SynthesisRequest("", None),
+    ]
     said = say_all(EspeakVoice(), requests)
     assert len({each.data for each in said[:3]}) == 3 and len({round(each.seconds, 1) for each in said[3:5]}) == 1
     assert said[5].data and said[6].data is None and said[7].data is None
