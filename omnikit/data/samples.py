@@ -72,7 +72,7 @@ class SpeechInputs:
         """The recording [N] of which the training step makes features; None where the row has features.
 
         Raises:
-            Unheard: it cannot be read, or the encoder takes no recording of that length.
+            UnusableRecording: it cannot be read, or the encoder takes no recording of that length.
         """
         if self.live is None or self.own(row) is not None:
             return None

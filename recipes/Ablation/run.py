@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from figures import Outcome, outcomes
 from grid import Grid, read_grid, slug, some_rows
+from metrics import Outcome, outcomes
 from plan import Run, ScriptCall, plan_run
 from plots import draw_against, draw_figures
 from schedule import RunRecord, Scheduler, locked, log_of, prepare

@@ -26,11 +26,11 @@ from tests.recipes.conftest import MINI_SYSTEM, ROOT, flac
 ABLATION = ROOT / "recipes" / "Ablation"
 sys.path.append(str(ABLATION))
 
-import figures  # noqa: E402
+import metrics  # noqa: E402
 import run as ablation  # noqa: E402
 import schedule as schedule_of_steps  # noqa: E402
-from figures import Outcome, figure_at  # noqa: E402
 from grid import Figure, Grid, Reading, read_grid, slug, some_rows  # noqa: E402
+from metrics import Outcome, figure_at  # noqa: E402
 from plan import Run, ScriptCall, as_text, plan_run  # noqa: E402
 from schedule import RunRecord, Scheduler, last_lines, locked  # noqa: E402
 from table import cells, markdown, write_csv, write_runs_csv  # noqa: E402
@@ -239,12 +239,12 @@ def test_a_training_with_other_settings_is_not_gone_on_with(made_run, tmp_path):
 def test_seconds_of_a_resumed_training_are_not_told(made_run, tmp_path):
     run = made_run("a", "train")
     log = {"epoch": 1, "step": 4, "train": {"seconds": 2.5}, "valid": {"wer": 50.0}}
-    (tmp_path / figures.LOG).write_text(json.dumps(log) + "\n" + json.dumps(log | {"epoch": 2, "step": 8}) + "\n")
+    (tmp_path / metrics.LOG).write_text(json.dumps(log) + "\n" + json.dumps(log | {"epoch": 2, "step": 8}) + "\n")
     schedule(1, [run])
-    assert figures._training(run, RunRecord(run)) == {"seconds": 5.0, "steps": 8, "valid": {"wer": 50.0}}
+    assert metrics._training(run, RunRecord(run)) == {"seconds": 5.0, "steps": 8, "valid": {"wer": 50.0}}
     (tmp_path / "save" / "CKPT+1").mkdir(parents=True)
     RunRecord(run).begin(run.steps[0], 1)
-    assert figures._training(run, RunRecord(run))["seconds"] is None
+    assert metrics._training(run, RunRecord(run))["seconds"] is None
 
 
 def test_two_do_not_work_in_one_folder(tmp_path):

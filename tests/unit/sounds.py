@@ -17,7 +17,7 @@ from omnikit.audio.reader import Unusable
 from omnikit.data.encode_recordings import make_features
 from omnikit.data.manifest_reader import ManifestEntry, Recording, read_manifest
 from omnikit.data.recording_check import check_recording
-from omnikit.data.samples import Heard, Unheard
+from omnikit.data.samples import SpeechInputs, UnusableRecording
 from omnikit.data.skipped import NOTES, Remark
 from omnikit.offline.batches import DecodedAnswer, Problem, each_reply, load_recordings
 from omnikit.prepare.shards import Summary
@@ -126,13 +126,13 @@ def _length(features: torch.Tensor) -> int:
 
 
 def _on_the_fly(row: ManifestEntry) -> Outcome:
-    heard = Heard(live=Ear())
+    heard = SpeechInputs(live=Ear())
     expected = heard.expected(row)
     if isinstance(expected, str):
         return expected
     try:
         return len(heard.wav(row))
-    except Unheard:
+    except UnusableRecording:
         return "unreadable"  # what was found damaged only in the step
 
 

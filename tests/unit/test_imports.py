@@ -162,8 +162,8 @@ def test_a_system_is_compared_on_the_meta_device_without_the_compiler():
     code = (
         "import sys, torch\n"
         "from omnikit.hparams import build_part\n"
-        "from omnikit.skip_init import Undrawn\n"
-        "with Undrawn(), torch.device('meta'):\n"
+        "from omnikit.skip_init import SkipInit\n"
+        "with SkipInit(), torch.device('meta'):\n"
         "    parts = build_part('encoder', 'mini'), build_part('codec', 'mel_rvq')\n"
         "assert all(tensor.is_meta for part in parts for tensor in part.state_dict().values())\n"
         "print(*({'torch._dynamo', 'sympy'} & set(sys.modules)))"

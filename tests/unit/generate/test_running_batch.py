@@ -16,7 +16,7 @@ import torch
 
 from omnikit.api import Omni
 from omnikit.engines import open_engine
-from omnikit.engines.cuda_graphs import Recorder
+from omnikit.engines.cuda_graphs import GraphRecorder
 from omnikit.engines.static import StaticEngine
 from omnikit.engines.torch import TorchEngine
 from omnikit.generate import (
@@ -149,7 +149,7 @@ class Recorded(StaticEngine):
 
     def open(self, capacity):
         slots = super().open(capacity)
-        slots.recorder = Recorder(ReplayedOperations())
+        slots.recorder = GraphRecorder(ReplayedOperations())
         return slots
 
 
