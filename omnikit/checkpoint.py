@@ -24,6 +24,7 @@ from omnikit.hub import hub_folder, is_hub_id
 from omnikit.llms.build_modes import SKELETON_DTYPE, for_inference, skeletons
 from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, opened_once
 from omnikit.model import OmniLM
+from omnikit.old_names import with_new_paths
 from omnikit.size_limits import check_memory, limited
 from omnikit.skip_init import SkipInit
 from omnikit.torchrun import check_device
@@ -200,7 +201,7 @@ def _read(folder: Path, allow: tuple[str, ...] = ()) -> _Parts:
 
 
 def _hparams(folder: Path) -> str:
-    return read_text(_piece(folder, HPARAMS), MOST_BYTES)
+    return with_new_paths(read_text(_piece(folder, HPARAMS), MOST_BYTES))
 
 
 def _tokenizer_of(folder: Path, name: str) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from omnikit.errors import bad_input_exits
+from omnikit.old_names import pointer
 
 if TYPE_CHECKING:
     from omnikit.api import Omni, Reply
@@ -318,7 +319,8 @@ def main() -> None:
         except Exception as error:
             if not hasattr(error, "format_message"):  # what Typer says of its own: a missing argument ..
                 raise
-            raise ValueError(error.format_message()) from None
+            unknown = str(getattr(error, "option_name", "")).lstrip("-")
+            raise ValueError(error.format_message() + pointer(unknown)) from None
     raise SystemExit(status)
 
 

@@ -96,7 +96,7 @@ def _ids(model: OmniLM) -> list[str]:
 
 def _sizes(model: OmniLM) -> list[str]:
     """Parameters by what they do; a head that is tied to its embeddings is counted with these."""
-    known, new = model.llm, (model.text_rows, model.audio_rows)
+    known, new = model.llm, (model.new_text_embeddings, model.new_audio_embeddings)
     embeddings, heads = (sum(count_parameters(getattr(rows, side)) for rows in new) for side in ("embed", "head"))
     speaking = [part for name, part in model.parts().items() if name not in ("encoder", "codec")]
     return [

@@ -64,7 +64,7 @@ def lesson(model: OmniLM, wavs: dict[str, Tensor]) -> Batch:
 
 def learn(model: OmniLM, batch: Batch, steps: int) -> list[float]:
     """The loss of every step."""
-    model.freeze_all_but(["adapter", "llm", "text_rows", "audio_rows"])
+    model.freeze_all_but(["adapter", "llm", "new_text_embeddings", "new_audio_embeddings"])
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(steps):

@@ -238,7 +238,11 @@ def _read_bandwidth(gib: float, device: torch.device) -> list[float]:
 
 def weights_per_step(model: OmniLM) -> int:
     """Weights that a step reads: of embedding tables it reads a few rows only, unless they are heads, too."""
-    parts = [part for part in (model.llm, model.tts_adapter, model.text_rows, model.audio_rows) if part is not None]
+    parts = [
+        part
+        for part in (model.llm, model.tts_adapter, model.new_text_embeddings, model.new_audio_embeddings)
+        if part is not None
+    ]
     modules = [module for part in parts for module in part.modules() if not isinstance(module, nn.Embedding)]
     read = {weight for module in modules for weight in module.parameters(recurse=False)}
     return sum(weight.numel() for weight in read)

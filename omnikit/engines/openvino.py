@@ -143,8 +143,11 @@ def _convert(model: OmniLM, files: dict[str, Path], weights: str) -> None:
     if model.tts_adapter is not None:
         stacks.append((model.tts_adapter.trunk, model.tts_adapter.trunk.norm.weight))
     _write(GraphBuilder(weights).trunk(stacks), files["blocks"])
-    _write(GraphBuilder(weights).head([model.llm.lm_head.weight, model.text_rows.head.weight]), files["text_head"])
-    _write(GraphBuilder(weights).head([model.audio_rows.head.weight]), files["audio_head"])
+    _write(
+        GraphBuilder(weights).head([model.llm.lm_head.weight, model.new_text_embeddings.head.weight]),
+        files["text_head"],
+    )
+    _write(GraphBuilder(weights).head([model.new_audio_embeddings.head.weight]), files["audio_head"])
 
 
 def _write(graph: ov.Model, file: Path) -> None:

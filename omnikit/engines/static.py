@@ -58,7 +58,7 @@ class StaticEngine(Engine):
         adapter = model.tts_adapter
         self.adapter = [] if adapter is None else blocks_of(adapter.trunk, first=len(self.trunk), joined=True)
         self.windows = {block.window for block in (*self.trunk, *self.adapter)}
-        self.text_head = Joint([model.llm.lm_head, model.text_rows.head], joined=True)
+        self.text_head = Joint([model.llm.lm_head, model.new_text_embeddings.head], joined=True)
         self.compute: Callable[[Tensor, Tensor, Kept, int], Hidden] = self._one_position
         self.compiled: set[tuple[int, ...]] | None = None
         if compiled:
@@ -72,7 +72,7 @@ class StaticEngine(Engine):
         return self.text_head(hidden)
 
     def audio_logits(self, hidden: Tensor) -> Tensor:
-        return self.model.audio_rows.head(hidden)
+        return self.model.new_audio_embeddings.head(hidden)
 
     def new_cache(self, rows: int, room: int) -> Kept:
         """Return zeros for keys and values: what is masked is multiplied by 0, and must not be NaN."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from omnikit.old_names import refuse_old_keys
 from omnikit.option_ranges import (
     COUNT,
     COUNT_OR_NONE,
@@ -39,6 +40,7 @@ def check_evaluation(tree: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a value of the wrong kind or outside its range.
     """
+    refuse_old_keys(tree)
     check_ranges(tree, RANGES)
     splits = tree.get("splits")
     if splits is not None and not isinstance(splits, list):

@@ -10,11 +10,14 @@ from typing import Any
 
 from omnikit.errors import missing_package
 from omnikit.hparams.yaml_tree import dotted_name
+from omnikit.old_names import pointer
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
     """The end of an error message about an unknown name: what was probably meant, and all there is."""
     names = sorted(map(str, known))
+    if renamed := pointer(name, names):
+        return renamed
     close = difflib.get_close_matches(str(name), names, n=1)
     return (f"; did you mean {close[0]}?" if close else "") + f" (choices: {', '.join(names) or 'none'})"
 
@@ -33,7 +36,7 @@ def locate(node: Mapping, who: str) -> Any:
             raise ValueError(f"{who}: {missing_package(error.value.name)}") from None
         raise
     if found is None:
-        raise ValueError(f"{who}: there is no class {name}")
+        raise ValueError(f"{who}: there is no class {name}{pointer(name)}")
     return found
 
 

@@ -19,6 +19,7 @@ from omnikit.hparams.named_parts import KINDS, part_files, pick
 from omnikit.hparams.overrides import as_overrides
 from omnikit.hparams.part_flags import part_names, spread
 from omnikit.hparams.yaml_tree import dotted_name, one_line, read_tree, read_tree_text, tag_of, walk, write_tree
+from omnikit.old_names import pointer
 from omnikit.part_sizes import check_numbers
 
 MODEL = "model"
@@ -111,6 +112,7 @@ def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str
     folder = Path(path).parent
     overrides = as_overrides(tree, spread(tree, settings, folder), folder)
     _check_placeholders(tree, overrides, path)
+    _check_classes(tree, path)
     with open(path, encoding="utf-8") as stream:
         text = resolve_references(stream, copy.deepcopy(overrides)).getvalue()
     names = part_names(tree, overrides)
@@ -230,6 +232,13 @@ def _check_placeholders(tree: Mapping, overrides: Mapping[str, Any], path: str) 
     for key, node in walk(tree):
         if tag_of(node) == "!PLACEHOLDER" and not _given(overrides, key.split(".")):
             raise ValueError(f"--{key}: required by {path}, give it a value")
+
+
+def _check_classes(tree: Mapping, path: str) -> None:
+    """Refuse classes that are called otherwise now."""
+    for key, node in walk(tree):
+        if tag_of(node).startswith("!") and (renamed := pointer(dotted_name(node))):
+            raise ValueError(f"{path}: {key}: there is no class {dotted_name(node)}{renamed}")
 
 
 def _given(overrides: Any, keys: list[str]) -> bool:

@@ -21,6 +21,7 @@ from omnikit.data.manifest_writer import AUDIO, CODES_OF
 from omnikit.data.skipped import Item, Remark
 from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part
+from omnikit.old_names import pointer
 from omnikit.option_ranges import POSITIVE
 from omnikit.prepare.rewrite_manifest import SHARD_ROWS, Columns, ManifestTransform, check_recordings, rewrite
 from omnikit.prepare.shards import Summary
@@ -89,7 +90,10 @@ def read_parts(
     check_device(device)
     unknown = [key for key in settings if key.partition(".")[0] not in ("codec", "encoder")]
     if unknown:
-        raise ValueError(f"--{unknown[0]}: no such option; parts here are --codec and --encoder, with their options")
+        renamed = pointer(unknown[0])
+        raise ValueError(
+            f"--{unknown[0]}: no such option{renamed or '; parts here are --codec and --encoder, with their options'}"
+        )
     if checkpoint_folder is not None:
         model = checkpoint.load(checkpoint_folder, device=device)
         name = names_of(model.recipe).get("codec")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnikit.hparams.name_lookup import nearest
+from omnikit.old_names import SOURCE_OPTIONS, refuse_old_keys
 from omnikit.option_ranges import (
     COUNT,
     COUNT_OR_NONE,
@@ -67,6 +68,7 @@ def check_encoder(tree: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a value of the wrong kind or outside its range.
     """
+    refuse_old_keys(tree)
     check_ranges(tree, ENCODER_RANGES)
 
 
@@ -76,6 +78,7 @@ def check_stage(tree: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a value of the wrong kind or outside its range, or one that would have no effect.
     """
+    refuse_old_keys(tree)
     check_ranges(tree, RANGES)
     check_optimizer(tree, "opt_class", "peak_rate")
     check_tasks(tree.get("tasks"))
@@ -120,4 +123,5 @@ def check_sources(sources: Any, table: str) -> None:
     """Check the options of each source; those that are null are not wanted."""
     for name, options in sources.items() if isinstance(sources, Mapping) else ():
         if isinstance(options, Mapping):
+            refuse_old_keys(options, SOURCE_OPTIONS, f"{table}.{name}.")
             check_ranges(options, SOURCE_RANGES, prefix=f"{table}.{name}.")

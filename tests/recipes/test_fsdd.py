@@ -167,7 +167,7 @@ def test_prepare_train_evaluate(run, tmp_path: Path):
     steps = ["--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "200"]
     start = ["--start_from", encoder / "system"]
     run("ASR/train.py", "hparams/train.yaml", *own, *start, "--output_folder", asr, *steps)
-    assert changed(encoder / "system", asr) == {"adapter", "llm", "text_rows"}
+    assert changed(encoder / "system", asr) == {"adapter", "llm", "new_text_embeddings"}
     log = json.loads((asr / "train_log.jsonl").read_text())
     assert log["step"] == 2 and {"text", "wer"} <= set(log["valid"])
 

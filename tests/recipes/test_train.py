@@ -74,8 +74,14 @@ def test_three_stages(train_here, data, tmp_path):
     status, written = train_here("stage3", data, stages[2], "--start_from", str(stages[1]), "--check_cache")
     assert status == 0, written
     assert "have changed since they were read" in written
-    assert changed(stages[0], stages[1]) == {"llm", "text_rows"}
-    assert changed(stages[1], stages[2]) == {"adapter", "llm", "tts_adapter", "text_rows", "audio_rows"}
+    assert changed(stages[0], stages[1]) == {"llm", "new_text_embeddings"}
+    assert changed(stages[1], stages[2]) == {
+        "adapter",
+        "llm",
+        "tts_adapter",
+        "new_text_embeddings",
+        "new_audio_embeddings",
+    }
     log = [json.loads(line) for line in (stages[2] / "train_log.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["epoch"], line["step"]) for line in log] == [("stage3", 1, 3), ("stage3", 2, 6)]
     assert {"loss", "text", "audio1", "audio7", "wer", "wrong A1T2"} <= set(log[-1]["valid"])

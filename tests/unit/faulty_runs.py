@@ -101,7 +101,7 @@ def loader(found: list[Batch]) -> DataLoader:
 
 def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) -> FaultyBrain:
     model = toy_model(tts_blocks=1)
-    model.freeze_all_but(["adapter", "llm", "tts_adapter", "text_rows", "audio_rows"])
+    model.freeze_all_but(["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"])
     counter = EpochCounter(epochs)
     hparams = {
         "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_rate": 1e-3, "lowest_rate": 1e-3, "warmup_steps": 1,

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 MINI = sorted((ROOT / "egs" / "mini" / "hparams").rglob("*.yaml"))
 FILES = [*sorted((ROOT / "recipes").rglob("hparams/*.yaml")), *MINI]
 PARTS = [(kind, name) for kind in KINDS for name in choices(kind)]
-TRAINED = ["adapter", "llm", "tts_adapter", "text_rows", "audio_rows"]
+TRAINED = ["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
 FAST = 15_000_000
 """Parameters of a part that a test may train."""
 

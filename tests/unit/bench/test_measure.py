@@ -63,7 +63,7 @@ def test_steps_are_timed_around_the_context(streams, monkeypatch):
 def test_weights_of_a_step():
     model = toy_model(tts_blocks=1)
     blocks = [*model.llm.trunk.layers, *model.tts_adapter.trunk.layers, model.llm.norm, model.tts_adapter.trunk.norm]
-    read = [*blocks, model.llm.lm_head, model.text_rows.head, model.audio_rows.head]
+    read = [*blocks, model.llm.lm_head, model.new_text_embeddings.head, model.new_audio_embeddings.head]
     assert bench.weights_per_step(model) == sum(p.numel() for module in read for p in module.parameters())
     config = {**model.llm.config.to_dict(), "tie_word_embeddings": True}
     tied = TransformersLM(config=config, tokenizer=tokenizer_file())

@@ -55,7 +55,7 @@ CONTRACTS = {
 }
 SECONDS = {"0": (0.05, 0.03), "1": (0.08, 0.02)}
 """Entry -> lengths of its question and its answer."""
-TRAINED = ["adapter", "llm", "tts_adapter", "text_rows", "audio_rows"]
+TRAINED = ["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
 
 
 def own_model() -> OmniLM:

@@ -228,7 +228,7 @@ def test_two_threads_have_slots_of_their_own(tmp_path):
     """Their heads do not mix either."""
     model = sharpen(build(tts_blocks=1))
     engine = open_engine("openvino", model, tmp_path, weights="f32")
-    head = torch.cat([model.llm.lm_head.weight, model.text_rows.head.weight])
+    head = torch.cat([model.llm.lm_head.weight, model.new_text_embeddings.head.weight])
 
     def use(seed: int) -> float:
         with torch.inference_mode():

@@ -37,7 +37,7 @@ def test_a_written_answer_ends_at_eot_and_does_not_emit_it(script, task, decodin
 
 
 @pytest.mark.parametrize("task", ["T1T2", "A1T2"])
-def test_a_written_answer_is_fed_pads_in_the_audio_rows(script, task):
+def test_a_written_answer_is_fed_pads_in_the_audio_streams(script, task):
     scripted = script([WORD, WORD, "eot"], CODES)
     scripted.run(task, FREE)
     assert scripted.fed[1:] == [[[WORD, *scripted.pads[1:]]]] * 2

@@ -53,7 +53,10 @@ def folder(tmp_path_factory) -> Path:
         ("--model.tts_blocks 2", "model is tts_blocks 1 there and tts_blocks 2 here"),
         ("--llm.tokenizer bytes", "vocabulary is "),
         ("--tasks.A1T2 1.0", "tasks is ['A1T1', 'T1A1'] there and ['A1T1', 'A1T2', 'T1A1'] here"),
-        ("--trainable [adapter]", "trainable is ['adapter', 'audio_rows', 'text_rows', 'tts_adapter'] there and ['ad"),
+        (
+            "--trainable [adapter]",
+            "trainable is ['adapter', 'new_audio_embeddings', 'new_text_embeddings', 'tts_adapter'] there and ['ad",
+        ),
         ("--stage stage2", "stage is stage1 there and stage2 here"),
     ],
 )
