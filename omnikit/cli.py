@@ -61,7 +61,7 @@ TimeLimit = Annotated[
 ]
 Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest: a file (docs/data.md) or a folder.")]
 SaveFolder = Annotated[str, typer.Option("--save_folder", metavar="DIR", help="Where the shards go.")]
-ShardRows = Annotated[int | None, typer.Option("--shard_rows", metavar="N", help="Rows of a shard. [default: 2048]")]
+ShardSize = Annotated[int | None, typer.Option("--shard_size", metavar="N", help="Rows of a shard. [default: 2048]")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first thing that makes no row.")]
 
 
@@ -269,7 +269,7 @@ def tokenize_manifest(
     batch_seconds: Annotated[
         float | None, typer.Option("--batch_seconds", help="Of recordings that are encoded together. [default: 40]")
     ] = None,
-    shard_rows: ShardRows = None,
+    shard_size: ShardSize = None,
     strict: Strict = False,
     device: Device = "cpu",
 ) -> None:
@@ -279,7 +279,7 @@ def tokenize_manifest(
     from omnikit.prepare.tokenize import read_parts, tokenize
 
     parts = read_parts(_settings(context, checkpoint), checkpoint, features=features, device=device)
-    options = {**_given(batch_seconds=batch_seconds, shard_rows=shard_rows), "strict": strict}
+    options = {**_given(batch_seconds=batch_seconds, shard_size=shard_size), "strict": strict}
     typer.echo(tokenize(manifest, save_folder, parts, fields=_names(fields), drop=_names(drop), **options))
 
 
@@ -295,7 +295,7 @@ def synthesize_manifest(
     ] = None,
     fields: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings that are made where one lacks.")] = "a1,a2",
     audio: Annotated[str, typer.Option(metavar="KIND", help="Where they go: embedded, files (flac).")] = "embedded",
-    shard_rows: ShardRows = None,
+    shard_size: ShardSize = None,
     strict: Strict = False,
     device: Annotated[str | None, typer.Option(help="Where the checkpoint runs: cpu, cuda ..")] = None,
 ) -> None:
@@ -305,7 +305,7 @@ def synthesize_manifest(
     from omnikit.prepare.voices import open_voice
 
     speaker = open_voice(voice, **_given(checkpoint=checkpoint, device=device))
-    options = {**_given(shard_rows=shard_rows), "audio": audio, "strict": strict}
+    options = {**_given(shard_size=shard_size), "audio": audio, "strict": strict}
     typer.echo(synthesize(manifest, save_folder, speaker, voice_name=voice, fields=_names(fields), **options))
 
 

@@ -130,7 +130,7 @@ CLASSES = {
 }
 """Classes that a recipe may name, in the modules that they stand in now."""
 _PATH = re.compile(r"omnikit(?:\.\w+)+")
-_CLASS_TAG = re.compile(r"(?<=!new:|!name:)omnikit(?:\.\w+)+")
+_CLASS_TAG = re.compile(r"(!(?:new|name):)(omnikit(?:\.\w+)+)")
 
 
 def new_path(path: str) -> str:
@@ -151,7 +151,7 @@ def new_path(path: str) -> str:
 
 def with_new_paths(text: str) -> str:
     """Return the YAML text of a checkpoint with today's paths of the classes that it names."""
-    return _CLASS_TAG.sub(lambda found: new_path(found[0]), text)
+    return _CLASS_TAG.sub(lambda found: found[1] + new_path(found[2]), text)
 
 
 def new_weight(name: str) -> str:

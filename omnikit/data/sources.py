@@ -38,7 +38,7 @@ def read_sources(
     Args:
         sources: name -> `{manifest: FILE or FOLDER}`, with `tasks: [..]` that it may serve, `limit: N` for a part of
             its rows, chosen at random, `answers: FILE` where rows share the recordings of their answers, and
-            `hold_out: N` or `held_out: N`, see `read_rows`; None for a source that is not wanted.
+            `without_held_out: N` or `only_held_out: N`, see `read_rows`; None for a source that is not wanted.
         tasks: the mix; what no wanted task needs is not made.
         features: `CACHED` or `ON_THE_FLY`.
 
@@ -50,7 +50,7 @@ def read_sources(
     return [_read(name, options, model, tasks, cache_folder, live) for name, options in sources.items() if options]
 
 
-def check_cache(cache_folder: str | Path) -> None:
+def verify_cache(cache_folder: str | Path) -> None:
     """Have the content of every recording and Parquet manifest verified when it is next read, whatever size and
     modification time it has.
 
@@ -72,7 +72,7 @@ def _live(features: str, encoder: AudioEncoder) -> bool:
 
 
 def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[ManifestEntry]:
-    """The rows of one source; with `hold_out: N` all but N chosen at random, with `held_out: N` these.
+    """The rows of one source; with `without_held_out: N` all but N chosen at random, with `only_held_out: N` these.
 
     Raises:
         ValueError: no manifest is named, it cannot be read, or has no more than N rows.
@@ -81,7 +81,7 @@ def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> S
         raise ValueError(f"sources.{name}: no manifest; it has {', '.join(options) or 'nothing'}")
     rows = read_manifest(options["manifest"], Path(cache_folder) / TABLES, options.get("answers"))
     chosen: Sequence[int] = range(len(rows))
-    for key in ("hold_out", "held_out"):
+    for key in ("without_held_out", "only_held_out"):
         if (count := options.get(key)) is not None:
             chosen = _parted(name, key, count, len(rows))
     limit = options.get("limit")
@@ -95,7 +95,7 @@ def _parted(name: str, key: str, count: int, rows: int) -> list[int]:
     if not 0 <= count < rows:
         raise ValueError(f"sources.{name}.{key}: {count}; the manifest has {rows} rows")
     held = sorted(random.Random(1).sample(range(rows), count))
-    return held if key == "held_out" else sorted(set(range(rows)).difference(held))
+    return held if key == "only_held_out" else sorted(set(range(rows)).difference(held))
 
 
 def _read(

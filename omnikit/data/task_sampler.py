@@ -26,7 +26,7 @@ class TaskMix(Sampler[list[int]]):
         tasks: the task of each sample.
         lengths: steps of each sample.
         weights: task -> how often it is drawn, relative to the others.
-        batch_steps: steps in a batch, padding included.
+        max_batch_length: steps in a batch, padding included.
         batches: per epoch, of all processes together (SpeechBrain shares them out); may be set later.
 
     Raises:
@@ -39,7 +39,7 @@ class TaskMix(Sampler[list[int]]):
         lengths: Sequence[int],
         *,
         weights: dict[str, float],
-        batch_steps: int,
+        max_batch_length: int,
         batches: int = 1,
         seed: int = 0,
     ):
@@ -50,13 +50,13 @@ class TaskMix(Sampler[list[int]]):
             if not len(samples):
                 served = ", ".join(sorted(set(tasks.tolist())))
                 raise ValueError(f"tasks: no sample of the data serves {task}; it serves {served}")
-        if lengths.max() > batch_steps:
-            raise ValueError(f"batch_steps: {batch_steps}; the longest sample has {lengths.max()} steps")
+        if lengths.max() > max_batch_length:
+            raise ValueError(f"max_batch_length: {max_batch_length}; the longest sample has {lengths.max()} steps")
         self.lengths = rounded(lengths, STEPS)
-        self.batch_steps, self.batches, self.seed = batch_steps, batches, seed
+        self.max_batch_length, self.batches, self.seed = max_batch_length, batches, seed
         self.epoch = 1
         mean = int(self.lengths.sum()) / len(self.lengths)
-        self.samples_per_pool = max(1, int(_POOL * batch_steps / mean))
+        self.samples_per_pool = max(1, int(_POOL * max_batch_length / mean))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives."""
@@ -98,7 +98,7 @@ class TaskMix(Sampler[list[int]]):
     def _cut_by(self, ordered: list[int], lengths: Sequence[int]) -> list[list[int]]:
         batches: list[list[int]] = []
         for i in ordered:
-            if batches and (len(batches[-1]) + 1) * lengths[i] <= self.batch_steps:
+            if batches and (len(batches[-1]) + 1) * lengths[i] <= self.max_batch_length:
                 batches[-1].append(i)
             else:
                 batches.append([i])

@@ -40,7 +40,7 @@ class AnswerMode:
         task = next((task for task in known if task.name == options["task"]), None)
         if task is None:
             choices = ", ".join(task.name for task in known)
-            raise ValueError(f"--ways.{name}.task {options['task']}: answers no question (choices: {choices})")
+            raise ValueError(f"--answer_modes.{name}.task {options['task']}: answers no question (choices: {choices})")
         return cls(name, task, options["strategy"])
 
 

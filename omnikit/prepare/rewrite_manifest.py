@@ -38,7 +38,7 @@ from omnikit.prepare.shards import (
 )
 from omnikit.torchrun import Share
 
-SHARD_ROWS = 2048
+SHARD_SIZE = 2048
 VERSION = 2
 """Goes up when the same rows make other shards, so that they are made again."""
 
@@ -98,23 +98,23 @@ def rewrite(
     save_folder: str | Path,
     step: ManifestTransform,
     *,
-    shard_rows: int = SHARD_ROWS,
+    shard_size: int = SHARD_SIZE,
     strict: bool = False,
 ) -> Summary:
     """Write the shards that are not there yet; under torchrun, those of this process: every `WORLD_SIZE`-th.
 
     Args:
-        shard_rows: of a shard, at least: of Parquet, a shard ends with the row group that makes it full.
+        shard_size: of a shard, at least: of Parquet, a shard ends with the row group that makes it full.
         strict: the first thing that makes no row is an error.
 
     Raises:
         ValueError: the manifest cannot be read, gives no row, or stands in the save folder; the disk is full.
     """
     manifest, save_folder = Path(manifest), Path(save_folder)
-    COUNT.check("shard_rows", shard_rows)
+    COUNT.check("shard_size", shard_size)
     if save_folder.resolve() == (manifest if manifest.is_dir() else manifest.parent).resolve():
         raise ValueError(f"--save_folder {save_folder}: holds the manifest that is read; choose another")
-    found, parts = read_parts(manifest, shard_rows, step.recordings)
+    found, parts = read_parts(manifest, shard_size, step.recordings)
     columns = step.columns(found)
     share = Share.of_torchrun()
     which = f", process {share.rank + 1} of {share.processes}" if share.processes > 1 else ""
@@ -122,7 +122,7 @@ def rewrite(
     for number, part in enumerate(parts):
         if number % share.processes == share.rank:
             title = f"{step.name} {number + 1}/{len(parts)}"
-            total.update(_shard(save_folder, part, step, columns, shard_rows, strict, title))
+            total.update(_shard(save_folder, part, step, columns, shard_size, strict, title))
     if share.rank == 0:
         remove_others(save_folder, {part.name for part in parts})
     if not total.rows and share.processes == 1:
@@ -130,7 +130,7 @@ def rewrite(
     return total
 
 
-def read_parts(manifest: Path, shard_rows: int, recordings: Sequence[str] = ()) -> tuple[Columns, list[ManifestPart]]:
+def read_parts(manifest: Path, shard_size: int, recordings: Sequence[str] = ()) -> tuple[Columns, list[ManifestPart]]:
     """The fields of a manifest, and its rows as parts that become a shard each.
 
     Args:
@@ -140,7 +140,7 @@ def read_parts(manifest: Path, shard_rows: int, recordings: Sequence[str] = ()) 
         ValueError: see `rewrite`.
     """
     if in_parquet(manifest):
-        return _parquet_parts(manifest, shard_rows, recordings)
+        return _parquet_parts(manifest, shard_size, recordings)
     items = list(read_fields(manifest))
     names = {name for item in items if not isinstance(item, Remark) for name in item}
     return Columns(()).with_more(names), [
@@ -151,7 +151,7 @@ def read_parts(manifest: Path, shard_rows: int, recordings: Sequence[str] = ()) 
             len(rows),
             lambda rows=rows: _paths(rows, recordings),
         )
-        for number, rows in enumerate(in_batches(items, shard_rows))
+        for number, rows in enumerate(in_batches(items, shard_size))
     ]
 
 
@@ -166,7 +166,7 @@ def _paths(rows: Iterable[Item | Remark], names: Sequence[str]) -> Iterator[str]
             yield from (row[name] for name in names if isinstance(row.get(name), str))
 
 
-def _parquet_parts(manifest: Path, shard_rows: int, recordings: Sequence[str]) -> tuple[Columns, list[ManifestPart]]:
+def _parquet_parts(manifest: Path, shard_size: int, recordings: Sequence[str]) -> tuple[Columns, list[ManifestPart]]:
     columns, shards, parts = Columns(()), [], []
     for file in shard_files(manifest):
         try:
@@ -176,7 +176,7 @@ def _parquet_parts(manifest: Path, shard_rows: int, recordings: Sequence[str]) -
             continue
         shards.append(shard)
         columns = columns.with_more(*_fields_of(shard))
-        parts += _parts_of(shard, shard_rows, recordings)
+        parts += _parts_of(shard, shard_size, recordings)
     if shards:
         check_alike(shards)
         with about(manifest):
@@ -184,15 +184,15 @@ def _parquet_parts(manifest: Path, shard_rows: int, recordings: Sequence[str]) -
     return columns, parts
 
 
-def _parts_of(shard: Shard, shard_rows: int, recordings: Sequence[str]) -> list[ManifestPart]:
+def _parts_of(shard: Shard, shard_size: int, recordings: Sequence[str]) -> list[ManifestPart]:
     """The parts of a shard; recordings that stand in it as bytes are its own content."""
-    parts = parquet_parts(shard.file, tuple(shard.fields), _typing(shard), shard_rows)
+    parts = parquet_parts(shard.file, tuple(shard.fields), _typing(shard), shard_size)
     kinds = {name: shard.schema.field(name).type for name, field in shard.fields.items() if field in recordings}
     named = [name for name, kind in kinds.items() if not is_bytes(kind)]
     if not named:
         return parts
     only = replace(shard, fields={name: shard.fields[name] for name in named})
-    paths = parquet_parts(shard.file, named, _typing(only), shard_rows)
+    paths = parquet_parts(shard.file, named, _typing(only), shard_size)
     fields = [shard.fields[name] for name in named]
     return [
         replace(part, recordings=lambda rows=rows: _paths(rows.items(), fields))
@@ -229,12 +229,12 @@ def _shard(
     part: ManifestPart,
     step: ManifestTransform,
     columns: Columns,
-    shard_rows: int,
+    shard_size: int,
     strict: bool,
     title: str,
 ) -> Summary:
     path = folder / f"{part.name}.parquet"
-    fingerprint = fingerprint_of(part, VERSION, shard_rows, columns, *step.made_by)
+    fingerprint = fingerprint_of(part, VERSION, shard_size, columns, *step.made_by)
     summary = kept(path, fingerprint, strict)
     if summary is not None:
         return summary

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from omnikit.data.manifest_writer import AUDIO, CODES_OF
 from omnikit.data.skipped import Item, Remark
 from omnikit.files import write_bytes
-from omnikit.prepare.rewrite_manifest import SHARD_ROWS, Columns, ManifestTransform, check_recordings, rewrite
+from omnikit.prepare.rewrite_manifest import SHARD_SIZE, Columns, ManifestTransform, check_recordings, rewrite
 from omnikit.prepare.shards import Summary
 from omnikit.prepare.voices import SynthesisRequest, Voice, say_all
 
@@ -27,7 +27,7 @@ def synthesize(
     voice_name: str,
     fields: Sequence[str] = AUDIO,
     audio: str = EMBEDDED,
-    shard_rows: int = SHARD_ROWS,
+    shard_size: int = SHARD_SIZE,
     strict: bool = False,
 ) -> Summary:
     """Write a manifest's rows with recordings of their texts as shards that are a manifest again.
@@ -39,7 +39,7 @@ def synthesize(
         fields: recordings that are made where there is neither one nor codes.
         audio: `embedded`, or `files`: flac files in the save folder. A manifest that has the recording in some of its
             rows goes on with what it has.
-        shard_rows, strict: see `rewrite`.
+        shard_size, strict: see `rewrite`.
 
     Raises:
         ValueError: bad options; see `rewrite`.
@@ -48,7 +48,7 @@ def synthesize(
     if audio not in (EMBEDDED, FILES):
         raise ValueError(f"--audio {audio}: no such choice (choices: {EMBEDDED}, {FILES})")
     step = _Synthesizing(voice, voice_name, fields, audio, Path(save_folder) / "audio")
-    return rewrite(manifest, save_folder, step, shard_rows=shard_rows, strict=strict)
+    return rewrite(manifest, save_folder, step, shard_size=shard_size, strict=strict)
 
 
 class _Synthesizing(ManifestTransform):

@@ -23,7 +23,7 @@ from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part
 from omnikit.old_names import pointer
 from omnikit.option_ranges import POSITIVE
-from omnikit.prepare.rewrite_manifest import SHARD_ROWS, Columns, ManifestTransform, check_recordings, rewrite
+from omnikit.prepare.rewrite_manifest import SHARD_SIZE, Columns, ManifestTransform, check_recordings, rewrite
 from omnikit.prepare.shards import Summary
 from omnikit.torchrun import check_device, own_device
 
@@ -50,7 +50,7 @@ def tokenize(
     fields: Sequence[str] = (),
     drop: Sequence[str] = (),
     batch_seconds: float = BATCH_SECONDS,
-    shard_rows: int = SHARD_ROWS,
+    shard_size: int = SHARD_SIZE,
     strict: bool = False,
 ) -> Summary:
     """Write a manifest's rows with codes and features as shards that are a manifest again.
@@ -59,7 +59,7 @@ def tokenize(
         fields: recordings that become codes; () = the answers, `a2`, or `a1` where the manifest has none.
         drop: recordings that are left out of the shards.
         batch_seconds: of recordings that are encoded together, padding included.
-        shard_rows, strict: see `rewrite`.
+        shard_size, strict: see `rewrite`.
 
     Raises:
         ValueError: bad options; see `rewrite`.
@@ -70,7 +70,7 @@ def tokenize(
         raise ValueError(f"--fields {','.join(fields)}: codes of which codec? give --codec NAME")
     POSITIVE.check("batch_seconds", batch_seconds)
     step = _Tokenizing(parts, fields, drop, batch_seconds)
-    return rewrite(manifest, save_folder, step, shard_rows=shard_rows, strict=strict)
+    return rewrite(manifest, save_folder, step, shard_size=shard_size, strict=strict)
 
 
 def read_parts(

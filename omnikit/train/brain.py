@@ -80,8 +80,8 @@ class OmniBrain(RobustBrain):
 
     What is frozen must be so before: processes share, and the optimiser gets, what needs gradients.
 
-    Needs in hparams: `stream_weights` (text, audio), `peak_rate`, `lowest_rate`, `warmup_steps`, `epochs`,
-    `batches_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
+    Needs in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`, `warmup_steps`, `epochs`,
+    `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
     sampler) and `validate` (called with the brain after each epoch, gives figures)."""
 
     bar: tqdm | None = None
@@ -117,7 +117,7 @@ class OmniBrain(RobustBrain):
             self.checkpointer.add_recoverable("progress", self.progress, optional_load=True)
         super().on_fit_start()
         text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
-        self.total_steps = self.hparams.epochs.limit * self.hparams.batches_per_epoch
+        self.total_steps = self.hparams.epochs.limit * self.hparams.steps_per_epoch
         self.highest_loss = highest_loss(max(layout.sizes))
         self.weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device)
 
@@ -130,8 +130,8 @@ class OmniBrain(RobustBrain):
     def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
         rate = cosine_rate(
             self.optimizer_step,
-            peak=self.hparams.peak_rate,
-            lowest=self.hparams.lowest_rate,
+            peak=self.hparams.peak_lr,
+            lowest=self.hparams.min_lr,
             warmup=self.hparams.warmup_steps,
             total=self.total_steps,
         )
@@ -152,7 +152,7 @@ class OmniBrain(RobustBrain):
         self.hparams.mix.set_epoch(epoch)
         title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
         self.bar = tqdm(
-            total=self.hparams.batches_per_epoch * self.grad_accumulation_factor,
+            total=self.hparams.steps_per_epoch * self.grad_accumulation_factor,
             initial=self.step,
             desc=title,
             dynamic_ncols=True,

@@ -36,10 +36,10 @@ HEAD_RATE = 1e-2
 
 
 class EncoderBrain(RobustBrain):
-    """CTC over the encoder's features. In the first `head_steps` the head learns alone: the gradients of a random one
-    would undo what a trained encoder knows.
+    """CTC over the encoder's features. In the first `head_only_steps` the head learns alone: the gradients of a random
+    one would undo what a trained encoder knows.
 
-    Needs in hparams: `encoder`, `mask`, `lr`, `head_steps`, `warmup_steps`, `steps` (of both), `log_every`,
+    Needs in hparams: `encoder`, `mask`, `lr`, `head_only_steps`, `warmup_steps`, `steps` (of both), `log_every`,
     `train_logger`."""
 
     def compute_forward(self, batch, stage):
@@ -64,7 +64,7 @@ class EncoderBrain(RobustBrain):
         return loss
 
     def on_fit_batch_start(self, batch, should_step):
-        self.modules.encoder.requires_grad_(self.optimizer_step >= self.hparams.head_steps)
+        self.modules.encoder.requires_grad_(self.optimizer_step >= self.hparams.head_only_steps)
         rate = self.rate_at(self.optimizer_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -72,9 +72,9 @@ class EncoderBrain(RobustBrain):
     def rate_at(self, step: int) -> float:
         """The head's; then linear warm-up, and half a cosine to zero at the last step."""
         hp = self.hparams
-        if step < hp.head_steps:
+        if step < hp.head_only_steps:
             return HEAD_RATE
-        step, total = step - hp.head_steps, hp.steps - hp.head_steps
+        step, total = step - hp.head_only_steps, hp.steps - hp.head_only_steps
         return cosine_rate(step, peak=hp.lr, lowest=0.0, warmup=hp.warmup_steps, total=total)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class EffectiveBatch:
+class GradAccumulation:
     """What one optimiser step sees: batches of every process, their gradients averaged."""
 
     sequences: float  # in the mean
@@ -24,9 +24,9 @@ class EffectiveBatch:
         )
 
 
-def effective_batch(
+def plan_accumulation(
     wanted: int | None, per_batch: float, processes: int, accumulated: int | None = None
-) -> EffectiveBatch:
+) -> GradAccumulation:
     """Batches are as large as their steps allow, so the number of sequences is met as nearly as whole batches can.
 
     Args:
@@ -38,7 +38,7 @@ def effective_batch(
         ValueError: fewer than one sequence.
     """
     if wanted is not None and wanted < 1:
-        raise ValueError(f"effective_batch: {wanted}; must be 1 sequence or more, or null")
+        raise ValueError(f"effective_batch_size: {wanted}; must be 1 sequence or more, or null")
     if accumulated is None:
         accumulated = 1 if wanted is None else max(1, round(wanted / (per_batch * processes)))
-    return EffectiveBatch(per_batch * accumulated * processes, accumulated, processes)
+    return GradAccumulation(per_batch * accumulated * processes, accumulated, processes)

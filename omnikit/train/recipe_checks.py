@@ -24,17 +24,17 @@ from omnikit.tasks import TASKS
 
 RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder"), PATH),
-    "start_from": PATH_OR_NONE,
+    "initial_weights": PATH_OR_NONE,
     "seed": SEED,
-    "loader_workers": Range(0, THREADS.high, whole=True),
+    "num_workers": Range(0, THREADS.high, whole=True),
     "stream_weights.text": NOT_NEGATIVE,
     "stream_weights.audio": NOT_NEGATIVE,
-    "batch_steps": COUNT,
-    "effective_batch": COUNT_OR_NONE,
-    "batches_per_epoch": COUNT,
-    "longest_sample": COUNT_OR_NONE,
-    "peak_rate": POSITIVE,
-    "lowest_rate": NOT_NEGATIVE,
+    "max_batch_length": COUNT,
+    "effective_batch_size": COUNT_OR_NONE,
+    "steps_per_epoch": COUNT,
+    "max_sample_length": COUNT_OR_NONE,
+    "peak_lr": POSITIVE,
+    "min_lr": NOT_NEGATIVE,
     "warmup_steps": FROM_ZERO,
     "epochs.limit": COUNT,
 }
@@ -44,18 +44,18 @@ SOURCE_RANGES = {
     "answers": PATH_OR_NONE,
     "limit": COUNT_OR_NONE,
     "decode": FROM_ZERO,
-    "hold_out": Range(0, whole=True, null=True),
-    "held_out": Range(0, whole=True, null=True),
+    "without_held_out": Range(0, whole=True, null=True),
+    "only_held_out": Range(0, whole=True, null=True),
 }
 """Option of a source -> what it takes."""
 
 ENCODER_RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder", "save_folder", "export_folder", "system_folder"), PATH),
-    **dict.fromkeys(("start_from", "system"), PATH_OR_NONE),
+    **dict.fromkeys(("initial_weights", "system"), PATH_OR_NONE),
     "seed": SEED,
     **dict.fromkeys(("batch_seconds", "lr"), POSITIVE),
     **dict.fromkeys(("num_buckets", "steps", "log_every", "epoch_counter.limit"), COUNT),
-    **dict.fromkeys(("head_steps", "warmup_steps", "mask.time_masks", "mask.freq_masks"), FROM_ZERO),
+    **dict.fromkeys(("head_only_steps", "warmup_steps", "mask.time_masks", "mask.freq_masks"), FROM_ZERO),
     **dict.fromkeys(("weight_decay", "grad_clip", "ckpt_interval_minutes", "augment.silence"), NOT_NEGATIVE),
     **dict.fromkeys(("augment.noise_prob", "augment.warp_prob", "augment.warp"), Range(0, 1)),
 }
@@ -80,7 +80,7 @@ def check_stage(tree: Mapping[str, Any]) -> None:
     """
     refuse_old_keys(tree)
     check_ranges(tree, RANGES)
-    check_optimizer(tree, "opt_class", "peak_rate")
+    check_optimizer(tree, "opt_class", "peak_lr")
     check_tasks(tree.get("tasks"))
     for table in ("sources", "valid_sources"):
         check_sources(tree.get(table), table)

@@ -33,7 +33,7 @@ class Stage:
     script: str
     files: list[str]  # the recipe, then files of overrides
     flags: dict[str, Any] = field(default_factory=dict)
-    after: str | None = None  # the stage whose folder is its `--start_from`
+    after: str | None = None  # the stage whose folder is its `--initial_weights`
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def _training(grid: Grid, name: str, row: str, seed: int, folder: Path, run_opti
     stage = grid.train[name]
     own = {"seed": seed, "output_folder": str(folder / slug(name))}
     if stage.after is not None:
-        own["start_from"] = str(folder / slug(stage.after))
+        own["initial_weights"] = str(folder / slug(stage.after))
     return _step(name, stage, [grid.base, stage.flags, grid.rows[row], run_options, own], folder, trains=True)
 
 

@@ -39,8 +39,8 @@ SHIPPED = "hparams/ablation.yaml"
 SMALL = {
     "encoder.width": 16, "encoder.heads": 2, "encoder.layers": 1, "adapter.hidden": 16, "model.tts_blocks": 1,
     "llm.config.hidden_size": 16, "llm.config.intermediate_size": 16, "llm.config.num_hidden_layers": 1,
-    "llm.config.num_attention_heads": 2, "llm.config.num_key_value_heads": 1, "batch_steps": 300,
-    "batches_per_epoch": 2, "epochs.limit": 1, "warmup_steps": 1, "start_from": None, "device": "cpu",
+    "llm.config.num_attention_heads": 2, "llm.config.num_key_value_heads": 1, "max_batch_length": 300,
+    "steps_per_epoch": 2, "epochs.limit": 1, "warmup_steps": 1, "initial_weights": None, "device": "cpu",
 }  # fmt: skip
 
 
@@ -339,7 +339,7 @@ def tiny(tmp_path, data) -> Path:
     tree = {
         "title": "Tiny", "note": "Nothing was learnt.", "output_folder": str(tmp_path / "out"), "seeds": [3],
         "jobs": 1, "baseline": "delayed", "base": {"data_folder": str(data), **SMALL},
-        "rows": {"delayed": {}, "parallel": {"pattern": "parallel"}, "broken": {"batch_steps": 5}},
+        "rows": {"delayed": {}, "parallel": {"pattern": "parallel"}, "broken": {"max_batch_length": 5}},
         "readings": {}, "plots": [["steps/s", "WER"]],
         "prepare": {"word": {
             "makes": str(tmp_path / "made"),
@@ -405,7 +405,7 @@ def test_a_tiny_grid(here, tiny, tmp_path, capsys, request, way):
     out = tmp_path / "out"
     assert ablation.main([str(tiny), "--rows", "[delayed, broken]"]) == ablation.FAILED
     assert (tmp_path / "made").exists()
-    assert "error: broken, seed 3: stage ended with status 2: error: batch_steps: 5" in capsys.readouterr().err
+    assert "error: broken, seed 3: stage ended with status 2: error: max_batch_length: 5" in capsys.readouterr().err
     rows = list(csv.DictReader((out / "table.csv").open()))
     assert [row["row"] for row in rows] == ["delayed"]
     result = json.loads((out / "delayed" / "seed3" / "asr" / "asr.json").read_text())
@@ -426,7 +426,7 @@ def test_a_killed_grid_goes_on(here, tiny, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable, "run.py", str(tiny), "--jobs", "2", "--seeds", "[1, 2]", "--rows", "[delayed, parallel]",
-        "--base.batches_per_epoch", "3",
+        "--base.steps_per_epoch", "3",
     ]  # fmt: skip
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 250

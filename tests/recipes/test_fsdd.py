@@ -157,15 +157,15 @@ def test_prepare_train_evaluate(run, tmp_path: Path):
         run("ASR/train_encoder.py", "hparams/encoder.yaml", *words)
         return (folder / "weights" / "README.md").read_text()
 
-    train_encoder(encoder, 2, "--head_steps", "2")
+    train_encoder(encoder, 2, "--head_only_steps", "2")
     assert not changed(Path(SHIPPED), encoder / "system")
-    card = train_encoder(encoder, 4, "--head_steps", "2")
+    card = train_encoder(encoder, 4, "--head_only_steps", "2")
     assert changed(Path(SHIPPED), encoder / "system") == {"encoder"}
     assert "egs/mini/pretrained/encoder: 4 steps" in card and "any recording of ben" in card and "| valid |" in card
     assert "nothing: 1 steps" in train_encoder(tmp_path / "new", 1, "hparams/from_nothing.yaml")
 
-    steps = ["--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "200"]
-    start = ["--start_from", encoder / "system"]
+    steps = ["--steps_per_epoch", "2", "--epochs.limit", "1", "--max_batch_length", "200"]
+    start = ["--initial_weights", encoder / "system"]
     run("ASR/train.py", "hparams/train.yaml", *own, *start, "--output_folder", asr, *steps)
     assert changed(encoder / "system", asr) == {"adapter", "llm", "new_text_embeddings"}
     log = json.loads((asr / "train_log.jsonl").read_text())

@@ -104,8 +104,8 @@ def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) ->
     model.freeze_all_but(["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"])
     counter = EpochCounter(epochs)
     hparams = {
-        "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_rate": 1e-3, "lowest_rate": 1e-3, "warmup_steps": 1,
-        "epochs": counter, "batches_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder),
+        "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
+        "epochs": counter, "steps_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder),
         "stage": "toy", "part_names": {}, "tensorboard": Quiet(), "mix": Quiet(), "validate": Quiet(),
     }  # fmt: skip
     options = {"device": "cpu", "distributed_backend": "gloo", "find_unused_parameters": True, **run_opts}

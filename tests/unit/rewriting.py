@@ -56,13 +56,13 @@ def run_tokenize(manifest: Path, save_folder: Path, begun: Connection, environme
     torch.set_num_threads(1)
     parts = toy_parts()
     begun.send(None)
-    tokenize(manifest, save_folder, parts, fields=("a1",), shard_rows=4)
+    tokenize(manifest, save_folder, parts, fields=("a1",), shard_size=4)
 
 
 def run_synthesize(manifest: Path, save_folder: Path, begun: Connection, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     begun.send(None)
-    synthesize(manifest, save_folder, Beeps(), voice_name="beeps", shard_rows=4)
+    synthesize(manifest, save_folder, Beeps(), voice_name="beeps", shard_size=4)
 
 
 def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.Process:

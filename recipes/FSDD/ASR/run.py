@@ -67,7 +67,7 @@ def steps(fold: Fold, options: argparse.Namespace) -> Iterator[tuple[Path, list[
     )
     yield (
         asr / "model.safetensors",
-        ["train.py", "hparams/train.yaml", *own, f"--output_folder={asr}", f"--start_from={encoder / 'system'}",
+        ["train.py", "hparams/train.yaml", *own, f"--output_folder={asr}", f"--initial_weights={encoder / 'system'}",
          *flags["train"]],
     )  # fmt: skip
     yield (

@@ -36,7 +36,7 @@ def main() -> None:
     recipe = load_recipe(check=check_encoder)
     hparams = recipe.hparams
     folder, held_out = Path(hparams["data_folder"]), hparams["held_out"]
-    hparams["encoder"].weights = hparams["start_from"]
+    hparams["encoder"].weights = hparams["initial_weights"]
     with full_disk_names(hparams["output_folder"]):
         sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
         train, valid = (
@@ -44,7 +44,7 @@ def main() -> None:
             for split in ("train", "valid")
         )
         brain, valid_set = train_encoder(recipe, train, valid, device="cpu", fixed={"held_out": held_out})
-        export(brain, valid_set, CARD, start=hparams["start_from"] or "nothing", held_out=held_out)
+        export(brain, valid_set, CARD, start=hparams["initial_weights"] or "nothing", held_out=held_out)
     system = checkpoint.load(hparams["system"])
     load_into(system.encoder, hparams["export_folder"])
     checkpoint.save(system, hparams["system_folder"])

@@ -15,7 +15,7 @@ from omnikit.audio.reader import Unusable
 from omnikit.data.encode_recordings import codes_of, features_of
 from omnikit.data.manifest_reader import Recording, read_manifest
 from omnikit.data.manifest_writer import ManifestWriter
-from omnikit.data.sources import check_cache, read_sources
+from omnikit.data.sources import read_sources, verify_cache
 
 
 class CountingEncoder(ToyEncoder):
@@ -124,7 +124,7 @@ def test_the_same_size_and_time_is_found_by_checking(recordings: Recordings, cap
     keep_times(recordings.path("r1"), sound(0.11, seed=9))
     with pytest.raises(AssertionError, match="r1: stale features"):  # nothing tells of the change
         recordings.encoded()
-    check_cache(recordings.cache)
+    verify_cache(recordings.cache)
     assert recordings.encoded() == ["r1"] and recordings.encoded() == []
     assert f"1 have changed since they were read, such as {recordings.path('r1')}" in caplog.text
 
@@ -233,7 +233,7 @@ def test_a_table_under_the_same_name_size_and_time(recordings: Recordings, tmp_p
     assert texts() == ["one"]
     assert (tmp_path / "two.parquet").stat().st_size == path.stat().st_size
     keep_times(path, (tmp_path / "two.parquet").read_bytes())
-    check_cache(tmp_path / "cache")
+    verify_cache(tmp_path / "cache")
     assert texts() == ["two"]
     path.write_bytes((tmp_path / "one.parquet").read_bytes())
     assert texts() == ["one"]

@@ -269,13 +269,13 @@ def test_rows_are_held_out_of_training(tmp_path: Path):
     def ids(**options) -> list[str]:
         return [row.id for row in read_rows("qa", {"manifest": path, **options}, tmp_path / "c")]
 
-    trained, held = ids(hold_out=5), ids(held_out=5)
+    trained, held = ids(without_held_out=5), ids(only_held_out=5)
     assert len(held) == 5 and sorted(trained + held) == sorted(ids())
-    assert ids(hold_out=5) == trained
-    limited = ids(hold_out=5, limit=7)
+    assert ids(without_held_out=5) == trained
+    limited = ids(without_held_out=5, limit=7)
     assert len(limited) == 7 and set(limited) < set(trained)
-    with pytest.raises(ValueError, match=r"sources\.qa\.hold_out: 20; the manifest has 20 rows"):
-        ids(hold_out=20)
+    with pytest.raises(ValueError, match=r"sources\.qa\.without_held_out: 20; the manifest has 20 rows"):
+        ids(without_held_out=20)
 
 
 def test_a_source_may_be_left_out(tmp_path: Path):

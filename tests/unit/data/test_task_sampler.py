@@ -16,7 +16,7 @@ LENGTHS = [10 + i % 37 for i in range(len(TASKS))]
 
 def mix(**options) -> TaskMix:
     weights = {"A1T1": 1.0, "T1A1": 2.0, "A1A2": 0.0}
-    return TaskMix(TASKS, LENGTHS, **{"weights": weights, "batch_steps": 200, "batches": 60, **options})
+    return TaskMix(TASKS, LENGTHS, **{"weights": weights, "max_batch_length": 200, "batches": 60, **options})
 
 
 def test_tasks_come_as_often_as_their_weight_however_many_samples_they_have():
@@ -56,8 +56,8 @@ def test_cover_holds_each_sample_once():
 def test_wrong_mixes_are_refused():
     with pytest.raises(ValueError, match="no sample of the data serves T1A2; it serves A1A2, A1T1, T1A1"):
         mix(weights={"T1A2": 1.0})
-    with pytest.raises(ValueError, match="batch_steps: 30; the longest sample has 46 steps"):
-        mix(batch_steps=30)
+    with pytest.raises(ValueError, match="max_batch_length: 30; the longest sample has 46 steps"):
+        mix(max_batch_length=30)
 
 
 def test_sequences_of_a_batch_are_known_beforehand():

@@ -126,7 +126,7 @@ def test_nothing_readable_is_an_error():
 
 def test_a_way_must_answer_questions():
     assert AnswerMode.of("written", {"task": "A1T2", "strategy": PARALLEL}).task.name == "A1T2"
-    with pytest.raises(ValueError, match=r"--ways.heard.task A1T1.*A1T2.*A1A2"):
+    with pytest.raises(ValueError, match=r"--answer_modes.heard.task A1T1.*A1T2.*A1A2"):
         AnswerMode.of("heard", {"task": "A1T1", "strategy": PARALLEL})
 
 

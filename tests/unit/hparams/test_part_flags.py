@@ -11,7 +11,7 @@ SYSTEM = str(part_files() / "system.yaml")
 RECIPE = """\
 choice: ""
 output_folder: !ref results/a<choice>
-start_from: !ref results/b<choice>
+initial_weights: !ref results/b<choice>
 encoder: !new:standins.Thing {{size: {size}, weights: some/encoder}}
 codec: !applyref:omnikit.hparams.pick {{part: codec, name: {codec}, weights: own/weights}}
 model: !new:standins.Joined
@@ -120,10 +120,10 @@ def test_the_folders_of_a_run_name_what_flags_chose(recipe, tmp_path):
     other.write_text("!new:standins.Thing {}\n")
     path = recipe()
     usual = load_recipe([path]).hparams
-    assert (usual["output_folder"], usual["start_from"]) == ("results/a", "results/b")
+    assert (usual["output_folder"], usual["initial_weights"]) == ("results/a", "results/b")
     run = load_recipe([path, "--codec", str(other), "--codec.weights", "x", "--size", "tiny"])
     assert run.hparams["output_folder"] == "results/a-codec=other-size=tiny"
-    assert run.hparams["start_from"] == "results/b-codec=other-size=tiny"
+    assert run.hparams["initial_weights"] == "results/b-codec=other-size=tiny"
     assert run.overrides["choice"] == "-codec=other-size=tiny"  # and so in SpeechBrain's hyperparams.yaml
     given = load_recipe([path, "--codec", str(other), "--output_folder", "mine"]).hparams
     assert given["output_folder"] == "mine"

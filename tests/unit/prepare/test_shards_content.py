@@ -71,7 +71,7 @@ class Manifest:
     def encoded(self) -> int:
         """How many recordings are encoded when the shards are made; those that stand there then are right."""
         self.parts.codec.encoded.clear()
-        tokenize(self.path, self.out, self.parts, fields=("a1",), shard_rows=2)
+        tokenize(self.path, self.out, self.parts, fields=("a1",), shard_size=2)
         count = len(self.parts.codec.encoded)
         for row in read_manifest(self.out, self.out.parent / "tables"):
             wav = row.a1.load(16000)

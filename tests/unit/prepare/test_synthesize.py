@@ -31,7 +31,7 @@ def made(path: Path, folder: Path, voice: Voice | None = None, **options) -> tup
 
 @pytest.mark.parametrize("audio", ["embedded", "files"])
 def test_texts_get_recordings(audio: str, tmp_path: Path):
-    rows, summary = made(write(tmp_path / "m.csv", TEXTS), tmp_path / "out", audio=audio, shard_rows=3)
+    rows, summary = made(write(tmp_path / "m.csv", TEXTS), tmp_path / "out", audio=audio, shard_size=3)
     assert [row.id for row in rows] == [text["id"] for text in TEXTS] and summary.rows == 4
     questions, answers = ([getattr(row, name).load(8000).numpy() for row in rows] for name in ("a1", "a2"))
     assert all(np.array_equal(wav, answers[0]) for wav in answers)  # one voice
@@ -75,13 +75,13 @@ def test_killed_at_ten_moments_it_ends_with_the_same_shards(tmp_path: Path):
 
 def test_espeak_says_the_same_whatever_it_said_before(tmp_path: Path):
     path = write(tmp_path / "m.parquet", TEXTS, group=2)
-    rows, _ = made(path, tmp_path / "whole", EspeakVoice(), shard_rows=2)
+    rows, _ = made(path, tmp_path / "whole", EspeakVoice(), shard_size=2)
     assert all(0.3 < len(row.a1.load(16000)) / 16000 < 3 for row in rows)
     assert rows[0].duration == pytest.approx(len(rows[0].a1.load(16000)) / 16000, abs=1e-4)
     first = tmp_path / "whole" / "m-0000.parquet"
     before = first.read_bytes()
     first.unlink()
-    synthesize(path, tmp_path / "whole", EspeakVoice(), voice_name="beeps", shard_rows=2)
+    synthesize(path, tmp_path / "whole", EspeakVoice(), voice_name="beeps", shard_size=2)
     assert first.read_bytes() == before
 
 

@@ -65,7 +65,7 @@ def model():
 def test_shards_hold_what_the_parts_make_of_the_recordings(ending: str, tmp_path: Path):
     rows = spoken() if ending == "parquet" else as_files(spoken(), tmp_path)
     path, parts = write(tmp_path / f"m.{ending}", rows), toy_parts()
-    summary = tokenize(path, tmp_path / "out", parts, fields=("a1", "a2"), shard_rows=2)
+    summary = tokenize(path, tmp_path / "out", parts, fields=("a1", "a2"), shard_size=2)
     assert (summary.rows, bool(summary.skipped), bool(summary.notes)) == (3, False, False)
     before, after = read_manifest(path, tmp_path / "c"), read_manifest(tmp_path / "out", tmp_path / "c")
     for old, new in zip(before, after, strict=True):
@@ -223,7 +223,7 @@ def test_made_again_only_when_something_changed(tmp_path: Path):
     path = write(tmp_path / "m.parquet", spoken(6, answers=False), group=1)
 
     def made(parts: Parts | None = None, **options) -> dict[str, int]:
-        tokenize(path, tmp_path / "out", parts or toy_parts(), **{"shard_rows": 2, **options})
+        tokenize(path, tmp_path / "out", parts or toy_parts(), **{"shard_size": 2, **options})
         return {shard.name: shard.stat().st_mtime_ns for shard in (tmp_path / "out").glob("*.parquet")}
 
     first = made()
@@ -231,13 +231,13 @@ def test_made_again_only_when_something_changed(tmp_path: Path):
     assert not set(made(Parts(toy_parts().codec, "toy", ToyEncoder())).items()) & set(first.items())
     (tmp_path / "out" / "m-0001.parquet").unlink()
     assert set(made()) == set(first)
-    assert sorted(made(shard_rows=4)) == ["m-0000.parquet", "m-0001.parquet"]
+    assert sorted(made(shard_size=4)) == ["m-0000.parquet", "m-0001.parquet"]
     assert len(read_manifest(tmp_path / "out", tmp_path / "c")) == 6
 
 
 def test_a_full_disk_is_told_and_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write(tmp_path / "m.parquet", spoken(6, answers=False), group=2)
-    tokenize(path, tmp_path / "whole", toy_parts(), shard_rows=2)
+    tokenize(path, tmp_path / "whole", toy_parts(), shard_size=2)
     close, calls = manifests._FORMATS[".parquet"].close, []
 
     def full(self) -> None:
@@ -249,9 +249,9 @@ def test_a_full_disk_is_told_and_gone_on_from(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(manifests._FORMATS[".parquet"], "close", full)
         with pytest.raises(ValueError, match=r"m-0001.parquet: cannot be written \(No space left on device\)"):
-            tokenize(path, tmp_path / "out", toy_parts(), shard_rows=2)
+            tokenize(path, tmp_path / "out", toy_parts(), shard_size=2)
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["m-0000.parquet", "m-0000.summary.json"]
-    tokenize(path, tmp_path / "out", toy_parts(), shard_rows=2)
+    tokenize(path, tmp_path / "out", toy_parts(), shard_size=2)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -277,7 +277,7 @@ def test_bad_options_are_told(tmp_path: Path):
     for options, message in (
         ({"fields": ("a3",)}, r"--fields a3: no such recording: 'a3' \(choices: a1, a2\)"),
         ({"drop": ("t1",)}, "--drop t1: no such recording"),
-        ({"shard_rows": 0}, "--shard_rows 0"),
+        ({"shard_size": 0}, "--shard_size 0"),
         ({"batch_seconds": 0.0}, "--batch_seconds 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -70,11 +70,11 @@ def test_another_run_is_refused_by_name(folder, flags, words):
 
 def test_what_may_change_is_told(tmp_path):
     assert resumed(tmp_path) == []
-    flags = "--peak_rate 1e-3 --batch_steps 500 --precision bf16 --epochs.limit 3 --tasks.A1T1 2.0"
+    flags = "--peak_lr 1e-3 --max_batch_length 500 --precision bf16 --epochs.limit 3 --tasks.A1T1 2.0"
     changes = resumed(tmp_path, flags)
     names = {change.partition(" was ")[0] for change in changes}
-    assert names >= {"peak_rate", "batch_steps", "precision", "epochs.limit", "tasks.A1T1"}
-    assert "peak_rate was 0.0004, is 0.001 from here on" in changes and "precision was None, is bf16" in str(changes)
+    assert names >= {"peak_lr", "max_batch_length", "precision", "epochs.limit", "tasks.A1T1"}
+    assert "peak_lr was 0.0004, is 0.001 from here on" in changes and "precision was None, is bf16" in str(changes)
     assert resumed(tmp_path, flags) == []
 
 
