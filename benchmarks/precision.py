@@ -97,10 +97,10 @@ class TracingEngine(Engine):
         return slots
 
 
-def record(model: OmniLM, engine: Engine, row: ManifestEntry) -> DecodingTrace:
+def record(model: OmniLM, engine: Engine, entry: ManifestEntry) -> DecodingTrace:
     """Record what a model is fed and finds while it answers a question with speech."""
     recorder = TracingEngine(engine)
-    question = Question(wav=row.a1.load(model.encoder.sample_rate))
+    question = Question(wav=entry.a1.load(model.encoder.sample_rate))
     Decoder(model, recorder, decoding=DECODING).answers(TASKS["A1A2"], [question])
     return recorder.kept[0]
 
@@ -168,15 +168,15 @@ def main() -> None:
         questions = some(read_questions(QUESTIONS, asked, cache), arguments.limit)
         model, engine = REFERENCE.open(arguments.checkpoint)
         asked = tqdm(questions[: arguments.answers], desc="spoken answers in float32")
-        recorded = [record(model, engine, row) for row in asked]
-        rows = []
+        recorded = [record(model, engine, entry) for entry in asked]
+        entries = []
         for way in WAYS:
             print(f"{way.engine}, {way.weights}", file=sys.stderr)
             model, engine = way.open(arguments.checkpoint)
             found = compare(model, engine, recorded) | scores(model, engine, utterances, questions)
-            rows.append([f"{way.engine}, {way.weights}", *found.values()])
+            entries.append([f"{way.engine}, {way.weights}", *found.values()])
     print(f"{len(utterances)} utterances, {len(questions)} questions, {len(recorded)} answers compared\n")
-    print(markdown_table(["", *found], rows))
+    print(markdown_table(["", *found], entries))
 
 
 if __name__ == "__main__":

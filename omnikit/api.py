@@ -114,11 +114,11 @@ class Omni:
         Raises:
             ValueError: as `ask`; or no such mode.
         """
-        return self._chunks("A1A2", self.hear(audio), mode, name=_name(audio), **stop)
+        return self._chunks("A1A2", self.spoken_question(audio), mode, name=_name(audio), **stop)
 
     def transcribe(self, audio: Audio, **stop: Unpack[StopOptions]) -> str:
         """Return the transcript of speech."""
-        return self.write("A1T1", self.hear(audio), name=_name(audio), **stop).text
+        return self.generate_text("A1T1", self.spoken_question(audio), name=_name(audio), **stop).text
 
     def speak(self, text: str, **stop: Unpack[StopOptions]) -> Reply:
         """Synthesise speech that says a text."""
@@ -126,17 +126,19 @@ class Omni:
 
     def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[StopOptions]) -> Chunks:
         """Synthesise speech as `speak` does, chunk by chunk, see `stream`."""
-        return self._chunks("T1A1", self.read(text), mode, **stop)
+        return self._chunks("T1A1", self.written_question(text), mode, **stop)
 
     def chat(self, text: str, **stop: Unpack[StopOptions]) -> str:
         """Answer a written question in writing."""
-        return self.write("T1T2", self.read(text), **stop).text
+        return self.generate_text("T1T2", self.written_question(text), **stop).text
 
     def answer(self, text: str, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a written question with text and speech."""
-        return self._join(self._chunks("T1A2", self.read(text), EXACT, **stop))
+        return self._join(self._chunks("T1A2", self.written_question(text), EXACT, **stop))
 
-    def write(self, task: str, question: Question, *, name: str | None = None, **stop: Unpack[StopOptions]) -> Reply:
+    def generate_text(
+        self, task: str, question: Question, *, name: str | None = None, **stop: Unpack[StopOptions]
+    ) -> Reply:
         """Return what `transcribe` (A1T1), `chat` (T1T2) and the task A1T2 write, with the reason why it ended.
 
         Args:
@@ -176,7 +178,7 @@ class Omni:
         options = {"decoding": decoding, "sound": sound, "cancel": stop.get("cancel"), "name": name}
         return self.decoder.submit(TASKS[task], question, **options)
 
-    def hear(self, audio: Audio) -> Question:
+    def spoken_question(self, audio: Audio) -> Question:
         """Turn a recording into a question.
 
         Raises:
@@ -190,7 +192,7 @@ class Omni:
                 raise ValueError(f"{_name(audio)}: {error}") from None
         return Question(wav=wav)
 
-    def read(self, text: str) -> Question:
+    def written_question(self, text: str) -> Question:
         """Turn a text into a question.
 
         Raises:

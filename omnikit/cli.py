@@ -137,7 +137,7 @@ def transcribe(
     omni = _load(checkpoint, device, engine, limits)
     if job is not None:
         return _run(job, omni)
-    _print(omni.write("A1T1", omni.hear(audio)))
+    _print(omni.generate_text("A1T1", omni.spoken_question(audio)))
 
 
 @app.command()
@@ -179,7 +179,7 @@ def chat(
 ) -> None:
     """Answer a written question in writing."""
     omni = _load(checkpoint, device, engine, _limits(max_steps, time_limit))
-    _print(omni.write("T1T2", omni.read(text)))
+    _print(omni.generate_text("T1T2", omni.written_question(text)))
 
 
 @app.command(context_settings=PARTS)

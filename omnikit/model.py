@@ -117,11 +117,11 @@ class OmniLM(nn.Module):
         for part in (self.encoder, self.llm, self.codec):
             part.load_weights()
 
-    def listen(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_speech(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waveform [B, N] and lengths [B] in samples -> adapted features [B, T, D] and their lengths [B]."""
         return self.adapter(*self.encoder(wav, lengths))
 
-    def frames_heard(self, features: int) -> int:
+    def num_speech_positions(self, features: int) -> int:
         """Prompt positions that a number of encoder frames takes."""
         return -(-features // self.adapter.stride)
 

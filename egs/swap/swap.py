@@ -54,7 +54,7 @@ def lesson(model: OmniLM, wavs: dict[str, Tensor]) -> Batch:
         heard = encode(model, list(wavs.values()))
     samples = [
         make_sample(
-            TASK, model.layout, model.pattern, audio_frames=model.frames_heard(len(features)),
+            TASK, model.layout, model.pattern, audio_frames=model.num_speech_positions(len(features)),
             answer=model.llm.tokenizer.encode(name), codes=model.codec.encode(wav[None])[0],
         )
         for (name, wav), features in zip(wavs.items(), heard, strict=True)

@@ -28,7 +28,7 @@ def rounded(length: int | np.ndarray, multiple: int) -> int | np.ndarray:
 @dataclass
 class Batch:
     """A training batch. Rows without speech have no features and the length 0; likewise those whose features are still
-    to be made of a recording, see `heard`."""
+    to be made of a recording, see `with_features`."""
 
     steps: Tensor  # [B, S, L]
     labels: Tensor  # [B, S, L]
@@ -44,16 +44,16 @@ class Batch:
 
     @property
     def has_speech(self) -> bool:
-        return bool(((self.lengths > 0) | self.unheard).any())
+        return bool(((self.lengths > 0) | self.to_encode).any())
 
     @property
-    def unheard(self) -> Tensor:
+    def to_encode(self) -> Tensor:
         """Rows of which there is a recording in place of features [B], bool."""
         return self.samples > 0
 
-    def heard(self, made: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def with_features(self, made: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Features made of the recordings [b, T, D] with lengths [b] -> those of all rows [B, T, D], lengths [B]."""
-        at, ready, inside = self.unheard, self.features, lengths_to_mask(counts, made.shape[1])
+        at, ready, inside = self.to_encode, self.features, lengths_to_mask(counts, made.shape[1])
         longest = rounded(max(made.shape[1], ready.shape[1]), FRAMES)
         features = ready.new_zeros(len(at), longest, ready.shape[2])
         features[:, : ready.shape[1]] = ready

@@ -35,7 +35,7 @@ Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
-class Making:
+class BatchEncoder:
     """What a part makes of recordings, in an order and in batches that depend on the recordings alone.
 
     Args:
@@ -72,7 +72,7 @@ class Making:
         return zip([key for key, _ in batch], self.batch([wav for _, wav in batch]), strict=True)
 
 
-def make_features(encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS) -> Making:
+def feature_encoder(encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS) -> BatchEncoder:
     """Encoder features [T, D], float16."""
 
     def encode(wavs: list[Tensor]) -> list[Tensor]:
@@ -80,10 +80,10 @@ def make_features(encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS) -
         features, counts = encoder(pad_sequence(wavs, batch_first=True).to(lengths.device), lengths)
         return [f[:n].half().cpu() for f, n in zip(features, counts.tolist(), strict=True)]
 
-    return Making(encoder.eval(), encode, batch_seconds)
+    return BatchEncoder(encoder.eval(), encode, batch_seconds)
 
 
-def make_codes(codec: Codec, batch_seconds: float = BATCH_SECONDS) -> Making:
+def code_encoder(codec: Codec, batch_seconds: float = BATCH_SECONDS) -> BatchEncoder:
     """Codes [K, T], int16: one recording at a time where padding would change them."""
 
     def together(wavs: list[Tensor]) -> list[Tensor]:
@@ -93,10 +93,10 @@ def make_codes(codec: Codec, batch_seconds: float = BATCH_SECONDS) -> Making:
     def encode(wavs: list[Tensor]) -> list[Tensor]:
         return together(wavs) if codec.encodes_padded else [together([wav])[0] for wav in wavs]
 
-    return Making(codec.eval(), encode, batch_seconds)
+    return BatchEncoder(codec.eval(), encode, batch_seconds)
 
 
-def features_of(encoder: AudioEncoder, clips: list[Recording], folder: str | Path, name: str) -> ArrayStore:
+def cached_features(encoder: AudioEncoder, clips: list[Recording], folder: str | Path, name: str) -> ArrayStore:
     """Return the encoder features [T, D] (float16) of recordings, computing those that the cache folder lacks.
 
     Args:
@@ -105,19 +105,22 @@ def features_of(encoder: AudioEncoder, clips: list[Recording], folder: str | Pat
     Raises:
         ValueError: the cache cannot be read or written; the message names the file.
     """
-    return _stored(make_features(encoder), clips, Path(folder), "features", name)
+    return _stored(feature_encoder(encoder), clips, Path(folder), "features", name)
 
 
-def codes_of(codec: Codec, clips: list[Recording], folder: str | Path, name: str) -> ArrayStore:
-    """Return the codes [K, T] (int16) of recordings, computing those that the cache folder lacks; see `features_of`."""
-    return _stored(make_codes(codec), clips, Path(folder), "codes", name)
+def cached_codes(codec: Codec, clips: list[Recording], folder: str | Path, name: str) -> ArrayStore:
+    """Return the codes [K, T] (int16) of recordings, computing those that the cache folder lacks.
+
+    Args, Raises: see `cached_features`.
+    """
+    return _stored(code_encoder(codec), clips, Path(folder), "codes", name)
 
 
 def _device(module: torch.nn.Module) -> torch.device:
     return next((t.device for t in module.state_dict().values()), torch.device("cpu"))
 
 
-def _stored(making: Making, clips: list[Recording], folder: Path, kind: str, name: str) -> ArrayStore:
+def _stored(encoder: BatchEncoder, clips: list[Recording], folder: Path, kind: str, name: str) -> ArrayStore:
     """Arrays by the keys of the clips; those of recordings that cannot be used are missing, which the log tells."""
     clips = list({clip.key: clip for clip in clips}.values())
     title = f"{name}-{kind}"
@@ -125,14 +128,14 @@ def _stored(making: Making, clips: list[Recording], folder: Path, kind: str, nam
     with open_ledger(folder) as ledger:
         seen = ledger.look_up((clip.content() for clip in clips), title, len(clips))
     found = [(clip, each) for clip, each in zip(clips, seen, strict=True) if each is not None]
-    with open_cache(folder / f"{kind}-{fingerprint(making.part)}") as cache:
-        _fill(cache, making, found, title)
+    with open_cache(folder / f"{kind}-{fingerprint(encoder.part)}") as cache:
+        _fill(cache, encoder, found, title)
         places = list(zip((clip for clip, _ in found), cache.find(seen.digest for _, seen in found), strict=True))
     _report_skipped(clips, {clip.key: place for clip, place in places}, title)
     return ArrayStore(cache.folder, ((c.key, place) for c, place in places if place is not None and not place.problem))
 
 
-def _fill(cache: ArrayCache, making: Making, clips: list[tuple[Recording, Seen]], title: str) -> None:
+def _fill(cache: ArrayCache, encoder: BatchEncoder, clips: list[tuple[Recording, Seen]], title: str) -> None:
     """Encode the recordings that the cache has nothing of, each content once."""
     places = cache.find(seen.digest for _, seen in clips)
     wanted = {seen.digest: (clip, seen) for (clip, seen), place in zip(clips, places, strict=True) if place is None}
@@ -142,16 +145,16 @@ def _fill(cache: ArrayCache, making: Making, clips: list[tuple[Recording, Seen]]
         logger.info("%s: %d of %d recordings are encoded, the others are cached", title, len(wanted), len(clips))
     with tqdm(total=len(wanted), desc=title) as bar:
         for chunk in in_batches(wanted.values(), CHUNK):
-            cache.add(_encoded(making, chunk))
+            cache.add(_encoded(encoder, chunk))
             bar.update(len(chunk))
 
 
-def _encoded(making: Making, chunk: list[tuple[Recording, Seen]]) -> Iterator[tuple[bytes, Tensor | str]]:
+def _encoded(encoder: BatchEncoder, chunk: list[tuple[Recording, Seen]]) -> Iterator[tuple[bytes, Tensor | str]]:
     """Digest -> array, or the reason why there is none; nothing of a file that changed after its digest was taken."""
     loaded: list[tuple[bytes, Tensor]] = []
     for clip, seen in chunk:
         try:
-            wav: Tensor | str = clip.load(making.part.sample_rate)
+            wav: Tensor | str = clip.load(encoder.part.sample_rate)
         except Unusable as error:
             logger.warning("skipped: %s", error)
             if error.transient:
@@ -164,13 +167,13 @@ def _encoded(making: Making, chunk: list[tuple[Recording, Seen]]) -> Iterator[tu
         else:
             loaded.append((seen.digest, wav))
         if sum(len(wav) for _, wav in loaded) > HELD:
-            yield from _arrays(making, loaded)
+            yield from _arrays(encoder, loaded)
             loaded = []
-    yield from _arrays(making, loaded)
+    yield from _arrays(encoder, loaded)
 
 
-def _arrays(making: Making, loaded: list[tuple[bytes, Tensor]]) -> Iterator[tuple[bytes, Tensor | str]]:
-    for digest, array in making(loaded):
+def _arrays(encoder: BatchEncoder, loaded: list[tuple[bytes, Tensor]]) -> Iterator[tuple[bytes, Tensor | str]]:
+    for digest, array in encoder(loaded):
         yield digest, "refused" if array is None else array
 
 

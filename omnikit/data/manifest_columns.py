@@ -118,11 +118,11 @@ def converted(name: str, value: Any, field: str) -> Any:
         raise Malformed(f"{name} {shortened(value)} is {words}", unfit.reason) from None
 
 
-def row_called(entry: Mapping[str, Any], fields: Mapping[str, str]) -> str:
+def entry_called(entry: Mapping[str, Any], fields: Mapping[str, str]) -> str:
     """The words with which an error names the row of an entry by its id; none where that is not usable."""
     name = next((name for name, field in fields.items() if field == "id"), None)
     value = None if name is None else entry.get(name)
-    return f"row {shortened(value)}: " if isinstance(value, (str, int)) and str(value).strip() else ""
+    return f"entry {shortened(value)}: " if isinstance(value, (str, int)) and str(value).strip() else ""
 
 
 def checked(found: dict[str, Any]) -> dict[str, Any]:

@@ -135,35 +135,35 @@ class ManifestEntry:
     speaker: str = ""
     language: str = ""
 
-    def heard(self, task: Task) -> Recording | None:
+    def input_recording(self, task: Task) -> Recording | None:
         """What a task listens to."""
         return self.a1 if task.given == "speech" else None
 
-    def spoken(self, task: Task) -> Recording | None:
+    def target_recording(self, task: Task) -> Recording | None:
         """The recording of what a task says."""
         if not task.speaks:
             return None
         return self.a1 if task.text_forced else self.a2
 
-    def spoken_codes(self, task: Task) -> Codes | None:
+    def target_codes(self, task: Task) -> Codes | None:
         """The codes of what a task says."""
         if not task.speaks:
             return None
         return self.codes1 if task.text_forced else self.codes
 
-    def written(self, task: Task) -> str | None:
+    def target_text(self, task: Task) -> str | None:
         """The text row's answer."""
         return self.t1 if task.name in ("A1T1", "T1A1") else self.t2
 
-    def right_answers(self) -> tuple[str, ...]:
+    def reference_answers(self) -> tuple[str, ...]:
         """Those accepted, else the answer; none where it has neither."""
         return self.accepted or (() if self.t2 is None else (self.t2,))
 
     def serves(self, task: Task) -> bool:
         """Whether all fields that the task needs are there."""
         speech = task.given != "speech" or self.a1 is not None or self.features is not None
-        voice = not task.speaks or self.spoken(task) is not None or self.spoken_codes(task) is not None
-        return speech and voice and self.written(task) is not None
+        voice = not task.speaks or self.target_recording(task) is not None or self.target_codes(task) is not None
+        return speech and voice and self.target_text(task) is not None
 
     def answer_wav(self, codec: Codec, codec_name: str) -> Tensor:
         """The spoken answer [N] at the codec's rate: the recording, or the codes decoded.
@@ -174,8 +174,8 @@ class ManifestEntry:
         if self.a2 is not None:
             return self.a2.load(codec.sample_rate)
         if self.codes is None:
-            raise ValueError(f"row {self.id}: has no spoken answer (neither a2 nor codes)")
-        check_codec(self.codes, codec, codec_name, f"row {self.id}")
+            raise ValueError(f"entry {self.id}: has no spoken answer (neither a2 nor codes)")
+        check_codec(self.codes, codec, codec_name, f"entry {self.id}")
         with torch.inference_mode():
             return codec.decode(self.codes.load()[None].long())[0]
 
@@ -199,8 +199,8 @@ def check_codec(codes: Codes, codec: Codec, codec_name: str | None, where: str) 
 class ListedEntries(list[ManifestEntry]):
     """The rows of a CSV, JSON or JSONL manifest; `skipped` counts its entries that make no row."""
 
-    def __init__(self, rows: Iterable[ManifestEntry] = (), skipped: Skipped | None = None):
-        super().__init__(rows)
+    def __init__(self, entries: Iterable[ManifestEntry] = (), skipped: Skipped | None = None):
+        super().__init__(entries)
         self.skipped = skipped or Skipped()
 
 
@@ -224,15 +224,15 @@ def read_manifest(
     if in_parquet(path):
         spoken = dict(_spoken(Path(answers), cache_folder)) if answers is not None else {}
         table = _read_table(path, cache_folder, NEEDED)
-        rows = ListedEntries() if table is None else TableEntries(table, spoken)
+        entries = ListedEntries() if table is None else TableEntries(table, spoken)
     else:
         found, skipped = list(read_fields(path)), Skipped()
         for each in found:
             if isinstance(each, Remark):
                 skipped.add(each.reason, each.example)
-        rows = ListedEntries((_row_of_files(each) for each in found if not isinstance(each, Remark)), skipped)
-    _tell(path, rows.skipped)
-    return rows
+        entries = ListedEntries((_entry_of_files(each) for each in found if not isinstance(each, Remark)), skipped)
+    _tell(path, entries.skipped)
+    return entries
 
 
 def _tell(path: Path, skipped: Skipped) -> None:
@@ -324,13 +324,13 @@ class TableEntries(Sequence[ManifestEntry]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         place = int(self.places[index])
-        return self._row(place, self.small[place])
+        return self._entry(place, self.small[place])
 
     def __iter__(self) -> Iterator[ManifestEntry]:
         some = self.small if len(self.places) == len(self.small) else self.small.select(self.places)
-        return (self._row(place, fields) for place, fields in zip(self.places.tolist(), some, strict=True))
+        return (self._entry(place, fields) for place, fields in zip(self.places.tolist(), some, strict=True))
 
-    def _row(self, index: int, stored: dict[str, Any]) -> ManifestEntry:
+    def _entry(self, index: int, stored: dict[str, Any]) -> ManifestEntry:
         stored = self.clips.paths_named(stored)
         fields = {"t1": "", **typed(stored, self.names, self.folder)}
         codec, encoder, frames = (fields.pop(name, None) for name in ("codec", "encoder", "frames"))
@@ -353,20 +353,20 @@ class TableEntries(Sequence[ManifestEntry]):
 class EntrySubset(Sequence[ManifestEntry]):
     """Some rows of a manifest, by their places in it; made when they are asked for."""
 
-    def __init__(self, rows: Sequence[ManifestEntry], places: Sequence[int]):
-        self.rows, self.places = rows, places
+    def __init__(self, entries: Sequence[ManifestEntry], places: Sequence[int]):
+        self.entries, self.places = entries, places
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: int | slice) -> ManifestEntry | EntrySubset:
         places = self.places[index]
-        return EntrySubset(self.rows, places) if isinstance(index, slice) else self.rows[places]
+        return EntrySubset(self.entries, places) if isinstance(index, slice) else self.entries[places]
 
 
-def recording_key(row: str, name: str) -> str:
+def recording_key(entry: str, name: str) -> str:
     """What a row's recording is called in caches."""
-    return row if name == "a1" else f"{row} {name}"
+    return entry if name == "a1" else f"{entry} {name}"
 
 
 def _frames(table: Any, column: str) -> np.ndarray:
@@ -379,7 +379,7 @@ def _present(table: Any, column: str) -> np.ndarray:
     return table.data.column(column).is_valid().to_numpy()
 
 
-def _row_of_files(fields: dict[str, Any]) -> ManifestEntry:
+def _entry_of_files(fields: dict[str, Any]) -> ManifestEntry:
     """A row whose recordings are files."""
     clips = {name: Recording(recording_key(fields["id"], name), path=fields[name]) for name in AUDIO if name in fields}
     codes = {

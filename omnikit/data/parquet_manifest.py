@@ -28,7 +28,7 @@ from omnikit.data.manifest_columns import (
     converted,
     features_fit,
     fields_named,
-    row_called,
+    entry_called,
     shortened,
 )
 from omnikit.data.text_manifest import about
@@ -135,7 +135,7 @@ def check_ids(ids: Iterable[pa.ChunkedArray]) -> None:
     for each in counts.filter(pc.greater(counts.field("counts"), 1)):
         name = each["values"].as_py().decode("utf-8", "surrogateescape")
         if name.strip():
-            raise ValueError(f"two rows have the id {shortened(name)}")
+            raise ValueError(f"two entries have the id {shortened(name)}")
 
 
 def malformed_rows(table: pa.Table, fields: dict[str, str]) -> dict[int, Malformed]:
@@ -246,7 +246,7 @@ def _unfit_features(table: pa.Table, columns: dict[str, str]) -> Iterator[int]:
 
 def _about_row(bad: Malformed, table: pa.Table, fields: dict[str, str], place: int) -> Malformed:
     entry = {name: value_of(table.column(name)[place]) for name, field in fields.items() if field == "id"}
-    return Malformed(f"row number {place + 1}: {row_called(entry, fields)}{bad}", bad.reason)
+    return Malformed(f"entry number {place + 1}: {entry_called(entry, fields)}{bad}", bad.reason)
 
 
 def _plain(chunk: pa.Array) -> pa.Array:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.data.find_files import MANIFESTS
-from omnikit.data.manifest_columns import COLUMNS, Malformed, checked, fields_named, row_called, shortened, typed
+from omnikit.data.manifest_columns import COLUMNS, Malformed, checked, fields_named, entry_called, shortened, typed
 from omnikit.data.skipped import Item, Remark
 from omnikit.errors import Unwritable, one_line
 
@@ -43,7 +43,7 @@ def read_fields(path: Path) -> Iterator[Item | Remark]:
             if isinstance(found, Remark):
                 first = first or found
             elif found["id"] in ids:
-                raise ValueError(f"two rows have the id {shortened(found['id'])}")
+                raise ValueError(f"two entries have the id {shortened(found['id'])}")
             else:
                 ids.add(found["id"])
             yield found
@@ -83,7 +83,7 @@ class _Typing:
         except Malformed as bad:
             if not isinstance(entry, Malformed):
                 place = f"{place}:" if place else place
-                place = f"{place} {row_called(entry, fields or fields_named(tuple(entry), ()))}".strip()
+                place = f"{place} {entry_called(entry, fields or fields_named(tuple(entry), ()))}".strip()
             return Remark(bad.reason, f"{self.name}{f'{place} {bad}'.strip()}")
 
 
@@ -152,11 +152,13 @@ def _read_json(path: Path) -> Iterator[_Found]:
         raise ValueError("must be one object, id -> fields; a file with an object in each line is called .jsonl")
     for name, values in stored.items():
         if not isinstance(values, dict):
-            yield "", Malformed(f"row {shortened(name)}: {shortened(values)} is no object of fields")
+            yield "", Malformed(f"entry {shortened(name)}: {shortened(values)} is no object of fields")
             continue
         fields = {each: value for each, value in values.items() if each not in _ID or str(value) != name}
         if "id" in fields:
-            raise ValueError(f"row {shortened(name)}: its field 'id' is {shortened(fields['id'])}; keep one of the two")
+            raise ValueError(
+                f"entry {shortened(name)}: its field 'id' is {shortened(fields['id'])}; keep one of the two"
+            )
         yield "", {"id": name, **fields}
 
 

@@ -42,8 +42,8 @@ def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]]) -> N
     results = []
     for summary in summaries:
         print(summary)
-        rows = read_manifest(corpus.manifest(folder / "manifests", summary.split), folder / "tables")
-        result = evaluate_split(respond, summary.split, rows, **options)
+        entries = read_manifest(corpus.manifest(folder / "manifests", summary.split), folder / "tables")
+        result = evaluate_split(respond, summary.split, entries, **options)
         result.skipped.update(summary.skipped)  # what was left out when the manifest was written counts as well
         results.append(result)
     about = {**name, "normalizer": normalizer_version(hparams["normalizer"])}

@@ -140,10 +140,10 @@ class CTCBaseline:
 def by_recogniser(recogniser: Recogniser) -> Respond:
     """Its transcripts of rows, as the replies of a model."""
 
-    def respond(rows: list[ManifestEntry]) -> Replied:
-        heard, problems = load_recordings(rows, recogniser.sample_rate)
+    def respond(entries: list[ManifestEntry]) -> Replied:
+        heard, problems = load_recordings(entries, recogniser.sample_rate)
         yield from problems
         texts = recogniser.transcribe([wav for _, wav in heard]) if heard else []
-        yield from ((row, DecodedAnswer(text, NO_CODES)) for (row, _), text in zip(heard, texts, strict=True))
+        yield from ((entry, DecodedAnswer(text, NO_CODES)) for (entry, _), text in zip(heard, texts, strict=True))
 
     return respond

@@ -93,15 +93,15 @@ class Reference:
     codes: Codes | None = None
 
 
-def references(rows: Iterable[ManifestEntry], task: Task, codec_name: str | None) -> list[Reference]:
+def references(entries: Iterable[ManifestEntry], task: Task, codec_name: str | None) -> list[Reference]:
     """What a task should say of rows, where that is a recording that can be read, or codes of that codec."""
     found = []
-    for row in rows:
-        text, clip, codes = row.written(task), row.spoken(task), row.spoken_codes(task)
+    for entry in entries:
+        text, clip, codes = entry.target_text(task), entry.target_recording(task), entry.target_codes(task)
         if text and clip is not None and clip.check().problem is None:
-            found.append(Reference(row.id, text, clip=clip))
+            found.append(Reference(entry.id, text, clip=clip))
         elif text and codes is not None and codes.codec == codec_name:
-            found.append(Reference(row.id, text, codes=codes))
+            found.append(Reference(entry.id, text, codes=codes))
     return found
 
 

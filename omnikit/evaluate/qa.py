@@ -12,7 +12,7 @@ from typing import Any
 
 from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
-from omnikit.data.sources import read_rows
+from omnikit.data.sources import read_entries
 from omnikit.evaluate.result_tables import markdown_table, percent
 from omnikit.evaluate.text_normalisation import Normalizer
 from omnikit.files import whole_text
@@ -90,7 +90,7 @@ class QAScores:
 
 def count_right(
     task: Task,
-    rows: Sequence[ManifestEntry],
+    entries: Sequence[ManifestEntry],
     replies: dict[str, DecodedAnswer],
     skipped: Skipped,
     normalize: Normalizer,
@@ -101,52 +101,52 @@ def count_right(
     Raises:
         ValueError: no question could be read.
     """
-    answered = [row for row in rows if row.id in replies]
+    answered = [entry for entry in entries if entry.id in replies]
     if not answered:
         raise ValueError(f"sources: no question could be read; skipped: {skipped}")
     right, asked, exact, containing = Counter(), Counter(), 0, 0
-    for row in answered:
-        text, wanted = replies[row.id].text, row.right_answers()
+    for entry in answered:
+        text, wanted = replies[entry.id].text, entry.reference_answers()
         given, expected = normalize(text), {normalize(each) for each in wanted} - {""}
         same = text.strip() in [each.strip() for each in wanted]
         matches = same or given in expected
-        asked[row.kind] += 1
-        right[row.kind] += matches
+        asked[entry.kind] += 1
+        right[entry.kind] += matches
         exact += same
         containing += matches or any(f" {each} " in f" {given} " for each in expected)
-    truncated = sum(cut_short(replies[row.id], task) for row in answered)
+    truncated = sum(cut_short(replies[entry.id], task) for entry in answered)
     return QAScores(dict(right), dict(sorted(asked.items())), exact, containing, truncated, skipped)
 
 
-def write_answers(path: Path, rows: Sequence[ManifestEntry], replies: dict[str, DecodedAnswer]) -> None:
+def write_answers(path: Path, entries: Sequence[ManifestEntry], replies: dict[str, DecodedAnswer]) -> None:
     """One line of JSON per answered question."""
     with whole_text(path) as file:
-        for row in rows:
-            if row.id in replies:
-                reply = replies[row.id]
-                asked = {"id": row.id, "kind": row.kind, "question": row.t1, "right": row.right_answers()}
+        for entry in entries:
+            if entry.id in replies:
+                reply = replies[entry.id]
+                asked = {"id": entry.id, "kind": entry.kind, "question": entry.t1, "right": entry.reference_answers()}
                 given = {"answer": reply.text, "frames": reply.codes.shape[1]}
                 file.write(json.dumps(asked | given, ensure_ascii=False) + "\n")
 
 
 def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[ManifestEntry]:
-    """The rows of a source, see `read_rows`.
+    """The rows of a source, see `read_entries`.
 
     Raises:
         ValueError: the source cannot be read, or a row has no answer that would be right.
     """
-    rows = read_rows(name, options, cache_folder)
-    without = next((row.id for row in rows if not row.right_answers()), None)
+    entries = read_entries(name, options, cache_folder)
+    without = next((entry.id for entry in entries if not entry.reference_answers()), None)
     if without is not None:
-        raise ValueError(f"manifest {options['manifest']}: row {without!r} has no answer (t2 or accepted)")
-    return rows
+        raise ValueError(f"manifest {options['manifest']}: entry {without!r} has no answer (t2 or accepted)")
+    return entries
 
 
-def some(rows: Sequence[ManifestEntry], limit: int | None) -> list[ManifestEntry]:
+def some(entries: Sequence[ManifestEntry], limit: int | None) -> list[ManifestEntry]:
     """All rows, or a part of them that is the same each time."""
-    if limit is None or limit >= len(rows):
-        return list(rows)
-    return [rows[i] for i in random.Random(0).sample(range(len(rows)), limit)]
+    if limit is None or limit >= len(entries):
+        return list(entries)
+    return [entries[i] for i in random.Random(0).sample(range(len(entries)), limit)]
 
 
 def qa_table(results: dict[str, dict[str, QAScores]]) -> str:

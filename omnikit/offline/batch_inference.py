@@ -44,7 +44,7 @@ SURROGATES = "backslashreplace"
 class Counts:
     """What one process did of its share."""
 
-    rows: int = 0
+    entries: int = 0
     kept: int = 0  # finished before
     done: int = 0
     truncated: int = 0
@@ -53,7 +53,7 @@ class Counts:
     others: Skipped = field(default_factory=Skipped)  # files of the folder that are no recordings
 
     def __str__(self) -> str:
-        words = [f"{self.done} of {self.rows} done"]
+        words = [f"{self.done} of {self.entries} done"]
         words += [f"{self.kept} finished before"] if self.kept else []
         words += [f"{self.truncated} truncated"] if self.truncated else []
         words += [f"{self.seconds:.1f} s of speech"] if self.seconds else []
@@ -62,7 +62,7 @@ class Counts:
         return ", ".join(words)
 
 
-def read_rows(source: Path, task: Task) -> ListedEntries | TableEntries:
+def read_entries(source: Path, task: Task) -> ListedEntries | TableEntries:
     """The rows of a folder of recordings, of a manifest, or of a text file with a text in each line; `skipped` counts
     what makes no row.
 
@@ -70,16 +70,16 @@ def read_rows(source: Path, task: Task) -> ListedEntries | TableEntries:
         ValueError: there is no such thing, it holds nothing, or two rows share an id.
     """
     if source.suffix == TEXT:
-        rows = ListedEntries(_lines(source))
+        entries = ListedEntries(_lines(source))
     elif source.is_dir() and not is_sharded(source):
-        rows = ListedEntries(_recordings(source))
+        entries = ListedEntries(_recordings(source))
     else:
-        rows = read_manifest(source)
-    if not len(rows):
+        entries = read_manifest(source)
+    if not len(entries):
         wanted = "text" if task.given == "text" else f"recording ({', '.join(READABLE)})"
         others = other_files(source)
         raise ValueError(f"{source}: holds no {wanted}{f'; it has {others}' if others else ''}")
-    return rows
+    return entries
 
 
 def other_files(source: Path) -> Skipped:
@@ -117,13 +117,13 @@ class Job:
 
     Args:
         task: a name in `TASKS`.
-        source: see `read_rows`.
+        source: see `read_entries`.
         folder: made if it is not there.
         about: what the results depend on besides the rows; has to agree with what the folder's results were made with.
 
     Raises:
-        ValueError: see `read_rows`; or the folder holds results of another run, or lies in a folder of questions, where
-            answers would be taken for questions.
+        ValueError: see `read_entries`; or the folder holds results of another run, or lies in a folder of questions,
+            where answers would be taken for questions.
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class Job:
         self.folder, place = Path(folder), Path(source).resolve()
         if self.task.speaks and place.is_dir() and self.folder.resolve().is_relative_to(place):
             raise ValueError(f"--output {folder}: lies in {source}, where answers would be taken for questions")
-        rows = read_rows(Path(source), self.task)
-        self.rows, self.unread = self._own(rows, source), rows.skipped if self.share.rank == 0 else Skipped()
+        entries = read_entries(Path(source), self.task)
+        self.entries, self.unread = self._own(entries, source), entries.skipped if self.share.rank == 0 else Skipped()
         self.others = other_files(Path(source)) if self.share.rank == 0 else Skipped()
         self.about = {"task": task, "source": str(place), **about}
         self._check_same()
@@ -151,20 +151,20 @@ class Job:
         if self.share.rank == 0:
             write_json(self.folder / RUN, self.about)
         finished = self._finished()
-        rows = [row for row in self.rows if row.id not in finished]
-        counts = Counts(rows=len(self.rows), kept=len(self.rows) - len(rows), others=self.others)
+        entries = [entry for entry in self.entries if entry.id not in finished]
+        counts = Counts(entries=len(self.entries), kept=len(self.entries) - len(entries), others=self.others)
         counts.skipped.update(self.unread)
         found = each_reply(
-            by_model(omni.decoder.of_capacity(self.batch_size), self.task), self.task, rows, batch_size=self.batch_size,
-            title=self.task.name, quiet=self.share.rank > 0, max_seconds=MAX_SECONDS,
+            by_model(omni.decoder.of_capacity(self.batch_size), self.task), self.task, entries,
+            batch_size=self.batch_size, title=self.task.name, quiet=self.share.rank > 0, max_seconds=MAX_SECONDS,
         )  # fmt: skip
         with closing(found):  # the progress bar ends before an error is told
-            for row, reply in found:
+            for entry, reply in found:
                 if isinstance(reply, Problem):
-                    counts.skipped.add(reply.reason, row.id)
-                    self._write({"id": row.id, **NOTHING, "skipped": str(reply)})
+                    counts.skipped.add(reply.reason, entry.id)
+                    self._write({"id": entry.id, **NOTHING, "skipped": str(reply)})
                 else:
-                    line = self._keep(omni, row, reply)
+                    line = self._keep(omni, entry, reply)
                     self._write(line)
                     counts.done += 1
                     counts.truncated += reply.truncated
@@ -176,15 +176,15 @@ class Job:
         """The file of this process."""
         return self.folder / _results_name(self.share.rank)
 
-    def _own(self, rows: Sequence[ManifestEntry], source: str) -> list[ManifestEntry]:
+    def _own(self, entries: Sequence[ManifestEntry], source: str) -> list[ManifestEntry]:
         """This process's share of rows."""
         seen, own = set(), []
-        for number, row in enumerate(rows):
-            if row.id in seen:
-                raise ValueError(f"{source}: two rows have the id {row.id!r}")
-            seen.add(row.id)
+        for number, entry in enumerate(entries):
+            if entry.id in seen:
+                raise ValueError(f"{source}: two entries have the id {entry.id!r}")
+            seen.add(entry.id)
             if number % self.share.processes == self.share.rank:
-                own.append(row)
+                own.append(entry)
         return own
 
     def _check_same(self) -> None:
@@ -212,14 +212,14 @@ class Job:
             finished.update(kept)
         return finished
 
-    def _keep(self, omni: Omni, row: ManifestEntry, reply: DecodedAnswer) -> dict[str, Any]:
+    def _keep(self, omni: Omni, entry: ManifestEntry, reply: DecodedAnswer) -> dict[str, Any]:
         """Write the wav of a reply, if it has sound -> its line."""
-        line = {"id": row.id, **NOTHING, "text": reply.text, "truncated": reply.truncated}
+        line = {"id": entry.id, **NOTHING, "text": reply.text, "truncated": reply.truncated}
         if not self.task.speaks:
             return line
         wav = sound(omni.model.codec, reply.codes)
         if len(wav):
-            line["wav"] = wav_name(row.id)
+            line["wav"] = wav_name(entry.id)
             save_audio(self.folder / line["wav"], wav, omni.sample_rate)
         return {**line, "seconds": round(len(wav) / omni.sample_rate, 4)}
 

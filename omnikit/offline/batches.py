@@ -84,7 +84,7 @@ def in_batches(
 def each_reply(
     respond: Respond,
     task: Task,
-    rows: Iterable[ManifestEntry],
+    entries: Iterable[ManifestEntry],
     *,
     batch_size: int,
     title: str = "",
@@ -98,33 +98,33 @@ def each_reply(
         max_seconds: longer recordings are a problem; None = `omnikit.audio.reader.LONGEST`.
     """
     usable = []
-    for row in rows:
-        length = _length(task, row, max_seconds)
+    for entry in entries:
+        length = _length(task, entry, max_seconds)
         if isinstance(length, Problem):
-            yield row, length
+            yield entry, length
         else:
-            usable.append((length, row))
+            usable.append((length, entry))
     for batch in in_batches(usable, itemgetter(0), batch_size, title or task.name, quiet=quiet):
-        yield from respond([row for _, row in batch])
+        yield from respond([entry for _, entry in batch])
 
 
 def gather(
-    respond: Respond, task: Task, rows: Sequence[ManifestEntry], *, batch_size: int, title: str = ""
+    respond: Respond, task: Task, entries: Sequence[ManifestEntry], *, batch_size: int, title: str = ""
 ) -> tuple[dict[str, DecodedAnswer], Skipped]:
     """All replies by the rows' ids in their order, and the count of rows without one."""
     skipped, found = Skipped(), {}
-    for row, reply in each_reply(respond, task, rows, batch_size=batch_size, title=title):
+    for entry, reply in each_reply(respond, task, entries, batch_size=batch_size, title=title):
         if isinstance(reply, Problem):
-            skipped.add(reply.reason, row.id)
+            skipped.add(reply.reason, entry.id)
         else:
-            found[row.id] = reply
-    return {row.id: found[row.id] for row in rows if row.id in found}, skipped
+            found[entry.id] = reply
+    return {entry.id: found[entry.id] for entry in entries if entry.id in found}, skipped
 
 
 def replies(
     model: OmniLM,
     task: Task,
-    rows: Sequence[ManifestEntry],
+    entries: Sequence[ManifestEntry],
     *,
     decoding: Decoding,
     strategy: Strategy = PARALLEL,
@@ -133,7 +133,7 @@ def replies(
 ) -> tuple[dict[str, DecodedAnswer], Skipped]:
     """`gather` of what a model replies."""
     respond = by_model(Decoder(model, decoding=decoding, strategy=strategy).of_capacity(batch_size), task)
-    return gather(respond, task, rows, batch_size=batch_size, title=title)
+    return gather(respond, task, entries, batch_size=batch_size, title=title)
 
 
 def by_model(decoder: Decoder, task: Task) -> Respond:
@@ -141,16 +141,16 @@ def by_model(decoder: Decoder, task: Task) -> Respond:
     model, batch = decoder.model, decoder.batch()
     encoder = functools.cache(lambda: fingerprint(model.encoder))
 
-    def respond(rows: list[ManifestEntry]) -> Replied:
+    def respond(entries: list[ManifestEntry]) -> Replied:
         asked = []
-        for row, question in _questions(model, task, rows, encoder):
+        for entry, question in _questions(model, task, entries, encoder):
             if isinstance(question, Problem):
-                yield row, question
+                yield entry, question
             else:
-                asked.append((row, question))
+                asked.append((entry, question))
         outcomes = decoder.outcomes(task, [question for _, question in asked], batch)
-        for (row, _), outcome in zip(asked, outcomes, strict=True):
-            yield row, _reply(model, outcome)
+        for (entry, _), outcome in zip(asked, outcomes, strict=True):
+            yield entry, _reply(model, outcome)
 
     return respond
 
@@ -170,44 +170,44 @@ def sound(codec: Codec, codes: Tensor) -> Tensor:
 
 
 def load_recordings(
-    rows: Sequence[ManifestEntry], sample_rate: int
+    entries: Sequence[ManifestEntry], sample_rate: int
 ) -> tuple[list[tuple[ManifestEntry, Tensor]], list[tuple[ManifestEntry, Problem]]]:
     """What is heard of rows: waveforms [N], and the rows whose recording cannot be read or that have none."""
     heard, problems = [], []
-    for row in rows:
-        if row.a1 is None:
-            problems.append((row, NO_RECORDING))
+    for entry in entries:
+        if entry.a1 is None:
+            problems.append((entry, NO_RECORDING))
             continue
         try:
-            heard.append((row, row.a1.load(sample_rate)))
+            heard.append((entry, entry.a1.load(sample_rate)))
         except Unusable as error:
-            problems.append((row, Problem(error.reason, str(error))))
+            problems.append((entry, Problem(error.reason, str(error))))
     return heard, problems
 
 
-def _length(task: Task, row: ManifestEntry, max_seconds: float | None) -> float | Problem:
+def _length(task: Task, entry: ManifestEntry, max_seconds: float | None) -> float | Problem:
     """Of what a row asks: characters, seconds, or feature frames where it has no recording."""
     if task.given == "text":
-        return len(row.t1) if row.t1.strip() else Problem("no text")
-    if row.a1 is None:
-        return NO_RECORDING if row.features is None else row.features.frames
-    found = row.a1.check(max_seconds)
+        return len(entry.t1) if entry.t1.strip() else Problem("no text")
+    if entry.a1 is None:
+        return NO_RECORDING if entry.features is None else entry.features.frames
+    found = entry.a1.check(max_seconds)
     return Problem(found.problem, found.detail) if found.problem else found.seconds
 
 
 def _questions(
-    model: OmniLM, task: Task, rows: list[ManifestEntry], encoder: Callable[[], str]
+    model: OmniLM, task: Task, entries: list[ManifestEntry], encoder: Callable[[], str]
 ) -> Iterator[tuple[ManifestEntry, Question | Problem]]:
     """`encoder` gives the fingerprint of the model's."""
     if task.given == "text":
-        yield from ((row, _read(model, row.t1)) for row in rows)
+        yield from ((entry, _read(model, entry.t1)) for entry in entries)
         return
-    ready = [row for row in rows if row.a1 is None and row.features is not None]
-    yield from ((row, _ready(model, row.features, encoder())) for row in ready)
-    recorded = [row for row in rows if row.a1 is not None or row.features is None]
+    ready = [entry for entry in entries if entry.a1 is None and entry.features is not None]
+    yield from ((entry, _ready(model, entry.features, encoder())) for entry in ready)
+    recorded = [entry for entry in entries if entry.a1 is not None or entry.features is None]
     heard, problems = load_recordings(recorded, model.encoder.sample_rate)
     yield from problems
-    yield from ((row, Question(wav=wav)) for row, wav in heard)
+    yield from ((entry, Question(wav=wav)) for entry, wav in heard)
 
 
 def _ready(model: OmniLM, features: Features, encoder: str) -> Question | Problem:

@@ -153,8 +153,8 @@ class _Split:
 
     def _part(self, part: ManifestPart, title: str) -> Summary:
         path = self.manifest / f"{part.name}.parquet" if self.corpus.shards else self.manifest
-        made_by = (VERSION, self.corpus.fields, self.checks.decode_all, self.checks.max_seconds)
-        fingerprint = fingerprint_of(replace(part, recordings=lambda: self._recordings(part)), *made_by)
+        depends_on = (VERSION, self.corpus.fields, self.checks.decode_all, self.checks.max_seconds)
+        fingerprint = fingerprint_of(replace(part, recordings=lambda: self._recordings(part)), *depends_on)
         summary = kept(path, fingerprint, self.checks.strict)
         if summary is not None:
             self.unread += [path] if summary.rows else []
@@ -219,7 +219,7 @@ def _checked(item: Item, name: str, **options: Any) -> RecordingCheck:
     """
     source = item[name]
     if isinstance(source, bytes):
-        return check_recording(source, f"row {item['id']}", **options)
+        return check_recording(source, f"entry {item['id']}", **options)
     found = check_recording(source, **options)
     other = with_other_ending(Path(source)) if found.problem == "missing" else None
     if other is None:

@@ -123,7 +123,7 @@ def _read(
             numbers = itertools.count(sum(sizes[:group]) + 1)
             for batch in file.iter_batches(_READ_ROWS, row_groups=[group], columns=list(columns)):
                 for row in _rows(batch):
-                    yield _item(row, f"{path.name}: row number {next(numbers)}", to_item)
+                    yield _item(row, f"{path.name}: entry number {next(numbers)}", to_item)
     except DAMAGED:
         yield Remark("shard unreadable", path.name)
 

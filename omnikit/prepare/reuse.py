@@ -22,7 +22,7 @@ MADE_BY, RECORDINGS = "made_by", "recordings"
 
 
 @dataclass(frozen=True)
-class Earlier:
+class FormerShard:
     """A shard, with a digest for each of its rows of the recordings that the row was computed from.
 
     Args:
@@ -32,22 +32,22 @@ class Earlier:
     """
 
     path: Path
-    made_by: str
+    depends_on: str
     computed: tuple[str, ...]
     digests: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, made_by: str, computed: tuple[str, ...]) -> Earlier:
+    def read(cls, path: Path, depends_on: str, computed: tuple[str, ...]) -> FormerShard:
         """Look for the shard at `path`, and warn where its note says nothing of recordings."""
-        note, made_by = read_note(path), hashlib.sha256(made_by.encode()).hexdigest()
+        note, depends_on = read_note(path), hashlib.sha256(depends_on.encode()).hexdigest()
         if computed and note and RECORDINGS not in note:
             _report_old(path.parent)
-        usable = note.get(MADE_BY) == made_by and path.exists()
-        return cls(path, made_by, computed, note[RECORDINGS] if usable else {})
+        usable = note.get(MADE_BY) == depends_on and path.exists()
+        return cls(path, depends_on, computed, note[RECORDINGS] if usable else {})
 
     def new_note(self) -> dict[str, Any]:
         """Return the note of the new shard, still without digests; empty where no field is computed from recordings."""
-        return {MADE_BY: self.made_by, RECORDINGS: {}} if self.computed else {}
+        return {MADE_BY: self.depends_on, RECORDINGS: {}} if self.computed else {}
 
     def fill(self, items: Sequence[Item], digests: Mapping[str, str]) -> None:
         """Give items the computed fields that the shard has for the same recordings."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from omnikit.data.batched import in_batches
 from omnikit.data.field_values import is_bytes, is_sound_struct
-from omnikit.data.manifest_columns import AUDIO, Malformed, checked, row_called, typed
+from omnikit.data.manifest_columns import AUDIO, Malformed, checked, entry_called, typed
 from omnikit.data.manifest_reader import in_parquet
 from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.data.parquet_manifest import DAMAGED, Damaged, Shard, check_alike, check_ids, read_shard, shard_files
@@ -25,7 +25,7 @@ from omnikit.data.skipped import Item, Remark
 from omnikit.data.text_manifest import about, read_fields
 from omnikit.option_ranges import COUNT
 from omnikit.prepare.corpus_readers import parquet_parts
-from omnikit.prepare.reuse import Earlier, digest_recordings
+from omnikit.prepare.reuse import FormerShard, digest_recordings
 from omnikit.prepare.shards import (
     ManifestPart,
     Summary,
@@ -67,14 +67,14 @@ class ManifestTransform(ABC):
 
     name: str
     """Of the command, for the summary."""
-    made_by: tuple[object, ...]
+    depends_on: tuple[object, ...]
     """What the rows depend on but for those of the manifest."""
     chunk: int
     """Rows that are worked on together."""
     recordings: tuple[str, ...] = ()
     """Fields whose recordings rows are computed from; shards are made again when one of these files changes."""
     computed: tuple[str, ...] = ()
-    """Fields that follow from these recordings and `made_by`: where a recording is unchanged they are kept."""
+    """Fields that follow from these recordings and `depends_on`: where a recording is unchanged they are kept."""
 
     @abstractmethod
     def columns(self, found: Columns) -> Columns:
@@ -219,7 +219,7 @@ def _typing(shard: Shard) -> Callable[[dict[str, Any]], Item]:
         try:
             return checked(typed(row, shard.fields, shard.file.parent))
         except Malformed as bad:
-            raise Malformed(f"{row_called(row, shard.fields)}{bad}", bad.reason) from None
+            raise Malformed(f"{entry_called(row, shard.fields)}{bad}", bad.reason) from None
 
     return to_item
 
@@ -234,11 +234,11 @@ def _shard(
     title: str,
 ) -> Summary:
     path = folder / f"{part.name}.parquet"
-    fingerprint = fingerprint_of(part, VERSION, shard_size, columns, *step.made_by)
+    fingerprint = fingerprint_of(part, VERSION, shard_size, columns, *step.depends_on)
     summary = kept(path, fingerprint, strict)
     if summary is not None:
         return summary
-    earlier = Earlier.read(path, repr((VERSION, columns, step.made_by)), step.computed)
+    earlier = FormerShard.read(path, repr((VERSION, columns, step.depends_on)), step.computed)
     note = earlier.new_note()
     return make(path, fingerprint, lambda: _write(path, part, step, columns, strict, title, earlier, note), note)
 
@@ -250,7 +250,7 @@ def _write(
     columns: Columns,
     strict: bool,
     title: str,
-    earlier: Earlier,
+    earlier: FormerShard,
     note: dict,
 ) -> Summary:
     with ManifestWriter(path, columns.names, columns.embedded) as writer:
@@ -259,7 +259,7 @@ def _write(
 
 
 def _made(
-    batch: Sequence[Item | Remark], step: ManifestTransform, earlier: Earlier, note: dict
+    batch: Sequence[Item | Remark], step: ManifestTransform, earlier: FormerShard, note: dict
 ) -> Iterator[Item | Remark]:
     """What stands between usable rows is told first."""
     items = []

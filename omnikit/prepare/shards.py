@@ -99,14 +99,14 @@ class Summary:
         return f"{self.split}: {size}; skipped: {self.skipped}{noted}"
 
 
-def fingerprint_of(part: ManifestPart, *made_by: object) -> str:
+def fingerprint_of(part: ManifestPart, *depends_on: object) -> str:
     """A name for what a file is made from: the state of its sources and recordings, the part, and whatever else
     matters. It asks the file system once for each recording."""
     stamps = []
     for source in part.sources:
         stat = source.stat()
         stamps.append((str(source.resolve()), stat.st_mtime_ns, stat.st_size if source.is_file() else None))
-    text = repr((part.name, part.rows, made_by, stamps))
+    text = repr((part.name, part.rows, depends_on, stamps))
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape"))
     recordings = tqdm(part.recordings(), desc=f"{part.name}: checking", leave=False, delay=1.0)
     with ThreadPoolExecutor(THREADS) as pool:

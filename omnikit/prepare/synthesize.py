@@ -12,7 +12,7 @@ from omnikit.data.skipped import Item, Remark
 from omnikit.files import write_bytes
 from omnikit.prepare.rewrite_manifest import SHARD_SIZE, Columns, ManifestTransform, check_recordings, rewrite
 from omnikit.prepare.shards import Summary
-from omnikit.prepare.voices import SynthesisRequest, Voice, say_all
+from omnikit.prepare.voices import SynthesisRequest, Voice, synthesize_all
 
 SAYS = {"a1": "t1", "a2": "t2"}
 """Recording -> what it says."""
@@ -58,7 +58,7 @@ class _Synthesizing(ManifestTransform):
     def __init__(self, voice: Voice, voice_name: str, fields: Sequence[str], audio: str, folder: Path):
         self.voice, self.fields, self.audio, self.folder = voice, tuple(fields), audio, folder
         self.embedded: tuple[str, ...] = ()
-        self.made_by = (voice_name, voice.sample_rate, *voice.made_by, self.fields, audio)
+        self.depends_on = (voice_name, voice.sample_rate, *voice.depends_on, self.fields, audio)
 
     def columns(self, found: Columns) -> Columns:
         said = [name for name in self.fields if SAYS[name] in found.names]
@@ -69,7 +69,7 @@ class _Synthesizing(ManifestTransform):
 
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
         wanted = [(number, name) for number, item in enumerate(items) for name in self._lacking(item)]
-        said = say_all(self.voice, [_request(items[number], name) for number, name in wanted]) if wanted else []
+        said = synthesize_all(self.voice, [_request(items[number], name) for number, name in wanted]) if wanted else []
         not_said = set()
         for (number, name), speech in zip(wanted, said, strict=True):
             item = items[number]

@@ -16,7 +16,7 @@ from omnikit.audio.io import waveform
 from omnikit.audio.reader import Sound, Unusable, read
 from omnikit.data.array_cache import fingerprint
 from omnikit.data.batched import in_batches
-from omnikit.data.encode_recordings import BATCH_SECONDS, HELD, make_codes, make_features
+from omnikit.data.encode_recordings import BATCH_SECONDS, HELD, code_encoder, feature_encoder
 from omnikit.data.manifest_writer import AUDIO, CODES_OF
 from omnikit.data.skipped import Item, Remark
 from omnikit.hparams import build_part, names_of
@@ -156,11 +156,11 @@ class _Tokenizing(ManifestTransform):
 
     def __init__(self, parts: Parts, fields: Sequence[str], drop: Sequence[str], batch_seconds: float):
         self.codec_name, self.drop, self.fields = parts.codec_name, tuple(drop), tuple(fields)
-        self.codes = None if parts.codec is None else make_codes(parts.codec, batch_seconds)
-        self.features = None if parts.encoder is None else make_features(parts.encoder, batch_seconds)
+        self.codes = None if parts.codec is None else code_encoder(parts.codec, batch_seconds)
+        self.features = None if parts.encoder is None else feature_encoder(parts.encoder, batch_seconds)
         self.encoder_name = "" if parts.encoder is None else fingerprint(parts.encoder)
         codec_made_by = "" if parts.codec is None else fingerprint(parts.codec, self.codec_name)
-        self.made_by = (codec_made_by, self.encoder_name, self.fields, self.drop, batch_seconds)
+        self.depends_on = (codec_made_by, self.encoder_name, self.fields, self.drop, batch_seconds)
         self.recordings = AUDIO if self.codes else (HEARD,)
 
     def columns(self, found: Columns) -> Columns:
@@ -264,4 +264,4 @@ class _Tokenizing(ManifestTransform):
 
 
 def _read(source: str | bytes, row: str) -> Sound:
-    return read(source, f"row {row}" if isinstance(source, bytes) else source)
+    return read(source, f"entry {row}" if isinstance(source, bytes) else source)

@@ -32,13 +32,13 @@ class Voice(ABC):
 
     sample_rate: int
     """Hz"""
-    remembers = False
+    depends_on_history = False
     """Whether what it says depends on what the process had it say before. Such a voice can be pickled."""
-    made_by: tuple[object, ...] = ()
+    depends_on: tuple[object, ...] = ()
     """What its speech depends on."""
 
     @abstractmethod
-    def say(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
+    def synthesize(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
         """The waveform [N], float32 in -1..1.
 
         Args:
@@ -54,12 +54,12 @@ class EspeakVoice(Voice):
     """espeak-ng: answers in one voice, questions in many, at various speeds and pitches."""
 
     sample_rate = 22050
-    remembers = True
+    depends_on_history = True
 
     def __init__(self) -> None:
         check_voice(ACCENTS[0])  # that espeak-ng is there at all
 
-    def say(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
+    def synthesize(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
         accents = ACCENTS if language in ("", "en") else (language,)
         if seed is None:
             return synthesize(text, accents[0], sample_rate=self.sample_rate)[0]
@@ -82,9 +82,9 @@ class CheckpointVoice(Voice):
 
         self.omni = load(checkpoint, device=device)
         self.sample_rate = self.omni.sample_rate
-        self.made_by = (fingerprint(self.omni.model),)
+        self.depends_on = (fingerprint(self.omni.model),)
 
-    def say(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
+    def synthesize(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
         wav = self.omni.speak(text).wav
         if not len(wav):
             raise ValueError(f"the system says nothing for the text {text!r}")
@@ -131,9 +131,9 @@ class SynthesizedSpeech:
     seconds: float = 0.0
 
 
-def say_all(voice: Voice, requests: Sequence[SynthesisRequest]) -> list[SynthesizedSpeech]:
+def synthesize_all(voice: Voice, requests: Sequence[SynthesisRequest]) -> list[SynthesizedSpeech]:
     """What the voice makes of texts, whatever it said before."""
-    if not voice.remembers:
+    if not voice.depends_on_history:
         return _say(voice, requests)
     # not forked: a child would have said before what its parent has
     context = multiprocessing.get_context("spawn")
@@ -160,7 +160,7 @@ def _say(voice: Voice, requests: Sequence[SynthesisRequest]) -> list[Synthesized
 
 def _flac(voice: Voice, request: SynthesisRequest) -> SynthesizedSpeech:
     try:
-        wav = voice.say(request.text, request.seed, request.language)
+        wav = voice.synthesize(request.text, request.seed, request.language)
     except ValueError:
         return SynthesizedSpeech()
     return SynthesizedSpeech(encode_flac(wav, voice.sample_rate), len(wav) / voice.sample_rate)

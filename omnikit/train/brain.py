@@ -66,11 +66,11 @@ class Losses(nn.Module):
 
     def _heard(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features [B, T, D] and their lengths [B]."""
-        at = batch.unheard
+        at = batch.to_encode
         if not at.any():
             return batch.features, batch.lengths
         with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
-            return batch.heard(*self.model.encoder(batch.wav[at], batch.samples[at]))
+            return batch.with_features(*self.model.encoder(batch.wav[at], batch.samples[at]))
 
 
 class OmniBrain(RobustBrain):

@@ -58,7 +58,7 @@ class EncoderBrain(RobustBrain):
         loss = nn.functional.ctc_loss(log_probs.transpose(0, 1), targets, frames, counts, BLANK, zero_infinity=True)
         if stage != sb.Stage.TRAIN:
             decoded = greedy(log_probs, frames)
-            references = [row[:n].tolist() for row, n in zip(targets, counts, strict=True)]
+            references = [entry[:n].tolist() for entry, n in zip(targets, counts, strict=True)]
             for name, group, found, wanted in zip(batch.id, batch.group, decoded, references, strict=True):
                 self.errors[group].append([name], [found], [wanted])
         return loss
@@ -110,8 +110,8 @@ class EncoderBrain(RobustBrain):
 def greedy(log_probs: Tensor, frames: Tensor) -> list[list[int]]:
     """Log-probabilities [B, T, V] and lengths [B] -> the best path's symbols, repeats and blanks taken out."""
     best = log_probs.argmax(dim=-1)
-    merged = (torch.unique_consecutive(row[:n]).tolist() for row, n in zip(best, frames, strict=True))
-    return [[i for i in row if i != BLANK] for row in merged]
+    merged = (torch.unique_consecutive(entry[:n]).tolist() for entry, n in zip(best, frames, strict=True))
+    return [[i for i in entry if i != BLANK] for entry in merged]
 
 
 @torch.no_grad()
@@ -133,8 +133,8 @@ def wake_convolutions(encoder: WhisperEncoder, examples: list[Tensor]) -> None:
 
 def train_encoder(
     recipe: Recipe,
-    train_rows: dict[str, dict],
-    valid_rows: dict[str, dict],
+    train_entries: dict[str, dict],
+    valid_entries: dict[str, dict],
     *,
     device: str | None = None,
     fixed: Mapping[str, Any] | None = None,
@@ -146,7 +146,7 @@ def train_encoder(
         recipe: has in its hparams what `EncoderBrain` needs, and `augment`, `save_folder`, `epoch_counter`,
             `weight_decay`, `grad_clip`, `ckpt_interval_minutes`, `batch_seconds` and `num_buckets` of a batch, and
             `seed` of their order.
-        train_rows, valid_rows: see `phoneme_dataset.heard`.
+        train_rows, valid_rows: see `phoneme_dataset.entries_with_phonemes`.
         device: where it trains if the command line does not say it.
         fixed: what else must be the same when a run is resumed, see `RunIdentity`.
 
@@ -157,9 +157,9 @@ def train_encoder(
         ValueError: `save_folder` holds checkpoints of another run.
     """
     hparams = recipe.hparams
-    phones = Phones.of_texts(sorted({row["text"] for row in train_rows.values()}))
-    train_set = make_dataset(train_rows, phones, hparams["augment"])
-    by_length = dict(sorted(valid_rows.items(), key=lambda item: item[1]["duration"]))
+    phones = Phones.of_texts(sorted({entry["text"] for entry in train_entries.values()}))
+    train_set = make_dataset(train_entries, phones, hparams["augment"])
+    by_length = dict(sorted(valid_entries.items(), key=lambda item: item[1]["duration"]))
     valid_set = make_dataset(by_length, phones)
     encoder = hparams["encoder"]
     if encoder.weights is None:
@@ -208,10 +208,10 @@ def export(brain: EncoderBrain, valid_set: DynamicItemDataset, card: str, **fact
     load_into(encoder, save_weights(encoder, folder))
     brain.checkpointer = None  # or the evaluation would read the unrounded weights back
     brain.evaluate(valid_set, test_loader_kwargs={"batch_size": 32})
-    rows = [
+    entries = [
         [group, f"{stats.summarize('error_rate'):.1f}", str(len(stats.scores))]
         for group, stats in sorted(brain.errors.items())
     ]
     about = {"parameters": f"{count_parameters(encoder):,}", "steps": brain.optimizer_step}
-    text = card.format(**about, table=markdown_table(["split", "PER, %", "recordings"], rows), **facts)
+    text = card.format(**about, table=markdown_table(["split", "PER, %", "recordings"], entries), **facts)
     write_text(folder / "README.md", text)

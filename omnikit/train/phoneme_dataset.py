@@ -34,20 +34,22 @@ class Phones:
         return [self.ids[sound] for sound in phonemes(text)]
 
 
-def heard(rows: Iterable[ManifestEntry], group: str) -> dict[str, dict[str, Any]]:
+def entries_with_phonemes(entries: Iterable[ManifestEntry], group: str) -> dict[str, dict[str, Any]]:
     """Rows of a manifest as {id: {clip, text, duration, group}}, ids with the group in front; rows without a duration
     whose recording cannot be read are left out."""
     found = {}
-    for row in rows:
-        seconds = row.duration or row.a1.check().seconds
+    for entry in entries:
+        seconds = entry.duration or entry.a1.check().seconds
         if seconds:
-            found[f"{group}/{row.id}"] = {"clip": row.a1, "text": row.t1, "duration": seconds, "group": group}
+            found[f"{group}/{entry.id}"] = {"clip": entry.a1, "text": entry.t1, "duration": seconds, "group": group}
     return found
 
 
-def make_dataset(rows: dict[str, dict[str, Any]], phones: Phones, augment: Augment | None = None) -> DynamicItemDataset:
-    """Rows of `heard` -> items with `id`, `group`, `wav` [N] at 16 kHz and `phones` [L]."""
-    targets = {text: phones.encode(text) for text in {row["text"] for row in rows.values()}}
+def make_dataset(
+    entries: dict[str, dict[str, Any]], phones: Phones, augment: Augment | None = None
+) -> DynamicItemDataset:
+    """Rows of `entries_with_phonemes` -> items with `id`, `group`, `wav` [N] at 16 kHz and `phones` [L]."""
+    targets = {text: phones.encode(text) for text in {entry["text"] for entry in entries.values()}}
 
     def wav(clip: Recording) -> Tensor:
         sound = clip.load(SAMPLE_RATE)
@@ -56,7 +58,7 @@ def make_dataset(rows: dict[str, dict[str, Any]], phones: Phones, augment: Augme
     def ids(text: str) -> Tensor:
         return torch.tensor(targets[text])
 
-    dataset = DynamicItemDataset(rows)
+    dataset = DynamicItemDataset(entries)
     dataset.add_dynamic_item(wav, takes="clip", provides="wav")
     dataset.add_dynamic_item(ids, takes="text", provides="phones")
     dataset.set_output_keys(["id", "group", "wav", "phones"])

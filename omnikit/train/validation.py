@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.data.manifest_reader import ManifestEntry
-from omnikit.data.sources import hear, read_rows
+from omnikit.data.sources import read_entries, read_features
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.evaluate.wer import Pair, score
 from omnikit.generate import BadQuestion, Decoder, Decoding, Question
@@ -41,8 +41,8 @@ class Validation:
                 continue
             wanted = [TASKS[t] for t in options["tasks"] if tasks.get(t, 0) > 0 and not TASKS[t].speaks]
             if wanted and options["decode"]:
-                rows = read_rows(name, {**options, "limit": options["decode"]}, cache_folder)
-                found = [_questions(model, task, rows, name, cache_folder) for task in wanted]
+                entries = read_entries(name, {**options, "limit": options["decode"]}, cache_folder)
+                found = [_questions(model, task, entries, name, cache_folder) for task in wanted]
                 self.material += [each for each in found if each[1]]
 
     def __call__(self, brain: Any) -> dict[str, float]:
@@ -80,13 +80,13 @@ def hypotheses(decoder: Decoder, task: Task, questions: list[Question]) -> list[
 
 
 def _questions(
-    model: OmniLM, task: Task, rows: list[ManifestEntry], name: str, cache_folder: str | Path
+    model: OmniLM, task: Task, entries: list[ManifestEntry], name: str, cache_folder: str | Path
 ) -> tuple[Task, list[Question], list[str]]:
-    rows = [row for row in rows if row.serves(task)]
+    entries = [entry for entry in entries if entry.serves(task)]
     if task.given == "speech":
-        heard = hear(model, rows, cache_folder, f"{name}-decode")
-        rows = [row for row in rows if row in heard]
-        questions = [Question(features=heard[row].float()) for row in rows]
+        heard = read_features(model, entries, cache_folder, f"{name}-decode")
+        entries = [entry for entry in entries if entry in heard]
+        questions = [Question(features=heard[entry].float()) for entry in entries]
     else:
-        questions = [Question(text=model.llm.tokenizer.encode(row.t1)) for row in rows]
-    return task, questions, [row.written(task) for row in rows]
+        questions = [Question(text=model.llm.tokenizer.encode(entry.t1)) for entry in entries]
+    return task, questions, [entry.target_text(task) for entry in entries]

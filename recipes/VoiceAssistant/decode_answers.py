@@ -26,11 +26,11 @@ def chosen(manifest: str, ids: str, limit: int | None) -> list[ManifestEntry]:
     Raises:
         ValueError: there is none.
     """
-    fitting = (row for row in read_manifest(manifest) if re.search(ids, row.id) and (row.codes or row.a2))
-    rows = list(islice(fitting, limit))
-    if not rows:
-        raise ValueError(f"--ids {ids}: no row of {manifest} with such an id has a spoken answer")
-    return rows
+    fitting = (entry for entry in read_manifest(manifest) if re.search(ids, entry.id) and (entry.codes or entry.a2))
+    entries = list(islice(fitting, limit))
+    if not entries:
+        raise ValueError(f"--ids {ids}: no entry of {manifest} with such an id has a spoken answer")
+    return entries
 
 
 def main() -> None:
@@ -43,15 +43,15 @@ def main() -> None:
     parser.add_argument("--limit", type=COUNT, metavar="N")
     options = parser.parse_args()
     Regex().check("ids", options.ids)
-    rows = chosen(options.manifest, options.ids, options.limit)
+    entries = chosen(options.manifest, options.ids, options.limit)
     codec = build_part("codec", options.codec, **({"weights": options.weights} if options.weights else {}))
     codec.load_weights()
     codec.eval()
     options.save_folder.mkdir(parents=True, exist_ok=True)
-    for row in tqdm(rows, desc="decode"):
-        path = options.save_folder / wav_name(row.id)
+    for entry in tqdm(entries, desc="decode"):
+        path = options.save_folder / wav_name(entry.id)
         if not path.exists():
-            save_audio(path, row.answer_wav(codec, options.codec), codec.sample_rate)
+            save_audio(path, entry.answer_wav(codec, options.codec), codec.sample_rate)
 
 
 if __name__ == "__main__":

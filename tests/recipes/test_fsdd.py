@@ -91,18 +91,18 @@ def test_a_held_out_speaker_is_in_no_training_string(tmp_path: Path):
     assert len(summaries) == 6 and not any(s.skipped for s in summaries.values())
     uses = {"train-without-ben": ("anna", 3 * 4), "valid-without-ben": ("anna", 2 * 2), "test-ben": ("ben", 5 * 2)}
     for split, (speaker, count) in uses.items():
-        rows = rows_of(tmp_path / "out", split)
-        assert summaries[split].rows == len({row.id for row in rows}) == len(rows)
-        assert Counter(word for row in rows for word in row.t1.split()) == {"three": count, "seven": count}
-        for row in rows:
-            digits = row.id.rsplit("-", 1)[1]
-            assert row.speaker == speaker and row.t1 == " ".join(WORDS[digit] for digit in digits)
-            wav = row.a1.load(16000).numpy()
-            assert len(wav) == pytest.approx(16000 * row.duration, abs=2)
+        entries = rows_of(tmp_path / "out", split)
+        assert summaries[split].entries == len({entry.id for entry in entries}) == len(entries)
+        assert Counter(word for entry in entries for word in entry.t1.split()) == {"three": count, "seven": count}
+        for entry in entries:
+            digits = entry.id.rsplit("-", 1)[1]
+            assert entry.speaker == speaker and entry.t1 == " ".join(WORDS[digit] for digit in digits)
+            wav = entry.a1.load(16000).numpy()
+            assert len(wav) == pytest.approx(16000 * entry.duration, abs=2)
             assert pitch_of(wav) == pytest.approx(PITCH[speaker], rel=0.15 if split.startswith("train") else 0.02)
             if split == "test-ben":
                 least, most = 0.2 + 0.1 * len(digits), 0.6 + 0.2 * len(digits) + 0.4 * (len(digits) - 1)
-                assert least <= row.duration <= most
+                assert least <= entry.duration <= most
 
 
 def test_the_page_on_data_tells_of_the_layout():
@@ -122,7 +122,7 @@ def test_damage_is_skipped_and_counted(tmp_path: Path):
     upstream, corpus = tree(tmp_path, damaged=True), load_corpus("FSDD")
     (summary,) = prepare(corpus, upstream / "recordings", tmp_path / "out", ["test-ben"])
     assert summary.skipped.reasons == {"empty": 2, "unreadable": 2, "malformed": 1}
-    said = Counter(word for row in rows_of(tmp_path / "out", "test-ben") for word in row.t1.split())
+    said = Counter(word for entry in rows_of(tmp_path / "out", "test-ben") for word in entry.t1.split())
     assert said == {"three": 10, "seven": 12}
     with pytest.raises(ValueError, match=r"3_ben_8\.wav: empty"):
         list(prepare(corpus, upstream, tmp_path / "strict", ["test-ben"], Checks(strict=True)))

@@ -270,7 +270,7 @@ def test_answers_are_decoded_on_demand(tmp_path: Path, monkeypatch: pytest.Monke
     assert [wav.name for wav in wavs] == ["a-1.wav", "a-2.wav"]
     assert soundfile.info(wavs[0]).duration == pytest.approx(3 / 12.5)
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--ids", "^c"])
-    with pytest.raises(ValueError, match=r"--ids \^c: no row of .*m.json with such an id has a spoken answer"):
+    with pytest.raises(ValueError, match=r"--ids \^c: no entry of .*m.json with such an id has a spoken answer"):
         script.main()
 
 

@@ -88,7 +88,12 @@ def batches(model: OmniLM, epoch: str, poisoned: bool = False) -> list[Batch]:
         text = model.llm.tokenizer.encode("the cat sees a dog")
         codes = torch.randint(0, model.codec.codebook_size, (model.codec.num_codebooks, 2), generator=rng)
         sample = make_sample(
-            TASKS["A1A2"], model.layout, model.pattern, audio_frames=model.frames_heard(6), answer=text, codes=codes
+            TASKS["A1A2"],
+            model.layout,
+            model.pattern,
+            audio_frames=model.num_speech_positions(6),
+            answer=text,
+            codes=codes,
         )
         ids = [f"{epoch}-{number}-{row}-rank{Share.of_torchrun().rank}" for row in range(2)]
         made.append(collate([sample, sample], features, model.layout, model.encoder.dim, ids=ids))

@@ -31,7 +31,7 @@ class Beeps(Voice):
 
     sample_rate = 8000
 
-    def say(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
+    def synthesize(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
         if "§" in text:
             raise ValueError("unknown")
         time.sleep(0.004)

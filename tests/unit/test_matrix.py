@@ -143,7 +143,7 @@ def batch_of(model: OmniLM, features: list[Tensor]) -> Batch:
     samples = [
         make_sample(
             TASKS[task], model.layout, model.pattern, question=text, answer=text, codes=codes,
-            audio_frames=None if heard is None else model.frames_heard(len(heard)),
+            audio_frames=None if heard is None else model.num_speech_positions(len(heard)),
         )
         for task, heard in given.items()
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from omnikit.data.manifest_reader import read_manifest
 from omnikit.errors import bad_input_exits, full_disk_names
 from omnikit.hparams import load_recipe
 from omnikit.train.ctc_pretraining import export, train_encoder
-from omnikit.train.phoneme_dataset import heard
+from omnikit.train.phoneme_dataset import entries_with_phonemes
 from omnikit.train.recipe_checks import check_encoder
 from omnikit.weights import load_into
 
@@ -40,7 +40,7 @@ def main() -> None:
     with full_disk_names(hparams["output_folder"]):
         sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
         train, valid = (
-            heard(read_manifest(folder / f"{split}-without-{held_out}", hparams["cache_folder"]), split)
+            entries_with_phonemes(read_manifest(folder / f"{split}-without-{held_out}", hparams["cache_folder"]), split)
             for split in ("train", "valid")
         )
         brain, valid_set = train_encoder(recipe, train, valid, device="cpu", fixed={"held_out": held_out})

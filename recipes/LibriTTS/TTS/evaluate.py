@@ -48,11 +48,11 @@ SYSTEM = "the system, from text"
 SPEAK = TASKS["T1A1"]
 
 
-def read_rows(hparams: dict[str, Any]) -> list[ManifestEntry]:
+def read_entries(hparams: dict[str, Any]) -> list[ManifestEntry]:
     """The sentences to be spoken, with their recordings if they have any."""
     manifest, ids = hparams["manifest"], hparams["ids"]
-    rows = read_manifest(manifest, Path(hparams["cache_folder"]) / "tables")
-    wanted = [row for row in rows if re.search(ids, row.id)] if ids else rows
+    entries = read_manifest(manifest, Path(hparams["cache_folder"]) / "tables")
+    wanted = [entry for entry in entries if re.search(ids, entry.id)] if ids else entries
     if not wanted:
         raise ValueError(f"--ids {ids}: found in no utterance id of {manifest}")
     return some(wanted, hparams["limit"])
@@ -77,17 +77,17 @@ class SpokenTexts:
     skipped: Skipped
 
 
-def speak(model: OmniLM, rows: list[ManifestEntry], hparams: dict[str, Any]) -> SpokenTexts:
+def speak(model: OmniLM, entries: list[ManifestEntry], hparams: dict[str, Any]) -> SpokenTexts:
     """The system reads every row's text.
 
     Raises:
         ValueError: it can read none of them.
     """
     options = {"decoding": hparams["decoding"], "batch_size": hparams["batch_size"]}
-    found, skipped = replies(model, SPEAK, rows, title="speak", **options)
+    found, skipped = replies(model, SPEAK, entries, title="speak", **options)
     if not found:
         raise ValueError(f"--manifest {hparams['manifest']}: no text could be spoken; skipped: {skipped}")
-    said = [(row.id, row.t1, sound(model.codec, found[row.id].codes)) for row in rows if row.id in found]
+    said = [(entry.id, entry.t1, sound(model.codec, found[entry.id].codes)) for entry in entries if entry.id in found]
     cut = sum(cut_short(reply, SPEAK) for reply in found.values())
     return SpokenTexts(said, 100 * cut / len(found), skipped)
 
@@ -119,12 +119,12 @@ def main() -> None:
     folder, device = Path(hparams["output_folder"]), recipe.run_opts.get("device", "cpu")
     judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
     mos = open_mos(hparams["mos"], hparams["mos_source"], device)
-    rows = read_rows(hparams)
+    entries = read_entries(hparams)
     omni = load(hparams["checkpoint"], device=device)
     codecs = open_codecs(omni.model.codec, hparams["codecs"])
-    spoken = speak(omni.model, rows, hparams)
+    spoken = speak(omni.model, entries, hparams)
     keep_wavs(spoken.said, folder / "wav", omni.sample_rate, hparams["keep_wavs"])
-    speech = reference_speech(codecs, references(rows, SPEAK, codec_name(omni.model)), own=OWN)
+    speech = reference_speech(codecs, references(entries, SPEAK, codec_name(omni.model)), own=OWN)
     speech[SYSTEM] = SpeechSet(omni.sample_rate, lambda: spoken.said)
     normalize = normalizer(hparams["judge_normalizer"])
     rates = {} if judge is None else intelligibility(judge, speech, normalize, folder)

@@ -51,10 +51,10 @@ class QAEvaluation:
         self.mos = open_mos(hparams["mos"], hparams["mos_source"], device)
         self.judge_normalize = normalizer(hparams["judge_normalizer"])
         sources = chosen(hparams["sources"], hparams["splits"])
-        self.rows = {split: self._read(split, options) for split, options in sources.items()}
-        self.judged_split = hparams["judged_split"] or next(iter(self.rows))
-        if self.judged_split not in self.rows:
-            raise ValueError(f"--judged_split {self.judged_split}: not in splits ({', '.join(self.rows)})")
+        self.entries = {split: self._read(split, options) for split, options in sources.items()}
+        self.judged_split = hparams["judged_split"] or next(iter(self.entries))
+        if self.judged_split not in self.entries:
+            raise ValueError(f"--judged_split {self.judged_split}: not in splits ({', '.join(self.entries)})")
 
     def _read(self, split: str, options: dict[str, Any]) -> list[ManifestEntry]:
         return some(read_questions(split, options, self.hparams["cache_folder"]), self.hparams["limit"])
@@ -62,14 +62,14 @@ class QAEvaluation:
     def answer(self, split: str) -> tuple[dict[str, QAScores], Answers]:
         """Answers a split in every way."""
         shares, found = {}, {}
-        normalize, rows = normalizer(self.hparams["normalizer"]), self.rows[split]
+        normalize, entries = normalizer(self.hparams["normalizer"]), self.entries[split]
         for way in self.ways:
             given, skipped = replies(
-                self.model, way.task, rows, strategy=way.strategy, decoding=self.hparams["decoding"],
+                self.model, way.task, entries, strategy=way.strategy, decoding=self.hparams["decoding"],
                 batch_size=self.hparams["batch_size"], title=f"{split}, {way.name}",
             )  # fmt: skip
-            shares[way.name], found[way.name] = count_right(way.task, rows, given, skipped, normalize), given
-            write_answers(self.folder / f"answers_{split}_{way.name}.jsonl", rows, given)
+            shares[way.name], found[way.name] = count_right(way.task, entries, given, skipped, normalize), given
+            write_answers(self.folder / f"answers_{split}_{way.name}.jsonl", entries, given)
             if way.task.speaks:
                 said = self._said(given, self.hparams["keep_wavs"])
                 where = self.folder / "wav" / way.name
@@ -84,7 +84,7 @@ class QAEvaluation:
         """Recorded answers and what the codec keeps of them, if wanted; the spoken answers with their own text."""
         limit, speech = self.hparams["judge_limit"], {}
         if self.hparams["references"]:
-            said = references(self.rows[self.judged_split][:limit], TASKS["A1A2"], codec_name(self.model))
+            said = references(self.entries[self.judged_split][:limit], TASKS["A1A2"], codec_name(self.model))
             speech = reference_speech({"the codec": self.model.codec}, said, own="the codec")
         for way in self.ways:
             if way.task.speaks:
@@ -95,8 +95,8 @@ class QAEvaluation:
     def speed(self, found: Answers) -> dict[str, Speed | None]:
         """By way, of those that speak; of questions that were answered and are recorded."""
         answered = {name for given in found.values() for name in given}
-        rows = [row for row in self.rows[self.judged_split] if row.id in answered and row.a1 is not None]
-        wavs = [row.a1.load(self.model.encoder.sample_rate) for row in rows[: self.hparams["speed_questions"]]]
+        entries = [entry for entry in self.entries[self.judged_split] if entry.id in answered and entry.a1 is not None]
+        wavs = [entry.a1.load(self.model.encoder.sample_rate) for entry in entries[: self.hparams["speed_questions"]]]
         measured = {}
         for way in self.ways:
             if way.task.name == "A1A2" and wavs:
@@ -126,7 +126,7 @@ def main() -> None:
     device = recipe.run_opts.get("device", "cpu")
     run = QAEvaluation(hparams, load(hparams["checkpoint"], device=device), device)
     shares, rates, mos, speed = {}, {}, {}, {}
-    for split in run.rows:
+    for split in run.entries:
         shares[split], found = run.answer(split)
         if split == run.judged_split:
             speech = run.speech(found)

@@ -17,7 +17,7 @@ import torch
 from omnikit.data import array_cache
 from omnikit.data.array_cache import ArrayCache, ArrayLocation, ArrayStore, fingerprint, open_cache
 from omnikit.data.digest_ledger import open_ledger
-from omnikit.data.encode_recordings import codes_of, features_of
+from omnikit.data.encode_recordings import cached_codes, cached_features
 from omnikit.data.manifest_reader import Recording
 from tests.unit.toy import ToyCodec, ToyEncoder
 
@@ -156,8 +156,8 @@ def clips(tmp_path) -> list[Recording]:
 
 def test_features_and_codes_equal_those_of_single_recordings(clips, tmp_path, caplog):
     encoder, codec = ToyEncoder().eval(), ToyCodec()
-    features = features_of(encoder, clips, tmp_path / "cache", "toy")
-    codes = codes_of(codec, clips, tmp_path / "cache", "toy")
+    features = cached_features(encoder, clips, tmp_path / "cache", "toy")
+    codes = cached_codes(codec, clips, tmp_path / "cache", "toy")
     assert "1 of 4 recordings skipped: 1 unreadable (such as " in caplog.text
     assert "3.wav" in caplog.text
     assert "3" not in features
@@ -170,8 +170,8 @@ def test_features_and_codes_equal_those_of_single_recordings(clips, tmp_path, ca
 
 def test_made_once_per_weights(clips, tmp_path):
     encoder = ToyEncoder()
-    features_of(encoder, clips[:2], tmp_path / "cache", "toy")
-    features_of(encoder, clips[:2], tmp_path / "cache", "toy")
+    cached_features(encoder, clips[:2], tmp_path / "cache", "toy")
+    cached_features(encoder, clips[:2], tmp_path / "cache", "toy")
     assert len(list((tmp_path / "cache").glob("features-*/*.bin"))) == 1
-    features_of(ToyEncoder(), clips[:2], tmp_path / "cache", "toy")
+    cached_features(ToyEncoder(), clips[:2], tmp_path / "cache", "toy")
     assert len(list((tmp_path / "cache").glob("features-*/*.bin"))) == 2

@@ -12,7 +12,7 @@ from rewriting import sound
 from toy import ToyCodec, ToyEncoder, toy_model
 
 from omnikit.audio.reader import Unusable
-from omnikit.data.encode_recordings import codes_of, features_of
+from omnikit.data.encode_recordings import cached_codes, cached_features
 from omnikit.data.manifest_reader import Recording, read_manifest
 from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.sources import read_sources, verify_cache
@@ -52,7 +52,7 @@ class Recordings:
         """Which recordings are encoded when all are asked for; their features are checked."""
         self.encoder.encoded.clear()
         clips = self.clips() if clips is None else clips
-        store = features_of(self.encoder, clips, self.cache, "toy")
+        store = cached_features(self.encoder, clips, self.cache, "toy")
         encoded = list(self.encoder.encoded)
         lengths = {}
         for clip in clips:
@@ -155,7 +155,7 @@ def test_a_failure_is_remembered_until_the_file_is_repaired(broken, recordings, 
     for attempt in (1, 0):
         tried.clear()
         caplog.clear()
-        store = features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+        store = cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
         assert "r1" not in store and tried == ["r1"] * attempt
         assert f"toy-features: 1 of 4 recordings skipped: 1 {reason} (such as {recordings.path('r1')})" in caplog.text
     recordings.path("r1").write_bytes(sound(0.2, seed=9))
@@ -181,7 +181,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_stored(recordings: Recordin
 
     with monkeypatch.context() as patch:
         patch.setattr(Recording, "load", meanwhile)
-        assert "r1" not in features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+        assert "r1" not in cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert "1 of 4 recordings skipped: 1 not readable now" in caplog.text
     assert recordings.encoded() == ["r1"]
 
@@ -191,7 +191,7 @@ def test_two_sources_and_two_parts_share_what_they_can(recordings: Recordings, m
     read = digests_counted(monkeypatch)
     assert recordings.encoded(again) == []
     codec = ToyCodec()
-    codes = codes_of(codec, again, recordings.cache, "toy")
+    codes = cached_codes(codec, again, recordings.cache, "toy")
     assert torch.equal(codes["other r1"].long(), codec.encode(again[1].load(16000)[None])[0]) and not read
 
 
@@ -202,7 +202,7 @@ def embedded(path: Path, sounds: dict[str, bytes]) -> Path:
 
 
 def in_table(recordings: Recordings, path: Path) -> list[Recording]:
-    return [row.a1 for row in read_manifest(path, recordings.cache / "tables")]
+    return [entry.a1 for entry in read_manifest(path, recordings.cache / "tables")]
 
 
 def test_recordings_in_a_manifest_that_is_written_again(recordings: Recordings, tmp_path: Path, monkeypatch):
@@ -223,7 +223,7 @@ def test_a_table_under_the_same_name_size_and_time(recordings: Recordings, tmp_p
     cache = tmp_path / "cache" / "tables"
 
     def texts() -> list[str]:
-        return [row.t1 for row in read_manifest(path, cache)]
+        return [entry.t1 for entry in read_manifest(path, cache)]
 
     path = tmp_path / "m.parquet"
     for text in ("one", "two"):
@@ -260,7 +260,7 @@ def test_caches_of_an_earlier_version_are_told_and_not_used(recordings: Recordin
     old.write_bytes(b"old")
     (tmp_path / "t" / "parquet").mkdir(parents=True)
     for _ in range(2):
-        features_of(recordings.encoder, recordings.clips(), recordings.cache, "old")
+        cached_features(recordings.encoder, recordings.clips(), recordings.cache, "old")
         read_manifest(embedded(tmp_path / "m.parquet", {"a": sound(0.1)}), tmp_path / "t")
     assert caplog.text.count(f"{old}: arrays of an earlier version") == 1
     assert caplog.text.count(f"{tmp_path / 't' / 'parquet'}: tables of an earlier version") == 1
@@ -278,7 +278,7 @@ def test_a_fault_of_the_disk_is_not_remembered(recordings: Recordings, monkeypat
 
     monkeypatch.setattr(Recording, "load", fails)
     monkeypatch.setattr(recordings, "names", ["r0", "r1"])
-    features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+    cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     monkeypatch.setattr(Recording, "load", load)
     assert recordings.encoded() == ["r1"]
 
@@ -290,8 +290,8 @@ def test_the_verdict_of_another_reader_is_asked_again(recordings: Recordings, mo
     monkeypatch.setattr(
         Recording, "load", lambda clip, rate, load=Recording.load: asked.append(clip.key) or load(clip, rate)
     )
-    features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+    cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert asked == []
     monkeypatch.setattr("omnikit.data.array_cache._READER", "reader 0")
-    features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+    cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert asked == ["r1"]

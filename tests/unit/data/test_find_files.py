@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from omnikit.data.find_files import is_recording, visible, walk, with_other_ending
-from omnikit.offline.batch_inference import other_files, read_rows
+from omnikit.offline.batch_inference import other_files, read_entries
 from omnikit.tasks import TASKS
 
 DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        " + b"\xff\xb0" * 60
@@ -43,7 +43,7 @@ def mixed(tmp_path: Path) -> Path:
 
 
 def test_a_folder_gives_recordings_and_counts_other_files(mixed: Path):
-    rows = read_rows(mixed, TASKS["A1T1"])
+    rows = read_entries(mixed, TASKS["A1T1"])
     assert [row.id for row in rows] == ["a", "c", "d", "deep/B", "e", "f", "g", "h"]
     assert [row.a1.check().problem for row in rows] == [None] * 5 + ["unreadable"] * 3
     found = other_files(mixed)
@@ -53,7 +53,7 @@ def test_a_folder_gives_recordings_and_counts_other_files(mixed: Path):
 def test_a_folder_without_recordings_names_what_it_has(tmp_path: Path):
     put(tmp_path, {"notes.txt": b"words", "._a.wav": DOUBLE})
     with pytest.raises(ValueError, match=r"holds no recording \(\.wav, .*it has 1 other file \(such as notes.txt\)"):
-        read_rows(tmp_path, TASKS["A1T1"])
+        read_entries(tmp_path, TASKS["A1T1"])
 
 
 def test_links_are_followed_once(tmp_path: Path):

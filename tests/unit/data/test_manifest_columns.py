@@ -88,12 +88,16 @@ def everywhere(
 ) -> tuple[list[ManifestEntry], list[Item | Remark]]:
     """The rows of a manifest and the items of its parts, which have to agree, as has a batch job's reading."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "hf")
-    rows = read_manifest(path, cache / "tables")
+    entries = read_manifest(path, cache / "tables")
     items = [item for part in read_parts(path, 100)[1] for item in part.items()]
     ids = [item["id"] for item in items if not isinstance(item, Remark)]
-    assert [row.id for row in rows] == ids == [row.id for row in batch_inference.read_rows(path, TASKS["T1T2"])]
-    assert sum(rows.skipped.reasons.values()) == sum(isinstance(item, Remark) for item in items)
-    return list(rows), items
+    assert (
+        [entry.id for entry in entries]
+        == ids
+        == [entry.id for entry in batch_inference.read_entries(path, TASKS["T1T2"])]
+    )
+    assert sum(entries.skipped.reasons.values()) == sum(isinstance(item, Remark) for item in items)
+    return list(entries), items
 
 
 HABITS = {
@@ -111,9 +115,9 @@ HABITS = {
 @pytest.mark.parametrize("name", HABITS)
 def test_habits_of_other_toolkits_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / name).write_bytes(HABITS[name].encode())
-    ((row,), (item,)) = everywhere(tmp_path / name, tmp_path, monkeypatch)
-    assert (row.id, row.t1, row.speaker, row.duration) == ("1", "what is two", "anna", 1.5)
-    assert row.a1.path == item["a1"] == str(tmp_path / "wavs" / "a.wav")
+    ((entry,), (item,)) = everywhere(tmp_path / name, tmp_path, monkeypatch)
+    assert (entry.id, entry.t1, entry.speaker, entry.duration) == ("1", "what is two", "anna", 1.5)
+    assert entry.a1.path == item["a1"] == str(tmp_path / "wavs" / "a.wav")
 
 
 PARQUET = {
@@ -154,8 +158,8 @@ def test_shards_hold_bytes_where_a_column_has_both(tmp_path: Path):
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     summary = tokenize(tmp_path / "m.parquet", tmp_path / "out", Parts(toy_model().codec, "toy"), fields=("a1",))
     assert summary.skipped.reasons == {"missing": 1}
-    rows = read_manifest(tmp_path / "out", tmp_path / "cache")
-    assert [len(row.a1.load(16000)) for row in rows] == [1600, 1600] and rows[0].a1.path is None
+    entries = read_manifest(tmp_path / "out", tmp_path / "cache")
+    assert [len(entry.a1.load(16000)) for entry in entries] == [1600, 1600] and entries[0].a1.path is None
 
 
 def unchecked(texts: list[bytes]) -> pa.Array:
@@ -164,13 +168,16 @@ def unchecked(texts: list[bytes]) -> pa.Array:
 
 
 BAD_ROWS: dict[str, tuple[pa.Array, str]] = {
-    "id": (pa.array(["a", None, "c"]), "m.parquet: row number 2: id None is no text (not blank) or whole number"),
-    "duration": (pa.array([float("nan"), -1.0, 0.0]), "row number 2: row 'b': duration -1.0 is no number"),
-    "t2": (unchecked([b"x", b"\xff", b"y"]), r"row number 2: row 'b': t2 '\udcff' is no text in UTF-8"),
-    "a1": (pa.array(["a.wav", "b" * 300, None]), "row number 2: row 'b': a1 'bbb"),
-    "codes": (pa.array([[[1, 2]], [[1], [2, 3]], None]), "row number 2: row 'b': codes [[1], [2, 3]] is no lists of"),
-    "codes1": (pa.array([[[1, 2]], [[-5]], None]), "row number 2: row 'b': codes1 [[-5]] is no lists of the same"),
-    "features": (pa.array([b"1234", b"123", None]), "row number 2: row 'b': frames"),
+    "id": (pa.array(["a", None, "c"]), "m.parquet: entry number 2: id None is no text (not blank) or whole number"),
+    "duration": (pa.array([float("nan"), -1.0, 0.0]), "entry number 2: entry 'b': duration -1.0 is no number"),
+    "t2": (unchecked([b"x", b"\xff", b"y"]), r"entry number 2: entry 'b': t2 '\udcff' is no text in UTF-8"),
+    "a1": (pa.array(["a.wav", "b" * 300, None]), "entry number 2: entry 'b': a1 'bbb"),
+    "codes": (
+        pa.array([[[1, 2]], [[1], [2, 3]], None]),
+        "entry number 2: entry 'b': codes [[1], [2, 3]] is no lists of",
+    ),
+    "codes1": (pa.array([[[1, 2]], [[-5]], None]), "entry number 2: entry 'b': codes1 [[-5]] is no lists of the same"),
+    "features": (pa.array([b"1234", b"123", None]), "entry number 2: entry 'b': frames"),
     "accepted": (pa.ListArray.from_arrays([0, 1, 2, 2], unchecked([b"x", b"\xff"])), "is no text in UTF-8"),
 }
 
@@ -182,16 +189,16 @@ def test_a_bad_entry_of_a_table_is_skipped_and_counted(
     column, message = BAD_ROWS[field]
     columns = {"id": ["a", "b", "c"], "t1": ["x"] * 3} | ({"frames": [1, 1, None]} if field == "features" else {})
     pq.write_table(pa.table(columns | {field: column}), tmp_path / "m.parquet")
-    rows, items = everywhere(tmp_path / "m.parquet", tmp_path, monkeypatch)
-    assert [row.id for row in rows] == ["a", "c"] and "entries skipped: 1 " in caplog.text
-    assert message in caplog.text and isinstance(items[1], Remark) and "row number 2" in items[1].example
+    entries, items = everywhere(tmp_path / "m.parquet", tmp_path, monkeypatch)
+    assert [entry.id for entry in entries] == ["a", "c"] and "entries skipped: 1 " in caplog.text
+    assert message in caplog.text and isinstance(items[1], Remark) and "entry number 2" in items[1].example
 
 
 LINES = {
-    "m.csv": ("ID,t1,duration\na,x,1\nb,y,1;5\nc,z\nd,w,2\n", ("m.csv: line 3: row 'b': duration '1;5' is no number",
+    "m.csv": ("ID,t1,duration\na,x,1\nb,y,1;5\nc,z\nd,w,2\n", ("m.csv: line 3: entry 'b': duration '1;5' is no number",
                                                               "m.csv: line 4 has not the header's number of columns")),
     "m.json": ('{"a": {"t1": "x"}, "b": {"t1": []}, "c": 5, "d": {"t1": "w"}}',
-               ("m.json: row 'b': t1 [] is no text", "m.json: row 'c': 5 is no object of fields")),
+               ("m.json: entry 'b': t1 [] is no text", "m.json: entry 'c': 5 is no object of fields")),
     "m.jsonl": ('{"id": "a", "t1": "x"}\n{"id": "b", "t1": "x", "t1": "y"}\n{"id": "c"\n{"id": "d", "t1": "w"}',
                 ("m.jsonl: line 2 cannot be read (the key 't1' is given twice)", "m.jsonl: line 3 cannot be read (")),
     "quotes.csv": ('ID,t1\na,"x, ""y"""\nb,"Yes" he said\nc,"No" they said\nd,"z\nz"',
@@ -205,8 +212,8 @@ def test_a_bad_entry_of_a_file_is_skipped_and_counted(
 ):
     content, messages = LINES[name]
     (tmp_path / name).write_text(content)
-    rows, items = everywhere(tmp_path / name, tmp_path, monkeypatch)
-    assert [row.id for row in rows] == ["a", "d"] and "entries skipped: 2 malformed" in caplog.text
+    entries, items = everywhere(tmp_path / name, tmp_path, monkeypatch)
+    assert [entry.id for entry in entries] == ["a", "d"] and "entries skipped: 2 malformed" in caplog.text
     for item, message in zip(items[1:3], messages, strict=True):
         assert message in item.example
     with pytest.raises(ValueError, match="malformed"):
@@ -223,19 +230,19 @@ WHOLE_FILES = {
     "id_twice.json": ('{"a": {"t1": "x"}, "a": {"t1": "y"}}', "the key 'a' is given twice"),
     "field_twice.json": ('{"a": {"t1": "x", "t1": "y"}}', "the key 't1' is given twice"),
     "named_twice.json": ('{"a": {"t1": "x", "key": "b"}}', "'id' and 'key' both hold id"),
-    "id_differs.json": ('{"a": {"t1": "x", "id": "b"}}', "row 'a': its field 'id' is 'b'; keep one of the two"),
+    "id_differs.json": ('{"a": {"t1": "x", "id": "b"}}', "entry 'a': its field 'id' is 'b'; keep one of the two"),
     "lines.json": ('{"id": "a"}\n{"id": "b"}', "a file with an object in each line is called .jsonl"),
     "deep.json": ("[" * 100000, "nested too deeply"),
     "latin.jsonl": ('{"id": "a", "t1": "é"}'.encode("latin-1"), "line 1: not UTF-8"),
-    "id_twice.jsonl": ('{"id": "a", "t1": "x"}\n{"key": "a", "t1": "y"}', "two rows have the id 'a'"),
+    "id_twice.jsonl": ('{"id": "a", "t1": "x"}\n{"key": "a", "t1": "y"}', "two entries have the id 'a'"),
     "clash.jsonl": ('{"id": "a", "t1": "x", "txt": "y"}', "column 't1' and 'txt' both hold t1"),
     "unnamed.jsonl": ('{"wav": "x.wav", "txt": "x"}', "line 1: column 'id' is missing; it has wav, txt"),
     "float.parquet": ({"id": ["a"], "t1": [1.5]}, "column 't1' holds double, which is no text or whole number"),
     "struct.parquet": ({"id": ["a"], "t1": ["x"], "a1": [{"x": 1}]}, "column 'a1' holds struct<x: int64>"),
     "clash.parquet": ({"id": ["a"], "t1": ["x"], "wrd": ["y"]}, "column 't1' and 'wrd' both hold t1"),
-    "number.parquet": ({"id": [7, 7], "t1": ["x", "y"]}, "two rows have the id '7'"),
-    "null.parquet": ({"id": [None, None], "t1": ["x", "y"]}, "row number 1: id None is no text"),
-    "none.parquet": ({"id": [None, " "], "t1": ["x", "y"]}, "row number 1: id None is no text"),
+    "number.parquet": ({"id": [7, 7], "t1": ["x", "y"]}, "two entries have the id '7'"),
+    "null.parquet": ({"id": [None, None], "t1": ["x", "y"]}, "entry number 1: id None is no text"),
+    "none.parquet": ({"id": [None, " "], "t1": ["x", "y"]}, "entry number 1: id None is no text"),
 }
 
 
@@ -296,9 +303,9 @@ def test_shards_of_one_table_may_be_stored_differently(name: str, tmp_path: Path
     for number, columns in enumerate(shards):
         table = pa.table({"id": [str(number)], "t1": ["x"], **columns})
         pq.write_table(table, tmp_path / f"{number}.parquet")
-    rows, items = everywhere(tmp_path, tmp_path, monkeypatch)
+    entries, items = everywhere(tmp_path, tmp_path, monkeypatch)
     field = next(iter(shards[0]))
-    found = [getattr(row, field) for row in rows]
+    found = [getattr(entry, field) for entry in entries]
     assert [each.source if field == "a1" and each else each for each in found] == expected
     assert len(items) == 2
 
@@ -308,16 +315,16 @@ def test_tables_without_rows_are_empty_manifests(tmp_path: Path, monkeypatch: py
     pq.write_table(empty, tmp_path / "0.parquet")
     assert len(read_manifest(tmp_path, tmp_path / "cache")) == 0
     pq.write_table(pa.table({"id": ["a"], "t1": ["x"]}), tmp_path / "1.parquet")
-    rows, _ = everywhere(tmp_path, tmp_path, monkeypatch)
-    assert [row.id for row in rows] == ["a"]
+    entries, _ = everywhere(tmp_path, tmp_path, monkeypatch)
+    assert [entry.id for entry in entries] == ["a"]
 
 
 def test_spoken_answers_may_be_files(tmp_path: Path):
     (tmp_path / "a.wav").write_bytes(WAV)
     pq.write_table(pa.table({"id": ["1"], "t1": ["x"], "t2": ["one"]}), tmp_path / "q.parquet")
     pq.write_table(pa.table({"t2": ["one", None], "a2": ["a.wav", "b.wav"]}), tmp_path / "answers.parquet")
-    (row,) = read_manifest(tmp_path / "q.parquet", tmp_path / "cache", tmp_path / "answers.parquet")
-    assert len(row.a2.load(16000)) == 1600
+    (entry,) = read_manifest(tmp_path / "q.parquet", tmp_path / "cache", tmp_path / "answers.parquet")
+    assert len(entry.a2.load(16000)) == 1600
 
 
 def test_what_is_written_with_relative_paths_is_read_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -325,8 +332,8 @@ def test_what_is_written_with_relative_paths_is_read_from_anywhere(tmp_path: Pat
     for ending in ("csv", "json", "parquet"):
         with ManifestWriter(f"m/m.{ending}", ["id", "t1", "a1"]) as writer:
             writer.write([{"id": "1", "t1": "x", "a1": "wavs/a.wav"}])
-        (row,) = read_manifest(f"m/m.{ending}", tmp_path / "cache")
-        assert row.a1.path == str(tmp_path / "m" / "wavs" / "a.wav")
+        (entry,) = read_manifest(f"m/m.{ending}", tmp_path / "cache")
+        assert entry.a1.path == str(tmp_path / "m" / "wavs" / "a.wav")
 
 
 def test_a_text_that_the_tokenizer_lacks_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -339,8 +346,8 @@ def test_a_text_that_the_tokenizer_lacks_is_left_out_and_named(tmp_path: Path, c
     model = toy_model()
     model.llm.tokenizer = SentencePieceTokenizer(str(tmp_path / "t.model"))
     with (tmp_path / "m.csv").open("w", newline="") as file:
-        rows = [(f"r{i}", "ohne Ü" if i in (3, 17) else "one two", "four", "a.wav") for i in range(20)]
-        csv.writer(file).writerows([("ID", "t1", "t2", "a1"), *rows])
+        entries = [(f"r{i}", "ohne Ü" if i in (3, 17) else "one two", "four", "a.wav") for i in range(20)]
+        csv.writer(file).writerows([("ID", "t1", "t2", "a1"), *entries])
     (tmp_path / "a.wav").write_bytes(WAV)
     tasks = {"T1T2": 1.0, "A1T2": 1.0}
     options = {"talks": {"manifest": tmp_path / "m.csv", "tasks": list(tasks)}}
@@ -350,14 +357,14 @@ def test_a_text_that_the_tokenizer_lacks_is_left_out_and_named(tmp_path: Path, c
     assert names.tolist().count("T1T2") == 18 and names.tolist().count("A1T2") == 20
     assert len([dataset[i] for i in range(len(dataset))]) == 38
     (line,) = [record.getMessage() for record in caplog.records if "tokenizer" in record.getMessage()]
-    assert line.startswith("sources.talks: 2 rows refused by the tokenizer (such as row r3: text 'ohne Ü'")
+    assert line.startswith("sources.talks: 2 entries refused by the tokenizer (such as entry r3: text 'ohne Ü'")
 
 
 def test_a_batch_job_counts_malformed_entries(run, saved, tmp_path: Path):
     lines = ('{"key": "1", "txt": "one", "wav": "x.wav"}', '{"key": "2", "txt": [], "wav": "x.wav"}')
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     status, _, err = run("transcribe", tmp_path / "m.jsonl", "-o", tmp_path / "out", "--checkpoint", saved)
-    assert status == 0 and "0 of 1 done, skipped: 1 malformed (such as m.jsonl: line 2: row '2': txt []" in err
+    assert status == 0 and "0 of 1 done, skipped: 1 malformed (such as m.jsonl: line 2: entry '2': txt []" in err
     (line,) = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "1" and json.loads(line)["skipped"].startswith("missing")
 
@@ -365,9 +372,9 @@ def test_a_batch_job_counts_malformed_entries(run, saved, tmp_path: Path):
 def test_objects_may_repeat_their_key_as_id(tmp_path: Path):
     entries = {"a": {"id": "a", "t1": "x"}, "7": {"ID": 7, "t1": "y"}, "c": {"t1": "z", "duration": float("nan")}}
     (tmp_path / "m.json").write_text(json.dumps(entries))
-    rows = read_manifest(tmp_path / "m.json")
-    assert [(row.id, row.t1) for row in rows] == [("a", "x"), ("7", "y"), ("c", "z")]
-    assert not rows.skipped and rows[2].duration is None
+    entries = read_manifest(tmp_path / "m.json")
+    assert [(entry.id, entry.t1) for entry in entries] == [("a", "x"), ("7", "y"), ("c", "z")]
+    assert not entries.skipped and entries[2].duration is None
 
 
 def test_ids_of_any_script_are_tested_at_once(monkeypatch: pytest.MonkeyPatch):
@@ -387,5 +394,5 @@ def test_ids_of_any_script_are_tested_at_once(monkeypatch: pytest.MonkeyPatch):
 def test_codes_are_those_of_the_list(tmp_path: Path):
     codes = [[1, 2, 3], [4, 5, 6]]
     (tmp_path / "m.jsonl").write_text(json.dumps({"id": "a", "t1": "x", "codes": codes, "codec": "toy"}))
-    (row,) = read_manifest(tmp_path / "m.jsonl")
-    assert row.codes.load().tolist() == codes and row.codes.frames == 3
+    (entry,) = read_manifest(tmp_path / "m.jsonl")
+    assert entry.codes.load().tolist() == codes and entry.codes.frames == 3

@@ -119,11 +119,11 @@ def test_unreadable_recordings_are_counted(ctc_folder, tmp_path):
     for i, wav in enumerate(sounds()):
         save_audio(tmp_path / f"{i}.wav", wav, 16000)
     (tmp_path / "1.wav").write_bytes(b"RIFF nothing")
-    rows = [ManifestEntry(str(i), "text", a1=Recording(str(i), path=str(tmp_path / f"{i}.wav"))) for i in range(3)]
+    entries = [ManifestEntry(str(i), "text", a1=Recording(str(i), path=str(tmp_path / f"{i}.wav"))) for i in range(3)]
     baseline = open_baseline("wav2vec2_base", ctc_folder)
-    found, skipped = gather(by_recogniser(baseline), TASKS["A1T1"], rows, batch_size=2)
+    found, skipped = gather(by_recogniser(baseline), TASKS["A1T1"], entries, batch_size=2)
     assert list(found) == ["0", "2"] and dict(skipped.reasons) == {"unreadable": 1}
-    texts = baseline.transcribe([row.a1.load(16000) for row in (rows[0], rows[2])])
+    texts = baseline.transcribe([entry.a1.load(16000) for entry in (entries[0], entries[2])])
     assert [reply.text for reply in found.values()] == texts
 
 

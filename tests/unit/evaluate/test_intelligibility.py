@@ -77,11 +77,11 @@ def test_what_is_heard_of_recordings_resynthesis_and_shuffled_codes(clips):
 def test_codes_stand_in_for_recordings_of_the_systems_codec_alone(clips):
     fine = ToyCodec(codebook_size=50)
     stored = [fine.encode(wav[None])[0].short().tolist() for wav in clips.values()]
-    rows = [
+    entries = [
         ManifestEntry(name, "?", text, codes=Codes(name, len(values[0]), values=values))
         for name, text, values in zip(("fine", "other"), clips, stored, strict=True)
     ]
-    said = references(rows, TASKS["A1A2"], "fine")
+    said = references(entries, TASKS["A1A2"], "fine")
     assert [(each.id, each.text) for each in said] == [("fine", "red cat")]
     speech = reference_speech({"fine": fine, "coarse": ToyCodec(codebook_size=2)}, said, own="fine")
     heard = judge_all(Ear(clips), speech)
@@ -94,10 +94,10 @@ def test_codes_stand_in_for_recordings_of_the_systems_codec_alone(clips):
 def test_a_recording_that_cannot_be_read_is_no_reference(tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"no sound")
     save_audio(tmp_path / "good.wav", torch.rand(2000) - 0.5, 16000)
-    rows = [
+    entries = [
         ManifestEntry(name, name, a1=Recording(name, path=str(tmp_path / f"{name}.wav"))) for name in ("broken", "good")
     ]
-    assert [each.id for each in references([*rows, ManifestEntry("written", "x")], TASKS["T1A1"], None)] == ["good"]
+    assert [each.id for each in references([*entries, ManifestEntry("written", "x")], TASKS["T1A1"], None)] == ["good"]
 
 
 def test_an_answer_without_sound_counts_as_not_understood(clips):

@@ -39,17 +39,17 @@ def test_right_answers_are_counted_by_kind():
 
 def test_a_short_expected_answer_may_stand_in_a_sentence():
     """Sets whose answers are single words, as LLaMA Questions."""
-    rows = [ManifestEntry(name, "?", t2) for name, t2 in zip("abcd", ["Paris", "two", "the Nile", "!"], strict=True)]
+    entries = [ManifestEntry(name, "?", t2) for name, t2 in zip("abcd", ["Paris", "two", "the Nile", "!"], strict=True)]
     given = dict(zip("abcd", map(reply, ["It is Paris.", "twofold", "The Nile!", "none"]), strict=True))
-    shares = count_right(A1T2, rows, given, Skipped(), plain)
+    shares = count_right(A1T2, entries, given, Skipped(), plain)
     assert (sum(shares.right.values()), shares.exact, shares.containing) == (1, 0, 2)
     assert shares.as_dict()["containing_percent"] == 50
 
 
 def test_a_text_of_which_nothing_is_left_is_right_only_as_it_stands():
-    rows = [ManifestEntry(name, "?", t2) for name, t2 in zip("abc", ["...", "+", "?"], strict=True)]
+    entries = [ManifestEntry(name, "?", t2) for name, t2 in zip("abc", ["...", "+", "?"], strict=True)]
     given = dict(zip("abc", map(reply, ["", "+ ", "!"]), strict=True))
-    shares = count_right(A1T2, rows, given, Skipped(), plain)
+    shares = count_right(A1T2, entries, given, Skipped(), plain)
     assert (sum(shares.right.values()), shares.exact, shares.containing) == (1, 1, 1)
 
 
@@ -86,11 +86,11 @@ def test_any_of_the_accepted_answers_is_right(ending, tmp_path):
     ]
     with ManifestWriter(path, ["id", "t1", "t2", "accepted", "a1"]) as writer:
         writer.write(written)
-    rows = read_questions("llama", {"manifest": path}, tmp_path / "cache")
-    assert [row.accepted for row in rows] == [("Paris", "the city of Paris"), ("2", "two"), ()]
-    assert not any(row.serves(task) for row in rows[:2] for task in TASKS.values() if task.text_mark == "answer")
+    entries = read_questions("llama", {"manifest": path}, tmp_path / "cache")
+    assert [entry.accepted for entry in entries] == [("Paris", "the city of Paris"), ("2", "two"), ()]
+    assert not any(entry.serves(task) for entry in entries[:2] for task in TASKS.values() if task.text_mark == "answer")
     given = {"1": reply("The city of Paris!"), "2": reply("There are two."), "3": reply("a|b")}
-    shares = count_right(A1T2, rows, given, Skipped(), plain)
+    shares = count_right(A1T2, entries, given, Skipped(), plain)
     assert (shares.right, shares.exact, shares.containing) == ({"": 2}, 1, 3)
     assert shares.as_dict()["kinds"] == {}
     assert qa_table({"llama": {"text": shares}}).splitlines()[0].endswith("| Truncated % |")
@@ -100,13 +100,13 @@ def test_accepted_answers_of_a_text_have_bars_between_them(tmp_path):
     (tmp_path / "m.csv").write_text("ID,t1,a1,accepted\n1,which city,1.wav, Paris | paris||\n")
     (tmp_path / "m.json").write_text('{"1": {"t1": "how many", "accepted": "4|four"}, "2": {"t1": "?", "accepted": 7}}')
     assert read_questions("q", {"manifest": tmp_path / "m.csv"}, tmp_path)[0].accepted == ("Paris", "paris")
-    rows = read_questions("q", {"manifest": tmp_path / "m.json"}, tmp_path)
-    assert [row.right_answers() for row in rows] == [("4", "four"), ("7",)]
+    entries = read_questions("q", {"manifest": tmp_path / "m.json"}, tmp_path)
+    assert [entry.reference_answers() for entry in entries] == [("4", "four"), ("7",)]
 
 
 def test_questions_without_an_answer_are_told(tmp_path):
     (tmp_path / "open.json").write_text('{"1": {"t1": "why"}}')
-    with pytest.raises(ValueError, match=r"open\.json: row '1' has no answer \(t2 or accepted\)"):
+    with pytest.raises(ValueError, match=r"open\.json: entry '1' has no answer \(t2 or accepted\)"):
         read_questions("open", {"manifest": tmp_path / "open.json"}, tmp_path)
     with pytest.raises(ValueError, match=r"no such file: .*none\.csv"):
         read_questions("none", {"manifest": tmp_path / "none.csv"}, tmp_path)
@@ -132,4 +132,4 @@ def test_a_way_must_answer_questions():
 
 def test_some_is_the_same_part_each_time():
     assert some(ROWS, None) == ROWS == some(ROWS, 9)
-    assert some(ROWS, 2) == some(ROWS, 2) and len({row.id for row in some(ROWS, 2)}) == 2
+    assert some(ROWS, 2) == some(ROWS, 2) and len({entry.id for entry in some(ROWS, 2)}) == 2

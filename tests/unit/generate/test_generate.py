@@ -37,7 +37,7 @@ def train(model, tasks, steps=250):
         questions, targets = material(model, task)
         for question, (reply, codes) in zip(questions, targets, strict=True):
             heard = question.features
-            frames = None if heard is None else model.frames_heard(len(heard))
+            frames = None if heard is None else model.num_speech_positions(len(heard))
             samples.append(
                 make_sample(
                     task,

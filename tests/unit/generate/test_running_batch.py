@@ -479,7 +479,7 @@ def test_whoever_asks_while_another_closes_is_answered():
     def ask() -> None:
         try:
             while not stop.is_set():
-                omni.write("T1T2", Question(text=[3]))
+                omni.generate_text("T1T2", Question(text=[3]))
         except Exception as error:
             errors.append(error)
 

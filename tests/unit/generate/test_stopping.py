@@ -183,7 +183,7 @@ def test_every_verb_is_stopped(clock):
         reply = verb(given, time_limit=5)
         assert engine.calls == 5
         assert isinstance(reply, str) or reply.end == TIME_LIMIT
-    assert omni.write("A1T1", omni.hear(SPOKEN), time_limit=5).end == TIME_LIMIT
+    assert omni.generate_text("A1T1", omni.spoken_question(SPOKEN), time_limit=5).end == TIME_LIMIT
     with pytest.raises(ValueError, match="time_limit: -1"):
         omni.ask(SPOKEN, time_limit=-1)
 

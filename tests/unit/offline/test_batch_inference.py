@@ -59,7 +59,7 @@ def lines(*files: Path) -> dict[str, dict]:
 def test_answers_are_those_of_one_by_one(folder, tmp_path, batch_size, strategy):
     system = omni(strategy=strategy)
     counts = job("A1A2", folder, tmp_path / "out", batch_size=batch_size).run(system)
-    assert (counts.rows, counts.done, dict(counts.skipped.reasons)) == (7, 5, {"unreadable": 2})
+    assert (counts.entries, counts.done, dict(counts.skipped.reasons)) == (7, 5, {"unreadable": 2})
     found = lines(tmp_path / "out" / "results.jsonl")
     assert set(found) == {*NAMES, "cut", "broken"}
     for name in NAMES:

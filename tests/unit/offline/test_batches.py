@@ -22,9 +22,9 @@ SHORT = {"decoding": Decoding(max_steps=6), "batch_size": 2}
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    rows = [{"id": str(i), "t1": "what is red", "a1": sound(0.1 + 0.1 * i, i)} for i in range(3)]
+    entries = [{"id": str(i), "t1": "what is red", "a1": sound(0.1 + 0.1 * i, i)} for i in range(3)]
     with ManifestWriter(tmp_path / "m.parquet", ["id", "t1", "a1"], embedded=True) as writer:
-        writer.write(rows)
+        writer.write(entries)
     return tmp_path / "m.parquet"
 
 
@@ -38,7 +38,7 @@ def test_features_are_asked_where_there_is_no_recording(manifest, tmp_path):
     model = toy_model()
     recorded = read_manifest(manifest, tmp_path / "cache")
     ready = without_recordings(manifest, model.encoder, "ready")
-    assert all(row.a1 is None for row in ready)
+    assert all(entry.a1 is None for entry in ready)
     expected, _ = replies(model, TASKS["A1T1"], recorded, **SHORT)
     found, skipped = replies(model, TASKS["A1T1"], [ready[0], recorded[1], ready[2]], **SHORT)
     assert not skipped and {name: reply.text for name, reply in found.items()} == {

@@ -12,7 +12,7 @@ from rewriting import Beeps, contents, killed_at_random, run_synthesize, sound
 from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.prepare.synthesize import synthesize
-from omnikit.prepare.voices import EspeakVoice, SynthesisRequest, Voice, open_voice, say_all
+from omnikit.prepare.voices import EspeakVoice, SynthesisRequest, Voice, open_voice, synthesize_all
 
 TEXTS = [{"id": f"q/{i}", "t1": f"question {i % 2}", "t2": "the answer"} for i in range(4)]
 
@@ -36,7 +36,7 @@ def test_texts_get_recordings(audio: str, tmp_path: Path):
     questions, answers = ([getattr(row, name).load(8000).numpy() for row in rows] for name in ("a1", "a2"))
     assert all(np.array_equal(wav, answers[0]) for wav in answers)  # one voice
     assert not np.array_equal(questions[0], questions[2])  # the same text, another row
-    assert np.allclose(answers[0], Beeps().say("the answer"), atol=1e-4)
+    assert np.allclose(answers[0], Beeps().synthesize("the answer"), atol=1e-4)
     assert rows[0].duration == 400 * len("question 0") / 8000
     files = sorted(path.name for path in (tmp_path / "out").rglob("*.flac"))
     assert files == ([] if audio == "embedded" else [f"q%2F{i}-a{n}.flac" for i in range(4) for n in (1, 2)])
@@ -92,7 +92,7 @@ def test_espeak_has_many_voices_for_questions_and_one_for_answers():
         SynthesisRequest("good morning", 1, "xx"),
         SynthesisRequest("", None),
     ]
-    said = say_all(EspeakVoice(), requests)
+    said = synthesize_all(EspeakVoice(), requests)
     assert len({each.data for each in said[:3]}) == 3 and len({round(each.seconds, 1) for each in said[3:5]}) == 1
     assert said[5].data and said[6].data is None and said[7].data is None
 

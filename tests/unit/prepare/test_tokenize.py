@@ -14,7 +14,7 @@ from toy import ToyEncoder, toy_model
 
 from omnikit.data import manifest_writer as manifests
 from omnikit.data.array_cache import fingerprint
-from omnikit.data.encode_recordings import Making, make_features
+from omnikit.data.encode_recordings import BatchEncoder, feature_encoder
 from omnikit.data.manifest_reader import read_manifest
 from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.data.samples import make_dataset
@@ -196,8 +196,8 @@ def test_few_long_recordings_are_held_at_a_time(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "m.json").write_text(json.dumps(rows))
     monkeypatch.setattr("omnikit.prepare.tokenize.THREADS", 1)
     together: list[int] = []
-    batch = Making.__call__
-    monkeypatch.setattr(Making, "__call__", lambda self, wavs: together.append(len(wavs)) or batch(self, wavs))
+    batch = BatchEncoder.__call__
+    monkeypatch.setattr(BatchEncoder, "__call__", lambda self, wavs: together.append(len(wavs)) or batch(self, wavs))
     made = []
     for name, held in (("much", 2**27), ("little", 3000)):
         monkeypatch.setattr("omnikit.prepare.tokenize.HELD", held)
@@ -214,7 +214,7 @@ def test_one_that_is_refused_spoils_no_batch():
                 raise ValueError("too short")
             return super().forward(wav, lengths)
 
-    making = make_features(Choosy())
+    making = feature_encoder(Choosy())
     found = dict(making([("a", torch.rand(2000)), ("b", torch.rand(900)), ("c", torch.rand(1500))]))
     assert found["b"] is None and found["a"].shape == (12, 12) and found["c"].shape == (9, 12)
 
