@@ -26,9 +26,9 @@ from omnikit.data.manifest_columns import (
     NEEDED,
     Malformed,
     converted,
+    entry_called,
     features_fit,
     fields_named,
-    entry_called,
     shortened,
 )
 from omnikit.data.text_manifest import about

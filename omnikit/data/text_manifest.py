@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.data.find_files import MANIFESTS
-from omnikit.data.manifest_columns import COLUMNS, Malformed, checked, fields_named, entry_called, shortened, typed
+from omnikit.data.manifest_columns import COLUMNS, Malformed, checked, entry_called, fields_named, shortened, typed
 from omnikit.data.skipped import Item, Remark
 from omnikit.errors import Unwritable, one_line
 
