@@ -62,7 +62,6 @@ class MelRVQ(Codec):
         self.hop = n_fft // 4
         self.margin = (n_fft - self.hop) // 2  # so that P columns are centred in the samples of their patch
         self.frame_samples = patch * self.hop
-        self.frame_rate = sample_rate / self.frame_samples
         self.lookahead = n_fft - self.hop + self.margin
         filters = mel_filters(sample_rate, n_fft, n_mels)
         self.register_buffer("window", empty_on_meta((n_fft,), lambda: torch.hann_window(n_fft)), persistent=False)

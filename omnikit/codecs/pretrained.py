@@ -29,7 +29,7 @@ def read_network(weights: str, network: PreTrainedModel, numbers: Mapping[str, A
     """
     folder = hub_folder(weights) if is_hub_id(weights) else Path(weights)
     _check_config(folder / CONFIG, type(network.config), numbers)
-    with _told_in_one_line(f"weights {folder}"):
+    with _errors_in_one_line(f"weights {folder}"):
         found, info = read_network_of(type(network), folder, dtype=torch.float32)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -46,7 +46,7 @@ def read_config(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is none.
     """
-    with _told_in_one_line(f"weights {file}: not a configuration"):
+    with _errors_in_one_line(f"weights {file}: not a configuration"):
         return dict(read_json(file))
 
 
@@ -68,7 +68,7 @@ def refuse_other_numbers(file: Path, expected: Mapping[str, Any], found: Mapping
 def _check_config(file: Path, kind: type[PreTrainedConfig], numbers: Mapping[str, Any]) -> None:
     stored = read_config(file)
     refuse_other_numbers(file, {"model_type": kind.model_type}, stored)
-    with _told_in_one_line(f"weights {file}"):
+    with _errors_in_one_line(f"weights {file}"):
         config = kind.from_dict(stored)  # what is not stored is the class's default
     refuse_other_numbers(file, numbers, {name: getattr(config, name) for name in numbers})
 
@@ -78,7 +78,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _told_in_one_line(what: str) -> Iterator[None]:
+def _errors_in_one_line(what: str) -> Iterator[None]:
     """transformers, safetensors and json raise many kinds of errors, some many lines long."""
     try:
         yield

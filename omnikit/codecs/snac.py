@@ -72,7 +72,6 @@ class SnacCodec(Codec):
         self.sample_rate, self.codebook_size = sampling_rate, self.snac.codebook_size
         self.num_codebooks = len(self.places)
         self.frame_samples = int(self.snac.hop_length) * vq_strides[0]
-        self.frame_rate = sampling_rate / self.frame_samples
         self.decoder = CentredDecoder(self.snac.decoder.model, self._latents, self.frame_samples)
         self.lookahead = self.decoder.lookahead
 

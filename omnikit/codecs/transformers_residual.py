@@ -55,7 +55,6 @@ class ResidualCodec(Codec):
         self.weights, self.num_codebooks = weights, num_codebooks
         self.sample_rate, self.codebook_size = configuration.sampling_rate, configuration.codebook_size
         self.frame_samples = self.samples_per_frame()
-        self.frame_rate = self.sample_rate / self.frame_samples
         self._unused = self._keep_first(num_codebooks)
         for table in self.tables():
             nn.init.normal_(table)  # transformers starts them at zero, and all codes would sound the same

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from omnikit.data import field_values
+from omnikit.errors import one_line
 
 CSV_ID = "ID"
 """SpeechBrain's name of the column `id`."""
@@ -79,7 +80,7 @@ def fields_named(found: Sequence[str], needed: Iterable[str] = NEEDED) -> dict[s
     for field in needed:
         if field not in fields.values():
             also = f" (other names: {', '.join(COLUMNS[field].also)})" if COLUMNS[field].also else ""
-            shown = _one_line(", ".join(map(str, found[:_SHOWN])) + (" .." if len(found) > _SHOWN else ""))
+            shown = _printable(", ".join(map(str, found[:_SHOWN])) + (" .." if len(found) > _SHOWN else ""))
             raise Malformed(f"column {field!r} is missing; it has {shown or 'none'}{also}")
     return fields
 
@@ -196,8 +197,8 @@ _short = _Short()
 
 def shortened(value: Any) -> str:
     """A value in one printable line of bearable length."""
-    return _one_line(_short.repr(value))
+    return _printable(_short.repr(value))
 
 
-def _one_line(words: str) -> str:
-    return " ".join(words.encode("utf-8", "backslashreplace").decode().split())[:200]
+def _printable(words: str) -> str:
+    return one_line(words.encode("utf-8", "backslashreplace").decode(), 200)

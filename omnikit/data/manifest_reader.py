@@ -140,20 +140,20 @@ class ManifestEntry:
         return self.a1 if task.given == "speech" else None
 
     def target_recording(self, task: Task) -> Recording | None:
-        """The recording of what a task says."""
+        """Return the recording of the answer, None where the task or the entry has none."""
         if not task.speaks:
             return None
-        return self.a1 if task.text_forced else self.a2
+        return self.a1 if task.repeats else self.a2
 
     def target_codes(self, task: Task) -> Codes | None:
-        """The codes of what a task says."""
+        """Return the codes of the answer, None where the task or the entry has none."""
         if not task.speaks:
             return None
-        return self.codes1 if task.text_forced else self.codes
+        return self.codes1 if task.repeats else self.codes
 
     def target_text(self, task: Task) -> str | None:
-        """The text row's answer."""
-        return self.t1 if task.name in ("A1T1", "T1A1") else self.t2
+        """Return the text of the answer, None where the entry has none."""
+        return self.t1 if task.repeats else self.t2
 
     def reference_answers(self) -> tuple[str, ...]:
         """Those accepted, else the answer; none where it has neither."""

@@ -18,7 +18,7 @@ from omnikit.hparams.name_lookup import locate, nearest
 from omnikit.hparams.named_parts import KINDS, part_files, pick
 from omnikit.hparams.overrides import as_overrides
 from omnikit.hparams.part_flags import part_names, spread
-from omnikit.hparams.yaml_tree import dotted_name, one_line, read_tree, read_tree_text, tag_of, walk, write_tree
+from omnikit.hparams.yaml_tree import dotted_name, read_tree, read_tree_text, tag_of, walk, write_tree, yaml_problem
 from omnikit.old_names import pointer
 from omnikit.part_sizes import check_numbers
 
@@ -134,7 +134,7 @@ def build(text: str, source: str) -> dict[str, Any]:
     try:
         objects = load_hyperpyyaml(text)
     except YAMLError as error:
-        raise ValueError(f"{source}: {one_line(error)}") from None
+        raise ValueError(f"{source}: {yaml_problem(error)}") from None
     if MODEL in objects:
         objects[MODEL].recipe = dump_parts(text)
     return objects

@@ -19,11 +19,10 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from omnikit.errors import missing_package
-from omnikit.errors import one_line as shortened
+from omnikit.errors import missing_package, one_line
 from omnikit.hparams.recipe import NAMES
 from omnikit.hparams.yaml_limits import bounded_nodes, check_numbers, scalars
-from omnikit.hparams.yaml_tree import one_line
+from omnikit.hparams.yaml_tree import yaml_problem
 
 PART_MODULES = tuple(
     f"omnikit.{name}" for name in ("encoders", "adapters", "llms", "codecs", "patterns", "strategies", "model")
@@ -98,7 +97,7 @@ def construct(root: MappingNode, source: str) -> dict[str, Any]:
     try:
         return yaml.constructor.construct_document(root)
     except YAMLError as error:
-        raise ValueError(f"{source}: {one_line(error)}") from None
+        raise ValueError(f"{source}: {yaml_problem(error)}") from None
 
 
 def tokenizer_node(root: MappingNode) -> ScalarNode | None:
@@ -196,9 +195,9 @@ def _construct(constructor: _Constructor, suffix: str, node: Node) -> Any:
     try:
         return found(**options)
     except ValueError as error:
-        raise ValueError(shortened(error)) from None
+        raise ValueError(one_line(error)) from None
     except Exception as error:  # classes check their options in many ways, or not at all
-        problem = f"{type(error).__name__}: {shortened(error)}"
+        problem = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"checkpoint: {suffix} cannot be built from the options in its YAML ({problem})") from None
 
 

@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
-from omnikit.hparams.yaml_tree import one_line
+from omnikit.hparams.yaml_tree import yaml_problem
 from omnikit.size_limits import check_count, is_count
 
 MOST_BYTES = 2**16
@@ -39,7 +39,7 @@ def bounded_nodes(text: str, source: str) -> Node:
         _check_events(text, source)
         root = YAML(typ="safe", pure=True).compose(text)
     except YAMLError as error:
-        raise ValueError(f"{source}: {one_line(error)}") from None
+        raise ValueError(f"{source}: {yaml_problem(error)}") from None
     if root is None:
         raise ValueError(f"{source}: must be a mapping (keys and values)")
     if _size(root, source, {}) > _MOST_NODES:

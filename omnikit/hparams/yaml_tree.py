@@ -10,6 +10,7 @@ from typing import Any
 import ruamel.yaml
 from ruamel.yaml.error import YAMLError
 
+from omnikit.errors import one_line
 from omnikit.files import read_text
 
 
@@ -29,7 +30,7 @@ def read_tree_text(text: str, source: str) -> Mapping:
     try:
         tree = ruamel.yaml.YAML().load(text)
     except YAMLError as error:
-        raise ValueError(f"{source}: {one_line(error)}") from None
+        raise ValueError(f"{source}: {yaml_problem(error)}") from None
     if not isinstance(tree, Mapping):
         raise ValueError(f"{source}: must be a mapping (keys and values)")
     return tree
@@ -65,8 +66,8 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(child, name)
 
 
-def one_line(error: YAMLError) -> str:
-    """What a YAML error says and where, without the quoted source."""
+def yaml_problem(error: YAMLError) -> str:
+    """Return in one line what a YAML error says and where, without the quoted source."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return where + " ".join(str(getattr(error, "problem", None) or error).split())
+    return where + one_line(getattr(error, "problem", None) or error, None)

@@ -62,7 +62,7 @@ class Validation:
             decoder = Decoder(model, decoding=Decoding(max_steps=longest + _MARGIN), capacity=_BATCH)
             said = hypotheses(decoder, task, questions)
             rates = score([Pair(str(i), *texts) for i, texts in enumerate(zip(targets, said, strict=True))], plain)
-            if task.name == "A1T1":
+            if task.transcribes:
                 figures["wer"] = rates.wer
             else:
                 figures[f"wrong {task.name}"] = 100 - rates.exact

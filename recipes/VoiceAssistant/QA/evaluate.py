@@ -99,7 +99,7 @@ class QAEvaluation:
         wavs = [entry.a1.load(self.model.encoder.sample_rate) for entry in entries[: self.hparams["speed_questions"]]]
         measured = {}
         for way in self.ways:
-            if way.task.name == "A1A2" and wavs:
+            if way.task.speaks and way.task.given == "speech" and wavs:
                 omni = Omni(self.model, decoding=self.hparams["decoding"], strategy=way.strategy)
                 options = {"sample_rate": omni.sample_rate, "threads": self.hparams["speed_threads"]}
                 measured[way.name] = measure(omni.stream, wavs, **options)
