@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,8 +13,7 @@ from typing import Any
 import torch
 from ruamel.yaml.nodes import MappingNode
 
-from omnikit.errors import writing
-from omnikit.files import aside_of, write_text
+from omnikit.files import present_folder, whole_folder, write_text
 from omnikit.hparams import check_safe, different_parts, packaged
 from omnikit.hparams.safe_yaml import check_bounds, construct, tokenizer_node
 from omnikit.hparams.yaml_limits import MOST_BYTES
@@ -49,21 +47,11 @@ def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("checkpoint: this model was loaded without its weights (for the engine openvino)")
     folder = Path(folder)
-    aside = aside_of(folder)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _recover(folder)
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            aside.mkdir()
-            write_text(aside / HPARAMS, _with_tokenizer(model.recipe, _tokenizer_file(model)))
-            save_weights(model, aside, dtype)
-            model.llm.tokenizer.save(str(aside))
-            _keep_others(folder, aside)
-            _replace(folder, aside)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+    with whole_folder(folder) as aside:
+        write_text(aside / HPARAMS, _with_tokenizer(model.recipe, _tokenizer_file(model)))
+        save_weights(model, aside, dtype)
+        model.llm.tokenizer.save(str(aside))
+        _keep_others(folder, aside)
 
 
 def load(
@@ -224,14 +212,14 @@ def weights_of(folder: str | Path | None) -> Path:
 
 
 def existing(folder: str | Path) -> Path:
-    """The folder, or what a kill has left of it in `_replace`, or its copy from the hub.
+    """The folder, or what a kill has left of it, or its copy from the hub.
 
     Raises:
         ValueError: the hub does not give it.
     """
     folder = Path(folder)
-    if folder.is_dir() or _old(folder).is_dir():
-        return folder if folder.is_dir() else _old(folder)
+    if (present := present_folder(folder)).is_dir():
+        return present
     try:
         return hub_folder(str(folder)) if is_hub_id(folder) else folder
     except ValueError as error:
@@ -263,22 +251,3 @@ def _keep_others(folder: Path, aside: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if not (aside / path.name).exists():
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, aside / path.name)
-
-
-def _replace(folder: Path, aside: Path) -> None:
-    """Folders cannot be exchanged in one step everywhere: a kill in between leaves `<folder>.old`."""
-    old = _old(folder)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover(folder: Path) -> None:
-    if not folder.exists() and _old(folder).is_dir():
-        os.rename(_old(folder), folder)
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.old")

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from omnikit.data.noise import add_noise
 from omnikit.data.recording_check import encode_flac
 from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
-from omnikit.files import write_text
+from omnikit.files import whole_folder, write_text
 from omnikit.option_ranges import SEED, THREADS
 from omnikit.prepare.espeak import synthesize
 
@@ -112,7 +112,6 @@ def _write_recordings(recordings: list[PlannedReading], path: Path) -> None:
 
 def write_questions(recordings: list[PlannedReading], folder: Path, workers: int) -> None:
     """The QA part: one Parquet file per split, and one for the answers."""
-    folder.mkdir(parents=True)
     sound = {name: data for _, name, data in render_all(recordings, workers, "questions")}
     for split in sorted({r.split for r in recordings}):
         rows = [r for r in recordings if r.split == split]
@@ -150,14 +149,12 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
             print(f"{corpus} is up to date")
             return corpus
         raise ValueError(f"--data_folder {data_folder}: holds another corpus ({ready.read_text().strip()}); remove it")
-    unfinished = data_folder / "unfinished"
-    for leftover in (unfinished, corpus, qa):  # without READY none of them can be trusted
+    for leftover in (corpus, qa):  # without READY none of them can be trusted
         shutil.rmtree(leftover, ignore_errors=True)
-    write_corpus(sentences, unfinished / "corpus", workers)
-    write_questions(questions, unfinished / "qa", workers)
-    (unfinished / "qa").rename(qa)
-    (unfinished / "corpus").rename(corpus)
-    unfinished.rmdir()
+    with whole_folder(qa) as aside:
+        write_questions(questions, aside, workers)
+    with whole_folder(corpus) as aside:
+        write_corpus(sentences, aside, workers)
     write_text(ready, json.dumps(summary) + "\n")
     return corpus
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from omnikit.data.field_values import BETWEEN
 from omnikit.data.manifest_columns import AUDIO, CODES_OF, COLUMNS, CSV_ID
 from omnikit.errors import unwritable
-from omnikit.files import aside_of, make_folder, remove
+from omnikit.files import whole_file
 
 FIELDS = {name: column.type for name, column in COLUMNS.items()}
 """Field -> its type in Parquet; `a1` and `a2` are paths, or binary where recordings are embedded."""
@@ -49,16 +48,16 @@ class ManifestWriter:
     def __init__(self, path: str | Path, fields: Sequence[str], embedded: bool | Collection[str] = False):
         self.path, self.kept = Path(path), True
         self.embedded = AUDIO if embedded is True else tuple(embedded or ())
-        self.aside = aside_of(self.path)
         if self.path.suffix not in _FORMATS:
             raise ValueError(f"manifest {path}: unknown ending {self.path.suffix!r}; choices: {', '.join(WRITTEN)}")
-        with self._told():
-            make_folder(self.path.parent)
-            self.format = _FORMATS[self.path.suffix](self.aside, schema(fields, self.embedded))
+        self._whole = whole_file(self.path)
+        aside = self._whole.__enter__()
+        with self._refusals():
+            self.format = _FORMATS[self.path.suffix](aside, schema(fields, self.embedded))
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Rows with any of the fields; what is missing or None stays empty. Codes are int16 [K, T]."""
-        with self._told():
+        """Write entries with any of the fields; what is missing or None stays empty. Codes are int16 [K, T]."""
+        with self._refusals():
             self.format.write(rows)
 
     def discard(self) -> None:
@@ -70,21 +69,30 @@ class ManifestWriter:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None and self.kept:
-            with self._told():
+            with self._refusals():
                 self.format.close()
-                os.replace(self.aside, self.path)
+            self._whole.__exit__(None, None, None)
         else:
             with suppress(OSError):
                 self.format.close()
-            remove(self.aside)
+            self._remove()
+
+    def _remove(self) -> None:
+        """End `whole_file` with an error that is none of the disk's, so that it only removes what was written."""
+        self._whole.__exit__(_Discarded, _Discarded(), None)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _refusals(self) -> Iterator[None]:
+        """Name the manifest where the disk refuses to write it; errors of those who read entries meanwhile pass."""
         try:
             yield
         except OSError as error:
-            remove(self.aside)
+            self._remove()
             raise unwritable(self.path, error) from None
+
+
+class _Discarded(Exception):
+    """A manifest that is not kept."""
 
 
 class _Csv:

@@ -21,7 +21,7 @@ from omnikit.engines.openvino_graph import INT8, WEIGHT_BYTES, WEIGHTS, GraphBui
 from omnikit.engines.openvino_slots import CompiledTrunk, OpenVINOSlots
 from omnikit.engines.static import why_not
 from omnikit.errors import writing
-from omnikit.files import remove
+from omnikit.files import aside_of, remove
 from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
 
@@ -151,18 +151,15 @@ def _convert(model: OmniLM, files: dict[str, Path], weights: str) -> None:
 
 
 def _write(graph: ov.Model, file: Path) -> None:
-    aside = file.with_suffix(f".{os.getpid()}.xml")
-    asides = aside.with_suffix(".bin"), aside
+    folder = aside_of(file, of_process=True)
     with writing(file, RuntimeError):
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            ov.save_model(graph, aside, compress_to_fp16=False)
-            for each in asides:  # a graph is there when its .xml is; that is written last
-                os.replace(each, file.with_suffix(each.suffix))
-        except BaseException:
-            for each in asides:
-                remove(each)
-            raise
+            folder.mkdir(parents=True, exist_ok=True)
+            ov.save_model(graph, folder / file.name, compress_to_fp16=False)
+            for suffix in (".bin", ".xml"):  # a graph is there when its .xml is; that is renamed last
+                os.replace((folder / file.name).with_suffix(suffix), file.with_suffix(suffix))
+        finally:
+            remove(folder)
 
 
 def let_go(file: Path) -> None:
