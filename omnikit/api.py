@@ -57,7 +57,7 @@ class Omni:
     Args:
         model: in evaluation mode.
         decoding: sampling and limits of answers.
-        strategy: rows per question; None = parallel, one row.
+        strategy: sequences per question; None = parallel, one sequence.
         engine: computes the steps; None = torch, with the model's own modules.
         capacity: sequences that are decoded together at most; None = `omnikit.generate.running_batch.CAPACITY`.
     """

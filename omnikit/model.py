@@ -2,7 +2,7 @@
 
     steps [B, S, L] -> embed each stream, mean over S -> backbone -> text head -> text logits
                        (adapted speech stands in               '-> (TTS adapter) -> audio heads -> audio logits
-                        the audio rows of the prompt)
+                        the audio streams of the prompt)
 
 Letters: B batch, N samples, T frames, D width, K codebooks, S streams, L steps, V vocabulary.
 """
@@ -29,7 +29,7 @@ FIXED = ("encoder", "codec")
 
 @dataclass(frozen=True)
 class AdaptedSpeech:
-    """Adapted speech for the audio rows of some prompts."""
+    """Adapted speech for the audio streams of some prompts."""
 
     features: Tensor  # [B, T, D]
     lengths: Tensor  # [B]
@@ -138,7 +138,7 @@ class OmniLM(nn.Module):
         return torch.where((ids < self.llm.vocab_size)[..., None], known, new)
 
     def _insert(self, audio: Tensor, speech: AdaptedSpeech) -> Tensor:
-        """Every audio row holds the feature, so their sum holds it S - 1 times."""
+        """Every audio stream holds the feature, so their sum holds it S - 1 times."""
         at = torch.arange(audio.shape[1], device=audio.device)[None] - speech.starts[:, None]
         inside = (at >= 0) & (at < speech.lengths[:, None])
         at = at.clamp(0, speech.features.shape[1] - 1)[..., None].expand(-1, -1, audio.shape[2])

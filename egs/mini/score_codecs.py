@@ -99,11 +99,11 @@ def score_all(items: list[Item], codecs: dict[str, Codec], folder: Path) -> None
     judge, rates, heard = PocketsphinxJudge(grammar()), {}, {}
     sample_rate = codecs["mel_rvq"].sample_rate
     for title, make in sounds(codecs).items():
-        said = [(name, text, make(clip.load(sample_rate))) for name, text, clip in items]
-        rates[title], pairs = judged(judge, said, sample_rate, title)
+        utterances = [(name, text, make(recording.load(sample_rate))) for name, text, recording in items]
+        rates[title], pairs = judged(judge, utterances, sample_rate, title)
         print(f"{title}: WER {rates[title].wer:.1f} %", flush=True)
         heard[title] = {pair.id: [pair.reference, pair.hypothesis] for pair in pairs}
-        keep_wavs(said, folder / title.replace(" ", "_").replace(",", ""), sample_rate, KEPT_WAVS)
+        keep_wavs(utterances, folder / title.replace(" ", "_").replace(",", ""), sample_rate, KEPT_WAVS)
     write_json(folder / "heard.json", heard)
     write_json(folder / "rates.json", {title: rate.as_dict() for title, rate in rates.items()})
     write_text(folder / "wer.md", rates_table(rates) + "\n")

@@ -96,7 +96,7 @@ def code_encoder(codec: Codec, batch_seconds: float = BATCH_SECONDS) -> BatchEnc
     return BatchEncoder(codec.eval(), encode, batch_seconds)
 
 
-def cached_features(encoder: AudioEncoder, clips: list[Recording], folder: str | Path, name: str) -> ArrayStore:
+def cached_features(encoder: AudioEncoder, recordings: list[Recording], folder: str | Path, name: str) -> ArrayStore:
     """Return the encoder features [T, D] (float16) of recordings, computing those that the cache folder lacks.
 
     Args:
@@ -105,44 +105,50 @@ def cached_features(encoder: AudioEncoder, clips: list[Recording], folder: str |
     Raises:
         ValueError: the cache cannot be read or written; the message names the file.
     """
-    return _stored(feature_encoder(encoder), clips, Path(folder), "features", name)
+    return _stored(feature_encoder(encoder), recordings, Path(folder), "features", name)
 
 
-def cached_codes(codec: Codec, clips: list[Recording], folder: str | Path, name: str) -> ArrayStore:
+def cached_codes(codec: Codec, recordings: list[Recording], folder: str | Path, name: str) -> ArrayStore:
     """Return the codes [K, T] (int16) of recordings, computing those that the cache folder lacks.
 
     Args, Raises: see `cached_features`.
     """
-    return _stored(code_encoder(codec), clips, Path(folder), "codes", name)
+    return _stored(code_encoder(codec), recordings, Path(folder), "codes", name)
 
 
 def _device(module: torch.nn.Module) -> torch.device:
     return next((t.device for t in module.state_dict().values()), torch.device("cpu"))
 
 
-def _stored(encoder: BatchEncoder, clips: list[Recording], folder: Path, kind: str, name: str) -> ArrayStore:
+def _stored(encoder: BatchEncoder, recordings: list[Recording], folder: Path, kind: str, name: str) -> ArrayStore:
     """Arrays by the keys of the clips; those of recordings that cannot be used are missing, which the log tells."""
-    clips = list({clip.key: clip for clip in clips}.values())
+    recordings = list({recording.key: recording for recording in recordings}.values())
     title = f"{name}-{kind}"
     _report_old(folder, title)
     with open_ledger(folder) as ledger:
-        seen = ledger.look_up((clip.content() for clip in clips), title, len(clips))
-    found = [(clip, each) for clip, each in zip(clips, seen, strict=True) if each is not None]
+        seen = ledger.look_up((recording.content() for recording in recordings), title, len(recordings))
+    found = [(recording, each) for recording, each in zip(recordings, seen, strict=True) if each is not None]
     with open_cache(folder / f"{kind}-{fingerprint(encoder.part)}") as cache:
         _fill(cache, encoder, found, title)
-        places = list(zip((clip for clip, _ in found), cache.find(seen.digest for _, seen in found), strict=True))
-    _report_skipped(clips, {clip.key: place for clip, place in places}, title)
+        places = list(
+            zip((recording for recording, _ in found), cache.find(seen.digest for _, seen in found), strict=True)
+        )
+    _report_skipped(recordings, {recording.key: place for recording, place in places}, title)
     return ArrayStore(cache.folder, ((c.key, place) for c, place in places if place is not None and not place.problem))
 
 
-def _fill(cache: ArrayCache, encoder: BatchEncoder, clips: list[tuple[Recording, Seen]], title: str) -> None:
+def _fill(cache: ArrayCache, encoder: BatchEncoder, recordings: list[tuple[Recording, Seen]], title: str) -> None:
     """Encode the recordings that the cache has nothing of, each content once."""
-    places = cache.find(seen.digest for _, seen in clips)
-    wanted = {seen.digest: (clip, seen) for (clip, seen), place in zip(clips, places, strict=True) if place is None}
+    places = cache.find(seen.digest for _, seen in recordings)
+    wanted = {
+        seen.digest: (recording, seen)
+        for (recording, seen), place in zip(recordings, places, strict=True)
+        if place is None
+    }
     if not wanted:
         return
-    if len(wanted) < len(clips):
-        logger.info("%s: %d of %d recordings are encoded, the others are cached", title, len(wanted), len(clips))
+    if len(wanted) < len(recordings):
+        logger.info("%s: %d of %d recordings are encoded, the others are cached", title, len(wanted), len(recordings))
     with tqdm(total=len(wanted), desc=title) as bar:
         for chunk in in_batches(wanted.values(), CHUNK):
             cache.add(_encoded(encoder, chunk))
@@ -152,15 +158,15 @@ def _fill(cache: ArrayCache, encoder: BatchEncoder, clips: list[tuple[Recording,
 def _encoded(encoder: BatchEncoder, chunk: list[tuple[Recording, Seen]]) -> Iterator[tuple[bytes, Tensor | str]]:
     """Digest -> array, or the reason why there is none; nothing of a file that changed after its digest was taken."""
     loaded: list[tuple[bytes, Tensor]] = []
-    for clip, seen in chunk:
+    for recording, seen in chunk:
         try:
-            wav: Tensor | str = clip.load(encoder.part.sample_rate)
+            wav: Tensor | str = recording.load(encoder.part.sample_rate)
         except Unusable as error:
             logger.warning("skipped: %s", error)
             if error.transient:
                 continue
             wav = error.reason
-        if clip.content().stamp() != seen.stamp:
+        if recording.content().stamp() != seen.stamp:
             continue
         if isinstance(wav, str):
             yield seen.digest, wav
@@ -177,17 +183,17 @@ def _arrays(encoder: BatchEncoder, loaded: list[tuple[bytes, Tensor]]) -> Iterat
         yield digest, "refused" if array is None else array
 
 
-def _report_skipped(clips: list[Recording], places: dict[str, ArrayLocation | None], title: str) -> None:
+def _report_skipped(recordings: list[Recording], places: dict[str, ArrayLocation | None], title: str) -> None:
     skipped = Skipped()
-    for clip in clips:
-        place = places.get(clip.key)
+    for recording in recordings:
+        place = places.get(recording.key)
         if place is None:  # it is tried again at the next start
-            exists = clip.path is None or os.path.exists(clip.path)
-            skipped.add("not readable now" if exists else "missing", clip.path or clip.key)
+            exists = recording.path is None or os.path.exists(recording.path)
+            skipped.add("not readable now" if exists else "missing", recording.path or recording.key)
         elif place.problem:
-            skipped.add(place.problem, clip.path or clip.key)
+            skipped.add(place.problem, recording.path or recording.key)
     if skipped:
-        logger.warning("%s: %d of %d recordings skipped: %s", title, skipped.total(), len(clips), skipped)
+        logger.warning("%s: %d of %d recordings skipped: %s", title, skipped.total(), len(recordings), skipped)
 
 
 @functools.cache

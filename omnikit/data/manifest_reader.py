@@ -287,7 +287,7 @@ class _Recordings:
             fields[name] = fields.pop(column)
         return fields
 
-    def clip(self, name: str, key: str, index: int, path: str | None) -> Recording | None:
+    def recording(self, name: str, key: str, index: int, path: str | None) -> Recording | None:
         """A recording of the row at `index`, None where it has none; bytes come before a path."""
         if name in self.inside:
             table, column, present = self.inside[name]
@@ -306,12 +306,12 @@ class TableEntries(Sequence[ManifestEntry]):
 
     def __init__(self, table: _ParquetTable, spoken: dict[str, Recording]):
         self.spoken, self.places, self.folder, self.skipped = spoken, table.places, table.folder, table.skipped
-        dataset, self.clips = table.dataset, _Recordings(table)
+        dataset, self.recordings = table.dataset, _Recordings(table)
         coded = [name for name in CODES_OF.values() if name in dataset.column_names]
-        large = [*self.clips.columns, *coded, *(name for name in ("features",) if name in dataset.column_names)]
+        large = [*self.recordings.columns, *coded, *(name for name in ("features",) if name in dataset.column_names)]
         self.large = {name: dataset.select_columns([name]) for name in large}
         self.small = dataset.select_columns([name for name in dataset.column_names if name not in large])
-        self.names = {n: n for n in COLUMNS if n in self.small.column_names or n in self.clips.paths}
+        self.names = {n: n for n in COLUMNS if n in self.small.column_names or n in self.recordings.paths}
         self.frames = {name: _frames(dataset, name) for name in coded}
         self.featured = _present(dataset, "features") if "features" in self.large else None
 
@@ -331,14 +331,15 @@ class TableEntries(Sequence[ManifestEntry]):
         return (self._entry(place, fields) for place, fields in zip(self.places.tolist(), some, strict=True))
 
     def _entry(self, index: int, stored: dict[str, Any]) -> ManifestEntry:
-        stored = self.clips.paths_named(stored)
+        stored = self.recordings.paths_named(stored)
         fields = {"t1": "", **typed(stored, self.names, self.folder)}
         codec, encoder, frames = (fields.pop(name, None) for name in ("codec", "encoder", "frames"))
         fields["accepted"] = tuple(fields.get("accepted", ()))
-        clips = {
-            name: self.clips.clip(name, recording_key(fields["id"], name), index, fields.get(name)) for name in AUDIO
+        recordings = {
+            name: self.recordings.recording(name, recording_key(fields["id"], name), index, fields.get(name))
+            for name in AUDIO
         }
-        clips["a2"] = clips["a2"] or self.spoken.get(fields.get("t2"))
+        recordings["a2"] = recordings["a2"] or self.spoken.get(fields.get("t2"))
         codes = {
             name: Codes(codec or "", int(counts[index]), self.large[name], index, name)
             for name, counts in self.frames.items()
@@ -347,7 +348,7 @@ class TableEntries(Sequence[ManifestEntry]):
         features = None
         if self.featured is not None and self.featured[index]:
             features = Features(encoder or "", frames, self.large["features"], index)
-        return ManifestEntry(**fields | clips | codes, features=features)
+        return ManifestEntry(**fields | recordings | codes, features=features)
 
 
 class EntrySubset(Sequence[ManifestEntry]):
@@ -381,7 +382,9 @@ def _present(table: Any, column: str) -> np.ndarray:
 
 def _entry_of_files(fields: dict[str, Any]) -> ManifestEntry:
     """A row whose recordings are files."""
-    clips = {name: Recording(recording_key(fields["id"], name), path=fields[name]) for name in AUDIO if name in fields}
+    recordings = {
+        name: Recording(recording_key(fields["id"], name), path=fields[name]) for name in AUDIO if name in fields
+    }
     codes = {
         name: Codes(fields.get("codec", ""), len(fields[name][0]), values=fields[name])
         for name in CODES_OF.values()
@@ -389,7 +392,9 @@ def _entry_of_files(fields: dict[str, Any]) -> ManifestEntry:
     }
     plain = ("id", "t2", "kind", "duration", "speaker", "language")
     rest = {name: fields[name] for name in plain if name in fields}
-    return ManifestEntry(**rest, t1=fields.get("t1", ""), accepted=tuple(fields.get("accepted", ())), **codes, **clips)
+    return ManifestEntry(
+        **rest, t1=fields.get("t1", ""), accepted=tuple(fields.get("accepted", ())), **codes, **recordings
+    )
 
 
 def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, Recording]]:
@@ -397,14 +402,14 @@ def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, 
     if table is None:
         return
     _tell(path, table.skipped)
-    clips = _Recordings(table)
-    texts = table.dataset.select_columns(["t2", *clips.paths.values()])
+    recordings = _Recordings(table)
+    texts = table.dataset.select_columns(["t2", *recordings.paths.values()])
     for place in table.places.tolist():
-        fields = clips.paths_named(texts[place])
+        fields = recordings.paths_named(texts[place])
         fields = typed(fields, {name: name for name in fields}, table.folder)
-        clip = clips.clip("a2", f"answer {fields.get('t2')}", place, fields.get("a2"))
-        if clip is not None and "t2" in fields:
-            yield fields["t2"], clip
+        recording = recordings.recording("a2", f"answer {fields.get('t2')}", place, fields.get("a2"))
+        if recording is not None and "t2" in fields:
+            yield fields["t2"], recording
 
 
 def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -> _ParquetTable | None:

@@ -109,7 +109,7 @@ def _read(
         return Source([], ())
     entries = read_entries(name, options, cache_folder)
     # written rows, of which there are millions, are not gone through
-    spoken = _clips(_to_encode(entries, [task for task in wanted if task.speaks], model, f"sources.{name}"))
+    spoken = _with_recordings(_to_encode(entries, [task for task in wanted if task.speaks], model, f"sources.{name}"))
     return Source(
         entries,
         tuple(task.name for task in wanted),
@@ -133,7 +133,7 @@ def read_features(
     Raises:
         ValueError: a row holds another encoder's features and no recording.
     """
-    encoder, clips, skipped = None, [], Skipped()
+    encoder, recordings, skipped = None, [], Skipped()
     in_step = SpeechInputs(live=model.encoder)
     for entry in entries:
         if entry.features is not None and encoder is None:
@@ -145,7 +145,7 @@ def read_features(
             if isinstance(expected, str):
                 skipped.add(expected, entry.id)
         elif entry.a1 is not None:
-            clips.append(entry.a1)
+            recordings.append(entry.a1)
         elif entry.features is not None:
             raise ValueError(
                 f"sources.{name}: entry {entry.id}: holds features of the encoder {entry.features.encoder}, but the "
@@ -155,7 +155,7 @@ def read_features(
         logger.warning("%s: %d of %d recordings skipped: %s", name, skipped.total(), len(entries), skipped)
     if live:
         return SpeechInputs(encoder, live=model.encoder)
-    return SpeechInputs(encoder, cached_features(model.encoder, clips, cache_folder, name) if clips else None)
+    return SpeechInputs(encoder, cached_features(model.encoder, recordings, cache_folder, name) if recordings else None)
 
 
 def _to_encode(
@@ -166,17 +166,17 @@ def _to_encode(
     Raises:
         ValueError: a row holds another codec's codes and no recording.
     """
-    codec, own, clips = codec_name(model), None, []
+    codec, own, recordings = codec_name(model), None, []
     for task in tasks:
         for entry in entries:
-            codes, clip = entry.target_codes(task), entry.target_recording(task)
-            if codes is None or (codes.codec != codec and clip is not None):
-                clips.append(clip)
+            codes, recording = entry.target_codes(task), entry.target_recording(task)
+            if codes is None or (codes.codec != codec and recording is not None):
+                recordings.append(recording)
             elif own is None or codes.codec != codec:
                 check_codec(codes, model.codec, codec, where)  # one stands for all of the same codec
                 own = codes
-    return clips
+    return recordings
 
 
-def _clips(clips: list[Recording | None]) -> list[Recording]:
-    return [clip for clip in clips if clip is not None]
+def _with_recordings(recordings: list[Recording | None]) -> list[Recording]:
+    return [recording for recording in recordings if recording is not None]

@@ -76,10 +76,12 @@ def _with_grammar(file: str) -> PocketsphinxJudge:
 
 
 def judged(
-    judge: Judge, said: Iterable[SpokenText], sample_rate: int, title: str, normalize: Normalizer = plain
+    judge: Judge, utterances: Iterable[SpokenText], sample_rate: int, title: str, normalize: Normalizer = plain
 ) -> Judgement:
     """Error rates of what the judge hears, and what that is."""
-    pairs = [Pair(name, text, judge.transcribe(wav, sample_rate)) for name, text, wav in tqdm(list(said), desc=title)]
+    pairs = [
+        Pair(name, text, judge.transcribe(wav, sample_rate)) for name, text, wav in tqdm(list(utterances), desc=title)
+    ]
     return score(pairs, normalize), pairs
 
 
@@ -89,7 +91,7 @@ class Reference:
 
     id: str
     text: str
-    clip: Recording | None = None
+    recording: Recording | None = None
     codes: Codes | None = None
 
 
@@ -97,21 +99,21 @@ def references(entries: Iterable[ManifestEntry], task: Task, codec_name: str | N
     """What a task should say of rows, where that is a recording that can be read, or codes of that codec."""
     found = []
     for entry in entries:
-        text, clip, codes = entry.target_text(task), entry.target_recording(task), entry.target_codes(task)
-        if text and clip is not None and clip.check().problem is None:
-            found.append(Reference(entry.id, text, clip=clip))
+        text, recording, codes = entry.target_text(task), entry.target_recording(task), entry.target_codes(task)
+        if text and recording is not None and recording.check().problem is None:
+            found.append(Reference(entry.id, text, recording=recording))
         elif text and codes is not None and codes.codec == codec_name:
             found.append(Reference(entry.id, text, codes=codes))
     return found
 
 
-def encoded(codec: Codec, said: Reference) -> Tensor:
+def encoded(codec: Codec, reference: Reference) -> Tensor:
     """Codes of a reference [K, T]: its own, else those of its recording."""
     device = next((tensor.device for tensor in codec.state_dict().values()), None)
-    if said.clip is None:
-        return said.codes.load().long().to(device)
+    if reference.recording is None:
+        return reference.codes.load().long().to(device)
     with torch.inference_mode():
-        return codec.encode(said.clip.load(codec.sample_rate)[None].to(device))[0]
+        return codec.encode(reference.recording.load(codec.sample_rate)[None].to(device))[0]
 
 
 def shuffled(codes: Tensor, generator: torch.Generator) -> Tensor:
@@ -125,42 +127,44 @@ class SpeechSet:
     """Utterances of one kind, each made when it is listened to."""
 
     sample_rate: int
-    said: Callable[[], Iterable[SpokenText]]
+    utterances: Callable[[], Iterable[SpokenText]]
 
 
-def reference_speech(codecs: dict[str, Codec], said: Sequence[Reference], *, own: str) -> dict[str, SpeechSet]:
+def reference_speech(codecs: dict[str, Codec], utterances: Sequence[Reference], *, own: str) -> dict[str, SpeechSet]:
     """Recordings, each codec's resynthesis of them, and shuffled codes; nothing of what there is none of.
 
     Args:
         own: name of the system's codec, whose codes may stand in place of recordings, and are shuffled.
     """
-    first, recorded = codecs[own], [each for each in said if each.clip is not None]
+    first, recorded = codecs[own], [each for each in utterances if each.recording is not None]
 
     def speech(codec: Codec, of: Sequence[Reference], make: Callable[[Reference], Tensor]) -> SpeechSet:
         return SpeechSet(codec.sample_rate, lambda: ((each.id, each.text, make(each)) for each in of))
 
     def mixed() -> Iterator[SpokenText]:
         generator = torch.Generator().manual_seed(0)  # the same order for whoever listens
-        for each in said:
+        for each in utterances:
             yield each.id, each.text, sound(first, shuffled(encoded(first, each), generator))
 
     found = {}
     if recorded:
-        found["original recordings"] = speech(first, recorded, lambda each: each.clip.load(first.sample_rate))
+        found["original recordings"] = speech(first, recorded, lambda each: each.recording.load(first.sample_rate))
     for name, codec in codecs.items():
-        if of := said if name == own else recorded:
+        if of := utterances if name == own else recorded:
             found[f"resynthesis by {name}"] = speech(
                 codec, of, lambda each, codec=codec: sound(codec, encoded(codec, each))
             )
-    return {**found, f"{own}, codes shuffled": SpeechSet(first.sample_rate, mixed)} if said else found
+    return {**found, f"{own}, codes shuffled": SpeechSet(first.sample_rate, mixed)} if utterances else found
 
 
 def judge_all(judge: Judge, speech: dict[str, SpeechSet], normalize: Normalizer = plain) -> dict[str, Judgement]:
     """`judged`, for each kind of speech."""
-    return {title: judged(judge, kind.said(), kind.sample_rate, title, normalize) for title, kind in speech.items()}
+    return {
+        title: judged(judge, kind.utterances(), kind.sample_rate, title, normalize) for title, kind in speech.items()
+    }
 
 
-def keep_wavs(said: Sequence[SpokenText], folder: Path, sample_rate: int, count: int) -> None:
+def keep_wavs(utterances: Sequence[SpokenText], folder: Path, sample_rate: int, count: int) -> None:
     """Write the first `count` of them, see `wav_name`.
 
     Raises:
@@ -168,7 +172,7 @@ def keep_wavs(said: Sequence[SpokenText], folder: Path, sample_rate: int, count:
     """
     with writing(folder):
         make_folder(folder)
-    for name, _, wav in said[:count]:
+    for name, _, wav in utterances[:count]:
         save_audio(folder / wav_name(name), wav, sample_rate)
 
 

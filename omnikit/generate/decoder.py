@@ -36,7 +36,7 @@ class Decoder:
     Args:
         model: in evaluation mode.
         engine: computes; None = torch, with the model's own modules.
-        strategy: rows per question.
+        strategy: sequences per question.
         decoding: sampling and limits of each answer.
         capacity: sequences that are decoded together at most.
     """

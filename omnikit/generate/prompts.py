@@ -105,7 +105,7 @@ def embed_prompt(model: OmniLM, request: Request, features: Tensor | None) -> Em
             raise BadQuestion(f"question: a prompt of {steps.shape[1]} positions; the backbone has {longest}")
         # the first decode step feeds the last position of the prompt
         request.max_steps = min(request.max_steps, longest - steps.shape[1] + 1)
-    tasks = request.strategy.row_tasks(request.task)
+    tasks = request.strategy.sequence_tasks(request.task)
     marks = [model.layout.marks(text=task.text_mark, audio=task.speaks) for task in tasks]
     return EmbeddedPrompt(model.embed(steps[None, :, :-1].to(model.device), speech)[0], marks)
 

@@ -114,7 +114,7 @@ class RunningBatch:
             ValueError: its strategy has more rows than there are slots.
         """
         if (rows := len(request.strategy.text_only)) > self.capacity:
-            raise ValueError(f"strategy: {rows} rows per question; the batch has {self.capacity} slots")
+            raise ValueError(f"strategy: {rows} sequences per question; the batch has {self.capacity} slots")
         with self._lock:
             if len(self.waiting) >= self.most_waiting:
                 raise QueueFull(f"{self.most_waiting} questions are waiting already")

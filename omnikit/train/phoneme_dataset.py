@@ -51,8 +51,8 @@ def make_dataset(
     """Rows of `entries_with_phonemes` -> items with `id`, `group`, `wav` [N] at 16 kHz and `phones` [L]."""
     targets = {text: phones.encode(text) for text in {entry["text"] for entry in entries.values()}}
 
-    def wav(clip: Recording) -> Tensor:
-        sound = clip.load(SAMPLE_RATE)
+    def wav(recording: Recording) -> Tensor:
+        sound = recording.load(SAMPLE_RATE)
         return torch.from_numpy(augment(sound.numpy())) if augment else sound
 
     def ids(text: str) -> Tensor:

@@ -110,7 +110,7 @@ def plainly(
         speech = AdaptedSpeech(features.expand(rows, -1, -1), lengths.expand(rows), torch.full((rows,), AUDIO_START))
     frames = None if speech is None else int(speech.lengths[0])
     prompts = [make_prompt(each, layout, text=question.text, audio_frames=frames).steps
-               for each in strategy.row_tasks(TASKS[task])]  # fmt: skip
+               for each in strategy.sequence_tasks(TASKS[task])]  # fmt: skip
     logits = []
     for _ in range(decoding.max_steps):
         with torch.no_grad():

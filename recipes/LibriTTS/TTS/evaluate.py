@@ -72,7 +72,7 @@ def open_codecs(own: Codec, wanted: list[dict[str, str]]) -> dict[str, Codec]:
 class SpokenTexts:
     """The texts that a system was given, as it speaks them."""
 
-    said: list[SpokenText]
+    utterances: list[SpokenText]
     truncated_percent: float  # of the texts, those that were not spoken to their end
     skipped: Skipped
 
@@ -87,9 +87,11 @@ def speak(model: OmniLM, entries: list[ManifestEntry], hparams: dict[str, Any]) 
     found, skipped = replies(model, SPEAK, entries, title="speak", **options)
     if not found:
         raise ValueError(f"--manifest {hparams['manifest']}: no text could be spoken; skipped: {skipped}")
-    said = [(entry.id, entry.t1, sound(model.codec, found[entry.id].codes)) for entry in entries if entry.id in found]
+    utterances = [
+        (entry.id, entry.t1, sound(model.codec, found[entry.id].codes)) for entry in entries if entry.id in found
+    ]
     cut = sum(cut_short(reply, SPEAK) for reply in found.values())
-    return SpokenTexts(said, 100 * cut / len(found), skipped)
+    return SpokenTexts(utterances, 100 * cut / len(found), skipped)
 
 
 def intelligibility(
@@ -103,9 +105,9 @@ def intelligibility(
     return {title: rates for title, (rates, _) in found.items()}
 
 
-def speed(omni: Omni, said: list[SpokenText], hparams: dict[str, Any]) -> dict[str, Speed | None]:
+def speed(omni: Omni, utterances: list[SpokenText], hparams: dict[str, Any]) -> dict[str, Speed | None]:
     """Of the first sentences."""
-    texts = [text for _, text, _ in said[: hparams["speed_sentences"]]]
+    texts = [text for _, text, _ in utterances[: hparams["speed_sentences"]]]
     if not texts:
         return {}
     omni.decoding = hparams["decoding"]
@@ -123,13 +125,13 @@ def main() -> None:
     omni = load(hparams["checkpoint"], device=device)
     codecs = open_codecs(omni.model.codec, hparams["codecs"])
     spoken = speak(omni.model, entries, hparams)
-    keep_wavs(spoken.said, folder / "wav", omni.sample_rate, hparams["keep_wavs"])
+    keep_wavs(spoken.utterances, folder / "wav", omni.sample_rate, hparams["keep_wavs"])
     speech = reference_speech(codecs, references(entries, SPEAK, codec_name(omni.model)), own=OWN)
-    speech[SYSTEM] = SpeechSet(omni.sample_rate, lambda: spoken.said)
+    speech[SYSTEM] = SpeechSet(omni.sample_rate, lambda: spoken.utterances)
     normalize = normalizer(hparams["judge_normalizer"])
     rates = {} if judge is None else intelligibility(judge, speech, normalize, folder)
     found = mos_scores(mos, speech)
-    measured = speed(omni, spoken.said, hparams)
+    measured = speed(omni, spoken.utterances, hparams)
     about = {
         "checkpoint": hparams["checkpoint"] or "the shipped mini system",
         "manifest": hparams["manifest"],

@@ -46,7 +46,7 @@ class QAEvaluation:
         self.hparams, self.omni, self.model = hparams, omni, omni.model
         self.folder = Path(hparams["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ways = [AnswerMode.of(name, options) for name, options in hparams["answer_modes"].items()]
+        self.answer_modes = [AnswerMode.of(name, options) for name, options in hparams["answer_modes"].items()]
         self.judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
         self.mos = open_mos(hparams["mos"], hparams["mos_source"], device)
         self.judge_normalize = normalizer(hparams["judge_normalizer"])
@@ -60,23 +60,23 @@ class QAEvaluation:
         return some(read_questions(split, options, self.hparams["cache_folder"]), self.hparams["limit"])
 
     def answer(self, split: str) -> tuple[dict[str, QAScores], Answers]:
-        """Answers a split in every way."""
+        """Answers a split in every mode."""
         shares, found = {}, {}
         normalize, entries = normalizer(self.hparams["normalizer"]), self.entries[split]
-        for way in self.ways:
+        for mode in self.answer_modes:
             given, skipped = replies(
-                self.model, way.task, entries, strategy=way.strategy, decoding=self.hparams["decoding"],
-                batch_size=self.hparams["batch_size"], title=f"{split}, {way.name}",
+                self.model, mode.task, entries, strategy=mode.strategy, decoding=self.hparams["decoding"],
+                batch_size=self.hparams["batch_size"], title=f"{split}, {mode.name}",
             )  # fmt: skip
-            shares[way.name], found[way.name] = count_right(way.task, entries, given, skipped, normalize), given
-            write_answers(self.folder / f"answers_{split}_{way.name}.jsonl", entries, given)
-            if way.task.speaks:
-                said = self._said(given, self.hparams["keep_wavs"])
-                where = self.folder / "wav" / way.name
-                keep_wavs(said, where, self.model.codec.sample_rate, len(said))
+            shares[mode.name], found[mode.name] = count_right(mode.task, entries, given, skipped, normalize), given
+            write_answers(self.folder / f"answers_{split}_{mode.name}.jsonl", entries, given)
+            if mode.task.speaks:
+                utterances = self._spoken_answers(given, self.hparams["keep_wavs"])
+                where = self.folder / "wav" / mode.name
+                keep_wavs(utterances, where, self.model.codec.sample_rate, len(utterances))
         return shares, found
 
-    def _said(self, given: dict[str, DecodedAnswer], limit: int) -> list:
+    def _spoken_answers(self, given: dict[str, DecodedAnswer], limit: int) -> list:
         chosen = list(given.items())[:limit]
         return [(name, reply.text, sound(self.model.codec, reply.codes)) for name, reply in chosen]
 
@@ -84,12 +84,12 @@ class QAEvaluation:
         """Recorded answers and what the codec keeps of them, if wanted; the spoken answers with their own text."""
         limit, speech = self.hparams["judge_limit"], {}
         if self.hparams["references"]:
-            said = references(self.entries[self.judged_split][:limit], TASKS["A1A2"], codec_name(self.model))
-            speech = reference_speech({"the codec": self.model.codec}, said, own="the codec")
-        for way in self.ways:
-            if way.task.speaks:
-                title = f"spoken answers against their own text, {way.name.replace('_', ' ')}"
-                speech[title] = SpeechSet(self.omni.sample_rate, partial(self._said, found[way.name], limit))
+            utterances = references(self.entries[self.judged_split][:limit], TASKS["A1A2"], codec_name(self.model))
+            speech = reference_speech({"the codec": self.model.codec}, utterances, own="the codec")
+        for mode in self.answer_modes:
+            if mode.task.speaks:
+                title = f"spoken answers against their own text, {mode.name.replace('_', ' ')}"
+                speech[title] = SpeechSet(self.omni.sample_rate, partial(self._spoken_answers, found[mode.name], limit))
         return speech
 
     def speed(self, found: Answers) -> dict[str, Speed | None]:
@@ -98,11 +98,11 @@ class QAEvaluation:
         entries = [entry for entry in self.entries[self.judged_split] if entry.id in answered and entry.a1 is not None]
         wavs = [entry.a1.load(self.model.encoder.sample_rate) for entry in entries[: self.hparams["speed_questions"]]]
         measured = {}
-        for way in self.ways:
-            if way.task.speaks and way.task.given == "speech" and wavs:
-                omni = Omni(self.model, decoding=self.hparams["decoding"], strategy=way.strategy)
+        for mode in self.answer_modes:
+            if mode.task.speaks and mode.task.given == "speech" and wavs:
+                omni = Omni(self.model, decoding=self.hparams["decoding"], strategy=mode.strategy)
                 options = {"sample_rate": omni.sample_rate, "threads": self.hparams["speed_threads"]}
-                measured[way.name] = measure(omni.stream, wavs, **options)
+                measured[mode.name] = measure(omni.stream, wavs, **options)
         return measured
 
 

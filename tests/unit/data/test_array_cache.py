@@ -147,31 +147,31 @@ def test_fingerprint_follows_weights_and_options():
 
 
 @pytest.fixture
-def clips(tmp_path) -> list[Recording]:
+def recordings(tmp_path) -> list[Recording]:
     for i, seconds in enumerate((0.5, 0.2, 0.9)):
         soundfile.write(tmp_path / f"{i}.wav", torch.rand(int(16000 * seconds)).numpy() - 0.5, 16000)
     (tmp_path / "3.wav").write_bytes(b"not audio")
     return [Recording(str(i), path=str(tmp_path / f"{i}.wav")) for i in range(4)]
 
 
-def test_features_and_codes_equal_those_of_single_recordings(clips, tmp_path, caplog):
+def test_features_and_codes_equal_those_of_single_recordings(recordings, tmp_path, caplog):
     encoder, codec = ToyEncoder().eval(), ToyCodec()
-    features = cached_features(encoder, clips, tmp_path / "cache", "toy")
-    codes = cached_codes(codec, clips, tmp_path / "cache", "toy")
+    features = cached_features(encoder, recordings, tmp_path / "cache", "toy")
+    codes = cached_codes(codec, recordings, tmp_path / "cache", "toy")
     assert "1 of 4 recordings skipped: 1 unreadable (such as " in caplog.text
     assert "3.wav" in caplog.text
     assert "3" not in features
-    for clip in clips[:3]:
-        wav = clip.load(16000)
+    for recording in recordings[:3]:
+        wav = recording.load(16000)
         alone, _ = encoder(wav[None], torch.tensor([len(wav)]))
-        assert torch.allclose(features[clip.key].float(), alone[0], atol=1e-3)
-        assert torch.equal(codes[clip.key].long(), codec.encode(wav[None])[0])
+        assert torch.allclose(features[recording.key].float(), alone[0], atol=1e-3)
+        assert torch.equal(codes[recording.key].long(), codec.encode(wav[None])[0])
 
 
-def test_made_once_per_weights(clips, tmp_path):
+def test_made_once_per_weights(recordings, tmp_path):
     encoder = ToyEncoder()
-    cached_features(encoder, clips[:2], tmp_path / "cache", "toy")
-    cached_features(encoder, clips[:2], tmp_path / "cache", "toy")
+    cached_features(encoder, recordings[:2], tmp_path / "cache", "toy")
+    cached_features(encoder, recordings[:2], tmp_path / "cache", "toy")
     assert len(list((tmp_path / "cache").glob("features-*/*.bin"))) == 1
-    cached_features(ToyEncoder(), clips[:2], tmp_path / "cache", "toy")
+    cached_features(ToyEncoder(), recordings[:2], tmp_path / "cache", "toy")
     assert len(list((tmp_path / "cache").glob("features-*/*.bin"))) == 2

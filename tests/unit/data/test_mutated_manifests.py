@@ -195,8 +195,8 @@ def used(path: Path, folder: Path) -> list[str]:
         )
         for each in (entry.codes, entry.codes1, entry.features):
             assert each is None or len(each.load().shape) == 2
-        for clip in (entry.a1, entry.a2):
-            assert clip is None or clip.check() is not None
+        for recording in (entry.a1, entry.a2):
+            assert recording is None or recording.check() is not None
         ids.append(entry.id)
     return ids
 

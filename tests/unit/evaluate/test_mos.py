@@ -31,8 +31,12 @@ def source(tmp_path: Path) -> str:
 
 
 def test_each_kind_of_speech_has_a_mean_and_its_worst(source):
-    said = [("a", "one", torch.full((8,), 0.5)), ("b", "two", torch.full((5,), -1.0)), ("c", "three", torch.zeros(0))]
-    kinds = {"recordings": SpeechSet(24000, lambda: said), "nothing": SpeechSet(24000, list)}
+    utterances = [
+        ("a", "one", torch.full((8,), 0.5)),
+        ("b", "two", torch.full((5,), -1.0)),
+        ("c", "three", torch.zeros(0)),
+    ]
+    kinds = {"recordings": SpeechSet(24000, lambda: utterances), "nothing": SpeechSet(24000, list)}
     found = mos_scores(open_mos("utmos", source), kinds)
     assert list(found) == ["recordings"]
     assert found["recordings"].as_dict() == {"mean": 1.75, "worst": 1.5, "utterances": 2}

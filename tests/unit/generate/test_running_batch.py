@@ -413,7 +413,7 @@ def test_the_queue_is_bounded():
         batch.submit(decoder.request(TASKS["T1T2"], Question(text=[3])))
     with pytest.raises(QueueFull, match="2 questions are waiting already"):
         batch.submit(decoder.request(TASKS["T1T2"], Question(text=[3])))
-    with pytest.raises(ValueError, match="2 rows per question; the batch has 1 slots"):
+    with pytest.raises(ValueError, match="2 sequences per question; the batch has 1 slots"):
         batch.submit(decoder.request(TASKS["T1A2"], Question(text=[3]), strategy=BATCH_PARALLEL))
 
 
