@@ -16,15 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omnikit.freezing import Freezable
 from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Hidden, Pattern
-from omnikit.old_names import pointer
 from omnikit.size_limits import check_count
 from omnikit.tokens import TokenLayout
 
 PARTS = ("encoder", "adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings", "codec")
 """The modules of an OmniLM, as freezing and reporting name them."""
-FIXED = ("encoder", "codec")
-"""Those that never train as parts of an OmniLM."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class NewEmbeddings(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
 
 
-class OmniLM(nn.Module):
+class OmniLM(Freezable):
     """Joins the parts; widths, streams and ids are derived from the numbers that they expose.
 
     Args:
@@ -64,6 +62,8 @@ class OmniLM(nn.Module):
         pattern: called with `num_codebooks`.
         tts_blocks: blocks of the TTS adapter; 0 = none (released checkpoint), 6 = the paper.
     """
+
+    part_names = PARTS
 
     def __init__(
         self,
@@ -88,7 +88,6 @@ class OmniLM(nn.Module):
         self.new_text_embeddings = NewEmbeddings(self.layout.num_text_specials, llm.dim, llm.embedding_std)
         self.new_audio_embeddings = NewEmbeddings(sum(self.layout.sizes[1:]), llm.dim, llm.embedding_std)
         offsets = torch.tensor([offset - self.layout.offsets[1] for offset in self.layout.offsets[1:]])
-        self.frozen: tuple[str, ...] = ()
         self.register_buffer("audio_offsets", offsets[None, :, None], persistent=False)
 
     @property
@@ -185,25 +184,3 @@ class OmniLM(nn.Module):
     def audio_logits(self, hidden: Tensor) -> list[Tensor]:
         """Hidden [..., D] -> logits over each audio stream's ids, S - 1 of [..., V_s]."""
         return list(self.new_audio_embeddings.head(hidden).split(self.layout.sizes[1:], dim=-1))
-
-    def freeze_all_but(self, trainable: list[str]) -> None:
-        """Only the named parts train, the others are frozen, and in evaluation mode whatever `train` says.
-
-        Raises:
-            ValueError: a name that is no part, or a part whose output is data here.
-        """
-        choices = [part for part in PARTS if part not in FIXED]
-        if wrong := sorted(set(trainable) - set(choices)):
-            why = "stays frozen: to training its output is data" if wrong[0] in FIXED else "no such part"
-            raise ValueError(f"trainable: {wrong[0]}: {why}{pointer(wrong[0])}; choices: {', '.join(choices)}")
-        for name, module in self.parts().items():
-            module.requires_grad_(name in trainable)
-        self.frozen = tuple(name for name in self.parts() if name not in trainable)
-        self.train()
-
-    def train(self, mode: bool = True) -> OmniLM:
-        """As for every module, but frozen parts stay in evaluation mode."""
-        super().train(mode)
-        for name in self.frozen:
-            getattr(self, name).eval()
-        return self
