@@ -71,10 +71,10 @@ class OpenVINOEngine(Engine):
         each would be in memory twice."""
         one = torch.zeros(1, self.model.llm.dim)
         self.open(1).prefill([one]).advance(1)
-        let_go(files["blocks"].with_suffix(".bin"))
+        release_memory_of(files["blocks"].with_suffix(".bin"))
         for name, head in self.heads.items():
             head.logits(one)
-            let_go(files[name].with_suffix(".bin"))
+            release_memory_of(files[name].with_suffix(".bin"))
 
     def open(self, capacity: int) -> OpenVINOSlots:
         return OpenVINOSlots(self.trunk, capacity)
@@ -162,7 +162,7 @@ def _write(graph: ov.Model, file: Path) -> None:
             remove(folder)
 
 
-def let_go(file: Path) -> None:
+def release_memory_of(file: Path) -> None:
     """Take what this process has mapped of a file out of its memory, on Linux; it is read again where it is needed."""
     maps = Path("/proc/self/maps")
     for line in maps.read_text().splitlines() if maps.exists() else ():
