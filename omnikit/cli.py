@@ -61,7 +61,9 @@ TimeLimit = Annotated[
 ]
 Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest: a file (docs/data.md) or a folder.")]
 SaveFolder = Annotated[str, typer.Option("--save_folder", metavar="DIR", help="Where the shards go.")]
-ShardSize = Annotated[int | None, typer.Option("--shard_size", metavar="N", help="Rows of a shard. [default: 2048]")]
+ShardSize = Annotated[
+    int | None, typer.Option("--shard_size", metavar="N", help="Minimum number of entries in a shard. [default: 2048]")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first thing that makes no row.")]
 
 
