@@ -15,7 +15,7 @@ GROUPS = (
     (
         "errors", "files", "untrusted", "foreign", "ranges", "limits", "tokens", "streaming", "sampling", "weights",
         "containers", "mp3", "libsndfile", "reader", "audio", "hub", "sizes", "torchrun", "undrawn", "key_values",
-        "hparams", "hashing",
+        "hparams", "hashing", "label_positions", "linear_cross_entropy",
     ),
     ("interfaces",),
     ("patterns", "adapters", "encoders", "llms", "codecs"),
