@@ -144,14 +144,10 @@ def step_operations(model: OmniLM, batch: FixedBatch) -> float:
     attends to L / 2 others in the mean, for 2 L D operations, and twice as many in the backward pass. Heads count at
     the positions of their labels, the adapter at all frames, norms and the optimiser not at all.
     """
-    blocks = [*model.llm.trunk.layers, *model.tts_adapter.trunk.layers]
-    total = 0.0
-    for block in blocks:
+    total = attention_operations(model, batch)
+    for block in _blocks(model):
         trains = any(parameter.requires_grad for parameter in block.parameters())
         total += batch.positions * (6 if trains else 4) * _matrix_weights(block)
-        attention = block.self_attn
-        width = attention.config.num_attention_heads * attention.head_dim
-        total += batch.positions * 3 * 2 * batch.steps.shape[2] * width
     for head, labels in (
         (model.llm.lm_head, batch.text), (model.text_rows.head, batch.text), (model.audio_rows.head, batch.audio)
     ):  # fmt: skip
@@ -162,6 +158,16 @@ def step_operations(model: OmniLM, batch: FixedBatch) -> float:
         if isinstance(layer, nn.Linear):
             total, lowest = total + frames * lowest * layer.weight.numel(), 6
     return total
+
+
+def attention_operations(model: OmniLM, batch: FixedBatch) -> float:
+    """Return the part of `step_operations` that is attention."""
+    widths = [block.self_attn.config.num_attention_heads * block.self_attn.head_dim for block in _blocks(model)]
+    return batch.positions * 3 * 2 * batch.steps.shape[2] * sum(widths)
+
+
+def _blocks(model: OmniLM) -> list[nn.Module]:
+    return [*model.llm.trunk.layers, *model.tts_adapter.trunk.layers]
 
 
 def _matrix_weights(module: nn.Module) -> int:
