@@ -48,6 +48,7 @@ from benchmarks.training_material import (  # noqa: E402
     recipe_sources,
     step_operations,
 )
+from omnikit import bench  # noqa: E402
 from omnikit import linear_cross_entropy as chunking  # noqa: E402
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
 from omnikit.evaluate.tables import markdown_table  # noqa: E402
@@ -199,7 +200,7 @@ def heads_and_loss(device: torch.device, plan: Plan) -> Iterator[dict]:
         seconds: dict[str, list[float]] = {variant: [] for variant in variants}
         for _ in range(plan.pairs):
             for variant, step in steps.items():
-                seconds[variant].append(timed(step, device))
+                seconds[variant] += bench.timed(step, 1, device)
         for variant in variants:
             ratios = [a / b for a, b in zip(seconds[variant], seconds[EARLIER], strict=True)]
             yield {
@@ -290,9 +291,8 @@ def measure_bare(model: OmniLM, stage: Stage, rows: int, variant: str, plan: Pla
         warming, waits = time.perf_counter() - began, synchronises(loop.step, device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        taken = [
-            timed(lambda: [loop.step() for _ in range(plan.steps)], device) / plan.steps for _ in range(plan.repeats)
-        ]
+        together = bench.timed(lambda: [loop.step() for _ in range(plan.steps)], plan.repeats, device)
+        taken = [seconds / plan.steps for seconds in together]
         positions = loop.batches[0].positions
         return {
             "name": "bare", "stage": stage.name, "positions": positions, "variant": variant, "first_loss": first,
@@ -376,15 +376,6 @@ def finish(device: torch.device) -> None:
     """Wait for what a GPU was told to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of a call."""
-    finish(device)
-    began = time.perf_counter()
-    call()
-    finish(device)
-    return time.perf_counter() - began
 
 
 def synchronises(call: Callable[[], object], device: torch.device) -> dict[str, int]:
