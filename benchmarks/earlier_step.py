@@ -67,16 +67,16 @@ def earlier_hidden(model: nn.Module, steps: Tensor, features: Tensor, lengths: T
     """Steps [B, S, L] of an `OmniLM` and features [B, T, D] -> hidden states [B, L, D] for text and audio heads."""
     adapted, lengths = model.adapter(features, lengths)
     streams = steps.shape[1]
-    audio = model.audio_rows.embed(steps[:, 1:] + model.audio_offsets).sum(dim=1, dtype=torch.float32)
+    audio = model.new_audio_embeddings.embed(steps[:, 1:] + model.audio_offsets).sum(dim=1, dtype=torch.float32)
     at = torch.arange(audio.shape[1], device=audio.device)[None].expand(len(steps), -1) - AUDIO_START
     inside = (at >= 0) & (at < lengths[:, None])
     at = at.clamp(0, adapted.shape[1] - 1)[..., None].expand(-1, -1, audio.shape[2])
     audio = torch.where(inside[..., None], adapted.gather(1, at) * (streams - 1), audio)
     own = model.llm.vocab_size
     known = model.llm.trunk.get_input_embeddings()(steps[:, 0].clamp(max=own - 1))
-    new = model.text_rows.embed((steps[:, 0] - own).clamp(min=0))
+    new = model.new_text_embeddings.embed((steps[:, 0] - own).clamp(min=0))
     text = torch.where((steps[:, 0] < own)[..., None], known, new)
-    embedded = ((text + audio) / streams).to(model.text_rows.embed.weight.dtype)
+    embedded = ((text + audio) / streams).to(model.new_text_embeddings.embed.weight.dtype)
     positions = torch.arange(embedded.shape[1], device=embedded.device)[None].expand(len(embedded), -1)
     options = {"position_ids": positions, "attention_mask": None, "use_cache": False}
     trunk = model.llm.trunk(inputs_embeds=embedded, **options).last_hidden_state

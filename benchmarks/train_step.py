@@ -48,16 +48,16 @@ from benchmarks.training_material import (  # noqa: E402
     recipe_sources,
     step_operations,
 )
-from omnikit import bench  # noqa: E402
 from omnikit import linear_cross_entropy as chunking  # noqa: E402
+from omnikit.bench import measure as bench  # noqa: E402
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
-from omnikit.evaluate.tables import markdown_table  # noqa: E402
+from omnikit.evaluate.result_tables import markdown_table  # noqa: E402
 from omnikit.files import write_text  # noqa: E402
 from omnikit.interfaces import count_parameters  # noqa: E402
 from omnikit.label_positions import LabelPositions, label_positions  # noqa: E402
 from omnikit.linear_cross_entropy import Head, linear_cross_entropy  # noqa: E402
-from omnikit.model import OmniLM, Speech  # noqa: E402
-from omnikit.ranges import COUNT  # noqa: E402
+from omnikit.model import AdaptedSpeech, OmniLM  # noqa: E402
+from omnikit.option_ranges import COUNT  # noqa: E402
 from omnikit.tasks import AUDIO_START  # noqa: E402
 from omnikit.tokens import IGNORE  # noqa: E402
 from omnikit.torchrun import check_device  # noqa: E402
@@ -223,13 +223,14 @@ def _largest_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 def bare_loss(model: OmniLM, batch: FixedBatch, variant: str) -> Tensor:
     """Compute the loss of a batch in one of the ways."""
-    heads = Heads((model.llm.lm_head, model.text_rows.head), model.audio_rows.head, model.layout.sizes)
+    of_text = model.llm.lm_head, model.new_text_embeddings.head
+    heads = Heads(of_text, model.new_audio_embeddings.head, model.layout.sizes)
     weights = torch.ones(model.layout.num_streams, device=model.device)
     if variant == EARLIER:
         text, audio = earlier_hidden(model, batch.steps, batch.features, batch.lengths)
         return earlier_loss(heads, text, audio, batch.labels, weights)
     adapted, lengths = model.adapter(batch.features, batch.lengths)
-    hidden = model(batch.steps, Speech(adapted, lengths, torch.full_like(lengths, AUDIO_START)))
+    hidden = model(batch.steps, AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START)))
     flat = hidden.text.flatten(0, 1), hidden.audio.flatten(0, 1)
     return chunked_loss(heads, *flat, batch.text, batch.audio, weights, variant != CHUNKED)
 
@@ -313,8 +314,8 @@ def measure_recipe(model: OmniLM, stage: Stage, positions: int, plan: Plan) -> d
     """Measure SpeechBrain's loop with all that the recipe does for a batch; each is an optimiser step."""
     from speechbrain.utils.epoch_loop import EpochCounter
 
-    from omnikit.data.mix import TaskMix
     from omnikit.data.samples import collate_items, make_dataset
+    from omnikit.data.task_sampler import TaskMix
     from omnikit.train.brain import Losses, OmniBrain
     from omnikit.train.tensorboard import TensorBoard
 
@@ -335,11 +336,11 @@ def measure_recipe(model: OmniLM, stage: Stage, positions: int, plan: Plan) -> d
     began = time.perf_counter()
     samples, of_task, lengths = make_dataset(model, recipe_sources(model, plan.entries), tasks, 2048)
     prepared = time.perf_counter() - began
-    mix = TaskMix(of_task, lengths, weights=tasks, batch_steps=positions, batches=plan.recipe_steps)
+    mix = TaskMix(of_task, lengths, weights=tasks, max_batch_length=positions, batches=plan.recipe_steps)
     with tempfile.TemporaryDirectory() as folder:
         hparams = {
-            "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_rate": 1e-5, "lowest_rate": 1e-6, "warmup_steps": 10,
-            "epochs": EpochCounter(1), "batches_per_epoch": plan.recipe_steps, "output_folder": folder,
+            "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
+            "epochs": EpochCounter(1), "steps_per_epoch": plan.recipe_steps, "output_folder": folder,
             "stage": stage.name, "part_names": "", "tensorboard": TensorBoard(folder), "mix": mix,
             "validate": lambda brain: {},
         }  # fmt: skip

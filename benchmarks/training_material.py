@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import omnikit
 from omnikit.label_positions import LabelPositions, label_positions
 from omnikit.model import OmniLM
+from omnikit.skip_init import SkipInit
 from omnikit.tasks import TASKS, Sample, Task, make_sample, prompt_length
 from omnikit.tokens import IGNORE
-from omnikit.undrawn import Undrawn
 
 if TYPE_CHECKING:
     from omnikit.data.samples import Source
@@ -45,8 +45,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("stage 1", ("adapter", "tts_adapter", "text_rows", "audio_rows"), ("A1T1", "T1A1")),
-    Stage("stage 3", ("adapter", "llm", "tts_adapter", "text_rows", "audio_rows"), tuple(TASKS)),
+    Stage("stage 1", ("adapter", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"), ("A1T1", "T1A1")),
+    Stage("stage 3", ("adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"), tuple(TASKS)),
 )
 
 
@@ -78,7 +78,7 @@ class FixedBatch:
 
 def build(device: torch.device, *, small: bool) -> OmniLM:
     """Build the system with random weights, which are drawn where they are to be."""
-    with Undrawn():
+    with SkipInit():
         model = omnikit.build(**PARTS, **(SMALL if small else {}), tts_blocks=TTS_BLOCKS if not small else 1)
     model.to(device)
     torch.manual_seed(0)
@@ -149,7 +149,8 @@ def step_operations(model: OmniLM, batch: FixedBatch) -> float:
         trains = any(parameter.requires_grad for parameter in block.parameters())
         total += batch.positions * (6 if trains else 4) * _matrix_weights(block)
     for head, labels in (
-        (model.llm.lm_head, batch.text), (model.text_rows.head, batch.text), (model.audio_rows.head, batch.audio)
+        (model.llm.lm_head, batch.text), (model.new_text_embeddings.head, batch.text),
+        (model.new_audio_embeddings.head, batch.audio),
     ):  # fmt: skip
         found = int((labels.labels != IGNORE).any(dim=1).sum())
         total += found * (6 if head.weight.requires_grad else 4) * head.weight.numel()
@@ -187,8 +188,8 @@ class InMemory:
 def recipe_sources(model: OmniLM, entries: int) -> list[Source]:
     """Return a corpus of read speech and one of spoken questions and answers, with features and codes of 50 and 11.7
     frames per second; lengths are drawn so that no sample has more than about 800 steps."""
-    from omnikit.data.rows import Codes, Features, Row
-    from omnikit.data.samples import Heard, Source, codec_name
+    from omnikit.data.manifest_reader import Codes, Features, ManifestEntry
+    from omnikit.data.samples import Source, SpeechInputs, codec_name
 
     rng, draw = random.Random(0), torch.Generator().manual_seed(0)
     encoder = "synthetic"
@@ -212,11 +213,11 @@ def recipe_sources(model: OmniLM, entries: int) -> list[Source]:
     for i in range(entries):
         seconds = rng.uniform(3, 14)
         fields = {"features": features(seconds, table), "codes1": codes(seconds), "duration": seconds}
-        read.append(Row(f"read-{i}", text(int(4 * seconds)), **fields))
+        read.append(ManifestEntry(f"read-{i}", text(int(4 * seconds)), **fields))
         seconds, answer = rng.uniform(2, 6), rng.uniform(5, 25)
         fields = {"features": features(seconds, table), "codes": codes(answer), "duration": seconds}
-        asked.append(Row(f"asked-{i}", text(int(4 * seconds)), text(int(4 * answer)), **fields))
+        asked.append(ManifestEntry(f"asked-{i}", text(int(4 * seconds)), text(int(4 * answer)), **fields))
     return [
-        Source(read, ("A1T1", "T1A1"), Heard(encoder), name="read"),
-        Source(asked, ("A1T2", "T1T2", "A1A2", "T1A2"), Heard(encoder), name="asked"),
+        Source(read, ("A1T1", "T1A1"), SpeechInputs(encoder), name="read"),
+        Source(asked, ("A1T2", "T1T2", "A1A2", "T1A2"), SpeechInputs(encoder), name="asked"),
     ]
