@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from ruamel.yaml.error import YAMLError
 
 from omnikit.hparams.command_line import split_command_line
 from omnikit.hparams.flags import part_names, spread
+from omnikit.hparams.include import read_recipe
 from omnikit.hparams.lookup import locate, nearest
 from omnikit.hparams.overrides import as_overrides
 from omnikit.hparams.parts import KINDS, part_files, pick
-from omnikit.hparams.tree import dotted_name, one_line, read_tree, read_tree_text, tag_of, walk, write_tree
+from omnikit.hparams.tree import dotted_name, one_line, read_tree_text, tag_of, walk, write_tree
 from omnikit.sizes import check_numbers
 
 MODEL = "model"
@@ -107,12 +109,13 @@ def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str
     """
     from hyperpyyaml import resolve_references  # here and below: a checkpoint is read without it
 
-    tree = read_tree(path)
+    tree = read_recipe(path)
     folder = Path(path).parent
     overrides = as_overrides(tree, spread(tree, settings, folder), folder)
     _check_placeholders(tree, overrides, path)
-    with open(path, encoding="utf-8") as stream:
-        text = resolve_references(stream, copy.deepcopy(overrides)).getvalue()
+    stream = StringIO(write_tree(tree))
+    stream.name = path  # where HyperPyYAML looks for files that are included under a key
+    text = resolve_references(stream, copy.deepcopy(overrides)).getvalue()
     names = part_names(tree, overrides)
     return overrides, text + (write_tree({NAMES: names}) if names else "")
 
@@ -149,6 +152,13 @@ def dump_parts(text: str) -> str:
     for node in tree.values():
         if isinstance(node, Mapping) and "weights" in node:
             node["weights"] = None
+    return write_tree(tree)
+
+
+def self_contained(text: str) -> str:
+    """Return a resolved recipe as a recipe that can be run again, in any folder and without the files it came from."""
+    tree = read_tree_text(text, "recipe")
+    tree.pop(NAMES, None)  # `resolve` adds them anew
     return write_tree(tree)
 
 
