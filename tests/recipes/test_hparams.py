@@ -1,14 +1,14 @@
-"""What the stages' files must share, since HyperPyYAML has no inheritance."""
+"""What the stages' files share, and how little of the recipes' YAML stands twice."""
 
 from __future__ import annotations
 
 import pytest
 
-from omnikit.hparams.tree import read_tree
+from omnikit.hparams.include import read_recipe
 from tests.recipes.conftest import ROOT
 
-STAGES = {path.stem: read_tree(path) for path in (ROOT / "recipes/VoiceAssistant/QA/hparams").glob("*.yaml")}
-EVALUATION = STAGES.pop("eval")
+STAGES = {path.stem: read_recipe(path) for path in (ROOT / "recipes/VoiceAssistant/QA/hparams").glob("*.yaml")}
+del STAGES["eval"], STAGES["stages"]
 OWN = {"stage", "output_folder", "start_from", "trainable", "tasks", "peak_rate", "epochs"}
 """What each stage has for itself."""
 
@@ -33,4 +33,4 @@ def test_each_stage_starts_from_the_former_ones_folder():
 
 @pytest.mark.parametrize("recipe", ["LibriSpeech/ASR", "LibriTTS/TTS"])
 def test_the_smaller_recipes_have_the_same_keys(recipe):
-    assert list(read_tree(ROOT / "recipes" / recipe / "hparams/train.yaml")) == list(STAGES["stage1"])
+    assert list(read_recipe(ROOT / "recipes" / recipe / "hparams/train.yaml")) == list(STAGES["stage1"])
