@@ -20,16 +20,16 @@ def read_tree(path: str | Path) -> Mapping:
     """A YAML file as a mapping.
 
     Raises:
-        ValueError: no such file, not YAML, no mapping at the top, or one that begins with another file.
+        ValueError: no such file, not YAML, no mapping at the top, or one that takes in another file.
     """
     tree = open_tree(path)
     if merged(tree):
-        raise ValueError(f"{path}: only a recipe may begin with another file (<<)")
+        raise ValueError(f"{path}: only a recipe may take in another file (<<)")
     return tree
 
 
 def open_tree(path: str | Path) -> Mapping:
-    """As `read_tree`, for a file that may begin with another one, see `merged`."""
+    """As `read_tree`, for a file that may take in another one, see `merged`."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     return read_tree_text(read_text(path), str(path))

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import speechbrain as sb
-
 from omnikit import checkpoint
 from omnikit.data.phones import heard
 from omnikit.data.rows import read_manifest
@@ -18,6 +16,7 @@ from omnikit.errors import bad_input_exits, full_disk_names
 from omnikit.hparams import load_recipe
 from omnikit.train.checks import check_encoder
 from omnikit.train.encoder import export, train_encoder
+from omnikit.train.run import make_output_folder
 from omnikit.weights import load_into
 
 CARD = """# The mini encoder, trained on digits
@@ -38,7 +37,7 @@ def main() -> None:
     folder, held_out = Path(hparams["data_folder"]), hparams["held_out"]
     hparams["encoder"].weights = hparams["start_from"]
     with full_disk_names(hparams["output_folder"]):
-        sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
+        make_output_folder(recipe)
         train, valid = (
             heard(read_manifest(folder / f"{split}-without-{held_out}", hparams["cache_folder"]), split)
             for split in ("train", "valid")
