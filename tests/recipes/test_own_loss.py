@@ -9,11 +9,11 @@ import shutil
 from tests.recipes.conftest import changed
 from tests.recipes.test_train import TRAIN, command
 
-PLAIN = '''        return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-'''
-WITH_Z_LOSS = '''        z_loss = logits.logsumexp(dim=-1)[labels != IGNORE].square().sum()
-        return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") + 0.1 * z_loss
-'''
+PLAIN = """    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+"""
+WITH_Z_LOSS = """    z_loss = logits.logsumexp(dim=-1)[labels != IGNORE].square().sum()
+    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") + 0.1 * z_loss
+"""
 
 
 def test_a_copied_recipe_changes_its_loss(run_here, data, tmp_path):

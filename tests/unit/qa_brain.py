@@ -9,7 +9,8 @@ from omnikit.losses import StreamLosses, sum_losses
 from omnikit.model import OmniLM
 from tests.recipes.trees import RECIPES, load_script
 
-QABrain = load_script(RECIPES / "VoiceAssistant" / "QA" / "train.py").QABrain
+recipe = load_script(RECIPES / "VoiceAssistant" / "QA" / "train.py")
+QABrain = recipe.QABrain
 
 
 def brain_of(model: OmniLM) -> QABrain:
@@ -18,4 +19,4 @@ def brain_of(model: OmniLM) -> QABrain:
 
 def losses_of(brain: QABrain, batch: Batch) -> StreamLosses:
     """The losses of each stream as the recipe computes them in a training step."""
-    return sum_losses(brain.compute_forward(batch, sb.Stage.TRAIN), brain.token_loss)
+    return sum_losses(brain.compute_forward(batch, sb.Stage.TRAIN), recipe.token_loss)

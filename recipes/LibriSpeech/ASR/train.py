@@ -39,31 +39,43 @@ class ASRBrain(OmniBrain):
 
     def compute_objectives(self, predictions: StreamLogits, batch: Batch, stage: sb.Stage) -> Tensor:
         """Return the mean cross-entropy of the transcripts' tokens."""
-        losses = sum_losses(
-            predictions, lambda logits, labels: cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        )
+        losses = sum_losses(predictions, token_loss)
         loss = losses.means()[TEXT]
         self.log_losses(loss, losses, stage)
         return loss
 
 
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the summed loss of the text stream's logits [P, V] at its labels [P]."""
+    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+
+
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     """Train the model of built hparams and save it in their output folder."""
     model = start_model(hparams, run_opts)
-    with cache_of(hparams):  # manifests -> samples; validation transcribes some recordings and gives their WER
+
+    # Manifests -> samples -> batches of similar length in random order; validation gives the word error rate.
+    with cache_of(hparams):
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
-        options = {name: hparams[name] for name in ("tasks", "cache_folder")}
-        word_errors = Validation(model, hparams["valid_sources"], **options)
-    sampler = task_sampler(train_set, hparams, run_opts)  # one task: batches of similar length in random order
-    hparams = {**hparams, "mix": sampler, "validate": word_errors}
-    brain = ASRBrain({"model": model}, hparams["opt_class"], hparams, run_opts, hparams["checkpointer"])
+        validation = Validation(
+            model, hparams["valid_sources"], tasks=hparams["tasks"], cache_folder=hparams["cache_folder"]
+        )
+    sampler = task_sampler(train_set, hparams, run_opts)
     loader = {"collate_fn": collate_items(model), "num_workers": hparams["loader_workers"]}
+
+    brain = ASRBrain(
+        modules={"model": model},
+        opt_class=hparams["opt_class"],
+        hparams={**hparams, "mix": sampler, "validate": validation},
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
     brain.fit(
         hparams["epochs"],
         train_set.samples,
         valid_set.samples,
-        progressbar=False,  # the brain draws its own
+        progressbar=False,  # the brain draws its own, with the loss of each stream
         train_loader_kwargs={"batch_sampler": sampler, **loader},
         valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), **loader},
     )

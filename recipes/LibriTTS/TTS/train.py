@@ -48,27 +48,27 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     """Train the model of built hparams and save it in their output folder."""
     model = start_model(hparams, run_opts)
 
-    with cache_of(hparams):  # manifests -> samples, with the codes of their recordings
+    # Manifests -> samples with the codes of their recordings -> batches of similar length in random order.
+    with cache_of(hparams):
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
     sampler = task_sampler(train_set, hparams, run_opts)
-    join = collate_items(model)
+    loader = {"collate_fn": collate_items(model), "num_workers": hparams["loader_workers"]}
 
     brain = TTSBrain(
-        {"model": model},
-        hparams["opt_class"],
-        {**hparams, "mix": sampler, "validate": lambda brain: {}},  # speech is judged by evaluate.py
-        run_opts,
-        hparams["checkpointer"],
+        modules={"model": model},
+        opt_class=hparams["opt_class"],
+        hparams={**hparams, "mix": sampler, "validate": lambda brain: {}},  # speech is judged by evaluate.py
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
     )
-    workers = {"num_workers": hparams["loader_workers"]}
     brain.fit(
         hparams["epochs"],
         train_set.samples,
         valid_set.samples,
         progressbar=False,  # the brain draws its own, with the loss of each stream
-        train_loader_kwargs={"batch_sampler": sampler, "collate_fn": join, **workers},
-        valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), "collate_fn": join, **workers},
+        train_loader_kwargs={"batch_sampler": sampler, **loader},
+        valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), **loader},
     )
     save_system(model, hparams)
 

@@ -39,35 +39,35 @@ class QABrain(OmniBrain):
 
     def compute_objectives(self, predictions: StreamLogits, batch: Batch, stage: sb.Stage) -> Tensor:
         """Return the mean of the streams' mean losses, weighted: the text stream has few tokens, but must be right."""
-        losses = sum_losses(predictions, self.token_loss)
+        losses = sum_losses(predictions, token_loss)
         loss = weighted_mean(losses, self.stream_weights)
         self.log_losses(loss, losses, stage)
         return loss
 
-    @staticmethod
-    def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the summed loss of one stream's logits [P, V] at its labels [P]."""
-        return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the summed loss of one stream's logits [P, V] at its labels [P]."""
+    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     """Train the model of built hparams and save it in their output folder."""
     model = start_model(hparams, run_opts)
 
-    # Data: manifests -> samples of the stage's tasks -> batches in which the tasks are mixed by their weights.
+    # Manifests -> samples of the stage's tasks -> batches, in which the tasks are mixed by their weights.
     with cache_of(hparams):
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
         validation = Validation(
             model, hparams["valid_sources"], tasks=hparams["tasks"], cache_folder=hparams["cache_folder"]
         )
-    mix = task_sampler(train_set, hparams, run_opts)
+    sampler = task_sampler(train_set, hparams, run_opts)
     loader = {"collate_fn": collate_items(model), "num_workers": hparams["loader_workers"]}
 
     brain = QABrain(
         modules={"model": model},
         opt_class=hparams["opt_class"],
-        hparams={**hparams, "mix": mix, "validate": validation},
+        hparams={**hparams, "mix": sampler, "validate": validation},
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
@@ -76,8 +76,8 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
         train_set.samples,
         valid_set.samples,
         progressbar=False,  # the brain draws its own, with the loss of each stream
-        train_loader_kwargs={"batch_sampler": mix, **loader},
-        valid_loader_kwargs={"batch_sampler": mix.cover(valid_set.lengths), **loader},
+        train_loader_kwargs={"batch_sampler": sampler, **loader},
+        valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), **loader},
     )
     save_system(model, hparams)
 
