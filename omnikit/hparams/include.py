@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omnikit.hparams.named_parts import part_files
 from omnikit.hparams.overrides import as_overrides
-from omnikit.hparams.parts import part_files
-from omnikit.hparams.tree import INCLUDE, dotted_name, has_tag, merged, open_tree, tag_of, walk
+from omnikit.hparams.yaml_tree import INCLUDE, dotted_name, has_tag, merged, open_tree, tag_of, walk
 
 
 def read_recipe(path: str | Path) -> Mapping:

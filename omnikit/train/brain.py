@@ -20,9 +20,9 @@ from omnikit.files import write_text
 from omnikit.interfaces import count_parameters
 from omnikit.losses import StreamLosses, weighted_mean
 from omnikit.model import OmniLM
-from omnikit.train.curves import draw_curves, read_log
-from omnikit.train.guarded import GuardedBrain, highest_loss
-from omnikit.train.progress import EpochProgress, StreamSums
+from omnikit.train.epoch_progress import EpochProgress, StreamSums
+from omnikit.train.plot_curves import draw_curves, read_log
+from omnikit.train.robust_brain import RobustBrain, highest_loss
 
 LOG = "train_log.jsonl"
 
@@ -54,11 +54,11 @@ def encoded(model: OmniLM, batch: Batch) -> tuple[Tensor, Tensor]:
     Stored ones are taken as they are. Recordings without are encoded here, by the encoder as it is in evaluation, in
     float32 and without gradients.
     """
-    at = batch.unheard
+    at = batch.to_encode
     if not at.any():
         return batch.features, batch.lengths
     with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
-        return batch.heard(*model.encoder(batch.wav[at], batch.samples[at]))
+        return batch.with_features(*model.encoder(batch.wav[at], batch.samples[at]))
 
 
 class OneForward(nn.Module):
@@ -76,7 +76,7 @@ class OneForward(nn.Module):
         return function(*arguments)
 
 
-class OmniBrain(GuardedBrain):
+class OmniBrain(RobustBrain):
     """Trains an OmniLM with warm-up, a cosine schedule and task-mixed batches.
 
     A recipe's subclass says what is learned: `compute_forward` from a batch to predictions, and `compute_objectives`
@@ -84,8 +84,8 @@ class OmniBrain(GuardedBrain):
 
     What is frozen must be so before: processes share, and the optimiser gets, what needs gradients.
 
-    Needs the module `model`, and in hparams: `stream_weights` (text, audio), `peak_rate`, `lowest_rate`,
-    `warmup_steps`, `epochs`, `batches_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`,
+    Needs the module `model`, and in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`,
+    `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`,
     `tensorboard`, `mix` (the batch sampler) and `validate` (called with the brain after each epoch, gives figures)."""
 
     bar: tqdm | None = None
@@ -136,7 +136,7 @@ class OmniBrain(GuardedBrain):
             self.checkpointer.add_recoverable("progress", self.progress, optional_load=True)
         super().on_fit_start()
         text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
-        self.total_steps = self.hparams.epochs.limit * self.hparams.batches_per_epoch
+        self.total_steps = self.hparams.epochs.limit * self.hparams.steps_per_epoch
         self.highest_loss = highest_loss(max(layout.sizes))
         self.stream_weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device)
 
@@ -149,8 +149,8 @@ class OmniBrain(GuardedBrain):
     def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
         rate = cosine_rate(
             self.optimizer_step,
-            peak=self.hparams.peak_rate,
-            lowest=self.hparams.lowest_rate,
+            peak=self.hparams.peak_lr,
+            lowest=self.hparams.min_lr,
             warmup=self.hparams.warmup_steps,
             total=self.total_steps,
         )
@@ -171,7 +171,7 @@ class OmniBrain(GuardedBrain):
         self.hparams.mix.set_epoch(epoch)
         title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
         self.bar = tqdm(
-            total=self.hparams.batches_per_epoch * self.grad_accumulation_factor,
+            total=self.hparams.steps_per_epoch * self.grad_accumulation_factor,
             initial=self.step,
             desc=title,
             dynamic_ncols=True,

@@ -17,18 +17,18 @@ import torch
 from rich.console import Console
 
 from omnikit import checkpoint
-from omnikit.data.mix import TaskMix
 from omnikit.data.samples import Samples, make_dataset
-from omnikit.data.sources import check_cache, read_sources
+from omnikit.data.sources import read_sources, verify_cache
+from omnikit.data.task_sampler import TaskMix
 from omnikit.errors import full_disk_names
 from omnikit.files import write_text
 from omnikit.hparams import Recipe
 from omnikit.hparams.recipe import self_contained
 from omnikit.model import OmniLM
 from omnikit.train.brain import parameter_table
-from omnikit.train.effective import effective_batch
+from omnikit.train.grad_accumulation import plan_accumulation
+from omnikit.train.initial_weights import load_initial_weights
 from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
-from omnikit.train.start import start_weights
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def make_output_folder(recipe: Recipe) -> None:
 def start_model(hparams: dict[str, Any], run_opts: dict[str, Any]) -> OmniLM:
     """Return the model with the weights that it starts from, on its device; what does not train is frozen."""
     model = hparams["model"]
-    origins = start_weights(model, hparams["start_from"])
+    origins = load_initial_weights(model, hparams["initial_weights"])
     model.freeze_all_but(hparams["trainable"])
     if sb.utils.distributed.if_main_process():
         Console().print(parameter_table(model, hparams["trainable"], origins))
@@ -96,20 +96,18 @@ def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hpara
     """
     options = {name: hparams[name] for name in ("tasks", "cache_folder", "features")}
     read = read_sources(sources, model, **options)
-    return SampleSet(*make_dataset(model, read, hparams["tasks"], hparams["longest_sample"]))
+    return SampleSet(*make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"]))
 
 
 def task_sampler(found: SampleSet, hparams: dict[str, Any], run_opts: dict[str, Any]) -> TaskMix:
     """Return the sampler of training batches; `run_opts` gets how many make one optimiser step of about
-    `effective_batch` sequences, unless the command line says it."""
-    mix = TaskMix(
-        found.tasks, found.lengths, weights=hparams["tasks"], batch_steps=hparams["batch_steps"], seed=hparams["seed"]
-    )
-    together = effective_batch(
-        hparams["effective_batch"], mix.sequences_per_batch(), _processes(), run_opts.get("grad_accumulation_factor")
-    )
+    `effective_batch_size` sequences, unless the command line says it."""
+    options = {"weights": hparams["tasks"], "max_batch_length": hparams["max_batch_length"], "seed": hparams["seed"]}
+    mix = TaskMix(found.tasks, found.lengths, **options)
+    fixed = run_opts.get("grad_accumulation_factor")
+    together = plan_accumulation(hparams["effective_batch_size"], mix.sequences_per_batch(), _processes(), fixed)
     logger.info(str(together))
-    mix.batches = hparams["batches_per_epoch"] * together.batches
+    mix.batches = hparams["steps_per_epoch"] * together.batches
     run_opts["grad_accumulation_factor"] = together.accumulated
     return mix
 
@@ -143,8 +141,8 @@ def cache_of(hparams: dict[str, Any]) -> Iterator[None]:
     main = sb.utils.distributed.if_main_process()
     if not main:
         sb.utils.distributed.ddp_barrier()
-    elif hparams["check_cache"]:
-        check_cache(hparams["cache_folder"])
+    elif hparams["verify_cache"]:
+        verify_cache(hparams["cache_folder"])
     yield
     if main:
         sb.utils.distributed.ddp_barrier()

@@ -34,4 +34,5 @@ def test_a_copied_recipe_changes_its_loss(run_here, data, tmp_path):
         assert len(streams) == count
         for stream in streams:  # of some hundred ids the logarithm of the summed exponentials is about 6
             assert logs["own"][kind][stream] > logs["plain"][kind][stream] + 1, (kind, stream)
-    assert changed(tmp_path / "plain", tmp_path / "own") == {"adapter", "text_rows", "audio_rows"}  # as embeddings
+    embeddings = {"new_text_embeddings", "new_audio_embeddings"}
+    assert changed(tmp_path / "plain", tmp_path / "own") == {"adapter", *embeddings}
