@@ -27,7 +27,7 @@ test-all: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
 
 docs: $(VENV)/.installed-docs
-	$(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 	@echo "open site/index.html"
 
 # build/ goes first: setuptools packs whatever an earlier build has left there
