@@ -17,7 +17,10 @@ MEDIA = ("egs/mini/*/*.wav", "recipes/**/*.png", "egs/**/*.png")
 """Files that these pages show."""
 API = {"omnikit/interfaces.py": "api/interfaces.md"}
 """Source files that have a page of the API."""
+WIDE = ("step.md", "data_rules.md", "figures.md")
+"""Pages that need the room of the table of contents."""
 LINK = re.compile(r"(?P<text>!?\[(?P<words>[^\]]*)\])\((?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
+FLAG = re.compile(r"<code>(?=-[^<]{1,30}</code>)")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
 
 
@@ -33,6 +36,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links, which are relative to the file in the repository, into links of the site."""
     uri = page.file.src_uri
+    if uri in WIDE:
+        page.meta["hide"] = ["toc"]
     here = posixpath.dirname(uri if page.file.generated_by else f"docs/{uri}")
 
     def moved(link: re.Match) -> str:
@@ -47,6 +52,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     pieces = CODE.split(markdown)
     return "".join(piece if CODE.fullmatch(piece) else LINK.sub(moved, piece) for piece in pieces)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keep short flags on one line: browsers break lines after hyphens."""
+    return FLAG.sub('<code class="flag">', html)
 
 
 def _on_site(target: str, files: Files) -> str | None:

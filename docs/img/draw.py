@@ -65,7 +65,7 @@ class Sheet:
         return "\n".join([head, f"<style>{STYLE}</style>", f"<defs>{tip}</defs>", card, *self.shapes, "</svg>\n"])
 
 
-CELL, LEFT, TOP = 46, 96, 206
+CELL, LEFT, TOP = 46, 96, 166
 STREAMS = {
     "text": "input pad pad pad eot answer two plus four is six eot pad pad",
     "audio 1": "input ~ ~ ~ eoa answer pad a1 b1 c1 d1 eoa pad pad",
@@ -79,7 +79,7 @@ MARKS = {"input", "answer"}
 
 def network() -> str:
     """Draw how a question becomes an answer, with the streams side by side."""
-    sheet = Sheet("The network: a spoken question becomes text and speech", 770, 752)
+    sheet = Sheet("The network: a spoken question becomes text and speech", 770, 712)
     chain = [("question.wav", "", "speech"), ("encoder", "--encoder", "box"), ("adapter", "--adapter", "box")]
     for i, (name, flag, kind) in enumerate(chain):
         lines = [(name, "bold"), (flag, "small code soft")] if flag else [(name, "bold")]
@@ -89,7 +89,7 @@ def network() -> str:
     sheet.write(576, 46, "features become", "small soft")
     sheet.write(576, 66, "positions of the prompt", "small soft")
     into = LEFT + 2.5 * CELL
-    sheet.arrow((479, 84), (479, 118), (into, 118), (into, TOP + CELL - 4))
+    sheet.arrow((479, 84), (479, 112), (into, 112), (into, TOP + CELL - 2))
     _streams(sheet)
     below = TOP + 4 * CELL
     sheet.arrow((LEFT + 7 * CELL, below + 6), (LEFT + 7 * CELL, below + 60))
@@ -102,8 +102,8 @@ def network() -> str:
 
 
 def _streams(sheet: Sheet) -> None:
-    for words, first, count in (("prompt", 0, PROMPT), ("answer, step by step", PROMPT, 14 - PROMPT)):
-        sheet.write(LEFT + CELL * (first + count / 2), TOP - 14, words, "soft small bold", "middle")
+    for words, first in (("prompt", 0), ("answer, step by step", PROMPT)):
+        sheet.write(LEFT + CELL * first + 4, TOP - 10, words, "soft small bold")
     for row, (stream, tokens) in enumerate(STREAMS.items()):
         y = TOP + CELL * row
         sheet.write(LEFT - 12, y + 28, stream, "small bold", "end")
@@ -151,23 +151,22 @@ def _heads(sheet: Sheet, top: float) -> None:
 
 
 ROOMS = [
-    [("recipes", "train and score, a folder per corpus"), ("egs", "the mini system; swapped parts"),
-     ("benchmarks", "speed and memory")],
-    [("omnikit/cli.py", "the command omnikit"), ("omnikit/api.py", "load, ask, stream")],
-    [("omnikit/train", "fit, resume, validate"), ("omnikit/evaluate", "WER, judges, speed"),
-     ("omnikit/data", "manifests, samples, corpora")],
-    [("omnikit/generate", "the running batch"), ("omnikit/engines", "who computes steps"),
-     ("omnikit/convert", "published checkpoints")],
-    [("omnikit/model.py", "the network"), ("omnikit/tasks.py", "prompts and labels"),
+    [("recipes", "train and score a corpus"), ("egs", "mini system, own parts"), ("benchmarks", "speed and memory")],
+    [("omnikit/cli.py", "the command omnikit"), ("omnikit/train", "fit, resume, validate"),
+     ("omnikit/evaluate", "WER, judges, speed")],
+    [("omnikit/batch.py", "many at once"), ("omnikit/bench.py", "omnikit bench"), ("omnikit/data", "manifests, samples")],
+    [("omnikit/api.py", "load, ask, stream"), ("omnikit/convert", "published checkpoints"),
      ("omnikit/checkpoint.py", "save and load")],
+    [("omnikit/generate", "the running batch"), ("omnikit/engines", "compute decode steps"),
+     ("omnikit/model.py", "the network"), ("omnikit/tasks.py", "prompts, labels")],
     [("omnikit/encoders", "--encoder"), ("omnikit/adapters.py", "--adapter"), ("omnikit/llms", "--llm"),
      ("omnikit/codecs", "--codec"), ("omnikit/patterns.py", "--pattern")],
-    [("omnikit/interfaces.py", "contracts of parts"), ("omnikit/hparams", "YAML and flags"),
-     ("omnikit/pretrained", "the mini system's weights")],
-    [("hparams", "a file for each part that can be named"), ("tests", "make test"), ("docs", "these pages")],
+    [("omnikit/interfaces.py", "contracts of parts"), ("omnikit/hparams", "reads YAML and flags"),
+     ("omnikit/pretrained", "the mini system")],
+    [("hparams", "a YAML file per part"), ("tests", "make test"), ("docs", "this site")],
 ]  # fmt: skip
-"""Rows of rooms, each a path and what is in it; code imports from rows below its own."""
-KINDS = ["speech", "text", "trunk", "trunk", "trunk", "mark", "box", "end"]
+"""Rows of rooms, each a path and what is in it; code imports from its own row and those below."""
+KINDS = ["speech", "text", "text", "trunk", "trunk", "mark", "box", "end"]
 ROW, GAP = 74, 10
 
 
@@ -181,7 +180,7 @@ def tree() -> str:
             name = path.removeprefix("omnikit/") + ("" if path.endswith(".py") else "/")
             lines = [(name, "bold"), (words, "small code soft" if words.startswith("--") else "small soft")]
             sheet.label(x, y, width, lines, ROW - 14, kind)
-    sheet.write(385, 28 + len(ROOMS) * ROW, "rows 2 to 7 are the package omnikit/", "small soft", "middle")
+    sheet.write(385, 28 + len(ROOMS) * ROW, "rows 2 to 7 are the package omnikit/; code imports from its own row and those below", "small soft", "middle")
     return sheet.svg()
 
 
