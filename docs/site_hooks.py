@@ -21,6 +21,7 @@ WIDE = ("step.md", "data_rules.md", "figures.md")
 """Pages that need the room of the table of contents."""
 LINK = re.compile(r"(?P<text>!?\[(?P<words>[^\]]*)\])\((?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
 FLAG = re.compile(r"<code>(?=-[^<]{1,30}</code>)")
+BAR = re.compile(r"<code>[^<]*\\\|[^<]*</code>")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
 
 
@@ -55,7 +56,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Keep short flags on one line: browsers break lines after hyphens."""
+    """Keep short flags on one line, as browsers break lines after hyphens; and take out the backslash that GitHub wants
+    before a bar in a table's code."""
+    html = BAR.sub(lambda code: code[0].replace("\\|", "|"), html)
     return FLAG.sub('<code class="flag">', html)
 
 

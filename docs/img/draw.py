@@ -9,16 +9,19 @@ from pathlib import Path
 HERE = Path(__file__).parent
 STYLE = """
 text { font-family: Helvetica, Arial, sans-serif; fill: #1f2933; font-size: 16px }
-.card { fill: #ffffff; stroke: #d9e2ec } .box { fill: #f0f4f8; stroke: #627d98 } .trunk { fill: #d7eafc; stroke: #3b7dbd }
-.speech { fill: #fdebd0; stroke: #c9822b } .text { fill: #dff3e4; stroke: #3a8f55 } .end { fill: #e4e7eb; stroke: #9aa5b1 }
-.none { fill: none; stroke: #cbd2d9 } .mark { fill: #ece2f8; stroke: #8661b5 }
-.bold { font-weight: bold } .small { font-size: 14px } .soft { fill: #52606d } .code { font-family: monospace }
+.bold { font-weight: bold } .small { font-size: 14px } .code { font-family: monospace } .soft { fill: #52606d }
+.card { fill: #ffffff; stroke: #d9e2ec } .box { fill: #f0f4f8; stroke: #627d98 }
+.trunk { fill: #d7eafc; stroke: #3b7dbd } .speech { fill: #fdebd0; stroke: #c9822b }
+.text { fill: #dff3e4; stroke: #3a8f55 } .mark { fill: #ece2f8; stroke: #8661b5 }
+.end { fill: #e4e7eb; stroke: #9aa5b1 } .none { fill: none; stroke: #cbd2d9 }
 .arrow { stroke: #52606d; stroke-width: 1.8; fill: none } .tip { fill: #52606d }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e4e7eb } .card { fill: #1c2128; stroke: #3e4c59 } .box { fill: #2b333d; stroke: #7b8794 }
-  .trunk { fill: #1d3b58; stroke: #5fa3e0 } .speech { fill: #4d3719; stroke: #d9a05b } .text { fill: #1f4029; stroke: #63b57c }
-  .end { fill: #353d47; stroke: #7b8794 } .none { stroke: #46525e } .mark { fill: #3a2c50; stroke: #a98ad4 }
-  .soft { fill: #b8c4ce } .arrow { stroke: #b8c4ce } .tip { fill: #b8c4ce }
+  text { fill: #e4e7eb } .soft { fill: #b8c4ce }
+  .card { fill: #1c2128; stroke: #3e4c59 } .box { fill: #2b333d; stroke: #7b8794 }
+  .trunk { fill: #1d3b58; stroke: #5fa3e0 } .speech { fill: #4d3719; stroke: #d9a05b }
+  .text { fill: #1f4029; stroke: #63b57c } .mark { fill: #3a2c50; stroke: #a98ad4 }
+  .end { fill: #353d47; stroke: #7b8794 } .none { stroke: #46525e }
+  .arrow { stroke: #b8c4ce } .tip { fill: #b8c4ce }
 }
 """
 
@@ -147,14 +150,16 @@ def _heads(sheet: Sheet, top: float) -> None:
     sheet.arrow((548, top + 66), (664, top + 66), (664, lower - 2))
     sheet.arrow((580, lower + 30), (548, lower + 30))
     sheet.arrow((384, lower + 30), (352, lower + 30))
-    sheet.write(385, lower + 90, "The chosen tokens are the next column; the pattern undoes the delays", "small soft", "middle")
+    words = "the chosen tokens are the next column; the pattern undoes the delays"
+    sheet.write(385, lower + 90, words, "small soft", "middle")
 
 
 ROOMS = [
     [("recipes", "train and score a corpus"), ("egs", "mini system, own parts"), ("benchmarks", "speed and memory")],
     [("omnikit/cli.py", "the command omnikit"), ("omnikit/train", "fit, resume, validate"),
      ("omnikit/evaluate", "WER, judges, speed")],
-    [("omnikit/batch.py", "many at once"), ("omnikit/bench.py", "omnikit bench"), ("omnikit/data", "manifests, samples")],
+    [("omnikit/batch.py", "many at once"), ("omnikit/bench.py", "omnikit bench"),
+     ("omnikit/data", "manifests, samples")],
     [("omnikit/api.py", "load, ask, stream"), ("omnikit/convert", "published checkpoints"),
      ("omnikit/checkpoint.py", "save and load")],
     [("omnikit/generate", "the running batch"), ("omnikit/engines", "compute decode steps"),
@@ -180,7 +185,8 @@ def tree() -> str:
             name = path.removeprefix("omnikit/") + ("" if path.endswith(".py") else "/")
             lines = [(name, "bold"), (words, "small code soft" if words.startswith("--") else "small soft")]
             sheet.label(x, y, width, lines, ROW - 14, kind)
-    sheet.write(385, 28 + len(ROOMS) * ROW, "rows 2 to 7 are the package omnikit/; code imports from its own row and those below", "small soft", "middle")
+    words = "rows 2 to 7 are the package omnikit/; code imports from its own row and those below"
+    sheet.write(385, 28 + len(ROOMS) * ROW, words, "small soft", "middle")
     return sheet.svg()
 
 

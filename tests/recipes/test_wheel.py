@@ -53,9 +53,10 @@ def installed(wheel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     site = next(folder.glob("lib/*/site-packages"))
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # .pth files there, of the checkout, stay unread
-    options = ("--quiet", "--no-deps", "--no-index", "--ignore-installed")
-    called(sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", *options, wheel, folder=folder)
+    # a .pth file in the folder that is named here stays unread, and so does that of an editable checkout
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
+    called(*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel, folder=folder)
     return folder / "bin"
 
 
@@ -78,7 +79,7 @@ def test_it_answers_from_an_empty_folder(installed, tmp_path):
 
 def test_it_holds_every_part_file_and_the_shipped_system(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, inside in ((ROOT / "hparams", "omnikit/part_files"), (SHIPPED, "omnikit/pretrained/mini")):
+    for folder, inside in ((ROOT / "hparams", "omnikit/part_files"), (Path(SHIPPED), "omnikit/pretrained/mini")):
         files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         assert files and {f"{inside}/{file}" for file in files} <= names
 
