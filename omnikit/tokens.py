@@ -7,6 +7,7 @@ the streams side by side in one vocabulary, as the published Mini-Omni numbers t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class TokenLayout:
 
     def code_offsets(self, codebooks: Tensor) -> Tensor:
         """Codebook that each audio stream carries at each step [S - 1, L] (-1: none) -> what to add to its code."""
-        return self._position_table().to(codebooks.device)[_stream_index(codebooks), codebooks] * self.codebook_size
+        return self._places.to(codebooks.device)[_stream_index(codebooks), codebooks] * self.codebook_size
 
     def to_ids(self, codes: Tensor, codebooks: Tensor) -> Tensor:
         """Codes laid out by a pattern [.., S - 1, L], their codebooks [S - 1, L] -> ids, pad where no code stands."""
@@ -113,7 +114,9 @@ class TokenLayout:
         codes = ids - self.code_offsets(codebooks.clamp(min=0))
         return torch.where(codebooks < 0, torch.full_like(codes, -1), codes)
 
-    def _position_table(self) -> Tensor:
+    @cached_property
+    def _places(self) -> Tensor:
+        """Place of each codebook among those that a stream carries [S - 1, K], 0 where it does not carry it."""
         table = torch.zeros(len(self.carries), 1 + max(max(books) for books in self.carries), dtype=torch.long)
         for stream, books in enumerate(self.carries):
             table[stream, list(books)] = torch.arange(len(books))

@@ -18,7 +18,7 @@ from omnikit.model import OmniLM
 
 TORCH, STATIC, COMPILED, OPENVINO = ENGINES = ("torch", "static", "compiled", "openvino")
 AUTO = "auto"
-"""On a GPU the fastest engine that runs the backbone, on a CPU `torch`."""
+"""`static` where it can run the backbone, else `torch`."""
 OF_TORCH = (AUTO, TORCH, STATIC, COMPILED)
 """Those that compute with the model's own weights, on any device; `openvino` has weights of its own."""
 
@@ -78,13 +78,13 @@ def check_engine(name: str) -> None:
 
 
 def _fastest(model: OmniLM) -> str:
-    """Return the name of the engine that `auto` stands for; on a GPU it is printed on stderr."""
-    if model.device.type != "cuda":
-        return TORCH
+    """Return the name of the engine that `auto` stands for. On a GPU, where it decides about most of the speed, it is
+    printed on stderr."""
     from omnikit.engines.static import why_not
 
     reason = why_not(model)
-    print(f"engine: {STATIC}" if reason is None else f"engine: {TORCH} ({reason})", file=sys.stderr)
+    if model.device.type == "cuda":
+        print(f"engine: {STATIC}" if reason is None else f"engine: {TORCH} ({reason})", file=sys.stderr)
     return STATIC if reason is None else TORCH
 
 

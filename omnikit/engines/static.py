@@ -14,7 +14,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,10 @@ from omnikit.model import OmniLM
 
 SMALLEST = 256
 """Positions that there is room for at least."""
+SMALLEST_PROMPT = 64
+"""Positions that a recorded prefill computes at least, of each prompt."""
+MOST_RECORDED = 1024
+"""Positions of all prompts together beyond which a prefill is not recorded: there the GPU has enough to do."""
 SHAPES = 64
 """Numbers of rows times sizes of cache that torch may compile a step for; it stops at 8 by itself."""
 
@@ -132,26 +138,66 @@ class StaticPrefill(Prefill):
     """Prefill of several prompts as one batch, padded at the right, in a KV cache of its own.
 
     The longest come first, so that those which still have positions left are the first rows.
+
+    Args:
+        recorded: takes the prefill and the number of positions that may be computed; computes all prompts by a recorded
+            call and returns their KV cache, or returns None if it cannot.
     """
 
-    def __init__(self, engine: StaticEngine, prompts: Sequence[Tensor]):
+    def __init__(
+        self,
+        engine: StaticEngine,
+        prompts: Sequence[Tensor],
+        recorded: Callable[[StaticPrefill, int], Kept | None] = lambda prefill, positions: None,
+    ):
         assert prompts and all(len(prompt) for prompt in prompts), "each prompt has positions"
-        self.engine, self.lengths = engine, [len(prompt) for prompt in prompts]
+        self.engine, self.recorded, self.lengths = engine, recorded, [len(prompt) for prompt in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: -self.lengths[i])
         self.rows = {i: row for row, i in enumerate(by_length)}
         self.embeddings = pad_sequence([prompts[i] for i in by_length], batch_first=True)
-        self.cache = engine.new_cache(len(prompts), max(self.lengths))
+        self.cache: Kept | None = None  # from the first call of `advance` on
         self.done = 0  # positions of each prompt that are computed, or all that it has
         self.left = sum(self.lengths)
+        self.admitted = False
 
     def advance(self, positions: int) -> None:
+        if self.cache is None and (cache := self.recorded(self, positions)) is not None:
+            self.cache, self.done, self.left = cache, max(self.lengths), 0
         active = sum(length > self.done for length in self.lengths)
         if not active:
             return
+        if self.cache is None:
+            self.cache = self.engine.new_cache(len(self.lengths), max(self.lengths))
         end = min(self.done + max(1, positions // active), max(self.lengths))
         self.engine.prompt_positions(self.embeddings[:active, self.done : end], self.done, self.cache)
         self.done = end
         self.left = sum(max(0, length - end) for length in self.lengths)
+
+
+class RecordedPrompts:
+    """Place on a GPU where prompts of up to a number of positions are computed by one recorded call, for one prefill
+    at a time."""
+
+    def __init__(self, engine: StaticEngine, rows: int, room: int):
+        model = engine.model
+        self.engine, self.cache = engine, engine.new_cache(rows, room)
+        self.embeddings = torch.zeros(rows, room, model.llm.dim, dtype=model.dtype, device=model.device)
+        self.user: weakref.ref[StaticPrefill] | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether nobody needs the keys and values of the last prompts any more."""
+        user = None if self.user is None else self.user()
+        return user is None or user.admitted
+
+    def compute(self, prefill: StaticPrefill, run: Callable[[Callable[[], None]], None]) -> Kept:
+        """Compute all prompts of a prefill by handing the call to `run`; return their KV cache."""
+        self.user = weakref.ref(prefill)
+        rows, longest = prefill.embeddings.shape[:2]
+        self.embeddings.zero_()
+        self.embeddings[:rows, :longest] = prefill.embeddings
+        run(lambda: self.engine.prompt_positions(self.embeddings, 0, self.cache))
+        return self.cache
 
 
 class StaticSlots(Slots):
@@ -168,9 +214,10 @@ class StaticSlots(Slots):
         self.positions = torch.zeros(capacity, dtype=torch.long, device=device)
         self.counts = torch.zeros(capacity, dtype=torch.long, device=device)
         self.recorder = Recorder(CudaGraphs(device)) if device.type == "cuda" else None
+        self.prompts: dict[tuple[int, int], RecordedPrompts] = {}
 
     def prefill(self, prompts: Sequence[Tensor]) -> StaticPrefill:
-        return StaticPrefill(self.engine, prompts)
+        return StaticPrefill(self.engine, prompts, self._recorded_prompts)
 
     def admit(self, prefill: StaticPrefill) -> None:
         assert not prefill.left, "a prefill with positions left"
@@ -179,6 +226,7 @@ class StaticSlots(Slots):
             slot = self._append(length)
             for own, other in zip(self.cache, prefill.cache, strict=True):
                 own[slot, :, :length] = other[prefill.rows[i], :, :length]
+        prefill.admitted = True
 
     def advance(self, embeddings: Tensor) -> Hidden:
         rows = self._begin()
@@ -226,6 +274,18 @@ class StaticSlots(Slots):
         self._set(slot, length, 1)
         self._set(last, 0, 0)
         self.lengths.pop()
+
+    def _recorded_prompts(self, prefill: StaticPrefill, positions: int) -> Kept | None:
+        """Compute all prompts of a prefill by a call that is recorded for a power of two of prompts and of positions
+        in each; return None where they are too long for that, or more than may be computed now."""
+        count, longest = prefill.embeddings.shape[:2]
+        rows, room = key = _power_of_two(count), max(SMALLEST_PROMPT, _power_of_two(longest))
+        if self.recorder is None or count * longest > positions or rows * room > MOST_RECORDED:
+            return None
+        if key not in self.prompts:
+            self.prompts[key] = RecordedPrompts(self.engine, rows, room)
+        place = self.prompts[key]
+        return place.compute(prefill, partial(self.recorder.run, ("prompts", *key))) if place.free else None
 
     def _begin(self) -> int:
         """Make room for a further position of each sequence, and return the number of rows to compute."""

@@ -33,13 +33,22 @@ def read_frames(model: OmniLM, steps: Tensor) -> Frames:
     The sound ends before the first frame in which a stream has an `eoa`. A frame with another id that is no code of its
     codebook is left out. (Only where `Decoding.constrain` is off does the network have a choice of such ids.)
     """
+    return _read(model, steps[None], [model.pattern.num_frames(steps.shape[-1])])[0]
+
+
+def _read(model: OmniLM, steps: Tensor, complete: Sequence[int]) -> list[Frames]:
+    """Read the first frames of several answers' steps [R, S - 1, L], of each answer as many as are complete."""
     layout, pattern = model.layout, model.pattern
     ends = torch.tensor([[ids.eoa] for ids in layout.audio], device=steps.device)
-    over = pattern.deinterleave((steps == ends)[None])[0].any(dim=0).cumsum(dim=0) > 0
+    over = pattern.deinterleave(steps == ends).any(dim=1).cumsum(dim=1) > 0  # [R, T]
     codes = layout.to_codes(steps, pattern.codebooks(steps.shape[-1]).to(steps.device))
-    codes = pattern.deinterleave(codes[None])[0]
-    known = ((codes >= 0) & (codes < layout.codebook_size)).all(dim=0)
-    return Frames(codes[:, known & ~over], bool(over.any()))
+    codes = pattern.deinterleave(codes)
+    known = ((codes >= 0) & (codes < layout.codebook_size)).all(dim=1)
+    audible, over = known & ~over, over.tolist()
+    return [
+        Frames(codes[row, :, :count][:, audible[row, :count]], any(over[row][:count]))
+        for row, count in enumerate(complete)
+    ]
 
 
 def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: str) -> Answer:
@@ -67,14 +76,26 @@ class FrameReader:
 
     def take(self) -> Tensor | None:
         """Return the codes [K, T] of the frames that are waiting, or None if none of them can be heard."""
-        frames = None
-        if self.complete and not self.silent:
-            frames = read_frames(self.model, torch.tensor(self.steps).T)
-            self.silent = frames.ended
-            self.given += self.complete
-        del self.steps[: self.complete * self.pattern.stride]
-        self.complete = 0
-        return frames.codes if frames is not None and frames.codes.shape[1] else None
+        return take_frames([self])[0]
+
+
+def take_frames(readers: Sequence[FrameReader]) -> list[Tensor | None]:
+    """Take the frames that are waiting from several readers of one model, see `FrameReader.take`."""
+    waiting = [reader for reader in readers if reader.complete and not reader.silent]
+    found: dict[FrameReader, Frames] = {}
+    if waiting:
+        longest = max(len(reader.steps) for reader in waiting)
+        padded = [reader.steps + reader.steps[-1:] * (longest - len(reader.steps)) for reader in waiting]
+        frames = _read(waiting[0].model, torch.tensor(padded).transpose(1, 2), [each.complete for each in waiting])
+        found = dict(zip(waiting, frames, strict=True))
+    for reader in readers:
+        if reader in found:
+            reader.silent = found[reader].ended
+            reader.given += reader.complete
+        del reader.steps[: reader.complete * reader.pattern.stride]
+        reader.complete = 0
+    taken = (found[reader].codes if reader in found else None for reader in readers)
+    return [codes if codes is not None and codes.shape[1] else None for codes in taken]
 
 
 class TextReader:

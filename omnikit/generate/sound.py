@@ -14,6 +14,7 @@ from time import monotonic
 import torch
 from torch import Tensor
 
+from omnikit.generate.frames import take_frames
 from omnikit.generate.request import Request
 from omnikit.model import OmniLM
 from omnikit.streaming import EXACT, DecodeStreams
@@ -120,7 +121,9 @@ class SoundDecoder:
 
     def _decode(self, requests: Iterable[Request]) -> Sounds:
         """Decode the frames that are waiting, of those that have any."""
-        taken = {request: codes for request in requests if (codes := request.frames.take()) is not None}
+        requests = list(requests)
+        found = zip(requests, take_frames([request.frames for request in requests]), strict=True)
+        taken = {request: codes for request, codes in found if codes is not None}
         sounds = Sounds()
         for mode in dict.fromkeys(request.sound for request in taken):
             owners = {self._stream(request): request for request in taken if request.sound == mode}

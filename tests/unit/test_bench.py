@@ -26,7 +26,7 @@ def test_every_row_of_the_shipped_system_is_printed(monkeypatch, capsys):
     assert not end.value.code
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    assert lines[0] == "| p50 / p95 | torch |"
+    assert lines[0] == "| p50 / p95 | static |"
     assert [line.split(" | ")[0][2:] for line in lines[2:]] == [words for words, _ in ROWS.values()]
     assert f"{threads} threads, a question of 1 s" in printed.err
 

@@ -18,7 +18,7 @@ from omnikit.llms.llama import supports
 from omnikit.llms.transformers_lm import TransformersLM
 from omnikit.model import OmniLM
 from tests.unit.engines.replayed import ReplayedOperations
-from tests.unit.engines.slots import Batch, Greedy, alone, build, greedy_alone
+from tests.unit.engines.slots import Batch, Greedy, Sequence, alone, build, greedy_alone
 from tests.unit.llms.test_llama import numbers
 from tests.unit.toy import toy_model
 
@@ -33,8 +33,14 @@ def small(monkeypatch) -> None:
     monkeypatch.setattr(static, "SMALLEST", 4)
 
 
+@pytest.fixture
+def steps_only(monkeypatch) -> None:
+    """Prefills are not recorded."""
+    monkeypatch.setattr(static, "MOST_RECORDED", 0)
+
+
 def replayed(slots: StaticSlots) -> ReplayedOperations:
-    """Let slots on a CPU record their steps as on a GPU."""
+    """Let slots on a CPU record their steps and prefills as on a GPU."""
     graphs = ReplayedOperations()
     slots.recorder = Recorder(graphs)
     return graphs
@@ -151,8 +157,6 @@ def test_nothing_is_left_of_a_sequence_that_went_wrong(how):
 
 
 def _prefilled(slots, batch):
-    from tests.unit.engines.slots import Sequence
-
     batch.sequences.append(Sequence(batch._random(80), 2))
     prefill = slots.prefill([batch.sequences[-1].embeddings[:2]])
     prefill.advance(9)
@@ -221,7 +225,7 @@ def test_greedy_steps(small):
 
 
 @torch.inference_mode()
-def test_recorded_steps_are_those_that_are_run(small):
+def test_recorded_steps_are_those_that_are_run(small, steps_only):
     """For powers of two of rows and of columns; what was recorded is dropped when the room grows."""
     model = toy_model(tts_blocks=1)
     engine = open_engine("static", model)
@@ -237,7 +241,50 @@ def test_recorded_steps_are_those_that_are_run(small):
 
 
 @torch.inference_mode()
-def test_a_short_sequence_does_not_read_the_room_of_a_long_one(small):
+def test_recorded_prefills():
+    """Also with further prompts than there are rows in what was recorded before, and with one dropped."""
+    model = toy_model(tts_blocks=1)
+    slots = open_engine("static", model).open(12)
+    graphs = replayed(slots)
+    batch = Batch(model, slots)
+    for length in (1, 9, 64, 33, 7):  # all of them in 64 positions
+        batch.new(length, piece=64)
+    assert (graphs.runs, graphs.recorded, graphs.replays) == (UNRECORDED, 1, 2)
+    slots.prefill([torch.full((5, model.llm.dim), 1e9)]).advance(64)
+    batch.new(12, piece=64)
+    assert graphs.replays == 4
+    batch.new(70, piece=70)
+    batch.new(3, 8, 5, piece=64)
+    assert set(slots.recorder.runs) == {("prompts", 1, 64), ("prompts", 1, 128), ("prompts", 4, 64)}
+    batch.advance(2)
+
+
+@torch.inference_mode()
+def test_prefills_that_are_not_recorded(small, monkeypatch):
+    """More positions than may be computed at a time, than are recorded, or while the place is in use."""
+    model = toy_model(tts_blocks=1)
+    slots = open_engine("static", model).open(8)
+    graphs = replayed(slots)
+    batch = Batch(model, slots)
+    batch.new(20, piece=19)
+    monkeypatch.setattr(static, "MOST_RECORDED", 128)
+    batch.new(129, piece=200, room=150)
+    batch.new(3, 4, 5, piece=200)
+    assert not graphs.runs
+    first = Sequence(batch._random(80), 6)
+    prefill = slots.prefill([first.embeddings[:6]])
+    prefill.advance(64)
+    batch.new(8, piece=64)
+    assert graphs.runs == 1
+    slots.admit(prefill)
+    batch.sequences.append(first)
+    batch.new(11, piece=64)
+    assert graphs.runs == 2
+    batch.advance(2)
+
+
+@torch.inference_mode()
+def test_a_short_sequence_does_not_read_the_room_of_a_long_one(small, steps_only):
     model = toy_model()
     engine = open_engine("static", model)
     slots = engine.open(2)
@@ -250,7 +297,7 @@ def test_a_short_sequence_does_not_read_the_room_of_a_long_one(small):
 
 
 @torch.inference_mode()
-def test_variants_are_recorded_apart():
+def test_variants_are_recorded_apart(steps_only):
     model = toy_model()
     engine = open_engine("static", model)
     slots = engine.open(2)
