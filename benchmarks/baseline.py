@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from omnikit.model import OmniLM, Speech
+from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.tasks import AUDIO_START, TASKS, make_prompt
 
 CHUNK = 4
@@ -75,7 +75,7 @@ class Baseline:
         adapted, lengths = model.adapter(features[None], torch.tensor([len(features)]))
         heard = int(lengths[0])
         prompts = [make_prompt(task, model.layout, text=None, audio_frames=heard).steps for task in tasks]
-        speech = Speech(adapted.repeat(2, 1, 1), lengths.repeat(2), torch.tensor([AUDIO_START] * 2))
+        speech = AdaptedSpeech(adapted.repeat(2, 1, 1), lengths.repeat(2), torch.tensor([AUDIO_START] * 2))
         embedded = model.embed(torch.stack(prompts), speech)
         return self.run(embedded, torch.arange(embedded.shape[1]))
 

@@ -13,7 +13,7 @@ import statistics
 
 import torch
 
-from omnikit.bench import timed
+from omnikit.bench.measure import timed
 from omnikit.hparams import build_part
 from omnikit.interfaces import Codec
 

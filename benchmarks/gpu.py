@@ -28,16 +28,17 @@ from torch import Tensor  # noqa: E402
 
 import omnikit  # noqa: E402
 from benchmarks.inference import PARTS  # noqa: E402
-from omnikit import bench, checkpoint  # noqa: E402
+from omnikit import checkpoint  # noqa: E402
 from omnikit.api import Omni  # noqa: E402
+from omnikit.bench import measure as bench  # noqa: E402
 from omnikit.engines import COMPILED, STATIC, TORCH, open_engine  # noqa: E402
-from omnikit.engines.recorded import UNRECORDED  # noqa: E402
+from omnikit.engines.cuda_graphs import UNRECORDED  # noqa: E402
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
-from omnikit.evaluate.tables import markdown_table  # noqa: E402
+from omnikit.evaluate.result_tables import markdown_table  # noqa: E402
 from omnikit.files import write_text  # noqa: E402
 from omnikit.generate import Decoding  # noqa: E402
 from omnikit.interfaces import Engine, Hidden, Slots  # noqa: E402
-from omnikit.llms.modes import for_inference  # noqa: E402
+from omnikit.llms.build_modes import for_inference  # noqa: E402
 from omnikit.model import OmniLM  # noqa: E402
 from omnikit.streaming import LOW_LATENCY  # noqa: E402
 from omnikit.torchrun import check_device  # noqa: E402
@@ -58,7 +59,7 @@ bits, and products of other shapes add in another order."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class GpuBenchSizes:
     """Numbers of streams, contexts, steps and repeats that are measured."""
 
     sizes: tuple[tuple[str, int, int], ...]  # engine, streams, context
@@ -68,7 +69,7 @@ class Plan:
     gib: float  # that are read to learn how fast memory is
 
 
-WHOLE = Plan(
+WHOLE = GpuBenchSizes(
     sizes=(
         *((engine, streams, context) for engine in (TORCH, STATIC) for context in (200, 1000)
           for streams in (1, 2, 16, 64)),
@@ -76,7 +77,7 @@ WHOLE = Plan(
     ),
     steps=12, repeats=3, answers=7, gib=2.0,
 )  # fmt: skip
-QUICK = Plan(
+QUICK = GpuBenchSizes(
     sizes=tuple((engine, streams, 200) for engine in (TORCH, STATIC) for streams in (1, 16)),
     steps=8, repeats=2, answers=3, gib=0.2,
 )  # fmt: skip
@@ -131,7 +132,7 @@ def filled(engine: Engine, model: OmniLM, streams: int, length: int) -> Slots:
     return slots
 
 
-def step_seconds(engine: Engine, model: OmniLM, streams: int, context: int, plan: Plan) -> list[float]:
+def step_seconds(engine: Engine, model: OmniLM, streams: int, context: int, plan: GpuBenchSizes) -> list[float]:
     """Time decode steps around a position; return the mean seconds of a step for each repeat."""
     unrecorded = UNRECORDED + 2
     first = context - (unrecorded + plan.steps * plan.repeats) // 2
@@ -162,11 +163,11 @@ def replay_error(engine: Engine, model: OmniLM, streams: int) -> float:
     return worst
 
 
-def first_sound_seconds(engine: Engine, model: OmniLM, plan: Plan) -> list[float]:
+def first_sound_seconds(engine: Engine, model: OmniLM, plan: GpuBenchSizes) -> list[float]:
     """Return the seconds from asking a question of three seconds to its first sound."""
     lasting = model.pattern.num_steps(4)
     omni = Omni(model, engine=engine, decoding=Decoding(min_steps=lasting, max_steps=lasting))
-    wav = bench.noise(model, bench.Plan())
+    wav = bench.noise(model, bench.BenchSizes())
 
     def ask() -> Tensor:
         return next(chunk.wav for chunk in omni.stream(wav, mode=LOW_LATENCY) if len(chunk.wav))
@@ -184,9 +185,9 @@ def floor_seconds(model: OmniLM, streams: int, context: int, bytes_per_second: f
     return numbers * model.dtype.itemsize / bytes_per_second
 
 
-def measured(model: OmniLM, plan: Plan, began: float) -> Iterator[dict]:
+def measured(model: OmniLM, plan: GpuBenchSizes, began: float) -> Iterator[dict]:
     """Yield each figure as soon as it has been measured."""
-    gb_per_s = bench.memory_figures(1, [1.0], bench.Plan(gib=plan.gib), model.device)["gb_per_s"][0]
+    gb_per_s = bench.memory_figures(1, [1.0], bench.BenchSizes(gib=plan.gib), model.device)["gb_per_s"][0]
     yield {"name": "memory", "gb_per_s": gb_per_s}
     engines = {name: open_engine(name, model) for name in (TORCH, STATIC)}
     for streams in (1, 4):

@@ -25,16 +25,16 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from omnikit.bench_table import Figures, table  # noqa: E402
+from omnikit.bench.table import Figures, table  # noqa: E402
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
 from omnikit.files import write_text  # noqa: E402
-from omnikit.ranges import THREADS  # noqa: E402
+from omnikit.option_ranges import THREADS  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmarks.baseline import Baseline
-    from omnikit.bench import Plan
+    from omnikit.bench.measure import BenchSizes
     from omnikit.model import OmniLM
 
 CACHE_FOLDER = str(Path.home() / ".cache" / "omnikit" / "benchmark")
@@ -121,12 +121,13 @@ def measure(options: argparse.Namespace) -> Figures:
 
     import omnikit
     from benchmarks.baseline import CHUNK
-    from omnikit import bench, checkpoint
+    from omnikit import checkpoint
+    from omnikit.bench import measure as bench
     from omnikit.engines import OF_TORCH
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    plan, folder = bench.QUICK if options.quick else bench.Plan(), true_size(options.cache_folder)
+    plan, folder = bench.QUICK if options.quick else bench.BenchSizes(), true_size(options.cache_folder)
     if options.side == "baseline":
         if options.quick:  # each of its steps takes the same
             plan = dataclasses.replace(plan, frames=CHUNK)
@@ -135,13 +136,13 @@ def measure(options: argparse.Namespace) -> Figures:
     return bench.measure(omnikit.load(folder, engine=options.side, **dtype), plan)
 
 
-def measure_baseline(model: OmniLM, plan: Plan) -> Figures:
+def measure_baseline(model: OmniLM, plan: BenchSizes) -> Figures:
     """The same figures of the published method. It is slow, so whole answers give all of them: its steps take the same
     at every position, and both rows are always computed."""
     import torch
 
     from benchmarks.baseline import Baseline
-    from omnikit import bench
+    from omnikit.bench import measure as bench
 
     model.encoder.pad_to_30s = True
     baseline, wav = Baseline(model), bench.noise(model, plan)
@@ -152,9 +153,9 @@ def measure_baseline(model: OmniLM, plan: Plan) -> Figures:
     return {**figures, **bench.memory_figures(step_bytes, figures["step"], plan, model.device)}
 
 
-def time_answer(baseline: Baseline, wav: Tensor, plan: Plan) -> Figures:
+def time_answer(baseline: Baseline, wav: Tensor, plan: BenchSizes) -> Figures:
     """One answer, piece by piece."""
-    from omnikit import bench
+    from omnikit.bench import measure as bench
 
     model, sounds, samples, began = baseline.model, [], 0, time.perf_counter()
     features = baseline.hear(wav)

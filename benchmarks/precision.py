@@ -19,18 +19,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 import omnikit
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.engines import OPENVINO, TORCH, load_openvino
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.evaluate.asr import ALL, evaluate_split
-from omnikit.evaluate.batches import by_model, gather
 from omnikit.evaluate.qa import count_right, read_questions, some
-from omnikit.evaluate.tables import markdown_table, percent
-from omnikit.evaluate.text import normalizer
+from omnikit.evaluate.result_tables import markdown_table, percent
+from omnikit.evaluate.text_normalisation import normalizer
 from omnikit.generate import Decoder, Decoding, Question
 from omnikit.interfaces import Engine, Hidden, Prefill, Slots
 from omnikit.model import OmniLM
-from omnikit.ranges import COUNT
+from omnikit.offline.batches import by_model, gather
+from omnikit.option_ranges import COUNT
 from omnikit.sampling import Sampling
 from omnikit.tasks import TASKS
 
@@ -41,7 +41,7 @@ SPLIT, QUESTIONS = "test-clean", "test_unseen"
 
 
 @dataclass(frozen=True)
-class Way:
+class EngineWeights:
     """An engine, and in what it keeps the weights."""
 
     engine: str
@@ -54,12 +54,16 @@ class Way:
         return load_openvino(checkpoint, weights=self.weights)
 
 
-REFERENCE = Way(TORCH, "float32")
-WAYS = (REFERENCE, Way(TORCH, "bfloat16"), *(Way(OPENVINO, weights) for weights in ("f32", "bf16", "int8")))
+REFERENCE = EngineWeights(TORCH, "float32")
+WAYS = (
+    REFERENCE,
+    EngineWeights(TORCH, "bfloat16"),
+    *(EngineWeights(OPENVINO, weights) for weights in ("f32", "bf16", "int8")),
+)
 
 
 @dataclass
-class Record:
+class DecodingTrace:
     """Embeddings that a model was fed for one answer, and the logits [1, V] of text and audio at each decode step."""
 
     prompt: Tensor  # [L, D]
@@ -67,20 +71,20 @@ class Record:
     logits: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-class Recorder(Engine):
+class TracingEngine(Engine):
     """An engine that keeps what its sequences are fed and the logits that it finds; one sequence at a time."""
 
     def __init__(self, engine: Engine):
         self.engine, self.weight_bytes = engine, engine.weight_bytes
         self.text_logits, self.audio_logits = engine.text_logits, engine.audio_logits
-        self.kept: list[Record] = []
+        self.kept: list[DecodingTrace] = []
 
     def open(self, capacity: int) -> Slots:
         slots = self.engine.open(capacity)
         prefill, advance = slots.prefill, slots.advance
 
         def watched_prefill(prompts: Sequence[Tensor]) -> Prefill:
-            self.kept.append(Record(prompts[0]))
+            self.kept.append(DecodingTrace(prompts[0]))
             return prefill(prompts)
 
         def watched_advance(embeddings: Tensor) -> Hidden:
@@ -93,10 +97,10 @@ class Recorder(Engine):
         return slots
 
 
-def record(model: OmniLM, engine: Engine, row: Row) -> Record:
+def record(model: OmniLM, engine: Engine, entry: ManifestEntry) -> DecodingTrace:
     """Record what a model is fed and finds while it answers a question with speech."""
-    recorder = Recorder(engine)
-    question = Question(wav=row.a1.load(model.encoder.sample_rate))
+    recorder = TracingEngine(engine)
+    question = Question(wav=entry.a1.load(model.encoder.sample_rate))
     Decoder(model, recorder, decoding=DECODING).answers(TASKS["A1A2"], [question])
     return recorder.kept[0]
 
@@ -107,7 +111,7 @@ def both_logits(engine: Engine, hidden: Hidden) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def compare(model: OmniLM, engine: Engine, recorded: list[Record]) -> dict[str, str]:
+def compare(model: OmniLM, engine: Engine, recorded: list[DecodingTrace]) -> dict[str, str]:
     """Feed another engine the same: error of the logits relative to their size (RMS), and greedy tokens that agree."""
     error = size = 0.0
     same: list[Tensor] = []
@@ -134,7 +138,9 @@ def best(model: OmniLM, text: Tensor, audio: Tensor) -> Tensor:
     return torch.cat([each.argmax(dim=-1) for each in (text, *audio.split(model.layout.sizes[1:], dim=-1))])
 
 
-def scores(model: OmniLM, engine: Engine, utterances: list[Row], questions: list[Row]) -> dict[str, str]:
+def scores(
+    model: OmniLM, engine: Engine, utterances: list[ManifestEntry], questions: list[ManifestEntry]
+) -> dict[str, str]:
     """Word error rate and right answers, as the recipes' evaluations count them."""
     normalize, decoder = normalizer("plain"), Decoder(model, engine, decoding=DECODING)
     with TemporaryDirectory() as folder:
@@ -162,15 +168,15 @@ def main() -> None:
         questions = some(read_questions(QUESTIONS, asked, cache), arguments.limit)
         model, engine = REFERENCE.open(arguments.checkpoint)
         asked = tqdm(questions[: arguments.answers], desc="spoken answers in float32")
-        recorded = [record(model, engine, row) for row in asked]
-        rows = []
+        recorded = [record(model, engine, entry) for entry in asked]
+        entries = []
         for way in WAYS:
             print(f"{way.engine}, {way.weights}", file=sys.stderr)
             model, engine = way.open(arguments.checkpoint)
             found = compare(model, engine, recorded) | scores(model, engine, utterances, questions)
-            rows.append([f"{way.engine}, {way.weights}", *found.values()])
+            entries.append([f"{way.engine}, {way.weights}", *found.values()])
     print(f"{len(utterances)} utterances, {len(questions)} questions, {len(recorded)} answers compared\n")
-    print(markdown_table(["", *found], rows))
+    print(markdown_table(["", *found], entries))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
-from omnikit.ranges import COUNT  # noqa: E402
+from omnikit.option_ranges import COUNT  # noqa: E402
 
 GOAL = 1.7
 QUESTION = ROOT / "egs" / "mini" / "questions" / "sum.wav"

@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from omnikit.audio import load_audio
+from omnikit.audio.io import load_audio
 from omnikit.engines import AUTO, OF_TORCH, check_engine, load_openvino, open_engine
 from omnikit.generate import END, Decoder, Decoding, Question, Request
 from omnikit.generate import Chunk as Chunk
@@ -28,7 +28,7 @@ FLOAT32 = "float32"
 DTYPES = {FLOAT32: torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Stop(TypedDict, total=False):
+class StopOptions(TypedDict, total=False):
     """What may stop an answer before its end. What was decoded until then is given, and stays as it is."""
 
     cancel: Event | None
@@ -57,9 +57,9 @@ class Omni:
     Args:
         model: in evaluation mode.
         decoding: sampling and limits of answers.
-        strategy: rows per question; None = parallel, one row.
+        strategy: sequences per question; None = parallel, one sequence.
         engine: computes the steps; None = torch, with the model's own modules.
-        capacity: sequences that are decoded together at most; None = `omnikit.generate.loop.CAPACITY`.
+        capacity: sequences that are decoded together at most; None = `omnikit.generate.running_batch.CAPACITY`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Omni:
         """Sample rate of the answers (Hz)."""
         return self.model.codec.sample_rate
 
-    def ask(self, audio: Audio, **stop: Unpack[Stop]) -> Reply:
+    def ask(self, audio: Audio, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a spoken question with text and speech.
 
         Raises:
@@ -103,9 +103,9 @@ class Omni:
         """
         return self._join(self.stream(audio, **stop))
 
-    def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Chunks:
+    def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[StopOptions]) -> Chunks:
         """Answer as `ask` does, chunk by chunk while the answer is being decoded: the codec is given few frames at
-        first, then more at a time. Drop the iterator to have no more, or see `Stop`.
+        first, then more at a time. Drop the iterator to have no more, or see `StopOptions`.
 
         Args:
             mode: of `omnikit.streaming.MODES`. `low_latency` gives sound from the first whole frame on; where it had to
@@ -114,29 +114,31 @@ class Omni:
         Raises:
             ValueError: as `ask`; or no such mode.
         """
-        return self._chunks("A1A2", self.hear(audio), mode, name=_name(audio), **stop)
+        return self._chunks("A1A2", self.spoken_question(audio), mode, name=_name(audio), **stop)
 
-    def transcribe(self, audio: Audio, **stop: Unpack[Stop]) -> str:
+    def transcribe(self, audio: Audio, **stop: Unpack[StopOptions]) -> str:
         """Return the transcript of speech."""
-        return self.write("A1T1", self.hear(audio), name=_name(audio), **stop).text
+        return self.generate_text("A1T1", self.spoken_question(audio), name=_name(audio), **stop).text
 
-    def speak(self, text: str, **stop: Unpack[Stop]) -> Reply:
+    def speak(self, text: str, **stop: Unpack[StopOptions]) -> Reply:
         """Synthesise speech that says a text."""
         return self._join(self.stream_speech(text, **stop))
 
-    def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[Stop]) -> Chunks:
+    def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[StopOptions]) -> Chunks:
         """Synthesise speech as `speak` does, chunk by chunk, see `stream`."""
-        return self._chunks("T1A1", self.read(text), mode, **stop)
+        return self._chunks("T1A1", self.written_question(text), mode, **stop)
 
-    def chat(self, text: str, **stop: Unpack[Stop]) -> str:
+    def chat(self, text: str, **stop: Unpack[StopOptions]) -> str:
         """Answer a written question in writing."""
-        return self.write("T1T2", self.read(text), **stop).text
+        return self.generate_text("T1T2", self.written_question(text), **stop).text
 
-    def answer(self, text: str, **stop: Unpack[Stop]) -> Reply:
+    def answer(self, text: str, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a written question with text and speech."""
-        return self._join(self._chunks("T1A2", self.read(text), EXACT, **stop))
+        return self._join(self._chunks("T1A2", self.written_question(text), EXACT, **stop))
 
-    def write(self, task: str, question: Question, *, name: str | None = None, **stop: Unpack[Stop]) -> Reply:
+    def generate_text(
+        self, task: str, question: Question, *, name: str | None = None, **stop: Unpack[StopOptions]
+    ) -> Reply:
         """Return what `transcribe` (A1T1), `chat` (T1T2) and the task A1T2 write, with the reason why it ended.
 
         Args:
@@ -153,7 +155,13 @@ class Omni:
         return Reply(text, torch.zeros(0), self.sample_rate, found.end)
 
     def submit(
-        self, task: str, question: Question, *, sound: str | None = None, name: str | None = None, **stop: Unpack[Stop]
+        self,
+        task: str,
+        question: Question,
+        *,
+        sound: str | None = None,
+        name: str | None = None,
+        **stop: Unpack[StopOptions],
     ) -> Request:
         """Ask without waiting: the answer grows, see `omnikit.generate.Request`.
 
@@ -170,7 +178,7 @@ class Omni:
         options = {"decoding": decoding, "sound": sound, "cancel": stop.get("cancel"), "name": name}
         return self.decoder.submit(TASKS[task], question, **options)
 
-    def hear(self, audio: Audio) -> Question:
+    def spoken_question(self, audio: Audio) -> Question:
         """Turn a recording into a question.
 
         Raises:
@@ -184,7 +192,7 @@ class Omni:
                 raise ValueError(f"{_name(audio)}: {error}") from None
         return Question(wav=wav)
 
-    def read(self, text: str) -> Question:
+    def written_question(self, text: str) -> Question:
         """Turn a text into a question.
 
         Raises:
@@ -200,7 +208,7 @@ class Omni:
         self.decoder.close()
 
     def _chunks(
-        self, task: str, question: Question, mode: str, *, name: str | None = None, **stop: Unpack[Stop]
+        self, task: str, question: Question, mode: str, *, name: str | None = None, **stop: Unpack[StopOptions]
     ) -> Chunks:
         check_mode(mode)
         return iter(self.submit(task, question, sound=mode, name=name, **stop))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,20 +13,20 @@ from typing import Any
 import torch
 from ruamel.yaml.nodes import MappingNode
 
-from omnikit.errors import writing
-from omnikit.files import aside_of, write_text
+from omnikit.files import present_folder, whole_folder, write_text
 from omnikit.hparams import check_safe, different_parts, packaged
-from omnikit.hparams.bounds import MOST_BYTES
-from omnikit.hparams.safe import check_bounds, construct, tokenizer_node
-from omnikit.hparams.tree import read_tree_text, write_tree
+from omnikit.hparams.safe_yaml import check_bounds, construct, tokenizer_node
+from omnikit.hparams.yaml_limits import MOST_BYTES
+from omnikit.hparams.yaml_tree import read_tree_text, write_tree
 from omnikit.hub import hub_folder, is_hub_id
-from omnikit.limits import check_memory, limited
-from omnikit.llms.modes import SKELETON_DTYPE, for_inference, skeletons
+from omnikit.llms.build_modes import SKELETON_DTYPE, for_inference, skeletons
 from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, opened_once
 from omnikit.model import OmniLM
+from omnikit.old_names import with_new_paths
+from omnikit.size_limits import check_memory, limited
+from omnikit.skip_init import SkipInit
 from omnikit.torchrun import check_device
-from omnikit.undrawn import Undrawn
-from omnikit.untrusted import inside, read_text
+from omnikit.untrusted_files import inside, read_text
 from omnikit.weights import FILE_NAME, Stored, check_fits, load_into, save_weights, stored_tensors
 
 HPARAMS = "hparams.yaml"
@@ -48,21 +47,11 @@ def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("checkpoint: this model was loaded without its weights (for the engine openvino)")
     folder = Path(folder)
-    aside = aside_of(folder)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _recover(folder)
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            aside.mkdir()
-            write_text(aside / HPARAMS, _with_tokenizer(model.recipe, _tokenizer_file(model)))
-            save_weights(model, aside, dtype)
-            model.llm.tokenizer.save(str(aside))
-            _keep_others(folder, aside)
-            _replace(folder, aside)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+    with whole_folder(folder) as aside:
+        write_text(aside / HPARAMS, _with_tokenizer(model.recipe, _tokenizer_file(model)))
+        save_weights(model, aside, dtype)
+        model.llm.tokenizer.save(str(aside))
+        _keep_others(folder, aside)
 
 
 def load(
@@ -72,14 +61,14 @@ def load(
     skeleton: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> OmniLM:
-    """Build a saved model, in evaluation mode and for inference alone, see `omnikit.llms.modes`.
+    """Build a saved model, in evaluation mode and for inference alone, see `omnikit.llms.build_modes`.
 
     Args:
         folder: or a hub id; `None` = the mini system that comes with the package.
         device: where it shall run.
         allow: modules of one's own whose classes the checkpoint may name.
         skeleton: leave the backbone's blocks and heads out: an engine computes them. The rest is in the type of
-            `omnikit.llms.modes`, and what can stays in the file.
+            `omnikit.llms.build_modes`, and what can stays in the file.
         dtype: of a model that is not a skeleton, see `OmniLM.to_dtype`; weights never take memory in another one.
 
     Raises:
@@ -88,7 +77,7 @@ def load(
     check_device(device)
     parts = _read(existing(SHIPPED if folder is None else folder), allow)
     wanted = SKELETON_DTYPE if skeleton else dtype
-    with Undrawn(), for_inference(), skeletons() if skeleton else nullcontext(), opened_once():
+    with SkipInit(), for_inference(), skeletons() if skeleton else nullcontext(), opened_once():
         parts.check_sizes(None if skeleton else wanted)
         model = parts.build().to_dtype(wanted)
     load_into(model, parts.weights, mapped=skeleton, whole=True)
@@ -143,7 +132,7 @@ class _Parts:
     def outline(self) -> OmniLM:
         """The model on the meta device, where it takes no memory; its weights fit it."""
         stored = self.stored  # read before: within the meta device's context it takes several times as long
-        with Undrawn(), torch.device("meta"):
+        with SkipInit(), torch.device("meta"):
             model = self.build()
         check_fits(model, stored, self.weights)
         return model
@@ -200,7 +189,7 @@ def _read(folder: Path, allow: tuple[str, ...] = ()) -> _Parts:
 
 
 def _hparams(folder: Path) -> str:
-    return read_text(_piece(folder, HPARAMS), MOST_BYTES)
+    return with_new_paths(read_text(_piece(folder, HPARAMS), MOST_BYTES))
 
 
 def _tokenizer_of(folder: Path, name: str) -> Path:
@@ -223,14 +212,14 @@ def weights_of(folder: str | Path | None) -> Path:
 
 
 def existing(folder: str | Path) -> Path:
-    """The folder, or what a kill has left of it in `_replace`, or its copy from the hub.
+    """The folder, or what a kill has left of it, or its copy from the hub.
 
     Raises:
         ValueError: the hub does not give it.
     """
     folder = Path(folder)
-    if folder.is_dir() or _old(folder).is_dir():
-        return folder if folder.is_dir() else _old(folder)
+    if (present := present_folder(folder)).is_dir():
+        return present
     try:
         return hub_folder(str(folder)) if is_hub_id(folder) else folder
     except ValueError as error:
@@ -262,22 +251,3 @@ def _keep_others(folder: Path, aside: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if not (aside / path.name).exists():
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, aside / path.name)
-
-
-def _replace(folder: Path, aside: Path) -> None:
-    """Folders cannot be exchanged in one step everywhere: a kill in between leaves `<folder>.old`."""
-    old = _old(folder)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover(folder: Path) -> None:
-    if not folder.exists() and _old(folder).is_dir():
-        os.rename(_old(folder), folder)
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.old")

@@ -12,10 +12,11 @@ import typer
 
 from omnikit import __version__
 from omnikit.errors import bad_input_exits
+from omnikit.old_names import pointer
 
 if TYPE_CHECKING:
     from omnikit.api import Omni, Reply
-    from omnikit.batch import Job
+    from omnikit.offline.batch_inference import Job
     from omnikit.strategies import Strategy as Strategies
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ TimeLimit = Annotated[
 ]
 Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest: a file (docs/data.md) or a folder.")]
 SaveFolder = Annotated[str, typer.Option("--save_folder", metavar="DIR", help="Where the shards go.")]
-ShardRows = Annotated[int | None, typer.Option("--shard_rows", metavar="N", help="Rows of a shard. [default: 2048]")]
+ShardSize = Annotated[int | None, typer.Option("--shard_size", metavar="N", help="Rows of a shard. [default: 2048]")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first thing that makes no row.")]
 
 
@@ -108,7 +109,7 @@ def ask(
     with few layers."""
     import torch
 
-    from omnikit.audio import check_target, save_audio
+    from omnikit.audio.io import check_target, save_audio
 
     settings, limits = _settings(context, checkpoint), _limits(max_steps, time_limit)
     about = {"strategy": strategy, "engine": engine, "parts": settings, "max_steps": max_steps}
@@ -152,7 +153,7 @@ def transcribe(
     omni = _load(checkpoint, device, engine, limits)
     if job is not None:
         return _run(job, omni)
-    _print(omni.write("A1T1", omni.hear(audio)))
+    _print(omni.generate_text("A1T1", omni.spoken_question(audio)))
 
 
 @app.command()
@@ -167,7 +168,7 @@ def speak(
     batch_size: BatchSize = 16,
 ) -> None:
     """Say a text, or those of a manifest or a text file."""
-    from omnikit.audio import check_target, save_audio
+    from omnikit.audio.io import check_target, save_audio
 
     limits, about = _limits(max_steps, time_limit), {"max_steps": max_steps, "time_limit": time_limit}
     job = _job("T1A1", text, output, batch_size, checkpoint, {"engine": engine, **about})
@@ -194,7 +195,7 @@ def chat(
 ) -> None:
     """Answer a written question in writing."""
     omni = _load(checkpoint, device, engine, _limits(max_steps, time_limit))
-    _print(omni.write("T1T2", omni.read(text)))
+    _print(omni.generate_text("T1T2", omni.written_question(text)))
 
 
 @app.command(context_settings=PARTS)
@@ -216,15 +217,15 @@ def bench(
     weights (--llm qwen2_0.5b --codec snac_24khz .., --size tiny). The question is noise."""
     import torch
 
-    from omnikit.bench import QUICK, Plan, measure
-    from omnikit.bench_table import table
-    from omnikit.ranges import THREADS
+    from omnikit.bench.measure import QUICK, BenchSizes, measure
+    from omnikit.bench.table import table
+    from omnikit.option_ranges import THREADS
 
     if threads is not None:
         THREADS.check("threads", threads)
         torch.set_num_threads(threads)
     settings = {"pretrained": False, **found} if (found := _settings(context, checkpoint)) else {}
-    plan = dataclasses.replace(QUICK if quick else Plan(), seconds=seconds, streams=streams)
+    plan = dataclasses.replace(QUICK if quick else BenchSizes(), seconds=seconds, streams=streams)
     omni = _open(settings, checkpoint, device, engine, dtype=dtype)
     figures = measure(omni, plan)
     typer.echo(
@@ -284,17 +285,17 @@ def tokenize_manifest(
     batch_seconds: Annotated[
         float | None, typer.Option("--batch_seconds", help="Of recordings that are encoded together. [default: 40]")
     ] = None,
-    shard_rows: ShardRows = None,
+    shard_size: ShardSize = None,
     strict: Strict = False,
     device: Device = "cpu",
 ) -> None:
     """Make codes of a manifest's recordings (--codec NAME, with its options: --codec.weights DIR ..) and features of
     the questions (--encoder NAME ..), as Parquet shards that are a manifest again. A run that was killed goes on when
     it is started again; under torchrun each process makes its share."""
-    from omnikit.data.tokenize import read_parts, tokenize
+    from omnikit.prepare.tokenize import read_parts, tokenize
 
     parts = read_parts(_settings(context, checkpoint), checkpoint, features=features, device=device)
-    options = {**_given(batch_seconds=batch_seconds, shard_rows=shard_rows), "strict": strict}
+    options = {**_given(batch_seconds=batch_seconds, shard_size=shard_size), "strict": strict}
     typer.echo(tokenize(manifest, save_folder, parts, fields=_names(fields), drop=_names(drop), **options))
 
 
@@ -310,17 +311,17 @@ def synthesize_manifest(
     ] = None,
     fields: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings that are made where one lacks.")] = "a1,a2",
     audio: Annotated[str, typer.Option(metavar="KIND", help="Where they go: embedded, files (flac).")] = "embedded",
-    shard_rows: ShardRows = None,
+    shard_size: ShardSize = None,
     strict: Strict = False,
     device: Annotated[str | None, typer.Option(help="Where the checkpoint runs: cpu, cuda ..")] = None,
 ) -> None:
     """Give the texts of a manifest a voice where they have no recording, as Parquet shards that are a manifest again:
     one voice for answers, for questions as many as there are. Resumes and is shared out as `tokenize`."""
-    from omnikit.data.synthesize import synthesize
-    from omnikit.data.voices import open_voice
+    from omnikit.prepare.synthesize import synthesize
+    from omnikit.prepare.voices import open_voice
 
     speaker = open_voice(voice, **_given(checkpoint=checkpoint, device=device))
-    options = {**_given(shard_rows=shard_rows), "audio": audio, "strict": strict}
+    options = {**_given(shard_size=shard_size), "audio": audio, "strict": strict}
     typer.echo(synthesize(manifest, save_folder, speaker, voice_name=voice, fields=_names(fields), **options))
 
 
@@ -334,7 +335,8 @@ def main() -> None:
         except Exception as error:
             if not hasattr(error, "format_message"):  # what Typer says of its own: a missing argument ..
                 raise
-            raise ValueError(error.format_message()) from None
+            unknown = str(getattr(error, "option_name", "")).lstrip("-")
+            raise ValueError(error.format_message() + pointer(unknown)) from None
     raise SystemExit(status)
 
 
@@ -342,13 +344,13 @@ def _job(
     task: str, word: str, output: str | None, batch_size: int, checkpoint: str | None, about: dict[str, Any]
 ) -> Job | None:
     """What is to be done with many recordings or texts; None where the word is or names a single one."""
-    from omnikit.data.many import holds_many
-    from omnikit.ranges import COUNT
+    from omnikit.offline.single_or_many import holds_many
+    from omnikit.option_ranges import COUNT
 
     COUNT.check("batch_size", batch_size)
     if not holds_many(word, task):
         return None
-    from omnikit.batch import Job, checkpoint_stamp
+    from omnikit.offline.batch_inference import Job, checkpoint_stamp
 
     if output is None:
         raise ValueError(f"{word}: holds many; --output is missing, the folder that takes the results")

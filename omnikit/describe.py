@@ -10,10 +10,10 @@ import torch
 
 from omnikit.checkpoint import SHIPPED, outline, read_parts
 from omnikit.hparams import KINDS, build_parts, names_of
-from omnikit.hparams.tree import dotted_name, read_tree_text
+from omnikit.hparams.yaml_tree import dotted_name, read_tree_text
 from omnikit.interfaces import count_parameters
 from omnikit.model import OmniLM
-from omnikit.undrawn import Undrawn
+from omnikit.skip_init import SkipInit
 
 
 def describe_parts(settings: Mapping[str, Any]) -> str:
@@ -22,7 +22,7 @@ def describe_parts(settings: Mapping[str, Any]) -> str:
     Raises:
         ValueError: an unknown name or option.
     """
-    with Undrawn(), torch.device("meta"):
+    with SkipInit(), torch.device("meta"):
         return describe(build_parts(overrides=settings)["model"])
 
 
@@ -96,7 +96,7 @@ def _ids(model: OmniLM) -> list[str]:
 
 def _sizes(model: OmniLM) -> list[str]:
     """Parameters by what they do; a head that is tied to its embeddings is counted with these."""
-    known, new = model.llm, (model.text_rows, model.audio_rows)
+    known, new = model.llm, (model.new_text_embeddings, model.new_audio_embeddings)
     embeddings, heads = (sum(count_parameters(getattr(rows, side)) for rows in new) for side in ("embed", "head"))
     speaking = [part for name, part in model.parts().items() if name not in ("encoder", "codec")]
     return [

@@ -60,16 +60,16 @@ def bad_input_exits() -> Iterator[None]:
         _drop_output()
         raise SystemExit(CLOSED) from None
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        if (words := _told(error)) is None:
+        if (words := _message(error)) is None:
             raise
         print(f"error: {_printable(words)}", file=sys.stderr)
         _drop_output()
         raise SystemExit(BAD_INPUT) from None
 
 
-def _told(error: Exception) -> str | None:
-    """One line for what is not the program's fault; None for what is."""
-    words = " ".join(str(error).split())
+def _message(error: Exception) -> str | None:
+    """Return one line about what is not the program's fault; None for what is."""
+    words = one_line(error, None)
     if isinstance(error, MemoryError):
         return f"not enough memory{f' ({words})' if words else ''}"
     if isinstance(error, RuntimeError):
@@ -103,9 +103,9 @@ class ArgumentParser(argparse.ArgumentParser):
         raise ValueError(message.removeprefix("argument "))
 
 
-def one_line(error: BaseException) -> str:
-    """What an error of a library says, without its line breaks and at a bearable length."""
-    return " ".join(str(error).split())[:300]
+def one_line(message: object, most: int | None = 300) -> str:
+    """Return an error's message, or another text, without its line breaks and cut after `most` characters."""
+    return " ".join(str(message).split())[:most]
 
 
 class Unwritable(ValueError):

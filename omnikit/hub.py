@@ -30,7 +30,7 @@ def hub_file(repo: str, file: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    with _told_in_one_line(repo):
+    with _hub_errors_in_one_line(repo):
         return Path(hf_hub_download(repo, file))
 
 
@@ -42,12 +42,12 @@ def hub_folder(repo: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    with _told_in_one_line(repo):
+    with _hub_errors_in_one_line(repo):
         return Path(snapshot_download(repo))
 
 
 @contextmanager
-def _told_in_one_line(repo: str) -> Iterator[None]:
+def _hub_errors_in_one_line(repo: str) -> Iterator[None]:
     """Every attempt of the hub's client would be a line of its own."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -131,7 +131,7 @@ class Backbone(Part, ABC):
         """Return an empty key/value cache.
 
         Sequences are decoded in one batch where the cache shows its keys and values, see
-        `omnikit.key_values.can_join`; otherwise each is decoded by itself.
+        `omnikit.kv_cache.can_join`; otherwise each is decoded by itself.
         """
 
     @abstractmethod
@@ -146,10 +146,8 @@ class Codec(Part, ABC):
     num_codebooks: int
     """K, codes per frame = streams of the parallel patterns."""
     codebook_size: int
-    frame_rate: float
-    """Frames per second (Hz)."""
     sample_rate: int
-    """Of the waveform in and out (Hz)."""
+    """Sample rate of the waveforms that are encoded and decoded (Hz)."""
     lookahead: int
     """Samples that an exact streamed decoding lags behind the frames given to it, at most."""
     frame_samples: ClassVar[int] | int
@@ -157,6 +155,11 @@ class Codec(Part, ABC):
     encodes_padded: ClassVar[bool] = False
     """Whether silence behind a waveform changes none of its codes, so that waveforms of other lengths can be encoded
     together."""
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second (Hz)."""
+        return self.sample_rate / self.frame_samples
 
     @abstractmethod
     def encode(self, wav: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
     steps [B, S, L] -> embed each stream, mean over S -> backbone -> text head -> text logits
                        (adapted speech stands in               '-> (TTS adapter) -> audio heads -> audio logits
-                        the audio rows of the prompt)
+                        the audio streams of the prompt)
 
 Letters: B batch, N samples, T frames, D width, K codebooks, S streams, L steps, V vocabulary.
 """
@@ -16,19 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omnikit.freezing import Freezable
 from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Hidden, Pattern
-from omnikit.limits import check_count
+from omnikit.size_limits import check_count
 from omnikit.tokens import TokenLayout
 
-PARTS = ("encoder", "adapter", "llm", "tts_adapter", "text_rows", "audio_rows", "codec")
+PARTS = ("encoder", "adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings", "codec")
 """The modules of an OmniLM, as freezing and reporting name them."""
-FIXED = ("encoder", "codec")
-"""Those that never train as parts of an OmniLM."""
 
 
 @dataclass(frozen=True)
-class Speech:
-    """Adapted speech for the audio rows of some prompts."""
+class AdaptedSpeech:
+    """Adapted speech for the audio streams of some prompts."""
 
     features: Tensor  # [B, T, D]
     lengths: Tensor  # [B]
@@ -43,7 +42,7 @@ class Cache:
     tts: Any
 
 
-class Rows(nn.Module):
+class NewEmbeddings(nn.Module):
     """Ids that the backbone never had: input and output side, tables of their own."""
 
     def __init__(self, num: int, dim: int, std: float):
@@ -54,7 +53,7 @@ class Rows(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
 
 
-class OmniLM(nn.Module):
+class OmniLM(Freezable):
     """Joins the parts; widths, streams and ids are derived from the numbers that they expose.
 
     Args:
@@ -65,6 +64,8 @@ class OmniLM(nn.Module):
         pattern: called with `num_codebooks`.
         tts_blocks: blocks of the TTS adapter; 0 = none (released checkpoint), 6 = the paper.
     """
+
+    part_names = PARTS
 
     def __init__(
         self,
@@ -86,25 +87,24 @@ class OmniLM(nn.Module):
             text_vocab=llm.vocab_size, codebook_size=codec.codebook_size, carries=self.pattern.carries
         )
         self.tts_adapter = llm.blocks(tts_blocks) if tts_blocks else None
-        self.text_rows = Rows(self.layout.num_text_specials, llm.dim, llm.embedding_std)
-        self.audio_rows = Rows(sum(self.layout.sizes[1:]), llm.dim, llm.embedding_std)
+        self.new_text_embeddings = NewEmbeddings(self.layout.num_text_specials, llm.dim, llm.embedding_std)
+        self.new_audio_embeddings = NewEmbeddings(sum(self.layout.sizes[1:]), llm.dim, llm.embedding_std)
         offsets = torch.tensor([offset - self.layout.offsets[1] for offset in self.layout.offsets[1:]])
-        self.frozen: tuple[str, ...] = ()
         self.register_buffer("audio_offsets", offsets[None, :, None], persistent=False)
 
     @property
     def device(self) -> torch.device:
-        return self.text_rows.embed.weight.device
+        return self.new_text_embeddings.embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of what comes after the encoder and before the codec."""
-        return self.text_rows.embed.weight.dtype
+        return self.new_text_embeddings.embed.weight.dtype
 
     def to_dtype(self, dtype: torch.dtype) -> OmniLM:
         """Compute in another type; encoder and codec stay as they are, and so do buffers: rounded rotary frequencies
         would turn far positions to somewhere else."""
-        for module in (self.adapter, self.llm, self.tts_adapter, self.text_rows, self.audio_rows):
+        for module in (self.adapter, self.llm, self.tts_adapter, self.new_text_embeddings, self.new_audio_embeddings):
             for parameter in module.parameters() if module is not None else ():
                 parameter.data = parameter.data.to(dtype)
         return self
@@ -118,28 +118,28 @@ class OmniLM(nn.Module):
         for part in (self.encoder, self.llm, self.codec):
             part.load_weights()
 
-    def listen(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_speech(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waveform [B, N] and lengths [B] in samples -> adapted features [B, T, D] and their lengths [B]."""
         return self.adapter(*self.encoder(wav, lengths))
 
-    def frames_heard(self, features: int) -> int:
+    def num_speech_positions(self, features: int) -> int:
         """Prompt positions that a number of encoder frames takes."""
         return -(-features // self.adapter.stride)
 
-    def embed(self, steps: Tensor, speech: Speech | None = None) -> Tensor:
+    def embed(self, steps: Tensor, speech: AdaptedSpeech | None = None) -> Tensor:
         """Steps [B, S, L] -> the mean of their streams' embeddings [B, L, D]."""
-        audio = self.audio_rows.embed(steps[:, 1:] + self.audio_offsets).sum(dim=1, dtype=torch.float32)
+        audio = self.new_audio_embeddings.embed(steps[:, 1:] + self.audio_offsets).sum(dim=1, dtype=torch.float32)
         if speech is not None:
             audio = self._insert(audio, speech)
         return ((self._embed_text(steps[:, 0]) + audio) / self.layout.num_streams).to(self.dtype)
 
     def _embed_text(self, ids: Tensor) -> Tensor:
         known = self.llm.embed(ids.clamp(max=self.llm.vocab_size - 1))
-        new = self.text_rows.embed((ids - self.llm.vocab_size).clamp(min=0))
+        new = self.new_text_embeddings.embed((ids - self.llm.vocab_size).clamp(min=0))
         return torch.where((ids < self.llm.vocab_size)[..., None], known, new)
 
-    def _insert(self, audio: Tensor, speech: Speech) -> Tensor:
-        """Every audio row holds the feature, so their sum holds it S - 1 times."""
+    def _insert(self, audio: Tensor, speech: AdaptedSpeech) -> Tensor:
+        """Every audio stream holds the feature, so their sum holds it S - 1 times."""
         at = torch.arange(audio.shape[1], device=audio.device)[None] - speech.starts[:, None]
         inside = (at >= 0) & (at < speech.lengths[:, None])
         at = at.clamp(0, speech.features.shape[1] - 1)[..., None].expand(-1, -1, audio.shape[2])
@@ -153,7 +153,7 @@ class OmniLM(nn.Module):
     def forward(
         self,
         steps: Tensor,
-        speech: Speech | None = None,
+        speech: AdaptedSpeech | None = None,
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
@@ -181,30 +181,8 @@ class OmniLM(nn.Module):
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Hidden [..., D] -> logits over the text stream's ids [..., V]."""
-        return torch.cat([self.llm.head(hidden), self.text_rows.head(hidden)], dim=-1)
+        return torch.cat([self.llm.head(hidden), self.new_text_embeddings.head(hidden)], dim=-1)
 
     def audio_logits(self, hidden: Tensor) -> list[Tensor]:
         """Hidden [..., D] -> logits over each audio stream's ids, S - 1 of [..., V_s]."""
-        return list(self.audio_rows.head(hidden).split(self.layout.sizes[1:], dim=-1))
-
-    def freeze_all_but(self, trainable: list[str]) -> None:
-        """Only the named parts train, the others are frozen, and in evaluation mode whatever `train` says.
-
-        Raises:
-            ValueError: a name that is no part, or a part whose output is data here.
-        """
-        choices = [part for part in PARTS if part not in FIXED]
-        if wrong := sorted(set(trainable) - set(choices)):
-            why = "stays frozen: to training its output is data" if wrong[0] in FIXED else "no such part"
-            raise ValueError(f"trainable: {wrong[0]}: {why}; choices: {', '.join(choices)}")
-        for name, module in self.parts().items():
-            module.requires_grad_(name in trainable)
-        self.frozen = tuple(name for name in self.parts() if name not in trainable)
-        self.train()
-
-    def train(self, mode: bool = True) -> OmniLM:
-        """As for every module, but frozen parts stay in evaluation mode."""
-        super().train(mode)
-        for name in self.frozen:
-            getattr(self, name).eval()
-        return self
+        return list(self.new_audio_embeddings.head(hidden).split(self.layout.sizes[1:], dim=-1))

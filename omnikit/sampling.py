@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omnikit.hashing import GOLDEN, gumbel, hash32
-from omnikit.ranges import COUNT_OR_NONE, Range
+from omnikit.counter_rng import GOLDEN, gumbel, hash32
+from omnikit.option_ranges import COUNT_OR_NONE, Range
 
 _TEMPERATURE = Range(1e-3, 1e3)
 """What is nearer to 0 overflows where logits are divided by it; what is higher draws evenly."""

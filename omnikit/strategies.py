@@ -1,4 +1,4 @@
-"""Decoding strategies as data: how many rows decode one question and which row's tokens are taken and fed."""
+"""Decoding strategies as data: how many sequences answer a question, and which one's tokens are taken and fed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from omnikit.tasks import Task, text_only
 
 @dataclass(frozen=True)
 class Strategy:
-    """One entry per row in `text_only`: whether that row is asked for text alone (it is then fed pads in the audio
-    streams, the other rows the emitted audio tokens; every row is fed the emitted text token).
+    """How many sequences answer a question.
+
+    Each of them is fed the emitted text token. Those that are asked for text alone are fed pads in the audio streams,
+    the others the emitted audio tokens.
 
     Args:
-        text_only: per row.
-        text_from: row whose text logits are sampled.
-        audio_from: row whose audio logits are sampled.
+        text_only: for each sequence, whether it is asked for text alone.
+        text_from: index of the sequence whose text logits are sampled.
+        audio_from: index of the sequence whose audio logits are sampled.
     """
 
     text_only: tuple[bool, ...]
@@ -24,19 +26,19 @@ class Strategy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text_only", tuple(self.text_only))
-        rows = len(self.text_only)
-        for flag, row in (("text_from", self.text_from), ("audio_from", self.audio_from)):
-            if not 0 <= row < rows:
-                raise ValueError(f"strategy.{flag}: row {row}; there are rows 0..{rows - 1}")
+        sequences = len(self.text_only)
+        for flag, sequence in (("text_from", self.text_from), ("audio_from", self.audio_from)):
+            if not 0 <= sequence < sequences:
+                raise ValueError(f"strategy.{flag}: sequence {sequence}; there are sequences 0..{sequences - 1}")
         if self.text_only[self.audio_from]:
-            raise ValueError(f"strategy.audio_from: row {self.audio_from} is asked for text alone")
+            raise ValueError(f"strategy.audio_from: sequence {self.audio_from} is asked for text alone")
 
     def for_task(self, task: Task) -> Strategy:
-        """This strategy, or one row where a second one could add nothing: text-only answers, and given text."""
+        """Return this strategy, or one sequence where a second one could add nothing: text-only answers, given text."""
         return self if task.speaks and task.writes else PARALLEL
 
-    def row_tasks(self, task: Task) -> list[Task]:
-        """The task of each row."""
+    def sequence_tasks(self, task: Task) -> list[Task]:
+        """Return the task of each sequence."""
         return [text_only(task) if quiet else task for quiet in self.text_only]
 
 

@@ -8,7 +8,7 @@ A sample of A1A2 with two codebooks, delays 1 and 2, three positions of speech, 
     audio1 | input   f   f   f  eoa  answer  | pad  pad  a1   b1   eoa
 
 `f` marks positions whose embedding is an adapted speech feature. Labelled are, of the answer: text up to its `eot`; in
-each audio row everything up to the last row's `eoa`.
+each audio stream everything up to the last one's `eoa`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,24 @@ from omnikit.tokens import IGNORE, TokenLayout
 
 @dataclass(frozen=True)
 class Task:
-    """A row of the task table."""
+    """What is given and what is answered."""
 
     name: str
     given: str
     """`speech` or `text`."""
     text_mark: str
-    """What the last prompt position asks of the text row: `answer`, `asr` or `pad`."""
+    """What the last prompt position asks of the text stream: `answer`, `asr` or `pad`."""
     speaks: bool
-    """Whether the audio rows answer."""
+    """Whether the audio streams answer."""
     text_forced: bool = False
-    """The text row is fed the given text instead of being sampled, and carries no loss."""
+    """The text stream is fed the given text instead of being sampled, and carries no loss."""
+    repeats: bool = False
+    """Whether the answer has the text of the question, so that it is the entry's `t1` and not its `t2`."""
+
+    @property
+    def transcribes(self) -> bool:
+        """Whether this is speech recognition, whose answers are scored by word error rate."""
+        return self.repeats and self.writes
 
     @property
     def writes(self) -> bool:
@@ -44,8 +51,8 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("A1T1", given="speech", text_mark="asr", speaks=False),
-        Task("T1A1", given="text", text_mark="pad", speaks=True, text_forced=True),
+        Task("A1T1", given="speech", text_mark="asr", speaks=False, repeats=True),
+        Task("T1A1", given="text", text_mark="pad", speaks=True, text_forced=True, repeats=True),
         Task("A1T2", given="speech", text_mark="answer", speaks=False),
         Task("T1T2", given="text", text_mark="answer", speaks=False),
         Task("A1A2", given="speech", text_mark="answer", speaks=True),
@@ -62,7 +69,7 @@ def text_only(task: Task) -> Task:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: steps [S, L]; speech features take the place of the audio rows at 1 .. `audio_frames`."""
+    """A prompt: steps [S, L]; speech features take the place of the audio streams at 1 .. `audio_frames`."""
 
     steps: Tensor
     audio_frames: int = 0

@@ -77,7 +77,7 @@ class TokenLayout:
         return self._row("pad", "pad")
 
     def inputs(self, *, audio: bool) -> Tensor:
-        """The step that opens a prompt [S]; text prompts (`audio=False`) have pads in the audio rows."""
+        """The step that opens a prompt [S]; text prompts (`audio=False`) have pads in the audio streams."""
         return self._row("input", "input" if audio else "pad")
 
     def ends(self, *, audio: bool) -> Tensor:
@@ -85,7 +85,7 @@ class TokenLayout:
         return self._row("eot", "eoa" if audio else "pad")
 
     def marks(self, *, text: str, audio: bool) -> Tensor:
-        """The last step of a prompt [S]: what is wanted in the text row and whether speech is."""
+        """The last step of a prompt [S]: what is wanted in the text stream and whether speech is."""
         return self._row(text, "answer" if audio else "pad")
 
     def _row(self, text: str, audio: str) -> Tensor:

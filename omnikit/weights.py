@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from omnikit.errors import one_line
 from omnikit.files import whole_file
-from omnikit.untrusted import LARGEST_JSON, check_regular
+from omnikit.old_names import new_weight
+from omnikit.untrusted_files import LARGEST_JSON, check_regular
 
 FILE_NAME = "model.safetensors"
 LORA = ".lora_"
@@ -55,15 +56,16 @@ def load_into(
     stored = {name: tensor for name, tensor in stored_tensors(file).items() if name not in nowhere}
     stored = stored if fit is None else fit(stored)
     _refuse_differences(module, own, stored, file, whole)
-    stay = [name for name, tensor in stored.items() if mapped and own[name].dtype == tensor.dtype]
+    stay = {name for name, tensor in stored.items() if mapped and own[name].dtype == tensor.dtype}
     with torch.no_grad():
-        refuse_not_finite({name: stored[name] for name in stored.keys() - set(stay)}, file)
-        for name in stored.keys() - set(stay):
+        refuse_not_finite({name: stored[name] for name in stored.keys() - stay}, file)
+        for name in stored.keys() - stay:
             own[name].copy_(stored[name])
         if stay:  # opened anew: what was read above for copying would stay in memory with the rest
             with safe_open(file, "pt") as reader:
-                for name in stay:
-                    own[name].data = reader.get_tensor(name)
+                for name in reader.keys():  # noqa: SIM118 (no mapping)
+                    if (new := new_weight(name)) in stay:
+                        own[new].data = reader.get_tensor(name)
 
 
 def check_fits(module: nn.Module, stored: Stored, file: str | Path) -> None:
@@ -92,7 +94,7 @@ def stored_tensors(path: str | Path) -> Stored:
     try:
         _check_header(file)
         with safe_open(file, "pt") as reader:
-            return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (no mapping)
+            return {new_weight(name): reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{file}: not a safetensors file ({one_line(error)})") from None
 

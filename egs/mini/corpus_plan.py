@@ -21,7 +21,7 @@ NOISE_SNR_DB = (15.0, 20.0)
 
 
 @dataclass(frozen=True)
-class Recording:
+class PlannedReading:
     """One text read once."""
 
     split: str
@@ -45,7 +45,7 @@ def scaled(count: int, scale: float) -> int:
     return max(6, round(count * scale))
 
 
-def plan_corpus(seed: int, scale: float = 1.0) -> list[Recording]:
+def plan_corpus(seed: int, scale: float = 1.0) -> list[PlannedReading]:
     """All recordings of the ASR / TTS splits, with LibriSpeech ids."""
     rng = random.Random(f"corpus {seed}")
     sentences = draw_sentences(rng, scale)
@@ -122,22 +122,22 @@ def _read(
     speeds: tuple[int, ...],
     pitches: tuple[int, ...],
     rng: random.Random,
-) -> list[Recording]:
+) -> list[PlannedReading]:
     return [
-        Recording(split, text, rng.choice(who), rng.choice(speeds), rng.choice(pitches), chapter)
+        PlannedReading(split, text, rng.choice(who), rng.choice(speeds), rng.choice(pitches), chapter)
         for text, chapter in texts
     ]
 
 
-def _read_by_answer_voice(split: str, texts: Iterable[tuple[str, int]], rng: random.Random) -> list[Recording]:
+def _read_by_answer_voice(split: str, texts: Iterable[tuple[str, int]], rng: random.Random) -> list[PlannedReading]:
     return _read(split, texts, [voices.ANSWER_VOICE], (voices.ANSWER_SPEED,), (voices.ANSWER_PITCH,), rng)
 
 
-def _noisy(recording: Recording, rng: random.Random) -> Recording:
+def _noisy(recording: PlannedReading, rng: random.Random) -> PlannedReading:
     return replace(recording, noise_seed=rng.getrandbits(32), snr_db=rng.uniform(*NOISE_SNR_DB))
 
 
-def _with_ids(readings: list[Recording]) -> list[Recording]:
+def _with_ids(readings: list[PlannedReading]) -> list[PlannedReading]:
     """Speaker-chapter-number, counted through all splits so that no id stands for two recordings."""
     counts: Counter[tuple[int, int]] = Counter()
     found = []
@@ -148,7 +148,7 @@ def _with_ids(readings: list[Recording]) -> list[Recording]:
     return found
 
 
-def plan_questions(seed: int, scale: float = 1.0) -> list[Recording]:
+def plan_questions(seed: int, scale: float = 1.0) -> list[PlannedReading]:
     """All recordings of the QA part: train, dev, test_seen, test_unseen, test_heldout."""
     rng = random.Random(f"questions {seed}")
     known, held_out = world.known_questions(), world.held_out_questions()
@@ -168,21 +168,21 @@ def plan_questions(seed: int, scale: float = 1.0) -> list[Recording]:
 
 def _ask(
     split: str,
-    questions: list[world.Question],
+    questions: list[world.WorldQuestion],
     count: int,
     who: list[str],
     manner: tuple[tuple[int, ...], tuple[int, ...]],
     rng: random.Random,
     taken: set[tuple],
-) -> list[Recording]:
+) -> list[PlannedReading]:
     """`count` recordings, the questions in turn, none recorded twice in the same voice, speed and pitch."""
     speeds, pitches = manner
-    rows: list[Recording] = []
+    rows: list[PlannedReading] = []
     while len(rows) < count:
         q = questions[len(rows) % len(questions)]
         how = (rng.choice(who), rng.choice(speeds), rng.choice(pitches))
         if (q.text, *how) in taken:
             continue
         taken.add((q.text, *how))
-        rows.append(Recording(split, q.text, *how, id=f"{split}-{len(rows):05d}", kind=q.kind, answer=q.answer))
+        rows.append(PlannedReading(split, q.text, *how, id=f"{split}-{len(rows):05d}", kind=q.kind, answer=q.answer))
     return rows

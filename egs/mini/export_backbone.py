@@ -18,7 +18,7 @@ from omnikit.weights import save_weights
 CARD = """# Mini backbone
 
 A Qwen2 of transformers ({parameters:,} parameters; 4 blocks, width 256) with a sentencepiece vocabulary of {vocabulary}
-pieces, pre-trained from nothing through the whole model: text in the text row, pads in the audio rows. Its text
+pieces, pre-trained from nothing through the whole model: text in the text stream, pads in the audio streams. Its text
 is that of `egs/mini/make_text.py`: the known questions of the closed world with their answers, and
 sentences to repeat. Held-out sums and the sentences of the dev and test splits are not in it.
 

@@ -23,21 +23,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import voices
-from corpus_plan import Recording, plan_corpus, plan_questions
+from corpus_plan import PlannedReading, plan_corpus, plan_questions
 from tqdm import tqdm
 
-from omnikit.data.espeak import synthesize
 from omnikit.data.noise import add_noise
-from omnikit.data.recordings import encode_flac
+from omnikit.data.recording_check import encode_flac
 from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
-from omnikit.files import write_text
-from omnikit.ranges import SEED, THREADS
+from omnikit.files import whole_folder, write_text
+from omnikit.option_ranges import SEED, THREADS
+from omnikit.prepare.espeak import synthesize
 
 SAMPLE_RATE = 16000
 CHUNK = 300  # recordings per worker process
 
 
-def render(recording: Recording) -> bytes:
+def render(recording: PlannedReading) -> bytes:
     """The recording as the bytes of a FLAC file, 16 kHz, 16 bit."""
     wav, _ = synthesize(
         recording.text, recording.voice, speed=recording.speed, pitch=recording.pitch, sample_rate=SAMPLE_RATE
@@ -47,11 +47,11 @@ def render(recording: Recording) -> bytes:
     return encode_flac(wav, SAMPLE_RATE)
 
 
-def _render_chunk(chunk: list[Recording]) -> list[tuple[str, str, bytes]]:
+def _render_chunk(chunk: list[PlannedReading]) -> list[tuple[str, str, bytes]]:
     return [(r.split, r.id, render(r)) for r in chunk]
 
 
-def render_all(recordings: list[Recording], workers: int, title: str):
+def render_all(recordings: list[PlannedReading], workers: int, title: str):
     """Yields (split, id, FLAC bytes).
 
     espeak-ng remembers a little of what it said before; chunks of fixed content, each in a fresh process, make the
@@ -68,7 +68,7 @@ def render_all(recordings: list[Recording], workers: int, title: str):
             yield from done
 
 
-def write_corpus(recordings: list[Recording], folder: Path, workers: int) -> None:
+def write_corpus(recordings: list[PlannedReading], folder: Path, workers: int) -> None:
     """The ASR / TTS splits in LibriSpeech's layout."""
     where = {r.id: folder / r.split / str(r.speaker) / str(r.chapter) for r in recordings}
     for place in set(where.values()):
@@ -82,7 +82,7 @@ def write_corpus(recordings: list[Recording], folder: Path, workers: int) -> Non
     _write_recordings(recordings, folder / "RECORDINGS.CSV")
 
 
-def _write_transcripts(recordings: list[Recording], where: dict[str, Path]) -> None:
+def _write_transcripts(recordings: list[PlannedReading], where: dict[str, Path]) -> None:
     lines: dict[Path, list[str]] = defaultdict(list)
     for r in recordings:
         lines[where[r.id] / f"{r.speaker}-{r.chapter}.trans.txt"].append(f"{r.id} {r.text.upper()}\n")
@@ -90,7 +90,7 @@ def _write_transcripts(recordings: list[Recording], where: dict[str, Path]) -> N
         path.write_text("".join(sorted(content)), encoding="utf-8")
 
 
-def _write_speakers(recordings: list[Recording], minutes: dict[int, float], path: Path) -> None:
+def _write_speakers(recordings: list[PlannedReading], minutes: dict[int, float], path: Path) -> None:
     rows = [";ID  |SEX| SUBSET           |MINUTES| NAME\n"]
     splits = sorted({(r.speaker, r.split, r.voice) for r in recordings})
     for (speaker, voice), group in itertools.groupby(splits, key=lambda s: (s[0], s[2])):
@@ -100,7 +100,7 @@ def _write_speakers(recordings: list[Recording], minutes: dict[int, float], path
     path.write_text("".join(rows), encoding="utf-8")
 
 
-def _write_recordings(recordings: list[Recording], path: Path) -> None:
+def _write_recordings(recordings: list[PlannedReading], path: Path) -> None:
     """How each recording was made; LibriSpeech has nothing of the kind and readers of the layout ignore it."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -110,9 +110,8 @@ def _write_recordings(recordings: list[Recording], path: Path) -> None:
             writer.writerow([r.id, r.split, r.voice, r.speed, r.pitch, snr])
 
 
-def write_questions(recordings: list[Recording], folder: Path, workers: int) -> None:
+def write_questions(recordings: list[PlannedReading], folder: Path, workers: int) -> None:
     """The QA part: one Parquet file per split, and one for the answers."""
-    folder.mkdir(parents=True)
     sound = {name: data for _, name, data in render_all(recordings, workers, "questions")}
     for split in sorted({r.split for r in recordings}):
         rows = [r for r in recordings if r.split == split]
@@ -120,7 +119,7 @@ def write_questions(recordings: list[Recording], folder: Path, workers: int) -> 
         columns |= {"t1": [r.text for r in rows], "t2": [r.answer for r in rows], "a1": [sound[r.id] for r in rows]}
         pq.write_table(pa.table(columns), folder / f"{split}.parquet")
     answers = [
-        Recording("answers", text, voices.ANSWER_VOICE, voices.ANSWER_SPEED, voices.ANSWER_PITCH, id=text)
+        PlannedReading("answers", text, voices.ANSWER_VOICE, voices.ANSWER_SPEED, voices.ANSWER_PITCH, id=text)
         for text in sorted({r.answer for r in recordings})
     ]
     spoken = {name: data for _, name, data in render_all(answers, workers, "answers")}
@@ -128,7 +127,7 @@ def write_questions(recordings: list[Recording], folder: Path, workers: int) -> 
     pq.write_table(table, folder / "answers.parquet")
 
 
-def counts_of(recordings: list[Recording]) -> dict[str, int]:
+def counts_of(recordings: list[PlannedReading]) -> dict[str, int]:
     splits = [r.split for r in recordings]
     return {split: splits.count(split) for split in dict.fromkeys(splits)}
 
@@ -150,14 +149,12 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
             print(f"{corpus} is up to date")
             return corpus
         raise ValueError(f"--data_folder {data_folder}: holds another corpus ({ready.read_text().strip()}); remove it")
-    unfinished = data_folder / "unfinished"
-    for leftover in (unfinished, corpus, qa):  # without READY none of them can be trusted
+    for leftover in (corpus, qa):  # without READY none of them can be trusted
         shutil.rmtree(leftover, ignore_errors=True)
-    write_corpus(sentences, unfinished / "corpus", workers)
-    write_questions(questions, unfinished / "qa", workers)
-    (unfinished / "qa").rename(qa)
-    (unfinished / "corpus").rename(corpus)
-    unfinished.rmdir()
+    with whole_folder(qa) as aside:
+        write_questions(questions, aside, workers)
+    with whole_folder(corpus) as aside:
+        write_corpus(sentences, aside, workers)
     write_text(ready, json.dumps(summary) + "\n")
     return corpus
 

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import world
 
-from omnikit.data.folders import visible
+from omnikit.data.find_files import visible
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.files import whole_file
-from omnikit.ranges import SEED
+from omnikit.option_ranges import SEED
 
 QUESTION_ROUNDS = 20
 SENTENCES = 12000

@@ -22,10 +22,10 @@ import report_tables as tables
 import world
 
 from omnikit.api import Omni, load
-from omnikit.audio import load_audio, save_audio
+from omnikit.audio.io import load_audio, save_audio
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.files import write_bytes, write_text
-from omnikit.train.curves import read_log
+from omnikit.train.plot_curves import read_log
 
 HERE = Path(__file__).parent
 STAGES = {"backbone": "Backbone", "stage1": "Stage 1", "stage2": "Stage 2", "stage3": "Stage 3"}
@@ -34,7 +34,7 @@ RATE = 16000  # Hz, of the spectrograms
 
 
 @dataclass(frozen=True)
-class Spoken:
+class AnsweredQuestion:
     """A question that was asked, and the answer."""
 
     name: str
@@ -61,13 +61,15 @@ def ask(omni: Omni, questions: list[Path], folder: Path) -> None:
             write_text(folder.parent / "answer.txt", reply.text + "\n")
 
 
-def read_answers(folder: Path) -> list[Spoken]:
+def read_answers(folder: Path) -> list[AnsweredQuestion]:
     """What `ask` left, in the order asked."""
     found = []
     for path in sorted(folder.glob("*.json")):
         question, answer = next(folder.glob(f"{path.stem}-question.*"), None), folder / f"{path.stem}-answer.wav"
         if question is not None and answer.is_file():
-            found.append(Spoken(question=question, answer=answer, **json.loads(path.read_text(encoding="utf-8"))))
+            found.append(
+                AnsweredQuestion(question=question, answer=answer, **json.loads(path.read_text(encoding="utf-8")))
+            )
     return found
 
 
@@ -82,7 +84,7 @@ def picture(png: bytes, text: str) -> str:
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def conversation(spoken: list[Spoken]) -> str:
+def conversation(spoken: list[AnsweredQuestion]) -> str:
     """The first question at length, the others in a table."""
     if not spoken:
         return tables.not_run("no question was asked (no trained system in stage3/)")

@@ -93,8 +93,8 @@ fi
 if wanted 6 "stage 1"; then
   train stage1 stage1 --encoder.weights "$base/encoder" --llm.weights "$base/llm" --codec.weights "$base/$codec"
 fi
-if wanted 7 "stage 2"; then train stage2 stage2 --start_from "$results/stage1"; fi
-if wanted 8 "stage 3"; then train stage3 stage3 --start_from "$results/stage2"; fi
+if wanted 7 "stage 2"; then train stage2 stage2 --initial_weights "$results/stage1"; fi
+if wanted 8 "stage 3"; then train stage3 stage3 --initial_weights "$results/stage2"; fi
 limits() { if [ "$speed" = demo ]; then printf '%s\n' "$@"; fi; }
 if wanted 9 ASR; then
   (cd "$root/recipes/LibriSpeech/ASR" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_asr.yaml" \

@@ -18,23 +18,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from omnikit.codecs.mel_rvq import MelRVQ
-from omnikit.data.folders import visible
-from omnikit.data.rows import Clip
+from omnikit.data.find_files import visible
+from omnikit.data.manifest_reader import Recording
 from omnikit.errors import ArgumentParser, bad_input_exits
-from omnikit.evaluate.batches import sound
+from omnikit.evaluate.asr_judges import PocketsphinxJudge
 from omnikit.evaluate.intelligibility import judged, keep_wavs, rates_table, shuffled
-from omnikit.evaluate.judge import Judge
-from omnikit.evaluate.tables import write_json
-from omnikit.files import write_text
+from omnikit.files import write_json, write_text
 from omnikit.hparams import build_part
 from omnikit.interfaces import Codec
-from omnikit.ranges import FROM_ZERO
+from omnikit.offline.batches import sound
+from omnikit.option_ranges import FROM_ZERO
 
 CODECS = ("mel_rvq", "snac_mini")
 TEMPLATE_CHAPTER = "1"
 KEPT_WAVS = 4
 
-Item = tuple[str, str, Clip]
+Item = tuple[str, str, Recording]
 """Id, text, recording."""
 
 
@@ -44,7 +43,7 @@ def template_sentences(corpus: Path, split: str, limit: int) -> list[Item]:
     for transcript in sorted(visible(corpus / split, f"*/{TEMPLATE_CHAPTER}/*.trans.txt")):
         for line in transcript.read_text(encoding="utf-8").splitlines():
             name, text = line.split(" ", 1)
-            found.append((name, text.lower(), Clip(name, path=str(transcript.with_name(f"{name}.flac")))))
+            found.append((name, text.lower(), Recording(name, path=str(transcript.with_name(f"{name}.flac")))))
     if not found:
         raise ValueError(f"--data_folder: no template sentences in {corpus / split}")
     return found[: limit or None]
@@ -97,14 +96,14 @@ def sounds(codecs: dict[str, Codec]) -> dict[str, Callable[[Tensor], Tensor]]:
 @torch.inference_mode()
 def score_all(items: list[Item], codecs: dict[str, Codec], folder: Path) -> None:
     """Print the table and write it, with what was heard, to `folder`."""
-    judge, rates, heard = Judge(grammar()), {}, {}
+    judge, rates, heard = PocketsphinxJudge(grammar()), {}, {}
     sample_rate = codecs["mel_rvq"].sample_rate
     for title, make in sounds(codecs).items():
-        said = [(name, text, make(clip.load(sample_rate))) for name, text, clip in items]
-        rates[title], pairs = judged(judge, said, sample_rate, title)
+        utterances = [(name, text, make(recording.load(sample_rate))) for name, text, recording in items]
+        rates[title], pairs = judged(judge, utterances, sample_rate, title)
         print(f"{title}: WER {rates[title].wer:.1f} %", flush=True)
         heard[title] = {pair.id: [pair.reference, pair.hypothesis] for pair in pairs}
-        keep_wavs(said, folder / title.replace(" ", "_").replace(",", ""), sample_rate, KEPT_WAVS)
+        keep_wavs(utterances, folder / title.replace(" ", "_").replace(",", ""), sample_rate, KEPT_WAVS)
     write_json(folder / "heard.json", heard)
     write_json(folder / "rates.json", {title: rate.as_dict() for title, rate in rates.items()})
     write_text(folder / "wer.md", rates_table(rates) + "\n")

@@ -23,16 +23,16 @@ from speechbrain.dataio.sampler import ReproducibleRandomSampler
 from torch import Tensor
 from tqdm import tqdm
 
-from omnikit.audio import load_audio
-from omnikit.data.folders import visible
+from omnikit.audio.io import load_audio
+from omnikit.data.find_files import visible
 from omnikit.errors import bad_input_exits, full_disk_names
 from omnikit.hparams import Recipe, load_recipe
 from omnikit.interfaces import Codec, count_parameters
-from omnikit.ranges import COUNT, FROM_ZERO, NOT_NEGATIVE, PATH, POSITIVE, SEED, Range, check_ranges
+from omnikit.option_ranges import COUNT, FROM_ZERO, NOT_NEGATIVE, PATH, POSITIVE, SEED, Range, check_ranges
 from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.codec_losses import quantise, revive_unused, start_from_data
-from omnikit.train.guarded import GuardedBrain
 from omnikit.train.resume import RunIdentity, resumes
+from omnikit.train.robust_brain import RobustBrain
 from omnikit.weights import save_weights
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ RANGES = {
 """Dotted key of a codec's recipe -> what it takes."""
 
 
-class SnacBrain(GuardedBrain):
+class SnacBrain(RobustBrain):
     """Reconstruction through the quantiser; after `joint_epochs` the decoder learns alone."""
 
     def compute_forward(self, batch, stage):

@@ -17,13 +17,13 @@ import speechbrain as sb
 import torch
 from corpus_plan import RANDOM_CHAPTER
 
-from omnikit.data.corpus import prepare
-from omnikit.data.phones import heard
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.errors import bad_input_exits, full_disk_names
 from omnikit.hparams import load_recipe
-from omnikit.train.checks import check_encoder
-from omnikit.train.encoder import export, train_encoder
+from omnikit.prepare.corpus import prepare
+from omnikit.train.ctc_pretraining import export, train_encoder
+from omnikit.train.phoneme_dataset import entries_with_phonemes
+from omnikit.train.recipe_checks import check_encoder
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "recipes" / "LibriSpeech"))
 from prepare import CORPUS
@@ -48,12 +48,12 @@ For: the mini corpus and experiments around it. Human voices were never heard in
 """
 
 
-def sentences(split: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def sentences(split: str, entries: Sequence[ManifestEntry]) -> dict[str, dict[str, Any]]:
     """`heard`, random word strings in a group of their own."""
-    found = heard(rows, split)
-    for name, row in found.items():
+    found = entries_with_phonemes(entries, split)
+    for name, entry in found.items():
         if name.split("-")[-2] == str(RANDOM_CHAPTER):
-            row["group"] = f"{split}, random words"
+            entry["group"] = f"{split}, random words"
     return found
 
 
@@ -64,18 +64,20 @@ def read_data(hparams: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[
     for summary in prepare(CORPUS, data / "corpus", folder, splits):
         print(summary)
     share = {"train-voice": hparams["voice_share"]}
-    rows = {}
+    entries = {}
     for split in splits:
-        rows[split] = sentences(split, some(read_manifest(folder / f"{split}.csv"), share.get(split, 1.0)))
+        entries[split] = sentences(split, some(read_manifest(folder / f"{split}.csv"), share.get(split, 1.0)))
     for split, name in (("questions", "train"), ("questions-unseen", "test_unseen")):
-        rows[split] = heard(read_manifest(data / "qa" / f"{name}.parquet", folder / "tables"), split)
-    train = rows["train-clean"] | rows["train-voice"] | rows["questions"]
-    return train, {name: row for split in (*VALID_SPLITS, "questions-unseen") for name, row in rows[split].items()}
+        entries[split] = entries_with_phonemes(read_manifest(data / "qa" / f"{name}.parquet", folder / "tables"), split)
+    train = entries["train-clean"] | entries["train-voice"] | entries["questions"]
+    return train, {
+        name: entry for split in (*VALID_SPLITS, "questions-unseen") for name, entry in entries[split].items()
+    }
 
 
-def some(rows: Sequence[Row], share: float, seed: int = 1) -> list[Row]:
+def some(entries: Sequence[ManifestEntry], share: float, seed: int = 1) -> list[ManifestEntry]:
     """A random share of rows."""
-    return random.Random(seed).sample(rows, round(share * len(rows)))
+    return random.Random(seed).sample(entries, round(share * len(entries)))
 
 
 def main() -> None:

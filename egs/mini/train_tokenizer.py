@@ -16,7 +16,7 @@ import world
 
 from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
 from omnikit.files import write_bytes
-from omnikit.ranges import SEED
+from omnikit.option_ranges import SEED
 
 PUNCTUATION = ".,;:?!\"'-"
 SENTENCES = 20000

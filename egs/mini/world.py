@@ -161,7 +161,7 @@ _SUM = re.compile(r"(\w+)(?= plus (\w+))")
 
 
 @dataclass(frozen=True)
-class Question:
+class WorldQuestion:
     """One question of the world and its only right answer."""
 
     kind: str  # sum, day, color, capital, opposite or greeting
@@ -169,14 +169,16 @@ class Question:
     answer: str
 
 
-def questions() -> list[Question]:
+def questions() -> list[WorldQuestion]:
     """Every question, those of the held-out sums included."""
-    return _sums() + _days() + _colors() + _capitals() + _opposites() + [Question("greeting", *g) for g in GREETINGS]
+    return (
+        _sums() + _days() + _colors() + _capitals() + _opposites() + [WorldQuestion("greeting", *g) for g in GREETINGS]
+    )
 
 
-def _sums() -> list[Question]:
+def _sums() -> list[WorldQuestion]:
     return [
-        Question("sum", phrasing.format(a=NUMBERS[a], b=NUMBERS[b]), sum_answer(a, b))
+        WorldQuestion("sum", phrasing.format(a=NUMBERS[a], b=NUMBERS[b]), sum_answer(a, b))
         for a, b in itertools.product(range(11), repeat=2)
         for phrasing in SUM_PHRASINGS
     ]
@@ -186,42 +188,42 @@ def sum_answer(a: int, b: int) -> str:
     return f"{NUMBERS[a]} plus {NUMBERS[b]} is {NUMBERS[a + b]}"
 
 
-def _days() -> list[Question]:
+def _days() -> list[WorldQuestion]:
     found = []
     for i, day in enumerate(DAYS):
         following, previous = DAYS[(i + 1) % 7], DAYS[i - 1]
         after, before = f"{following} comes after {day}", f"{previous} comes before {day}"
         found += [
-            Question("day", f"what day comes after {day}", after),
-            Question("day", f"which day follows {day}", after),
-            Question("day", f"what day comes before {day}", before),
-            Question("day", f"which day is before {day}", before),
+            WorldQuestion("day", f"what day comes after {day}", after),
+            WorldQuestion("day", f"which day follows {day}", after),
+            WorldQuestion("day", f"what day comes before {day}", before),
+            WorldQuestion("day", f"which day is before {day}", before),
         ]
     return found
 
 
-def _colors() -> list[Question]:
+def _colors() -> list[WorldQuestion]:
     phrasings = ("what color is the {}", "which color is the {}", "say the color of the {}")
     return [
-        Question("color", phrasing.format(thing), f"the {thing} is {color}")
+        WorldQuestion("color", phrasing.format(thing), f"the {thing} is {color}")
         for thing, color in THING_COLOR.items()
         for phrasing in phrasings
     ]
 
 
-def _capitals() -> list[Question]:
+def _capitals() -> list[WorldQuestion]:
     phrasings = ("what is the capital of {}", "which city is the capital of {}", "say the capital of {}")
     return [
-        Question("capital", phrasing.format(country), f"{city} is the capital of {country}")
+        WorldQuestion("capital", phrasing.format(country), f"{city} is the capital of {country}")
         for country, city in CAPITALS.items()
         for phrasing in phrasings
     ]
 
 
-def _opposites() -> list[Question]:
+def _opposites() -> list[WorldQuestion]:
     phrasings = ("what is the opposite of {}", "say the opposite of {}")
     return [
-        Question("opposite", phrasing.format(word), f"the opposite of {word} is {other}")
+        WorldQuestion("opposite", phrasing.format(word), f"the opposite of {word} is {other}")
         for pair in OPPOSITES
         for word, other in (pair, pair[::-1])
         for phrasing in phrasings
@@ -235,12 +237,12 @@ def mentions_sum(text: str, pairs: frozenset[tuple[int, int]] = HELD_OUT_SUMS) -
     return any(None not in pair and tuple(sorted(pair)) in pairs for pair in found)
 
 
-def known_questions() -> list[Question]:
+def known_questions() -> list[WorldQuestion]:
     """The questions that may be trained on."""
     return [q for q in questions() if not mentions_sum(q.text)]
 
 
-def held_out_questions() -> list[Question]:
+def held_out_questions() -> list[WorldQuestion]:
     return [q for q in questions() if mentions_sum(q.text)]
 
 

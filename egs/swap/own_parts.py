@@ -43,7 +43,6 @@ class Whistle(Codec):
     def __init__(self, *, codebook_size: int, frame_samples: int, spacing: int):
         super().__init__()
         self.codebook_size, self.frame_samples, self.spacing = codebook_size, frame_samples, spacing
-        self.frame_rate = self.sample_rate / frame_samples
 
     def encode(self, wav: Tensor) -> Tensor:
         frames = nn.functional.pad(wav, (0, -wav.shape[1] % self.frame_samples)).unflatten(1, (-1, self.frame_samples))

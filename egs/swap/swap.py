@@ -14,14 +14,14 @@ from torch import Tensor
 
 import omnikit
 from omnikit.api import Omni
-from omnikit.audio import save_audio
+from omnikit.audio.io import save_audio
 from omnikit.data.collate import Batch, collate
 from omnikit.describe import describe
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.generate.prompts import encode
 from omnikit.losses import stream_losses, weighted_mean
 from omnikit.model import OmniLM
-from omnikit.ranges import COUNT
+from omnikit.option_ranges import COUNT
 from omnikit.tasks import TASKS, make_sample
 
 HERE = Path(__file__).parent
@@ -54,7 +54,7 @@ def lesson(model: OmniLM, wavs: dict[str, Tensor]) -> Batch:
         heard = encode(model, list(wavs.values()))
     samples = [
         make_sample(
-            TASK, model.layout, model.pattern, audio_frames=model.frames_heard(len(features)),
+            TASK, model.layout, model.pattern, audio_frames=model.num_speech_positions(len(features)),
             answer=model.llm.tokenizer.encode(name), codes=model.codec.encode(wav[None])[0],
         )
         for (name, wav), features in zip(wavs.items(), heard, strict=True)
@@ -64,7 +64,7 @@ def lesson(model: OmniLM, wavs: dict[str, Tensor]) -> Batch:
 
 def learn(model: OmniLM, batch: Batch, steps: int) -> list[float]:
     """The loss of every step."""
-    model.freeze_all_but(["adapter", "llm", "text_rows", "audio_rows"])
+    model.freeze_all_but(["adapter", "llm", "new_text_embeddings", "new_audio_embeddings"])
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(steps):

@@ -7,9 +7,9 @@ from functools import cached_property
 from torch import Tensor, nn
 from transformers import DacConfig, DacModel
 
-from omnikit.codecs.centred import CentredDecoder
-from omnikit.codecs.joined import JoinedStreams
-from omnikit.codecs.residual import ResidualCodec
+from omnikit.codecs.joined_streams import JoinedStreams
+from omnikit.codecs.streaming_centred import CentredDecoder
+from omnikit.codecs.transformers_residual import ResidualCodec
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams
 
 TINY = {"encoder_hidden_size": 4, "decoder_hidden_size": 32}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from transformers import EncodecConfig, EncodecModel
 
-from omnikit.codecs.causal import CausalCodec, Memory, run
+from omnikit.codecs.streaming_causal import CausalCodec, Memory, run
 
 TINY = {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "num_lstm_layers": 1}
 # the model for 48 kHz is stereo, normalises over time and decodes overlapping seconds: another codec

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from omnikit.codecs.rtisi import PhaseSearch, Search
 from omnikit.interfaces import Codec
+from omnikit.skip_init import empty_on_meta
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, check_frames, check_mode
-from omnikit.undrawn import outlined
 from omnikit.weights import load_into
 
 LARGEST_FFT, MOST_BANDS = 16384, 512
@@ -62,14 +62,13 @@ class MelRVQ(Codec):
         self.hop = n_fft // 4
         self.margin = (n_fft - self.hop) // 2  # so that P columns are centred in the samples of their patch
         self.frame_samples = patch * self.hop
-        self.frame_rate = sample_rate / self.frame_samples
         self.lookahead = n_fft - self.hop + self.margin
         filters = mel_filters(sample_rate, n_fft, n_mels)
-        self.register_buffer("window", outlined((n_fft,), lambda: torch.hann_window(n_fft)), persistent=False)
+        self.register_buffer("window", empty_on_meta((n_fft,), lambda: torch.hann_window(n_fft)), persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
         self.register_buffer("inverse", torch.from_numpy(np.linalg.pinv(filters)).float(), persistent=False)
         shape = num_codebooks, codebook_size, patch * n_mels
-        self.register_buffer("codebooks", outlined(shape, lambda: torch.randn(shape)))
+        self.register_buffer("codebooks", empty_on_meta(shape, lambda: torch.randn(shape)))
 
     def load_weights(self) -> None:
         """See `Part`.

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from transformers import MimiConfig, MimiModel
 
-from omnikit.codecs.attention import transform
-from omnikit.codecs.causal import CausalCodec, Memory, run
+from omnikit.codecs.streaming_attention import transform
+from omnikit.codecs.streaming_causal import CausalCodec, Memory, run
 from omnikit.streaming import EXACT, DecodeStream
 
 TINY = {

@@ -11,7 +11,7 @@ MESSAGE = "codec: this system has none, so it only writes; to hear it speak, bui
 
 
 class NoCodec(Codec):
-    """Stands where a codec would, so that the model has its audio rows and heads.
+    """Stands where a codec would, so that the model has its audio streams and heads.
 
     Args:
         num_codebooks, codebook_size: of the codec that the model was trained with.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from omnikit.hashing import GOLDEN, hash32
+from omnikit.counter_rng import GOLDEN, hash32
 
 
 class PositionNoise(nn.Module):

@@ -23,17 +23,17 @@ import torch
 from snac import SNAC
 from torch import Tensor, nn
 
-from omnikit.codecs.centred import CentredDecoder
-from omnikit.codecs.joined import JoinedStreams
+from omnikit.codecs.joined_streams import JoinedStreams
 from omnikit.codecs.position_noise import replace_noise
-from omnikit.codecs.published import read_config, refuse_other_numbers
+from omnikit.codecs.pretrained import read_config, refuse_other_numbers
+from omnikit.codecs.streaming_centred import CentredDecoder
 from omnikit.errors import one_line
-from omnikit.foreign import read_pickle
 from omnikit.hub import hub_file, is_hub_id
 from omnikit.interfaces import Codec
-from omnikit.limits import check_count
-from omnikit.sizes import sized
+from omnikit.part_sizes import sized
+from omnikit.size_limits import check_count
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams
+from omnikit.untrusted_models import read_pickle
 
 CONFIG, PUBLISHED = "config.json", "pytorch_model.bin"
 TINY = {"encoder_dim": 4, "decoder_dim": 64}  # an attention head of the package is 64 wide
@@ -46,7 +46,7 @@ class SnacCodec(Codec):
     repeated up to a whole window, and a stream lags a window more.
 
     Args:
-        size: see `omnikit.sizes`.
+        size: see `omnikit.part_sizes`.
 
     Raises:
         ValueError: the strides do not fall, each a multiple of the next, down to 1; or no such size.
@@ -72,7 +72,6 @@ class SnacCodec(Codec):
         self.sample_rate, self.codebook_size = sampling_rate, self.snac.codebook_size
         self.num_codebooks = len(self.places)
         self.frame_samples = int(self.snac.hop_length) * vq_strides[0]
-        self.frame_rate = sampling_rate / self.frame_samples
         self.decoder = CentredDecoder(self.snac.decoder.model, self._latents, self.frame_samples)
         self.lookahead = self.decoder.lookahead
 

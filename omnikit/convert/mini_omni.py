@@ -15,15 +15,15 @@ from torch import Tensor
 
 from omnikit import checkpoint
 from omnikit.convert.mini_omni_names import ADAPTERS, Sizes, our_names, published_shapes, read_sizes
-from omnikit.encoders.whisper_files import read_whisper
 from omnikit.encoders.whisper_network import encoder_sizes
+from omnikit.encoders.whisper_weights import read_whisper
 from omnikit.errors import one_line
-from omnikit.foreign import read_pickle
 from omnikit.hparams import build_parts
-from omnikit.hparams.tree import read_tree
+from omnikit.hparams.yaml_tree import read_tree
 from omnikit.hub import hub_file, hub_folder, is_hub_id
 from omnikit.model import OmniLM
-from omnikit.untrusted import read_json
+from omnikit.untrusted_files import read_json
+from omnikit.untrusted_models import read_pickle
 
 WEIGHTS, CONFIG, WHISPER = "lit_model.pth", "model_config.yaml", "small.pt"
 SNAC_24KHZ = "hubertsiuzdak/snac_24khz"

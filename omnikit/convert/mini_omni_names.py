@@ -137,7 +137,7 @@ def our_names(state: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
         ours |= _block(state, f"transformer.post_adapter.{n}", f"tts_adapter.trunk.layers.{n}", sizes)
     if sizes.tts_blocks:
         ours["tts_adapter.trunk.norm.weight"] = state["transformer.post_adapter_audio_ln.weight"]
-        ours["audio_rows.head.weight"] = state["transformer.post_adapter_audio_lm_head.weight"]
+        ours["new_audio_embeddings.head.weight"] = state["transformer.post_adapter_audio_lm_head.weight"]
     return ours
 
 
@@ -146,8 +146,8 @@ def _tables(side: str, known: str, table: Tensor, sizes: Sizes) -> dict[str, Ten
     text, audio = sizes.text_vocab_size, sizes.cat_audio_vocab_size
     return {
         known: table[: sizes.text_vocab],
-        f"text_rows.{side}.weight": table[sizes.text_vocab : text],
-        f"audio_rows.{side}.weight": table[text : text + audio],
+        f"new_text_embeddings.{side}.weight": table[sizes.text_vocab : text],
+        f"new_audio_embeddings.{side}.weight": table[text : text + audio],
     }
 
 

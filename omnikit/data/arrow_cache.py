@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from omnikit.data.content import Content, digest_of
-from omnikit.data.ledger import open_ledger
+from omnikit.data.content_digest import Content, digest_of
+from omnikit.data.digest_ledger import open_ledger
 from omnikit.errors import Unwritable, one_line
 
 logger = logging.getLogger(__name__)

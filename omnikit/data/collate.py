@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from omnikit.interfaces import lengths_to_mask
-from omnikit.model import Speech
+from omnikit.model import AdaptedSpeech
 from omnikit.tasks import AUDIO_START, Sample
 from omnikit.tokens import IGNORE, TokenLayout
 
@@ -28,7 +28,7 @@ def rounded(length: int | np.ndarray, multiple: int) -> int | np.ndarray:
 @dataclass
 class Batch:
     """A training batch. Rows without speech have no features and the length 0; likewise those whose features are still
-    to be made of a recording, see `heard`."""
+    to be made of a recording, see `with_features`."""
 
     steps: Tensor  # [B, S, L]
     labels: Tensor  # [B, S, L]
@@ -44,25 +44,25 @@ class Batch:
 
     @property
     def has_speech(self) -> bool:
-        return bool(((self.lengths > 0) | self.unheard).any())
+        return bool(((self.lengths > 0) | self.to_encode).any())
 
     @property
-    def unheard(self) -> Tensor:
+    def to_encode(self) -> Tensor:
         """Rows of which there is a recording in place of features [B], bool."""
         return self.samples > 0
 
-    def heard(self, made: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def with_features(self, made: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Features made of the recordings [b, T, D] with lengths [b] -> those of all rows [B, T, D], lengths [B]."""
-        at, ready, inside = self.unheard, self.features, lengths_to_mask(counts, made.shape[1])
+        at, ready, inside = self.to_encode, self.features, lengths_to_mask(counts, made.shape[1])
         longest = rounded(max(made.shape[1], ready.shape[1]), FRAMES)
         features = ready.new_zeros(len(at), longest, ready.shape[2])
         features[:, : ready.shape[1]] = ready
         features[at, : made.shape[1]] = (made * inside[..., None]).to(features.dtype)
         return features, self.lengths.masked_scatter(at, counts.to(self.lengths.dtype))
 
-    def speech(self, adapted: Tensor, lengths: Tensor) -> Speech:
+    def speech(self, adapted: Tensor, lengths: Tensor) -> AdaptedSpeech:
         """Adapted features of this batch, placed where its prompts expect them."""
-        return Speech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
+        return AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
 
 
 def collate(

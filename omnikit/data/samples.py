@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from omnikit.data.array_cache import ArrayStore
 from omnikit.data.collate import Batch, collate
-from omnikit.data.rows import Codes, Features, Row
-from omnikit.data.store import ArrayStore
+from omnikit.data.manifest_reader import Codes, Features, ManifestEntry
 from omnikit.errors import one_line
 from omnikit.hparams.recipe import names_of
 from omnikit.interfaces import AudioEncoder, Tokenizer
@@ -30,12 +30,12 @@ still to be made; None in place of what it has not."""
 _TOGETHER = 2048  # rows
 
 
-class Unheard(ValueError):
+class UnusableRecording(ValueError):
     """A recording of which the training step was to make features cannot be used."""
 
 
 @dataclass(frozen=True)
-class Heard:
+class SpeechInputs:
     """Encoder features of rows: their own where they are of the system's encoder, else those made of the recordings;
     with `live` in their place the recordings, of which the training step makes features."""
 
@@ -45,50 +45,50 @@ class Heard:
     live: AudioEncoder | None = None
     """The system's; None where features were made before."""
 
-    def own(self, row: Row) -> Features | None:
+    def own(self, entry: ManifestEntry) -> Features | None:
         """The row's own features, of this encoder."""
-        return row.features if row.features is not None and row.features.encoder == self.encoder else None
+        return entry.features if entry.features is not None and entry.features.encoder == self.encoder else None
 
-    def __contains__(self, row: Row) -> bool:
-        if self.own(row) is not None:
+    def __contains__(self, entry: ManifestEntry) -> bool:
+        if self.own(entry) is not None:
             return True
         if self.live is not None:
-            return row.a1 is not None and isinstance(self.expected(row), int)
-        return row.a1 is not None and _holds(self.made, row.a1.key)
+            return entry.a1 is not None and isinstance(self.expected(entry), int)
+        return entry.a1 is not None and _holds(self.made, entry.a1.key)
 
-    def __getitem__(self, row: Row) -> Tensor:
+    def __getitem__(self, entry: ManifestEntry) -> Tensor:
         """[T, D], float16"""
-        own = self.own(row)
-        return self.made[row.a1.key] if own is None else own.load()
+        own = self.own(entry)
+        return self.made[entry.a1.key] if own is None else own.load()
 
-    def frames(self, row: Row) -> int:
+    def frames(self, entry: ManifestEntry) -> int:
         """T, without reading them; of a recording about so many, by its length in seconds."""
-        own = self.own(row)
+        own = self.own(entry)
         if own is not None:
             return own.frames
-        return self.made.shape(row.a1.key)[0] if self.live is None else self.expected(row)
+        return self.made.shape(entry.a1.key)[0] if self.live is None else self.expected(entry)
 
-    def wav(self, row: Row) -> Tensor | None:
+    def wav(self, entry: ManifestEntry) -> Tensor | None:
         """The recording [N] of which the training step makes features; None where the row has features.
 
         Raises:
-            Unheard: it cannot be read, or the encoder takes no recording of that length.
+            UnusableRecording: it cannot be read, or the encoder takes no recording of that length.
         """
-        if self.live is None or self.own(row) is not None:
+        if self.live is None or self.own(entry) is not None:
             return None
         try:
-            wav = row.a1.load(self.live.sample_rate)
+            wav = entry.a1.load(self.live.sample_rate)
             self.live.num_frames(len(wav))
         except ValueError as error:
-            raise Unheard(f"row {row.id} is left out of its batch: {one_line(error)}") from None
+            raise UnusableRecording(f"entry {entry.id} is left out of its batch: {one_line(error)}") from None
         return wav
 
-    def expected(self, row: Row) -> int | str:
+    def expected(self, entry: ManifestEntry) -> int | str:
         """About how many frames T the encoder makes of a row's recording, by its length in seconds; in their place the
-        reason (of `shards.REASONS`) for which it cannot be used."""
-        seconds = row.duration
+        reason (of `skipped.REASONS`) for which it cannot be used."""
+        seconds = entry.duration
         if not seconds:
-            found = row.a1.check()
+            found = entry.a1.check()
             if found.problem:
                 return found.problem
             seconds = found.seconds
@@ -102,9 +102,9 @@ class Heard:
 class Source:
     """The rows of one corpus, the tasks that they serve, and what was made of their recordings."""
 
-    rows: Sequence[Row]
+    entries: Sequence[ManifestEntry]
     tasks: tuple[str, ...]
-    heard: Heard = field(default_factory=Heard)
+    speech_inputs: SpeechInputs = field(default_factory=SpeechInputs)
     codes: ArrayStore | None = None
     name: str = ""
     """Its key in the recipe's `sources`, for messages."""
@@ -121,65 +121,69 @@ class SampleMaker:
     """
 
     def __init__(self, model: OmniLM, source: Source):
-        self.model, self.heard, self.codes = model, source.heard, source.codes
+        self.model, self.speech_inputs, self.codes = model, source.speech_inputs, source.codes
         self.codec = codec_name(model)
 
-    def usable(self, row: Row, task: Task) -> bool:
+    def usable(self, entry: ManifestEntry, task: Task) -> bool:
         """Whether the row serves the task and its recordings could be read."""
-        if not row.serves(task):
+        if not entry.serves(task):
             return False
-        spoken = row.spoken(task)
-        return (task.given != "speech" or row in self.heard) and (
+        spoken = entry.target_recording(task)
+        return (task.given != "speech" or entry in self.speech_inputs) and (
             not task.speaks
-            or self._own_codes(row, task) is not None
+            or self._own_codes(entry, task) is not None
             or (spoken is not None and _holds(self.codes, spoken.key))
         )
 
-    def texts(self, row: Row, task: Task) -> list[str]:
+    def texts(self, entry: ManifestEntry, task: Task) -> list[str]:
         """What is read and written in the sample."""
-        return [row.written(task), *([row.t1] if task.given == "text" else [])]
+        return [entry.target_text(task), *([entry.t1] if task.given == "text" else [])]
 
-    def length(self, row: Row, task: Task, tokens: dict[str, int]) -> int:
+    def length(self, entry: ManifestEntry, task: Task, tokens: dict[str, int]) -> int:
         """Steps of the sample, without making it; `tokens`: how many each of its texts has."""
-        given = self.model.frames_heard(self.heard.frames(row)) if task.given == "speech" else tokens[row.t1]
-        frames = self._frames(row, task) if task.speaks else 0
-        return sample_length(task, self.model.pattern, given=given, text=tokens[row.written(task)], frames=frames)
+        given = (
+            self.model.num_speech_positions(self.speech_inputs.frames(entry))
+            if task.given == "speech"
+            else tokens[entry.t1]
+        )
+        frames = self._frames(entry, task) if task.speaks else 0
+        return sample_length(task, self.model.pattern, given=given, text=tokens[entry.target_text(task)], frames=frames)
 
-    def __call__(self, row: Row, task: Task) -> Item:
+    def __call__(self, entry: ManifestEntry, task: Task) -> Item:
         """Row and task -> the sample and what it hears.
 
         Raises:
-            Unheard: see `Heard.wav`.
+            UnusableRecording: see `SpeechInputs.wav`.
         """
         encode = self.model.llm.tokenizer.encode
         features = wav = frames = None
         if task.given == "speech":
-            wav = self.heard.wav(row)
-            features = self.heard[row] if wav is None else None
-            frames = len(features) if wav is None else self.heard.live.num_frames(len(wav))
+            wav = self.speech_inputs.wav(entry)
+            features = self.speech_inputs[entry] if wav is None else None
+            frames = len(features) if wav is None else self.speech_inputs.live.num_frames(len(wav))
         sample = make_sample(
             task,
             self.model.layout,
             self.model.pattern,
-            question=encode(row.t1) if task.given == "text" else None,
-            audio_frames=None if frames is None else self.model.frames_heard(frames),
-            answer=encode(row.written(task)),
-            codes=self._codes(row, task) if task.speaks else None,
+            question=encode(entry.t1) if task.given == "text" else None,
+            audio_frames=None if frames is None else self.model.num_speech_positions(frames),
+            answer=encode(entry.target_text(task)),
+            codes=self._codes(entry, task) if task.speaks else None,
         )
-        return {"id": row.id, "sample": sample, "features": features, "wav": wav}
+        return {"id": entry.id, "sample": sample, "features": features, "wav": wav}
 
-    def _own_codes(self, row: Row, task: Task) -> Codes | None:
-        codes = row.spoken_codes(task)
+    def _own_codes(self, entry: ManifestEntry, task: Task) -> Codes | None:
+        codes = entry.target_codes(task)
         return codes if codes is not None and codes.codec == self.codec else None
 
-    def _frames(self, row: Row, task: Task) -> int:
-        own = self._own_codes(row, task)
-        return self.codes.shape(row.spoken(task).key)[1] if own is None else own.frames
+    def _frames(self, entry: ManifestEntry, task: Task) -> int:
+        own = self._own_codes(entry, task)
+        return self.codes.shape(entry.target_recording(task).key)[1] if own is None else own.frames
 
-    def _codes(self, row: Row, task: Task) -> Tensor:
+    def _codes(self, entry: ManifestEntry, task: Task) -> Tensor:
         """[K, T]"""
-        own = self._own_codes(row, task)
-        return (self.codes[row.spoken(task).key] if own is None else own.load()).long()
+        own = self._own_codes(entry, task)
+        return (self.codes[entry.target_recording(task).key] if own is None else own.load()).long()
 
 
 def codec_name(model: OmniLM) -> str | None:
@@ -212,8 +216,8 @@ class Samples(Dataset):
     def __getitem__(self, index: int) -> Item | None:
         source, place, task = self.places[index].tolist()
         try:
-            return self.makers[source](self.sources[source].rows[place], TASKS[NAMES[task]])
-        except Unheard as error:
+            return self.makers[source](self.sources[source].entries[place], TASKS[NAMES[task]])
+        except UnusableRecording as error:
             logger.warning("%s", error)
             return None
 
@@ -237,14 +241,16 @@ def make_dataset(
     for number, (source, make) in enumerate(zip(sources, makers, strict=True)):
         wanted = [name for name in source.tasks if tasks.get(name, 0) > 0]
         for name, found in _measured(make, source, wanted).items():
-            rows, steps = np.frombuffer(found, dtype=np.int32).reshape(-1, 2).T
+            entries, steps = np.frombuffer(found, dtype=np.int32).reshape(-1, 2).T
             lengths.append(steps)
-            places.append(np.stack([np.full_like(rows, number), rows, np.full_like(rows, NAMES.index(name))], axis=1))
+            places.append(
+                np.stack([np.full_like(entries, number), entries, np.full_like(entries, NAMES.index(name))], axis=1)
+            )
     steps = np.concatenate([*lengths, np.zeros(0, np.int32)])
     kept = np.ones(len(steps), bool) if longest is None else steps <= longest
     if not kept.any():
         wanted = ", ".join(name for name, weight in tasks.items() if weight > 0)
-        raise ValueError(f"no row of the sources serves a task of {wanted}; {len(steps)} samples are too long")
+        raise ValueError(f"no entry of the sources serves a task of {wanted}; {len(steps)} samples are too long")
     if not kept.all():
         logger.warning("%d samples of more than %d steps left out", len(kept) - kept.sum(), longest)
     chosen = np.concatenate(places)[kept]
@@ -259,20 +265,22 @@ def _measured(make: SampleMaker, source: Source, tasks: list[str]) -> dict[str, 
     """
     found = {name: array("i") for name in tasks}
     refused: dict[int, str] = {}
-    ordered = enumerate(source.rows if tasks else ())
+    ordered = enumerate(source.entries if tasks else ())
     while some := list(islice(ordered, _TOGETHER)):
-        usable = [(i, row, name) for i, row in some for name in tasks if make.usable(row, TASKS[name])]
-        texts = list({text: None for _, row, name in usable for text in make.texts(row, TASKS[name])})
+        usable = [(i, entry, name) for i, entry in some for name in tasks if make.usable(entry, TASKS[name])]
+        texts = list({text: None for _, entry, name in usable for text in make.texts(entry, TASKS[name])})
         tokens = _counted(make.model.llm.tokenizer, texts)
-        for i, row, name in usable:
-            problem = next((tokens[t] for t in make.texts(row, TASKS[name]) if isinstance(tokens[t], ValueError)), None)
+        for i, entry, name in usable:
+            problem = next(
+                (tokens[t] for t in make.texts(entry, TASKS[name]) if isinstance(tokens[t], ValueError)), None
+            )
             if problem is None:
-                found[name].extend((i, make.length(row, TASKS[name], tokens)))
+                found[name].extend((i, make.length(entry, TASKS[name], tokens)))
             else:
-                refused.setdefault(i, f"row {row.id}: {one_line(problem)}")
+                refused.setdefault(i, f"entry {entry.id}: {one_line(problem)}")
     if refused:
         first = next(iter(refused.values()))
-        logger.warning("sources.%s: %d rows refused by the tokenizer (such as %s)", source.name, len(refused), first)
+        logger.warning("sources.%s: %d entries refused by the tokenizer (such as %s)", source.name, len(refused), first)
     return found
 
 

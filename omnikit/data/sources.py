@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.ledger import open_ledger
-from omnikit.data.prepare import codes_of, features_of
-from omnikit.data.rows import Clip, Row, SomeRows, check_codec, read_manifest
-from omnikit.data.samples import Heard, Source, codec_name
+from omnikit.data.array_cache import fingerprint
+from omnikit.data.digest_ledger import open_ledger
+from omnikit.data.encode_recordings import cached_codes, cached_features
+from omnikit.data.manifest_reader import EntrySubset, ManifestEntry, Recording, check_codec, read_manifest
+from omnikit.data.samples import Source, SpeechInputs, codec_name
 from omnikit.data.skipped import Skipped
-from omnikit.data.store import fingerprint
 from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
@@ -38,7 +38,7 @@ def read_sources(
     Args:
         sources: name -> `{manifest: FILE or FOLDER}`, with `tasks: [..]` that it may serve, `limit: N` for a part of
             its rows, chosen at random, `answers: FILE` where rows share the recordings of their answers, and
-            `hold_out: N` or `held_out: N`, see `read_rows`; None for a source that is not wanted.
+            `without_held_out: N` or `only_held_out: N`, see `read_entries`; None for a source that is not wanted.
         tasks: the mix; what no wanted task needs is not made.
         features: `CACHED` or `ON_THE_FLY`.
 
@@ -50,7 +50,7 @@ def read_sources(
     return [_read(name, options, model, tasks, cache_folder, live) for name, options in sources.items() if options]
 
 
-def check_cache(cache_folder: str | Path) -> None:
+def verify_cache(cache_folder: str | Path) -> None:
     """Have the content of every recording and Parquet manifest verified when it is next read, whatever size and
     modification time it has.
 
@@ -71,31 +71,31 @@ def _live(features: str, encoder: AudioEncoder) -> bool:
     return features == ON_THE_FLY
 
 
-def read_rows(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[Row]:
-    """The rows of one source; with `hold_out: N` all but N chosen at random, with `held_out: N` these.
+def read_entries(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[ManifestEntry]:
+    """The rows of one source; with `without_held_out: N` all but N chosen at random, with `only_held_out: N` these.
 
     Raises:
         ValueError: no manifest is named, it cannot be read, or has no more than N rows.
     """
     if "manifest" not in options:
         raise ValueError(f"sources.{name}: no manifest; it has {', '.join(options) or 'nothing'}")
-    rows = read_manifest(options["manifest"], Path(cache_folder) / TABLES, options.get("answers"))
-    chosen: Sequence[int] = range(len(rows))
-    for key in ("hold_out", "held_out"):
+    entries = read_manifest(options["manifest"], Path(cache_folder) / TABLES, options.get("answers"))
+    chosen: Sequence[int] = range(len(entries))
+    for key in ("without_held_out", "only_held_out"):
         if (count := options.get(key)) is not None:
-            chosen = _parted(name, key, count, len(rows))
+            chosen = _parted(name, key, count, len(entries))
     limit = options.get("limit")
     if limit is not None and limit < len(chosen):
         chosen = random.Random(0).sample(chosen, limit)
-    return rows if isinstance(chosen, range) else SomeRows(rows, chosen)
+    return entries if isinstance(chosen, range) else EntrySubset(entries, chosen)
 
 
-def _parted(name: str, key: str, count: int, rows: int) -> list[int]:
+def _parted(name: str, key: str, count: int, entries: int) -> list[int]:
     """Indices of the rows that are held out, or of the others."""
-    if not 0 <= count < rows:
-        raise ValueError(f"sources.{name}.{key}: {count}; the manifest has {rows} rows")
-    held = sorted(random.Random(1).sample(range(rows), count))
-    return held if key == "held_out" else sorted(set(range(rows)).difference(held))
+    if not 0 <= count < entries:
+        raise ValueError(f"sources.{name}.{key}: {count}; the manifest has {entries} entries")
+    held = sorted(random.Random(1).sample(range(entries), count))
+    return held if key == "only_held_out" else sorted(set(range(entries)).difference(held))
 
 
 def _read(
@@ -107,19 +107,23 @@ def _read(
     wanted = [TASKS[t] for t in options["tasks"] if tasks.get(t, 0) > 0]
     if not wanted:
         return Source([], ())
-    rows = read_rows(name, options, cache_folder)
+    entries = read_entries(name, options, cache_folder)
     # written rows, of which there are millions, are not gone through
-    spoken = _clips(_to_encode(rows, [task for task in wanted if task.speaks], model, f"sources.{name}"))
+    spoken = _with_recordings(_to_encode(entries, [task for task in wanted if task.speaks], model, f"sources.{name}"))
     return Source(
-        rows,
+        entries,
         tuple(task.name for task in wanted),
-        hear(model, rows, cache_folder, name, live) if any(task.given == "speech" for task in wanted) else Heard(),
-        codes_of(model.codec, spoken, cache_folder, name) if spoken else None,
+        read_features(model, entries, cache_folder, name, live)
+        if any(task.given == "speech" for task in wanted)
+        else SpeechInputs(),
+        cached_codes(model.codec, spoken, cache_folder, name) if spoken else None,
         name,
     )
 
 
-def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str, live: bool = False) -> Heard:
+def read_features(
+    model: OmniLM, entries: Sequence[ManifestEntry], cache_folder: str | Path, name: str, live: bool = False
+) -> SpeechInputs:
     """Encoder features of rows that have them or a recording.
 
     Args:
@@ -129,48 +133,50 @@ def hear(model: OmniLM, rows: Sequence[Row], cache_folder: str | Path, name: str
     Raises:
         ValueError: a row holds another encoder's features and no recording.
     """
-    encoder, clips, skipped = None, [], Skipped()
-    in_step = Heard(live=model.encoder)
-    for row in rows:
-        if row.features is not None and encoder is None:
+    encoder, recordings, skipped = None, [], Skipped()
+    in_step = SpeechInputs(live=model.encoder)
+    for entry in entries:
+        if entry.features is not None and encoder is None:
             encoder = fingerprint(model.encoder)
-        if row.features is not None and row.features.encoder == encoder:
+        if entry.features is not None and entry.features.encoder == encoder:
             continue
-        if row.a1 is not None and live:
-            expected = in_step.expected(row)
+        if entry.a1 is not None and live:
+            expected = in_step.expected(entry)
             if isinstance(expected, str):
-                skipped.add(expected, row.id)
-        elif row.a1 is not None:
-            clips.append(row.a1)
-        elif row.features is not None:
+                skipped.add(expected, entry.id)
+        elif entry.a1 is not None:
+            recordings.append(entry.a1)
+        elif entry.features is not None:
             raise ValueError(
-                f"sources.{name}: row {row.id}: holds features of the encoder {row.features.encoder}, but the system's "
-                f"is {encoder}; make them again (omnikit tokenize), or give the recordings (a1)"
+                f"sources.{name}: entry {entry.id}: holds features of the encoder {entry.features.encoder}, but the "
+                f"system's is {encoder}; make them again (omnikit tokenize), or give the recordings (a1)"
             )
     if skipped:
-        logger.warning("%s: %d of %d recordings skipped: %s", name, skipped.total(), len(rows), skipped)
+        logger.warning("%s: %d of %d recordings skipped: %s", name, skipped.total(), len(entries), skipped)
     if live:
-        return Heard(encoder, live=model.encoder)
-    return Heard(encoder, features_of(model.encoder, clips, cache_folder, name) if clips else None)
+        return SpeechInputs(encoder, live=model.encoder)
+    return SpeechInputs(encoder, cached_features(model.encoder, recordings, cache_folder, name) if recordings else None)
 
 
-def _to_encode(rows: Sequence[Row], tasks: list[Task], model: OmniLM, where: str) -> list[Clip | None]:
+def _to_encode(
+    entries: Sequence[ManifestEntry], tasks: list[Task], model: OmniLM, where: str
+) -> list[Recording | None]:
     """Recordings of what is said, of rows that hold no codes of the system's codec.
 
     Raises:
         ValueError: a row holds another codec's codes and no recording.
     """
-    codec, own, clips = codec_name(model), None, []
+    codec, own, recordings = codec_name(model), None, []
     for task in tasks:
-        for row in rows:
-            codes, clip = row.spoken_codes(task), row.spoken(task)
-            if codes is None or (codes.codec != codec and clip is not None):
-                clips.append(clip)
+        for entry in entries:
+            codes, recording = entry.target_codes(task), entry.target_recording(task)
+            if codes is None or (codes.codec != codec and recording is not None):
+                recordings.append(recording)
             elif own is None or codes.codec != codec:
                 check_codec(codes, model.codec, codec, where)  # one stands for all of the same codec
                 own = codes
-    return clips
+    return recordings
 
 
-def _clips(clips: list[Clip | None]) -> list[Clip]:
-    return [clip for clip in clips if clip is not None]
+def _with_recordings(recordings: list[Recording | None]) -> list[Recording]:
+    return [recording for recording in recordings if recording is not None]

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from omnikit.encoders.speech_files import read_speech
-from omnikit.foreign import build_network
+from omnikit.encoders.transformers_speech_weights import read_speech
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import AudioEncoder
-from omnikit.limits import check_counts
-from omnikit.sizes import PUBLISHED, sized
+from omnikit.part_sizes import PUBLISHED, sized
+from omnikit.size_limits import check_counts
+from omnikit.untrusted_models import build_network
 
 FAMILIES = ("hubert", "wav2vec2", "wavlm")
 SAMPLE_RATE = 16000
@@ -42,7 +42,7 @@ class TransformersSpeechEncoder(AudioEncoder):
         normalize: whether each recording gets zero mean and unit variance first (`do_normalize` of the published
             `preprocessor_config.json`).
         weights: see `Part`; or a folder or hub id as transformers writes it.
-        size: `published`, or `tiny` for few and narrow layers, see `omnikit.sizes`.
+        size: `published`, or `tiny` for few and narrow layers, see `omnikit.part_sizes`.
 
     Raises:
         ValueError: another `model_type`, or no such size.

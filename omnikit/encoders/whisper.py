@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnikit.encoders.log_mel import HOP_LENGTH, MEL_BANDS, SAMPLE_RATE, log_mel
-from omnikit.encoders.whisper_files import is_published, read_encoder
 from omnikit.encoders.whisper_network import CONV_STRIDE, WhisperNetwork
-from omnikit.encoders.whisper_transformers import read_transformers
+from omnikit.encoders.whisper_transformers_weights import read_transformers
+from omnikit.encoders.whisper_weights import is_published, read_encoder
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import AudioEncoder, lengths_to_mask
-from omnikit.limits import check_count
-from omnikit.sizes import PUBLISHED, sized
+from omnikit.part_sizes import PUBLISHED, sized
+from omnikit.size_limits import check_count
 
 FRAME_SAMPLES = HOP_LENGTH * CONV_STRIDE
 WINDOW_SAMPLES = 30 * SAMPLE_RATE  # what the published encoder always sees
@@ -34,7 +34,7 @@ class WhisperEncoder(AudioEncoder):
             batch is masked out.
         weights: see `Part`; or a `.pt` file of openai-whisper, or the name of one (`tiny`, `small`, `large-v3` ..); or
             a folder or hub id as transformers writes it.
-        size: `published`, or `tiny` for another width, heads and layers, see `omnikit.sizes`.
+        size: `published`, or `tiny` for another width, heads and layers, see `omnikit.part_sizes`.
     """
 
     frame_samples = FRAME_SAMPLES

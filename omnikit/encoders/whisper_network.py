@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnikit.interfaces import lengths_to_mask
-from omnikit.undrawn import outlined
+from omnikit.skip_init import empty_on_meta
 
 CONV_STRIDE = 2  # of the second convolution
 LONGEST_PERIOD = 10_000  # over 2 pi: frames of the slowest sinusoid
@@ -36,9 +36,9 @@ class WhisperNetwork(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(n_mels, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=CONV_STRIDE, padding=1)
-        positions = outlined((n_ctx, width), lambda: sinusoids(n_ctx, width))
+        positions = empty_on_meta((n_ctx, width), lambda: sinusoids(n_ctx, width))
         self.register_buffer("positional_embedding", positions)
-        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
+        self.blocks = nn.ModuleList([WhisperBlock(width, heads) for _ in range(layers)])
         self.ln_post = nn.LayerNorm(width)
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,12 +62,12 @@ class WhisperNetwork(nn.Module):
         return x
 
 
-class Block(nn.Module):
+class WhisperBlock(nn.Module):
     """Self-attention and a two-layer MLP, each on normed input and added to it."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.attn, self.attn_ln = Attention(width, heads), nn.LayerNorm(width)
+        self.attn, self.attn_ln = WhisperAttention(width, heads), nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.mlp_ln = nn.LayerNorm(width)
 
@@ -77,7 +77,7 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_ln(x))
 
 
-class Attention(nn.Module):
+class WhisperAttention(nn.Module):
     """Multi-head self-attention over all positions."""
 
     def __init__(self, width: int, heads: int):
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Map [B, T, D] to [B, T, D]; see `Block.forward`."""
+        """Map [B, T, D] to [B, T, D]; see `WhisperBlock.forward`."""
         q, k, v = (
             layer(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )

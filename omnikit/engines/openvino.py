@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from omnikit.engines.openvino_graph import INT8, WEIGHT_BYTES, WEIGHTS, GraphBuilder, attention_window
-from omnikit.engines.openvino_slots import OpenVINOSlots, Trunk
+from omnikit.engines.openvino_slots import CompiledTrunk, OpenVINOSlots
 from omnikit.engines.static import why_not
 from omnikit.errors import writing
-from omnikit.files import remove
+from omnikit.files import aside_of, remove
 from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
 
@@ -62,7 +62,7 @@ class OpenVINOEngine(Engine):
         settings = {**SETTINGS, "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
         core = ov.Core()
         compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
-        self.trunk = Trunk(compiled["blocks"], window)
+        self.trunk = CompiledTrunk(compiled["blocks"], window)
         self.heads = {name: Head(compiled[name]) for name in GRAPHS[1:]}
         self._begin(files)
 
@@ -143,23 +143,23 @@ def _convert(model: OmniLM, files: dict[str, Path], weights: str) -> None:
     if model.tts_adapter is not None:
         stacks.append((model.tts_adapter.trunk, model.tts_adapter.trunk.norm.weight))
     _write(GraphBuilder(weights).trunk(stacks), files["blocks"])
-    _write(GraphBuilder(weights).head([model.llm.lm_head.weight, model.text_rows.head.weight]), files["text_head"])
-    _write(GraphBuilder(weights).head([model.audio_rows.head.weight]), files["audio_head"])
+    _write(
+        GraphBuilder(weights).head([model.llm.lm_head.weight, model.new_text_embeddings.head.weight]),
+        files["text_head"],
+    )
+    _write(GraphBuilder(weights).head([model.new_audio_embeddings.head.weight]), files["audio_head"])
 
 
 def _write(graph: ov.Model, file: Path) -> None:
-    aside = file.with_suffix(f".{os.getpid()}.xml")
-    asides = aside.with_suffix(".bin"), aside
+    folder = aside_of(file, of_process=True)
     with writing(file, RuntimeError):
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            ov.save_model(graph, aside, compress_to_fp16=False)
-            for each in asides:  # a graph is there when its .xml is; that is written last
-                os.replace(each, file.with_suffix(each.suffix))
-        except BaseException:
-            for each in asides:
-                remove(each)
-            raise
+            folder.mkdir(parents=True, exist_ok=True)
+            ov.save_model(graph, folder / file.name, compress_to_fp16=False)
+            for suffix in (".bin", ".xml"):  # a graph is there when its .xml is; that is renamed last
+                os.replace((folder / file.name).with_suffix(suffix), file.with_suffix(suffix))
+        finally:
+            remove(folder)
 
 
 def let_go(file: Path) -> None:

@@ -16,7 +16,7 @@ from openvino import opset15 as op
 from openvino.op.util import Variable, VariableInfo
 from torch import Tensor, nn
 
-from omnikit.llms.llama_numbers import LlamaNumbers
+from omnikit.llms.llama_config import LlamaConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -36,7 +36,7 @@ def attention_window(config: Any) -> int | None:
     Raises:
         ValueError: its blocks differ in their windows.
     """
-    windows = set(LlamaNumbers.of(config).windows)
+    windows = set(LlamaConfig.of(config).windows)
     if len(windows) > 1:
         kind = config.model_type
         raise ValueError(f"engine openvino: cannot run this {kind}: some of its blocks attend within a window")

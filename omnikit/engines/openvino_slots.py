@@ -23,17 +23,17 @@ FORBIDDEN = -1e9
 
 
 @dataclass(frozen=True)
-class Trunk:
+class CompiledTrunk:
     """A compiled graph of all blocks, see `omnikit.engines.openvino_graph.GraphBuilder.trunk`."""
 
     compiled: ov.CompiledModel
     window: int | None  # positions that a position attends to, itself included; None = all before it
 
 
-class Batch:
+class AlignedSequences:
     """Right-aligned sequences in the state of one infer request."""
 
-    def __init__(self, trunk: Trunk):
+    def __init__(self, trunk: CompiledTrunk):
         self.trunk, self.request = trunk, trunk.compiled.create_infer_request()
         self.columns = 0
 
@@ -63,10 +63,10 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Place:
+class SequenceLocation:
     """Location of one sequence's keys and values."""
 
-    batch: Batch
+    batch: AlignedSequences
     row: int
     first: int  # column of its position 0
     length: int  # positions that are kept, perhaps not all that the row has
@@ -84,10 +84,10 @@ class OpenVINOSlots(Slots):
     where sequences lie in several batches or were cropped, or where half of the columns are unused.
     """
 
-    def __init__(self, trunk: Trunk, capacity: int):
+    def __init__(self, trunk: CompiledTrunk, capacity: int):
         self.trunk, self.capacity = trunk, capacity
-        self.batch = Batch(trunk)
-        self.places: list[Place] = []
+        self.batch = AlignedSequences(trunk)
+        self.places: list[SequenceLocation] = []
 
     @property
     def lengths(self) -> list[int]:
@@ -130,7 +130,9 @@ class OpenVINOSlots(Slots):
         else:
             self._rewrite(columns)
             firsts = [columns - length for length in self.lengths]
-            self.places = [Place(self.batch, row, first, columns - first) for row, first in enumerate(firsts)]
+            self.places = [
+                SequenceLocation(self.batch, row, first, columns - first) for row, first in enumerate(firsts)
+            ]
 
     def _rewrite(self, columns: int) -> None:
         """Set the state of the batch to the sequences, right-aligned in so many columns.
@@ -155,8 +157,8 @@ class OpenVINOSlots(Slots):
 class OpenVINOPrefill(Prefill):
     """Prefill of several prompts as one left-padded batch, in an infer request of its own."""
 
-    def __init__(self, trunk: Trunk, prompts: Sequence[Tensor]):
-        self.batch, lengths = Batch(trunk), np.array([len(prompt) for prompt in prompts])
+    def __init__(self, trunk: CompiledTrunk, prompts: Sequence[Tensor]):
+        self.batch, lengths = AlignedSequences(trunk), np.array([len(prompt) for prompt in prompts])
         self.firsts = lengths.max() - lengths
         self.embeddings = np.zeros((len(prompts), lengths.max(), prompts[0].shape[1]), np.float32)
         for row, first, prompt in zip(self.embeddings, self.firsts, prompts, strict=True):
@@ -173,10 +175,10 @@ class OpenVINOPrefill(Prefill):
         end = begin + max(1, positions // count)
         self.batch.run(np.ascontiguousarray(self.embeddings[:, begin:end]), self.firsts, range(count))
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[SequenceLocation]:
         """Return where the sequences lie when nothing is left."""
         firsts = enumerate(self.firsts.tolist())
-        return [Place(self.batch, row, first, self.batch.columns - first) for row, first in firsts]
+        return [SequenceLocation(self.batch, row, first, self.batch.columns - first) for row, first in firsts]
 
 
 def attention_mask(firsts: np.ndarray, begin: int, end: int, window: int | None) -> np.ndarray:

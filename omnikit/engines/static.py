@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.engines.recorded import CudaGraphs, Recorder
+from omnikit.engines.cuda_graphs import CudaGraphs, GraphRecorder
 from omnikit.interfaces import Engine, Hidden, Prefill, Slots
-from omnikit.llms.llama import Joint, LlamaNumbers, blocks_of, normed, scores, supports, turns
+from omnikit.llms.llama import Joint, LlamaConfig, blocks_of, normed, scores, supports, turns
 from omnikit.model import OmniLM
 
 SMALLEST = 256
@@ -59,12 +59,12 @@ class StaticEngine(Engine):
         if reason := why_not(model):
             raise ValueError(f"engine {self.name}: {reason}")
         self.model, self.weight_bytes = model, model.dtype.itemsize
-        self.numbers = LlamaNumbers.of(model.llm.config)
+        self.numbers = LlamaConfig.of(model.llm.config)
         self.trunk = blocks_of(model.llm.trunk, joined=True)
         adapter = model.tts_adapter
         self.adapter = [] if adapter is None else blocks_of(adapter.trunk, first=len(self.trunk), joined=True)
         self.windows = {block.window for block in (*self.trunk, *self.adapter)}
-        self.text_head = Joint([model.llm.lm_head, model.text_rows.head], joined=True)
+        self.text_head = Joint([model.llm.lm_head, model.new_text_embeddings.head], joined=True)
         self.compute: Callable[[Tensor, Tensor, Kept, int], Hidden] = self._one_position
         self.compiled: set[tuple[int, ...]] | None = None
         if compiled:
@@ -78,7 +78,7 @@ class StaticEngine(Engine):
         return self.text_head(hidden)
 
     def audio_logits(self, hidden: Tensor) -> Tensor:
-        return self.model.audio_rows.head(hidden)
+        return self.model.new_audio_embeddings.head(hidden)
 
     def new_cache(self, rows: int, room: int) -> Kept:
         """Return zeros for keys and values: what is masked is multiplied by 0, and must not be NaN."""
@@ -213,7 +213,7 @@ class StaticSlots(Slots):
         # the lengths on the device: a step works on these and moves them on, where they count
         self.positions = torch.zeros(capacity, dtype=torch.long, device=device)
         self.counts = torch.zeros(capacity, dtype=torch.long, device=device)
-        self.recorder = Recorder(CudaGraphs(device)) if device.type == "cuda" else None
+        self.recorder = GraphRecorder(CudaGraphs(device)) if device.type == "cuda" else None
         self.prompts: dict[tuple[int, int], RecordedPrompts] = {}
 
     def prefill(self, prompts: Sequence[Tensor]) -> StaticPrefill:

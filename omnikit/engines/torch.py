@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from omnikit.interfaces import Engine, Hidden, Prefill, Slots
-from omnikit.key_values import can_join, layers
+from omnikit.kv_cache import can_join, layers
 from omnikit.model import Cache, OmniLM
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.rows import Row
+from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
-from omnikit.evaluate.batches import Respond, gather
-from omnikit.evaluate.tables import markdown_table, percent, write_json
-from omnikit.evaluate.text import Normalizer
+from omnikit.evaluate.result_tables import markdown_table, percent
+from omnikit.evaluate.text_normalisation import Normalizer
 from omnikit.evaluate.wer import ErrorRates, Pair, empty_references, score
-from omnikit.files import whole_text, write_text
+from omnikit.files import whole_text, write_json, write_text
+from omnikit.offline.batches import Respond, gather
 from omnikit.tasks import TASKS
 
 ALL = "all"
@@ -34,7 +34,7 @@ class SplitResult:
 def evaluate_split(
     respond: Respond,
     split: str,
-    rows: Sequence[Row],
+    entries: Sequence[ManifestEntry],
     *,
     batch_size: int,
     normalize: Normalizer,
@@ -50,10 +50,10 @@ def evaluate_split(
     Raises:
         ValueError: no recording of the split can be read.
     """
-    found, skipped = gather(respond, TASKS["A1T1"], rows, batch_size=batch_size, title=split)
+    found, skipped = gather(respond, TASKS["A1T1"], entries, batch_size=batch_size, title=split)
     if not found:
         raise ValueError(f"--splits {split}: no recording could be read; skipped: {skipped}")
-    pairs = [Pair(row.id, row.t1, found[row.id].text) for row in rows if row.id in found]
+    pairs = [Pair(entry.id, entry.t1, found[entry.id].text) for entry in entries if entry.id in found]
     _write_hypotheses(folder / f"hypotheses_{split}.jsonl", pairs, normalize)
     rates = {ALL: score(pairs, normalize, alignments=folder / f"wer_{split}.txt")}
     for name, pattern in groups.items():
@@ -66,14 +66,14 @@ def evaluate_split(
 def _write_hypotheses(path: Path, pairs: list[Pair], normalize: Normalizer) -> None:
     with whole_text(path) as file:
         for pair in pairs:
-            row = {
+            entry = {
                 "id": pair.id,
                 "reference": pair.reference,
                 "hypothesis": pair.hypothesis,
                 "reference_normalized": normalize(pair.reference),
                 "hypothesis_normalized": normalize(pair.hypothesis),
             }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def published_wer(result: SplitResult, published: Mapping[str, Any] | None) -> float | None:

@@ -12,29 +12,29 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omnikit.api import load
-from omnikit.audio import save_audio, wav_name
-from omnikit.data.rows import Clip, Codes, Row
+from omnikit.audio.io import save_audio, wav_name
+from omnikit.data.manifest_reader import Codes, ManifestEntry, Recording
 from omnikit.errors import missing_package, writing
-from omnikit.evaluate.baselines import BASELINES, open_baseline
-from omnikit.evaluate.batches import sound
-from omnikit.evaluate.judge import Judge, RecogniserJudge, SystemRecogniser
-from omnikit.evaluate.tables import markdown_table, percent
-from omnikit.evaluate.text import Normalizer, plain
+from omnikit.evaluate.asr_judges import PocketsphinxJudge, RecogniserJudge, SystemRecogniser
+from omnikit.evaluate.baseline_recognisers import BASELINES, open_baseline
+from omnikit.evaluate.result_tables import markdown_table, percent
+from omnikit.evaluate.text_normalisation import Normalizer, plain
 from omnikit.evaluate.wer import ErrorRates, Pair, empty_references, score
 from omnikit.files import make_folder, read_text
 from omnikit.hub import is_hub_id
 from omnikit.interfaces import Codec
+from omnikit.offline.batches import sound
 from omnikit.tasks import Task
 
 POCKETSPHINX = "pocketsphinx"
 NOT_JUDGED = f"Not judged: {POCKETSPHINX} wants a `--grammar_file`; or choose another `--judge`."
-Said = tuple[str, str, Tensor]
+SpokenText = tuple[str, str, Tensor]
 """Id, the text that should be heard, and the waveform [N]."""
-Heard = tuple[ErrorRates, list[Pair]]
+Judgement = tuple[ErrorRates, list[Pair]]
 """How much of it was understood, and what."""
 
 
-class Listener(Protocol):
+class Judge(Protocol):
     """A judge."""
 
     def transcribe(self, wav: Tensor, sample_rate: int) -> str:
@@ -43,7 +43,7 @@ class Listener(Protocol):
 
 def open_judge(
     judge: str, grammar_file: str | None = None, weights: str | None = None, device: str = "cpu"
-) -> Listener | None:
+) -> Judge | None:
     """Who listens: None where it is pocketsphinx and no grammar is named; nothing is judged then.
 
     Args:
@@ -66,18 +66,22 @@ def open_judge(
     raise ValueError(f"--judge {judge}: no such judge (choices: {choices}, or the folder of a trained system)")
 
 
-def _with_grammar(file: str) -> Judge:
+def _with_grammar(file: str) -> PocketsphinxJudge:
     if not Path(file).is_file():
         raise ValueError(f"--grammar_file {file}: no such file")
     try:
-        return Judge(read_text(file))
+        return PocketsphinxJudge(read_text(file))
     except ModuleNotFoundError as error:
         raise ValueError(f"--judge {POCKETSPHINX}: {missing_package(error.name)}") from None
 
 
-def judged(judge: Listener, said: Iterable[Said], sample_rate: int, title: str, normalize: Normalizer = plain) -> Heard:
+def judged(
+    judge: Judge, utterances: Iterable[SpokenText], sample_rate: int, title: str, normalize: Normalizer = plain
+) -> Judgement:
     """Error rates of what the judge hears, and what that is."""
-    pairs = [Pair(name, text, judge.transcribe(wav, sample_rate)) for name, text, wav in tqdm(list(said), desc=title)]
+    pairs = [
+        Pair(name, text, judge.transcribe(wav, sample_rate)) for name, text, wav in tqdm(list(utterances), desc=title)
+    ]
     return score(pairs, normalize), pairs
 
 
@@ -87,29 +91,29 @@ class Reference:
 
     id: str
     text: str
-    clip: Clip | None = None
+    recording: Recording | None = None
     codes: Codes | None = None
 
 
-def references(rows: Iterable[Row], task: Task, codec_name: str | None) -> list[Reference]:
+def references(entries: Iterable[ManifestEntry], task: Task, codec_name: str | None) -> list[Reference]:
     """What a task should say of rows, where that is a recording that can be read, or codes of that codec."""
     found = []
-    for row in rows:
-        text, clip, codes = row.written(task), row.spoken(task), row.spoken_codes(task)
-        if text and clip is not None and clip.check().problem is None:
-            found.append(Reference(row.id, text, clip=clip))
+    for entry in entries:
+        text, recording, codes = entry.target_text(task), entry.target_recording(task), entry.target_codes(task)
+        if text and recording is not None and recording.check().problem is None:
+            found.append(Reference(entry.id, text, recording=recording))
         elif text and codes is not None and codes.codec == codec_name:
-            found.append(Reference(row.id, text, codes=codes))
+            found.append(Reference(entry.id, text, codes=codes))
     return found
 
 
-def encoded(codec: Codec, said: Reference) -> Tensor:
+def encoded(codec: Codec, reference: Reference) -> Tensor:
     """Codes of a reference [K, T]: its own, else those of its recording."""
     device = next((tensor.device for tensor in codec.state_dict().values()), None)
-    if said.clip is None:
-        return said.codes.load().long().to(device)
+    if reference.recording is None:
+        return reference.codes.load().long().to(device)
     with torch.inference_mode():
-        return codec.encode(said.clip.load(codec.sample_rate)[None].to(device))[0]
+        return codec.encode(reference.recording.load(codec.sample_rate)[None].to(device))[0]
 
 
 def shuffled(codes: Tensor, generator: torch.Generator) -> Tensor:
@@ -119,46 +123,48 @@ def shuffled(codes: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Speech:
+class SpeechSet:
     """Utterances of one kind, each made when it is listened to."""
 
     sample_rate: int
-    said: Callable[[], Iterable[Said]]
+    utterances: Callable[[], Iterable[SpokenText]]
 
 
-def reference_speech(codecs: dict[str, Codec], said: Sequence[Reference], *, own: str) -> dict[str, Speech]:
+def reference_speech(codecs: dict[str, Codec], utterances: Sequence[Reference], *, own: str) -> dict[str, SpeechSet]:
     """Recordings, each codec's resynthesis of them, and shuffled codes; nothing of what there is none of.
 
     Args:
         own: name of the system's codec, whose codes may stand in place of recordings, and are shuffled.
     """
-    first, recorded = codecs[own], [each for each in said if each.clip is not None]
+    first, recorded = codecs[own], [each for each in utterances if each.recording is not None]
 
-    def speech(codec: Codec, of: Sequence[Reference], make: Callable[[Reference], Tensor]) -> Speech:
-        return Speech(codec.sample_rate, lambda: ((each.id, each.text, make(each)) for each in of))
+    def speech(codec: Codec, of: Sequence[Reference], make: Callable[[Reference], Tensor]) -> SpeechSet:
+        return SpeechSet(codec.sample_rate, lambda: ((each.id, each.text, make(each)) for each in of))
 
-    def mixed() -> Iterator[Said]:
+    def mixed() -> Iterator[SpokenText]:
         generator = torch.Generator().manual_seed(0)  # the same order for whoever listens
-        for each in said:
+        for each in utterances:
             yield each.id, each.text, sound(first, shuffled(encoded(first, each), generator))
 
     found = {}
     if recorded:
-        found["original recordings"] = speech(first, recorded, lambda each: each.clip.load(first.sample_rate))
+        found["original recordings"] = speech(first, recorded, lambda each: each.recording.load(first.sample_rate))
     for name, codec in codecs.items():
-        if of := said if name == own else recorded:
+        if of := utterances if name == own else recorded:
             found[f"resynthesis by {name}"] = speech(
                 codec, of, lambda each, codec=codec: sound(codec, encoded(codec, each))
             )
-    return {**found, f"{own}, codes shuffled": Speech(first.sample_rate, mixed)} if said else found
+    return {**found, f"{own}, codes shuffled": SpeechSet(first.sample_rate, mixed)} if utterances else found
 
 
-def judge_all(judge: Listener, speech: dict[str, Speech], normalize: Normalizer = plain) -> dict[str, Heard]:
+def judge_all(judge: Judge, speech: dict[str, SpeechSet], normalize: Normalizer = plain) -> dict[str, Judgement]:
     """`judged`, for each kind of speech."""
-    return {title: judged(judge, kind.said(), kind.sample_rate, title, normalize) for title, kind in speech.items()}
+    return {
+        title: judged(judge, kind.utterances(), kind.sample_rate, title, normalize) for title, kind in speech.items()
+    }
 
 
-def keep_wavs(said: Sequence[Said], folder: Path, sample_rate: int, count: int) -> None:
+def keep_wavs(utterances: Sequence[SpokenText], folder: Path, sample_rate: int, count: int) -> None:
     """Write the first `count` of them, see `wav_name`.
 
     Raises:
@@ -166,7 +172,7 @@ def keep_wavs(said: Sequence[Said], folder: Path, sample_rate: int, count: int) 
     """
     with writing(folder):
         make_folder(folder)
-    for name, _, wav in said[:count]:
+    for name, _, wav in utterances[:count]:
         save_audio(folder / wav_name(name), wav, sample_rate)
 
 

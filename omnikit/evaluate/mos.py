@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omnikit.errors import one_line
-from omnikit.evaluate.intelligibility import Speech
-from omnikit.evaluate.tables import markdown_table, seconds
+from omnikit.evaluate.intelligibility import SpeechSet
+from omnikit.evaluate.result_tables import markdown_table, seconds
 
 UTMOS = "utmos"
 REPOSITORY, ENTRY = "tarepan/SpeechMOS:v1.2.0", "utmos22_strong"
@@ -20,7 +20,7 @@ REPOSITORY, ENTRY = "tarepan/SpeechMOS:v1.2.0", "utmos22_strong"
 
 
 @dataclass(frozen=True)
-class Opinion:
+class MosScore:
     """Of one kind of speech."""
 
     mean: float
@@ -69,18 +69,18 @@ def open_mos(name: str | None, source: str | None = None, device: str = "cpu") -
     return Utmos(source, device)
 
 
-def opinions(mos: Utmos | None, speech: dict[str, Speech]) -> dict[str, Opinion]:
+def mos_scores(mos: Utmos | None, speech: dict[str, SpeechSet]) -> dict[str, MosScore]:
     """The guesses for each kind of speech; an utterance without sound has none."""
     found = {}
     for title, kind in speech.items() if mos is not None else ():
-        wavs = tqdm((wav for _, _, wav in kind.said() if len(wav)), desc=f"{title}, MOS")
+        wavs = tqdm((wav for _, _, wav in kind.utterances() if len(wav)), desc=f"{title}, MOS")
         scores = [mos.score(wav, kind.sample_rate) for wav in wavs]
         if scores:
-            found[title] = Opinion(fmean(scores), min(scores), len(scores))
+            found[title] = MosScore(fmean(scores), min(scores), len(scores))
     return found
 
 
-def opinions_table(found: dict[str, Opinion]) -> str:
+def mos_table(found: dict[str, MosScore]) -> str:
     """Markdown: one line per kind of speech."""
     rows = [[title, str(o.utterances), seconds(o.mean), seconds(o.worst)] for title, o in found.items()]
     return markdown_table(["Sound", "Utterances", "UTMOS, mean", "worst"], rows)

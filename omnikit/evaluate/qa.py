@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.rows import Row
+from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
-from omnikit.data.sources import read_rows
-from omnikit.evaluate.batches import Reply, cut_short
-from omnikit.evaluate.tables import markdown_table, percent
-from omnikit.evaluate.text import Normalizer
+from omnikit.data.sources import read_entries
+from omnikit.evaluate.result_tables import markdown_table, percent
+from omnikit.evaluate.text_normalisation import Normalizer
 from omnikit.files import whole_text
+from omnikit.offline.batches import DecodedAnswer, cut_short
 from omnikit.strategies import Strategy
 from omnikit.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
-class Way:
+class AnswerMode:
     """One way of answering a question."""
 
     name: str
@@ -30,7 +30,7 @@ class Way:
     strategy: Strategy
 
     @classmethod
-    def of(cls, name: str, options: dict) -> Way:
+    def of(cls, name: str, options: dict) -> AnswerMode:
         """From `{task: A1A2, strategy: <strategy>}`.
 
         Raises:
@@ -40,12 +40,12 @@ class Way:
         task = next((task for task in known if task.name == options["task"]), None)
         if task is None:
             choices = ", ".join(task.name for task in known)
-            raise ValueError(f"--ways.{name}.task {options['task']}: answers no question (choices: {choices})")
+            raise ValueError(f"--answer_modes.{name}.task {options['task']}: answers no question (choices: {choices})")
         return cls(name, task, options["strategy"])
 
 
 @dataclass(frozen=True)
-class Shares:
+class QAScores:
     """Right answers of one split, given in one way."""
 
     right: dict[str, int]  # by kind of question; "" where the manifest names none
@@ -89,63 +89,67 @@ class Shares:
 
 
 def count_right(
-    task: Task, rows: Sequence[Row], replies: dict[str, Reply], skipped: Skipped, normalize: Normalizer
-) -> Shares:
+    task: Task,
+    entries: Sequence[ManifestEntry],
+    replies: dict[str, DecodedAnswer],
+    skipped: Skipped,
+    normalize: Normalizer,
+) -> QAScores:
     """An answer is right if its text is, after normalisation, one of those that the row accepts. Where nothing is left
     of a text by that (`...`), only the same text is right.
 
     Raises:
         ValueError: no question could be read.
     """
-    answered = [row for row in rows if row.id in replies]
+    answered = [entry for entry in entries if entry.id in replies]
     if not answered:
         raise ValueError(f"sources: no question could be read; skipped: {skipped}")
     right, asked, exact, containing = Counter(), Counter(), 0, 0
-    for row in answered:
-        text, wanted = replies[row.id].text, row.right_answers()
+    for entry in answered:
+        text, wanted = replies[entry.id].text, entry.reference_answers()
         given, expected = normalize(text), {normalize(each) for each in wanted} - {""}
         same = text.strip() in [each.strip() for each in wanted]
         matches = same or given in expected
-        asked[row.kind] += 1
-        right[row.kind] += matches
+        asked[entry.kind] += 1
+        right[entry.kind] += matches
         exact += same
         containing += matches or any(f" {each} " in f" {given} " for each in expected)
-    truncated = sum(cut_short(replies[row.id], task) for row in answered)
-    return Shares(dict(right), dict(sorted(asked.items())), exact, containing, truncated, skipped)
+    truncated = sum(cut_short(replies[entry.id], task) for entry in answered)
+    return QAScores(dict(right), dict(sorted(asked.items())), exact, containing, truncated, skipped)
 
 
-def write_answers(path: Path, rows: Sequence[Row], replies: dict[str, Reply]) -> None:
+def write_answers(path: Path, entries: Sequence[ManifestEntry], replies: dict[str, DecodedAnswer]) -> None:
     """One line of JSON per answered question."""
     with whole_text(path) as file:
-        for row in rows:
-            if row.id in replies:
-                reply = replies[row.id]
-                asked = {"id": row.id, "kind": row.kind, "question": row.t1, "right": row.right_answers()}
+        for entry in entries:
+            if entry.id in replies:
+                reply = replies[entry.id]
+                asked = {"id": entry.id, "kind": entry.kind, "question": entry.t1, "right": entry.reference_answers()}
                 given = {"answer": reply.text, "frames": reply.codes.shape[1]}
                 file.write(json.dumps(asked | given, ensure_ascii=False) + "\n")
 
 
-def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[Row]:
-    """The rows of a source, see `read_rows`.
+def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[ManifestEntry]:
+    """The rows of a source, see `read_entries`.
 
     Raises:
         ValueError: the source cannot be read, or a row has no answer that would be right.
     """
-    rows = read_rows(name, options, cache_folder)
-    without = next((row.id for row in rows if not row.right_answers()), None)
+    entries = read_entries(name, options, cache_folder)
+    without = next((entry.id for entry in entries if not entry.reference_answers()), None)
     if without is not None:
-        raise ValueError(f"manifest {options['manifest']}: row {without!r} has no answer (t2 or accepted)")
-    return rows
+        raise ValueError(f"manifest {options['manifest']}: entry {without!r} has no answer (t2 or accepted)")
+    return entries
 
 
-def some(rows: Sequence[Row], limit: int | None) -> list[Row]:
+def some(entries: Sequence[ManifestEntry], limit: int | None) -> list[ManifestEntry]:
     """All rows, or a part of them that is the same each time."""
-    if limit is None or limit >= len(rows):
-        return list(rows)
-    return [rows[i] for i in random.Random(0).sample(range(len(rows)), limit)]
+    if limit is None or limit >= len(entries):
+        return list(entries)
+    return [entries[i] for i in random.Random(0).sample(range(len(entries)), limit)]
 
 
-def shares_table(results: dict[str, dict[str, Shares]]) -> str:
+def qa_table(results: dict[str, dict[str, QAScores]]) -> str:
     """Markdown of split -> way -> shares: one line per split and way, one column per kind of question."""
     kinds = sorted({kind for ways in results.values() for shares in ways.values() for kind in shares.kinds})
     rows = []

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from omnikit.api import Chunk
-from omnikit.evaluate.tables import markdown_table, seconds
+from omnikit.evaluate.result_tables import markdown_table, seconds
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
-from omnikit.evaluate.text import Normalizer
+from omnikit.evaluate.text_normalisation import Normalizer
 from omnikit.files import whole_text
 
 

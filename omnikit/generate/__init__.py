@@ -14,9 +14,10 @@
 from __future__ import annotations
 
 from omnikit.generate.decoder import Decoder
-from omnikit.generate.frames import read_frames
-from omnikit.generate.loop import QueueFull, RunningBatch
-from omnikit.generate.records import (
+from omnikit.generate.detokenize import read_frames
+from omnikit.generate.request import Request
+from omnikit.generate.running_batch import QueueFull, RunningBatch
+from omnikit.generate.types import (
     CANCELLED,
     END,
     ENDS,
@@ -28,7 +29,6 @@ from omnikit.generate.records import (
     Decoding,
     Question,
 )
-from omnikit.generate.request import Request
 
 __all__ = [
     "CANCELLED", "END", "ENDS", "STEP_LIMIT", "TIME_LIMIT", "Answer", "BadQuestion", "Chunk", "Decoder", "Decoding",

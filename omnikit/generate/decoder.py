@@ -8,18 +8,18 @@ from threading import Event, Lock
 from typing import TypedDict, Unpack
 
 from omnikit.engines.torch import TorchEngine
-from omnikit.generate.loop import CAPACITY, RunningBatch
-from omnikit.generate.records import Answer, BadQuestion, Decoding, Question
 from omnikit.generate.request import Request
 from omnikit.generate.runner import Runner
+from omnikit.generate.running_batch import CAPACITY, RunningBatch
+from omnikit.generate.types import Answer, BadQuestion, Decoding, Question
 from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
-from omnikit.ranges import COUNT
+from omnikit.option_ranges import COUNT
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import Task
 
 
-class Asked(TypedDict, total=False):
+class RequestOptions(TypedDict, total=False):
     """Options of one request, see `Request`; what is not given is the decoder's."""
 
     decoding: Decoding
@@ -36,7 +36,7 @@ class Decoder:
     Args:
         model: in evaluation mode.
         engine: computes; None = torch, with the model's own modules.
-        strategy: rows per question.
+        strategy: sequences per question.
         decoding: sampling and limits of each answer.
         capacity: sequences that are decoded together at most.
     """
@@ -62,7 +62,7 @@ class Decoder:
         capacity = questions * len(self.strategy.text_only)
         return Decoder(self.model, self.engine, strategy=self.strategy, decoding=self.decoding, capacity=capacity)
 
-    def request(self, task: Task, question: Question, **asked: Unpack[Asked]) -> Request:
+    def request(self, task: Task, question: Question, **asked: Unpack[RequestOptions]) -> Request:
         """Return a request that has not been submitted yet."""
         options = {"decoding": self.decoding, "strategy": self.strategy, **asked}
         return Request(self.model, task, question, **options)
@@ -71,7 +71,7 @@ class Decoder:
         """Return an empty batch to be stepped by hand."""
         return RunningBatch(self.model, self.engine, capacity=capacity or self.capacity)
 
-    def answers(self, task: Task, questions: Sequence[Question], **asked: Unpack[Asked]) -> list[Answer]:
+    def answers(self, task: Task, questions: Sequence[Question], **asked: Unpack[RequestOptions]) -> list[Answer]:
         """Decode whole answers in a batch of their own, in this thread.
 
         Raises:
@@ -105,7 +105,7 @@ class Decoder:
                 batch.submit(waiting.popleft())
             batch.turn()
 
-    def submit(self, task: Task, question: Question, **asked: Unpack[Asked]) -> Request:
+    def submit(self, task: Task, question: Question, **asked: Unpack[RequestOptions]) -> Request:
         """Submit a question from any thread; its answer grows in the batch that all threads share.
 
         Raises:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.generate.records import BadQuestion
 from omnikit.generate.request import Request
-from omnikit.model import OmniLM, Speech
+from omnikit.generate.types import BadQuestion
+from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.tasks import AUDIO_START, Task, make_prompt
 
 
@@ -105,14 +105,14 @@ def embed_prompt(model: OmniLM, request: Request, features: Tensor | None) -> Em
             raise BadQuestion(f"question: a prompt of {steps.shape[1]} positions; the backbone has {longest}")
         # the first decode step feeds the last position of the prompt
         request.max_steps = min(request.max_steps, longest - steps.shape[1] + 1)
-    tasks = request.strategy.row_tasks(request.task)
+    tasks = request.strategy.sequence_tasks(request.task)
     marks = [model.layout.marks(text=task.text_mark, audio=task.speaks) for task in tasks]
     return EmbeddedPrompt(model.embed(steps[None, :, :-1].to(model.device), speech)[0], marks)
 
 
-def _adapt(model: OmniLM, features: Tensor) -> Speech:
+def _adapt(model: OmniLM, features: Tensor) -> AdaptedSpeech:
     """Adapt encoder features [T, D] to the speech of one prompt."""
     lengths = torch.tensor([len(features)], device=model.device)
     adapted, lengths = model.adapter(features[None].to(model.device, model.dtype), lengths)
     starts = torch.full_like(lengths, AUDIO_START)
-    return Speech(adapted[:, : int(lengths[0])], lengths, starts)
+    return AdaptedSpeech(adapted[:, : int(lengths[0])], lengths, starts)

@@ -11,8 +11,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from omnikit.generate.frames import FrameReader, TextReader, read_answer
-from omnikit.generate.records import (
+from omnikit.generate.detokenize import FrameReader, TextReader, read_answer
+from omnikit.generate.types import (
     CANCELLED,
     STEP_LIMIT,
     TIME_LIMIT,
@@ -23,7 +23,7 @@ from omnikit.generate.records import (
     Question,
 )
 from omnikit.model import OmniLM
-from omnikit.ranges import Range
+from omnikit.option_ranges import Range
 from omnikit.strategies import Strategy
 from omnikit.streaming import check_mode
 from omnikit.tasks import Task

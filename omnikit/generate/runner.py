@@ -8,8 +8,8 @@ from threading import Condition, Thread, current_thread
 
 import torch
 
-from omnikit.generate.loop import RunningBatch
 from omnikit.generate.request import Request
+from omnikit.generate.running_batch import RunningBatch
 
 IDLE_SECONDS = 5.0
 """Seconds without anything to do after which the thread ends; the next question starts another."""

@@ -6,7 +6,7 @@ Guide: docs/hparams.md.
 from __future__ import annotations
 
 from omnikit.hparams.command_line import read_settings, split_command_line
-from omnikit.hparams.parts import KINDS, choices, packaged, part_files, pick
+from omnikit.hparams.named_parts import KINDS, choices, packaged, part_files, pick
 from omnikit.hparams.recipe import (
     Recipe,
     build_part,
@@ -17,7 +17,7 @@ from omnikit.hparams.recipe import (
     names_of,
     resolve,
 )
-from omnikit.hparams.safe import check_safe, safe_load
+from omnikit.hparams.safe_yaml import check_safe, safe_load
 
 __all__ = [
     "KINDS",

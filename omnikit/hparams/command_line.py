@@ -12,8 +12,8 @@ from typing import Any, get_args, get_type_hints
 import ruamel.yaml
 from ruamel.yaml.error import YAMLError
 
-from omnikit.hparams.tree import one_line, read_tree
-from omnikit.ranges import COUNT, FROM_ZERO, Range, whole_number
+from omnikit.hparams.yaml_tree import read_tree, yaml_problem
+from omnikit.option_ranges import COUNT, FROM_ZERO, Range, whole_number
 from omnikit.torchrun import check_device, own_device
 
 _RUN_RANGES = {
@@ -81,7 +81,7 @@ def parse_value(flag: str, text: str | None) -> Any:
     try:
         return ruamel.yaml.YAML().load(text) if text else ""
     except YAMLError as error:
-        raise ValueError(f"--{flag} {text}: not a YAML value ({one_line(error)}); quote it: \"'{text}'\"") from None
+        raise ValueError(f"--{flag} {text}: not a YAML value ({yaml_problem(error)}); quote it: \"'{text}'\"") from None
 
 
 def _switched_on(flag: str, recipe: Mapping[str, Any]) -> bool:

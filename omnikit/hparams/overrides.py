@@ -8,9 +8,9 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
-from omnikit.hparams.lookup import argument_names, nearest
-from omnikit.hparams.tree import has_tag, read_tree, tag_of, walk
-from omnikit.ranges import NOT_NEGATIVE, SEED, Range, as_whole, quoted
+from omnikit.hparams.name_lookup import argument_names, nearest
+from omnikit.hparams.yaml_tree import has_tag, read_tree, tag_of, walk
+from omnikit.option_ranges import NOT_NEGATIVE, SEED, Range, as_whole, quoted
 
 PICK = "!applyref:omnikit.hparams.pick"
 _WHOLE = SEED

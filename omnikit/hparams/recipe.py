@@ -14,12 +14,13 @@ from ruamel.yaml.comments import TaggedScalar
 from ruamel.yaml.error import YAMLError
 
 from omnikit.hparams.command_line import split_command_line
-from omnikit.hparams.flags import part_names, spread
-from omnikit.hparams.lookup import locate, nearest
+from omnikit.hparams.name_lookup import locate, nearest
+from omnikit.hparams.named_parts import KINDS, part_files, pick
 from omnikit.hparams.overrides import as_overrides
-from omnikit.hparams.parts import KINDS, part_files, pick
-from omnikit.hparams.tree import dotted_name, one_line, read_tree, read_tree_text, tag_of, walk, write_tree
-from omnikit.sizes import check_numbers
+from omnikit.hparams.part_flags import part_names, spread
+from omnikit.hparams.yaml_tree import dotted_name, read_tree, read_tree_text, tag_of, walk, write_tree, yaml_problem
+from omnikit.old_names import pointer
+from omnikit.part_sizes import check_numbers
 
 MODEL = "model"
 """Key of the model that joins the parts."""
@@ -111,6 +112,7 @@ def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str
     folder = Path(path).parent
     overrides = as_overrides(tree, spread(tree, settings, folder), folder)
     _check_placeholders(tree, overrides, path)
+    _check_classes(tree, path)
     with open(path, encoding="utf-8") as stream:
         text = resolve_references(stream, copy.deepcopy(overrides)).getvalue()
     names = part_names(tree, overrides)
@@ -132,7 +134,7 @@ def build(text: str, source: str) -> dict[str, Any]:
     try:
         objects = load_hyperpyyaml(text)
     except YAMLError as error:
-        raise ValueError(f"{source}: {one_line(error)}") from None
+        raise ValueError(f"{source}: {yaml_problem(error)}") from None
     if MODEL in objects:
         objects[MODEL].recipe = dump_parts(text)
     return objects
@@ -230,6 +232,13 @@ def _check_placeholders(tree: Mapping, overrides: Mapping[str, Any], path: str) 
     for key, node in walk(tree):
         if tag_of(node) == "!PLACEHOLDER" and not _given(overrides, key.split(".")):
             raise ValueError(f"--{key}: required by {path}, give it a value")
+
+
+def _check_classes(tree: Mapping, path: str) -> None:
+    """Refuse classes that are called otherwise now."""
+    for key, node in walk(tree):
+        if tag_of(node).startswith("!") and (renamed := pointer(dotted_name(node))):
+            raise ValueError(f"{path}: {key}: there is no class {dotted_name(node)}{renamed}")
 
 
 def _given(overrides: Any, keys: list[str]) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnikit.errors import one_line
-from omnikit.foreign import read_pickle
+from omnikit.untrusted_models import read_pickle
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

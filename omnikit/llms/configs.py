@@ -12,11 +12,11 @@ import torch
 
 from omnikit.errors import one_line
 from omnikit.hub import CONFIG, hub_file, is_hub_id
-from omnikit.limits import check_counts
 from omnikit.llms.baichuan import BAICHUAN, llama_numbers
-from omnikit.llms.llama_numbers import LlamaNumbers, supports
-from omnikit.sizes import sized
-from omnikit.untrusted import read_json
+from omnikit.llms.llama_config import LlamaConfig, supports
+from omnikit.part_sizes import sized
+from omnikit.size_limits import check_counts
+from omnikit.untrusted_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -80,25 +80,25 @@ def read_numbers(path: str) -> dict[str, Any]:
 
 def make_config(
     numbers: Mapping[str, Any], *, vocab_size: int, size: str, attention: str | None, light: bool = False
-) -> PretrainedConfig | LlamaNumbers:
+) -> PretrainedConfig | LlamaConfig:
     """transformers' configuration from its `model_type` and numbers.
 
     Args:
         numbers: what is missing has the class's default.
         vocab_size: of the tokenizer, taken where `numbers` has none and in the size `tiny`.
-        size: see `omnikit.sizes`.
+        size: see `omnikit.part_sizes`.
         attention: transformers' attention implementation; `None` = the best that the class has.
-        light: make `LlamaNumbers` in place of it wherever `omnikit.llms.llama` computes such a backbone.
+        light: make `LlamaConfig` in place of it wherever `omnikit.llms.llama` computes such a backbone.
 
     Raises:
         ValueError: a `model_type` that transformers does not know, or numbers that it refuses.
     """
     check_counts("llm.config", numbers)
     numbers = {"vocab_size": vocab_size, **numbers}
-    make = LlamaNumbers.of if light and attention in _EITHER and supports(numbers) is None else _config
+    make = LlamaConfig.of if light and attention in _EITHER and supports(numbers) is None else _config
     config = make(sized(numbers, _tiny(make(numbers), numbers) | {"vocab_size": vocab_size}, size))
     _check_heads(config)
-    if isinstance(config, LlamaNumbers):
+    if isinstance(config, LlamaConfig):
         return config
     config._attn_implementation = attention
     config.dtype = torch.float32
@@ -106,7 +106,7 @@ def make_config(
     return config
 
 
-def _check_heads(config: PretrainedConfig | LlamaNumbers) -> None:
+def _check_heads(config: PretrainedConfig | LlamaConfig) -> None:
     """Refuse heads that the width or the rotary positions cannot be shared among, which shows at the first step only.
 
     Raises:
@@ -127,7 +127,7 @@ def _check_heads(config: PretrainedConfig | LlamaNumbers) -> None:
         raise ValueError(f"--llm.config.num_attention_heads {heads}: makes heads {size} wide; this must be even")
 
 
-def with_layers(config: PretrainedConfig | LlamaNumbers, n: int) -> PretrainedConfig | LlamaNumbers:
+def with_layers(config: PretrainedConfig | LlamaConfig, n: int) -> PretrainedConfig | LlamaConfig:
     """A copy for `n` layers; what a configuration lists layer by layer is repeated or cut."""
     listed = {name: value for name, value in config.to_dict().items() if _per_layer(value, config)}
     config = copy.deepcopy(config)
@@ -137,7 +137,7 @@ def with_layers(config: PretrainedConfig | LlamaNumbers, n: int) -> PretrainedCo
     return config
 
 
-def _per_layer(value: Any, config: PretrainedConfig | LlamaNumbers) -> bool:
+def _per_layer(value: Any, config: PretrainedConfig | LlamaConfig) -> bool:
     return isinstance(value, list) and len(value) == config.num_hidden_layers
 
 
@@ -160,7 +160,7 @@ def _config(numbers: Mapping[str, Any]) -> PretrainedConfig:
         raise ValueError(f"llm.config: {one_line(error)}") from None
 
 
-def _tiny(config: PretrainedConfig | LlamaNumbers, numbers: Mapping[str, Any]) -> dict[str, Any]:
+def _tiny(config: PretrainedConfig | LlamaConfig, numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Few and narrow layers of a configuration's class, one at least of each kind of layer that it has."""
     listed = config.to_dict()
     kinds = list(dict.fromkeys(listed.get("layer_types") or ()))

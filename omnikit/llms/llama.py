@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omnikit.llms.llama_numbers import LlamaNumbers, rotary_rates, rotary_scaling, supports
-from omnikit.undrawn import outlined
+from omnikit.llms.llama_config import LlamaConfig, rotary_rates, rotary_scaling, supports
+from omnikit.skip_init import empty_on_meta
 
 __all__ = [
-    "Block", "Joint", "KeyValues", "LlamaNumbers", "Trunk", "blocks_of", "normed", "scores", "supports", "turned",
+    "Block", "Joint", "KeyValues", "LlamaConfig", "Trunk", "blocks_of", "normed", "scores", "supports", "turned",
     "turns",
 ]  # fmt: skip
 
@@ -83,7 +83,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     return found.transpose(1, 2).flatten(2)
 
 
-def turns(positions: Tensor, rotary: nn.Module, numbers: LlamaNumbers, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def turns(positions: Tensor, rotary: nn.Module, numbers: LlamaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Positions [B, L] of a trunk's `rotary_emb` -> the turn to them, for `turned`: cosine and sine [B, L, H + 2 G, E].
 
     Values are turned by nothing (cosine 1, sine 0): so they may lie beside queries and keys, and a block's new keys and
@@ -162,7 +162,7 @@ class Block:
     """
 
     def __init__(
-        self, layer: nn.Module, numbers: LlamaNumbers, number: int, window: int | None, *, joined: bool = False
+        self, layer: nn.Module, numbers: LlamaConfig, number: int, window: int | None, *, joined: bool = False
     ):
         attention, mlp = layer.self_attn, layer.mlp
         self.layer, self.number, self.window, self.joined = layer, number, window, joined
@@ -211,7 +211,7 @@ def blocks_of(trunk: nn.Module, *, first: int = 0, joined: bool = False) -> list
     Raises:
         ValueError: a backbone that is not computed here; the message is the reason in one line.
     """
-    numbers = LlamaNumbers.of(trunk.config)
+    numbers = LlamaConfig.of(trunk.config)
     pairs = zip(trunk.layers, numbers.windows, strict=True)
     return [Block(layer, numbers, first + n, window, joined=joined) for n, (layer, window) in enumerate(pairs)]
 
@@ -252,7 +252,7 @@ class KeyValues:
 class LayerKeyValues:
     """Keys and values of a block [B, G, C, E]; None before the first position."""
 
-    joins = True  # see `omnikit.key_values`
+    joins = True  # see `omnikit.kv_cache`
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -279,9 +279,9 @@ class RMSNorm(nn.Module):
 class Rotary(nn.Module):
     """Angles of the rotary positions, see `rotary_rates`."""
 
-    def __init__(self, numbers: LlamaNumbers):
+    def __init__(self, numbers: LlamaConfig):
         super().__init__()
-        rates = outlined((numbers.head_dim // 2,), lambda: rotary_rates(numbers))
+        rates = empty_on_meta((numbers.head_dim // 2,), lambda: rotary_rates(numbers))
         self.register_buffer("inv_freq", rates, persistent=False)
         self.attention_scaling = rotary_scaling(numbers)
 
@@ -295,7 +295,7 @@ class Rotary(nn.Module):
 class Attention(nn.Module):
     """Weights of a block's attention, which `Block` computes."""
 
-    def __init__(self, numbers: LlamaNumbers):
+    def __init__(self, numbers: LlamaConfig):
         super().__init__()
         dim, self.head_dim = numbers.hidden_size, numbers.head_dim
         heads, groups = (n * self.head_dim for n in (numbers.num_attention_heads, numbers.num_key_value_heads))
@@ -311,7 +311,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """A gated MLP (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, numbers: LlamaNumbers):
+    def __init__(self, numbers: LlamaConfig):
         super().__init__()
         dim, hidden, bias = numbers.hidden_size, numbers.intermediate_size, numbers.mlp_bias
         self.gate_proj = nn.Linear(dim, hidden, bias=bias)
@@ -325,7 +325,7 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Weights of one block, which `Block` computes."""
 
-    def __init__(self, numbers: LlamaNumbers):
+    def __init__(self, numbers: LlamaConfig):
         super().__init__()
         self.self_attn, self.mlp = Attention(numbers), MLP(numbers)
         self.input_layernorm = RMSNorm(numbers.hidden_size, numbers.rms_norm_eps)
@@ -340,7 +340,7 @@ class Trunk(nn.Module):
         embeds: whether it has a table of embeddings.
     """
 
-    def __init__(self, numbers: LlamaNumbers, *, embeds: bool = True):
+    def __init__(self, numbers: LlamaConfig, *, embeds: bool = True):
         super().__init__()
         self.config = numbers
         self.embed_tokens = nn.Embedding(numbers.vocab_size, numbers.hidden_size) if embeds else nn.Identity()

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from omnikit.hparams.lookup import nearest
-from omnikit.ranges import POSITIVE, Range
+from omnikit.hparams.name_lookup import nearest
+from omnikit.option_ranges import POSITIVE, Range
 from omnikit.weights import LORA
 
 ALL_LINEAR = "all-linear"

@@ -16,10 +16,10 @@ import sentencepiece
 
 from omnikit.errors import one_line, unwritable
 from omnikit.files import check_unicode
-from omnikit.foreign import read_settings
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.interfaces import Tokenizer
-from omnikit.untrusted import LARGEST_JSON, MEBIBYTE, check_regular, read_bytes, read_json, read_text
+from omnikit.untrusted_files import LARGEST_JSON, MEBIBYTE, check_regular, read_bytes, read_json, read_text
+from omnikit.untrusted_models import read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,5 +1,5 @@
 """Any transformers causal language model as a backbone; those of Llama's kind without transformers, see
-`omnikit.llms.modes`."""
+`omnikit.llms.build_modes`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from omnikit.errors import one_line
-from omnikit.foreign import build_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Backbone
-from omnikit.key_values import cache_argument
+from omnikit.kv_cache import cache_argument
+from omnikit.llms.build_modes import SKELETON_DTYPE, blocks_device, for_inference, skeletons
 from omnikit.llms.configs import make_config, with_layers
-from omnikit.llms.llama import KeyValues, LlamaNumbers, Trunk
+from omnikit.llms.llama import KeyValues, LlamaConfig, Trunk
 from omnikit.llms.lora import add_lora, train_lora_alone
-from omnikit.llms.modes import SKELETON_DTYPE, blocks_device, for_inference, skeletons
-from omnikit.llms.published import read_transformers
+from omnikit.llms.pretrained import read_transformers
 from omnikit.llms.tokenizers import open_tokenizer
-from omnikit.llms.trunks import embedding_scale, finish_logits, run, take_norm
-from omnikit.sizes import PUBLISHED
+from omnikit.llms.transformers_trunk import embedding_scale, finish_logits, run, take_norm
+from omnikit.part_sizes import PUBLISHED
+from omnikit.untrusted_models import build_network
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -117,11 +117,11 @@ class TransformersLM(Backbone):
 class TransformersBlocks(nn.Module):
     """A stack of n blocks of a backbone's kind with its own final norm."""
 
-    def __init__(self, config: PretrainedConfig | LlamaNumbers, n: int):
+    def __init__(self, config: PretrainedConfig | LlamaConfig, n: int):
         super().__init__()
         self.config = with_layers(config, n)
         # its input is the backbone's hidden state, so that it has no embeddings
-        if isinstance(config, LlamaNumbers):
+        if isinstance(config, LlamaConfig):
             with blocks_device():
                 self.trunk = Trunk(self.config, embeds=False)
         else:
@@ -136,9 +136,9 @@ class TransformersBlocks(nn.Module):
         return _new_cache(self.config)
 
 
-def _trunk_and_head(config: PretrainedConfig | LlamaNumbers) -> tuple[nn.Module, nn.Module]:
+def _trunk_and_head(config: PretrainedConfig | LlamaConfig) -> tuple[nn.Module, nn.Module]:
     """Build a backbone; its head may be tied to its embeddings."""
-    if not isinstance(config, LlamaNumbers):
+    if not isinstance(config, LlamaConfig):
         model = _built("AutoModelForCausalLM", config)
         return model.get_decoder(), model.get_output_embeddings()
     with blocks_device():
@@ -148,8 +148,8 @@ def _trunk_and_head(config: PretrainedConfig | LlamaNumbers) -> tuple[nn.Module,
     return trunk, head
 
 
-def _new_cache(config: PretrainedConfig | LlamaNumbers) -> Any:
-    if isinstance(config, LlamaNumbers):
+def _new_cache(config: PretrainedConfig | LlamaConfig) -> Any:
+    if isinstance(config, LlamaConfig):
         return KeyValues(config.num_hidden_layers)
     from transformers import DynamicCache
 

@@ -21,9 +21,9 @@ from omnikit.files import write_text
 from omnikit.interfaces import count_parameters
 from omnikit.losses import StreamLosses, stream_losses, weighted_mean
 from omnikit.model import OmniLM
-from omnikit.train.curves import draw_curves, read_log
-from omnikit.train.guarded import GuardedBrain, highest_loss
-from omnikit.train.progress import EpochProgress, StreamSums
+from omnikit.train.epoch_progress import EpochProgress, StreamSums
+from omnikit.train.plot_curves import draw_curves, read_log
+from omnikit.train.robust_brain import RobustBrain, highest_loss
 
 LOG = "train_log.jsonl"
 
@@ -66,22 +66,22 @@ class Losses(nn.Module):
 
     def _heard(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features [B, T, D] and their lengths [B]."""
-        at = batch.unheard
+        at = batch.to_encode
         if not at.any():
             return batch.features, batch.lengths
         with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
-            return batch.heard(*self.model.encoder(batch.wav[at], batch.samples[at]))
+            return batch.with_features(*self.model.encoder(batch.wav[at], batch.samples[at]))
 
 
-class OmniBrain(GuardedBrain):
+class OmniBrain(RobustBrain):
     """Trains an OmniLM by next-token cross-entropy per stream, with warm-up, a cosine schedule and task-mixed batches.
 
     Its only module is `losses`, a `Losses`. Under torchrun each process has its own batches.
 
     What is frozen must be so before: processes share, and the optimiser gets, what needs gradients.
 
-    Needs in hparams: `stream_weights` (text, audio), `peak_rate`, `lowest_rate`, `warmup_steps`, `epochs`,
-    `batches_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
+    Needs in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`, `warmup_steps`, `epochs`,
+    `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
     sampler) and `validate` (called with the brain after each epoch, gives figures)."""
 
     bar: tqdm | None = None
@@ -117,7 +117,7 @@ class OmniBrain(GuardedBrain):
             self.checkpointer.add_recoverable("progress", self.progress, optional_load=True)
         super().on_fit_start()
         text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
-        self.total_steps = self.hparams.epochs.limit * self.hparams.batches_per_epoch
+        self.total_steps = self.hparams.epochs.limit * self.hparams.steps_per_epoch
         self.highest_loss = highest_loss(max(layout.sizes))
         self.weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device)
 
@@ -130,8 +130,8 @@ class OmniBrain(GuardedBrain):
     def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
         rate = cosine_rate(
             self.optimizer_step,
-            peak=self.hparams.peak_rate,
-            lowest=self.hparams.lowest_rate,
+            peak=self.hparams.peak_lr,
+            lowest=self.hparams.min_lr,
             warmup=self.hparams.warmup_steps,
             total=self.total_steps,
         )
@@ -152,7 +152,7 @@ class OmniBrain(GuardedBrain):
         self.hparams.mix.set_epoch(epoch)
         title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
         self.bar = tqdm(
-            total=self.hparams.batches_per_epoch * self.grad_accumulation_factor,
+            total=self.hparams.steps_per_epoch * self.grad_accumulation_factor,
             initial=self.step,
             desc=title,
             dynamic_ncols=True,

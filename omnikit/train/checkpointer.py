@@ -16,7 +16,7 @@ from speechbrain.utils.checkpoints import CKPT_PREFIX, METAFNAME, PARAMFILE_EXT,
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
 
 from omnikit.errors import TORCH_CANNOT_WRITE, one_line, writing
-from omnikit.train.sums import SUMS, find_damage, find_unreadable, flush_folder, write_sums
+from omnikit.train.checksums import SUMS, find_damage, find_unreadable, flush_folder, write_sums
 from omnikit.weights import refuse_not_finite
 
 logger = logging.getLogger(__name__)

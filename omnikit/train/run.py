@@ -16,18 +16,18 @@ import torch
 from rich.console import Console
 
 from omnikit import checkpoint
-from omnikit.data.mix import TaskMix
 from omnikit.data.samples import collate_items, make_dataset
-from omnikit.data.sources import check_cache, read_sources
+from omnikit.data.sources import read_sources, verify_cache
+from omnikit.data.task_sampler import TaskMix
 from omnikit.errors import full_disk_names
 from omnikit.hparams import load_recipe
 from omnikit.model import OmniLM
 from omnikit.train.brain import Losses, OmniBrain, parameter_table
-from omnikit.train.checks import check_stage
-from omnikit.train.effective import effective_batch
+from omnikit.train.grad_accumulation import plan_accumulation
+from omnikit.train.initial_weights import load_initial_weights
+from omnikit.train.recipe_checks import check_stage
 from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
-from omnikit.train.start import start_weights
-from omnikit.train.validate import Validation
+from omnikit.train.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -55,25 +55,30 @@ def main() -> None:
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     """Train the model of built hparams and save it in their output folder."""
     model = hparams["model"]
-    origins = start_weights(model, hparams["start_from"])
+    origins = load_initial_weights(model, hparams["initial_weights"])
     model.freeze_all_but(hparams["trainable"])
     if sb.utils.distributed.if_main_process():
         Console().print(parameter_table(model, hparams["trainable"], origins))
     model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # encoder and codec work there, too
 
     with main_process_first():
-        if hparams["check_cache"] and sb.utils.distributed.if_main_process():
-            check_cache(hparams["cache_folder"])
+        if hparams["verify_cache"] and sb.utils.distributed.if_main_process():
+            verify_cache(hparams["cache_folder"])
         train_set, tasks, lengths = _samples(model, hparams["sources"], hparams)
         valid_set, _, valid_lengths = _samples(model, hparams["valid_sources"], hparams)
         options = {"tasks": hparams["tasks"], "cache_folder": hparams["cache_folder"]}
         validation = Validation(model, hparams["valid_sources"], **options)
-    mix = TaskMix(tasks, lengths, weights=hparams["tasks"], batch_steps=hparams["batch_steps"], seed=hparams["seed"])
-    together = effective_batch(
-        hparams["effective_batch"], mix.sequences_per_batch(), _processes(), run_opts.get("grad_accumulation_factor")
+    mix = TaskMix(
+        tasks, lengths, weights=hparams["tasks"], max_batch_length=hparams["max_batch_length"], seed=hparams["seed"]
+    )
+    together = plan_accumulation(
+        hparams["effective_batch_size"],
+        mix.sequences_per_batch(),
+        _processes(),
+        run_opts.get("grad_accumulation_factor"),
     )
     logger.info(str(together))
-    mix.batches = hparams["batches_per_epoch"] * together.batches
+    mix.batches = hparams["steps_per_epoch"] * together.batches
 
     brain = OmniBrain(
         modules={"losses": Losses(model)},
@@ -82,7 +87,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
         run_opts={**run_opts, "grad_accumulation_factor": together.accumulated},
         checkpointer=hparams["checkpointer"],
     )
-    loader = {"collate_fn": collate_items(model), "num_workers": hparams["loader_workers"]}
+    loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"]}
     brain.fit(
         hparams["epochs"],
         train_set,
@@ -127,7 +132,7 @@ def _samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: 
     """Sources of the YAML file -> dataset, the task of each sample, its steps."""
     options = {name: hparams[name] for name in ("tasks", "cache_folder", "features")}
     read = read_sources(sources, model, **options)
-    return make_dataset(model, read, hparams["tasks"], hparams["longest_sample"])
+    return make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"])
 
 
 def _processes() -> int:

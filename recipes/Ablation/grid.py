@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omnikit.hparams import resolve
-from omnikit.hparams.lookup import nearest
+from omnikit.hparams.name_lookup import nearest
 from omnikit.hparams.recipe import build
 
 Kind = TypeVar("Kind")
@@ -33,7 +33,7 @@ class Stage:
     script: str
     files: list[str]  # the recipe, then files of overrides
     flags: dict[str, Any] = field(default_factory=dict)
-    after: str | None = None  # the stage whose folder is its `--start_from`
+    after: str | None = None  # the stage whose folder is its `--initial_weights`
 
 
 @dataclass(frozen=True)

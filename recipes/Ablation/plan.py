@@ -15,7 +15,7 @@ from grid import Evaluation, Grid, Stage, slug
 from omnikit.hparams import dump_parts, resolve, split_command_line
 from omnikit.hparams.command_line import parse_value
 from omnikit.hparams.recipe import MODEL, build
-from omnikit.hparams.tree import read_tree_text
+from omnikit.hparams.yaml_tree import read_tree_text
 from omnikit.interfaces import count_parameters
 from omnikit.model import OmniLM
 
@@ -24,7 +24,7 @@ MANY = 1000
 
 
 @dataclass(frozen=True)
-class Step:
+class ScriptCall:
     """One call of a script, in a folder of its own."""
 
     name: str
@@ -42,7 +42,7 @@ class Run:
     row: str
     seed: int
     folder: Path
-    steps: list[Step]
+    steps: list[ScriptCall]
     model: dict[str, float] = field(default_factory=dict)  # figures that the parts tell
 
     @property
@@ -70,17 +70,17 @@ def plan_run(grid: Grid, row: str, seed: int, run_options: Mapping[str, Any]) ->
     return Run(row, seed, folder, [*stages, *evaluations], figures)
 
 
-def _training(grid: Grid, name: str, row: str, seed: int, folder: Path, run_options: Mapping[str, Any]) -> Step:
+def _training(grid: Grid, name: str, row: str, seed: int, folder: Path, run_options: Mapping[str, Any]) -> ScriptCall:
     stage = grid.train[name]
     own = {"seed": seed, "output_folder": str(folder / slug(name))}
     if stage.after is not None:
-        own["start_from"] = str(folder / slug(stage.after))
+        own["initial_weights"] = str(folder / slug(stage.after))
     return _step(name, stage, [grid.base, stage.flags, grid.rows[row], run_options, own], folder, trains=True)
 
 
 def _evaluation(
     name: str, evaluation: Evaluation, model: OmniLM, checkpoint: Path, folder: Path, run_options: Mapping[str, Any]
-) -> Step:
+) -> ScriptCall:
     own = {"checkpoint": str(checkpoint), "output_folder": str(folder / slug(name))}
     if evaluation.answer_seconds is not None:
         frames = math.ceil(evaluation.answer_seconds * model.codec.frame_rate)
@@ -96,7 +96,7 @@ def _step(
     *,
     trains: bool = False,
     alone: bool = False,
-) -> Step:
+) -> ScriptCall:
     """A script with its flags, of which a later one wins; `folder` is the run's."""
     words = [*what.files, *(f"--{key}={as_text(key, value)}" for each in flags for key, value in each.items())]
     try:
@@ -107,7 +107,7 @@ def _step(
     if not Path(what.script).is_file():
         raise ValueError(f"{name}: {what.script}: no such file")
     about = {"recipe": text, "run_options": run_options}
-    return Step(name, folder / slug(name), [what.script, *words], about, trains, alone)
+    return ScriptCall(name, folder / slug(name), [what.script, *words], about, trains, alone)
 
 
 def as_text(flag: str, value: Any) -> str:
@@ -121,7 +121,7 @@ def as_text(flag: str, value: Any) -> str:
     return json.dumps(value)
 
 
-def _model(stage: Step) -> tuple[OmniLM, dict[str, float]]:
+def _model(stage: ScriptCall) -> tuple[OmniLM, dict[str, float]]:
     """The system that a stage trains, on the meta device, and its figures."""
     source, text = stage.words[1], stage.settings["recipe"]
     with torch.device("meta"):

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from figures import Outcome, outcomes
 from grid import Grid, read_grid, slug, some_rows
-from plan import Run, Step, plan_run
+from metrics import Outcome, outcomes
+from plan import Run, ScriptCall, plan_run
 from plots import draw_against, draw_figures
-from schedule import Record, Scheduler, locked, log_of, prepare
+from schedule import RunRecord, Scheduler, locked, log_of, prepare
 from table import cells, markdown, write_csv, write_runs_csv
 from tqdm import tqdm
 
@@ -41,11 +41,11 @@ class Ablation:
         ]
         self.wanted = [run for run in self.runs if run.row in rows and run.seed in grid.seeds]
         for run in self.wanted:
-            Record(run).check()
+            RunRecord(run).check()
 
     def work(self, lock: int) -> None:
         """Does what is left of the wanted runs."""
-        left = sum(len(Record(run).left()) for run in self.wanted)
+        left = sum(len(RunRecord(run).left()) for run in self.wanted)
         steps = sum(len(run.steps) for run in self.wanted)
         self.report()
         if not left:
@@ -54,7 +54,7 @@ class Ablation:
             prepare(slug(name), preparation, self.grid.folder)
         with tqdm(total=steps, initial=steps - left, desc="ablation", unit="step", dynamic_ncols=True) as bar:
 
-            def ended(run: Run, step: Step, status: int, given_up: int) -> None:
+            def ended(run: Run, step: ScriptCall, status: int, given_up: int) -> None:
                 how = f"failed, status {status}; log: {log_of(run, step)}" if status else "done"
                 bar.write(f"{run.title}: {step.name} {how}")
                 bar.update(1 + given_up)

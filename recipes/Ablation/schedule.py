@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from grid import Preparation
-from plan import Run, Step
+from plan import Run, ScriptCall
 
-from omnikit.evaluate.tables import write_json
-from omnikit.hparams.tree import read_tree_text
+from omnikit.files import write_json
+from omnikit.hparams.yaml_tree import read_tree_text
 
 POLL = 0.2
 """Seconds between two looks at the processes."""
@@ -29,7 +29,7 @@ LAST_LINES = 5
 """Of a log, shown of a step that failed."""
 
 
-class Record:
+class RunRecord:
     """`run.json` in a run's folder: what each step was run with, how it ended, how long it took."""
 
     def __init__(self, run: Run):
@@ -54,7 +54,7 @@ class Record:
                     " or choose another --output_folder"
                 )
 
-    def left(self) -> list[Step]:
+    def left(self) -> list[ScriptCall]:
         """The steps that are not done, and those after a training that is not."""
         steps = self.run.steps
         first = next((i for i, step in enumerate(steps) if step.trains and not self._done(step)), len(steps))
@@ -69,7 +69,7 @@ class Record:
                 return f"{step.name} ended with status {old['status']}: {last} (log: {log_of(self.run, step)})"
         return None
 
-    def begin(self, step: Step, jobs: int) -> None:
+    def begin(self, step: ScriptCall, jobs: int) -> None:
         old = self.steps.get(step.name)
         resumed = step.trains and old is not None and _has_checkpoint(step)
         if step.trains:  # what was evaluated before belongs to other weights
@@ -80,12 +80,12 @@ class Record:
         }  # fmt: skip
         self._write()
 
-    def end(self, step: Step, status: int, seconds: float) -> None:
+    def end(self, step: ScriptCall, status: int, seconds: float) -> None:
         lines = last_lines(log_of(self.run, step)) if status else []
         self.steps[step.name] |= {"status": status, "seconds": round(seconds, 1), "last_lines": lines}
         self._write()
 
-    def _done(self, step: Step) -> bool:
+    def _done(self, step: ScriptCall) -> bool:
         old = self.steps.get(step.name)
         return old is not None and old["status"] == 0 and old["settings"] == step.settings and step.folder.is_dir()
 
@@ -94,7 +94,7 @@ class Record:
         write_json(self.path, {"row": self.run.row, "seed": self.run.seed, "steps": self.steps})
 
 
-def _has_checkpoint(step: Step) -> bool:
+def _has_checkpoint(step: ScriptCall) -> bool:
     """Whether a training would go on from what lies in its folder."""
     return any(step.folder.glob("save/CKPT*"))
 
@@ -109,7 +109,7 @@ def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return keys + [key for key in {**options[0], **options[1]} if options[0].get(key) != options[1].get(key)]
 
 
-def log_of(run: Run, step: Step) -> Path:
+def log_of(run: Run, step: ScriptCall) -> Path:
     """What a step prints; beside its folder, since a training replaces that."""
     return run.folder / f"{step.folder.name}.log"
 
@@ -120,7 +120,7 @@ def last_lines(log: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()][-LAST_LINES:]
 
 
-Left = tuple[Run, list[Step]]
+Left = tuple[Run, list[ScriptCall]]
 """A run and those of its steps that are still to be done."""
 
 
@@ -131,7 +131,7 @@ class _Busy:
     began: float = field(default_factory=time.monotonic)
 
     @property
-    def step(self) -> Step:
+    def step(self) -> ScriptCall:
         return self.left[1][0]
 
 
@@ -143,13 +143,13 @@ class Scheduler:
         keep_open: file descriptors that the processes inherit.
     """
 
-    def __init__(self, jobs: int, ended: Callable[[Run, Step, int, int], None], keep_open: tuple[int, ...] = ()):
+    def __init__(self, jobs: int, ended: Callable[[Run, ScriptCall, int, int], None], keep_open: tuple[int, ...] = ()):
         self.jobs, self.ended, self.keep_open = jobs, ended, keep_open
         self.busy: list[_Busy] = []
 
     def work(self, runs: list[Run]) -> None:
         """Until nothing is left; a run whose step fails is given up and the others go on."""
-        waiting = [(run, steps) for run in runs if (steps := Record(run).left())]
+        waiting = [(run, steps) for run in runs if (steps := RunRecord(run).left())]
         try:
             while waiting or self.busy:
                 while (chosen := next((left for left in waiting if self._may_start(left[1][0])), None)) is not None:
@@ -160,14 +160,14 @@ class Scheduler:
         finally:
             self._stop()
 
-    def _may_start(self, step: Step) -> bool:
+    def _may_start(self, step: ScriptCall) -> bool:
         if any(each.step.alone for each in self.busy):
             return False
         return len(self.busy) < (1 if step.alone else self.jobs)
 
     def _start(self, left: Left) -> _Busy:
         run, (step, *_) = left
-        Record(run).begin(step, self.jobs)
+        RunRecord(run).begin(step, self.jobs)
         with log_of(run, step).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *step.words], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -175,7 +175,7 @@ class Scheduler:
             )  # fmt: skip
         return _Busy(left, process)
 
-    def _environment(self, step: Step) -> dict[str, str]:
+    def _environment(self, step: ScriptCall) -> dict[str, str]:
         """Runs side by side share the cores, unless the user has said how many threads each shall have."""
         shared = {} if self.jobs == 1 or step.alone else {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // self.jobs))}
         return {**shared, **os.environ}
@@ -187,7 +187,7 @@ class Scheduler:
         again = []
         for each in ended:
             (run, (step, *rest)), status = each.left, each.process.returncode
-            Record(run).end(step, status, time.monotonic() - each.began)
+            RunRecord(run).end(step, status, time.monotonic() - each.began)
             self.ended(run, step, status, len(rest) if status else 0)
             if rest and not status:
                 again.append((run, rest))

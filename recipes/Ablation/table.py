@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from figures import Outcome
 from grid import Figure, Grid
+from metrics import Outcome
 
-from omnikit.evaluate.tables import MISSING, markdown_table
+from omnikit.evaluate.result_tables import MISSING, markdown_table
 from omnikit.files import whole_text
 
 Cells = dict[str, dict[str, "Cell"]]

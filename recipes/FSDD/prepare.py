@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from omnikit.audio import load_audio
+from omnikit.audio.io import load_audio
+from omnikit.audio.reader import Unusable
 from omnikit.data.augment import SAMPLE_RATE, Augment
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import recordings
-from omnikit.data.recordings import encode_flac
+from omnikit.data.find_files import recordings
+from omnikit.data.recording_check import encode_flac
 from omnikit.errors import ArgumentParser, bad_input_exits
-from omnikit.reader import Unusable
+from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>.+)_(?P<index>\d+)")
@@ -69,7 +69,7 @@ def splits(data_folder: Path) -> dict[str, Path]:
     return {f"{kind}{name}": recordings_folder(data_folder) for name in names for kind in kinds}
 
 
-def parts(split: str, folder: Path) -> list[Part]:
+def parts(split: str, folder: Path) -> list[ManifestPart]:
     """A shard for each speaker in the split."""
     kind = next(kind for kind in PASSES if split.startswith(kind))
     own = split.removeprefix(kind)
@@ -83,7 +83,7 @@ def parts(split: str, folder: Path) -> list[Part]:
         elif name["speaker"] in files and (kind == TEST or (int(name["index"]) < UPSTREAM_TEST) == (kind == VALID)):
             files[name["speaker"]].append(path)
     files[wanted[0]] += strays  # counted once
-    return [Part(name, of, lambda name=name, of=of: items(kind, name, of)) for name, of in files.items()]
+    return [ManifestPart(name, of, lambda name=name, of=of: items(kind, name, of)) for name, of in files.items()]
 
 
 def items(kind: str, speaker: str, files: list[Path]) -> Iterator[Item | Remark]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.upstream import audio_without_text, first_with, read_lines
+from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
+from omnikit.prepare.corpus_readers import audio_without_text, first_with, read_lines
 
 TEXTS, AUDIO = "metadata.csv", "wavs"
 
@@ -22,9 +22,9 @@ def splits(data_folder: Path) -> dict[str, Path]:
     return {} if root is None else {"all": root}
 
 
-def parts(split: str, root: Path) -> list[Part]:
+def parts(split: str, root: Path) -> list[ManifestPart]:
     folder = [root / AUDIO] if (root / AUDIO).is_dir() else []
-    return [Part(split, [root / TEXTS, *folder], lambda: items(root))]
+    return [ManifestPart(split, [root / TEXTS, *folder], lambda: items(root))]
 
 
 def items(root: Path) -> Iterator[Item | Remark]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import audio_without_text, read_lines, split_folders
+from omnikit.data.find_files import visible
+from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
+from omnikit.prepare.corpus_readers import audio_without_text, read_lines, split_folders
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
@@ -21,10 +21,10 @@ def splits(data_folder: Path) -> dict[str, Path]:
     return split_folders(data_folder, ["LibriSpeech"], "*/*/*.trans.txt")
 
 
-def parts(split: str, folder: Path) -> list[Part]:
+def parts(split: str, folder: Path) -> list[ManifestPart]:
     transcripts = sorted(visible(folder, "*/*/*.trans.txt"))
     chapters = [transcript.parent for transcript in transcripts]
-    return [Part(split, [*transcripts, *chapters], lambda: items(transcripts))]
+    return [ManifestPart(split, [*transcripts, *chapters], lambda: items(transcripts))]
 
 
 def items(transcripts: list[Path]) -> Iterator[Item | Remark]:

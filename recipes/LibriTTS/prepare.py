@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import audio_without_text, read_lines, split_folders
+from omnikit.data.find_files import visible
+from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
+from omnikit.prepare.corpus_readers import audio_without_text, read_lines, split_folders
 
 TEXT = ".normalized.txt"
 
@@ -23,9 +23,9 @@ def splits(data_folder: Path) -> dict[str, Path]:
     return split_folders(data_folder, ["LibriTTS", "LibriTTS_R"], f"*/*/*{TEXT}")
 
 
-def parts(split: str, folder: Path) -> list[Part]:
+def parts(split: str, folder: Path) -> list[ManifestPart]:
     chapters = sorted(path for path in visible(folder, "*/*") if path.is_dir())
-    return [Part(split, chapters, lambda: items(chapters))]
+    return [ManifestPart(split, chapters, lambda: items(chapters))]
 
 
 def items(chapters: list[Path]) -> Iterator[Item | Remark]:

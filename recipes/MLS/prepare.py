@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import audio_without_text, read_lines
+from omnikit.data.find_files import visible
+from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
+from omnikit.prepare.corpus_readers import audio_without_text, read_lines
 
 PREFIX, OPUS, TRANSCRIPTS = "mls_", "_opus", "transcripts.txt"
 LINES = 100_000  # of a shard
@@ -42,16 +42,16 @@ def splits(data_folder: Path) -> dict[str, Path]:
     }
 
 
-def parts(split: str, folder: Path) -> list[Part]:
+def parts(split: str, folder: Path) -> list[ManifestPart]:
     transcripts, audio = folder / TRANSCRIPTS, folder / "audio"
     offsets = line_offsets(transcripts, LINES)
     ranges = zip(offsets, [*offsets[1:], transcripts.stat().st_size], strict=True)
     return [
         *(
-            Part(f"{i:04d}", [transcripts], lambda span=span: items(split, folder, *span))
+            ManifestPart(f"{i:04d}", [transcripts], lambda span=span: items(split, folder, *span))
             for i, span in enumerate(ranges)
         ),
-        Part(
+        ManifestPart(
             "audio-without-text",
             [transcripts, *([audio] if audio.is_dir() else [])],
             lambda: unnamed(folder, transcripts),

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.columns import Malformed
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import read_lines, text_of
+from omnikit.data.find_files import visible
+from omnikit.data.manifest_columns import Malformed
+from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
+from omnikit.prepare.corpus_readers import read_lines, text_of
 
 TAGS = re.compile(r"\[(?:Human|MOSS)\]:|<\|(?:Human|MOSS)\|>:|<eo[ahm]>")
 BETWEEN = re.compile(r"[\s,\[]*")  # objects of an array
@@ -35,8 +35,8 @@ def splits(data_folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in files if re.match(r"(en|zh)_.*\.jsonl?$", path.name)}
 
 
-def parts(split: str, path: Path) -> list[Part]:
-    return [Part(split, [path], lambda: items(split, path))]
+def parts(split: str, path: Path) -> list[ManifestPart]:
+    return [ManifestPart(split, [path], lambda: items(split, path))]
 
 
 def items(split: str, path: Path) -> Iterator[Item | Remark]:

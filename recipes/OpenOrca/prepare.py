@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.columns import converted
-from omnikit.data.corpus import Corpus, Item, Part, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import parquet_parts, text_of
+from omnikit.data.find_files import visible
+from omnikit.data.manifest_columns import converted
+from omnikit.prepare.corpus import Corpus, Item, ManifestPart, command
+from omnikit.prepare.corpus_readers import parquet_parts, text_of
 
 ROWS = 100_000  # of a shard
 
@@ -25,7 +25,7 @@ def splits(data_folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(visible(data_folder, "*.parquet"))}
 
 
-def parts(split: str, path: Path) -> list[Part]:
+def parts(split: str, path: Path) -> list[ManifestPart]:
     return parquet_parts(path, ["id", "question", "response"], to_item, ROWS)
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import audio_without_text, first_with, read_lines
+from omnikit.data.find_files import visible
+from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
+from omnikit.prepare.corpus_readers import audio_without_text, first_with, read_lines
 
 AUDIO, TEXT = "wav48_silence_trimmed", "txt"
 MICROPHONES = ("mic1", "mic2")
@@ -26,9 +26,9 @@ def splits(data_folder: Path) -> dict[str, Path]:
     return {} if root is None else dict.fromkeys(MICROPHONES, root)
 
 
-def parts(split: str, root: Path) -> list[Part]:
+def parts(split: str, root: Path) -> list[ManifestPart]:
     folders = sorted(path for kind in (AUDIO, TEXT) for path in visible(root / kind, "*") if path.is_dir())
-    return [Part(split, folders, lambda: items(split, root))]
+    return [ManifestPart(split, folders, lambda: items(split, root))]
 
 
 def items(microphone: str, root: Path) -> Iterator[Item | Remark]:

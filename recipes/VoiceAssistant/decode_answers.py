@@ -13,24 +13,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from omnikit.audio import save_audio, wav_name
-from omnikit.data.rows import Row, read_manifest
+from omnikit.audio.io import save_audio, wav_name
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.hparams import build_part
-from omnikit.ranges import COUNT, Pattern
+from omnikit.option_ranges import COUNT, Regex
 
 
-def chosen(manifest: str, ids: str, limit: int | None) -> list[Row]:
+def chosen(manifest: str, ids: str, limit: int | None) -> list[ManifestEntry]:
     """The first `limit` rows (None: all) whose ids fit the pattern and that have a spoken answer.
 
     Raises:
         ValueError: there is none.
     """
-    fitting = (row for row in read_manifest(manifest) if re.search(ids, row.id) and (row.codes or row.a2))
-    rows = list(islice(fitting, limit))
-    if not rows:
-        raise ValueError(f"--ids {ids}: no row of {manifest} with such an id has a spoken answer")
-    return rows
+    fitting = (entry for entry in read_manifest(manifest) if re.search(ids, entry.id) and (entry.codes or entry.a2))
+    entries = list(islice(fitting, limit))
+    if not entries:
+        raise ValueError(f"--ids {ids}: no entry of {manifest} with such an id has a spoken answer")
+    return entries
 
 
 def main() -> None:
@@ -42,16 +42,16 @@ def main() -> None:
     parser.add_argument("--ids", default="", metavar="REGEX")
     parser.add_argument("--limit", type=COUNT, metavar="N")
     options = parser.parse_args()
-    Pattern().check("ids", options.ids)
-    rows = chosen(options.manifest, options.ids, options.limit)
+    Regex().check("ids", options.ids)
+    entries = chosen(options.manifest, options.ids, options.limit)
     codec = build_part("codec", options.codec, **({"weights": options.weights} if options.weights else {}))
     codec.load_weights()
     codec.eval()
     options.save_folder.mkdir(parents=True, exist_ok=True)
-    for row in tqdm(rows, desc="decode"):
-        path = options.save_folder / wav_name(row.id)
+    for entry in tqdm(entries, desc="decode"):
+        path = options.save_folder / wav_name(entry.id)
         if not path.exists():
-            save_audio(path, row.answer_wav(codec, options.codec), codec.sample_rate)
+            save_audio(path, entry.answer_wav(codec, options.codec), codec.sample_rate)
 
 
 if __name__ == "__main__":

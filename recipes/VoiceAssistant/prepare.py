@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from omnikit.data.columns import converted, located
-from omnikit.data.corpus import Corpus, Item, Part, Remark, command
-from omnikit.data.folders import visible
-from omnikit.data.upstream import parquet_parts, text_of
+from omnikit.data.find_files import visible
+from omnikit.data.manifest_columns import converted, located
+from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
+from omnikit.prepare.corpus_readers import parquet_parts, text_of
 
 CODEC, NUM_CODEBOOKS, CODEBOOK_SIZE = "snac_24khz", 7, 4096
 COLUMNS = ("split_name", "index", "round", "question", "question_audio", "answer", "answer_snac")
@@ -34,7 +34,7 @@ def splits(data_folder: Path) -> dict[str, Path]:
     return {}
 
 
-def parts(split: str, folder: Path) -> list[Part]:
+def parts(split: str, folder: Path) -> list[ManifestPart]:
     files = sorted(visible(folder, f"{split}-*.parquet"))
     return [part for path in files for part in parquet_parts(path, COLUMNS, partial(to_item, folder=folder))]
 

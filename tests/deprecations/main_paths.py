@@ -125,8 +125,9 @@ def training(folder: Path, epochs: int = 1) -> None:
     data = write_data(folder)
     options = {
         "encoder.width": 16, "encoder.heads": 2, "encoder.layers": 1, "adapter.hidden": 16, "model.tts_blocks": 1,
-        "llm.config.hidden_size": 16, "llm.config.num_hidden_layers": 1, "batch_steps": 300, "batches_per_epoch": 2,
-        "warmup_steps": 1, "start_from": "null", "data_folder": data, "output_folder": folder / "out", "device": "cpu",
+        "llm.config.hidden_size": 16, "llm.config.num_hidden_layers": 1, "max_batch_length": 300, "steps_per_epoch": 2,
+        "warmup_steps": 1, "initial_weights": "null", "data_folder": data, "output_folder": folder / "out",
+        "device": "cpu",
     }  # fmt: skip
     flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     os.chdir(ROOT / "recipes" / "VoiceAssistant" / "QA")

@@ -17,7 +17,7 @@ from omnikit.engines import COMPILED, ENGINES, OPENVINO, open_engine
 from omnikit.engines.static import find_compiler
 from omnikit.generate import Decoder, Decoding, Question
 from omnikit.losses import stream_losses, weighted_mean
-from omnikit.model import OmniLM, Speech
+from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS, make_prompt, make_sample
 from tests.parity import published
@@ -66,9 +66,9 @@ def shared_ids(model: OmniLM, steps: torch.Tensor) -> torch.Tensor:
     return published_order(steps + torch.tensor(model.layout.offsets)[:, None])
 
 
-def speech_of(model: OmniLM, features: torch.Tensor) -> Speech:
+def speech_of(model: OmniLM, features: torch.Tensor) -> AdaptedSpeech:
     length = torch.tensor([len(features)])
-    return Speech(model.adapter(features[None], length)[0], length, torch.tensor([1]))
+    return AdaptedSpeech(model.adapter(features[None], length)[0], length, torch.tensor([1]))
 
 
 def logits_of(model: OmniLM, steps: torch.Tensor, features: torch.Tensor | None):
@@ -203,7 +203,7 @@ def test_training_on_leaves_a_frozen_backbone_as_it_was(changes: dict):
     config, state = tiny(**changes)
     model = from_state_dict(state, config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.freeze_all_but(["adapter", "tts_adapter", "text_rows", "audio_rows"])
+    model.freeze_all_but(["adapter", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"])
     codes = torch.randint(0, 16, (3, 4), generator=torch.Generator().manual_seed(1))
     sample = make_sample(TASKS["A1A2"], model.layout, model.pattern, audio_frames=5, answer=[2, 7], codes=codes)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -213,7 +213,12 @@ def test_training_on_leaves_a_frozen_backbone_as_it_was(changes: dict):
     optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert not {name for name in changed if name.startswith("llm.")}
-    learned = {"audio_rows.embed.weight", "audio_rows.head.weight", "text_rows.head.weight", "adapter.proj.weight"}
+    learned = {
+        "new_audio_embeddings.embed.weight",
+        "new_audio_embeddings.head.weight",
+        "new_text_embeddings.head.weight",
+        "adapter.proj.weight",
+    }
     assert learned <= changed
     assert bool(changes) == any(name.startswith("tts_adapter.") for name in changed)
 

@@ -20,27 +20,27 @@ from typing import BinaryIO
 import pytest
 import ruamel.yaml
 
-from omnikit.hparams.tree import write_tree
+from omnikit.hparams.yaml_tree import write_tree
 from tests.recipes.conftest import MINI_SYSTEM, ROOT, flac
 
 ABLATION = ROOT / "recipes" / "Ablation"
 sys.path.append(str(ABLATION))
 
-import figures  # noqa: E402
+import metrics  # noqa: E402
 import run as ablation  # noqa: E402
 import schedule as schedule_of_steps  # noqa: E402
-from figures import Outcome, figure_at  # noqa: E402
 from grid import Figure, Grid, Reading, read_grid, slug, some_rows  # noqa: E402
-from plan import Run, Step, as_text, plan_run  # noqa: E402
-from schedule import Record, Scheduler, last_lines, locked  # noqa: E402
+from metrics import Outcome, figure_at  # noqa: E402
+from plan import Run, ScriptCall, as_text, plan_run  # noqa: E402
+from schedule import RunRecord, Scheduler, last_lines, locked  # noqa: E402
 from table import cells, markdown, write_csv, write_runs_csv  # noqa: E402
 
 SHIPPED = "hparams/ablation.yaml"
 SMALL = {
     "encoder.width": 16, "encoder.heads": 2, "encoder.layers": 1, "adapter.hidden": 16, "model.tts_blocks": 1,
     "llm.config.hidden_size": 16, "llm.config.intermediate_size": 16, "llm.config.num_hidden_layers": 1,
-    "llm.config.num_attention_heads": 2, "llm.config.num_key_value_heads": 1, "batch_steps": 300,
-    "batches_per_epoch": 2, "epochs.limit": 1, "warmup_steps": 1, "start_from": None, "device": "cpu",
+    "llm.config.num_attention_heads": 2, "llm.config.num_key_value_heads": 1, "max_batch_length": 300,
+    "steps_per_epoch": 2, "epochs.limit": 1, "warmup_steps": 1, "initial_weights": None, "device": "cpu",
 }  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def made_run(tmp_path):
     def make(row: str, *names: str, recipe: str = "{lr: 1}") -> Run:
         folder = tmp_path / row
         steps = [
-            Step(
+            ScriptCall(
                 name, tmp_path, [str(tmp_path / "script.py"), str(tmp_path), f"{row}-{name}"],
                 {"recipe": recipe, "run_options": {}}, trains=name == "train", alone=name == "speed",
             )
@@ -193,8 +193,8 @@ def events(tmp_path) -> list[list[str]]:
 def test_a_failing_run_is_given_up_and_the_others_go_on(made_run, tmp_path):
     runs = [made_run("a", "broken", "qa"), made_run("b", "train", "qa")]
     assert schedule(1, runs) == [("a", "broken", 3, 1), ("b", "train", 0, 0), ("b", "qa", 0, 0)]
-    assert "status 3: last words" in Record(runs[0]).failure() and Record(runs[1]).failure() is None
-    assert [step.name for step in Record(runs[0]).left()] == ["broken", "qa"]
+    assert "status 3: last words" in RunRecord(runs[0]).failure() and RunRecord(runs[1]).failure() is None
+    assert [step.name for step in RunRecord(runs[0]).left()] == ["broken", "qa"]
     assert [event[1] for event in events(tmp_path)] == 2 * ["a-broken"] + 2 * ["b-train"] + 2 * ["b-qa"]
 
 
@@ -203,14 +203,14 @@ def test_what_is_done_is_not_done_again(made_run, tmp_path):
     schedule(1, [run])
     assert schedule(1, [run]) == []
     changed = dataclasses.replace(run.steps[1], settings={"recipe": "{lr: 2}", "run_options": {}})
-    assert [step.name for step in Record(dataclasses.replace(run, steps=[run.steps[0], changed])).left()] == ["qa"]
+    assert [step.name for step in RunRecord(dataclasses.replace(run, steps=[run.steps[0], changed])).left()] == ["qa"]
 
 
 def test_a_training_anew_makes_its_evaluations_anew(made_run):
     run = made_run("a", "train", "qa")
     schedule(1, [run])
-    Record(run).begin(run.steps[0], 1)  # as if it were killed now
-    assert [step.name for step in Record(run).left()] == ["train", "qa"]
+    RunRecord(run).begin(run.steps[0], 1)  # as if it were killed now
+    assert [step.name for step in RunRecord(run).left()] == ["train", "qa"]
 
 
 def test_runs_go_side_by_side_but_time_is_measured_alone(made_run, tmp_path):
@@ -229,22 +229,22 @@ def test_a_training_with_other_settings_is_not_gone_on_with(made_run, tmp_path):
     run = made_run("a", "train")
     schedule(1, [run])
     other = made_run("a", "train", recipe="{lr: 2, warmup: 3}")
-    Record(other).check()  # nothing was saved: it begins anew
+    RunRecord(other).check()  # nothing was saved: it begins anew
     (tmp_path / "save" / "CKPT+1").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"trained with other settings \(lr, warmup\)"):
-        Record(other).check()
-    Record(run).check()
+        RunRecord(other).check()
+    RunRecord(run).check()
 
 
 def test_seconds_of_a_resumed_training_are_not_told(made_run, tmp_path):
     run = made_run("a", "train")
     log = {"epoch": 1, "step": 4, "train": {"seconds": 2.5}, "valid": {"wer": 50.0}}
-    (tmp_path / figures.LOG).write_text(json.dumps(log) + "\n" + json.dumps(log | {"epoch": 2, "step": 8}) + "\n")
+    (tmp_path / metrics.LOG).write_text(json.dumps(log) + "\n" + json.dumps(log | {"epoch": 2, "step": 8}) + "\n")
     schedule(1, [run])
-    assert figures._training(run, Record(run)) == {"seconds": 5.0, "steps": 8, "valid": {"wer": 50.0}}
+    assert metrics._training(run, RunRecord(run)) == {"seconds": 5.0, "steps": 8, "valid": {"wer": 50.0}}
     (tmp_path / "save" / "CKPT+1").mkdir(parents=True)
-    Record(run).begin(run.steps[0], 1)
-    assert figures._training(run, Record(run))["seconds"] is None
+    RunRecord(run).begin(run.steps[0], 1)
+    assert metrics._training(run, RunRecord(run))["seconds"] is None
 
 
 def test_two_do_not_work_in_one_folder(tmp_path):
@@ -339,7 +339,7 @@ def tiny(tmp_path, data) -> Path:
     tree = {
         "title": "Tiny", "note": "Nothing was learnt.", "output_folder": str(tmp_path / "out"), "seeds": [3],
         "jobs": 1, "baseline": "delayed", "base": {"data_folder": str(data), **SMALL},
-        "rows": {"delayed": {}, "parallel": {"pattern": "parallel"}, "broken": {"batch_steps": 5}},
+        "rows": {"delayed": {}, "parallel": {"pattern": "parallel"}, "broken": {"max_batch_length": 5}},
         "readings": {}, "plots": [["steps/s", "WER"]],
         "prepare": {"word": {
             "makes": str(tmp_path / "made"),
@@ -405,7 +405,7 @@ def test_a_tiny_grid(here, tiny, tmp_path, capsys, request, way):
     out = tmp_path / "out"
     assert ablation.main([str(tiny), "--rows", "[delayed, broken]"]) == ablation.FAILED
     assert (tmp_path / "made").exists()
-    assert "error: broken, seed 3: stage ended with status 2: error: batch_steps: 5" in capsys.readouterr().err
+    assert "error: broken, seed 3: stage ended with status 2: error: max_batch_length: 5" in capsys.readouterr().err
     rows = list(csv.DictReader((out / "table.csv").open()))
     assert [row["row"] for row in rows] == ["delayed"]
     result = json.loads((out / "delayed" / "seed3" / "asr" / "asr.json").read_text())
@@ -426,7 +426,7 @@ def test_a_killed_grid_goes_on(here, tiny, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable, "run.py", str(tiny), "--jobs", "2", "--seeds", "[1, 2]", "--rows", "[delayed, parallel]",
-        "--base.batches_per_epoch", "3",
+        "--base.steps_per_epoch", "3",
     ]  # fmt: skip
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 250

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from omnikit.hparams.tree import read_tree, write_tree
+from omnikit.hparams.yaml_tree import read_tree, write_tree
 from tests.recipes.trees import RECIPES, TREES, librispeech
 
 DECODED = 1  # rows of a validation source
 
 TINY = [
-    "--device", "cpu", "--size", "tiny", "--pretrained", "false", "--model.tts_blocks", "1", "--effective_batch", "4",
-    "--batches_per_epoch", "1", "--epochs.limit", "1", "--warmup_steps", "1", "--batch_steps", "4000",
+    "--device", "cpu", "--size", "tiny", "--pretrained", "false", "--model.tts_blocks", "1",
+    "--effective_batch_size", "4", "--steps_per_epoch", "1", "--epochs.limit", "1", "--warmup_steps", "1",
+    "--max_batch_length", "4000",
 ]  # fmt: skip
 ASR, TTS, QA = "LibriSpeech/ASR", "LibriTTS/TTS", "VoiceAssistant/QA"
 CORPORA = {  # the recipe's folder and file, the manifest, the tasks
@@ -51,7 +52,7 @@ def only(recipe: Path, own: dict) -> dict:
     none = {key: dict.fromkeys(tree[key]) for key in ("sources", "valid_sources")}
     tasks = {task: float(task in own["tasks"]) for task in tree["tasks"]}
     return {
-        "start_from": None,
+        "initial_weights": None,
         "tasks": tasks,
         "sources": {**none["sources"], "own": {**own, "limit": None}},
         "valid_sources": {**none["valid_sources"], "own": {**own, "limit": 2, "decode": DECODED}},
@@ -77,7 +78,7 @@ def test_prepare_train_evaluate(corpus, run, grammar, tmp_path):
     overrides.write_text(write_tree(only(RECIPES / folder / "hparams" / f"{file}.yaml", own)))
     words = ["--data_folder", tmp_path, "--output_folder", out, *TINY]
     words += ["--codec.size", "published"] if corpus == "VoiceAssistant" else []  # its codes are of no tiny codec
-    words += ["--features", "on_the_fly", "--loader_workers", "1"] if corpus == "LibriSpeech" else []
+    words += ["--features", "on_the_fly", "--num_workers", "1"] if corpus == "LibriSpeech" else []
     run(f"{folder}/train.py", f"hparams/{file}.yaml", overrides, *words)
     log = json.loads((out / "train_log.jsonl").read_text())
     assert log["step"] == 1 and log["valid"]["loss"] > 0
@@ -92,7 +93,15 @@ def test_prepare_train_evaluate(corpus, run, grammar, tmp_path):
     common += ["--decoding.max_steps", "12" if corpus == "VoiceAssistant" else "24"]
     judge = ["--data_folder", tmp_path / "manifests", "--grammar_file", grammar, "--speed_threads", "1"]
     if corpus == "VoiceAssistant":
-        run(f"{QA}/evaluate.py", *common, *judge, "--sources.voiceassistant.held_out", "2", "--speed_questions", "1")
+        run(
+            f"{QA}/evaluate.py",
+            *common,
+            *judge,
+            "--sources.voiceassistant.only_held_out",
+            "2",
+            "--speed_questions",
+            "1",
+        )
         found = json.loads((tmp_path / "scores" / "qa.json").read_text())
         ways = found["splits"]["voiceassistant"]
         assert {way: (each["asked"], each["kinds"]) for way, each in ways.items()} == dict.fromkeys(ways, (2, {}))

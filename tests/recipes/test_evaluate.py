@@ -13,7 +13,7 @@ import soundfile
 import torch
 import whisper
 
-from omnikit.audio import save_audio
+from omnikit.audio.io import save_audio
 
 ASR = "recipes/LibriSpeech/ASR/evaluate.py"
 QA = "recipes/VoiceAssistant/QA/evaluate.py"
@@ -128,8 +128,8 @@ def llama(tmp_path):
     """Overrides that name a set of questions with several right answers and a recording that cannot be read."""
     (tmp_path / "q0.flac").write_bytes(flac(noise(0.5)))
     (tmp_path / "q1.flac").write_bytes(b"no sound")
-    rows = ["q0,what is the capital,q0.flac,Paris|the city of Paris", "q1,how many are there,q1.flac,7|seven"]
-    (tmp_path / "llama.csv").write_text("\n".join(["ID,t1,a1,accepted", *rows]) + "\n")
+    entries = ["q0,what is the capital,q0.flac,Paris|the city of Paris", "q1,how many are there,q1.flac,7|seven"]
+    (tmp_path / "llama.csv").write_text("\n".join(["ID,t1,a1,accepted", *entries]) + "\n")
     (tmp_path / "llama.yaml").write_text(f"sources:\n  llama: {{manifest: {tmp_path / 'llama.csv'}}}\n")
     return tmp_path / "llama.yaml"
 

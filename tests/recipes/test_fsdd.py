@@ -14,8 +14,8 @@ import pytest
 import soundfile
 
 from omnikit.checkpoint import SHIPPED
-from omnikit.data.corpus import Checks, prepare
-from omnikit.data.rows import read_manifest
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.prepare.corpus import Checks, prepare
 from tests.recipes.conftest import changed, logging_kept
 from tests.recipes.trees import RECIPES, cut, load_corpus, load_script, write_sound, write_text
 
@@ -91,18 +91,18 @@ def test_a_held_out_speaker_is_in_no_training_string(tmp_path: Path):
     assert len(summaries) == 6 and not any(s.skipped for s in summaries.values())
     uses = {"train-without-ben": ("anna", 3 * 4), "valid-without-ben": ("anna", 2 * 2), "test-ben": ("ben", 5 * 2)}
     for split, (speaker, count) in uses.items():
-        rows = rows_of(tmp_path / "out", split)
-        assert summaries[split].rows == len({row.id for row in rows}) == len(rows)
-        assert Counter(word for row in rows for word in row.t1.split()) == {"three": count, "seven": count}
-        for row in rows:
-            digits = row.id.rsplit("-", 1)[1]
-            assert row.speaker == speaker and row.t1 == " ".join(WORDS[digit] for digit in digits)
-            wav = row.a1.load(16000).numpy()
-            assert len(wav) == pytest.approx(16000 * row.duration, abs=2)
+        entries = rows_of(tmp_path / "out", split)
+        assert summaries[split].entries == len({entry.id for entry in entries}) == len(entries)
+        assert Counter(word for entry in entries for word in entry.t1.split()) == {"three": count, "seven": count}
+        for entry in entries:
+            digits = entry.id.rsplit("-", 1)[1]
+            assert entry.speaker == speaker and entry.t1 == " ".join(WORDS[digit] for digit in digits)
+            wav = entry.a1.load(16000).numpy()
+            assert len(wav) == pytest.approx(16000 * entry.duration, abs=2)
             assert pitch_of(wav) == pytest.approx(PITCH[speaker], rel=0.15 if split.startswith("train") else 0.02)
             if split == "test-ben":
                 least, most = 0.2 + 0.1 * len(digits), 0.6 + 0.2 * len(digits) + 0.4 * (len(digits) - 1)
-                assert least <= row.duration <= most
+                assert least <= entry.duration <= most
 
 
 def test_the_page_on_data_tells_of_the_layout():
@@ -122,7 +122,7 @@ def test_damage_is_skipped_and_counted(tmp_path: Path):
     upstream, corpus = tree(tmp_path, damaged=True), load_corpus("FSDD")
     (summary,) = prepare(corpus, upstream / "recordings", tmp_path / "out", ["test-ben"])
     assert summary.skipped.reasons == {"empty": 2, "unreadable": 2, "malformed": 1}
-    said = Counter(word for row in rows_of(tmp_path / "out", "test-ben") for word in row.t1.split())
+    said = Counter(word for entry in rows_of(tmp_path / "out", "test-ben") for word in entry.t1.split())
     assert said == {"three": 10, "seven": 12}
     with pytest.raises(ValueError, match=r"3_ben_8\.wav: empty"):
         list(prepare(corpus, upstream, tmp_path / "strict", ["test-ben"], Checks(strict=True)))
@@ -157,17 +157,17 @@ def test_prepare_train_evaluate(run, tmp_path: Path):
         run("ASR/train_encoder.py", "hparams/encoder.yaml", *words)
         return (folder / "weights" / "README.md").read_text()
 
-    train_encoder(encoder, 2, "--head_steps", "2")
+    train_encoder(encoder, 2, "--head_only_steps", "2")
     assert not changed(Path(SHIPPED), encoder / "system")
-    card = train_encoder(encoder, 4, "--head_steps", "2")
+    card = train_encoder(encoder, 4, "--head_only_steps", "2")
     assert changed(Path(SHIPPED), encoder / "system") == {"encoder"}
     assert "egs/mini/pretrained/encoder: 4 steps" in card and "any recording of ben" in card and "| valid |" in card
     assert "nothing: 1 steps" in train_encoder(tmp_path / "new", 1, "hparams/from_nothing.yaml")
 
-    steps = ["--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "200"]
-    start = ["--start_from", encoder / "system"]
+    steps = ["--steps_per_epoch", "2", "--epochs.limit", "1", "--max_batch_length", "200"]
+    start = ["--initial_weights", encoder / "system"]
     run("ASR/train.py", "hparams/train.yaml", *own, *start, "--output_folder", asr, *steps)
-    assert changed(encoder / "system", asr) == {"adapter", "llm", "text_rows"}
+    assert changed(encoder / "system", asr) == {"adapter", "llm", "new_text_embeddings"}
     log = json.loads((asr / "train_log.jsonl").read_text())
     assert log["step"] == 2 and {"text", "wer"} <= set(log["valid"])
 

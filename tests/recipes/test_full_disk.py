@@ -115,13 +115,13 @@ def test_many(run_here, small, recordings, tmp_path, task):
 
 @pytest.mark.parametrize("audio", ["embedded", pytest.param("files", marks=LONG)])
 def test_synthesize(run_here, recordings, tmp_path, audio):
-    words = ["omnikit", "synthesize", tmp_path / "m.csv", "--fields", "a2", "--shard_rows", "1", "--audio", audio]
+    words = ["omnikit", "synthesize", tmp_path / "m.csv", "--fields", "a2", "--shard_size", "1", "--audio", audio]
     check(run_here, lambda out: [*words, "--save_folder", out], tmp_path / "out", (300,))
 
 
 def test_tokenize(run_here, recordings, tmp_path):
     codec = ["--codec", "mel_rvq", "--codec.weights", ROOT / "egs" / "mini" / "pretrained" / "mel_rvq"]
-    words = ["omnikit", "tokenize", tmp_path / "m.csv", *codec, "--fields", "a1", "--shard_rows", "1"]
+    words = ["omnikit", "tokenize", tmp_path / "m.csv", *codec, "--fields", "a1", "--shard_size", "1"]
     check(run_here, lambda out: [*words, "--save_folder", out], tmp_path / "out", (0, 300, 2000))
 
 

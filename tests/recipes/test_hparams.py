@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from omnikit.hparams.tree import read_tree
+from omnikit.hparams.yaml_tree import read_tree
 from tests.recipes.conftest import ROOT
 
 STAGES = {path.stem: read_tree(path) for path in (ROOT / "recipes/VoiceAssistant/QA/hparams").glob("*.yaml")}
 EVALUATION = STAGES.pop("eval")
-OWN = {"stage", "output_folder", "start_from", "trainable", "tasks", "peak_rate", "epochs"}
+OWN = {"stage", "output_folder", "initial_weights", "trainable", "tasks", "peak_lr", "epochs"}
 """What each stage has for itself."""
 
 
@@ -26,9 +26,9 @@ def test_all_stages_are_there():
 
 def test_each_stage_starts_from_the_former_ones_folder():
     folders = {name: STAGES[name]["output_folder"].value for name in STAGES}
-    starts = [STAGES[name]["start_from"].value for name in ("stage2", "stage3", "anneal")]
+    starts = [STAGES[name]["initial_weights"].value for name in ("stage2", "stage3", "anneal")]
     assert starts == [folders["stage1"], folders["stage2"], folders["stage3"]]
-    assert STAGES["stage1"]["start_from"] is None and STAGES["single_stage"]["start_from"] is None
+    assert STAGES["stage1"]["initial_weights"] is None and STAGES["single_stage"]["initial_weights"] is None
 
 
 @pytest.mark.parametrize("recipe", ["LibriSpeech/ASR", "LibriTTS/TTS"])

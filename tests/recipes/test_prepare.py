@@ -18,10 +18,10 @@ import pytest
 import soundfile
 import torch
 
-from omnikit.data.corpus import Checks, command, prepare
-from omnikit.data.manifest import ManifestWriter, _Parquet
-from omnikit.data.rows import read_manifest
-from omnikit.data.shards import NOTES, REASONS
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.data.manifest_writer import ManifestWriter, _Parquet
+from omnikit.data.skipped import NOTES, REASONS
+from omnikit.prepare.corpus import Checks, command, prepare
 from omnikit.tasks import TASKS
 from tests.pages import page
 from tests.recipes.trees import (
@@ -271,7 +271,7 @@ def test_answers_are_decoded_on_demand(tmp_path: Path, monkeypatch: pytest.Monke
     assert [wav.name for wav in wavs] == ["a-1.wav", "a-2.wav"]
     assert soundfile.info(wavs[0]).duration == pytest.approx(3 / 12.5)
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--ids", "^c"])
-    with pytest.raises(ValueError, match=r"--ids \^c: no row of .*m.json with such an id has a spoken answer"):
+    with pytest.raises(ValueError, match=r"--ids \^c: no entry of .*m.json with such an id has a spoken answer"):
         script.main()
 
 
@@ -399,7 +399,8 @@ def test_a_killed_run_ends_with_the_same_shards(tmp_path: Path):
     list(prepare(corpus, tmp_path, tmp_path / "whole"))
     took = time.monotonic() - began
     script = str(RECIPES / "VoiceAssistant" / "prepare.py")
-    code = f"import runpy, omnikit.data.upstream; print(flush=True); runpy.run_path({script!r}, run_name='__main__')"
+    run_it = f"runpy.run_path({script!r}, run_name='__main__')"
+    code = f"import runpy, omnikit.prepare.corpus_readers; print(flush=True); {run_it}"
     command = [sys.executable, "-c", code, "--data_folder", str(tmp_path), "--save_folder", str(tmp_path / "killed")]
     environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
     moments, killed = np.random.default_rng(0).uniform(0, took / 6, 10), 0

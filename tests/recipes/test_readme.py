@@ -12,7 +12,7 @@ import sys
 import pytest
 import soundfile
 
-from omnikit.data.corpus import prepare
+from omnikit.prepare.corpus import prepare
 from tests.recipes.conftest import MINI_SYSTEM, ROOT
 from tests.recipes.trees import libritts, load_corpus, mls, vctk
 
@@ -22,8 +22,8 @@ OMNIKIT = [line for line in INDENTED if line.startswith("omnikit ")]
 TRAIN = [line for line in INDENTED if line.startswith("python train.py ")]
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 QUICK = [
-    "--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "300", "--model.tts_blocks", "1",
-    "--device", "cpu", "--effective_batch", "null",
+    "--steps_per_epoch", "2", "--epochs.limit", "1", "--max_batch_length", "300", "--model.tts_blocks", "1",
+    "--device", "cpu", "--effective_batch_size", "null",
 ]  # fmt: skip
 TINY = ["--size", "tiny", "--pretrained", "false"]
 

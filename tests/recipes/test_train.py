@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from omnikit import checkpoint
-from omnikit.data.ledger import LEDGER
-from omnikit.hparams.tree import read_tree, write_tree
+from omnikit.data.digest_ledger import LEDGER
+from omnikit.hparams.yaml_tree import read_tree, write_tree
 from tests.recipes.conftest import MINI_SYSTEM, ROOT, TEXTS, changed, flac
 from tests.unit.train.tiny_training import DAMAGES, checkpoints
 
@@ -25,8 +25,8 @@ TRAIN = ROOT / "recipes" / "VoiceAssistant" / "QA" / "train.py"
 SMALL = {
     "encoder.width": 16, "encoder.heads": 2, "encoder.layers": 1, "adapter.hidden": 16, "model.tts_blocks": 1,
     "llm.config.hidden_size": 16, "llm.config.intermediate_size": 16, "llm.config.num_hidden_layers": 1,
-    "llm.config.num_attention_heads": 2, "llm.config.num_key_value_heads": 1, "batch_steps": 300,
-    "batches_per_epoch": 3, "epochs.limit": 2, "warmup_steps": 1, "peak_rate": 0.01, "seed": 5,
+    "llm.config.num_attention_heads": 2, "llm.config.num_key_value_heads": 1, "max_batch_length": 300,
+    "steps_per_epoch": 3, "epochs.limit": 2, "warmup_steps": 1, "peak_lr": 0.01, "seed": 5,
 }  # fmt: skip
 
 
@@ -67,15 +67,21 @@ def test_three_stages(train_here, data, tmp_path):
     assert status == 0, written
     assert "trainable" in written
     assert "train-clean-2.flac" in written
-    status, written = train_here("stage2", data, stages[1], "--start_from", str(stages[0]))
+    status, written = train_here("stage2", data, stages[1], "--initial_weights", str(stages[0]))
     assert status == 0, written
     with sqlite3.connect(data / "cache" / LEDGER) as ledger:
         ledger.execute("UPDATE contents SET digest = x'00'")  # as if all recordings had changed under size and time
-    status, written = train_here("stage3", data, stages[2], "--start_from", str(stages[1]), "--check_cache")
+    status, written = train_here("stage3", data, stages[2], "--initial_weights", str(stages[1]), "--verify_cache")
     assert status == 0, written
     assert "have changed since they were read" in written
-    assert changed(stages[0], stages[1]) == {"llm", "text_rows"}
-    assert changed(stages[1], stages[2]) == {"adapter", "llm", "tts_adapter", "text_rows", "audio_rows"}
+    assert changed(stages[0], stages[1]) == {"llm", "new_text_embeddings"}
+    assert changed(stages[1], stages[2]) == {
+        "adapter",
+        "llm",
+        "tts_adapter",
+        "new_text_embeddings",
+        "new_audio_embeddings",
+    }
     log = [json.loads(line) for line in (stages[2] / "train_log.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["epoch"], line["step"]) for line in log] == [("stage3", 1, 3), ("stage3", 2, 6)]
     assert {"loss", "text", "audio1", "audio7", "wer", "wrong A1T2"} <= set(log[-1]["valid"])
@@ -84,7 +90,7 @@ def test_three_stages(train_here, data, tmp_path):
 
 
 def test_another_codec_is_refused_by_name(train_here, data, untrained, tmp_path):
-    more = ("--start_from", str(untrained), "--codec", "mel_rvq")
+    more = ("--initial_weights", str(untrained), "--codec", "mel_rvq")
     status, written = train_here("stage2", data, tmp_path / "out", *more)
     assert status == 2
     assert "codec" in written.splitlines()[-1] and "Traceback" not in written
@@ -104,10 +110,10 @@ def test_parts_are_swapped_by_flags(run_here, data, tmp_path, chosen):
     """Tiny parts without weights train; the folder, the log and the checkpoint say which they were."""
     recipe = shutil.copytree(TRAIN.parent, tmp_path / "recipe", ignore=shutil.ignore_patterns("results"))
     flags = [word for kind, name in chosen.items() for word in (f"--{kind}", name)]
-    quick = ["--batches_per_epoch", "2", "--epochs.limit", "1", "--batch_steps", "400", "--model.tts_blocks", "1"]
+    quick = ["--steps_per_epoch", "2", "--epochs.limit", "1", "--max_batch_length", "400", "--model.tts_blocks", "1"]
     system = read_tree(MINI_SYSTEM)
     sources = tmp_path / "sources.yaml"
-    sources.write_text(write_tree({key: system[key] for key in ("effective_batch", "sources", "valid_sources")}))
+    sources.write_text(write_tree({key: system[key] for key in ("effective_batch_size", "sources", "valid_sources")}))
     tiny = ["--device", "cpu", "--size", "tiny", "--pretrained", "false"]
     words = ["hparams/stage1.yaml", sources, "--data_folder", data, *tiny]
     status, out, err = run_here(recipe / "train.py", *words, *quick, *flags)
@@ -164,7 +170,7 @@ def test_two_processes_share_the_work(features, tmp_path):
     without = {key: {name: None for name, options in system[key].items() if options is None} for key in own}
     overrides = {key: {**without[key], "both": own[key]} for key in own}
     (tmp_path / "both.yaml").write_text(write_tree({**system, **overrides}))
-    words = command("stage1", tmp_path, tmp_path / "out", "--batch_steps", "100", "--effective_batch", "16")
+    words = command("stage1", tmp_path, tmp_path / "out", "--max_batch_length", "100", "--effective_batch_size", "16")
     words += ["--features", features]
     ran = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", tmp_path / "train.py",
@@ -215,7 +221,7 @@ def last_weights(folder) -> dict:
 def test_an_absurd_rate_stops_the_run_and_leaves_the_last_good_checkpoint(data, tmp_path):
     run("stage1", data, tmp_path / "out", "--epochs.limit", "1")
     good = last_weights(tmp_path / "out")
-    more = ("--epochs.limit", "9", "--batches_per_epoch", "30", "--peak_rate", "1e6", "--lowest_rate", "1e6")
+    more = ("--epochs.limit", "9", "--steps_per_epoch", "30", "--peak_lr", "1e6", "--min_lr", "1e6")
     ran = subprocess.run(
         command("stage1", data, tmp_path / "out", *more), cwd=TRAIN.parent, env=environment(),
         capture_output=True, text=True, timeout=300,
@@ -224,7 +230,7 @@ def test_an_absurd_rate_stops_the_run_and_leaves_the_last_good_checkpoint(data, 
     assert ran.stderr.splitlines()[-1].startswith("error: training stopped")
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "skipped (1 in a row)" in log and "entries: train-" in log
-    assert "resuming: peak_rate was 0.01, is 1000000.0 from here on" in log
+    assert "resuming: peak_lr was 0.01, is 1000000.0 from here on" in log
     left = last_weights(tmp_path / "out")
     assert left.keys() == good.keys() and all(torch.equal(left[name], good[name]) for name in good)
 

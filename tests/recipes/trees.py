@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from omnikit.data.corpus import Corpus
+from omnikit.prepare.corpus import Corpus
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

@@ -88,7 +88,12 @@ def batches(model: OmniLM, epoch: str, poisoned: bool = False) -> list[Batch]:
         text = model.llm.tokenizer.encode("the cat sees a dog")
         codes = torch.randint(0, model.codec.codebook_size, (model.codec.num_codebooks, 2), generator=rng)
         sample = make_sample(
-            TASKS["A1A2"], model.layout, model.pattern, audio_frames=model.frames_heard(6), answer=text, codes=codes
+            TASKS["A1A2"],
+            model.layout,
+            model.pattern,
+            audio_frames=model.num_speech_positions(6),
+            answer=text,
+            codes=codes,
         )
         ids = [f"{epoch}-{number}-{row}-rank{Share.of_torchrun().rank}" for row in range(2)]
         made.append(collate([sample, sample], features, model.layout, model.encoder.dim, ids=ids))
@@ -101,11 +106,11 @@ def loader(found: list[Batch]) -> DataLoader:
 
 def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) -> FaultyBrain:
     model = toy_model(tts_blocks=1)
-    model.freeze_all_but(["adapter", "llm", "tts_adapter", "text_rows", "audio_rows"])
+    model.freeze_all_but(["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"])
     counter = EpochCounter(epochs)
     hparams = {
-        "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_rate": 1e-3, "lowest_rate": 1e-3, "warmup_steps": 1,
-        "epochs": counter, "batches_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder),
+        "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
+        "epochs": counter, "steps_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder),
         "stage": "toy", "part_names": {}, "tensorboard": Quiet(), "mix": Quiet(), "validate": Quiet(),
     }  # fmt: skip
     options = {"device": "cpu", "distributed_backend": "gloo", "find_unused_parameters": True, **run_opts}

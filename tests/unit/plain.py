@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from omnikit.generate import Decoding, Question
-from omnikit.model import OmniLM, Speech
+from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.sampling import Sampling, noise_keys, sample, sampling_numbers
 from omnikit.strategies import PARALLEL, Strategy
 from omnikit.tasks import AUDIO_START, TASKS, make_prompt
@@ -15,7 +15,7 @@ NEVER = float("-inf")
 
 
 class PlainRules:
-    """What `omnikit.generate.rules` does for many, for one answer."""
+    """What `omnikit.generate.token_rules` does for many, for one answer."""
 
     def __init__(self, model: OmniLM, task: str, question: Question, decoding: Decoding, seed: int = 0):
         self.layout, self.pattern, self.task, self.decoding = model.layout, model.pattern, TASKS[task], decoding
@@ -107,10 +107,10 @@ def plainly(
     if TASKS[task].given == "speech":
         features, lengths = model.adapter(question.features[None], torch.tensor([len(question.features)]))
         rows = len(strategy.text_only)
-        speech = Speech(features.expand(rows, -1, -1), lengths.expand(rows), torch.full((rows,), AUDIO_START))
+        speech = AdaptedSpeech(features.expand(rows, -1, -1), lengths.expand(rows), torch.full((rows,), AUDIO_START))
     frames = None if speech is None else int(speech.lengths[0])
     prompts = [make_prompt(each, layout, text=question.text, audio_frames=frames).steps
-               for each in strategy.row_tasks(TASKS[task])]  # fmt: skip
+               for each in strategy.sequence_tasks(TASKS[task])]  # fmt: skip
     logits = []
     for _ in range(decoding.max_steps):
         with torch.no_grad():

@@ -15,9 +15,9 @@ import soundfile
 import torch
 from toy import ToyCodec, ToyEncoder
 
-from omnikit.data.synthesize import synthesize
-from omnikit.data.tokenize import Parts, tokenize
-from omnikit.data.voices import Voice
+from omnikit.prepare.synthesize import synthesize
+from omnikit.prepare.tokenize import Parts, tokenize
+from omnikit.prepare.voices import Voice
 
 
 class SlowCodec(ToyCodec):
@@ -31,7 +31,7 @@ class Beeps(Voice):
 
     sample_rate = 8000
 
-    def say(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
+    def synthesize(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
         if "§" in text:
             raise ValueError("unknown")
         time.sleep(0.004)
@@ -56,19 +56,19 @@ def run_tokenize(manifest: Path, save_folder: Path, begun: Connection, environme
     torch.set_num_threads(1)
     parts = toy_parts()
     begun.send(None)
-    tokenize(manifest, save_folder, parts, fields=("a1",), shard_rows=4)
+    tokenize(manifest, save_folder, parts, fields=("a1",), shard_size=4)
 
 
 def run_synthesize(manifest: Path, save_folder: Path, begun: Connection, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     begun.send(None)
-    synthesize(manifest, save_folder, Beeps(), voice_name="beeps", shard_rows=4)
+    synthesize(manifest, save_folder, Beeps(), voice_name="beeps", shard_size=4)
 
 
 def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.Process:
     """One of the above in a process that has begun; most of what it imports is loaded once for all of them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["omnikit.data.tokenize", "omnikit.llms.transformers_lm", "omnikit.model"])
+    context.set_forkserver_preload(["omnikit.prepare.tokenize", "omnikit.llms.transformers_lm", "omnikit.model"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=run, args=(*folders, sender, environment), daemon=True)
     process.start()

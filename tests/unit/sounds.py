@@ -12,15 +12,16 @@ import soundfile
 import torch
 from toy import ToyEncoder
 
-from omnikit.audio import load_audio
-from omnikit.data.prepare import make_features
-from omnikit.data.recordings import check_recording
-from omnikit.data.rows import Clip, Row, read_manifest
-from omnikit.data.samples import Heard, Unheard
-from omnikit.data.shards import NOTES, Remark, Summary
-from omnikit.data.tokenize import Parts, tokenize
-from omnikit.evaluate.batches import Problem, Reply, each_reply, load_recordings
-from omnikit.reader import Unusable
+from omnikit.audio.io import load_audio
+from omnikit.audio.reader import Unusable
+from omnikit.data.encode_recordings import feature_encoder
+from omnikit.data.manifest_reader import ManifestEntry, Recording, read_manifest
+from omnikit.data.recording_check import check_recording
+from omnikit.data.samples import SpeechInputs, UnusableRecording
+from omnikit.data.skipped import NOTES, Remark
+from omnikit.offline.batches import DecodedAnswer, Problem, each_reply, load_recordings
+from omnikit.prepare.shards import Summary
+from omnikit.prepare.tokenize import Parts, tokenize
 from omnikit.tasks import TASKS
 
 RATE = 16000
@@ -80,20 +81,20 @@ class Ear(ToyEncoder):
 
 def by_all_paths(files: list[Path], folder: Path) -> dict[str, list[Outcome]]:
     """How each file fares singly, from bytes, in a batch, in a cache, on the fly, in `tokenize`, in `prepare`."""
-    rows = [Row(str(i), "x", a1=Clip(str(i), path=str(file))) for i, file in enumerate(files)]
+    entries = [ManifestEntry(str(i), "x", a1=Recording(str(i), path=str(file))) for i, file in enumerate(files)]
     return {
         "singly": [_outcome(lambda file=file: len(load_audio(file, RATE))) for file in files],
         "bytes": [_outcome(lambda file=file: len(_embedded(file).load(RATE))) for file in files],
-        "batch": _in_batch(rows),
-        "cache": [_in_cache(row) for row in rows],
-        "on the fly": [_on_the_fly(row) for row in rows],
+        "batch": _in_batch(entries),
+        "cache": [_in_cache(entry) for entry in entries],
+        "on the fly": [_on_the_fly(entry) for entry in entries],
         "tokenize": _tokenized(files, folder),
         "prepare": [_prepared(file) for file in files],
     }
 
 
-def _embedded(file: Path) -> Clip:
-    return Clip("row", table=[{"a1": file.read_bytes()}], column="a1")
+def _embedded(file: Path) -> Recording:
+    return Recording("row", table=[{"a1": file.read_bytes()}], column="a1")
 
 
 def _outcome(length) -> Outcome:
@@ -104,19 +105,19 @@ def _outcome(length) -> Outcome:
         return error.reason
 
 
-def _in_batch(rows: list[Row]) -> list[Outcome]:
-    def respond(batch: list[Row]):
+def _in_batch(entries: list[ManifestEntry]) -> list[Outcome]:
+    def respond(batch: list[ManifestEntry]):
         heard, problems = load_recordings(batch, RATE)
-        yield from ((row, Reply("", torch.zeros(len(wav)))) for row, wav in heard)
+        yield from ((entry, DecodedAnswer("", torch.zeros(len(wav)))) for entry, wav in heard)
         yield from problems
 
-    found = each_reply(respond, TASKS["A1T1"], rows, batch_size=4, quiet=True, max_seconds=30.0)
-    outcomes = {row.id: x.reason if isinstance(x, Problem) else len(x.codes) for row, x in found}
-    return [outcomes[row.id] for row in rows]
+    found = each_reply(respond, TASKS["A1T1"], entries, batch_size=4, quiet=True, max_seconds=30.0)
+    outcomes = {entry.id: x.reason if isinstance(x, Problem) else len(x.codes) for entry, x in found}
+    return [outcomes[entry.id] for entry in entries]
 
 
-def _in_cache(row: Row) -> Outcome:
-    return _outcome(lambda: _length(make_features(Ear()).batch([row.a1.load(RATE)])[0]))
+def _in_cache(entry: ManifestEntry) -> Outcome:
+    return _outcome(lambda: _length(feature_encoder(Ear()).batch([entry.a1.load(RATE)])[0]))
 
 
 def _length(features: torch.Tensor) -> int:
@@ -124,24 +125,28 @@ def _length(features: torch.Tensor) -> int:
     return int(1000 * thousands + rest)
 
 
-def _on_the_fly(row: Row) -> Outcome:
-    heard = Heard(live=Ear())
-    expected = heard.expected(row)
+def _on_the_fly(entry: ManifestEntry) -> Outcome:
+    heard = SpeechInputs(live=Ear())
+    expected = heard.expected(entry)
     if isinstance(expected, str):
         return expected
     try:
-        return len(heard.wav(row))
-    except Unheard:
+        return len(heard.wav(entry))
+    except UnusableRecording:
         return "unreadable"  # what was found damaged only in the step
 
 
 def _tokenized(files: list[Path], folder: Path) -> list[Outcome]:
     folder.mkdir()
-    rows = {str(i): {"t1": "x", "a1": str(file)} for i, file in enumerate(files)} | {"end": {"t1": "x"}}
-    (folder / "m.json").write_text(json.dumps(rows))
+    entries = {str(i): {"t1": "x", "a1": str(file)} for i, file in enumerate(files)} | {"end": {"t1": "x"}}
+    (folder / "m.json").write_text(json.dumps(entries))
     with _reasons() as reasons:
         tokenize(folder / "m.json", folder / "out", Parts(encoder=Ear()))
-    made = {row.id: _length(row.features.load()) for row in read_manifest(folder / "out", folder / "c") if row.features}
+    made = {
+        entry.id: _length(entry.features.load())
+        for entry in read_manifest(folder / "out", folder / "c")
+        if entry.features
+    }
     return [made.get(str(i), reasons.get(str(i))) for i in range(len(files))]
 
 

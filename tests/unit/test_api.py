@@ -37,7 +37,7 @@ def test_a_stream_joined_is_the_answer(pattern, options, question):
     reply = omni.ask(question)
     assert "".join(c.text for c in chunks) == reply.text
     assert torch.equal(torch.cat([c.wav for c in chunks]), reply.wav)
-    codes = omni.decoder.answers(TASKS["A1A2"], [omni.hear(question)])[0].codes
+    codes = omni.decoder.answers(TASKS["A1A2"], [omni.spoken_question(question)])[0].codes
     assert torch.equal(omni.model.codec.decode(codes[None])[0], reply.wav)
     assert reply.sample_rate == omni.sample_rate
     assert len(reply.wav) % omni.model.codec.frame_samples == 0
@@ -88,7 +88,7 @@ def test_a_recording_that_the_encoder_refuses_is_named(tmp_path, tiny):
     path = tmp_path / "short.wav"
     soundfile.write(path, torch.rand(100).numpy(), 16000)
     with pytest.raises(ValueError, match=r"short\.wav: a recording of 100 samples"):
-        Omni(tiny()).hear(path)
+        Omni(tiny()).spoken_question(path)
 
 
 def test_answers_in_bf16():

@@ -8,8 +8,8 @@ import torch
 import omnikit
 from benchmarks import inference
 from benchmarks.baseline import CHUNK, Baseline
-from omnikit import bench
-from omnikit.bench_table import ROWS
+from omnikit.bench import measure as bench
+from omnikit.bench.table import ROWS
 from omnikit.generate import Decoder, Decoding, Question
 from omnikit.strategies import BATCH_PARALLEL
 from tests.unit.scripted import emitted
@@ -50,7 +50,7 @@ def test_first_sound_after_eleven_passes(model):
 
 
 def test_it_is_measured_as_omnikit_is():
-    plan = bench.Plan(seconds=0.2, context=40, steps=3, frames=CHUNK, answers=2, repeats=1, gib=0.001)
+    plan = bench.BenchSizes(seconds=0.2, context=40, steps=3, frames=CHUNK, answers=2, repeats=1, gib=0.001)
     figures = inference.measure_baseline(build(), plan)
     assert figures.keys() == ROWS.keys()
     steps = build().pattern.num_steps(plan.frames)

@@ -30,7 +30,7 @@ def same(model, other, cast=torch.bfloat16) -> bool:
 
 
 def test_a_folder_is_all_that_is_needed(model, folder, monkeypatch):
-    monkeypatch.setattr("omnikit.hparams.parts.part_files", lambda: folder / "none")
+    monkeypatch.setattr("omnikit.hparams.named_parts.part_files", lambda: folder / "none")
     again = checkpoint.load(folder)
     assert same(model, again)
     assert not again.training
@@ -86,7 +86,7 @@ def test_a_kill_leaves_the_old_or_the_new(model, folder, monkeypatch, step):
     """Each step that changes the disk is where the process ends once."""
     with torch.no_grad():
         changed = checkpoint.load(folder)
-        changed.text_rows.head.weight.add_(1)
+        changed.new_text_embeddings.head.weight.add_(1)
     steps = iter(range(100))
 
     def dying(function):
@@ -159,7 +159,7 @@ def test_a_class_of_ones_own_is_allowed_by_name(folder, tmp_path, monkeypatch):
 def test_weights_of_other_parts_are_refused_by_name(folder, tiny, model):
     twin = tiny()
     with torch.no_grad():
-        twin.text_rows.head.weight.zero_()
+        twin.new_text_embeddings.head.weight.zero_()
     checkpoint.restore(twin, folder)
     assert same(twin, model)
     other = tiny({"pattern": "parallel", "codec": "snac_mini"})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnikit.audio import load_audio
+from omnikit.audio.io import load_audio
 from omnikit.llms.tokenizers import SentencePieceTokenizer
 from omnikit.torchrun import own_device
 

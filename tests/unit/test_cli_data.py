@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rewriting import sound
 
-from omnikit.data import manifest as manifests
-from omnikit.data.manifest import ManifestWriter
-from omnikit.data.rows import read_manifest
+from omnikit.data import manifest_writer as manifests
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.tasks import TASKS
 
 MEL_RVQ = Path(__file__).parents[2] / "egs" / "mini" / "pretrained" / "mel_rvq"
@@ -54,7 +54,7 @@ def test_codec_encoder_and_voice_of_a_checkpoint(run, manifest, saved, tmp_path)
 def test_a_full_disk_is_one_line_that_names_the_folder_and_nothing_is_lost(run, manifest, tmp_path, monkeypatch):
     (tmp_path / "b.wav").write_bytes(sound(0.3))
     manifest.write_text("ID,t1,t2,a1\na,one two,three,a.wav\nb,four,one,b.wav\n")
-    words = ["--codec", "mel_rvq", "--codec.weights", MEL_RVQ, "--fields", "a1", "--shard_rows", "1"]
+    words = ["--codec", "mel_rvq", "--codec.weights", MEL_RVQ, "--fields", "a1", "--shard_size", "1"]
     here = ["tokenize", manifest, *words, "--save_folder"]
     assert run(*here, tmp_path / "whole")[0] == 0
     write = manifests._Parquet.write

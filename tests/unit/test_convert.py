@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 import omnikit
 from omnikit import checkpoint, cli
-from omnikit.audio import load_audio
+from omnikit.audio.io import load_audio
 from omnikit.convert.mini_omni import convert, from_state_dict
 from omnikit.convert.mini_omni_names import published_shapes, read_sizes
 from omnikit.tasks import TASKS, make_prompt

@@ -24,11 +24,11 @@ def encoder(name: str) -> AudioEncoder:
 def shortest(net: AudioEncoder) -> int:
     """Samples of the shortest recording that is taken, as the refusal of a shorter one says."""
     with pytest.raises(ValueError, match=r"^a recording of 1 samples is shorter than one frame \(\d+ samples\)$") as no:
-        features_of(net, torch.zeros(2, 4000), [4000, 1])
+        cached_features(net, torch.zeros(2, 4000), [4000, 1])
     return int(re.findall(r"\d+", str(no.value))[-1])
 
 
-def features_of(net: AudioEncoder, wav: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def cached_features(net: AudioEncoder, wav: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
         return net(wav, torch.tensor(lengths))
 
@@ -44,14 +44,14 @@ def test_frames_are_as_many_as_it_says(name):
     net = encoder(name)
     least, counts = shortest(net), []
     for samples in (least, least + 321, 16001):
-        features, (frames,) = features_of(net, sounds([samples])[0][None], [samples])
+        features, (frames,) = cached_features(net, sounds([samples])[0][None], [samples])
         assert features.shape == (1, frames, net.dim)
         assert abs(int(frames) - samples / net.sample_rate * net.frame_rate) < 2
         counts.append(int(frames))
     assert counts[0] >= 1
     assert counts == sorted(counts)
     with pytest.raises(ValueError, match=f"^a recording of {least - 1} samples is shorter than one frame"):
-        features_of(net, torch.zeros(2, 4000), [4000, least - 1])
+        cached_features(net, torch.zeros(2, 4000), [4000, least - 1])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,10 +62,10 @@ def test_padding_changes_nothing(name):
     batch = torch.full((len(wavs), 12000), 0.7)
     for row, wav in zip(batch, wavs, strict=True):
         row[: len(wav)] = wav
-    features, frames = features_of(net, batch, lengths)
+    features, frames = cached_features(net, batch, lengths)
     assert frames.max() == features.shape[1]
     for wav, row, count in zip(wavs, features, frames, strict=True):
-        alone, (n,) = features_of(net, wav[None], [len(wav)])
+        alone, (n,) = cached_features(net, wav[None], [len(wav)])
         assert n == count
         assert alone.std() > 0
         torch.testing.assert_close(row[:count], alone[0], atol=1e-4, rtol=0)
@@ -74,7 +74,7 @@ def test_padding_changes_nothing(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_features_do_not_depend_on_the_mode(name):
     net, wav = encoder(name), sounds([8000])[0][None]
-    evaluated, _ = features_of(net, wav, [8000])
+    evaluated, _ = cached_features(net, wav, [8000])
     with torch.no_grad():
         trained, _ = net.train()(wav, torch.tensor([8000]))
     net.eval()

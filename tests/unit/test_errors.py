@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names, missing_package
-from omnikit.ranges import COUNT
+from omnikit.option_ranges import COUNT
 
 METADATA = """\
 Metadata-Version: 2.1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from full_disk import full_disk
 
-from omnikit.audio import check_target, load_audio, save_audio
+from omnikit.audio.io import check_target, load_audio, save_audio
 from omnikit.errors import Unwritable
 from omnikit.files import check_unicode, read_text, whole_text, write_bytes, write_text
 from omnikit.weights import save_weights

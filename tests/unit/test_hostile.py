@@ -157,7 +157,7 @@ def with_tensors(change: Callable[[dict], object]) -> Spoil:
     return spoil
 
 
-HEAD = "text_rows.head.weight"
+HEAD = "new_text_embeddings.head.weight"
 
 
 def put(value: float) -> Spoil:

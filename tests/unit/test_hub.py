@@ -38,4 +38,4 @@ def test_a_checkpoint_of_the_hub(saved, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo: asked.append(repo) or str(saved))
     theirs, ours = omnikit.load(saved).model, omnikit.load("owner/name").model
     assert set(asked) == {"owner/name"}
-    assert torch.equal(ours.audio_rows.head.weight, theirs.audio_rows.head.weight)
+    assert torch.equal(ours.new_audio_embeddings.head.weight, theirs.new_audio_embeddings.head.weight)

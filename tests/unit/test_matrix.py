@@ -17,7 +17,7 @@ from omnikit.encoders.none import NoEncoder
 from omnikit.generate import Decoder, Decoding, Question
 from omnikit.hparams import KINDS, build_part, build_parts, choices, pick, resolve
 from omnikit.hparams.overrides import PICK
-from omnikit.hparams.tree import has_tag, read_tree, read_tree_text, tag_of, walk
+from omnikit.hparams.yaml_tree import has_tag, read_tree, read_tree_text, tag_of, walk
 from omnikit.interfaces import count_parameters
 from omnikit.losses import stream_losses, weighted_mean
 from omnikit.model import OmniLM
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 MINI = sorted((ROOT / "egs" / "mini" / "hparams").rglob("*.yaml"))
 FILES = [*sorted((ROOT / "recipes").rglob("hparams/*.yaml")), *MINI]
 PARTS = [(kind, name) for kind in KINDS for name in choices(kind)]
-TRAINED = ["adapter", "llm", "tts_adapter", "text_rows", "audio_rows"]
+TRAINED = ["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
 FAST = 15_000_000
 """Parameters of a part that a test may train."""
 
@@ -143,7 +143,7 @@ def batch_of(model: OmniLM, features: list[Tensor]) -> Batch:
     samples = [
         make_sample(
             TASKS[task], model.layout, model.pattern, question=text, answer=text, codes=codes,
-            audio_frames=None if heard is None else model.frames_heard(len(heard)),
+            audio_frames=None if heard is None else model.num_speech_positions(len(heard)),
         )
         for task, heard in given.items()
     ]  # fmt: skip

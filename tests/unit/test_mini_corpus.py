@@ -22,6 +22,8 @@ import make_text  # noqa: E402
 import voices  # noqa: E402
 import world  # noqa: E402
 
+from omnikit.files import ASIDE  # noqa: E402
+
 SCALE = 0.01
 TRAIN, TESTS = ("train-clean", "train-voice"), ("dev-clean", "test-clean", "test-other", "dev-voice", "test-voice")
 
@@ -199,10 +201,11 @@ def test_what_is_half_made_is_made_anew_and_what_is_whole_is_kept(data: Path, tm
     with pytest.raises(ValueError, match="holds another corpus"):
         make_corpus.make_corpus(data, seed=4, scale=SCALE)
     (tmp_path / "corpus" / "train-clean").mkdir(parents=True)
-    (tmp_path / "unfinished" / "corpus" / "old").mkdir(parents=True)
+    (tmp_path / f"corpus{ASIDE}" / "old").mkdir(parents=True)
     make_corpus.make_corpus(tmp_path, seed=3, scale=0.001)
     assert json.loads((tmp_path / "corpus" / "READY").read_text())["seed"] == 3
-    assert not (tmp_path / "unfinished").exists() and not (tmp_path / "corpus" / "old").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "qa"]
+    assert not (tmp_path / "corpus" / "old").exists()
 
 
 def test_the_world_is_closed():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from omnikit.losses import stream_losses, weighted_mean
-from omnikit.model import Speech
+from omnikit.model import AdaptedSpeech
 from omnikit.tokens import IGNORE
 from tests.unit.toy import toy_model
 
@@ -21,18 +21,18 @@ def random_steps(model, batch: int = 3, length: int = 8) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("pattern", ["delayed", "flattened"])
-def test_embedding_is_the_mean_over_streams_with_speech_in_the_audio_rows(pattern):
+def test_embedding_is_the_mean_over_streams_with_speech_in_the_audio_streams(pattern):
     model = toy_model(pattern)
     steps, dim = random_steps(model), model.llm.dim
     features = torch.randn(3, 4, dim)
-    speech = Speech(features, torch.tensor([4, 0, 2]), torch.tensor([1, 1, 3]))
+    speech = AdaptedSpeech(features, torch.tensor([4, 0, 2]), torch.tensor([1, 1, 3]))
     streams, vocab = model.layout.num_streams, model.llm.vocab_size
     expected = torch.zeros(3, 8, dim)
     for b in range(3):
         for position in range(8):
             token = int(steps[b, 0, position])
             known = token < vocab
-            table = model.llm.trunk.embed_tokens if known else model.text_rows.embed
+            table = model.llm.trunk.embed_tokens if known else model.new_text_embeddings.embed
             total = table.weight[token if known else token - vocab].clone()
             for s in range(1, streams):
                 at = position - int(speech.starts[b])
@@ -40,7 +40,7 @@ def test_embedding_is_the_mean_over_streams_with_speech_in_the_audio_rows(patter
                     total += features[b, at]
                 else:
                     shift = sum(model.layout.sizes[1:s])
-                    total += model.audio_rows.embed.weight[int(steps[b, s, position]) + shift]
+                    total += model.new_audio_embeddings.embed.weight[int(steps[b, s, position]) + shift]
             expected[b, position] = total / streams
     assert torch.allclose(model.embed(steps, speech), expected, atol=1e-6)
 
@@ -69,12 +69,12 @@ def test_loss_equals_cross_entropy_of_each_stream_on_its_own(tts_blocks):
 
 def test_frozen_parts_stay_bit_identical():
     model = toy_model(tts_blocks=1).train()
-    trainable = ["adapter", "tts_adapter", "text_rows", "audio_rows"]
+    trainable = ["adapter", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
     model.freeze_all_but(trainable)
     before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in model.parts().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     adapted = model.adapter(torch.randn(3, 6, model.encoder.dim), torch.tensor([6, 6, 6]))
-    hidden = model(random_steps(model), Speech(*adapted, torch.ones(3, dtype=torch.long)))
+    hidden = model(random_steps(model), AdaptedSpeech(*adapted, torch.ones(3, dtype=torch.long)))
     weighted_mean(stream_losses(model, hidden, random_steps(model)), torch.ones(4)).backward()
     optimizer.step()
     for name, part in model.parts().items():
@@ -84,10 +84,10 @@ def test_frozen_parts_stay_bit_identical():
 
 def test_frozen_parts_stay_in_evaluation_mode():
     model = toy_model(tts_blocks=1)
-    model.freeze_all_but(["adapter", "text_rows"])
+    model.freeze_all_but(["adapter", "new_text_embeddings"])
     nn.ModuleList([model]).train()  # as SpeechBrain's Brain does
     modes = {name: {module.training for module in part.modules()} for name, part in model.parts().items()}
-    assert modes == {name: {name in ("adapter", "text_rows")} for name in model.parts()}
+    assert modes == {name: {name in ("adapter", "new_text_embeddings")} for name in model.parts()}
 
 
 def test_what_cannot_train():

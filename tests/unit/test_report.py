@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from omnikit.api import Reply
-from omnikit.audio import load_audio, save_audio
-from omnikit.evaluate.text import plain
+from omnikit.audio.io import load_audio, save_audio
+from omnikit.evaluate.text_normalisation import plain
 from omnikit.evaluate.wer import Pair, score
 
 sys.path.append(str(Path(__file__).parents[2] / "egs" / "mini"))

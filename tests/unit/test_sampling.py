@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omnikit.hashing import GOLDEN, gumbel, hash32
+from omnikit.counter_rng import GOLDEN, gumbel, hash32
 from omnikit.sampling import Sampling, noise_keys, sample, sampling_numbers
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, float("-inf")], [0.0, 3.0, 2.9, 2.8, -5.0]])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -127,3 +130,18 @@ def test_lengths_and_ends_are_those_of_the_sample(name, pattern):
         question = {"audio_frames": given} if task.given == "speech" else {"question": [5] * given}
         sample = make_sample(task, layout, pattern, answer=[7] * text, codes=codes, **question)
         assert sample.steps.shape[1] == sample_length(task, pattern, given=given, text=text, frames=frames)
+
+
+def test_conditions_ask_for_a_tasks_properties_and_not_for_its_name():
+    root, found = Path(__file__).parents[2], []
+    for path in (path for folder in ("omnikit", "recipes", "egs") for path in (root / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare | ast.Match):
+                names = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)} & set(TASKS)
+                found += [f"{path.relative_to(root)}:{node.lineno}: {name}" for name in names]
+    assert not found
+
+
+def test_recognition_alone_transcribes_and_answers_of_t1_repeat_it():
+    assert [name for name, task in TASKS.items() if task.transcribes] == ["A1T1"]
+    assert [name for name, task in TASKS.items() if task.repeats] == ["A1T1", "T1A1"]

@@ -44,7 +44,6 @@ class ToyCodec(Codec):
         super().__init__()
         self.num_codebooks, self.codebook_size = num_codebooks, codebook_size
         self.frame_samples, self.sample_rate, self.lookahead = num_codebooks, 16000, 0
-        self.frame_rate = self.sample_rate / self.frame_samples
 
     def encode(self, wav: Tensor) -> Tensor:
         wav = nn.functional.pad(wav, (0, -wav.shape[1] % self.frame_samples))

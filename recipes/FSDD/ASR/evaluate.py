@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.run import main
+from omnikit.evaluate.asr_command import main
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from prepare import CORPUS, TEST, check_speakers, speakers

@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from omnikit.errors import ArgumentParser, bad_input_exits
-from omnikit.evaluate.tables import markdown_table, percent
+from omnikit.evaluate.result_tables import markdown_table, percent
 from omnikit.files import write_text
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -67,7 +67,7 @@ def steps(fold: Fold, options: argparse.Namespace) -> Iterator[tuple[Path, list[
     )
     yield (
         asr / "model.safetensors",
-        ["train.py", "hparams/train.yaml", *own, f"--output_folder={asr}", f"--start_from={encoder / 'system'}",
+        ["train.py", "hparams/train.yaml", *own, f"--output_folder={asr}", f"--initial_weights={encoder / 'system'}",
          *flags["train"]],
     )  # fmt: skip
     yield (

@@ -12,12 +12,12 @@ from pathlib import Path
 import speechbrain as sb
 
 from omnikit import checkpoint
-from omnikit.data.phones import heard
-from omnikit.data.rows import read_manifest
+from omnikit.data.manifest_reader import read_manifest
 from omnikit.errors import bad_input_exits, full_disk_names
 from omnikit.hparams import load_recipe
-from omnikit.train.checks import check_encoder
-from omnikit.train.encoder import export, train_encoder
+from omnikit.train.ctc_pretraining import export, train_encoder
+from omnikit.train.phoneme_dataset import entries_with_phonemes
+from omnikit.train.recipe_checks import check_encoder
 from omnikit.weights import load_into
 
 CARD = """# The mini encoder, trained on digits
@@ -36,15 +36,15 @@ def main() -> None:
     recipe = load_recipe(check=check_encoder)
     hparams = recipe.hparams
     folder, held_out = Path(hparams["data_folder"]), hparams["held_out"]
-    hparams["encoder"].weights = hparams["start_from"]
+    hparams["encoder"].weights = hparams["initial_weights"]
     with full_disk_names(hparams["output_folder"]):
         sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
         train, valid = (
-            heard(read_manifest(folder / f"{split}-without-{held_out}", hparams["cache_folder"]), split)
+            entries_with_phonemes(read_manifest(folder / f"{split}-without-{held_out}", hparams["cache_folder"]), split)
             for split in ("train", "valid")
         )
         brain, valid_set = train_encoder(recipe, train, valid, device="cpu", fixed={"held_out": held_out})
-        export(brain, valid_set, CARD, start=hparams["start_from"] or "nothing", held_out=held_out)
+        export(brain, valid_set, CARD, start=hparams["initial_weights"] or "nothing", held_out=held_out)
     system = checkpoint.load(hparams["system"])
     load_into(system.encoder, hparams["export_folder"])
     checkpoint.save(system, hparams["system_folder"])

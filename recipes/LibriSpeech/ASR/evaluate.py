@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.run import main
+from omnikit.evaluate.asr_command import main
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from prepare import CORPUS

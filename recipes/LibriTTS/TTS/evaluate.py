@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni, load
-from omnikit.data.rows import Row, read_manifest
+from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.data.samples import codec_name
 from omnikit.data.skipped import Skipped
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.batches import cut_short, replies, sound
-from omnikit.evaluate.checks import check_evaluation
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
-    Listener,
-    Said,
-    Speech,
+    Judge,
+    SpeechSet,
+    SpokenText,
     judge_all,
     keep_wavs,
     open_judge,
@@ -32,16 +30,17 @@ from omnikit.evaluate.intelligibility import (
     reference_speech,
     references,
 )
-from omnikit.evaluate.mos import open_mos, opinions, opinions_table
+from omnikit.evaluate.mos import mos_scores, mos_table, open_mos
 from omnikit.evaluate.qa import some
+from omnikit.evaluate.recipe_checks import check_evaluation
 from omnikit.evaluate.speed import Speed, measure, speed_table
-from omnikit.evaluate.tables import write_json
-from omnikit.evaluate.text import Normalizer, normalizer
+from omnikit.evaluate.text_normalisation import Normalizer, normalizer
 from omnikit.evaluate.wer import ErrorRates
-from omnikit.files import whole_text, write_text
+from omnikit.files import whole_text, write_json, write_text
 from omnikit.hparams import build_part, load_recipe
 from omnikit.interfaces import Codec
 from omnikit.model import OmniLM
+from omnikit.offline.batches import cut_short, replies, sound
 from omnikit.tasks import TASKS
 
 OWN = "the system's codec"
@@ -49,11 +48,11 @@ SYSTEM = "the system, from text"
 SPEAK = TASKS["T1A1"]
 
 
-def read_rows(hparams: dict[str, Any]) -> list[Row]:
+def read_entries(hparams: dict[str, Any]) -> list[ManifestEntry]:
     """The sentences to be spoken, with their recordings if they have any."""
     manifest, ids = hparams["manifest"], hparams["ids"]
-    rows = read_manifest(manifest, Path(hparams["cache_folder"]) / "tables")
-    wanted = [row for row in rows if re.search(ids, row.id)] if ids else rows
+    entries = read_manifest(manifest, Path(hparams["cache_folder"]) / "tables")
+    wanted = [entry for entry in entries if re.search(ids, entry.id)] if ids else entries
     if not wanted:
         raise ValueError(f"--ids {ids}: found in no utterance id of {manifest}")
     return some(wanted, hparams["limit"])
@@ -70,31 +69,33 @@ def open_codecs(own: Codec, wanted: list[dict[str, str]]) -> dict[str, Codec]:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SpokenTexts:
     """The texts that a system was given, as it speaks them."""
 
-    said: list[Said]
+    utterances: list[SpokenText]
     truncated_percent: float  # of the texts, those that were not spoken to their end
     skipped: Skipped
 
 
-def speak(model: OmniLM, rows: list[Row], hparams: dict[str, Any]) -> Spoken:
+def speak(model: OmniLM, entries: list[ManifestEntry], hparams: dict[str, Any]) -> SpokenTexts:
     """The system reads every row's text.
 
     Raises:
         ValueError: it can read none of them.
     """
     options = {"decoding": hparams["decoding"], "batch_size": hparams["batch_size"]}
-    found, skipped = replies(model, SPEAK, rows, title="speak", **options)
+    found, skipped = replies(model, SPEAK, entries, title="speak", **options)
     if not found:
         raise ValueError(f"--manifest {hparams['manifest']}: no text could be spoken; skipped: {skipped}")
-    said = [(row.id, row.t1, sound(model.codec, found[row.id].codes)) for row in rows if row.id in found]
+    utterances = [
+        (entry.id, entry.t1, sound(model.codec, found[entry.id].codes)) for entry in entries if entry.id in found
+    ]
     cut = sum(cut_short(reply, SPEAK) for reply in found.values())
-    return Spoken(said, 100 * cut / len(found), skipped)
+    return SpokenTexts(utterances, 100 * cut / len(found), skipped)
 
 
 def intelligibility(
-    judge: Listener, speech: dict[str, Speech], normalize: Normalizer, folder: Path
+    judge: Judge, speech: dict[str, SpeechSet], normalize: Normalizer, folder: Path
 ) -> dict[str, ErrorRates]:
     """What the judge hears of recordings, codecs and the system; the last goes to `heard.jsonl` as well."""
     found = judge_all(judge, speech, normalize)
@@ -104,9 +105,9 @@ def intelligibility(
     return {title: rates for title, (rates, _) in found.items()}
 
 
-def speed(omni: Omni, said: list[Said], hparams: dict[str, Any]) -> dict[str, Speed | None]:
+def speed(omni: Omni, utterances: list[SpokenText], hparams: dict[str, Any]) -> dict[str, Speed | None]:
     """Of the first sentences."""
-    texts = [text for _, text, _ in said[: hparams["speed_sentences"]]]
+    texts = [text for _, text, _ in utterances[: hparams["speed_sentences"]]]
     if not texts:
         return {}
     omni.decoding = hparams["decoding"]
@@ -120,17 +121,17 @@ def main() -> None:
     folder, device = Path(hparams["output_folder"]), recipe.run_opts.get("device", "cpu")
     judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
     mos = open_mos(hparams["mos"], hparams["mos_source"], device)
-    rows = read_rows(hparams)
+    entries = read_entries(hparams)
     omni = load(hparams["checkpoint"], device=device)
     codecs = open_codecs(omni.model.codec, hparams["codecs"])
-    spoken = speak(omni.model, rows, hparams)
-    keep_wavs(spoken.said, folder / "wav", omni.sample_rate, hparams["keep_wavs"])
-    speech = reference_speech(codecs, references(rows, SPEAK, codec_name(omni.model)), own=OWN)
-    speech[SYSTEM] = Speech(omni.sample_rate, lambda: spoken.said)
+    spoken = speak(omni.model, entries, hparams)
+    keep_wavs(spoken.utterances, folder / "wav", omni.sample_rate, hparams["keep_wavs"])
+    speech = reference_speech(codecs, references(entries, SPEAK, codec_name(omni.model)), own=OWN)
+    speech[SYSTEM] = SpeechSet(omni.sample_rate, lambda: spoken.utterances)
     normalize = normalizer(hparams["judge_normalizer"])
     rates = {} if judge is None else intelligibility(judge, speech, normalize, folder)
-    found = opinions(mos, speech)
-    measured = speed(omni, spoken.said, hparams)
+    found = mos_scores(mos, speech)
+    measured = speed(omni, spoken.utterances, hparams)
     about = {
         "checkpoint": hparams["checkpoint"] or "the shipped mini system",
         "manifest": hparams["manifest"],
@@ -146,7 +147,7 @@ def main() -> None:
     })  # fmt: skip
     notes = "\n".join([*(f"- {key}: {value}" for key, value in about.items()), f"- left out: {spoken.skipped}"])
     tables = [rates_table(rates) if rates else NOT_JUDGED]
-    tables += [opinions_table(found)] if found else []
+    tables += [mos_table(found)] if found else []
     tables += [speed_table(measured)] if measured else []
     text = "\n\n".join([f"# Speech from text, {Path(hparams['manifest']).stem}", *tables, notes]) + "\n"
     write_text(folder / "tts.md", text)

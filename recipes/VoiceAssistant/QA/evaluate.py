@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.api import Omni, load
-from omnikit.data.rows import Row
+from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.samples import codec_name
 from omnikit.errors import bad_input_exits
-from omnikit.evaluate.batches import Reply, replies, sound
-from omnikit.evaluate.checks import check_evaluation
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
-    Speech,
+    SpeechSet,
     judge_all,
     keep_wavs,
     open_judge,
@@ -27,16 +25,17 @@ from omnikit.evaluate.intelligibility import (
     reference_speech,
     references,
 )
-from omnikit.evaluate.mos import open_mos, opinions, opinions_table
-from omnikit.evaluate.qa import Shares, Way, count_right, read_questions, shares_table, some, write_answers
+from omnikit.evaluate.mos import mos_scores, mos_table, open_mos
+from omnikit.evaluate.qa import AnswerMode, QAScores, count_right, qa_table, read_questions, some, write_answers
+from omnikit.evaluate.recipe_checks import check_evaluation
 from omnikit.evaluate.speed import Speed, measure, speed_table
-from omnikit.evaluate.tables import write_json
-from omnikit.evaluate.text import normalizer, normalizer_version
-from omnikit.files import write_text
+from omnikit.evaluate.text_normalisation import normalizer, normalizer_version
+from omnikit.files import write_json, write_text
 from omnikit.hparams import load_recipe
+from omnikit.offline.batches import DecodedAnswer, replies, sound
 from omnikit.tasks import TASKS
 
-Answers = dict[str, dict[str, Reply]]
+Answers = dict[str, dict[str, DecodedAnswer]]
 """Way -> question id -> reply."""
 
 
@@ -47,63 +46,63 @@ class QAEvaluation:
         self.hparams, self.omni, self.model = hparams, omni, omni.model
         self.folder = Path(hparams["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ways = [Way.of(name, options) for name, options in hparams["ways"].items()]
+        self.answer_modes = [AnswerMode.of(name, options) for name, options in hparams["answer_modes"].items()]
         self.judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
         self.mos = open_mos(hparams["mos"], hparams["mos_source"], device)
         self.judge_normalize = normalizer(hparams["judge_normalizer"])
         sources = chosen(hparams["sources"], hparams["splits"])
-        self.rows = {split: self._read(split, options) for split, options in sources.items()}
-        self.judged_split = hparams["judged_split"] or next(iter(self.rows))
-        if self.judged_split not in self.rows:
-            raise ValueError(f"--judged_split {self.judged_split}: not in splits ({', '.join(self.rows)})")
+        self.entries = {split: self._read(split, options) for split, options in sources.items()}
+        self.judged_split = hparams["judged_split"] or next(iter(self.entries))
+        if self.judged_split not in self.entries:
+            raise ValueError(f"--judged_split {self.judged_split}: not in splits ({', '.join(self.entries)})")
 
-    def _read(self, split: str, options: dict[str, Any]) -> list[Row]:
+    def _read(self, split: str, options: dict[str, Any]) -> list[ManifestEntry]:
         return some(read_questions(split, options, self.hparams["cache_folder"]), self.hparams["limit"])
 
-    def answer(self, split: str) -> tuple[dict[str, Shares], Answers]:
-        """Answers a split in every way."""
+    def answer(self, split: str) -> tuple[dict[str, QAScores], Answers]:
+        """Answers a split in every mode."""
         shares, found = {}, {}
-        normalize, rows = normalizer(self.hparams["normalizer"]), self.rows[split]
-        for way in self.ways:
+        normalize, entries = normalizer(self.hparams["normalizer"]), self.entries[split]
+        for mode in self.answer_modes:
             given, skipped = replies(
-                self.model, way.task, rows, strategy=way.strategy, decoding=self.hparams["decoding"],
-                batch_size=self.hparams["batch_size"], title=f"{split}, {way.name}",
+                self.model, mode.task, entries, strategy=mode.strategy, decoding=self.hparams["decoding"],
+                batch_size=self.hparams["batch_size"], title=f"{split}, {mode.name}",
             )  # fmt: skip
-            shares[way.name], found[way.name] = count_right(way.task, rows, given, skipped, normalize), given
-            write_answers(self.folder / f"answers_{split}_{way.name}.jsonl", rows, given)
-            if way.task.speaks:
-                said = self._said(given, self.hparams["keep_wavs"])
-                where = self.folder / "wav" / way.name
-                keep_wavs(said, where, self.model.codec.sample_rate, len(said))
+            shares[mode.name], found[mode.name] = count_right(mode.task, entries, given, skipped, normalize), given
+            write_answers(self.folder / f"answers_{split}_{mode.name}.jsonl", entries, given)
+            if mode.task.speaks:
+                utterances = self._spoken_answers(given, self.hparams["keep_wavs"])
+                where = self.folder / "wav" / mode.name
+                keep_wavs(utterances, where, self.model.codec.sample_rate, len(utterances))
         return shares, found
 
-    def _said(self, given: dict[str, Reply], limit: int) -> list:
+    def _spoken_answers(self, given: dict[str, DecodedAnswer], limit: int) -> list:
         chosen = list(given.items())[:limit]
         return [(name, reply.text, sound(self.model.codec, reply.codes)) for name, reply in chosen]
 
-    def speech(self, found: Answers) -> dict[str, Speech]:
+    def speech(self, found: Answers) -> dict[str, SpeechSet]:
         """Recorded answers and what the codec keeps of them, if wanted; the spoken answers with their own text."""
         limit, speech = self.hparams["judge_limit"], {}
         if self.hparams["references"]:
-            said = references(self.rows[self.judged_split][:limit], TASKS["A1A2"], codec_name(self.model))
-            speech = reference_speech({"the codec": self.model.codec}, said, own="the codec")
-        for way in self.ways:
-            if way.task.speaks:
-                title = f"spoken answers against their own text, {way.name.replace('_', ' ')}"
-                speech[title] = Speech(self.omni.sample_rate, partial(self._said, found[way.name], limit))
+            utterances = references(self.entries[self.judged_split][:limit], TASKS["A1A2"], codec_name(self.model))
+            speech = reference_speech({"the codec": self.model.codec}, utterances, own="the codec")
+        for mode in self.answer_modes:
+            if mode.task.speaks:
+                title = f"spoken answers against their own text, {mode.name.replace('_', ' ')}"
+                speech[title] = SpeechSet(self.omni.sample_rate, partial(self._spoken_answers, found[mode.name], limit))
         return speech
 
     def speed(self, found: Answers) -> dict[str, Speed | None]:
         """By way, of those that speak; of questions that were answered and are recorded."""
         answered = {name for given in found.values() for name in given}
-        rows = [row for row in self.rows[self.judged_split] if row.id in answered and row.a1 is not None]
-        wavs = [row.a1.load(self.model.encoder.sample_rate) for row in rows[: self.hparams["speed_questions"]]]
+        entries = [entry for entry in self.entries[self.judged_split] if entry.id in answered and entry.a1 is not None]
+        wavs = [entry.a1.load(self.model.encoder.sample_rate) for entry in entries[: self.hparams["speed_questions"]]]
         measured = {}
-        for way in self.ways:
-            if way.task.name == "A1A2" and wavs:
-                omni = Omni(self.model, decoding=self.hparams["decoding"], strategy=way.strategy)
+        for mode in self.answer_modes:
+            if mode.task.speaks and mode.task.given == "speech" and wavs:
+                omni = Omni(self.model, decoding=self.hparams["decoding"], strategy=mode.strategy)
                 options = {"sample_rate": omni.sample_rate, "threads": self.hparams["speed_threads"]}
-                measured[way.name] = measure(omni.stream, wavs, **options)
+                measured[mode.name] = measure(omni.stream, wavs, **options)
         return measured
 
 
@@ -127,14 +126,14 @@ def main() -> None:
     device = recipe.run_opts.get("device", "cpu")
     run = QAEvaluation(hparams, load(hparams["checkpoint"], device=device), device)
     shares, rates, mos, speed = {}, {}, {}, {}
-    for split in run.rows:
+    for split in run.entries:
         shares[split], found = run.answer(split)
         if split == run.judged_split:
             speech = run.speech(found)
             if run.judge is not None:
                 heard = judge_all(run.judge, speech, run.judge_normalize)
                 rates = {title: each for title, (each, _) in heard.items()}
-            mos, speed = opinions(run.mos, speech), run.speed(found)
+            mos, speed = mos_scores(run.mos, speech), run.speed(found)
     about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system"}
     about |= {"normalizer": normalizer_version(hparams["normalizer"]), "judge": hparams["judge"]}
     write_json(run.folder / "qa.json", {
@@ -144,8 +143,8 @@ def main() -> None:
         "mos": {name: o.as_dict() for name, o in mos.items()},
         "speed": {way: s and s.as_dict() for way, s in speed.items()},
     })  # fmt: skip
-    tables = [shares_table(shares), rates_table(rates) if rates else NOT_JUDGED]
-    tables += [opinions_table(mos)] if mos else []
+    tables = [qa_table(shares), rates_table(rates) if rates else NOT_JUDGED]
+    tables += [mos_table(mos)] if mos else []
     tables += [speed_table(speed)] if speed else []
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
     text = "\n\n".join(["# Spoken questions", *tables, notes])

@@ -187,7 +187,7 @@ class OwnCodec(Strict, Codec):
     """Each code is the level of one sample, smoothed with the next frame's first, so that streams lag by a frame."""
 
     num_codebooks, codebook_size, sample_rate = 3, 9, 600
-    frame_samples, frame_rate, lookahead = 3, 200.0, 3
+    frame_samples, lookahead = 3, 3
 
     def encode(self, wav: Tensor) -> Tensor:
         levels = nn.functional.pad(wav, (0, -wav.shape[1] % 3)).unflatten(1, (-1, 3)).transpose(1, 2)

@@ -11,9 +11,9 @@ from rewriting import sound
 from torch import nn
 
 from omnikit.api import Omni
-from omnikit.audio import load_audio
+from omnikit.audio.io import load_audio
 from omnikit.data.collate import Batch
-from omnikit.data.manifest import ManifestWriter
+from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.samples import Samples, collate_items, make_dataset
 from omnikit.data.sources import read_sources
 from omnikit.generate import Decoder, Decoding, Question
@@ -55,7 +55,7 @@ CONTRACTS = {
 }
 SECONDS = {"0": (0.05, 0.03), "1": (0.08, 0.02)}
 """Entry -> lengths of its question and its answer."""
-TRAINED = ["adapter", "llm", "tts_adapter", "text_rows", "audio_rows"]
+TRAINED = ["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
 
 
 def own_model() -> OmniLM:

@@ -11,11 +11,11 @@ import torch
 from rewriting import sound
 from toy import ToyCodec, ToyEncoder, toy_model
 
-from omnikit.data.manifest import ManifestWriter
-from omnikit.data.prepare import codes_of, features_of
-from omnikit.data.rows import Clip, read_manifest
-from omnikit.data.sources import check_cache, read_sources
-from omnikit.reader import Unusable
+from omnikit.audio.reader import Unusable
+from omnikit.data.encode_recordings import cached_codes, cached_features
+from omnikit.data.manifest_reader import Recording, read_manifest
+from omnikit.data.manifest_writer import ManifestWriter
+from omnikit.data.sources import read_sources, verify_cache
 
 
 class CountingEncoder(ToyEncoder):
@@ -45,14 +45,14 @@ class Recordings:
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.wav"
 
-    def clips(self) -> list[Clip]:
-        return [Clip(name, path=str(self.path(name))) for name in self.names]
+    def clips(self) -> list[Recording]:
+        return [Recording(name, path=str(self.path(name))) for name in self.names]
 
-    def encoded(self, clips: list[Clip] | None = None) -> list[str]:
+    def encoded(self, clips: list[Recording] | None = None) -> list[str]:
         """Which recordings are encoded when all are asked for; their features are checked."""
         self.encoder.encoded.clear()
         clips = self.clips() if clips is None else clips
-        store = features_of(self.encoder, clips, self.cache, "toy")
+        store = cached_features(self.encoder, clips, self.cache, "toy")
         encoded = list(self.encoder.encoded)
         lengths = {}
         for clip in clips:
@@ -113,10 +113,10 @@ def test_the_same_content_in_another_place_is_verified_once(recordings: Recordin
 
 
 def digests_counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    from omnikit.data import ledger
+    from omnikit.data import digest_ledger
 
-    digest, read = ledger._digest, []
-    monkeypatch.setattr(ledger, "_digest", lambda content: (read.append(content.address), digest(content))[1])
+    digest, read = digest_ledger._digest, []
+    monkeypatch.setattr(digest_ledger, "_digest", lambda content: (read.append(content.address), digest(content))[1])
     return read
 
 
@@ -124,7 +124,7 @@ def test_the_same_size_and_time_is_found_by_checking(recordings: Recordings, cap
     keep_times(recordings.path("r1"), sound(0.11, seed=9))
     with pytest.raises(AssertionError, match="r1: stale features"):  # nothing tells of the change
         recordings.encoded()
-    check_cache(recordings.cache)
+    verify_cache(recordings.cache)
     assert recordings.encoded() == ["r1"] and recordings.encoded() == []
     assert f"1 have changed since they were read, such as {recordings.path('r1')}" in caplog.text
 
@@ -150,12 +150,12 @@ def test_a_failure_is_remembered_until_the_file_is_repaired(broken, recordings, 
     recordings.path("r1").write_bytes(broken)
     reason = "unreadable" if broken == b"not audio" else "refused"
     tried = []
-    load = Clip.load
-    monkeypatch.setattr(Clip, "load", lambda clip, rate: (tried.append(clip.key), load(clip, rate))[1])
+    load = Recording.load
+    monkeypatch.setattr(Recording, "load", lambda clip, rate: (tried.append(clip.key), load(clip, rate))[1])
     for attempt in (1, 0):
         tried.clear()
         caplog.clear()
-        store = features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+        store = cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
         assert "r1" not in store and tried == ["r1"] * attempt
         assert f"toy-features: 1 of 4 recordings skipped: 1 {reason} (such as {recordings.path('r1')})" in caplog.text
     recordings.path("r1").write_bytes(sound(0.2, seed=9))
@@ -172,26 +172,26 @@ def test_a_file_that_is_missing_is_tried_again(recordings: Recordings, caplog: p
 
 def test_a_file_that_changes_while_it_is_read_is_not_stored(recordings: Recordings, monkeypatch, caplog):
     recordings.path("r1").write_bytes(sound(0.2, seed=9))
-    load = Clip.load
+    load = Recording.load
 
-    def meanwhile(clip: Clip, rate: int) -> torch.Tensor:
+    def meanwhile(clip: Recording, rate: int) -> torch.Tensor:
         if clip.key == "r1":
             Path(clip.path).write_bytes(sound(0.25, seed=8))
         return load(clip, rate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Clip, "load", meanwhile)
-        assert "r1" not in features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+        patch.setattr(Recording, "load", meanwhile)
+        assert "r1" not in cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert "1 of 4 recordings skipped: 1 not readable now" in caplog.text
     assert recordings.encoded() == ["r1"]
 
 
 def test_two_sources_and_two_parts_share_what_they_can(recordings: Recordings, monkeypatch: pytest.MonkeyPatch):
-    again = [Clip(f"other {clip.key}", path=clip.path) for clip in recordings.clips()]
+    again = [Recording(f"other {clip.key}", path=clip.path) for clip in recordings.clips()]
     read = digests_counted(monkeypatch)
     assert recordings.encoded(again) == []
     codec = ToyCodec()
-    codes = codes_of(codec, again, recordings.cache, "toy")
+    codes = cached_codes(codec, again, recordings.cache, "toy")
     assert torch.equal(codes["other r1"].long(), codec.encode(again[1].load(16000)[None])[0]) and not read
 
 
@@ -201,8 +201,8 @@ def embedded(path: Path, sounds: dict[str, bytes]) -> Path:
     return path
 
 
-def in_table(recordings: Recordings, path: Path) -> list[Clip]:
-    return [row.a1 for row in read_manifest(path, recordings.cache / "tables")]
+def in_table(recordings: Recordings, path: Path) -> list[Recording]:
+    return [entry.a1 for entry in read_manifest(path, recordings.cache / "tables")]
 
 
 def test_recordings_in_a_manifest_that_is_written_again(recordings: Recordings, tmp_path: Path, monkeypatch):
@@ -223,7 +223,7 @@ def test_a_table_under_the_same_name_size_and_time(recordings: Recordings, tmp_p
     cache = tmp_path / "cache" / "tables"
 
     def texts() -> list[str]:
-        return [row.t1 for row in read_manifest(path, cache)]
+        return [entry.t1 for entry in read_manifest(path, cache)]
 
     path = tmp_path / "m.parquet"
     for text in ("one", "two"):
@@ -233,7 +233,7 @@ def test_a_table_under_the_same_name_size_and_time(recordings: Recordings, tmp_p
     assert texts() == ["one"]
     assert (tmp_path / "two.parquet").stat().st_size == path.stat().st_size
     keep_times(path, (tmp_path / "two.parquet").read_bytes())
-    check_cache(tmp_path / "cache")
+    verify_cache(tmp_path / "cache")
     assert texts() == ["two"]
     path.write_bytes((tmp_path / "one.parquet").read_bytes())
     assert texts() == ["one"]
@@ -260,7 +260,7 @@ def test_caches_of_an_earlier_version_are_told_and_not_used(recordings: Recordin
     old.write_bytes(b"old")
     (tmp_path / "t" / "parquet").mkdir(parents=True)
     for _ in range(2):
-        features_of(recordings.encoder, recordings.clips(), recordings.cache, "old")
+        cached_features(recordings.encoder, recordings.clips(), recordings.cache, "old")
         read_manifest(embedded(tmp_path / "m.parquet", {"a": sound(0.1)}), tmp_path / "t")
     assert caplog.text.count(f"{old}: arrays of an earlier version") == 1
     assert caplog.text.count(f"{tmp_path / 't' / 'parquet'}: tables of an earlier version") == 1
@@ -269,17 +269,17 @@ def test_caches_of_an_earlier_version_are_told_and_not_used(recordings: Recordin
 def test_a_fault_of_the_disk_is_not_remembered(recordings: Recordings, monkeypatch: pytest.MonkeyPatch):
     """Its digest is known, and while another part encodes it the file cannot be opened for a moment."""
     recordings.encoder.scale = 2.0  # another part, whose cache is empty
-    load = Clip.load
+    load = Recording.load
 
-    def fails(clip: Clip, rate: int):
+    def fails(clip: Recording, rate: int):
         if clip.key == "r1":
             raise Unusable("unreadable", "r1: cannot be read (Too many open files)", transient=True)
         return load(clip, rate)
 
-    monkeypatch.setattr(Clip, "load", fails)
+    monkeypatch.setattr(Recording, "load", fails)
     monkeypatch.setattr(recordings, "names", ["r0", "r1"])
-    features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
-    monkeypatch.setattr(Clip, "load", load)
+    cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+    monkeypatch.setattr(Recording, "load", load)
     assert recordings.encoded() == ["r1"]
 
 
@@ -287,9 +287,11 @@ def test_the_verdict_of_another_reader_is_asked_again(recordings: Recordings, mo
     recordings.path("r1").write_bytes(b"not audio")
     assert recordings.encoded() == [] and recordings.held == ["r0", "r2", "r3"]
     asked = []
-    monkeypatch.setattr(Clip, "load", lambda clip, rate, load=Clip.load: asked.append(clip.key) or load(clip, rate))
-    features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+    monkeypatch.setattr(
+        Recording, "load", lambda clip, rate, load=Recording.load: asked.append(clip.key) or load(clip, rate)
+    )
+    cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert asked == []
-    monkeypatch.setattr("omnikit.data.store._READER", "reader 0")
-    features_of(recordings.encoder, recordings.clips(), recordings.cache, "toy")
+    monkeypatch.setattr("omnikit.data.array_cache._READER", "reader 0")
+    cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert asked == ["r1"]

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from omnikit import batch
-from omnikit.data.rewrite import read_parts
-from omnikit.data.rows import read_manifest
-from omnikit.data.shards import Remark
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.data.skipped import Remark
+from omnikit.offline import batch_inference
+from omnikit.prepare.rewrite_manifest import read_parts
 from omnikit.tasks import TASKS
 
 SEED = 14
@@ -46,63 +46,63 @@ SOUND = sound()
 
 
 def plain_rows(chance: random.Random, ending: str) -> list[Fields]:
-    rows = [
+    entries = [
         {"id": f"r{i}", "duration": 0.5 + i, "speaker": "anna", "t1": "what is it", "t2": "four", "a1": f"wavs/{i}.wav"}
         for i in range(chance.randint(1, 6))
     ]
-    for row in rows if ending != "csv" and chance.random() < 0.5 else ():
-        row |= {"codes": [[1, 2], [3, 4]], "codec": "toy", "accepted": ["four", "4"]}
-    for row in rows if ending == "parquet" and chance.random() < 0.5 else ():
-        row |= {"a1": SOUND, "features": bytes(12), "frames": 2, "encoder": "e"}
-    return rows
+    for entry in entries if ending != "csv" and chance.random() < 0.5 else ():
+        entry |= {"codes": [[1, 2], [3, 4]], "codec": "toy", "accepted": ["four", "4"]}
+    for entry in entries if ending == "parquet" and chance.random() < 0.5 else ():
+        entry |= {"a1": SOUND, "features": bytes(12), "frames": 2, "encoder": "e"}
+    return entries
 
 
-def odd_value(rows: list[Fields], chance: random.Random) -> list[Fields]:
-    row = chance.choice(rows)
-    row[chance.choice([*row])] = chance.choice(ODD)
-    return rows
+def odd_value(entries: list[Fields], chance: random.Random) -> list[Fields]:
+    entry = chance.choice(entries)
+    entry[chance.choice([*entry])] = chance.choice(ODD)
+    return entries
 
 
-def odd_column(rows: list[Fields], chance: random.Random) -> list[Fields]:
-    name, value = chance.choice([*rows[0]]), chance.choice(ODD)
-    return [{**row, name: value} for row in rows]
+def odd_column(entries: list[Fields], chance: random.Random) -> list[Fields]:
+    name, value = chance.choice([*entries[0]]), chance.choice(ODD)
+    return [{**entry, name: value} for entry in entries]
 
 
-def renamed(rows: list[Fields], chance: random.Random) -> list[Fields]:
-    old, new = chance.choice([*rows[0]]), chance.choice(OTHER_NAMES)
-    return [{new if name == old else name: value for name, value in row.items()} for row in rows]
+def renamed(entries: list[Fields], chance: random.Random) -> list[Fields]:
+    old, new = chance.choice([*entries[0]]), chance.choice(OTHER_NAMES)
+    return [{new if name == old else name: value for name, value in entry.items()} for entry in entries]
 
 
-def added(rows: list[Fields], chance: random.Random) -> list[Fields]:
-    return [{**row, chance.choice(OTHER_NAMES): "x"} for row in rows]
+def added(entries: list[Fields], chance: random.Random) -> list[Fields]:
+    return [{**entry, chance.choice(OTHER_NAMES): "x"} for entry in entries]
 
 
-def dropped(rows: list[Fields], chance: random.Random) -> list[Fields]:
-    some = rows if chance.random() < 0.5 else rows[:1]
-    name = chance.choice([*rows[0]])
-    return [{k: v for k, v in row.items() if k != name} if row in some else row for row in rows]
+def dropped(entries: list[Fields], chance: random.Random) -> list[Fields]:
+    some = entries if chance.random() < 0.5 else entries[:1]
+    name = chance.choice([*entries[0]])
+    return [{k: v for k, v in entry.items() if k != name} if entry in some else entry for entry in entries]
 
 
-def repeated(rows: list[Fields], chance: random.Random) -> list[Fields]:
-    return [*rows, dict(chance.choice(rows))]
+def repeated(entries: list[Fields], chance: random.Random) -> list[Fields]:
+    return [*entries, dict(chance.choice(entries))]
 
 
-def bytes_and_path(rows: list[Fields], chance: random.Random) -> list[Fields]:
+def bytes_and_path(entries: list[Fields], chance: random.Random) -> list[Fields]:
     forms = ({"bytes": SOUND, "path": None}, {"bytes": None, "path": "wavs/0.wav"}, None)
-    return [{**row, "a1": chance.choice(forms)} for row in rows]
+    return [{**entry, "a1": chance.choice(forms)} for entry in entries]
 
 
-def numbers(rows: list[Fields], chance: random.Random) -> list[Fields]:
+def numbers(entries: list[Fields], chance: random.Random) -> list[Fields]:
     name = chance.choice(["id", "t2", "speaker", "duration"])
-    return [{**row, name: i} for i, row in enumerate(rows)]
+    return [{**entry, name: i} for i, entry in enumerate(entries)]
 
 
-def fitting(rows: list[Fields], chance: random.Random) -> list[Fields]:
+def fitting(entries: list[Fields], chance: random.Random) -> list[Fields]:
     """An odd value of the column's own type, which a Parquet column can hold beside good ones."""
-    row = chance.choice(rows)
-    name = chance.choice([name for name in FITTING if name in row] or ["id"])
-    row[name] = chance.choice(FITTING[name])
-    return rows
+    entry = chance.choice(entries)
+    name = chance.choice([name for name in FITTING if name in entry] or ["id"])
+    entry[name] = chance.choice(FITTING[name])
+    return entries
 
 
 FITTING = {
@@ -128,17 +128,17 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
     ])()  # fmt: skip
 
 
-def stored(rows: list[Fields], ending: str, chance: random.Random) -> bytes:
+def stored(entries: list[Fields], ending: str, chance: random.Random) -> bytes:
     if ending == "parquet":
-        return as_parquet(rows)
+        return as_parquet(entries)
     if ending == "json":
-        fields = {str(row.get("id")): {name: row[name] for name in row if name != "id"} for row in rows}
+        fields = {str(entry.get("id")): {name: entry[name] for name in entry if name != "id"} for entry in entries}
         return json.dumps(fields, **JSON).encode()
     if ending == "jsonl":
-        return "".join(json.dumps(row, **JSON) + chance.choice(["\n", "\r\n", "\n\n"]) for row in rows).encode()
-    names = list(dict.fromkeys(name for row in rows for name in row))
+        return "".join(json.dumps(entry, **JSON) + chance.choice(["\n", "\r\n", "\n\n"]) for entry in entries).encode()
+    names = list(dict.fromkeys(name for entry in entries for name in entry))
     between = chance.choice(",,;\t")
-    cells = [names, *([row.get(name, "") for name in names] for row in rows)]
+    cells = [names, *([entry.get(name, "") for name in names] for entry in entries)]
     quoted = ([f'"{cell}"' if between in str(cell) else str(cell) for cell in line] for line in cells)
     return "\n".join(between.join(line) for line in quoted).encode("utf-8", "surrogatepass")
 
@@ -146,11 +146,11 @@ def stored(rows: list[Fields], ending: str, chance: random.Random) -> bytes:
 JSON = {"default": lambda value: len(value), "skipkeys": True}
 
 
-def as_parquet(rows: list[Fields]) -> bytes:
+def as_parquet(entries: list[Fields]) -> bytes:
     """A table of types that pyarrow infers; a column of several types becomes text."""
     columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
+    for name in dict.fromkeys(name for entry in entries for name in entry):
+        values = [entry.get(name) for entry in entries]
         try:
             columns[name] = pa.array(values)
         except (pa.ArrowException, OverflowError, TypeError, UnicodeEncodeError):
@@ -160,17 +160,17 @@ def as_parquet(rows: list[Fields]) -> bytes:
     try:
         pq.write_table(pa.table(columns), buffer, row_group_size=2)
     except pa.ArrowNotImplementedError:  # a struct without fields
-        return as_parquet([{name: str(value) for name, value in row.items()} for row in rows])
+        return as_parquet([{name: str(value) for name, value in entry.items()} for entry in entries])
     return buffer.getvalue()
 
 
 def mutated(number: int, folder: Path) -> Path:
     chance = random.Random(f"{SEED} {number}")
     ending = ENDINGS[number % len(ENDINGS)]
-    rows = plain_rows(chance, ending)
+    entries = plain_rows(chance, ending)
     for _ in range(chance.randint(1, 2) if chance.random() < 0.7 else 0):
-        rows = chance.choice(STRUCTURAL)(rows, chance)
-    data = stored(rows, ending, chance)
+        entries = chance.choice(STRUCTURAL)(entries, chance)
+    data = stored(entries, ending, chance)
     for _ in range(chance.randint(1, 3) if chance.random() < 0.5 else 0):
         data = damaged(data, chance) or b"\0"
     path = folder / f"m{number}.{ending}"
@@ -189,13 +189,15 @@ def ids_or_refusal(read: Callable[[], list[str]]) -> list[str] | str:
 def used(path: Path, folder: Path) -> list[str]:
     """The ids of a manifest, of which every row has been used."""
     ids = []
-    for row in read_manifest(path, folder):
-        assert isinstance(row.id, str) and isinstance(row.t1, str) and (row.duration is None or row.duration >= 0)
-        for each in (row.codes, row.codes1, row.features):
+    for entry in read_manifest(path, folder):
+        assert (
+            isinstance(entry.id, str) and isinstance(entry.t1, str) and (entry.duration is None or entry.duration >= 0)
+        )
+        for each in (entry.codes, entry.codes1, entry.features):
             assert each is None or len(each.load().shape) == 2
-        for clip in (row.a1, row.a2):
-            assert clip is None or clip.check() is not None
-        ids.append(row.id)
+        for recording in (entry.a1, entry.a2):
+            assert recording is None or recording.check() is not None
+        ids.append(entry.id)
     return ids
 
 
@@ -208,15 +210,21 @@ def check_readers_agree(numbers: range, folder: Path, monkeypatch: pytest.Monkey
         path = mutated(number, folder)
         print(path.name)
         items: list = []
-        rows = ids_or_refusal(lambda path=path: used(path, folder / "tables"))
-        again = ids_or_refusal(lambda path=path: [row.id for row in batch.read_rows(path, TASKS["T1T2"])])
+        entries = ids_or_refusal(lambda path=path: used(path, folder / "tables"))
+        again = ids_or_refusal(
+            lambda path=path: [entry.id for entry in batch_inference.read_entries(path, TASKS["T1T2"])]
+        )
         parts = ids_or_refusal(lambda path=path, items=items: identified(path, items))
         remarks = [item for item in items if isinstance(item, Remark)]
-        if isinstance(rows, str):
-            assert isinstance(again, str) and (isinstance(parts, str) or remarks), (rows, parts)
+        if isinstance(entries, str):
+            assert isinstance(again, str) and (isinstance(parts, str) or remarks), (entries, parts)
             counts["refused"] += 1
         else:
-            assert parts == rows and (again == rows or (not rows and "holds no text" in again)), (rows, parts, again)
+            assert parts == entries and (again == entries or (not entries and "holds no text" in again)), (
+                entries,
+                parts,
+                again,
+            )
             counts["skipped" if remarks else "read"] += 1
         assert all(remark.reason in ("malformed", "not UTF-8", "shard unreadable") for remark in remarks)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < GIGABYTE

@@ -128,8 +128,8 @@ def greedy_alone(model: OmniLM, prompt: Tensor, steps: int) -> Tensor:
     """The same of one prompt [S, L] by the model itself, which computes all positions again in every step."""
     for _ in range(steps):
         hidden = hidden_alone(model, model.embed(prompt[None])[0])
-        text = torch.cat([model.llm.head(hidden.text[-1:]), model.text_rows.head(hidden.text[-1:])], dim=-1)
-        tokens = most_likely(model, text, model.audio_rows.head(hidden.audio[-1:]))
+        text = torch.cat([model.llm.head(hidden.text[-1:]), model.new_text_embeddings.head(hidden.text[-1:])], dim=-1)
+        tokens = most_likely(model, text, model.new_audio_embeddings.head(hidden.audio[-1:]))
         prompt = torch.cat([prompt, tokens.T], dim=1)
     return prompt[:, -steps:].T
 

@@ -15,7 +15,7 @@ ASKING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.def
 
 
 class ReplayedOperations:
-    """Has the methods of `omnikit.engines.recorded.CudaGraphs`."""
+    """Has the methods of `omnikit.engines.cuda_graphs.CudaGraphs`."""
 
     def __init__(self) -> None:
         self.runs = self.recorded = self.replays = 0

@@ -157,7 +157,7 @@ def greedy_alone(model: OmniLM, prompt: Tensor, first: Tensor, steps: int, audio
         tokens = tokens.clone()
         tokens[0] = model.text_logits(hidden.text[-1]).argmax()
         if audio is None or audio[step]:
-            logits = model.audio_rows.head(hidden.audio[-1]).split(model.layout.sizes[1:])
+            logits = model.new_audio_embeddings.head(hidden.audio[-1]).split(model.layout.sizes[1:])
             tokens[1:] = torch.stack([one.argmax() for one in logits])
         found.append(tokens)
     return torch.stack(found)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import omnikit
-from omnikit import bench
 from omnikit.api import Omni
+from omnikit.bench import measure as bench
 from omnikit.cli import main
 from omnikit.engines import engine_folder, load_openvino, open_engine
 from omnikit.model import OmniLM
@@ -209,7 +209,7 @@ def test_same_greedy_tokens_side_by_side(tmp_path):
 
 def test_it_is_measured(tmp_path):
     engine = open_engine("openvino", toy_model(), tmp_path)
-    plan = bench.Plan(seconds=0.1, context=40, steps=3, frames=4, answers=1, repeats=1, gib=0.001)
+    plan = bench.BenchSizes(seconds=0.1, context=40, steps=3, frames=4, answers=1, repeats=1, gib=0.001)
     figures = bench.measure(Omni(engine.model, engine=engine), plan)
     assert figures["step_gb"] == [bench.weights_per_step(engine.model) / 1e9]  # a byte each
 
@@ -228,7 +228,7 @@ def test_two_threads_have_slots_of_their_own(tmp_path):
     """Their heads do not mix either."""
     model = sharpen(build(tts_blocks=1))
     engine = open_engine("openvino", model, tmp_path, weights="f32")
-    head = torch.cat([model.llm.lm_head.weight, model.text_rows.head.weight])
+    head = torch.cat([model.llm.lm_head.weight, model.new_text_embeddings.head.weight])
 
     def use(seed: int) -> float:
         with torch.inference_mode():

@@ -12,7 +12,7 @@ import torch
 import omnikit
 from omnikit import checkpoint
 from omnikit.engines import open_engine, static
-from omnikit.engines.recorded import MOST_FAILURES, UNRECORDED, Recorder
+from omnikit.engines.cuda_graphs import MOST_FAILURES, UNRECORDED, GraphRecorder
 from omnikit.engines.static import StaticEngine, StaticSlots
 from omnikit.llms.llama import supports
 from omnikit.llms.transformers_lm import TransformersLM
@@ -42,7 +42,7 @@ def steps_only(monkeypatch) -> None:
 def replayed(slots: StaticSlots) -> ReplayedOperations:
     """Let slots on a CPU record their steps and prefills as on a GPU."""
     graphs = ReplayedOperations()
-    slots.recorder = Recorder(graphs)
+    slots.recorder = GraphRecorder(graphs)
     return graphs
 
 
@@ -498,7 +498,7 @@ def test_a_recording_that_fails_is_tried_again():
             return super().record(call)
 
     graphs, counted = Graphs(), torch.zeros(())
-    recorder = Recorder(graphs)
+    recorder = GraphRecorder(graphs)
     for _ in range(UNRECORDED + 3):
         recorder.run("key", lambda: counted.add_(1))
     assert counted == UNRECORDED + 3 and graphs.recorded == 1 and graphs.replays == 2

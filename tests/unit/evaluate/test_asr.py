@@ -5,12 +5,12 @@ import pytest
 import torch
 from toy import toy_model
 
-from omnikit.audio import save_audio
-from omnikit.data.rows import Clip, Row
+from omnikit.audio.io import save_audio
+from omnikit.data.manifest_reader import ManifestEntry, Recording
 from omnikit.evaluate.asr import evaluate_split, published_wer, write_report
-from omnikit.evaluate.batches import by_model, in_batches, replies
-from omnikit.evaluate.text import plain
+from omnikit.evaluate.text_normalisation import plain
 from omnikit.generate import Decoder, Decoding, Question
+from omnikit.offline.batches import by_model, in_batches, replies
 from omnikit.tasks import TASKS
 
 DECODING = Decoding(max_steps=6)
@@ -18,13 +18,20 @@ TEXTS = {"7-1-0000": "the cat", "7-2-0000": "yes no", "7-1-0001": "what is red"}
 
 
 @pytest.fixture
-def rows(tmp_path):
+def entries(tmp_path):
     generator = torch.Generator().manual_seed(0)
     for i, name in enumerate(TEXTS):
         save_audio(tmp_path / f"{name}.wav", torch.rand(3000 + 1700 * i, generator=generator) - 0.5, 16000)
     (tmp_path / "7-1-0009.wav").write_bytes(b"RIFF no sound at all")
-    found = [Row(name, text, a1=Clip(name, path=str(tmp_path / f"{name}.wav"))) for name, text in TEXTS.items()]
-    return [found[0], Row("7-1-0009", "a dog", a1=Clip("7-1-0009", path=str(tmp_path / "7-1-0009.wav"))), *found[1:]]
+    found = [
+        ManifestEntry(name, text, a1=Recording(name, path=str(tmp_path / f"{name}.wav")))
+        for name, text in TEXTS.items()
+    ]
+    return [
+        found[0],
+        ManifestEntry("7-1-0009", "a dog", a1=Recording("7-1-0009", path=str(tmp_path / "7-1-0009.wav"))),
+        *found[1:],
+    ]
 
 
 def test_batches_hold_each_item_once_longest_first():
@@ -36,39 +43,41 @@ def test_batches_hold_each_item_once_longest_first():
 
 @pytest.mark.parametrize("name", ["A1T1", "A1A2"])
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_batched_replies_are_those_of_single_questions(rows, name, batch_size):
+def test_batched_replies_are_those_of_single_questions(entries, name, batch_size):
     model = toy_model()
-    found, skipped = replies(model, TASKS[name], rows, decoding=DECODING, batch_size=batch_size)
+    found, skipped = replies(model, TASKS[name], entries, decoding=DECODING, batch_size=batch_size)
     assert list(found) == list(TEXTS)  # in the order of the rows
     assert dict(skipped.reasons) == {"unreadable": 1} and "7-1-0009" in str(skipped)
-    for row in rows:
-        if row.id in found:
-            alone = Decoder(model, decoding=DECODING).answers(TASKS[name], [Question(wav=row.a1.load(16000))])[0]
-            assert found[row.id].text == model.llm.tokenizer.decode(alone.text)
-            assert torch.equal(found[row.id].codes, alone.codes)
+    for entry in entries:
+        if entry.id in found:
+            alone = Decoder(model, decoding=DECODING).answers(TASKS[name], [Question(wav=entry.a1.load(16000))])[0]
+            assert found[entry.id].text == model.llm.tokenizer.decode(alone.text)
+            assert torch.equal(found[entry.id].codes, alone.codes)
 
 
 def test_text_tasks_read_the_text():
-    found, _ = replies(toy_model(), TASKS["T1A1"], [Row("a", "the cat"), Row("b", "yes")], decoding=DECODING)
+    found, _ = replies(
+        toy_model(), TASKS["T1A1"], [ManifestEntry("a", "the cat"), ManifestEntry("b", "yes")], decoding=DECODING
+    )
     assert found["a"].text == "the cat" and found["a"].codes.shape[0] == 3
 
 
 def test_what_cannot_be_asked_is_counted():
     model = toy_model()
     model.llm.max_positions = 10
-    rows = [Row("a", "the cat"), Row("b", "the cat sees the dog " * 9)]
-    found, skipped = replies(model, TASKS["T1A1"], rows, decoding=DECODING)
+    entries = [ManifestEntry("a", "the cat"), ManifestEntry("b", "the cat sees the dog " * 9)]
+    found, skipped = replies(model, TASKS["T1A1"], entries, decoding=DECODING)
     assert list(found) == ["a"] and dict(skipped.reasons) == {"refused": 1}
 
 
-def evaluated(rows, tmp_path, groups):
+def evaluated(entries, tmp_path, groups):
     options = {"batch_size": 2, "normalize": plain, "folder": tmp_path}
     respond = by_model(Decoder(toy_model(), decoding=DECODING), TASKS["A1T1"])
-    return evaluate_split(respond, "test-clean", rows, groups=groups, **options)
+    return evaluate_split(respond, "test-clean", entries, groups=groups, **options)
 
 
-def test_split_is_scored_whole_and_by_group(rows, tmp_path):
-    result = evaluated(rows, tmp_path, {"templates": r"^\d+-1-", "strings": r"^\d+-2-", "nobody": "^x"})
+def test_split_is_scored_whole_and_by_group(entries, tmp_path):
+    result = evaluated(entries, tmp_path, {"templates": r"^\d+-1-", "strings": r"^\d+-2-", "nobody": "^x"})
     assert {name: rates.utterances for name, rates in result.rates.items()} == {"all": 3, "templates": 2, "strings": 1}
     lines = [json.loads(line) for line in (tmp_path / "hypotheses_test-clean.jsonl").read_text().splitlines()]
     assert {line["id"]: line["reference"] for line in lines} == TEXTS
@@ -79,18 +88,20 @@ def test_split_is_scored_whole_and_by_group(rows, tmp_path):
     assert stored["groups"]["all"]["words"] == 7 and stored["skipped"] == {"unreadable": 1}
 
 
-def test_references_without_a_word_are_named(rows, tmp_path):
-    result = evaluated([replace(rows[0], t1="..."), *rows[2:]], tmp_path, {})
+def test_references_without_a_word_are_named(entries, tmp_path):
+    result = evaluated([replace(entries[0], t1="..."), *entries[2:]], tmp_path, {})
     assert "- test-clean, empty references: 1 (their words are insertions)" in write_report(
         tmp_path, [result], about={}, published=None
     )
     stored = json.loads((tmp_path / "asr.json").read_text())["splits"]["test-clean"]["groups"]["all"]
     assert stored["empty_references"] == 1
-    assert "empty references" not in write_report(tmp_path, [evaluated(rows, tmp_path, {})], about={}, published=None)
+    assert "empty references" not in write_report(
+        tmp_path, [evaluated(entries, tmp_path, {})], about={}, published=None
+    )
 
 
-def test_published_figure_only_beside_a_split_of_the_same_size(rows, tmp_path):
-    result = evaluated(rows, tmp_path, {})
+def test_published_figure_only_beside_a_split_of_the_same_size(entries, tmp_path):
+    result = evaluated(entries, tmp_path, {})
     assert published_wer(result, {"test-clean": {"wer": 4.5, "utterances": 3}}) == 4.5
     assert published_wer(result, {"test-clean": {"wer": 4.5, "utterances": 2620}}) is None
     assert published_wer(result, {"test-other": {"wer": 9.7, "utterances": 3}}) is None
@@ -98,6 +109,6 @@ def test_published_figure_only_beside_a_split_of_the_same_size(rows, tmp_path):
     assert "Published WER %" in table and "| 4.5 |" in table
 
 
-def test_a_split_without_any_readable_recording_is_refused(rows, tmp_path):
+def test_a_split_without_any_readable_recording_is_refused(entries, tmp_path):
     with pytest.raises(ValueError, match="test-clean: no recording could be read"):
-        evaluated([row for row in rows if row.id == "7-1-0009"], tmp_path, {})
+        evaluated([entry for entry in entries if entry.id == "7-1-0009"], tmp_path, {})

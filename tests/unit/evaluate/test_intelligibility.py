@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from toy import ToyCodec
 
-from omnikit.audio import load_audio, save_audio
-from omnikit.data.rows import Clip, Codes, Row
-from omnikit.evaluate.batches import sound
+from omnikit.audio.io import load_audio, save_audio
+from omnikit.data.manifest_reader import Codes, ManifestEntry, Recording
 from omnikit.evaluate.intelligibility import (
     Reference,
     encoded,
@@ -22,6 +21,7 @@ from omnikit.evaluate.intelligibility import (
     shuffled,
 )
 from omnikit.generate import Decoding
+from omnikit.offline.batches import sound
 from omnikit.tasks import TASKS
 
 
@@ -49,7 +49,7 @@ class Ear:
 
 
 @pytest.fixture
-def clips():
+def recordings():
     generator = torch.Generator().manual_seed(0)
     return {text: torch.rand(30, generator=generator) * 1.8 - 0.9 for text in ("red cat", "blue dog sees")}
 
@@ -61,11 +61,11 @@ def test_shuffled_keeps_each_codebooks_codes():
     assert torch.equal(mixed.sort(dim=1).values, codes)
 
 
-def test_what_is_heard_of_recordings_resynthesis_and_shuffled_codes(clips):
-    listed = [Reference(str(i), text, Recorded(wav)) for i, (text, wav) in enumerate(clips.items())]
+def test_what_is_heard_of_recordings_resynthesis_and_shuffled_codes(recordings):
+    listed = [Reference(str(i), text, Recorded(wav)) for i, (text, wav) in enumerate(recordings.items())]
     coarse = ToyCodec(codebook_size=2)
     codecs = {"fine": ToyCodec(codebook_size=50), "coarse": coarse}
-    heard = judge_all(Ear(clips), reference_speech(codecs, listed, own="fine"))
+    heard = judge_all(Ear(recordings), reference_speech(codecs, listed, own="fine"))
     assert {name: rates.wer for name, (rates, _) in heard.items()} == {
         "original recordings": 0,
         "resynthesis by fine": 0,
@@ -74,17 +74,17 @@ def test_what_is_heard_of_recordings_resynthesis_and_shuffled_codes(clips):
     }
 
 
-def test_codes_stand_in_for_recordings_of_the_systems_codec_alone(clips):
+def test_codes_stand_in_for_recordings_of_the_systems_codec_alone(recordings):
     fine = ToyCodec(codebook_size=50)
-    stored = [fine.encode(wav[None])[0].short().tolist() for wav in clips.values()]
-    rows = [
-        Row(name, "?", text, codes=Codes(name, len(values[0]), values=values))
-        for name, text, values in zip(("fine", "other"), clips, stored, strict=True)
+    stored = [fine.encode(wav[None])[0].short().tolist() for wav in recordings.values()]
+    entries = [
+        ManifestEntry(name, "?", text, codes=Codes(name, len(values[0]), values=values))
+        for name, text, values in zip(("fine", "other"), recordings, stored, strict=True)
     ]
-    said = references(rows, TASKS["A1A2"], "fine")
-    assert [(each.id, each.text) for each in said] == [("fine", "red cat")]
-    speech = reference_speech({"fine": fine, "coarse": ToyCodec(codebook_size=2)}, said, own="fine")
-    heard = judge_all(Ear(clips), speech)
+    utterances = references(entries, TASKS["A1A2"], "fine")
+    assert [(each.id, each.text) for each in utterances] == [("fine", "red cat")]
+    speech = reference_speech({"fine": fine, "coarse": ToyCodec(codebook_size=2)}, utterances, own="fine")
+    heard = judge_all(Ear(recordings), speech)
     assert {name: rates.wer for name, (rates, _) in heard.items()} == {
         "resynthesis by fine": 0,
         "fine, codes shuffled": 100,
@@ -94,28 +94,30 @@ def test_codes_stand_in_for_recordings_of_the_systems_codec_alone(clips):
 def test_a_recording_that_cannot_be_read_is_no_reference(tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"no sound")
     save_audio(tmp_path / "good.wav", torch.rand(2000) - 0.5, 16000)
-    rows = [Row(name, name, a1=Clip(name, path=str(tmp_path / f"{name}.wav"))) for name in ("broken", "good")]
-    assert [each.id for each in references([*rows, Row("written", "x")], TASKS["T1A1"], None)] == ["good"]
+    entries = [
+        ManifestEntry(name, name, a1=Recording(name, path=str(tmp_path / f"{name}.wav"))) for name in ("broken", "good")
+    ]
+    assert [each.id for each in references([*entries, ManifestEntry("written", "x")], TASKS["T1A1"], None)] == ["good"]
 
 
-def test_an_answer_without_sound_counts_as_not_understood(clips):
+def test_an_answer_without_sound_counts_as_not_understood(recordings):
     codec = ToyCodec()
     silent = sound(codec, torch.zeros(3, 0, dtype=torch.long))
-    text, wav = next(iter(clips.items()))
-    rates, pairs = judged(Ear(clips), [("a", text, wav), ("b", text, silent)], 16000, "test")
+    text, wav = next(iter(recordings.items()))
+    rates, pairs = judged(Ear(recordings), [("a", text, wav), ("b", text, silent)], 16000, "test")
     assert rates.wer == 50 and [p.hypothesis for p in pairs] == [text, ""]
 
 
-def test_encoded_is_decoded_by_sound(clips):
-    codec, wav = ToyCodec(codebook_size=50), clips["red cat"]
+def test_encoded_is_decoded_by_sound(recordings):
+    codec, wav = ToyCodec(codebook_size=50), recordings["red cat"]
     assert (sound(codec, encoded(codec, Reference("a", "red cat", Recorded(wav)))) - wav).abs().max() < 0.1
 
 
-def test_kept_wavs_are_the_first_ones(tmp_path, clips):
-    said = [(f"id{i}", "text", wav) for i, wav in enumerate(clips.values())]
-    keep_wavs(said, tmp_path / "wav", 16000, 1)
+def test_kept_wavs_are_the_first_ones(tmp_path, recordings):
+    utterances = [(f"id{i}", "text", wav) for i, wav in enumerate(recordings.values())]
+    keep_wavs(utterances, tmp_path / "wav", 16000, 1)
     assert [p.name for p in (tmp_path / "wav").iterdir()] == ["id0.wav"]
-    assert torch.allclose(load_audio(tmp_path / "wav" / "id0.wav", 16000), said[0][2], atol=1e-3)
+    assert torch.allclose(load_audio(tmp_path / "wav" / "id0.wav", 16000), utterances[0][2], atol=1e-3)
 
 
 def test_no_grammar_no_judge_and_what_is_none_is_named(monkeypatch, tmp_path):
@@ -143,8 +145,8 @@ def test_a_system_of_ours_may_judge(saved):
     assert judge.transcribe(torch.zeros(16000), 16000) == judge.transcribe(wav[:100], 16000) == ""
 
 
-def test_texts_are_compared_in_the_wanted_spelling(clips):
-    text, wav = "red cat", clips["red cat"]
+def test_texts_are_compared_in_the_wanted_spelling(recordings):
+    text, wav = "red cat", recordings["red cat"]
     ear = Ear({"Red Cat!": wav})
     assert judged(ear, [("a", text, wav)], 16000, "test")[0].wer == 0
     assert judged(ear, [("a", text, wav)], 16000, "test", str)[0].wer == 100

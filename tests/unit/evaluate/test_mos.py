@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnikit.evaluate.intelligibility import Speech
-from omnikit.evaluate.mos import ENTRY, open_mos, opinions, opinions_table
+from omnikit.evaluate.intelligibility import SpeechSet
+from omnikit.evaluate.mos import ENTRY, mos_scores, mos_table, open_mos
 
 HUBCONF = f'''
 import torch
@@ -31,13 +31,17 @@ def source(tmp_path: Path) -> str:
 
 
 def test_each_kind_of_speech_has_a_mean_and_its_worst(source):
-    said = [("a", "one", torch.full((8,), 0.5)), ("b", "two", torch.full((5,), -1.0)), ("c", "three", torch.zeros(0))]
-    kinds = {"recordings": Speech(24000, lambda: said), "nothing": Speech(24000, list)}
-    found = opinions(open_mos("utmos", source), kinds)
+    utterances = [
+        ("a", "one", torch.full((8,), 0.5)),
+        ("b", "two", torch.full((5,), -1.0)),
+        ("c", "three", torch.zeros(0)),
+    ]
+    kinds = {"recordings": SpeechSet(24000, lambda: utterances), "nothing": SpeechSet(24000, list)}
+    found = mos_scores(open_mos("utmos", source), kinds)
     assert list(found) == ["recordings"]
     assert found["recordings"].as_dict() == {"mean": 1.75, "worst": 1.5, "utterances": 2}
-    assert opinions_table(found).splitlines()[-1] == "| recordings | 2 | 1.75 | 1.50 |"
-    assert opinions(open_mos(None), kinds) == {}
+    assert mos_table(found).splitlines()[-1] == "| recordings | 2 | 1.75 | 1.50 |"
+    assert mos_scores(open_mos(None), kinds) == {}
 
 
 def test_who_is_not_there_is_named(source, tmp_path, monkeypatch):

@@ -3,26 +3,26 @@ import json
 import pytest
 import torch
 
-from omnikit.data.manifest import ManifestWriter
-from omnikit.data.rows import Row
+from omnikit.data.manifest_reader import ManifestEntry
+from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.skipped import Skipped
-from omnikit.evaluate.batches import Reply
-from omnikit.evaluate.qa import Way, count_right, read_questions, shares_table, some, write_answers
-from omnikit.evaluate.text import plain
+from omnikit.evaluate.qa import AnswerMode, count_right, qa_table, read_questions, some, write_answers
+from omnikit.evaluate.text_normalisation import plain
+from omnikit.offline.batches import DecodedAnswer
 from omnikit.strategies import PARALLEL
 from omnikit.tasks import TASKS
 
 A1T2 = TASKS["A1T2"]
 ROWS = [
-    Row("a", "what is one plus one", "one plus one is two", kind="sum"),
-    Row("b", "what is two plus one", "two plus one is three", kind="sum"),
-    Row("c", "hello", "hello to you", kind="greeting"),
-    Row("d", "thank you", "you are welcome", kind="greeting"),
+    ManifestEntry("a", "what is one plus one", "one plus one is two", kind="sum"),
+    ManifestEntry("b", "what is two plus one", "two plus one is three", kind="sum"),
+    ManifestEntry("c", "hello", "hello to you", kind="greeting"),
+    ManifestEntry("d", "thank you", "you are welcome", kind="greeting"),
 ]
 
 
-def reply(text: str, truncated: bool = False) -> Reply:
-    return Reply(text, torch.zeros(3, 2, dtype=torch.long), truncated)
+def reply(text: str, truncated: bool = False) -> DecodedAnswer:
+    return DecodedAnswer(text, torch.zeros(3, 2, dtype=torch.long), truncated)
 
 
 GIVEN = {"a": reply("One plus one is two."), "b": reply("two plus one is four", True), "c": reply("hello to you")}
@@ -39,22 +39,22 @@ def test_right_answers_are_counted_by_kind():
 
 def test_a_short_expected_answer_may_stand_in_a_sentence():
     """Sets whose answers are single words, as LLaMA Questions."""
-    rows = [Row(name, "?", t2) for name, t2 in zip("abcd", ["Paris", "two", "the Nile", "!"], strict=True)]
+    entries = [ManifestEntry(name, "?", t2) for name, t2 in zip("abcd", ["Paris", "two", "the Nile", "!"], strict=True)]
     given = dict(zip("abcd", map(reply, ["It is Paris.", "twofold", "The Nile!", "none"]), strict=True))
-    shares = count_right(A1T2, rows, given, Skipped(), plain)
+    shares = count_right(A1T2, entries, given, Skipped(), plain)
     assert (sum(shares.right.values()), shares.exact, shares.containing) == (1, 0, 2)
     assert shares.as_dict()["containing_percent"] == 50
 
 
 def test_a_text_of_which_nothing_is_left_is_right_only_as_it_stands():
-    rows = [Row(name, "?", t2) for name, t2 in zip("abc", ["...", "+", "?"], strict=True)]
+    entries = [ManifestEntry(name, "?", t2) for name, t2 in zip("abc", ["...", "+", "?"], strict=True)]
     given = dict(zip("abc", map(reply, ["", "+ ", "!"]), strict=True))
-    shares = count_right(A1T2, rows, given, Skipped(), plain)
+    shares = count_right(A1T2, entries, given, Skipped(), plain)
     assert (sum(shares.right.values()), shares.exact, shares.containing) == (1, 1, 1)
 
 
 def test_text_without_its_speech_is_truncated():
-    silent = Reply("yes", torch.zeros(3, 0, dtype=torch.long))
+    silent = DecodedAnswer("yes", torch.zeros(3, 0, dtype=torch.long))
     counts = {
         task: count_right(TASKS[task], ROWS[:1], {"a": silent}, Skipped(), plain).truncated for task in ("A1T2", "A1A2")
     }
@@ -66,7 +66,7 @@ def test_text_without_its_speech_is_truncated():
 def test_table_has_a_column_for_each_kind_of_any_split():
     whole = count_right(A1T2, ROWS, GIVEN, Skipped(), plain)
     sums = count_right(A1T2, ROWS[:2], GIVEN, Skipped(), plain)
-    table = shares_table({"seen": {"text": whole}, "held out": {"text": sums}}).splitlines()
+    table = qa_table({"seen": {"text": whole}, "held out": {"text": sums}}).splitlines()
     header = "| Questions, how answered | Asked | Right % | Exact % | Containing % | Truncated % | greeting % | sum % |"
     assert table[0] == header
     assert table[2:] == [
@@ -86,27 +86,27 @@ def test_any_of_the_accepted_answers_is_right(ending, tmp_path):
     ]
     with ManifestWriter(path, ["id", "t1", "t2", "accepted", "a1"]) as writer:
         writer.write(written)
-    rows = read_questions("llama", {"manifest": path}, tmp_path / "cache")
-    assert [row.accepted for row in rows] == [("Paris", "the city of Paris"), ("2", "two"), ()]
-    assert not any(row.serves(task) for row in rows[:2] for task in TASKS.values() if task.text_mark == "answer")
+    entries = read_questions("llama", {"manifest": path}, tmp_path / "cache")
+    assert [entry.accepted for entry in entries] == [("Paris", "the city of Paris"), ("2", "two"), ()]
+    assert not any(entry.serves(task) for entry in entries[:2] for task in TASKS.values() if task.text_mark == "answer")
     given = {"1": reply("The city of Paris!"), "2": reply("There are two."), "3": reply("a|b")}
-    shares = count_right(A1T2, rows, given, Skipped(), plain)
+    shares = count_right(A1T2, entries, given, Skipped(), plain)
     assert (shares.right, shares.exact, shares.containing) == ({"": 2}, 1, 3)
     assert shares.as_dict()["kinds"] == {}
-    assert shares_table({"llama": {"text": shares}}).splitlines()[0].endswith("| Truncated % |")
+    assert qa_table({"llama": {"text": shares}}).splitlines()[0].endswith("| Truncated % |")
 
 
 def test_accepted_answers_of_a_text_have_bars_between_them(tmp_path):
     (tmp_path / "m.csv").write_text("ID,t1,a1,accepted\n1,which city,1.wav, Paris | paris||\n")
     (tmp_path / "m.json").write_text('{"1": {"t1": "how many", "accepted": "4|four"}, "2": {"t1": "?", "accepted": 7}}')
     assert read_questions("q", {"manifest": tmp_path / "m.csv"}, tmp_path)[0].accepted == ("Paris", "paris")
-    rows = read_questions("q", {"manifest": tmp_path / "m.json"}, tmp_path)
-    assert [row.right_answers() for row in rows] == [("4", "four"), ("7",)]
+    entries = read_questions("q", {"manifest": tmp_path / "m.json"}, tmp_path)
+    assert [entry.reference_answers() for entry in entries] == [("4", "four"), ("7",)]
 
 
 def test_questions_without_an_answer_are_told(tmp_path):
     (tmp_path / "open.json").write_text('{"1": {"t1": "why"}}')
-    with pytest.raises(ValueError, match=r"open\.json: row '1' has no answer \(t2 or accepted\)"):
+    with pytest.raises(ValueError, match=r"open\.json: entry '1' has no answer \(t2 or accepted\)"):
         read_questions("open", {"manifest": tmp_path / "open.json"}, tmp_path)
     with pytest.raises(ValueError, match=r"no such file: .*none\.csv"):
         read_questions("none", {"manifest": tmp_path / "none.csv"}, tmp_path)
@@ -125,11 +125,11 @@ def test_nothing_readable_is_an_error():
 
 
 def test_a_way_must_answer_questions():
-    assert Way.of("written", {"task": "A1T2", "strategy": PARALLEL}).task.name == "A1T2"
-    with pytest.raises(ValueError, match=r"--ways.heard.task A1T1.*A1T2.*A1A2"):
-        Way.of("heard", {"task": "A1T1", "strategy": PARALLEL})
+    assert AnswerMode.of("written", {"task": "A1T2", "strategy": PARALLEL}).task.name == "A1T2"
+    with pytest.raises(ValueError, match=r"--answer_modes.heard.task A1T1.*A1T2.*A1A2"):
+        AnswerMode.of("heard", {"task": "A1T1", "strategy": PARALLEL})
 
 
 def test_some_is_the_same_part_each_time():
     assert some(ROWS, None) == ROWS == some(ROWS, 9)
-    assert some(ROWS, 2) == some(ROWS, 2) and len({row.id for row in some(ROWS, 2)}) == 2
+    assert some(ROWS, 2) == some(ROWS, 2) and len({entry.id for entry in some(ROWS, 2)}) == 2

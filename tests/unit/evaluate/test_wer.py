@@ -8,7 +8,7 @@ import unicodedata
 import jiwer
 import pytest
 
-from omnikit.evaluate.text import normalizer, normalizer_version, plain
+from omnikit.evaluate.text_normalisation import normalizer, normalizer_version, plain
 from omnikit.evaluate.wer import Pair, score
 
 WORDS = ["the", "cat", "sees", "a", "red", "dog", "and", "one", "blue", "one"]

@@ -13,9 +13,9 @@ from transformers import AutoConfig
 
 from omnikit import checkpoint
 from omnikit.hparams import build_part
+from omnikit.llms.build_modes import for_inference
 from omnikit.llms.llama import Joint, Trunk, blocks_of, scores, turns
-from omnikit.llms.llama_numbers import KINDS, LlamaNumbers, rotary_rates, rotary_scaling, supports
-from omnikit.llms.modes import for_inference
+from omnikit.llms.llama_config import KINDS, LlamaConfig, rotary_rates, rotary_scaling, supports
 from omnikit.llms.transformers_lm import TransformersLM
 from tests.unit.toy import tokenizer_file, toy_model
 
@@ -168,7 +168,7 @@ def test_bfloat16(case):
 def test_the_functions_run_over_transformers_modules(case):
     theirs, _ = both(case)
     inputs = torch.randn(3, LENGTH, DIM)
-    expected, config = theirs(inputs, places(0, LENGTH)), LlamaNumbers.of(theirs.config)
+    expected, config = theirs(inputs, places(0, LENGTH)), LlamaConfig.of(theirs.config)
     x = inputs.clone()
     turn = turns(places(0, LENGTH), theirs.trunk.rotary_emb, config, x.dtype)
     bias = {window: scores(places(0, LENGTH, 1), LENGTH, window, x.dtype) for window in config.windows}
@@ -196,9 +196,9 @@ def test_joint_layers_share_their_memory():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_numbers_are_those_of_the_class(kind):
-    assert LlamaNumbers.of({"model_type": kind}) == LlamaNumbers.of(AutoConfig.for_model(kind))
+    assert LlamaConfig.of({"model_type": kind}) == LlamaConfig.of(AutoConfig.for_model(kind))
     given = {"model_type": kind, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
-    assert LlamaNumbers.of(given) == LlamaNumbers.of(AutoConfig.for_model(**given))
+    assert LlamaConfig.of(given) == LlamaConfig.of(AutoConfig.for_model(**given))
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -207,7 +207,7 @@ def test_part_files_mean_the_same_numbers(name):
         theirs = build_part("llm", name, tokenizer="bytes")
         with for_inference():
             ours = build_part("llm", name, tokenizer="bytes")
-    assert ours.config == LlamaNumbers.of(theirs.config)
+    assert ours.config == LlamaConfig.of(theirs.config)
     shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (ours, theirs)]
     assert shapes[0] == shapes[1]
     for module in (ours, theirs):
@@ -234,7 +234,7 @@ def test_rotary_rates_are_transformers_to_the_last_bit(rope):
 
     rotary = LlamaRotaryEmbedding(theirs)
     for config in (theirs, {**given, "rope_parameters": rope}):
-        numbers = LlamaNumbers.of(config)
+        numbers = LlamaConfig.of(config)
         rates, scaling = rotary_rates(numbers), rotary_scaling(numbers)
         assert torch.equal(rates, rotary.inv_freq)
         assert scaling == rotary.attention_scaling
@@ -294,7 +294,7 @@ def test_it_is_built_without_transformers():
     """Nor is the compiler imported."""
     code = f"""
 import sys, torch
-from omnikit.llms.modes import for_inference
+from omnikit.llms.build_modes import for_inference
 from omnikit.llms.transformers_lm import TransformersLM
 with for_inference():
     model = TransformersLM(config={numbers("qwen3")!r}, tokenizer={tokenizer_file()!r})

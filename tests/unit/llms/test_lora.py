@@ -90,10 +90,10 @@ def test_a_checkpoint_round_trips(tmp_path):
 
 def test_a_stage_without_it_goes_on_with_it(tmp_path):
     first = omni()
-    train(first, ["llm", "text_rows"])
+    train(first, ["llm", "new_text_embeddings"])
     checkpoint.save(first, tmp_path / "stage1", dtype=torch.float32)
     second, steps = omni(**{"llm.lora": OPTIONS}), some_steps(first)
-    train(second, ["text_rows"])
+    train(second, ["new_text_embeddings"])
     checkpoint.restore(second, tmp_path / "stage1")
     assert logits(second, steps).equal(logits(first, steps))
     train(second, ["llm"])

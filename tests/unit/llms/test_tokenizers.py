@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from omnikit.generate.frames import TextReader
+from omnikit.generate.detokenize import TextReader
 from omnikit.llms.tokenizers import SentencePieceTokenizer, TransformersTokenizer, open_tokenizer
 from omnikit.tokens import TokenLayout
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from omnikit.losses import StreamLosses
 from omnikit.train.brain import OmniBrain, cosine_rate, parameter_table
 from omnikit.train.checkpointer import WholeCheckpointer
-from omnikit.train.guarded import GuardedBrain
-from omnikit.train.progress import EpochProgress, StreamSums
+from omnikit.train.epoch_progress import EpochProgress, StreamSums
+from omnikit.train.robust_brain import RobustBrain
 from tests.unit.toy import toy_model
 
 RATE = {"peak": 1e-3, "lowest": 1e-5, "warmup": 10, "total": 110}
@@ -75,7 +75,7 @@ def test_no_checkpoint_between_two_batches_of_an_optimiser_step():
 
 
 def test_checkpoints_within_an_epoch_take_the_place_of_the_last_epoch_s(tmp_path):
-    brain = GuardedBrain.__new__(GuardedBrain)
+    brain = RobustBrain.__new__(RobustBrain)
     brain.checkpointer = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(1, 1)})
     brain.checkpointer.save_and_keep_only()
     for _ in range(3):

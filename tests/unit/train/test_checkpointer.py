@@ -16,7 +16,7 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
 from omnikit.train.checkpointer import WholeCheckpointer
-from omnikit.train.sums import SUMS, find_damage, write_sums
+from omnikit.train.checksums import SUMS, find_damage, write_sums
 from tests.unit.train import saver, tiny_training
 from tests.unit.train.tiny_training import DAMAGES, FILES, checkpoints, same, train
 
@@ -170,7 +170,7 @@ def test_all_is_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeyp
         assert not checkpoints(tmp_path) or path == tmp_path
         flushed.append(path.name)
 
-    monkeypatch.setattr("omnikit.train.sums.os.fsync", fsync)
+    monkeypatch.setattr("omnikit.train.checksums.os.fsync", fsync)
     saved = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(1, 1)}).save_checkpoint()
     folder = f"unfinished-{saved.path.name}"
     assert sorted(flushed[:2]) == ["CKPT.yaml", "model.ckpt"]

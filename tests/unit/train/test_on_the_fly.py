@@ -11,12 +11,12 @@ from rewriting import sound
 from torch import nn
 from toy import ToyEncoder, toy_model
 
-from omnikit.data.manifest import ManifestWriter
+from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.samples import collate_items, make_dataset
 from omnikit.data.sources import read_sources
-from omnikit.data.tokenize import Parts, tokenize
 from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
+from omnikit.prepare.tokenize import Parts, tokenize
 from omnikit.train.brain import Losses
 
 TASKS = {"A1T1": 1.0, "T1T2": 1.0}
@@ -47,14 +47,14 @@ def model() -> OmniLM:
 def manifest(tmp_path: Path) -> Path:
     """Four recordings of other lengths, one of which the manifest says nothing about."""
     texts = ["what is red", "the cat", "a dog sees the cat", "yes"]
-    rows = [
+    entries = [
         {"id": str(i), "duration": 0.1 + 0.07 * i, "t1": text, "t2": "no", "a1": f"{i}.wav"}
         for i, text in enumerate(texts)
     ]
-    for i, row in enumerate(rows):
-        (tmp_path / row["a1"]).write_bytes(sound(row["duration"], i))
+    for i, entry in enumerate(entries):
+        (tmp_path / entry["a1"]).write_bytes(sound(entry["duration"], i))
     with ManifestWriter(tmp_path / "m.csv", FIELDS) as writer:
-        writer.write([*rows[:3], {**rows[3], "duration": None}])
+        writer.write([*entries[:3], {**entries[3], "duration": None}])
     return tmp_path / "m.csv"
 
 
@@ -75,7 +75,7 @@ def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
     assert names.tolist() == cached_names.tolist() and lengths.tolist() == cached_lengths.tolist()
     batches = batch_of(model, live), batch_of(model, cached)
     assert torch.equal(batches[0].steps, batches[1].steps) and torch.equal(batches[0].labels, batches[1].labels)
-    assert batches[0].unheard.sum() == 4 and not batches[1].unheard.any() and all(b.has_speech for b in batches)
+    assert batches[0].to_encode.sum() == 4 and not batches[1].to_encode.any() and all(b.has_speech for b in batches)
     losses = Losses(model)
     losses.train()  # as the Brain does
     found, gradients = [], []
@@ -98,9 +98,9 @@ def test_rows_that_have_features_are_not_encoded(model, manifest, tmp_path):
     tokenize(manifest, tmp_path / "out", Parts(encoder=model.encoder), drop=("a1",))
     ready, _, _ = samples(model, tmp_path / "out", "on_the_fly", {"A1T1": 1.0})
     live, _, _ = samples(model, manifest, "on_the_fly", {"A1T1": 1.0})
-    assert not batch_of(model, ready).unheard.any()
+    assert not batch_of(model, ready).to_encode.any()
     mixed = collate_items(model)([ready[0], live[1], ready[2], live[3]])
-    assert mixed.unheard.tolist() == [False, True, False, True]
+    assert mixed.to_encode.tolist() == [False, True, False, True]
     expected = Losses(model)(batch_of(model, ready))
     assert torch.allclose(Losses(model)(mixed).means(), expected.means(), atol=1e-3)
 
@@ -110,7 +110,7 @@ def test_a_recording_that_was_lost_is_left_out_of_its_batch(model, manifest, tmp
     (tmp_path / "1.wav").unlink()
     with caplog.at_level(logging.WARNING):
         assert batch_of(model, live).steps.shape[0] == 3
-    assert "row 1 is left out of its batch" in caplog.text and "1.wav: no such file" in caplog.text
+    assert "entry 1 is left out of its batch" in caplog.text and "1.wav: no such file" in caplog.text
     with pytest.raises(ValueError, match="none of the recordings of a batch can be read"):
         collate_items(model)([live[1]])
 

@@ -53,7 +53,10 @@ def folder(tmp_path_factory) -> Path:
         ("--model.tts_blocks 2", "model is tts_blocks 1 there and tts_blocks 2 here"),
         ("--llm.tokenizer bytes", "vocabulary is "),
         ("--tasks.A1T2 1.0", "tasks is ['A1T1', 'T1A1'] there and ['A1T1', 'A1T2', 'T1A1'] here"),
-        ("--trainable [adapter]", "trainable is ['adapter', 'audio_rows', 'text_rows', 'tts_adapter'] there and ['ad"),
+        (
+            "--trainable [adapter]",
+            "trainable is ['adapter', 'new_audio_embeddings', 'new_text_embeddings', 'tts_adapter'] there and ['ad",
+        ),
         ("--stage stage2", "stage is stage1 there and stage2 here"),
     ],
 )
@@ -67,11 +70,11 @@ def test_another_run_is_refused_by_name(folder, flags, words):
 
 def test_what_may_change_is_told(tmp_path):
     assert resumed(tmp_path) == []
-    flags = "--peak_rate 1e-3 --batch_steps 500 --precision bf16 --epochs.limit 3 --tasks.A1T1 2.0"
+    flags = "--peak_lr 1e-3 --max_batch_length 500 --precision bf16 --epochs.limit 3 --tasks.A1T1 2.0"
     changes = resumed(tmp_path, flags)
     names = {change.partition(" was ")[0] for change in changes}
-    assert names >= {"peak_rate", "batch_steps", "precision", "epochs.limit", "tasks.A1T1"}
-    assert "peak_rate was 0.0004, is 0.001 from here on" in changes and "precision was None, is bf16" in str(changes)
+    assert names >= {"peak_lr", "max_batch_length", "precision", "epochs.limit", "tasks.A1T1"}
+    assert "peak_lr was 0.0004, is 0.001 from here on" in changes and "precision was None, is bf16" in str(changes)
     assert resumed(tmp_path, flags) == []
 
 

@@ -1,0 +1,344 @@
+"""The one reader of sound files: every command, recipe and training step gets its recordings from here.
+
+A recording is a path or the bytes of a file. libsndfile decodes it block by block and never beyond a limit, so that a
+small file cannot fill the memory. docs/data_rules.md lists what is accepted, noted and refused.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+
+from omnikit.audio.containers import announced, ends_whole, is_intact
+from omnikit.audio.libsndfile import ENDLESS, Stream, View
+from omnikit.audio.mp3 import Peek, find_index, is_exceeded
+
+Source = str | Path | bytes
+"""A sound file, or the bytes of one."""
+READER_VERSION = 1
+"""Goes up when a file that was refused is read, or the other way round; caches then ask again."""
+LONGEST = 600.0
+"""Seconds; longer recordings are refused, whatever the caller allows."""
+MOST_VALUES = 2**26
+"""Samples, those of all channels together, that are decoded at most: some more than 600 s of stereo at 48 kHz."""
+CLIPPED_SHARE = 0.01
+"""Share of full-scale samples from which a recording counts as clipped."""
+MOST_LACKING = 80
+"""Bytes of sound that a header may announce beyond the file's end: firmware counts the header in, whose length is 44 to
+80 bytes, or the padding of an odd length is left out. At 16 kHz and 16 bit these are 2.5 ms."""
+NOTES = {
+    "over full scale": "samples are far beyond 1, as of integers stored as floats; they are used as they are",
+    "channels cancel": "the channels are of opposite phase, so that almost nothing is left when they are mixed",
+    "less than announced": "an MP3 is cut short or ends in what is no sound; what can be decoded is used",
+}
+"""What a user should know about a recording that is used all the same."""
+_OVER, _CANCEL, _LESS = NOTES
+_BLOCK = 2**18  # values
+_MP3_BLOCK = 1152  # samples, those of a frame: where decoding fails, the frames before are kept
+_FULL_SCALE = 32767 / 32768
+_FAR_OVER = 16.0  # 24 dB over full scale: more than loud music in floats has, less than integers of 16 bit have
+_LEFT = 1e-3  # share of the channels' mean power from which they do not cancel
+_UNKNOWN = 2**36  # samples; a length beyond is libsndfile's word for "unknown", or the guess for an endless file
+_WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "ULAW": 1, "ALAW": 1}
+"""Bytes of a sample in the encodings in which any bytes are samples, so that decoding cannot fail."""
+
+
+class Unusable(ValueError):
+    """A recording that cannot be used.
+
+    The message says why in one line, and names the recording; `reason` is the key of `omnikit.data.skipped.REASONS`
+    under which it is counted. `transient` tells whether the same file may be usable later, as it is missing or the disk
+    or its permissions failed; a verdict about its content holds until the content changes.
+    """
+
+    def __init__(self, reason: str, message: str, *, transient: bool = False):
+        super().__init__(message)
+        self.reason, self.transient = reason, transient
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A recording that can be used."""
+
+    frames: int  # N, samples of each channel
+    rate: int  # Hz
+    channels: int
+    notes: tuple[str, ...] = ()  # keys of `NOTES`
+    clipped: bool = False  # found only in what was decoded
+    mono: np.ndarray | None = None  # [N] float32, the mean of the channels; None where it was only measured
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.rate
+
+
+def read(source: Source, name: str, max_seconds: float | None = None) -> Sound:
+    """Decode a recording to a mono waveform at its own rate.
+
+    Args:
+        source: a path or the bytes of a sound file, in any format that libsndfile reads.
+        name: what messages call it.
+        max_seconds: longer ones are refused; None = `LONGEST`.
+
+    Raises:
+        Unusable: missing, empty, unreadable (no audio, damaged or cut short) or too long.
+    """
+    with _opened(source, name) as recording:
+        return recording.decode(_limit(max_seconds), keep=True)
+
+
+def measure(source: Source, name: str, max_seconds: float | None = None, *, decode_all: bool = False) -> Sound:
+    """Give the length that `read` gives, or its verdict, without keeping samples.
+
+    Of integer samples in wav and its like, whose decoding cannot fail, and of FLAC no more than the header and the last
+    sample is read; damage in the middle of FLAC is then not found. Of Ogg the checksums of all pages are compared
+    instead of decoding.
+
+    Args:
+        source, name, max_seconds: see `read`.
+        decode_all: decode these, too.
+
+    Raises:
+        Unusable: see `read`.
+    """
+    limit = _limit(max_seconds)
+    if not decode_all:
+        with _opened(source, name) as recording:
+            if recording.is_trusted():
+                return recording.announced_sound(limit)
+    with _opened(source, name) as recording:
+        return recording.decode(limit, keep=False)
+
+
+def _limit(max_seconds: float | None) -> float:
+    return LONGEST if max_seconds is None else min(max_seconds, LONGEST)
+
+
+@contextmanager
+def _opened(source: Source, name: str) -> Iterator[_Recording]:
+    if isinstance(source, bytes):
+        yield _Recording(io.BytesIO(source), len(source), name)
+        return
+    path = Path(source)
+    if "\0" in str(path):
+        raise Unusable("missing", f"{name!r}: no file can have this name")
+    if not _is_utf8(path):
+        raise Unusable("unreadable", f"{name}: its name is not UTF-8")
+    try:
+        _check_kind(path, name)
+        with path.open("rb") as file:
+            yield _Recording(file, path.stat().st_size, name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Unusable("missing", f"{name}: no such file", transient=True) from None
+    except OSError as error:
+        raise Unusable("unreadable", f"{name}: cannot be read ({error.strerror})", transient=True) from None
+
+
+def _check_kind(path: Path, name: str) -> None:
+    """Refuse a folder, and a pipe or device, which opening might wait for."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise Unusable("missing", f"{name}: {kind}, not a sound file", transient=True)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a name can be written into manifests and results; Python has surrogates for bytes that are no UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
+class _Recording:
+    """An open recording, which is decoded at most once."""
+
+    def __init__(self, file: BinaryIO, size: int, name: str):
+        self.name, self.size = name, size
+        if not size:
+            raise Unusable("empty", f"{name}: empty file (0 bytes)")
+        peek = View(file, size).peek
+        self.told = announced(peek, size)
+        self.stream = self._open(View(file, size, () if self.told is None else self.told.patches))
+        self.is_mp3 = self.stream.format == "MP3"
+        if self.is_mp3:
+            self._open_mp3(file, size, peek)
+        if self.stream.format == "OGG" and not ends_whole(peek, size):
+            raise self._unreadable("cut short: its last page is missing")
+        self.rate, self.channels = self.stream.samplerate, self.stream.channels
+        self.expected = self.stream.frames if self.stream.frames < _UNKNOWN else None
+        self._check_bytes()
+
+    def is_trusted(self) -> bool:
+        """Whether the announced length is what decoding gives. Nothing can be decoded afterwards."""
+        if not self.expected:
+            return False
+        if self.stream.format == "FLAC":
+            return self.stream.end_is_there()
+        if self.stream.format == "OGG":
+            return is_intact(self.view.peek, self.size) and self.stream.end_is_there()
+        width = _WIDTHS.get(self.stream.subtype)
+        if width is None or self.told is None:
+            return False
+        return self.told.begin + self.expected * self.channels * width <= self.size and self.stream.end_is_there()
+
+    def announced_sound(self, limit: float) -> Sound:
+        """Return length, rate and channels by the header alone, without decoding.
+
+        Raises:
+            Unusable: it is too long.
+        """
+        self._check_length(self.expected, limit)
+        return Sound(self.expected, self.rate, self.channels)
+
+    def decode(self, limit: float, *, keep: bool) -> Sound:
+        """See `omnikit.audio.reader.read`."""
+        if self.expected and not self.is_mp3:
+            self._check_announced(limit)
+        tally, kept, failure = _Tally(self.channels), [], None
+        try:
+            for block in self._blocks():
+                mono = tally.add(block)
+                self._check_length(tally.frames, limit, "more than ")
+                kept += [mono] if keep else []
+        except soundfile.LibsndfileError as error:
+            failure = error.error_string
+        self._check_disk()
+        less = failure is not None or tally.frames < (self.expected or 0)
+        if less and not (self.is_mp3 and tally.frames):
+            raise self._unreadable(self._lacking(tally.frames, failure))
+        if not tally.frames:
+            raise Unusable("empty", f"{self.name}: holds no audio (0 samples)")
+        if not tally.finite:
+            raise self._unreadable("holds samples that are no numbers (NaN or infinite)")
+        notes = (*tally.notes(), *([_LESS] if less else []))
+        mono = np.concatenate(kept) if keep else None
+        return Sound(tally.frames, self.rate, self.channels, notes, tally.clipped, mono)
+
+    def _open(self, view: View) -> Stream:
+        self.view = view
+        try:
+            stream = Stream(view)
+        except soundfile.SoundFileError as error:
+            self._check_disk()
+            why = getattr(error, "error_string", str(error))
+            raise self._unreadable(f"not an audio file that can be read ({why})") from None
+        if stream.samplerate < 1 or stream.channels < 1:
+            raise self._unreadable("not an audio file that can be read (damaged header)")
+        return stream
+
+    def _open_mp3(self, file: BinaryIO, size: int, peek: Peek) -> None:
+        """Let decoding find the length, where nothing tells it or there is more sound than that of which it is told."""
+        index = find_index(peek)
+        if index is None:
+            self.stream = self._open(View(file, size, seeming_size=ENDLESS))
+        elif is_exceeded(index, peek, size):
+            self.stream = self._open(View(file, size, ((index.place, bytes(4)),), ENDLESS))
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """Yield decoded samples [n, channels], n > 0, up to the announced length: libFLAC would run into a tag."""
+        size = _MP3_BLOCK if self.is_mp3 else max(1, _BLOCK // self.channels)
+        left = math.inf if self.is_mp3 or not self.expected else self.expected
+        while left and len(block := self.stream.read(int(min(size, left)), dtype="float32", always_2d=True)):
+            left -= len(block)
+            yield block
+
+    def _check_bytes(self) -> None:
+        """Refuse a file that is smaller than its header says; libsndfile would read what there is and say nothing."""
+        if self.told is None or self.told.size is None:
+            return
+        lacking = self.told.begin + self.told.size - self.size
+        if lacking <= MOST_LACKING:
+            return
+        there = self.told.size - lacking
+        if there <= 0:
+            raise self._unreadable(f"cut short: 0.0 s, {self.told.size} bytes of sound announced")
+        seconds = (self.expected or 0) / self.rate
+        raise self._unreadable(f"cut short: {_part(seconds, seconds * self.told.size / there)}")
+
+    def _check_announced(self, limit: float) -> None:
+        """Refuse what the header says is too long, or what is said to be and is not there."""
+        if self.expected <= self._most(limit):
+            return
+        if not self.stream.end_is_there():
+            raise self._unreadable(f"cut short or damaged: lacks the end of {self.expected / self.rate:.1f} s")
+        self._check_length(self.expected, limit)
+
+    def _check_length(self, frames: int, limit: float, about: str = "") -> None:
+        if frames <= self._most(limit):
+            return
+        seconds = frames / self.rate
+        if seconds > limit:
+            message = f"{about}{_beyond(seconds, limit)} s long, the limit is {limit:g} s"
+        else:
+            message = f"{about}{frames} samples of {self.channels} channels, the limit is {MOST_VALUES} in all"
+        raise Unusable("too long", f"{self.name}: {message}")
+
+    def _most(self, limit: float) -> float:
+        """Return how many samples of each channel are decoded at most."""
+        return min(limit * self.rate, MOST_VALUES / self.channels)
+
+    def _lacking(self, frames: int, failure: str | None) -> str:
+        seconds = frames / self.rate
+        there = _part(seconds, self.expected / self.rate) if self.expected else f"{seconds:.1f} s"
+        return f"damaged or cut short: {there}{f' ({failure})' if failure else ''}"
+
+    def _check_disk(self) -> None:
+        if self.view.error is not None:
+            raise self.view.error
+
+    def _unreadable(self, why: str) -> Unusable:
+        return Unusable("unreadable", f"{self.name}: {why}")
+
+
+class _Tally:
+    """Collects peak, power and finiteness over the decoded blocks of a recording, for its notes."""
+
+    def __init__(self, channels: int):
+        self.channels, self.frames, self.full, self.peak = channels, 0, 0, 0.0
+        self.power = self.mixed_power = 0.0
+        self.finite = True
+
+    def add(self, block: np.ndarray) -> np.ndarray:
+        """Add a block of samples [n, channels] and return its mix-down [n]."""
+        self.frames += len(block)
+        low, high = float(block.min()), float(block.max())
+        if max(-low, high) >= _FULL_SCALE:
+            self.full += int(np.count_nonzero(np.abs(block) >= _FULL_SCALE))
+        self.peak = max(self.peak, -low, high)
+        if self.channels == 1:
+            self.finite &= math.isfinite(low) and math.isfinite(high)  # a NaN is the least and the greatest
+            return block[:, 0]
+        with np.errstate(over="ignore", invalid="ignore"):
+            mono = block.mean(axis=1)
+            self.finite &= bool(np.isfinite(mono).all())
+            self.power += float(np.square(block, dtype=np.float64).mean(axis=1).sum())
+            self.mixed_power += float(np.square(mono, dtype=np.float64).sum())
+        return mono
+
+    @property
+    def clipped(self) -> bool:
+        return self.full >= CLIPPED_SHARE * self.frames * self.channels
+
+    def notes(self) -> list[str]:
+        cancelled = self.channels > 1 and self.power > 0 and self.mixed_power < _LEFT * self.power
+        return ([_OVER] if self.peak > _FAR_OVER else []) + ([_CANCEL] if cancelled else [])
+
+
+def _part(seconds: float, whole: float) -> str:
+    """How much there is of what was announced, in digits that show the difference."""
+    if 0 <= whole - seconds < 0.1:
+        return f"the last {1000 * (whole - seconds):.2g} ms of {whole:.1f} s announced are lacking"
+    return f"{seconds:.1f} s of {whole:.1f} s announced"
+
+
+def _beyond(seconds: float, limit: float) -> str:
+    """Seconds in as many digits as tell them from the limit, one at least."""
+    digits = next((n for n in range(1, 9) if float(f"{seconds:.{n}f}") > limit), 9)
+    return f"{seconds:.{digits}f}"

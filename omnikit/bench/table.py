@@ -1,0 +1,40 @@
+"""The figures of `omnikit.bench.measure` as a table; imports nothing heavy."""
+
+from __future__ import annotations
+
+from statistics import median, quantiles
+
+from omnikit.evaluate.result_tables import markdown_table
+
+Figures = dict[str, list[float]]
+"""Name of a row in `ROWS` -> what was measured, once or several times: seconds, GiB, GB, GB/s, %, or a ratio."""
+ROWS = {
+    # name: (words, factor)
+    "encode": ("encode the question, ms", 1e3),
+    "prefill": ("prefill, ms", 1e3),
+    "step": ("step, one row, ms", 1e3),
+    "step_batch_parallel": ("step, batch-parallel, ms", 1e3),
+    "codec": ("codec, 4 frames, ms", 1e3),
+    "first_sound": ("first sound after the question, ms", 1e3),
+    "real_time_factor": ("real-time factor", 1),
+    "peak_gib": ("peak memory, GiB", 1),
+    "step_gb": ("weights read per step, GB", 1),
+    "gb_per_s": ("memory is read at, GB/s", 1),
+    "percent_of_floor": ("speed of a step, % of what that allows", 1),
+}
+
+
+def table(columns: dict[str, Figures]) -> str:
+    """Markdown: a column for each system, in each cell p50, and p95 where there is more than one measurement."""
+    rows = [
+        [words, *(_cell([factor * value for value in figures[name]]) for figures in columns.values())]
+        for name, (words, factor) in ROWS.items()
+    ]
+    return markdown_table(["p50 / p95", *columns], rows)
+
+
+def _cell(values: list[float]) -> str:
+    words = [f"{median(values):.4g}"]
+    if len(values) > 1:
+        words.append(f"{quantiles(values, n=20, method='inclusive')[-1]:.4g}")
+    return " / ".join(words)

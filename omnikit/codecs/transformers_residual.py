@@ -1,0 +1,129 @@
+"""What the residual codecs of transformers have in common: each codebook says what those before it left over, so the
+first few of them are a codec of their own, at a lower rate.
+
+Letters: B batch, N samples, T frames, K codebooks in use.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from omnikit.codecs.pretrained import read_network
+from omnikit.hub import holds_transformers
+from omnikit.interfaces import Codec
+from omnikit.part_sizes import PUBLISHED, sized
+from omnikit.size_limits import check_counts
+from omnikit.weights import load_into
+
+
+class ResidualCodec(Codec):
+    """A codec of transformers, built from its configuration.
+
+    Args:
+        config: numbers of the transformers configuration, under its names.
+        num_codebooks: K, the first of those that the network has; the others are not kept.
+        size: see `omnikit.part_sizes`.
+        weights: see `Part`; or a folder or hub id as transformers writes it.
+
+    Raises:
+        ValueError: more codebooks than the network has, no such size, or a configuration that cannot be streamed.
+    """
+
+    config_class: ClassVar[type[PreTrainedConfig]]
+    network_class: ClassVar[type[PreTrainedModel]]
+    tiny: ClassVar[Mapping[str, Any]]
+    """Numbers of the configuration at `size: tiny`."""
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Numbers of the configuration that this class relies on."""
+
+    def __init__(
+        self, *, config: Mapping[str, Any], num_codebooks: int, size: str = PUBLISHED, weights: str | None = None
+    ):
+        super().__init__()
+        self.numbers = {**self.fixed, **sized(config, self.tiny, size)}
+        self._refuse_other_kinds()
+        check_counts("codec.config", self.numbers)
+        configuration = self.config_class(**self.numbers)
+        self.network = self.network_class(configuration)
+        self.weights, self.num_codebooks = weights, num_codebooks
+        self.sample_rate, self.codebook_size = configuration.sampling_rate, configuration.codebook_size
+        self.frame_samples = self.samples_per_frame()
+        self._unused = self._keep_first(num_codebooks)
+        for table in self.tables():
+            nn.init.normal_(table)  # transformers starts them at zero, and all codes would sound the same
+        self.lookahead = self.lag()
+
+    @abstractmethod
+    def samples_per_frame(self) -> int: ...
+
+    @abstractmethod
+    def lag(self) -> int:
+        """Samples by which a stream trails, see `Codec.lookahead`."""
+
+    @abstractmethod
+    def quantizers(self) -> list[nn.ModuleList]:
+        """The network's codebooks in their order, in one or more lists."""
+
+    @abstractmethod
+    def tables(self) -> list[Tensor]:
+        """The entries [C, D] of each codebook that is in use."""
+
+    @abstractmethod
+    def encode_frames(self, wav: Tensor) -> Tensor:
+        """Waveform of whole frames [B, 1, T * frame_samples] -> codes [B, K, T]."""
+
+    @abstractmethod
+    def decode_frames(self, codes: Tensor) -> Tensor:
+        """Codes [B, K, T], T > 0 -> waveform [B, N], N <= T * frame_samples."""
+
+    def load_weights(self) -> None:
+        """From safetensors as every part, or from what transformers' `save_pretrained` writes."""
+        if self.weights is None:
+            return
+        if holds_transformers(self.weights):
+            read_network(self.weights, self.network, self.numbers)
+        else:
+            load_into(self, self.weights, fit=self._used)
+
+    @torch.no_grad()
+    def encode(self, wav: Tensor) -> Tensor:
+        """Waveform [B, N] -> codes [B, K, ceil(N / frame_samples)]; what is missing of the last frame is silence."""
+        padding = -wav.shape[-1] % self.frame_samples
+        return self.encode_frames(nn.functional.pad(wav, (0, padding))[:, None])
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [B, K, T] -> waveform [B, T * frame_samples]."""
+        self.check_codes(codes)
+        samples = codes.shape[-1] * self.frame_samples
+        if not samples:
+            return torch.zeros(len(codes), 0, device=codes.device)
+        wav = self.decode_frames(codes)
+        return nn.functional.pad(wav, (0, samples - wav.shape[-1]))
+
+    def _refuse_other_kinds(self) -> None:
+        for name, value in self.fixed.items():
+            if self.numbers[name] != value:
+                raise ValueError(f"codec.config.{name} {self.numbers[name]}: {type(self).__name__} is for {value} only")
+
+    def _keep_first(self, wanted: int) -> set[str]:
+        """Drop the codebooks behind the first `wanted`; the names of their tensors."""
+        lists = self.quantizers()
+        has = sum(map(len, lists))
+        if not 1 <= wanted <= has:
+            raise ValueError(f"codec.num_codebooks {wanted}: this codec has {has} (choices: 1 to {has})")
+        names = set(self.state_dict())
+        before = itertools.accumulate(map(len, lists), initial=0)
+        for layers, first in zip(lists, before, strict=False):
+            del layers[max(0, wanted - first) :]
+        return names - set(self.state_dict())
+
+    def _used(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in stored.items() if name not in self._unused}

@@ -1,0 +1,203 @@
+"""Encoder features and codec codes of recordings: how many are made at a time, and where they are kept for training."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from omnikit.audio.reader import Unusable
+from omnikit.data.array_cache import ArrayCache, ArrayLocation, ArrayStore, fingerprint, open_cache
+from omnikit.data.batched import in_batches
+from omnikit.data.digest_ledger import Seen, open_ledger
+from omnikit.data.manifest_reader import Recording
+from omnikit.data.skipped import Skipped
+from omnikit.interfaces import AudioEncoder, Codec
+
+logger = logging.getLogger(__name__)
+BATCH_SECONDS = 40.0
+"""Of recordings that are encoded together, padding included."""
+CHUNK = 512
+"""Recordings sorted by length together."""
+HELD = 2**27
+"""Samples of recordings that are in memory at a time, about: 512 MiB."""
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class BatchEncoder:
+    """What a part makes of recordings, in an order and in batches that depend on the recordings alone.
+
+    Args:
+        encode: waveforms [N] -> an array of each, on the CPU.
+    """
+
+    part: AudioEncoder | Codec
+    encode: Callable[[list[Tensor]], list[Tensor]]
+    batch_seconds: float = BATCH_SECONDS
+
+    @torch.inference_mode()
+    def batch(self, wavs: list[Tensor]) -> list[Tensor | None]:
+        """Of each waveform [N] its array; None where the part refuses it, such as one that is too short."""
+        try:
+            return self.encode(wavs)
+        except ValueError as error:
+            if len(wavs) > 1:
+                return [self.batch([wav])[0] for wav in wavs]
+            logger.warning("skipped: %s", error)
+            return [None]
+
+    def __call__(self, loaded: Iterable[tuple[Key, Tensor]]) -> Iterator[tuple[Key, Tensor | None]]:
+        """Key and waveform [N] of recordings -> key and array, those of like lengths together."""
+        batch: list[tuple[Key, Tensor]] = []
+        for item in sorted(loaded, key=lambda item: len(item[1])):
+            if batch and (len(batch) + 1) * len(item[1]) > self.batch_seconds * self.part.sample_rate:
+                yield from self._named(batch)
+                batch = []
+            batch.append(item)
+        if batch:
+            yield from self._named(batch)
+
+    def _named(self, batch: list[tuple[Key, Tensor]]) -> Iterator[tuple[Key, Tensor | None]]:
+        return zip([key for key, _ in batch], self.batch([wav for _, wav in batch]), strict=True)
+
+
+def feature_encoder(encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS) -> BatchEncoder:
+    """Encoder features [T, D], float16."""
+
+    def encode(wavs: list[Tensor]) -> list[Tensor]:
+        lengths = torch.tensor([len(w) for w in wavs], device=_device(encoder))
+        features, counts = encoder(pad_sequence(wavs, batch_first=True).to(lengths.device), lengths)
+        return [f[:n].half().cpu() for f, n in zip(features, counts.tolist(), strict=True)]
+
+    return BatchEncoder(encoder.eval(), encode, batch_seconds)
+
+
+def code_encoder(codec: Codec, batch_seconds: float = BATCH_SECONDS) -> BatchEncoder:
+    """Codes [K, T], int16: one recording at a time where padding would change them."""
+
+    def together(wavs: list[Tensor]) -> list[Tensor]:
+        codes = codec.encode(pad_sequence(wavs, batch_first=True).to(_device(codec))).to(torch.int16).cpu()
+        return [c[:, : math.ceil(len(w) / codec.frame_samples)] for c, w in zip(codes, wavs, strict=True)]
+
+    def encode(wavs: list[Tensor]) -> list[Tensor]:
+        return together(wavs) if codec.encodes_padded else [together([wav])[0] for wav in wavs]
+
+    return BatchEncoder(codec.eval(), encode, batch_seconds)
+
+
+def cached_features(encoder: AudioEncoder, recordings: list[Recording], folder: str | Path, name: str) -> ArrayStore:
+    """Return the encoder features [T, D] (float16) of recordings, computing those that the cache folder lacks.
+
+    Args:
+        name: of the source, for the progress bar and the log.
+
+    Raises:
+        ValueError: the cache cannot be read or written; the message names the file.
+    """
+    return _stored(feature_encoder(encoder), recordings, Path(folder), "features", name)
+
+
+def cached_codes(codec: Codec, recordings: list[Recording], folder: str | Path, name: str) -> ArrayStore:
+    """Return the codes [K, T] (int16) of recordings, computing those that the cache folder lacks.
+
+    Args, Raises: see `cached_features`.
+    """
+    return _stored(code_encoder(codec), recordings, Path(folder), "codes", name)
+
+
+def _device(module: torch.nn.Module) -> torch.device:
+    return next((t.device for t in module.state_dict().values()), torch.device("cpu"))
+
+
+def _stored(encoder: BatchEncoder, recordings: list[Recording], folder: Path, kind: str, name: str) -> ArrayStore:
+    """Arrays by the keys of the clips; those of recordings that cannot be used are missing, which the log tells."""
+    recordings = list({recording.key: recording for recording in recordings}.values())
+    title = f"{name}-{kind}"
+    _report_old(folder, title)
+    with open_ledger(folder) as ledger:
+        seen = ledger.look_up((recording.content() for recording in recordings), title, len(recordings))
+    found = [(recording, each) for recording, each in zip(recordings, seen, strict=True) if each is not None]
+    with open_cache(folder / f"{kind}-{fingerprint(encoder.part)}") as cache:
+        _fill(cache, encoder, found, title)
+        places = list(
+            zip((recording for recording, _ in found), cache.find(seen.digest for _, seen in found), strict=True)
+        )
+    _report_skipped(recordings, {recording.key: place for recording, place in places}, title)
+    return ArrayStore(cache.folder, ((c.key, place) for c, place in places if place is not None and not place.problem))
+
+
+def _fill(cache: ArrayCache, encoder: BatchEncoder, recordings: list[tuple[Recording, Seen]], title: str) -> None:
+    """Encode the recordings that the cache has nothing of, each content once."""
+    places = cache.find(seen.digest for _, seen in recordings)
+    wanted = {
+        seen.digest: (recording, seen)
+        for (recording, seen), place in zip(recordings, places, strict=True)
+        if place is None
+    }
+    if not wanted:
+        return
+    if len(wanted) < len(recordings):
+        logger.info("%s: %d of %d recordings are encoded, the others are cached", title, len(wanted), len(recordings))
+    with tqdm(total=len(wanted), desc=title) as bar:
+        for chunk in in_batches(wanted.values(), CHUNK):
+            cache.add(_encoded(encoder, chunk))
+            bar.update(len(chunk))
+
+
+def _encoded(encoder: BatchEncoder, chunk: list[tuple[Recording, Seen]]) -> Iterator[tuple[bytes, Tensor | str]]:
+    """Digest -> array, or the reason why there is none; nothing of a file that changed after its digest was taken."""
+    loaded: list[tuple[bytes, Tensor]] = []
+    for recording, seen in chunk:
+        try:
+            wav: Tensor | str = recording.load(encoder.part.sample_rate)
+        except Unusable as error:
+            logger.warning("skipped: %s", error)
+            if error.transient:
+                continue
+            wav = error.reason
+        if recording.content().stamp() != seen.stamp:
+            continue
+        if isinstance(wav, str):
+            yield seen.digest, wav
+        else:
+            loaded.append((seen.digest, wav))
+        if sum(len(wav) for _, wav in loaded) > HELD:
+            yield from _arrays(encoder, loaded)
+            loaded = []
+    yield from _arrays(encoder, loaded)
+
+
+def _arrays(encoder: BatchEncoder, loaded: list[tuple[bytes, Tensor]]) -> Iterator[tuple[bytes, Tensor | str]]:
+    for digest, array in encoder(loaded):
+        yield digest, "refused" if array is None else array
+
+
+def _report_skipped(recordings: list[Recording], places: dict[str, ArrayLocation | None], title: str) -> None:
+    skipped = Skipped()
+    for recording in recordings:
+        place = places.get(recording.key)
+        if place is None:  # it is tried again at the next start
+            exists = recording.path is None or os.path.exists(recording.path)
+            skipped.add("not readable now" if exists else "missing", recording.path or recording.key)
+        elif place.problem:
+            skipped.add(place.problem, recording.path or recording.key)
+    if skipped:
+        logger.warning("%s: %d of %d recordings skipped: %s", title, skipped.total(), len(recordings), skipped)
+
+
+@functools.cache
+def _report_old(folder: Path, title: str) -> None:
+    """Warn once of arrays that were stored when nothing was noted of the recordings that they were computed from."""
+    for file in folder.glob(f"{title}-*.arrow"):
+        logger.warning("%s: arrays of an earlier version, which does not say of which recordings; delete it", file)

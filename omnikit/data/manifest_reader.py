@@ -1,0 +1,473 @@
+"""Rows: what a manifest gives, whichever way it is stored (docs/data.md).
+
+A row has up to two texts (`t1` the question or transcript, `t2` the answer) and two recordings (`a1`, `a2`), in whose
+place may stand what was made of them: codes where they are said, features where they are heard. It serves every task
+whose fields it has.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from omnikit.audio.io import load_source
+from omnikit.audio.reader import Source
+from omnikit.data.arrow_cache import LaidOut, lay_out
+from omnikit.data.content_digest import Content
+from omnikit.data.field_values import is_bytes, is_text
+from omnikit.data.manifest_columns import AUDIO, CODES_OF, COLUMNS, NEEDED, typed
+from omnikit.data.parquet_manifest import (
+    DAMAGED,
+    Shard,
+    check_alike,
+    check_ids,
+    code_frames,
+    malformed_rows,
+    read_shard,
+    shard_files,
+)
+from omnikit.data.recording_check import RecordingCheck, check_recording
+from omnikit.data.skipped import Remark, Skipped
+from omnikit.data.text_manifest import about, read_fields
+from omnikit.errors import one_line
+from omnikit.interfaces import Codec
+from omnikit.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording: a file, or an encoded one inside a table. `key` names it in caches."""
+
+    key: str
+    path: str | None = None
+    table: Any = None  # a `datasets.Dataset`
+    index: int = 0
+    column: str = ""
+    version: str = ""  # names the content of the table, as long as it is unchanged
+
+    @property
+    def name(self) -> str:
+        """The path, or the key of a recording inside a table; messages begin with it."""
+        return self.key if self.path is None else self.path
+
+    @property
+    def source(self) -> Source:
+        """The path, or the bytes from the table."""
+        return self.table[self.index][self.column] if self.path is None else self.path
+
+    def load(self, sample_rate: int) -> Tensor:
+        """Return the waveform [N]; its notes are logged.
+
+        Raises:
+            Unusable: see `omnikit.audio.reader.read`.
+        """
+        return load_source(self.source, self.name, sample_rate)
+
+    def check(self, max_seconds: float | None = None) -> RecordingCheck:
+        """Check whether it can be used, and give its length; see `omnikit.audio.reader.measure`."""
+        return check_recording(self.source, self.name, max_seconds=max_seconds)
+
+    def content(self) -> Content:
+        """Return the file or the embedded bytes by which caches recognise the recording."""
+        if self.path is not None:
+            return Content.of_file(self.path)
+        fixed = bool(self.version)
+        return Content(f"{self.version} {self.column} {self.key}", read=lambda: self.source, fixed=fixed)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The codes of a recording, [K, T] with T = `frames`: in a table, or lists from a JSON file."""
+
+    codec: str
+    frames: int
+    table: Any = None  # a `datasets.Dataset`
+    index: int = 0
+    column: str = ""
+    values: Sequence[Sequence[int]] = ()
+
+    def load(self) -> Tensor:
+        """The codes [K, T], int16."""
+        values = self.values if self.table is None else self.table[self.index][self.column]
+        return torch.from_numpy(np.array(values, dtype=np.int16))
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder made of a recording, [T, D] with T = `frames`; `encoder` is its fingerprint."""
+
+    encoder: str
+    frames: int
+    table: Any  # a `datasets.Dataset`
+    index: int
+
+    def load(self) -> Tensor:
+        """The features [T, D], float16."""
+        values = np.frombuffer(self.table[self.index]["features"], dtype="<f2")
+        return torch.from_numpy(values.reshape(self.frames, -1).copy())
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """One example of a corpus."""
+
+    id: str
+    t1: str
+    t2: str | None = None
+    accepted: tuple[str, ...] = ()  # answers, any of which is right; evaluation alone asks for them
+    a1: Recording | None = None
+    a2: Recording | None = None
+    kind: str = ""
+    codes1: Codes | None = None
+    codes: Codes | None = None
+    features: Features | None = None
+    duration: float | None = None  # of the recording, seconds
+    speaker: str = ""
+    language: str = ""
+
+    def input_recording(self, task: Task) -> Recording | None:
+        """What a task listens to."""
+        return self.a1 if task.given == "speech" else None
+
+    def target_recording(self, task: Task) -> Recording | None:
+        """Return the recording of the answer, None where the task or the entry has none."""
+        if not task.speaks:
+            return None
+        return self.a1 if task.repeats else self.a2
+
+    def target_codes(self, task: Task) -> Codes | None:
+        """Return the codes of the answer, None where the task or the entry has none."""
+        if not task.speaks:
+            return None
+        return self.codes1 if task.repeats else self.codes
+
+    def target_text(self, task: Task) -> str | None:
+        """Return the text of the answer, None where the entry has none."""
+        return self.t1 if task.repeats else self.t2
+
+    def reference_answers(self) -> tuple[str, ...]:
+        """Those accepted, else the answer; none where it has neither."""
+        return self.accepted or (() if self.t2 is None else (self.t2,))
+
+    def serves(self, task: Task) -> bool:
+        """Whether all fields that the task needs are there."""
+        speech = task.given != "speech" or self.a1 is not None or self.features is not None
+        voice = not task.speaks or self.target_recording(task) is not None or self.target_codes(task) is not None
+        return speech and voice and self.target_text(task) is not None
+
+    def answer_wav(self, codec: Codec, codec_name: str) -> Tensor:
+        """The spoken answer [N] at the codec's rate: the recording, or the codes decoded.
+
+        Raises:
+            ValueError: the row has neither, or codes of another codec.
+        """
+        if self.a2 is not None:
+            return self.a2.load(codec.sample_rate)
+        if self.codes is None:
+            raise ValueError(f"entry {self.id}: has no spoken answer (neither a2 nor codes)")
+        check_codec(self.codes, codec, codec_name, f"entry {self.id}")
+        with torch.inference_mode():
+            return codec.decode(self.codes.load()[None].long())[0]
+
+
+def check_codec(codes: Codes, codec: Codec, codec_name: str | None, where: str) -> None:
+    """Refuse codes of another codec.
+
+    Raises:
+        ValueError: the message names both.
+    """
+    if codes.codec != codec_name:
+        raise ValueError(
+            f"{where}: holds codes of the codec {codes.codec!r}, but the system's is {codec_name or 'unnamed'!r}; "
+            f"choose --codec {codes.codec}, or give the recordings that they were made of"
+        )
+    found = len(codes.load())
+    if found != codec.num_codebooks:
+        raise ValueError(f"{where}: {found} codes a frame, but codec {codec_name} has {codec.num_codebooks}")
+
+
+class ListedEntries(list[ManifestEntry]):
+    """The rows of a CSV, JSON or JSONL manifest; `skipped` counts its entries that make no row."""
+
+    def __init__(self, entries: Iterable[ManifestEntry] = (), skipped: Skipped | None = None):
+        super().__init__(entries)
+        self.skipped = skipped or Skipped()
+
+
+def read_manifest(
+    path: str | Path, cache_folder: str | Path | None = None, answers: str | Path | None = None
+) -> ListedEntries | TableEntries:
+    """The rows of a manifest: a `.csv`, `.json`, `.jsonl` or `.parquet` file, or a folder of Parquet shards.
+
+    Of Parquet, rows are made when they are asked for; texts and recordings stay in a memory-mapped table. An entry that
+    is malformed makes no row: it is counted in the result's `skipped`, and one warning says how many there are.
+
+    Args:
+        cache_folder: where Parquet tables are laid out for memory mapping; None = where `datasets` keeps such.
+        answers: a Parquet manifest with `t2` and `a2`, where rows share the recordings of their answers.
+
+    Raises:
+        ValueError: no such file or folder, another format, a column that is missing, given twice or of a wrong type,
+            two rows of one id, or no entry is usable.
+    """
+    path = Path(path)
+    if in_parquet(path):
+        spoken = dict(_spoken(Path(answers), cache_folder)) if answers is not None else {}
+        table = _read_table(path, cache_folder, NEEDED)
+        entries = ListedEntries() if table is None else TableEntries(table, spoken)
+    else:
+        found, skipped = list(read_fields(path)), Skipped()
+        for each in found:
+            if isinstance(each, Remark):
+                skipped.add(each.reason, each.example)
+        entries = ListedEntries((_entry_of_files(each) for each in found if not isinstance(each, Remark)), skipped)
+    _tell(path, entries.skipped)
+    return entries
+
+
+def _tell(path: Path, skipped: Skipped) -> None:
+    if skipped:
+        logger.warning("manifest %s: entries skipped: %s", path, skipped)
+
+
+def in_parquet(path: Path) -> bool:
+    """Whether a manifest is a Parquet file or a folder of them."""
+    return path.is_dir() or path.suffix == ".parquet"
+
+
+@dataclass(frozen=True)
+class _ParquetTable:
+    """A Parquet manifest whose columns are named by fields; `{bytes, path}` recordings are two columns each."""
+
+    dataset: Any  # a `datasets.Dataset`
+    folder: Path  # where relative paths begin
+    places: np.ndarray  # rows that are not malformed
+    skipped: Skipped
+    version: str  # names the content of its files, see `Recording`
+
+    def type(self, column: str) -> pa.DataType:
+        return self.dataset.data.column(column).type
+
+
+class _Recordings:
+    """The recordings of a table: paths, or bytes that stay in it."""
+
+    def __init__(self, table: _ParquetTable):
+        self.paths: dict[str, str] = {}
+        """Recording -> the column of its path."""
+        self.version = table.version
+        self.inside: dict[str, tuple[Any, str, np.ndarray]] = {}
+        """Recording -> a table of its bytes, the column there, and which rows have some."""
+        for name in AUDIO:
+            for column in {name, f"{name}.bytes", f"{name}.path"}.intersection(table.dataset.column_names):
+                if is_bytes(table.type(column)):
+                    bytes_of = table.dataset.select_columns([column])
+                    self.inside[name] = bytes_of, column, _present(table.dataset, column)
+                elif is_text(table.type(column)):
+                    self.paths[name] = column
+
+    @property
+    def columns(self) -> set[str]:
+        """Names of the columns that hold the bytes of sound files."""
+        return {column for _, column, _ in self.inside.values()}
+
+    def paths_named(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Name the paths of a row by their recordings."""
+        for name, column in self.paths.items():
+            fields[name] = fields.pop(column)
+        return fields
+
+    def recording(self, name: str, key: str, index: int, path: str | None) -> Recording | None:
+        """A recording of the row at `index`, None where it has none; bytes come before a path."""
+        if name in self.inside:
+            table, column, present = self.inside[name]
+            if present[index]:
+                return Recording(key, table=table, index=index, column=column, version=self.version)
+        return None if path is None else Recording(key, path=path)
+
+
+class TableEntries(Sequence[ManifestEntry]):
+    """Rows of a memory-mapped table, made when they are asked for.
+
+    Args:
+        table: of columns named by `manifest_columns.COLUMNS`; its malformed rows are left out.
+        spoken: text of an answer -> its recording, for rows without one of their own.
+    """
+
+    def __init__(self, table: _ParquetTable, spoken: dict[str, Recording]):
+        self.spoken, self.places, self.folder, self.skipped = spoken, table.places, table.folder, table.skipped
+        dataset, self.recordings = table.dataset, _Recordings(table)
+        coded = [name for name in CODES_OF.values() if name in dataset.column_names]
+        large = [*self.recordings.columns, *coded, *(name for name in ("features",) if name in dataset.column_names)]
+        self.large = {name: dataset.select_columns([name]) for name in large}
+        self.small = dataset.select_columns([name for name in dataset.column_names if name not in large])
+        self.names = {n: n for n in COLUMNS if n in self.small.column_names or n in self.recordings.paths}
+        self.frames = {name: _frames(dataset, name) for name in coded}
+        self.featured = _present(dataset, "features") if "features" in self.large else None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int | slice) -> ManifestEntry | list[ManifestEntry]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        place = int(self.places[index])
+        return self._entry(place, self.small[place])
+
+    def __iter__(self) -> Iterator[ManifestEntry]:
+        some = self.small if len(self.places) == len(self.small) else self.small.select(self.places)
+        return (self._entry(place, fields) for place, fields in zip(self.places.tolist(), some, strict=True))
+
+    def _entry(self, index: int, stored: dict[str, Any]) -> ManifestEntry:
+        stored = self.recordings.paths_named(stored)
+        fields = {"t1": "", **typed(stored, self.names, self.folder)}
+        codec, encoder, frames = (fields.pop(name, None) for name in ("codec", "encoder", "frames"))
+        fields["accepted"] = tuple(fields.get("accepted", ()))
+        recordings = {
+            name: self.recordings.recording(name, recording_key(fields["id"], name), index, fields.get(name))
+            for name in AUDIO
+        }
+        recordings["a2"] = recordings["a2"] or self.spoken.get(fields.get("t2"))
+        codes = {
+            name: Codes(codec or "", int(counts[index]), self.large[name], index, name)
+            for name, counts in self.frames.items()
+            if counts[index] >= 0
+        }
+        features = None
+        if self.featured is not None and self.featured[index]:
+            features = Features(encoder or "", frames, self.large["features"], index)
+        return ManifestEntry(**fields | recordings | codes, features=features)
+
+
+class EntrySubset(Sequence[ManifestEntry]):
+    """Some rows of a manifest, by their places in it; made when they are asked for."""
+
+    def __init__(self, entries: Sequence[ManifestEntry], places: Sequence[int]):
+        self.entries, self.places = entries, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int | slice) -> ManifestEntry | EntrySubset:
+        places = self.places[index]
+        return EntrySubset(self.entries, places) if isinstance(index, slice) else self.entries[places]
+
+
+def recording_key(entry: str, name: str) -> str:
+    """What a row's recording is called in caches."""
+    return entry if name == "a1" else f"{entry} {name}"
+
+
+def _frames(table: Any, column: str) -> np.ndarray:
+    """Frames of each row's codes [rows]; -1 where it has none."""
+    return np.concatenate([code_frames(chunk)[0] for chunk in table.data.column(column).chunks] or [np.zeros(0, int)])
+
+
+def _present(table: Any, column: str) -> np.ndarray:
+    """Which rows have a value [rows], bool."""
+    return table.data.column(column).is_valid().to_numpy()
+
+
+def _entry_of_files(fields: dict[str, Any]) -> ManifestEntry:
+    """A row whose recordings are files."""
+    recordings = {
+        name: Recording(recording_key(fields["id"], name), path=fields[name]) for name in AUDIO if name in fields
+    }
+    codes = {
+        name: Codes(fields.get("codec", ""), len(fields[name][0]), values=fields[name])
+        for name in CODES_OF.values()
+        if name in fields
+    }
+    plain = ("id", "t2", "kind", "duration", "speaker", "language")
+    rest = {name: fields[name] for name in plain if name in fields}
+    return ManifestEntry(
+        **rest, t1=fields.get("t1", ""), accepted=tuple(fields.get("accepted", ())), **codes, **recordings
+    )
+
+
+def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, Recording]]:
+    table = _read_table(path, cache_folder, ("t2", "a2"))
+    if table is None:
+        return
+    _tell(path, table.skipped)
+    recordings = _Recordings(table)
+    texts = table.dataset.select_columns(["t2", *recordings.paths.values()])
+    for place in table.places.tolist():
+        fields = recordings.paths_named(texts[place])
+        fields = typed(fields, {name: name for name in fields}, table.folder)
+        recording = recordings.recording("a2", f"answer {fields.get('t2')}", place, fields.get("a2"))
+        if recording is not None and "t2" in fields:
+            yield fields["t2"], recording
+
+
+def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -> _ParquetTable | None:
+    """A Parquet file, or a folder of them in the order of their names; None where they hold no row.
+
+    Raises:
+        ValueError: see `read_manifest`.
+    """
+    shards = [read_shard(file, needed) for file in shard_files(path)]
+    schema = check_alike(shards)
+    held = [shard for shard in shards if shard.rows]
+    if not held:
+        return None
+    with about(path):
+        laid_out = _as_table(held, cache_folder, schema)
+        dataset = laid_out.data
+        fields = {name: field for name, field in shards[0].fields.items() if name in dataset.column_names}
+        if "id" in needed:
+            check_ids([dataset.data.column(name) for name, field in fields.items() if field == "id"])
+        bad = malformed_rows(dataset.data, fields)
+        if len(bad) == len(dataset):
+            raise ValueError(f"{bad[0]}; no entry is usable")
+    skipped = Skipped()
+    for each in bad.values():
+        skipped.add(each.reason, f"{path.name}: {each}")
+    places = np.setdiff1d(np.arange(len(dataset)), list(bad))
+    folder = path if path.is_dir() else path.parent
+    return _ParquetTable(_named_by_fields(dataset, fields), folder, places, skipped, laid_out.version)
+
+
+def _as_table(shards: Sequence[Shard], cache_folder: str | Path | None, schema: pa.Schema) -> LaidOut:
+    """Lay shards out as one table of the columns of `schema`.
+
+    Raises:
+        ValueError: they cannot be read as one.
+    """
+    from datasets.exceptions import DatasetsError
+
+    complete = all(len(shard.fields) == len(schema) for shard in shards)
+    if not complete:  # `datasets` fills a column that a file lacks only where it reads all columns
+        known = {field.name: field for field in schema}
+        schema = pa.schema([known.get(field.name, field) for field in shards[0].schema], schema.metadata)
+    try:
+        return lay_out([shard.file for shard in shards], cache_folder, schema, only=complete)
+    except (DatasetsError, NotImplementedError, TypeError, KeyError, *DAMAGED) as error:
+        raise ValueError(f"cannot be read as one table ({one_line(error.__cause__ or error)})") from None
+
+
+def _named_by_fields(dataset: Any, fields: dict[str, str]) -> Any:
+    """A dataset of the known columns that are not null throughout, named by their fields; structs are flat."""
+    from datasets import Audio
+
+    kept = {name: field for name, field in fields.items() if not pa.types.is_null(dataset.data.column(name).type)}
+    dataset = dataset.select_columns(list(kept))
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Audio):
+            dataset = dataset.cast_column(name, Audio(decode=False))
+    dataset = dataset.rename_columns({name: field for name, field in kept.items() if name != field})
+    dataset = dataset.flatten()
+    known = [name for name in dataset.column_names if name in COLUMNS or name.endswith((".bytes", ".path"))]
+    return dataset.select_columns(known)

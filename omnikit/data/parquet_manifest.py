@@ -1,0 +1,271 @@
+"""Parquet manifests before their rows are read: their files, whether the columns fit, and which rows are malformed.
+
+The rules are those of `manifest_columns.py`. A rule that holds for a whole Arrow array is tested at once;
+`manifest_columns.typed` then decides about the rows that are left, so that manifests of millions of rows are looked
+through in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from omnikit.data.field_values import common_type, is_text
+from omnikit.data.find_files import visible
+from omnikit.data.manifest_columns import (
+    AUDIO,
+    CODES_OF,
+    COLUMNS,
+    NEEDED,
+    Malformed,
+    converted,
+    entry_called,
+    features_fit,
+    fields_named,
+    shortened,
+)
+from omnikit.data.text_manifest import about
+from omnikit.errors import one_line
+
+DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""Raised by pyarrow for a Parquet file that is cut short or damaged."""
+_VISIBLE = r"[^\s\pZ\pC]"  # no white space, control or unassigned character
+_UNUSUAL_PATH = 200  # bytes; a longer path may have a part that is too long for a file system
+
+
+class Damaged(ValueError):
+    """A Parquet file of which not even the columns can be read."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A Parquet file of a manifest."""
+
+    file: Path
+    schema: pa.Schema
+    rows: int
+    fields: dict[str, str]  # column -> field
+
+
+def shard_files(manifest: Path) -> list[Path]:
+    """The Parquet files of a manifest, which is one or a folder of them, in the order of their names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = sorted(visible(manifest, "*.parquet")) if manifest.is_dir() else [manifest]
+    if not files or not files[0].is_file():
+        raise ValueError(f"manifest: no such file: {manifest / '*.parquet' if manifest.is_dir() else manifest}")
+    return files
+
+
+def read_shard(file: Path, needed: Iterable[str] = NEEDED) -> Shard:
+    """Read the columns of a Parquet file.
+
+    Raises:
+        Damaged: it cannot be read.
+        ValueError: a column is missing or given twice, or its type is not accepted.
+    """
+    try:
+        with pq.ParquetFile(file) as opened:
+            schema, rows = opened.schema_arrow, opened.metadata.num_rows
+            names = schema.names
+    except DAMAGED as error:
+        raise Damaged(f"manifest {file}: not a Parquet file that can be read ({one_line(error)})") from None
+    with about(file):
+        fields = fields_named(names, needed)
+        for name, field in fields.items():
+            kind = schema.field(name).type
+            if not pa.types.is_null(kind) and not COLUMNS[field].stored(kind):
+                raise ValueError(f"column {name!r} holds {one_line(kind)}, which is no {COLUMNS[field].accepts}")
+    return Shard(file, schema, rows, fields)
+
+
+def check_alike(shards: Sequence[Shard]) -> pa.Schema:
+    """Return the known columns of shards that are read as one table, each with the type to which all shards' are cast.
+
+    Raises:
+        ValueError: a shard has a known column that the first one lacks, or one of a type that cannot be cast so; the
+            message names shard and column.
+    """
+    first = shards[0]
+    kinds: dict[str, pa.DataType] = {name: pa.null() for name in first.fields}
+    typing: dict[str, Shard] = {}  # column -> the first shard in which it is not null throughout
+    for shard in shards:
+        with about(shard.file):
+            for name, field in shard.fields.items():
+                if name not in kinds:
+                    where = f"{first.file.name}; shards need the same columns"
+                    raise ValueError(f"column {shortened(name)} is not in {where}")
+                kind = shard.schema.field(name).type
+                common = common_type(kinds[name], kind)
+                if common is None and field in AUDIO:
+                    raise ValueError("its recordings are bytes where others are paths, or the other way round")
+                if common is None:
+                    other = typing[name]
+                    held = one_line(other.schema.field(name).type)
+                    raise ValueError(f"column {name!r} holds {one_line(kind)}, but {held} in {other.file.name}")
+                kinds[name] = common
+                if not pa.types.is_null(kind):
+                    typing.setdefault(name, shard)
+    return pa.schema(list(kinds.items()), first.schema.metadata)
+
+
+def check_ids(ids: Iterable[pa.ChunkedArray]) -> None:
+    """Refuse an id that two rows have; rows without an id are none of its business.
+
+    Raises:
+        ValueError: the message names the id.
+    """
+    chunks = [chunk for each in ids for chunk in each.chunks if not pa.types.is_null(chunk.type)]
+    if not chunks:
+        return
+    texts = [chunk if is_text(chunk.type) else chunk.cast(pa.string()) for chunk in chunks]
+    found = pa.chunked_array([chunk.cast(pa.large_binary()) for chunk in texts])
+    if pc.count_distinct(found).as_py() == len(found) - found.null_count:
+        return
+    counts = pc.value_counts(found.drop_null())
+    for each in counts.filter(pc.greater(counts.field("counts"), 1)):
+        name = each["values"].as_py().decode("utf-8", "surrogateescape")
+        if name.strip():
+            raise ValueError(f"two entries have the id {shortened(name)}")
+
+
+def malformed_rows(table: pa.Table, fields: dict[str, str]) -> dict[int, Malformed]:
+    """Find the rows of a table with a value that its column does not accept: place of the row -> what is wrong."""
+    found: dict[int, Malformed] = {}
+    for name, field in fields.items():
+        start = 0
+        for chunk in table.column(name).chunks:
+            for place in _suspects(field, chunk):
+                try:
+                    converted(name, value_of(chunk[int(place)]), field)
+                except Malformed as bad:
+                    found.setdefault(start + int(place), bad)
+            start += len(chunk)
+    columns = {field: name for name, field in fields.items()}
+    if "features" in columns:
+        for place in _unfit_features(table, columns):
+            found.setdefault(place, Malformed("frames is no number of float16 vectors in features"))
+    return {place: _about_row(bad, table, fields, place) for place, bad in sorted(found.items())}
+
+
+def values(array: pa.Array) -> list[Any]:
+    """The values of an Arrow array, see `value_of`."""
+    return array.to_pylist() if _is_utf8(array) else [value_of(scalar) for scalar in array]
+
+
+def value_of(scalar: pa.Scalar) -> Any:
+    """A value of an Arrow array as Python's; bytes of a text that are no UTF-8 become surrogates."""
+    if is_text(scalar.type):
+        data = scalar.cast(pa.string()).cast(pa.binary()).as_py()
+        return None if data is None else data.decode("utf-8", "surrogateescape")
+    if pa.types.is_struct(scalar.type):
+        return {name: value_of(scalar[name]) for name in scalar.keys()} if scalar.is_valid else None  # noqa: SIM118
+    if pa.types.is_list(scalar.type) or pa.types.is_large_list(scalar.type):
+        return [value_of(each) for each in scalar.values] if scalar.is_valid else None
+    return scalar.as_py()
+
+
+def code_frames(chunk: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The fewest and the most codes of a codebook in each row of a column of codes [rows]; -1 where it has no codes."""
+    rows = len(chunk)
+    books = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = pc.fill_null(pc.list_value_length(pc.list_flatten(chunk)), 0).to_numpy(zero_copy_only=False)
+    least, most = np.full(rows, -1, np.int64), np.full(rows, -1, np.int64)
+    held = np.flatnonzero(books)
+    if len(held):
+        begins = np.concatenate([[0], np.cumsum(books[held])[:-1]])
+        least[held], most[held] = np.minimum.reduceat(lengths, begins), np.maximum.reduceat(lengths, begins)
+    return least, most
+
+
+def _suspects(field: str, chunk: pa.Array) -> Iterator[int] | np.ndarray | range:
+    """Places of an array whose values may not be accepted."""
+    if field == "id":
+        return _unusual_ids(chunk)
+    if pa.types.is_null(chunk.type):
+        return range(0)
+    if field in AUDIO:
+        return _unusual_paths(chunk)
+    if field in CODES_OF.values():
+        return _unusual_codes(chunk)
+    if field in ("duration", "frames") and not is_text(chunk.type):
+        usual = pc.and_(pc.greater_equal(chunk, 0 if field == "duration" else 1), pc.is_finite(chunk))
+        return np.flatnonzero(~_true(pc.or_(usual, pc.is_nan(chunk))) & _valid(chunk))
+    if field == "duration":
+        return np.flatnonzero(_valid(chunk))
+    return range(0) if _is_utf8(chunk) else np.flatnonzero(_valid(chunk))
+
+
+def _unusual_ids(chunk: pa.Array) -> np.ndarray:
+    if not is_text(chunk.type):
+        return np.flatnonzero(~_valid(chunk))
+    if not _is_utf8(chunk):
+        return np.arange(len(chunk))
+    return np.flatnonzero(~_true(pc.match_substring_regex(_plain(chunk), _VISIBLE)))
+
+
+def _unusual_paths(chunk: pa.Array) -> np.ndarray:
+    if pa.types.is_struct(chunk.type):
+        names = [chunk.type.field(i).name for i in range(chunk.type.num_fields)]
+        paths = chunk.field("path") if "path" in names else pa.nulls(len(chunk))
+    else:
+        paths = chunk
+    if not is_text(paths.type):
+        return np.zeros(0, int)
+    if not _is_utf8(paths):
+        return np.flatnonzero(_valid(chunk))
+    paths = _plain(paths)
+    odd = pc.or_(pc.greater(pc.binary_length(paths), _UNUSUAL_PATH), pc.match_substring(paths, "\0"))
+    return np.flatnonzero(_true(odd) & _valid(chunk))
+
+
+def _unusual_codes(chunk: pa.Array) -> np.ndarray:
+    values = pc.list_flatten(pc.list_flatten(chunk))
+    span = pc.min_max(values)
+    within = span["min"].as_py() is None or (span["min"].as_py() >= 0 and span["max"].as_py() < 2**15)
+    least, most = code_frames(chunk)
+    usual = (least == most) & (least > 0) & (within and not values.null_count)
+    return np.flatnonzero(~usual & _valid(chunk))
+
+
+def _unfit_features(table: pa.Table, columns: dict[str, str]) -> Iterator[int]:
+    sizes = pc.binary_length(table.column(columns["features"])).to_pylist()
+    frames = table.column(columns["frames"]).to_pylist() if "frames" in columns else [None] * len(sizes)
+    pairs = enumerate(zip(sizes, frames, strict=True))
+    return (place for place, (size, count) in pairs if size is not None and not features_fit(size, count))
+
+
+def _about_row(bad: Malformed, table: pa.Table, fields: dict[str, str], place: int) -> Malformed:
+    entry = {name: value_of(table.column(name)[place]) for name, field in fields.items() if field == "id"}
+    return Malformed(f"entry number {place + 1}: {entry_called(entry, fields)}{bad}", bad.reason)
+
+
+def _plain(chunk: pa.Array) -> pa.Array:
+    """An array of text without the types that few functions of Arrow take."""
+    return chunk if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type) else chunk.cast(pa.string())
+
+
+def _is_utf8(chunk: pa.Array) -> bool:
+    try:
+        chunk.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _valid(chunk: pa.Array) -> np.ndarray:
+    return chunk.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _true(condition: pa.Array) -> np.ndarray:
+    """Return a mask [rows] of the rows where a condition is true; null counts as false."""
+    return pc.fill_null(condition, False).to_numpy(zero_copy_only=False)

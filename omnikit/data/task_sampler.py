@@ -1,0 +1,105 @@
+"""Which samples come together, and in which order: a mix of tasks in batches of similar length."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from omnikit.data.collate import STEPS, rounded
+
+_POOL = 24  # batches whose samples are sorted by length together
+_MANY = 4 * _POOL
+
+
+class TaskMix(Sampler[list[int]]):
+    """Batches of sample indices for one epoch after another; an epoch is a number of batches.
+
+    Tasks are drawn by weight, so that none starves another however many samples each has; a task's samples are drawn
+    at random, none twice among the batches that are sorted together. Every epoch's batches follow from the seed and the
+    epoch's number, so a resumed run sees what the first would have seen.
+
+    Args:
+        tasks: the task of each sample.
+        lengths: steps of each sample.
+        weights: task -> how often it is drawn, relative to the others.
+        max_batch_length: steps in a batch, padding included.
+        batches: per epoch, of all processes together (SpeechBrain shares them out); may be set later.
+
+    Raises:
+        ValueError: a task without samples, or a sample longer than a batch.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        lengths: Sequence[int],
+        *,
+        weights: dict[str, float],
+        max_batch_length: int,
+        batches: int = 1,
+        seed: int = 0,
+    ):
+        tasks, lengths = np.asarray(tasks), np.asarray(lengths)
+        self.weights = {task: weight for task, weight in weights.items() if weight > 0}
+        self.of_task = {task: np.flatnonzero(tasks == task) for task in self.weights}
+        for task, samples in self.of_task.items():
+            if not len(samples):
+                served = ", ".join(sorted(set(tasks.tolist())))
+                raise ValueError(f"tasks: no sample of the data serves {task}; it serves {served}")
+        if lengths.max() > max_batch_length:
+            raise ValueError(f"max_batch_length: {max_batch_length}; the longest sample has {lengths.max()} steps")
+        self.lengths = rounded(lengths, STEPS)
+        self.max_batch_length, self.batches, self.seed = max_batch_length, batches, seed
+        self.epoch = 1
+        mean = int(self.lengths.sum()) / len(self.lengths)
+        self.samples_per_pool = max(1, int(_POOL * max_batch_length / mean))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self._endless(), self.batches)
+
+    def sequences_per_batch(self) -> float:
+        """How many samples a batch holds, in the mean over some pools."""
+        return sum(map(len, itertools.islice(self._endless(), _MANY))) / _MANY
+
+    def cover(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Batches that hold each of other samples once, for validation."""
+        lengths = rounded(np.asarray(lengths), STEPS)
+        return self._cut_by(sorted(range(len(lengths)), key=lengths.__getitem__), lengths)
+
+    def _endless(self) -> Iterator[list[int]]:
+        pool_number = 0
+        while True:
+            rng = random.Random(f"{self.seed} {self.epoch} {pool_number}")
+            drawn = rng.choices(list(self.weights), list(self.weights.values()), k=self.samples_per_pool)
+            pool = [i for task in self.weights for i in self._some(task, drawn.count(task), rng)]
+            batches = self._cut_by(sorted(pool, key=lambda i: (self.lengths[i], rng.random())), self.lengths)
+            rng.shuffle(batches)
+            yield from batches
+            pool_number += 1
+
+    def _some(self, task: str, count: int, rng: random.Random) -> list[int]:
+        """`count` samples of a task: whole rounds, then a random rest."""
+        samples = self.of_task[task]
+        whole, rest = divmod(count, len(samples))
+        rounds = samples.tolist() * whole if whole else []
+        return rounds + samples[rng.sample(range(len(samples)), rest)].tolist()
+
+    def _cut_by(self, ordered: list[int], lengths: Sequence[int]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for i in ordered:
+            if batches and (len(batches[-1]) + 1) * lengths[i] <= self.max_batch_length:
+                batches[-1].append(i)
+            else:
+                batches.append([i])
+        return batches

@@ -1,0 +1,70 @@
+"""What all `recipes/<Corpus>/ASR/evaluate.py` share: from a recipe's YAML file to error rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omnikit.api import load
+from omnikit.data.manifest_reader import read_manifest
+from omnikit.evaluate.asr import evaluate_split, write_report
+from omnikit.evaluate.baseline_recognisers import by_recogniser, open_baseline
+from omnikit.evaluate.recipe_checks import check_evaluation
+from omnikit.evaluate.text_normalisation import normalizer, normalizer_version
+from omnikit.hparams import load_recipe
+from omnikit.offline.batches import Respond, by_model
+from omnikit.prepare.corpus import Corpus, prepare
+from omnikit.tasks import TASKS
+
+
+def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]]) -> None:
+    """Transcribe and score what this process' command line describes.
+
+    Args:
+        splits: the recipe's hparams -> the splits that are scored.
+
+    Raises:
+        ValueError: bad file, flag, value or data; the message is one line for the user.
+    """
+    recipe = load_recipe(check=check_evaluation)
+    hparams = recipe.hparams
+    folder = Path(hparams["output_folder"])
+    options = {
+        "normalize": normalizer(hparams["normalizer"]),
+        "groups": {group["name"]: group["ids"] for group in hparams["groups"]},
+        "batch_size": hparams["batch_size"],
+        "folder": folder,
+    }
+    wanted = splits(hparams)
+    respond, name = open_system(hparams, recipe.run_opts.get("device", "cpu"))
+    summaries = list(prepare(corpus, hparams["data_folder"], folder / "manifests", wanted))
+    results = []
+    for summary in summaries:
+        print(summary)
+        entries = read_manifest(corpus.manifest(folder / "manifests", summary.split), folder / "tables")
+        result = evaluate_split(respond, summary.split, entries, **options)
+        result.skipped.update(summary.skipped)  # what was left out when the manifest was written counts as well
+        results.append(result)
+    about = {**name, "normalizer": normalizer_version(hparams["normalizer"])}
+    print(write_report(folder, results, about=about, published=hparams["published"]))
+
+
+def open_system(hparams: dict[str, Any], device: str) -> tuple[Respond, dict[str, str]]:
+    """What transcribes, and what it is called in the results.
+
+    Raises:
+        ValueError: there is no such system or baseline, or both are given.
+    """
+    baseline, checkpoint = hparams["baseline"], hparams["checkpoint"]
+    if baseline is None:
+        omni = load(checkpoint, device=device)
+        omni.decoding = hparams["decoding"]
+        decoder = omni.decoder.of_capacity(hparams["batch_size"])
+        name = {"checkpoint": checkpoint or "the shipped mini system"}
+        return by_model(decoder, TASKS["A1T1"]), name
+    if checkpoint is not None:
+        raise ValueError(f"--baseline {baseline}: is scored in place of a system; leave out --checkpoint {checkpoint}")
+    weights = hparams["baseline_weights"]
+    name = {"baseline": baseline if weights is None else f"{baseline}, weights {weights}"}
+    return by_recogniser(open_baseline(baseline, weights, device)), name

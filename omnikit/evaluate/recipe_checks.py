@@ -1,0 +1,47 @@
+"""The values of an evaluation's recipe, checked before anything is built or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omnikit.old_names import refuse_old_keys
+from omnikit.option_ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    FROM_ZERO,
+    PATH,
+    PATH_OR_NONE,
+    THREADS,
+    Items,
+    Regex,
+    check_ranges,
+)
+
+RANGES = {
+    **dict.fromkeys(("output_folder", "cache_folder", "manifest", "normalizer", "judge", "judge_normalizer"), PATH),
+    **dict.fromkeys(("checkpoint", "baseline", "baseline_weights", "grammar_file", "judge_weights"), PATH_OR_NONE),
+    **dict.fromkeys(("mos", "mos_source", "judged_split"), PATH_OR_NONE),
+    "batch_size": COUNT,
+    "limit": COUNT_OR_NONE,
+    "judge_limit": COUNT_OR_NONE,
+    **dict.fromkeys(("keep_wavs", "speed_sentences", "speed_questions"), FROM_ZERO),
+    "speed_threads": THREADS,
+    "ids": Regex(),
+    "groups": Items({"name": PATH, "ids": Regex()}),
+    "codecs": Items({"name": PATH}),
+}
+"""Key of an evaluation's file -> what it takes."""
+
+
+def check_evaluation(tree: Mapping[str, Any]) -> None:
+    """Check the values of an evaluation's recipe, see `omnikit.hparams.load_recipe`.
+
+    Raises:
+        ValueError: a value of the wrong kind or outside its range.
+    """
+    refuse_old_keys(tree)
+    check_ranges(tree, RANGES)
+    splits = tree.get("splits")
+    if splits is not None and not isinstance(splits, list):
+        raise ValueError(f"--splits {splits}: must be a list, such as [{splits}]")

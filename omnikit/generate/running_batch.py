@@ -1,0 +1,433 @@
+"""A running batch: answers join it when a slot is free, and leave it when they end, at any decode step.
+
+    submit    any thread; waiting questions are admitted in their order
+    turn      admit: newcomers are encoded together and prefilled in bounded pieces
+              step:  one decode step of all slots (token_rules.py)
+              read:  emitted tokens -> text, codes, sound
+              leave: slots of answers that ended are free at the next step
+
+It is stepped by hand, `turn` by `turn`, or by the thread of a `Runner`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from omnikit.generate.prompts import EmbeddedPrompt, check_question, embed_prompt, encode
+from omnikit.generate.request import Request
+from omnikit.generate.sound_decoder import SoundDecoder, Sounds
+from omnikit.generate.token_rules import Rules, Variant
+from omnikit.generate.types import CANCELLED, END, STEP_LIMIT, BadQuestion
+from omnikit.interfaces import Engine, Prefill, Slots
+from omnikit.model import OmniLM
+
+Result = TypeVar("Result")
+CAPACITY = 16
+"""Sequences that are decoded together, where nothing else is asked for."""
+MOST_WAITING = 1024
+"""Questions that may wait for a slot, where nothing else is asked for."""
+PREFILL_POSITIONS = 256
+"""Maximum number of prompt positions that are computed between two decode steps of running answers."""
+ENCODED_SECONDS = 30.0
+"""Seconds of speech after which no further recording is encoded before the next decode step."""
+
+
+class QueueFull(RuntimeError):
+    """Error of a submit when as many questions are waiting as may."""
+
+
+@dataclass
+class _Newcomers:
+    """Requests whose prompts are being computed."""
+
+    prompts: dict[Request, EmbeddedPrompt]
+    prefill: Prefill
+
+
+@dataclass
+class _Read:
+    """Tokens [R, S + 1] of a decode step on their way to the host, the slot and request of each answer, and what to
+    wait for."""
+
+    owners: list[tuple[int, Request]]
+    tokens: Tensor
+    ready: torch.cuda.Event | None
+
+
+class RunningBatch:
+    """Batch of answers that are decoded together, each from the moment at which slots are free until it ends.
+
+    All methods but `submit` and `busy` are for one thread.
+
+    Args:
+        model: embeds prompts and says what ids mean.
+        engine: computes.
+        capacity: number of slots; a question takes as many as its strategy has rows.
+        most_waiting: number of questions that may wait.
+    """
+
+    def __init__(self, model: OmniLM, engine: Engine, *, capacity: int = CAPACITY, most_waiting: int = MOST_WAITING):
+        self.model, self.engine, self.capacity, self.most_waiting = model, engine, capacity, most_waiting
+        self.waiting: deque[Request] = deque()
+        self.newcomers: _Newcomers | None = None
+        self.owners: list[Request] = []  # of each slot
+        self._lock = Lock()
+        self._unread: _Read | None = None
+        self._sound = SoundDecoder(model)
+        self.slots: Slots | None = None
+        """The engine's, opened when they are needed first."""
+        self.rules: Rules | None = None
+
+    def _open(self) -> Slots:
+        if self.slots is None:
+            self.slots = self.engine.open(self.capacity)
+            self.rules = Rules(self.model, self.engine, self.capacity)
+        return self.slots
+
+    def _forget(self) -> list[Request]:
+        """Drop all sequences; return the requests that they belonged to, the newcomers not among them."""
+        running = self._running()
+        self.slots = self.rules = self._unread = None
+        self.owners = []
+        for request in running:
+            request.slots = []
+        return running
+
+    @property
+    def busy(self) -> bool:
+        """Whether any question waits or is being answered."""
+        return bool(self.waiting or self.newcomers or self.owners)
+
+    def submit(self, request: Request) -> None:
+        """Let a question wait for its turn; any thread may.
+
+        Raises:
+            QueueFull: too many wait.
+            ValueError: its strategy has more rows than there are slots.
+        """
+        if (rows := len(request.strategy.text_only)) > self.capacity:
+            raise ValueError(f"strategy: {rows} sequences per question; the batch has {self.capacity} slots")
+        with self._lock:
+            if len(self.waiting) >= self.most_waiting:
+                raise QueueFull(f"{self.most_waiting} questions are waiting already")
+            self.waiting.append(request)
+
+    @torch.inference_mode()
+    def turn(self) -> bool:
+        """Admit, decode one step, hand out, release; return whether there is more to do."""
+        try:
+            with self._device():
+                self._drop_waiting()
+                self._admit()
+                self._end_truncated(self._running())
+                self._step()
+        except Exception as error:  # whatever the engine raises ends the answers of this step, and those alone
+            self._fail_running(error)
+        return self.busy
+
+    def _device(self) -> AbstractContextManager[Any]:
+        """Make the model's GPU the current one: streams and events are of the current one where nothing is said."""
+        device = self.model.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def run(self) -> None:
+        """Take turns until nothing is left to do."""
+        while self.turn():
+            pass
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End everything as cancelled, or with an error."""
+        with self._lock:
+            left, self.waiting = list(self.waiting), deque()
+        if self.newcomers is not None:
+            left += [request for request in self.newcomers.prompts if not request.done]
+            self.newcomers = None
+        for request in [*left, *self._forget()]:
+            self._leave(request)
+            request.finish(CANCELLED if error is None else None, error)
+
+    # admission
+
+    def _running(self) -> list[Request]:
+        return list(dict.fromkeys(self.owners))
+
+    def _admit(self) -> None:
+        if self.newcomers is None:
+            self._begin(self._next_waiting())
+        if self.newcomers is None:
+            return
+        group = self.newcomers
+        for request in group.prompts:
+            if not request.done and (end := request.truncated_by) is not None:
+                request.finish(end)
+        if all(request.done for request in group.prompts):
+            self.newcomers = None
+            return
+        try:
+            group.prefill.advance(PREFILL_POSITIONS if self.owners else group.prefill.left)
+        except Exception as error:
+            self.newcomers = None
+            self._fail(group.prompts, error)
+            return
+        if not group.prefill.left:
+            self.newcomers = None
+            self._join(group)
+
+    def _drop_waiting(self) -> None:
+        """Finish the questions that were cancelled while they waited."""
+        with self._lock:
+            ended = [(request, end) for request in self.waiting if (end := request.truncated_by) is not None]
+            for request, _ in ended:
+                self.waiting.remove(request)
+        for request, end in ended:
+            request.finish(end)
+
+    def _next_waiting(self) -> list[Request]:
+        """Take the questions for which there are slots out of the queue, in their order."""
+        found, free, seconds = [], self.capacity - len(self.owners), 0.0
+        while True:
+            with self._lock:
+                request = self.waiting[0] if self.waiting else None
+                if request is None or (rows := len(request.strategy.text_only)) > free:
+                    return found
+                if self.owners and found and seconds >= ENCODED_SECONDS:
+                    return found
+                self.waiting.popleft()
+            request.begin()
+            free -= rows
+            seconds += _samples(request) / self.model.encoder.sample_rate
+            found.append(request)
+
+    def _begin(self, requests: list[Request]) -> None:
+        """Encode and embed the questions of newcomers; what cannot be asked fails alone."""
+        for request in requests:
+            self._attempt(request, self._check)
+        features = self._encode([request for request in requests if not request.done and _needs_encoding(request)])
+        prompts = {}
+        for request in requests:
+            if not request.done:
+                prompt = self._attempt(request, lambda request: self._embed(request, features))
+                prompts |= {} if prompt is None else {request: prompt}
+        if not prompts:
+            return
+        try:
+            prefill = self._open().prefill([prompt.embeddings for prompt in prompts.values()])
+            self.newcomers = _Newcomers(prompts, prefill)
+        except Exception as error:
+            self._fail(prompts, error)
+
+    def _attempt(self, request: Request, call: Callable[[Request], Result]) -> Result | None:
+        """Return what a function gives for a request; the request fails if that raises."""
+        try:
+            return call(request)
+        except Exception as error:
+            request.finish(None, error)
+            return None
+
+    def _check(self, request: Request) -> None:
+        """Refuse a question that cannot be asked, and sound where there is no codec."""
+        check_question(self.model, request)
+        if request.sound is not None:
+            self._sound.streams_of(request.sound)
+
+    def _embed(self, request: Request, encoded: dict[Request, Tensor]) -> EmbeddedPrompt:
+        """Embed the prompt of a request, whose features were given or have been encoded now."""
+        features = encoded.get(request, request.question.features)
+        return embed_prompt(self.model, request, features if request.task.given == "speech" else None)
+
+    def _encode(self, requests: list[Request]) -> dict[Request, Tensor]:
+        """Encode the recordings of some requests to features [T, D] each. The encoder refuses a batch for one of its
+        recordings, so then each is encoded alone."""
+        if not requests:
+            return {}
+        try:
+            features = encode(self.model, [request.question.wav for request in requests])
+        except Exception as error:
+            if len(requests) == 1:
+                requests[0].finish(None, BadQuestion(str(error)) if isinstance(error, ValueError) else error)
+                return {}
+            return {key: found for request in requests for key, found in self._encode([request]).items()}
+        return dict(zip(requests, features, strict=True))
+
+    def _join(self, group: _Newcomers) -> None:
+        """Move the newcomers' sequences into slots of the running batch."""
+        # first of all they are known as owners: should the engine fail, they fail with the answers that are running
+        for request in group.prompts:
+            request.slots = [len(self.owners)]
+            self.owners.append(request)
+        self.slots.admit(group.prefill)
+        for request, prompt in group.prompts.items():
+            self._add_rows(request, prompt)
+        for request in group.prompts:
+            if request.done:  # while its prompt was being computed
+                self._leave(request)
+
+    def _add_rows(self, request: Request, prompt: EmbeddedPrompt) -> None:
+        """Give a request one slot for each of its strategy's rows; they share the prompt but for its last position."""
+        for _ in prompt.marks[1:]:
+            self.slots.copy(request.slots[0])
+            request.slots.append(len(self.owners))
+            self.owners.append(request)
+        given = request.question.text if request.task.text_forced else None
+        for slot, marks, quiet in zip(request.slots, prompt.marks, request.strategy.text_only, strict=True):
+            self.rules.add(slot, request.task, request.decoding, seed=request.seed, marks=marks, text_only=quiet,
+                           given=given)  # fmt: skip
+        self._point(request)
+
+    def _point(self, request: Request) -> None:
+        """Say which slots an answer reads its logits from, after they have changed."""
+        if len(request.slots) == 1:
+            text = audio = request.slots[0]
+        elif len(request.slots) < len(request.strategy.text_only):  # some of its slots are being released
+            return
+        else:
+            text, audio = request.slots[request.strategy.text_from], request.slots[request.strategy.audio_from]
+        for slot in request.slots:
+            self.rules.read_from(slot, text=text, audio=audio)
+
+    # steps
+
+    def _end_truncated(self, requests: Iterable[Request]) -> None:
+        self._end([(request, end) for request in requests if (end := request.truncated_by) is not None])
+
+    def _step(self) -> None:
+        if self.owners:
+            variant = self._variant()
+            key = (variant, self.rules.places)
+            with self._sound.step_seconds.measured():
+                self.slots.step(self.rules.embed, lambda hidden: self.rules.choose(hidden, variant), key)
+        former, self._unread = self._unread, self._send() if self.owners else None
+        if former is not None:
+            self._hand_out(former)
+        if self._unread is not None and self._unread.ready is None:  # on a CPU there is nothing to wait for
+            former, self._unread = self._unread, None
+            self._hand_out(former)
+
+    def _variant(self) -> Variant:
+        running = self._running()
+        writing, speaking = [r for r in running if not r.text_over], [r for r in running if r.task.speaks]
+        texts, audios = [r.decoding.text for r in writing], [r.decoding.audio for r in speaking]
+        return Variant(
+            text=bool(writing), forced=any(r.task.text_forced for r in running), speaks=bool(speaking),
+            shared=any(len(r.slots) > 1 for r in running), free=any(not r.decoding.constrain for r in running),
+            text_draws=any(how.draws for how in texts), text_cuts=any(how.cuts for how in texts),
+            text_penalises=any(how.penalises for how in texts), audio_draws=any(how.draws for how in audios),
+            audio_cuts=any(how.cuts for how in audios), audio_penalises=any(how.penalises for how in audios),
+        )  # fmt: skip
+
+    def _send(self) -> _Read:
+        """Begin to copy the tokens of this step to the host. On a GPU they are read one step later, so that it need not
+        wait for what the host does with them."""
+        owners = [(request.slots[0], request) for request in self._running()]
+        tokens = self.rules.emitted[: len(self.owners)]
+        if not tokens.is_cuda:
+            return _Read(owners, tokens, None)
+        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+        host.copy_(tokens, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(tokens.device))
+        return _Read(owners, host, ready)
+
+    def _hand_out(self, read: _Read) -> None:
+        """Read the tokens of a decode step and hand them to their answers, with the sound that is due."""
+        if read.ready is not None:
+            read.ready.synchronize()
+        rows, ended = read.tokens.tolist(), []
+        for slot, request in read.owners:
+            if request.done:  # it was truncated after this step had begun
+                continue
+            *tokens, finished = rows[slot]
+            if finished:
+                ended.append((request, END))
+                continue
+            request.emit(tokens)
+            if request.text_over and len(request.slots) > 1:
+                self._keep_speaking(request)
+            if len(request.steps) >= request.max_steps:
+                ended.append((request, STEP_LIMIT))
+        sounds = self._decoded(self._sound.decode_due, [request for _, request in read.owners if not request.done])
+        for _, request in read.owners:
+            if not request.done:
+                request.report(sounds.get(request))
+        self._end(ended)
+
+    def _decoded(self, decode: Callable[[list[Request]], Sounds], requests: list[Request]) -> dict[Request, Tensor]:
+        """Decode sound and return the samples [n] of each answer, on the CPU; answers whose codec raises have
+        failed."""
+        sounds = decode(requests)
+        for request, error in sounds.failed.items():
+            self._fail([request], error)
+        return sounds.wavs
+
+    def _keep_speaking(self, request: Request) -> None:
+        """Release the slots of the rows that were asked for text alone, once all text has been read."""
+        speaking = request.slots[request.strategy.audio_from]
+        while len(request.slots) > 1:
+            dropped, last = next(slot for slot in request.slots if slot != speaking), len(self.owners) - 1
+            self._release(dropped)
+            speaking = dropped if speaking == last else speaking
+        self._point(request)
+
+    # the end
+
+    def _end(self, ended: list[tuple[Request, str]]) -> None:
+        sounds = self._decoded(self._sound.finish, [request for request, _ in ended])
+        for request, end in ended:
+            if not request.done:
+                self._leave(request)
+                request.report(sounds.get(request))
+                request.finish(end)
+
+    def _leave(self, request: Request) -> None:
+        """Free everything that a request holds."""
+        while request.slots:
+            self._release(request.slots[-1])
+        self._sound.drop(request)
+
+    def _release(self, slot: int) -> None:
+        """Free a slot; the last one takes its number."""
+        last = len(self.owners) - 1
+        self.slots.release(slot)
+        self.rules.move(last, slot)
+        owner, moved = self.owners[slot], self.owners[last]
+        owner.slots.remove(slot)
+        self.owners[slot] = moved
+        self.owners.pop()
+        if last != slot:
+            moved.slots[moved.slots.index(last)] = slot
+            self._point(moved)
+
+    def _fail(self, requests: Iterable[Request], error: BaseException) -> None:
+        for request in requests:
+            if not request.done:
+                self._leave(request)
+                request.finish(None, error)
+
+    def _fail_running(self, error: BaseException) -> None:
+        """End all running answers with an error. What the engine keeps cannot be trusted after it, so all slots are
+        opened anew and prompts that were on their way begin again."""
+        running = self._forget()
+        if self.newcomers is not None:
+            with self._lock:
+                self.waiting.extendleft(request for request in reversed(self.newcomers.prompts) if not request.done)
+            self.newcomers = None
+        self._fail(running, error)
+
+
+def _needs_encoding(request: Request) -> bool:
+    """Tell whether the question is a recording."""
+    return request.question.features is None and request.question.wav is not None
+
+
+def _samples(request: Request) -> int:
+    """Return the number of samples that are to be encoded; 0 for what is no waveform, which is refused later."""
+    wav = request.question.wav
+    return wav.shape[0] if isinstance(wav, Tensor) and wav.dim() == 1 else 0

@@ -1,0 +1,187 @@
+"""Which numbers and texts an option takes, checked where the option is defined; imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LARGEST = 2**31 - 1
+"""The largest whole number where nothing smaller is named: libraries keep such numbers in 32 bits."""
+_EXACT = 2.0**53  # floats up to here hold each whole number
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; neither NaN nor infinity is ever one of them.
+
+    Args:
+        low, high: the bounds, both inside.
+        whole: whole numbers only (`2.0` is not one, see `as_whole`), up to `LARGEST` where `high` is infinite.
+        above: `low` itself is outside.
+        null: None is allowed, too.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    above: bool = False
+    null: bool = False
+
+    def problem(self, value: Any) -> str:
+        """Say what a value must be, such as "must be 1 or more"; empty where it is in the range."""
+        if value is None and self.null:
+            return ""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return self._kind("whole" if self.whole else "finite")
+        if self.whole and not isinstance(value, int):
+            return self._kind("whole")
+        high = LARGEST if self.whole and math.isinf(self.high) else self.high
+        if value > high:
+            return f"must be at most {high:.15g}"
+        return "" if value > self.low or (value == self.low and not self.above) else f"must be {self._bounds()}"
+
+    def check(self, flag: str, value: Any) -> None:
+        """Refuse a value outside the range.
+
+        Raises:
+            ValueError: the message names the flag, the value and the range.
+        """
+        if problem := self.problem(value):
+            shown = f"{value:.15g}" if isinstance(value, float) and not self.whole else value
+            raise ValueError(f"--{flag} {shown}: {problem}")
+
+    def __call__(self, text: str) -> int | float:
+        """Convert the text of an argument, as argparse's `type`."""
+        try:
+            value = whole_number(text) if self.whole else float(text)
+        except ValueError:
+            value = text
+        if problem := self.problem(value):
+            raise argparse.ArgumentTypeError(f"{text}: {problem}")
+        return value
+
+    def _kind(self, word: str) -> str:
+        bounds = self._bounds()
+        return f"must be a {word} number{f', {bounds}' if bounds else ''}"
+
+    def _bounds(self) -> str:
+        low, high = (f"{bound:.15g}" for bound in (self.low, self.high))
+        words = "" if math.isinf(self.low) else f"above {low}" if self.above else f"{low} or more"
+        ends = [words, *([] if math.isinf(self.high) else [f"at most {high}"])]
+        return " and ".join(filter(None, ends)) + (", or null" if self.null else "")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Texts, such as a path or a name. `null`: None is allowed, too."""
+
+    null: bool = False
+
+    def check(self, flag: str, value: Any) -> None:
+        """Refuse a value that is no text.
+
+        Raises:
+            ValueError: the message names the flag and the value.
+        """
+        if not (isinstance(value, str) and value) and not (value is None and self.null):
+            raise ValueError(f"--{flag} {value}: must be a text{' or null' if self.null else ''}; {quoted(value)}")
+
+
+@dataclass(frozen=True)
+class Regex(Text):
+    """Regular expressions."""
+
+    def check(self, flag: str, value: Any) -> None:
+        """Refuse a text that is no regular expression.
+
+        Raises:
+            ValueError: the message names the flag, the value and what is wrong.
+        """
+        if value == "":
+            return
+        super().check(flag, value)
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"--{flag} {value}: is no regular expression ({error})") from None
+
+
+@dataclass(frozen=True)
+class Items:
+    """Lists of mappings that have the keys `needed`, such as `[{name: a, ids: ^a}]`."""
+
+    needed: Mapping[str, Text]
+
+    def check(self, flag: str, value: Any) -> None:
+        """Refuse what is no such list.
+
+        Raises:
+            ValueError: the message names the flag and the item.
+        """
+        form = ", ".join(f"{name}: .." for name in self.needed)
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, Mapping) or not self.needed.keys() <= item.keys():
+                raise ValueError(f"--{flag} {item}: must be a list of [{{{form}}}]")
+            for name, allowed in self.needed.items():
+                allowed.check(f"{flag}.{name}", item[name])
+
+
+def as_whole(value: Any) -> Any:
+    """Return a float without a fraction, such as `1e3`, as the whole number that it is, and anything else unchanged."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
+
+
+def whole_number(text: str) -> int:
+    """Return the whole number that a text such as `1000` or `1e3` gives.
+
+    Raises:
+        ValueError: it gives none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        value = as_whole(float(text))
+    if not isinstance(value, int):
+        raise ValueError(f"{text} is no whole number")
+    return value
+
+
+def quoted(value: Any) -> str:
+    """Say how a value is typed that YAML shall read as a text."""
+    return f"quote it if it is meant as one: \"'{value}'\""
+
+
+PATH, PATH_OR_NONE = Text(), Text(null=True)
+COUNT = Range(1, whole=True)
+COUNT_OR_NONE = Range(1, whole=True, null=True)
+FROM_ZERO = Range(0, whole=True)
+NOT_NEGATIVE = Range(0)
+POSITIVE = Range(0, above=True)
+THREADS = Range(1, 1024, whole=True)
+"""Threads or processes that one machine can start."""
+SEED = Range(0, 2**32 - 1, whole=True)
+"""numpy takes no other."""
+
+
+def check_ranges(tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | Items], prefix: str = "") -> None:
+    """Check the values of a resolved recipe.
+
+    Args:
+        tree: nested mappings with plain values.
+        ranges: dotted key -> what is allowed. A key that the tree lacks is not looked at.
+        prefix: what stands before the keys in the message.
+
+    Raises:
+        ValueError: a value that is not allowed; the message names it as a flag.
+    """
+    for key, allowed in ranges.items():
+        node: Any = tree
+        *parents, last = key.split(".")
+        for name in parents:
+            node = node.get(name) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and last in node:
+            allowed.check(prefix + key, node[last])

@@ -1,0 +1,267 @@
+"""`omnikit tokenize`: recordings of a manifest become codes of a codec and features of a frozen encoder, once for all
+trainings that use the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from omnikit import checkpoint
+from omnikit.audio.io import waveform
+from omnikit.audio.reader import Sound, Unusable, read
+from omnikit.data.array_cache import fingerprint
+from omnikit.data.batched import in_batches
+from omnikit.data.encode_recordings import BATCH_SECONDS, HELD, code_encoder, feature_encoder
+from omnikit.data.manifest_writer import AUDIO, CODES_OF
+from omnikit.data.skipped import Item, Remark
+from omnikit.hparams import build_part, names_of
+from omnikit.interfaces import AudioEncoder, Codec, Part
+from omnikit.old_names import pointer
+from omnikit.option_ranges import POSITIVE
+from omnikit.prepare.rewrite_manifest import SHARD_SIZE, Columns, ManifestTransform, check_recordings, rewrite
+from omnikit.prepare.shards import Summary
+from omnikit.torchrun import check_device, own_device
+
+HEARD = "a1"
+"""The recording that the tasks listen to."""
+FEATURES = ("features", "frames", "encoder")
+THREADS = 4  # that load recordings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What encodes."""
+
+    codec: Codec | None = None
+    codec_name: str = ""
+    encoder: AudioEncoder | None = None
+
+
+def tokenize(
+    manifest: str | Path,
+    save_folder: str | Path,
+    parts: Parts,
+    *,
+    fields: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    batch_seconds: float = BATCH_SECONDS,
+    shard_size: int = SHARD_SIZE,
+    strict: bool = False,
+) -> Summary:
+    """Write a manifest's rows with codes and features as shards that are a manifest again.
+
+    Args:
+        fields: recordings that become codes; () = the answers, `a2`, or `a1` where the manifest has none.
+        drop: recordings that are left out of the shards.
+        batch_seconds: of recordings that are encoded together, padding included.
+        shard_size, strict: see `rewrite`.
+
+    Raises:
+        ValueError: bad options; see `rewrite`.
+    """
+    check_recordings("--fields", fields)
+    check_recordings("--drop", drop)
+    if fields and parts.codec is None:
+        raise ValueError(f"--fields {','.join(fields)}: codes of which codec? give --codec NAME")
+    POSITIVE.check("batch_seconds", batch_seconds)
+    step = _Tokenizing(parts, fields, drop, batch_seconds)
+    return rewrite(manifest, save_folder, step, shard_size=shard_size, strict=strict)
+
+
+def read_parts(
+    settings: Mapping[str, Any], checkpoint_folder: str | None, *, features: bool = False, device: str = "cpu"
+) -> Parts:
+    """The codec and the encoder that a command line names.
+
+    Args:
+        settings: `codec`, `encoder` and their options with dots.
+        checkpoint_folder: in their place, the checkpoint that has them.
+        features: whether the checkpoint's encoder is wanted.
+
+    Raises:
+        ValueError: none is named, one has no weights, or what is named cannot be built or loaded.
+    """
+    device = own_device(device)
+    check_device(device)
+    unknown = [key for key in settings if key.partition(".")[0] not in ("codec", "encoder")]
+    if unknown:
+        renamed = pointer(unknown[0])
+        raise ValueError(
+            f"--{unknown[0]}: no such option{renamed or '; parts here are --codec and --encoder, with their options'}"
+        )
+    if checkpoint_folder is not None:
+        model = checkpoint.load(checkpoint_folder, device=device)
+        name = names_of(model.recipe).get("codec")
+        if name is None:
+            raise ValueError(f"checkpoint {checkpoint_folder}: does not say what its codec is called; give --codec")
+        return Parts(_with_codes(model.codec, name), name, model.encoder if features else None)
+    if features and "encoder" not in settings:
+        raise ValueError("--features: of which encoder? give --encoder NAME or --checkpoint DIR")
+    codec = _trained("codec", settings, device)
+    encoder = _trained("encoder", settings, device)
+    if codec is None and encoder is None:
+        raise ValueError("nothing to do: give --codec NAME, --encoder NAME or --checkpoint DIR")
+    name = str(settings.get("codec", ""))
+    return Parts(None if codec is None else _with_codes(codec, name), name, encoder)
+
+
+def _trained(kind: str, settings: Mapping[str, Any], device: str) -> Part | None:
+    options = {key.removeprefix(f"{kind}."): value for key, value in settings.items() if key.startswith(f"{kind}.")}
+    if kind not in settings:
+        if options:
+            raise ValueError(f"--{kind}.{next(iter(options))}: an option of which {kind}? give --{kind} NAME")
+        return None
+    part = build_part(kind, str(settings[kind]), **options)
+    if part.weights is None and part.state_dict():
+        raise ValueError(f"--{kind} {settings[kind]}: has no weights of its own; give --{kind}.weights DIR")
+    part.load_weights()
+    return part.to(device).eval()
+
+
+def _with_codes(codec: Codec, name: str) -> Codec:
+    from omnikit.codecs.none import NoCodec
+
+    if isinstance(codec, NoCodec):
+        raise ValueError(f"--codec {name}: makes no codes; choose another")
+    return codec
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The recordings of a row."""
+
+    wavs: dict[str, Tensor]
+    """The field that is to be filled -> the waveform [N] that is encoded for it."""
+    notes: list[Remark]
+
+
+def _has(found: _Loaded | Remark, name: str) -> bool:
+    return isinstance(found, _Loaded) and name in found.wavs
+
+
+class _Tokenizing(ManifestTransform):
+    """A row gets codes for each recording in `fields` and features of `HEARD`, where it has not the same ones already.
+
+    Codes of another codec, and features of another encoder, are made anew, too, wherever they stand.
+    """
+
+    name = "tokenize"
+    chunk = 256  # their recordings stand in memory, and are sorted by length
+    computed = (*CODES_OF.values(), "codec", *FEATURES, "duration")
+
+    def __init__(self, parts: Parts, fields: Sequence[str], drop: Sequence[str], batch_seconds: float):
+        self.codec_name, self.drop, self.fields = parts.codec_name, tuple(drop), tuple(fields)
+        self.codes = None if parts.codec is None else code_encoder(parts.codec, batch_seconds)
+        self.features = None if parts.encoder is None else feature_encoder(parts.encoder, batch_seconds)
+        self.encoder_name = "" if parts.encoder is None else fingerprint(parts.encoder)
+        codec_made_by = "" if parts.codec is None else fingerprint(parts.codec, self.codec_name)
+        self.depends_on = (codec_made_by, self.encoder_name, self.fields, self.drop, batch_seconds)
+        self.recordings = AUDIO if self.codes else (HEARD,)
+
+    def columns(self, found: Columns) -> Columns:
+        missing = [name for name in self.fields if name not in found.names and CODES_OF[name] not in found.names]
+        if missing and found.names:
+            raise ValueError(f"--fields {missing[0]}: the manifest has none; it has {', '.join(found.names)}")
+        if self.codes is None:
+            self.fields = ()
+        elif not self.fields:
+            self.fields = ("a2",) if {"a2", CODES_OF["a2"]} & set(found.names) else ("a1",)
+        coded = [CODES_OF[name] for name in self.fields]
+        new = [*coded, *(["codec"] if coded else []), *(FEATURES if self.features else ())]
+        return found.with_more(["duration", *new]).without(self.drop)
+
+    def reads(self, item: Item) -> list[str]:
+        return [name for name in dict.fromkeys(self._to_make(item).values()) if name in item]
+
+    def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for some, loaded in self._portions(items, pool):
+                yield from self._encoded(some, loaded)
+
+    def _portions(
+        self, items: list[Item], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[Item], list[_Loaded | Remark]]]:
+        """Rows with their recordings, as many at a time as the memory should hold."""
+        some: list[Item] = []
+        loaded: list[_Loaded | Remark] = []
+        for few in in_batches(items, 2 * THREADS):
+            some += few
+            loaded += pool.map(self._load, few)
+            held = sum(len(wav) for found in loaded if isinstance(found, _Loaded) for wav in found.wavs.values())
+            if held > HELD:
+                yield some, loaded
+                some, loaded = [], []
+        if some:
+            yield some, loaded
+
+    def _encoded(self, items: list[Item], loaded: list[_Loaded | Remark]) -> Iterator[Item | Remark]:
+        """Rows with what is made of their recordings, in their order."""
+        refused = self._fill(items, loaded)
+        for number, (item, found) in enumerate(zip(items, loaded, strict=True)):
+            if isinstance(found, Remark):
+                yield found
+            elif number in refused:
+                yield Remark("refused", item["id"])
+            else:
+                yield from found.notes
+                if not found.wavs and not self._holds_any(item):
+                    yield Remark("no recording", item["id"])
+                yield {name: value for name, value in item.items() if name not in self.drop}
+
+    def _load(self, item: Item) -> _Loaded | Remark:
+        """Read the recordings of a row that are to be encoded."""
+        sources = self._to_make(item)
+        if any(source not in item for source in sources.values()):
+            return Remark("foreign", item["id"])
+        try:
+            sounds = {source: _read(item[source], item["id"]) for source in dict.fromkeys(sources.values())}
+        except Unusable as error:
+            return Remark(error.reason, item["id"], str(error))
+        wavs = {}
+        for target, source in sources.items():
+            making = self.features if target == "features" else self.codes
+            wavs[target] = waveform(sounds[source], making.part.sample_rate)
+            item.setdefault("duration", round(sounds[source].seconds, 4))
+        return _Loaded(wavs, [Remark(note, item["id"]) for sound in sounds.values() for note in sound.notes])
+
+    def _to_make(self, item: Item) -> dict[str, str]:
+        """Field that is to be filled -> recording; also what of another codec or encoder has none."""
+        made = {}
+        for source in AUDIO if self.codes else ():
+            target = CODES_OF[source]
+            other = target in item and item.get("codec") != self.codec_name
+            if other or (source in self.fields and source in item and target not in item):
+                made[target] = source
+        if self.features:
+            other = "features" in item and item.get("encoder") != self.encoder_name
+            if other or (HEARD in item and "features" not in item):
+                made["features"] = HEARD
+        return made
+
+    def _holds_any(self, item: Item) -> bool:
+        return any(CODES_OF[name] in item for name in self.fields) or (self.features is not None and "features" in item)
+
+    def _fill(self, items: list[Item], loaded: list[_Loaded | Remark]) -> set[int]:
+        """Put what is made of the waveforms into the items; which items hold a recording that is refused."""
+        refused = set()
+        for field in (*CODES_OF.values(), "features"):
+            wavs = [(n, found.wavs[field]) for n, found in enumerate(loaded) if _has(found, field)]
+            making = self.features if field == "features" else self.codes
+            for number, array in making(wavs) if wavs else ():
+                if array is None or not array.numel():
+                    refused.add(number)
+                elif field == "features":
+                    stored = array.numpy().astype("<f2").tobytes()
+                    items[number] |= {field: stored, "frames": len(array), "encoder": self.encoder_name}
+                else:
+                    items[number] |= {field: array.numpy(), "codec": self.codec_name}
+        return refused
+
+
+def _read(source: str | bytes, row: str) -> Sound:
+    return read(source, f"entry {row}" if isinstance(source, bytes) else source)

@@ -1,0 +1,127 @@
+"""The values of a training recipe, checked before anything is built or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omnikit.hparams.name_lookup import nearest
+from omnikit.old_names import SOURCE_OPTIONS, refuse_old_keys
+from omnikit.option_ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    FROM_ZERO,
+    NOT_NEGATIVE,
+    PATH,
+    PATH_OR_NONE,
+    POSITIVE,
+    SEED,
+    THREADS,
+    Range,
+    check_ranges,
+)
+from omnikit.tasks import TASKS
+
+RANGES = {
+    **dict.fromkeys(("output_folder", "cache_folder"), PATH),
+    "initial_weights": PATH_OR_NONE,
+    "seed": SEED,
+    "num_workers": Range(0, THREADS.high, whole=True),
+    "stream_weights.text": NOT_NEGATIVE,
+    "stream_weights.audio": NOT_NEGATIVE,
+    "max_batch_length": COUNT,
+    "effective_batch_size": COUNT_OR_NONE,
+    "steps_per_epoch": COUNT,
+    "max_sample_length": COUNT_OR_NONE,
+    "peak_lr": POSITIVE,
+    "min_lr": NOT_NEGATIVE,
+    "warmup_steps": FROM_ZERO,
+    "epochs.limit": COUNT,
+}
+"""Dotted key of a stage's file -> what it takes."""
+SOURCE_RANGES = {
+    "manifest": PATH,
+    "answers": PATH_OR_NONE,
+    "limit": COUNT_OR_NONE,
+    "decode": FROM_ZERO,
+    "without_held_out": Range(0, whole=True, null=True),
+    "only_held_out": Range(0, whole=True, null=True),
+}
+"""Option of a source -> what it takes."""
+
+ENCODER_RANGES = {
+    **dict.fromkeys(("output_folder", "cache_folder", "save_folder", "export_folder", "system_folder"), PATH),
+    **dict.fromkeys(("initial_weights", "system"), PATH_OR_NONE),
+    "seed": SEED,
+    **dict.fromkeys(("batch_seconds", "lr"), POSITIVE),
+    **dict.fromkeys(("num_buckets", "steps", "log_every", "epoch_counter.limit"), COUNT),
+    **dict.fromkeys(("head_only_steps", "warmup_steps", "mask.time_masks", "mask.freq_masks"), FROM_ZERO),
+    **dict.fromkeys(("weight_decay", "grad_clip", "ckpt_interval_minutes", "augment.silence"), NOT_NEGATIVE),
+    **dict.fromkeys(("augment.noise_prob", "augment.warp_prob", "augment.warp"), Range(0, 1)),
+}
+"""Dotted key of an encoder's training recipe -> what it takes."""
+
+
+def check_encoder(tree: Mapping[str, Any]) -> None:
+    """Check the values of a recipe that trains an encoder by CTC, before anything is built.
+
+    Raises:
+        ValueError: a value of the wrong kind or outside its range.
+    """
+    refuse_old_keys(tree)
+    check_ranges(tree, ENCODER_RANGES)
+
+
+def check_stage(tree: Mapping[str, Any]) -> None:
+    """Check the values of a stage's recipe, see `omnikit.hparams.load_recipe`.
+
+    Raises:
+        ValueError: a value of the wrong kind or outside its range, or one that would have no effect.
+    """
+    refuse_old_keys(tree)
+    check_ranges(tree, RANGES)
+    check_optimizer(tree, "opt_class", "peak_lr")
+    check_tasks(tree.get("tasks"))
+    for table in ("sources", "valid_sources"):
+        check_sources(tree.get(table), table)
+    weights = tree.get("stream_weights")
+    if isinstance(weights, Mapping) and not any(weights.values()):
+        raise ValueError("--stream_weights: all are 0, so there is nothing to learn from")
+    if tree.get("trainable") == []:
+        raise ValueError("--trainable []: names no part, so there is nothing to train")
+
+
+def check_optimizer(tree: Mapping[str, Any], key: str, rate: str) -> None:
+    """Refuse a learning rate of the optimiser's own where a schedule sets it in each step.
+
+    Args:
+        tree: the recipe.
+        key: of the optimiser, a node with options.
+        rate: key of the number that the schedule starts from.
+    """
+    options = tree.get(key)
+    if not isinstance(options, Mapping):
+        return
+    if "lr" in options and options["lr"] != tree.get(rate):
+        raise ValueError(f"--{key}.lr {options['lr']}: has no effect, the schedule sets the rate; use --{rate}")
+    check_ranges(options, {"weight_decay": NOT_NEGATIVE, "eps": POSITIVE}, prefix=f"{key}.")
+
+
+def check_tasks(tasks: Any) -> None:
+    """Refuse a mix with unknown tasks, with weights below 0, or without any task."""
+    if not isinstance(tasks, Mapping):
+        return
+    for name, weight in tasks.items():
+        if name not in TASKS:
+            raise ValueError(f"--tasks.{name}: no such task{nearest(name, TASKS)}")
+        NOT_NEGATIVE.check(f"tasks.{name}", weight)
+    if not any(tasks.values()):
+        raise ValueError("--tasks: all weights are 0, so there is nothing to train")
+
+
+def check_sources(sources: Any, table: str) -> None:
+    """Check the options of each source; those that are null are not wanted."""
+    for name, options in sources.items() if isinstance(sources, Mapping) else ():
+        if isinstance(options, Mapping):
+            refuse_old_keys(options, SOURCE_OPTIONS, f"{table}.{name}.")
+            check_ranges(options, SOURCE_RANGES, prefix=f"{table}.{name}.")

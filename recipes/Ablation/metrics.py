@@ -1,0 +1,98 @@
+"""The figures of a finished run, from what its training and its evaluations have written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grid import MODEL, TRAIN, Grid
+from plan import Run
+from schedule import RunRecord
+
+from omnikit.hparams.name_lookup import nearest
+from omnikit.train.brain import LOG
+from omnikit.train.plot_curves import read_log
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run, or of one reading of it."""
+
+    row: str
+    seed: int
+    figures: dict[str, float | None] = field(default_factory=dict)  # None: not measured
+    failure: str | None = None
+    notes: tuple[str, ...] = ()
+    jobs: frozenset[int] = frozenset()  # how many runs were going on at a time when it was trained
+
+
+def outcomes(grid: Grid, run: Run) -> list[Outcome]:
+    """Of a run and of the readings of its row; none where it is not yet finished."""
+    record = RunRecord(run)
+    if failure := record.failure():
+        return [Outcome(run.row, run.seed, failure=failure)]
+    if record.left():
+        return []
+    sources = _sources(grid, run, record)
+    at = {name: figure.at for name, figure in grid.figures.items()}
+    further = {name: {**at, **r.figures} for name, r in grid.readings.items() if r.row == run.row}
+    jobs = frozenset(entry["jobs"] for entry in record.steps.values() if entry["trains"])
+    return [_read(grid, row, run, sources, paths, jobs) for row, paths in {run.row: at, **further}.items()]
+
+
+def _read(
+    grid: Grid, row: str, run: Run, sources: dict[str, Any], paths: dict[str, list[str]], jobs: frozenset[int]
+) -> Outcome:
+    figures, notes = {}, []
+    for name, figure in grid.figures.items():
+        try:
+            figures[name] = figure_at(sources[figure.of], paths[name])
+        except ValueError as error:
+            figures[name] = None
+            notes.append(f"{name}, in the result of {figure.of}: {error}")
+    return Outcome(row, run.seed, figures, notes=tuple(notes), jobs=jobs)
+
+
+def _sources(grid: Grid, run: Run, record: RunRecord) -> dict[str, Any]:
+    folders = {step.name: step.folder for step in run.steps}
+    results = {name: _result(folders[name] / evaluation.result) for name, evaluation in grid.evaluate.items()}
+    return {**results, MODEL: run.model, TRAIN: _training(run, record)}
+
+
+def _result(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _training(run: Run, record: RunRecord) -> dict[str, Any]:
+    """Seconds in training epochs without validation (None where a kill made the log forget some), optimiser steps, and
+    the last validation."""
+    stages = [step for step in run.steps if step.trains]
+    logs = [read_log(stage.folder / LOG) for stage in stages]
+    whole = not any(record.steps[stage.name]["resumed"] for stage in stages)
+    return {
+        "seconds": sum(line["train"]["seconds"] for log in logs for line in log) if whole else None,
+        "steps": sum(log[-1]["step"] for log in logs),
+        "valid": logs[-1][-1]["valid"],
+    }
+
+
+def figure_at(result: Any, keys: list[str]) -> float | None:
+    """The number that the keys lead to; None where an evaluation has written that there is none.
+
+    Raises:
+        ValueError: there is no such key, or what they lead to is no number.
+    """
+    for i, key in enumerate(keys):
+        if result is None:
+            return None
+        if not isinstance(result, Mapping) or key not in result:
+            inside = " > ".join(keys[:i]) or "the top"
+            others = result if isinstance(result, Mapping) else ()
+            raise ValueError(f"there is no {key!r} at {inside}{nearest(key, others)}")
+        result = result[key]
+    if result is not None and (isinstance(result, bool) or not isinstance(result, int | float)):
+        raise ValueError(f"{' > '.join(keys)} is no number")
+    return result

@@ -1,0 +1,20 @@
+"""A class name means one class."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("omnikit", "recipes", "benchmarks", "egs")
+
+
+def test_no_class_name_stands_twice():
+    places = defaultdict(set)
+    for path in (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+            places[node.name].add(str(path.relative_to(ROOT)))
+    assert len(places) > 150
+    assert not {name: sorted(found) for name, found in places.items() if len(found) > 1}
