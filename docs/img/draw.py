@@ -157,8 +157,8 @@ def _heads(sheet: Sheet, top: float) -> None:
 ROOMS = [
     [("recipes", "train and score a corpus"), ("egs", "mini system, own parts"), ("benchmarks", "speed and memory")],
     [("omnikit/cli.py", "the command omnikit"), ("omnikit/train", "fit, resume, validate"),
-     ("omnikit/evaluate", "WER, judges, speed")],
-    [("omnikit/batch.py", "many at once"), ("omnikit/bench.py", "omnikit bench"),
+     ("omnikit/evaluate", "WER, judges, speed"), ("omnikit/bench", "omnikit bench")],
+    [("omnikit/offline", "many recordings at once"), ("omnikit/prepare", "corpora, codes, voices"),
      ("omnikit/data", "manifests, samples")],
     [("omnikit/api.py", "load, ask, stream"), ("omnikit/convert", "published checkpoints"),
      ("omnikit/checkpoint.py", "save and load")],
@@ -166,8 +166,8 @@ ROOMS = [
      ("omnikit/model.py", "the network"), ("omnikit/tasks.py", "prompts, labels")],
     [("omnikit/encoders", "--encoder"), ("omnikit/adapters.py", "--adapter"), ("omnikit/llms", "--llm"),
      ("omnikit/codecs", "--codec"), ("omnikit/patterns.py", "--pattern")],
-    [("omnikit/interfaces.py", "contracts of parts"), ("omnikit/hparams", "reads YAML and flags"),
-     ("omnikit/pretrained", "the mini system")],
+    [("omnikit/interfaces.py", "contracts of parts"), ("omnikit/hparams", "YAML and flags"),
+     ("omnikit/audio", "reads recordings"), ("omnikit/pretrained", "the mini system")],
     [("hparams", "a YAML file per part"), ("tests", "make test"), ("docs", "this site")],
 ]  # fmt: skip
 """Rows of rooms, each a path and what is in it; code imports from its own row and those below."""
