@@ -9,7 +9,7 @@ import pytest
 
 from tests.pages import blocks, commands, write_files
 
-FEWER = ["--batches_per_epoch", "2", "--epochs.limit", "1"]
+FEWER = ["--steps_per_epoch", "2", "--epochs.limit", "1"]
 """Flags by which the training of docs/train.md is done sooner."""
 
 
