@@ -183,15 +183,22 @@ class Pieces(Joinable):
     def __init__(self, layers: Sequence[nn.Module], weights: Mapping[nn.Module, Tensor]):
         self.layers, self.weights = layers, weights
         self.memory: dict[nn.Module, Any] = {}  # its tensors are replaced, never changed
+        self.goes_on = True  # whether what the next piece needs is remembered
 
     def copy(self) -> Pieces:
+        """Return layers in the same state, for one further piece."""
         other = Pieces(self.layers, self.weights)
-        other.memory = dict(self.memory)
+        other.memory, other.goes_on = dict(self.memory), False
         return other
 
     def push(self, x: Tensor, last: bool = False) -> Tensor:
         """The next piece [B, D, n] -> the outputs [B, D', n'] that are final now, all that are due with the last."""
         return self._run(self.layers, x, last)
+
+    def _remember(self, layer: nn.Module, kept: Tensor, skip: int | None = None) -> None:
+        """Keep what a layer needs for the next piece, its last inputs or outputs, and how many outputs to skip."""
+        if self.goes_on:
+            self.memory[layer] = kept.clone() if skip is None else (skip, kept.clone())
 
     def _run(self, layers: Iterable[nn.Module], x: Tensor, last: bool) -> Tensor:
         for layer in layers:
@@ -219,7 +226,7 @@ class Pieces(Joinable):
         zeros = x.new_zeros(*x.shape[:2], layer.padding[0])
         x = torch.cat([self.memory.get(layer, zeros), x, *([zeros] if last else [])], dim=-1)
         outputs = max(0, x.shape[-1] - _span(layer))
-        self.memory[layer] = x[..., outputs:].clone()
+        self._remember(layer, x[..., outputs:])
         if not outputs:
             return x.new_zeros(len(x), layer.out_channels, 0)
         return functional.conv1d(x, self.weights[layer], layer.bias, dilation=layer.dilation, groups=layer.groups)
@@ -240,14 +247,14 @@ class Pieces(Joinable):
         end = y.shape[-1] - padding + layer.output_padding[0] if last else final
         out = y[..., :end]
         dropped = min(skip, out.shape[-1])
-        self.memory[layer] = skip - dropped, y[..., final:].clone()
+        self._remember(layer, y[..., final:], skip - dropped)
         out = out[..., dropped:]
         return out if layer.bias is None else out.add_(layer.bias[:, None])
 
     def _attend(self, layer: nn.Module, x: Tensor) -> Tensor:
         x = torch.cat([self.memory.get(layer, x[..., :0]), x], dim=-1)
         whole = x.shape[-1] // layer.window_size * layer.window_size
-        self.memory[layer] = x[..., whole:].clone()
+        self._remember(layer, x[..., whole:])
         return layer(x[..., :whole]) if whole else x[..., :0]
 
     def _add_noise(self, layer: PositionNoise, x: Tensor, last: bool) -> Tensor:
@@ -258,7 +265,7 @@ class Pieces(Joinable):
     def _add(self, unit: nn.Module, x: Tensor, last: bool) -> Tensor:
         y = self._run(unit.children(), x, last)
         x = torch.cat([self.memory.get(unit, x[..., :0]), x], dim=-1)
-        self.memory[unit] = x[..., y.shape[-1] :].clone()
+        self._remember(unit, x[..., y.shape[-1] :])
         return y.add_(x[..., : y.shape[-1]])
 
 
