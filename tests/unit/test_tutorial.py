@@ -39,13 +39,12 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "argv", sys.argv)
     shutil.copyfile(ROOT / "egs" / "mini" / "questions" / "sum.wav", tmp_path / "question.wav")
+    before = set(sys.modules)
     yield tmp_path
-    for name in [name for name, module in sys.modules.items() if _lies_in(module, tmp_path)]:
-        del sys.modules[name]
-
-
-def _lies_in(module: object, folder: Path) -> bool:
-    return str(getattr(module, "__file__", None)).startswith(str(folder))
+    for name in set(sys.modules) - before:
+        # not by getattr, at which lazy modules of other packages are imported
+        if str(vars(sys.modules[name]).get("__file__")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 SHOWN = {
