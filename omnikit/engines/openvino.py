@@ -63,7 +63,7 @@ class OpenVINOEngine(Engine):
         core = ov.Core()
         compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
         self.trunk = CompiledTrunk(compiled["blocks"], window)
-        self.heads = {name: Head(compiled[name]) for name in GRAPHS[1:]}
+        self.heads = {name: CompiledHead(compiled[name]) for name in GRAPHS[1:]}
         self._begin(files)
 
     def _begin(self, files: dict[str, Path]) -> None:
@@ -86,7 +86,7 @@ class OpenVINOEngine(Engine):
         return self.heads["audio_head"].logits(hidden)
 
 
-class Head:
+class CompiledHead:
     """Compiled head with one infer request, which threads share."""
 
     def __init__(self, compiled: ov.CompiledModel):
