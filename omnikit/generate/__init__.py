@@ -1,14 +1,14 @@
-"""Generation by request: answers join and leave a running batch.
+"""Generation by request: questions join and leave a running batch that is decoded step by step.
 
-    records     how to decode, what is asked, what was answered
-    prompts     questions -> embeddings of their prompts
-    request     one question and its growing answer
-    rules       which token each stream emits and when an answer ends, for all slots at once
-    frames      emitted tokens -> text and codes, of whole answers and while they grow
-    sound       codes of growing answers -> sound, decoded together
-    loop        the running batch: admit, step, hand out, release
-    runner      the thread that steps it
-    decoder     model, engine, strategy and decoding in one object
+    types          decoding options, questions, answers, chunks
+    prompts        checks questions, encodes recordings, embeds prompts
+    request        one question and its growing answer
+    token_rules    which token each stream emits and when an answer ends, for all slots at once
+    detokenize     emitted tokens -> text and codes, of whole and of growing answers
+    sound_decoder  codes of growing answers -> waveforms, decoded together
+    running_batch  admits requests, decodes steps, hands out tokens, releases slots
+    runner         the thread that steps a running batch
+    decoder        model, engine, strategy and decoding options in one object
 """
 
 from __future__ import annotations
