@@ -132,8 +132,7 @@ class Request:
 
     @property
     def truncated_by(self) -> str | None:
-        """Reason to end the answer before its next decode step (cancellation or a limit), one of `ENDS`; None = none.
-        """
+        """Reason to end the answer before its next decode step, one of `ENDS`; None if it may continue."""
         if self._cancelled or (self._cancel is not None and self._cancel.is_set()):
             return CANCELLED
         if len(self.steps) >= self.max_steps:

@@ -97,8 +97,7 @@ class Rules:
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
-        """Addresses and shapes of the tables that may be reallocated; a recorded decode step is valid only for these.
-        """
+        """Addresses and shapes of tables that may be reallocated; a recorded decode step is valid only for these."""
         tables = (self.texts, self.seen_text, self.seen_audio)
         return tuple(() if table is None else (table.data_ptr(), *table.shape) for table in tables)
 
