@@ -58,7 +58,7 @@ def open_tokenizer(path: str, vocab_size: int | None = None) -> Tokenizer:
 
 @contextmanager
 def opened_once() -> Iterator[None]:
-    """Share tokenizers among the models that are built within a `with` block; a large one takes as long to read as weights."""
+    """Share tokenizers among the models built within a `with` block; reading a large one takes as long as weights."""
     before = _OPENED.set({})
     try:
         yield

@@ -92,8 +92,7 @@ class TransformersLM(Backbone):
         read_transformers(self.weights, self.config, trunk=self.trunk, norm=self.norm, head=self.lm_head)
 
     def requires_grad_(self, requires_grad: bool = True) -> TransformersLM:
-        """Freeze or unfreeze parameters like `torch.nn.Module.requires_grad_`; with LoRA the base model stays frozen.
-        """
+        """Freeze or unfreeze parameters like `torch.nn.Module.requires_grad_`; LoRA keeps its base model frozen."""
         super().requires_grad_(requires_grad)
         if self.lora is not None:
             train_lora_alone(self)
