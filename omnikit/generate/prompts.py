@@ -53,7 +53,7 @@ def _check_text(model: OmniLM, task: Task, text: list[int] | None) -> None:
 def _check_features(model: OmniLM, features: Tensor) -> None:
     if features.dim() != 2 or features.shape[1] != model.encoder.dim:
         shape, own = list(features.shape), f"[T, {model.encoder.dim}]"
-        raise BadQuestion(f"question: features {shape} are not of the system's encoder, which makes {own}")
+        raise BadQuestion(f"question: features {shape} are not of the system's encoder, which computes {own}")
     if not features.shape[0]:
         raise BadQuestion("question: no features")
     _check_finite(features)
