@@ -110,7 +110,7 @@ class Baseline:
         return attention.o_proj(found.transpose(1, 2).flatten(2))
 
     def sounds(self, steps: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Decode the emitted steps of an answer; yield the waveform [n] of each `CHUNK` frames as soon as possible."""
+        """Decode the emitted steps of an answer; yield a waveform [n] whenever `CHUNK` further frames are complete."""
         pattern, frames, emitted = self.model.pattern, 0, []
         for tokens in steps:
             emitted.append(tokens)

@@ -88,7 +88,7 @@ QUICK = GpuBenchSizes(
 
 
 class Greedy:
-    """Functions `embed` and `choose` of a greedy decode step, over preallocated tensors, see `Slots.step`."""
+    """The functions `embed` and `choose` of a greedy decode step, over preallocated tensors, see `Slots.step`."""
 
     def __init__(self, engine: Engine, model: OmniLM, capacity: int):
         self.engine, self.model = engine, model
@@ -220,7 +220,7 @@ def measured(model: OmniLM, plan: GpuBenchSizes, began: float) -> Iterator[dict]
 
 
 def report(figures: list[dict]) -> None:
-    """Print the measured figures as tables and lines."""
+    """Print the measured figures: step times as a table, the others as lines."""
     steps = [one for one in figures if one["name"] == "step"]
     by = {(one["engine"], one["streams"], one["context"]): one for one in steps}
     names, sizes = list(dict.fromkeys(key[0] for key in by)), sorted({key[1:] for key in by}, key=lambda s: s[::-1])

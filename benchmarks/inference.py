@@ -45,7 +45,7 @@ PARTS = {
 }  # fmt: skip
 """Parts and options of the released architecture."""
 USUAL = ("baseline", "torch", "openvino")
-"""Names of the sides that are measured by default."""
+"""Names of the sides (the baseline and engines) that are measured by default."""
 SIDES = (*USUAL, "static", "compiled")
 """Names of all sides: the baseline and omnikit's engines; `compiled` needs a minute of compiling."""
 GOALS = (
@@ -107,7 +107,7 @@ def make(folder: str) -> None:
 
 
 def side_figures(side: str, options: argparse.Namespace) -> Figures:
-    """Return the figures of one side, measured in a subprocess."""
+    """Return the figures of one side (the baseline or an engine), measured in a subprocess."""
     command = [sys.executable, __file__, "--side", side, "--threads", str(options.threads)]
     command += ["--cache_folder", options.cache_folder, *(["--quick"] if options.quick else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}

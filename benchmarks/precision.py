@@ -42,7 +42,7 @@ SPLIT, QUESTIONS = "test-clean", "test_unseen"
 
 @dataclass(frozen=True)
 class EngineWeights:
-    """An engine with the type in which it stores weights."""
+    """Name of an engine and of the type in which it stores weights."""
 
     engine: str
     weights: str
@@ -118,8 +118,7 @@ def compare(model: OmniLM, engine: Engine, recorded: list[DecodingTrace]) -> dic
     """Feed the embeddings of recorded answers to another engine, and compare its logits and greedy tokens.
 
     Returns:
-        The error of the logits relative to their size (RMS) and the shares of equal greedy tokens, as cells of the
-            table.
+        Cells of the table: the error of the logits relative to their size (RMS), the shares of equal greedy tokens.
     """
     error = size = 0.0
     same: list[Tensor] = []

@@ -32,7 +32,7 @@ STARTS = {
     "load and ask": ("-c", f"import omnikit; omnikit.load().ask({str(QUESTION)!r})"),
     "omnikit --help": ("-m", "omnikit.cli", "--help"),
 }
-"""Mapping from name of a measured process to its arguments of the interpreter."""
+"""Mapping from label of a measured process to the interpreter's arguments."""
 
 
 def main() -> int:

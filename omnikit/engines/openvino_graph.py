@@ -60,8 +60,8 @@ class GraphBuilder:
 
         Returns:
             A graph whose state is the KV cache. Inputs: `x` [B, L, D], `positions` [B, L], `mask` [B, 1, L, C] (added
-                to the attention scores) and `rows` [B], the row of the state that each sequence continues. Outputs: the
-                normed hidden states [B, L, D] of each trunk.
+            to the attention scores) and `rows` [B], the row of the state that each sequence continues. Outputs: the
+            normed hidden states [B, L, D] of each trunk.
         """
         dim = stacks[0][1].shape[0]
         x = op.parameter([-1, -1, dim], np.float32, name="x")

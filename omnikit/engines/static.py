@@ -38,7 +38,7 @@ SHAPES = 64
 """Maximum number of step shapes (rows, cache size) that torch may compile; its own limit is 8."""
 
 Kept = list[Tensor]
-"""Keys and values of each block [rows, 2 G, room, E], keys first."""
+"""Type of a KV cache of fixed size: keys and values of each block [rows, 2 G, room, E], keys first."""
 
 
 class StaticEngine(Engine):

@@ -113,7 +113,7 @@ class Decoder:
         """Submit a question to the running batch that all threads share, and return its request.
 
         Raises:
-            QueueFull: as many questions are waiting as may.
+            QueueFull: the maximum number of questions is waiting.
         """
         request = self.request(task, question, **asked)
         with self._lock:  # another thread may close the runner

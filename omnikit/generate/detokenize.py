@@ -28,10 +28,10 @@ class Frames:
 
 
 def read_frames(model: OmniLM, steps: Tensor) -> Frames:
-    """Return the codes of the audible frames that the audio tokens of emitted steps [S - 1, L] complete.
+    """Return the codes of the complete, audible frames in the audio tokens of emitted steps [S - 1, L].
 
-    Audible are the frames before the first one in which a stream has an `eoa`. A frame that holds another id outside
-    its codebook is skipped; such ids are emitted only with `Decoding.constrain` off.
+    Frames are audible up to the first one in which a stream has an `eoa`. A frame that holds another id outside its
+    codebook is skipped; such ids are emitted only with `Decoding.constrain` off.
     """
     return _read(model, steps[None], [model.pattern.num_frames(steps.shape[-1])])[0]
 
@@ -56,7 +56,7 @@ def _read(model: OmniLM, steps: Tensor, complete: Sequence[int]) -> list[Frames]
 
 
 def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: str) -> Answer:
-    """Return the answer that emitted steps (L lists of S tokens) hold: text ids and the codes of the audible frames."""
+    """Return the answer in emitted steps (L lists of S tokens): its text ids and the codes of its audible frames."""
     text = [step[0] for step in steps if model.layout.is_text(step[0])]
     if not (task.speaks and steps):
         return Answer(text, torch.zeros(model.pattern.num_codebooks, 0, dtype=torch.long), end)

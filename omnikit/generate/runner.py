@@ -31,7 +31,7 @@ class Runner:
         """Queue a request for decoding, and return it.
 
         Raises:
-            QueueFull: as many questions are waiting as may.
+            QueueFull: the maximum number of requests is waiting.
             RuntimeError: the runner is closed, or the process was forked after its thread had started.
         """
         request.runner = self  # a system may be garbage-collected while its answer is still being streamed
@@ -58,7 +58,7 @@ class _State:
 
     def submit(self, request: Request) -> None:
         if self.forked:
-            raise RuntimeError("generation: the process was forked after the first question; load the system anew")
+            raise RuntimeError("generation: the process was forked after the first question; load the system again")
         with self.changed:
             if self.closed:
                 raise RuntimeError("generation: it was closed; load the system again")

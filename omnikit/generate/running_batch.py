@@ -112,7 +112,7 @@ class RunningBatch:
         """Append a request to the waiting ones; may be called from any thread.
 
         Raises:
-            QueueFull: as many requests are waiting as may.
+            QueueFull: the maximum number of requests is waiting.
             ValueError: the request's strategy has more sequences than the batch has slots.
         """
         if (rows := len(request.strategy.text_only)) > self.capacity:
@@ -141,7 +141,7 @@ class RunningBatch:
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def run(self) -> None:
-        """Take turns until no request is left."""
+        """Call `turn` until no request is left."""
         while self.turn():
             pass
 

@@ -29,7 +29,7 @@ _COLUMNS = (
     "step", "min_steps", "seed", "text_from", "audio_from", "text_over", "forced", "finished", "speaks", "text_only",
     "constrain", "end_frame",
 )  # fmt: skip
-"""Names of the integers of each slot; `_SlotTable` explains them."""
+"""Names of the columns of the table of integers with a row per slot; `_SlotTable` explains them."""
 NOT_YET = -1
 """Value of `end_frame` before the leading audio stream has ended, and of `forced` where text is sampled."""
 _SMALLEST_TEXT = 64  # initial columns of the table of given texts

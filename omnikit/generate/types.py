@@ -84,7 +84,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk of a streamed answer: the text and the samples that it adds."""
+    """A part of a streamed answer: the text and the samples that it adds to those before."""
 
     text: str
     wav: Tensor

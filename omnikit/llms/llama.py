@@ -29,9 +29,9 @@ __all__ = [
 ]  # fmt: skip
 
 Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""Function that updates a KV cache: (block number, its new keys and values [B, L, 2 G, E]) -> all keys, all values.
+"""Type of functions that update a KV cache: (block number, new keys and values [B, L, 2 G, E]) -> keys, values.
 
-Both are [B, G, C, E], the keys and values to attend to.
+The results are all keys and all values to attend to, [B, G, C, E] each.
 """
 
 

@@ -109,7 +109,7 @@ class Batch:
 
 
 class Greedy:
-    """Functions `embed` and `choose` of a greedy decode step, over preallocated tensors, see `Slots.step`.
+    """The functions `embed` and `choose` of a greedy decode step, over preallocated tensors, see `Slots.step`.
 
     Audio streams are chosen in the variant `()`; in the variant `("text",)` their tokens stay what they were.
     """
