@@ -190,7 +190,8 @@ def attention_mask(firsts: np.ndarray, begin: int, end: int, window: int | None)
 
     Args:
         firsts: column of each sequence's position 0 [R].
-        begin, end: first new column, and the one after the last.
+        begin: first new column.
+        end: number of columns, the new ones included.
         window: number of positions that a position attends to, itself included; None = all before it.
     """
     queries, keys = np.arange(begin, end)[:, None], np.arange(end)

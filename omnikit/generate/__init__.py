@@ -1,14 +1,6 @@
 """Generation by request: questions join and leave a running batch that is decoded step by step.
 
-    types          decoding options, questions, answers, chunks
-    prompts        checks questions, encodes recordings, embeds prompts
-    request        one question and its growing answer
-    token_rules    which token each stream emits and when an answer ends, for all slots at once
-    detokenize     emitted tokens -> text and codes, of whole and of growing answers
-    sound_decoder  codes of growing answers -> waveforms, decoded together
-    running_batch  admits requests, decodes steps, hands out tokens, releases slots
-    runner         the thread that steps a running batch
-    decoder        model, engine, strategy and decoding options in one object
+docs/step.md says what is in which file.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ class Decoding:
     """Sampling options and limits with which one answer is decoded.
 
     Args:
-        text, audio: sampling options of the text stream and of the audio streams.
+        text: sampling options of the text stream.
+        audio: sampling options of the audio streams.
         constrain: force pads where an audio stream has not begun or has ended, exclude ids outside the codebook, and
             end all audio streams after the same frame as the one that begins first. False = as in the published code:
             every stream is sampled freely, and ends in the first step are ignored.

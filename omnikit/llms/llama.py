@@ -71,7 +71,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         query: queries [B, L, H, E].
-        keys, values: keys and values [B, G, C, E].
+        keys: keys [B, G, C, E].
+        values: values [B, G, C, E].
         bias: additive mask [B or 1, 1, L, C], see `scores`.
 
     Returns:

@@ -36,7 +36,9 @@ def read_transformers(
     Args:
         weights: folder or hub id of the published model.
         config: configuration that the model was built from.
-        trunk, norm, head: modules to fill.
+        trunk: trunk to fill.
+        norm: final norm to fill.
+        head: head to fill.
 
     Raises:
         ValueError: the weights are not found, not readable, or of another shape; the message names what is expected and

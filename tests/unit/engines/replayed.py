@@ -17,7 +17,7 @@ ASKING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.def
 
 
 class ReplayedOperations:
-    """A stand-in for `omnikit.engines.cuda_graphs.CudaGraphs` that counts runs, recordings and replays."""
+    """A stand-in for `omnikit.cuda_graphs.CudaGraphs` that counts runs, recordings and replays."""
 
     def __init__(self) -> None:
         self.runs = self.recorded = self.replays = 0
@@ -56,9 +56,10 @@ class _Recording(TorchDispatchMode):
                 return whole
         assert operation not in ASKING, f"{operation} makes the host wait"
         for number, argument in enumerate(operation._schema.arguments):
-            tensor = args[number] if number < len(args) else kwargs.get(argument.name)
-            if argument.is_write and isinstance(tensor, torch.Tensor):
-                self.before.append((tensor, tensor.clone()))
+            given = args[number] if number < len(args) else kwargs.get(argument.name)
+            if argument.is_write:
+                written = [leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+                self.before += [(tensor, tensor.clone()) for tensor in written]
         out = operation(*args, **kwargs)
         if not operation.is_view:
             self.operations.append((operation, args, kwargs, out))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 from threading import Lock
 
 import torch
+from torch import Tensor
 
 UNRECORDED = 3
 """Number of runs before a call is recorded, as in the example of torch's documentation of CUDA graphs."""
 MOST_FAILURES = 8
 """Maximum number of failed recordings per key; a recording fails if another thread waits for the GPU meanwhile."""
+MOST_FUNCTIONS = 64
+"""Maximum number of keys under which one `RecordedFunction` records; calls of further keys run normally."""
 _RECORDING = Lock()
 """Lock that admits one recording at a time per process, as `torch.cuda.graph` requires."""
 
@@ -70,7 +73,7 @@ class CudaGraphs:
 class GraphRecorder:
     """A cache of recorded calls by key: the first `UNRECORDED` calls of a key run normally, later ones are replayed.
 
-    Runs before a recording are real decode steps: a mere warm-up run would change the tensors that the call writes.
+    Runs before a recording are regular calls: a mere warm-up run would change the tensors that the call writes.
     Recording computes nothing and changes no tensor.
     """
 
@@ -114,3 +117,52 @@ class GraphRecorder:
         self.replays.clear()
         self.runs.clear()
         self.graphs.forget()
+
+
+class RecordedFunction:
+    """A cache of recorded functions of tensors by key, with inputs and outputs that the caller may keep.
+
+    Calls with the same key must be of the same function, on tensors of the same shapes. Inputs are copied to the
+    tensors that the recording reads, and outputs from those that it writes, by a few kernels for all tensors of a type.
+    A function must not wait for the GPU; one that cannot be recorded runs normally.
+    """
+
+    def __init__(self, graphs: CudaGraphs):
+        self.recorder = GraphRecorder(graphs)
+        self.places: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}  # the recording's inputs, outputs by key
+        self.refused: set[Hashable] = set()
+
+    def takes(self, key: Hashable) -> bool:
+        """Return whether calls with a key are recorded, or will be after some further calls."""
+        return key not in self.refused and (key in self.places or len(self.places) < MOST_FUNCTIONS)
+
+    def __call__(self, key: Hashable, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
+        """Return the outputs of a function for some inputs, which it does not change."""
+        if key in self.places:
+            _copy_all(self.places[key][0], inputs)
+        else:
+            self.places[key] = [each.clone() for each in inputs], []
+        try:
+            self.recorder.run(key, lambda: self._compute(function, *self.places[key]))
+        except RuntimeError:
+            self.refused.add(key)
+            return function(*inputs)
+        outputs = [torch.empty_like(each) for each in self.places[key][1]]
+        _copy_all(outputs, self.places[key][1])
+        return outputs
+
+    def _compute(self, function: Callable[..., list[Tensor]], inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Compute the outputs and copy them to preallocated tensors, which the first call allocates."""
+        found = function(*inputs)
+        outputs[len(outputs) :] = [torch.empty_like(each) for each in found[len(outputs) :]]
+        _copy_all(outputs, found)
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy tensors to others of the same shapes, all tensors of a type by one operation."""
+    by_type = defaultdict(list)
+    for pair in zip(targets, sources, strict=True):
+        if pair[0].numel():
+            by_type[pair[0].dtype].append(pair)
+    for pairs in by_type.values():
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
