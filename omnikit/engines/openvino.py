@@ -64,7 +64,7 @@ class OpenVINOEngine(Engine):
         core = ov.Core()
         compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
         self.trunk = CompiledTrunk(compiled["blocks"], window)
-        self.heads = {name: Head(compiled[name]) for name in GRAPHS[1:]}
+        self.heads = {name: CompiledHead(compiled[name]) for name in GRAPHS[1:]}
         self._warm_up(files)
 
     def _warm_up(self, files: dict[str, Path]) -> None:
@@ -90,7 +90,7 @@ class OpenVINOEngine(Engine):
         return self.heads["audio_head"].logits(hidden)
 
 
-class Head:
+class CompiledHead:
     """A compiled head with one infer request, which threads take turns to use."""
 
     def __init__(self, compiled: ov.CompiledModel):
