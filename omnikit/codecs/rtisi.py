@@ -121,6 +121,6 @@ class _Overlap:
 
 
 def _with_magnitude(spectrum: Tensor, magnitude: Tensor) -> Tensor:
-    """Return spectra with the phases of `spectrum` and other magnitudes [B, A, F]."""
+    """Return spectra with the phases of `spectrum`, which is overwritten, and other magnitudes [B, A, F]."""
     real, imaginary = torch.view_as_real(spectrum).square().unbind(-1)
-    return spectrum * (real + imaginary).add_(TINY).rsqrt_().mul_(magnitude)
+    return spectrum.mul_((real + imaginary).add_(TINY).rsqrt_().mul_(magnitude))
