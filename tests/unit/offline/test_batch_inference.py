@@ -133,7 +133,7 @@ def test_folders_as_people_have_them(folder, tmp_path):
     assert found["long"]["skipped"] == f"too long: {folder / 'long.flac'}: 30.004 s long, the limit is 30 s"
     assert found["film"]["skipped"].startswith(f"unreadable: {folder / 'film.m4a'}: not an audio file")
     assert set(found) == {*NAMES, "cut", "broken", "long", "film"} and found["e"]["text"] is not None
-    assert str(counts).endswith("1 too long (such as long), not taken: 1 other file (such as notes.md)")
+    assert str(counts).endswith("1 too long (such as long), ignored: 1 other file (such as notes.md)")
 
 
 def test_a_killed_run_goes_on(folder, tmp_path, monkeypatch):
