@@ -42,7 +42,7 @@ class Announced:
 class _Layout:
     """Layout of an audio container that consists of chunks, each with a name, a size, content and padding."""
 
-    start: int  # of the first chunk
+    start: int  # offset of the first chunk
     number: str  # struct code of a size
     data: bytes  # name of the chunk with the sound
     align: int = 2

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Peek = Callable[[int, int], bytes]
-"""A function that returns `count` bytes of a file from an offset on, fewer at the file's end: (offset, count) -> bytes.
-"""
+"""A function (offset, count) -> bytes that reads `count` bytes of a file from an offset on, fewer at the file's end."""
 _BITRATES = (
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
     (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),

@@ -86,7 +86,7 @@ class WhisperBlock(nn.Module):
         self.mlp_ln = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply the block to hidden states [B, T, D].
+        """Apply a transformer block of Whisper's encoder to hidden states [B, T, D].
 
         Args:
             x: hidden states [B, T, D].
@@ -108,7 +108,7 @@ class WhisperAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply self-attention to hidden states [B, T, D]; `bias` as in `WhisperBlock.forward`."""
+        """Apply multi-head self-attention to hidden states [B, T, D]; `bias` as in `WhisperBlock.forward`."""
         q, k, v = (
             layer(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )

@@ -34,7 +34,7 @@ class Recogniser(Protocol):
     """Interface of a speech recogniser that transcribes batches of waveforms."""
 
     sample_rate: int
-    """Sample rate of the input in Hz."""
+    """Sample rate in Hz of the waveforms that a recogniser transcribes."""
 
     def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
         """Return the transcripts of waveforms [N]; each is independent of the other waveforms."""

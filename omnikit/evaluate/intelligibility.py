@@ -1,6 +1,6 @@
 """Measure the intelligibility of speech by the WER of a recogniser, the judge.
 
-Judged are recordings, a codec's resynthesis of them, and spoken answers.
+Recordings, their resynthesis by codecs, and spoken answers are judged.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _with_grammar(file: str) -> PocketsphinxJudge:
 def judged(
     judge: Judge, utterances: Iterable[SpokenText], sample_rate: int, title: str, normalize: Normalizer = plain
 ) -> Judgement:
-    """Transcribe utterances with a judge and return the error rates of its transcripts, and the transcripts.
+    """Transcribe utterances with a judge of intelligibility; return the transcripts and their error rates.
 
     Args:
         judge: judge that transcribes.
@@ -184,7 +184,7 @@ def reference_speech(codecs: dict[str, Codec], utterances: Sequence[Reference], 
 
 
 def judge_all(judge: Judge, speech: dict[str, SpeechSet], normalize: Normalizer = plain) -> dict[str, Judgement]:
-    """Judge each set of utterances by its title; see `judged`."""
+    """Transcribe several sets of utterances with a judge and return the result of `judged` for each by its title."""
     return {
         title: judged(judge, kind.utterances(), kind.sample_rate, title, normalize) for title, kind in speech.items()
     }

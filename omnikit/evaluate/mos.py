@@ -28,7 +28,7 @@ class MosScore:
     utterances: int  # number of utterances with sound
 
     def as_dict(self) -> dict[str, float]:
-        """Return the scores as a dictionary for JSON."""
+        """Return predicted mean opinion scores as a dictionary for JSON."""
         return asdict(self)
 
 

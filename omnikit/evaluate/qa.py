@@ -74,7 +74,7 @@ class QAScores:
         return [kind for kind in self.asked if kind]
 
     def as_dict(self) -> dict:
-        """Return the scores as a dictionary for JSON."""
+        """Return the numbers and percentages of right answers as a dictionary for JSON."""
         kinds = {k: {"right": self.right[k], "asked": self.asked[k], "percent": self.percent_of(k)} for k in self.kinds}
         return {
             "percent": self.percent,

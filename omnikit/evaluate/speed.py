@@ -31,7 +31,7 @@ class Speed:
     audio_seconds: float  # length of the generated speech of all answers
 
     def as_dict(self) -> dict[str, float]:
-        """Return the figures as a dictionary for JSON, rounded to four decimals."""
+        """Return real-time factors and latencies as a dictionary for JSON, rounded to four decimals."""
         return {key: round(value, 4) for key, value in asdict(self).items()}
 
 

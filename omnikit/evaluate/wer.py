@@ -45,7 +45,7 @@ class ErrorRates:
     exact: float  # percentage of utterances without an error
 
     def as_dict(self) -> dict[str, float]:
-        """Return the rates and counts as a dictionary for JSON, rounded to four decimals."""
+        """Return error rates and counts of errors as a dictionary for JSON, rounded to four decimals."""
         return {key: round(value, 4) for key, value in asdict(self).items()}
 
 
