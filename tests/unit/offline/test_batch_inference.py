@@ -21,7 +21,7 @@ from omnikit.offline.single_or_many import holds_many
 from omnikit.strategies import BATCH_PARALLEL
 from omnikit.torchrun import Share
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAMES = ["a", "b", "deep/c", "deep/d", "e"]
 
 
