@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from omnikit.cuda_graphs import CudaGraphs, RecordedFunction
 from omnikit.interfaces import Codec
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, check_frames, check_mode
 
@@ -34,6 +35,8 @@ class JoinableStream(Joinable, DecodeStream):
 
     nothing: Tensor
     """A waveform of no samples [B, 0], where B is the batch size of the stream."""
+    recordable: ClassVar[bool] = False
+    """Whether `advance` can be recorded as a CUDA graph, as it never waits for the GPU and there are few states."""
 
     @abstractmethod
     def state(self) -> Hashable:
@@ -42,6 +45,10 @@ class JoinableStream(Joinable, DecodeStream):
         They can be joined if all tensors of their states have the same shapes.
         """
 
+    def advance(self, codes: Tensor) -> Tensor:
+        """Decode further codes [B, K, T] like `push`, but without checking that they are inside the codebook."""
+        return self.push(codes)
+
 
 def join(values: Sequence[Value]) -> Value:
     """Concatenate the batch rows of several states: tensors [B_i, ...] -> [sum of B_i, ...].
@@ -49,36 +56,43 @@ def join(values: Sequence[Value]) -> Value:
     This includes the tensors within tuples, dictionaries and `Joinable` objects. Values of any other type must be equal
     in all states; the first one is returned.
     """
-    first = values[0]
-    if isinstance(first, Tensor):
-        return torch.cat(values)
-    if isinstance(first, tuple):
-        return tuple(join(parts) for parts in zip(*values, strict=True))
-    if isinstance(first, dict):
-        return {key: join([value[key] for value in values]) for key in first}
-    return _with_rows(first, [join([getattr(value, name) for value in values]) for name in _rows(first)])
+    return _map(torch.cat, values)
 
 
 def pick(value: Value, row: int) -> Value:
     """Return one batch row of a state that `join` returned, as views of its tensors."""
-    if isinstance(value, Tensor):
-        return value[row : row + 1]
-    if isinstance(value, tuple):
-        return tuple(pick(part, row) for part in value)
-    if isinstance(value, dict):
-        return {key: pick(part, row) for key, part in value.items()}
-    return _with_rows(value, [pick(getattr(value, name), row) for name in _rows(value)])
+    return _map(lambda tensors: tensors[0][row : row + 1], [value])
 
 
-def _rows(value: Any) -> tuple[str, ...]:
-    return value.rows if isinstance(value, Joinable) else ()
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return all tensors of a state that `join` would concatenate with those of other states."""
+    found: list[Tensor] = []
+    _map(lambda tensors: found.append(tensors[0]), [value])
+    return found
 
 
-def _with_rows(value: Value, rows: Sequence[Any]) -> Value:
-    if not isinstance(value, Joinable):
-        return value
-    other = copy.copy(value)
-    vars(other).update(zip(value.rows, rows, strict=True))
+def with_tensors(value: Value, tensors: Iterable[Tensor]) -> Value:
+    """Return a copy of a state in which the tensors that `tensors_of` returns are replaced with others."""
+    others = iter(tensors)
+    return _map(lambda _: next(others), [value])
+
+
+def _map(function: Callable[[list[Tensor]], Any], values: Sequence[Value]) -> Value:
+    """Return a copy of the first of several states of equal structure, in which each tensor is replaced.
+
+    The replacement is the result of a function of the list of tensors that the states have at this place.
+    """
+    first = values[0]
+    if isinstance(first, Tensor):
+        return function(list(values))
+    if isinstance(first, tuple):
+        return tuple(_map(function, parts) for parts in zip(*values, strict=True))
+    if isinstance(first, dict):
+        return {key: _map(function, [value[key] for value in values]) for key in first}
+    if not isinstance(first, Joinable):
+        return first
+    other = copy.copy(first)
+    vars(other).update((name, _map(function, [getattr(value, name) for value in values])) for name in first.rows)
     return other
 
 
@@ -92,6 +106,8 @@ class JoinedStreams(DecodeStreams):
         check_mode(mode)
         self.codec, self.mode, self.opened = codec, mode, 0
         self.places: dict[int, tuple[JoinableStream, int]] = {}  # stream -> the joined stream and its batch row there
+        self.recorded: RecordedFunction | None = None  # set at the first push on a GPU
+        self._after: dict[Hashable, JoinableStream] = {}  # key of a recorded call -> the stream in the state after it
 
     def open(self) -> int:
         self.opened += 1
@@ -102,9 +118,29 @@ class JoinedStreams(DecodeStreams):
         check_frames(self.codec, codes)
         given = {}
         for numbers in self._groups({number: frames.shape[-1] for number, frames in codes.items()}):
-            wavs = self._joined(numbers).push(torch.stack([codes[number] for number in numbers]))
+            wavs = self._advance(numbers, torch.stack([codes[number] for number in numbers]))
             given.update(zip(numbers, wavs, strict=True))
         return given
+
+    def _advance(self, numbers: Sequence[int], codes: Tensor) -> Tensor:
+        """Decode further codes [B, K, T] of B streams in equal states and return their samples [B, n]."""
+        stream = self._joined(numbers)
+        if codes.is_cuda and self.recorded is None and stream.recordable:
+            self.recorded = RecordedFunction(CudaGraphs(codes.device))
+        key = stream.state(), codes.shape
+        if self.recorded is None or not self.recorded.takes(key):
+            return stream.advance(codes)
+
+        def compute(codes: Tensor, *tensors: Tensor) -> list[Tensor]:
+            after = with_tensors(stream, tensors)
+            wav = after.advance(codes)
+            self._after.setdefault(key, after)
+            return [wav, *tensors_of(after)]
+
+        wav, *tensors = self.recorded(key, compute, [codes, *tensors_of(stream)])
+        after = with_tensors(self._after[key], tensors)
+        self.places.update((number, (after, row)) for row, number in enumerate(numbers))
+        return wav
 
     def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:
         given = {}
