@@ -1,7 +1,7 @@
 """Read, measure and check recordings; all commands, recipes and trainings read audio files with this module.
 
 A recording is a path or the bytes of a file. libsndfile decodes it block by block and never beyond a limit, so that a
-small file cannot fill the memory. docs/data.md lists which files are accepted, accepted with a note, and refused.
+small file cannot fill the memory. docs/data_rules.md lists which files are accepted, accepted with a note, and refused.
 """
 
 from __future__ import annotations
