@@ -88,12 +88,11 @@ def ask(
     time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
 ) -> None:
-    """Answer a spoken question, or those of a folder or a manifest, with text and speech. The text is printed while it
-    is decoded.
+    """Answer a spoken question, or those of a folder or a manifest, with text and speech.
 
-    Parts by name instead of a checkpoint build an untrained system (--llm qwen2_0.5b --codec snac_24khz ..): each part
-    reads the weights that its part file names, or none with --pretrained false. --size tiny builds each part that
-    supports it with few layers.
+    The text is printed while it is decoded. Parts by name instead of a checkpoint build an untrained system (--llm
+    qwen2_0.5b --codec snac_24khz ..): each part reads the weights that its part file names, or none with --pretrained
+    false. --size tiny builds each part that supports it with few layers.
     """
     import torch
 
@@ -125,7 +124,7 @@ def ask(
 @app.command()
 def transcribe(
     audio: Sound,
-    output: Annotated[str | None, _output("For a single recording not allowed, its transcript is printed")] = None,
+    output: Annotated[str | None, _output("Not allowed for a single recording, whose transcript is printed")] = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "auto",
@@ -438,15 +437,15 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _print(written: Reply) -> None:
     typer.echo(written.text)
-    if words := _cut_words(written.end):
+    if words := _truncation(written.end):
         typer.echo(words, err=True)
 
 
-def _cut_words(end: str) -> str:
+def _truncation(end: str) -> str:
     """Return a message about the limit that truncated an answer; empty if the model ended it."""
     from omnikit.generate import END
 
-    return "" if end == END else f"the answer was cut: {end}"
+    return "" if end == END else f"the answer was truncated: {end}"
 
 
 def _report(output: str, seconds: float, took: float, first: float | None = None, *, end: str) -> None:
@@ -455,7 +454,7 @@ def _report(output: str, seconds: float, took: float, first: float | None = None
         words.append(f"the first of it after {first:.2f} s")
     if seconds:
         words.append(f"real-time factor {took / seconds:.2f}")
-    if cut := _cut_words(end):
+    if cut := _truncation(end):
         words.append(cut)
     typer.echo(", ".join(words), err=True)
 

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy per stream."""
+"""Training loss: next-token cross-entropy of each stream."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor, nn
 from omnikit.model import Hidden, OmniLM
 from omnikit.tokens import IGNORE
 
-_POSITIONS = 64  # a multiple of so many is computed: few shapes that come again, see `omnikit.data.collate`
+_POSITIONS = 64  # logits are computed for a multiple of it, so that few shapes occur, see `omnikit.data.collate`
 
 
 class StreamLosses(NamedTuple):
     """Summed cross-entropy of each stream and the number of labels that it covers.
 
-    A stream without labels has the count 0, so a loss that is NaN can only mean that something went wrong. A tuple,
-    because DistributedDataParallel looks for tensors in what a module returns.
+    A stream without labels has the count 0, so a loss that is NaN can only mean that something went wrong. This is a
+    tuple because DistributedDataParallel looks for tensors in what a module returns.
     """
 
     sums: Tensor  # [S], nats
     counts: Tensor  # [S], labels
 
     def means(self) -> Tensor:
-        """Return the mean cross-entropy of each stream [S], 0 for a stream without labels."""
+        """Return the mean cross-entropy of each stream [S] in nats, 0 for a stream without labels."""
         return self.sums / self.counts.clamp(min=1)
 
 
 def stream_losses(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLosses:
-    """Compute the cross-entropy of each stream against labels [B, S, L].
+    """Compute the cross-entropy of each stream from hidden states [B, L, D] against labels [B, S, L].
 
-    Heads are computed only where some stream of their kind has a label.
+    The text head runs only where the text stream has a label, the audio heads only where some audio stream has one.
     """
     text, audio = labels[:, :1], labels[:, 1:]
     logits = [model.text_logits(_labelled(hidden.text, text)), *model.audio_logits(_labelled(hidden.audio, audio))]
@@ -41,15 +41,16 @@ def stream_losses(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLosses
 
 
 def weighted_mean(losses: StreamLosses, weights: Tensor) -> Tensor:
-    """Return the mean of the streams' mean losses by weights [S]; streams without labels do not take part."""
+    """Return the mean of the streams' mean losses, weighted by `weights` [S]; streams without labels are ignored."""
     weights = weights * (losses.counts > 0)
     return (losses.means() * weights).sum() / weights.sum().clamp(min=1e-8)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits [P, V] and labels [P] -> the sum over the positions that have a label.
+    """Return the cross-entropy of logits [P, V] summed over the positions whose labels [P] are not `IGNORE`.
 
-    Without any it is a plain 0: the optimiser skips weights that have no gradient, but would decay those with zeros.
+    Without any label the result is a constant 0: the optimiser skips weights that have no gradient, but would apply
+    weight decay to those with a zero gradient.
     """
     if not (labels != IGNORE).any():
         return torch.zeros((), device=logits.device)
@@ -61,12 +62,12 @@ def _any_label(labels: Tensor) -> Tensor:
 
 
 def _labelled(hidden: Tensor, labels: Tensor) -> Tensor:
-    """Hidden states [B, L, D] at the positions where any of the streams has a label [P, D], then zeros."""
+    """Return the hidden states of the positions [B, L] at which any stream has a label as [P, D], padded with zeros."""
     found = hidden[_any_label(labels)]
     return nn.functional.pad(found, (0, 0, 0, -len(found) % _POSITIONS))
 
 
 def _kept(labels: Tensor) -> Tensor:
-    """Labels [B, s, L] -> those of the labelled positions [s, P], none where there are zeros."""
+    """Return the labels [B, s, L] of the positions at which any stream has one as [s, P], padded with `IGNORE`."""
     found = labels.transpose(1, 2)[_any_label(labels)].T
     return nn.functional.pad(found, (0, -found.shape[1] % _POSITIONS), value=IGNORE)

@@ -67,11 +67,11 @@ def test_text_commands_answer(run, tmp_path, saved):
 def test_answers_can_be_cut(run, refused, sounds, saved):
     good, here = sounds / "good.wav", ["--checkpoint", saved]
     status, _, err = run("ask", good, "-o", sounds / "a.wav", "--max_steps", "12", *here)
-    assert status == 0 and "the answer was cut: step limit" in err
+    assert status == 0 and "the answer was truncated: step limit" in err
     for words in (["ask", good, "-o", sounds / "a.wav"], ["speak", "one", "-o", sounds / "b.wav"], ["chat", "one"],
                   ["transcribe", good]):  # fmt: skip
         status, _, err = run(*words, "--time_limit", "1e-9", *here)
-        assert status == 0 and "the answer was cut: time limit" in err
+        assert status == 0 and "the answer was truncated: time limit" in err
         assert "time_limit: -1.0; it must be above 0" in refused(*words, "--time_limit", "-1")
         assert "max_steps: 0; it must be 1 or more" in refused(*words, "--max_steps", "0")
 
