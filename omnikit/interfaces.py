@@ -362,8 +362,10 @@ class Slots(ABC):
 
     @abstractmethod
     def advance(self, embeddings: Tensor) -> Hidden:
-        """Compute one further position of every sequence, from embeddings [R, D] to hidden states [R, D], R =
-        `len(self)`."""
+        """Compute one further position of every sequence, from embeddings [R, D] to hidden states [R, D].
+
+        R is the number of sequences, `len(self)`.
+        """
 
     def step(
         self, embed: Callable[[int], Tensor], choose: Callable[[Hidden], None], variant: tuple[Any, ...] = ()
