@@ -109,7 +109,8 @@ class TokenLayout:
     def code_offsets(self, codebooks: Tensor) -> Tensor:
         """Return the numbers [S - 1, L] to add to codes to get ids.
 
-        `codebooks` [S - 1, L] says which codebook each code is from; it must not be negative.
+        `codebooks` [S - 1, L] says which codebook each code is from; -1 marks a place without a code, whose number has
+        no meaning.
         """
         return self._places.to(codebooks.device)[_stream_index(codebooks), codebooks] * self.codebook_size
 

@@ -1,4 +1,4 @@
-"""The command line: what it answers, and one line for everything that it is given wrongly."""
+"""Test the `omnikit` command line: its answers, and one line for each error of the user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RATE = 16000
 
 @pytest.fixture
 def sounds(tmp_path):
-    """Files that a user might pass."""
+    """Return a folder of good and bad sound files that a user might pass."""
     noise = np.random.default_rng(0).normal(0, 0.1, RATE)
     soundfile.write(tmp_path / "good.wav", noise, RATE)
     soundfile.write(tmp_path / "stereo44.flac", np.stack([noise, noise], axis=1), 44100)
@@ -33,7 +33,7 @@ def sounds(tmp_path):
 
 @pytest.fixture
 def refused(run):
-    """As `run`, for what must be refused in one line; gives that line."""
+    """Return a function that runs a command which must be refused in one line, and returns that line."""
 
     def call(*words) -> str:
         status, _, err = run(*words)
