@@ -29,7 +29,7 @@ from omnikit.train.checkpointer import WholeCheckpointer
 from tests.unit.toy import toy_model
 
 BATCHES, FEWER = 12, 6
-"""Optimiser steps of an epoch, more than may be skipped in a row; fewer where several processes share the machine."""
+"""Optimiser steps of an epoch in one process (more than may be skipped in a row), and fewer in several processes."""
 PATIENCE = 4  # optimiser steps that may be skipped in a row, where an epoch has `FEWER`
 POISONED = 4
 """Number of the optimiser step in the second epoch at which the fault occurs."""

@@ -87,8 +87,7 @@ def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.
 
 
 def killed_at_random(run: Callable, manifest: Path, whole: Path, killed: Path) -> int:
-    """Fill the folder `whole` in one go, and `killed` by ten processes that get SIGKILL and a last one that completes
-    it.
+    """Fill the folder `whole` in one go, and `killed` by ten processes that get SIGKILL and a last one that completes.
 
     Returns:
         The number of processes that were still running when they were killed.
