@@ -184,7 +184,7 @@ class Omni:
         return self.decoder.submit(TASKS[task], question, **options)
 
     def spoken_question(self, audio: Audio) -> Question:
-        """Return the question that a recording asks.
+        """Convert a recording to a `Question`, checking that the encoder accepts its length.
 
         Raises:
             ValueError: the file cannot be read, or the encoder takes no recording of this length; the message names it.
@@ -198,7 +198,7 @@ class Omni:
         return Question(wav=wav)
 
     def written_question(self, text: str) -> Question:
-        """Return the question that a text asks.
+        """Convert a text to a `Question` of token ids.
 
         Raises:
             ValueError: the text is empty, or has characters that the tokenizer lacks.

@@ -362,7 +362,7 @@ def _run(job: Job, omni: Omni) -> None:
 
 
 def _limits(max_steps: int | None, time_limit: float | None) -> dict[str, Any]:
-    """Return the options of `Decoding` that are given, refusing bad ones before anything is loaded."""
+    """Return the limits of an answer that the user gave as options of `Decoding`, refusing bad ones before loading."""
     from omnikit.generate import Decoding
 
     limits = _given(max_steps=max_steps, time_limit=time_limit)
@@ -395,7 +395,7 @@ def _open(
         return load(checkpoint, device=device, strategy=strategy, engine=engine, dtype=dtype)
     check_engine(engine)
     if engine not in OF_TORCH:
-        raise ValueError(f"--engine {engine}: wants a --checkpoint; it keeps what it makes of the weights")
+        raise ValueError(f"--engine {engine}: needs a --checkpoint, since it stores the weights that it converts")
     as_type = dtype_named(dtype)
     model = build(**{"pretrained": True, **settings}).to(device).to_dtype(as_type)
     return Omni(model, strategy=strategy, engine=open_engine(engine, model))
@@ -408,7 +408,7 @@ def _strategy(name: str | None) -> Strategies | None:
 
 
 def _settings(context: typer.Context, checkpoint: str | None) -> dict[str, Any]:
-    """Return the parts by name and their options that the rest of the command line gives."""
+    """Return the parts and options of parts on the command line, such as `--codec mimi`, as a mapping."""
     from omnikit.hparams import read_settings
 
     settings = read_settings(context.args)
@@ -451,7 +451,7 @@ def _truncation(end: str) -> str:
 def _report(output: str, seconds: float, took: float, first: float | None = None, *, end: str) -> None:
     words = [f"{Path(output)}: {seconds:.2f} s of speech in {took:.2f} s"]
     if first is not None:
-        words.append(f"the first of it after {first:.2f} s")
+        words.append(f"first sound after {first:.2f} s")
     if seconds:
         words.append(f"real-time factor {took / seconds:.2f}")
     if cut := _truncation(end):

@@ -23,13 +23,13 @@ CLOSED = 1
 """Exit status of a command whose output nobody reads any more, as after `| head -1`."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "invalid buffer size")
-"""Parts of the messages of torch's RuntimeErrors about more memory than there is."""
+"""Texts in the messages of torch's RuntimeErrors by which a lack of memory is recognised."""
 TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos")
-"""Parts of the messages of the RuntimeErrors that `torch.save` raises when the disk is full."""
+"""Texts in the messages of the RuntimeErrors of `torch.save` by which a full disk is recognised."""
 
 
 class Stopped(Exception):
-    """Exception that ends a command with a message of one line, without being an error of its user.
+    """Exception that ends a command with a one-line message for a reason other than bad input.
 
     Args:
         message: the line that is printed.

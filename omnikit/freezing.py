@@ -16,7 +16,7 @@ class Freezable(nn.Module):
     """A system of named parts, each of which is trained or frozen as a whole."""
 
     part_names: tuple[str, ...] = ()
-    """Names of all parts that such a system may have."""
+    """Names of all parts that a system of this class may have."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -242,7 +242,7 @@ class Pattern(ABC):
     first: Sequence[int]
     """Answer step of the first code of each audio stream."""
     stride: int
-    """Number of steps per frame."""
+    """Number of answer steps from one frame to the next."""
 
     @property
     def max_delay(self) -> int:
@@ -273,7 +273,7 @@ class Pattern(ABC):
         """Return the number of steps from the first answer step to the last code of `frames` frames; 0 for no frame."""
 
     def num_frames(self, steps: int) -> int:
-        """Return the number of frames that the first `steps` answer steps complete."""
+        """Return the number of frames whose codes all stand in the first `steps` answer steps."""
         return max(0, (steps - self.num_steps(1)) // self.stride + 1)
 
     @abstractmethod
@@ -282,9 +282,10 @@ class Pattern(ABC):
 
     @abstractmethod
     def deinterleave(self, steps: Tensor) -> Tensor:
-        """Return the frames [B, K, num_frames(L)] that a prefix of steps [B, S - 1, L] of any type completes.
+        """Extract the frames [B, K, num_frames(L)] whose codes all stand in a prefix of an answer's steps [B, S - 1,
+        L].
 
-        Values at places without a code are ignored.
+        Values can have any type; those at places without a code are ignored.
         """
 
 
@@ -342,7 +343,7 @@ class Slots(ABC):
     """
 
     capacity: int
-    """Maximum number of sequences."""
+    """Maximum number of sequences that the running batch can hold."""
     lengths: list[int]
     """Number of positions that each sequence has so far; `len(self)` is the length of this list."""
 

@@ -15,7 +15,7 @@ WEIGHTS = {
     "text_rows": "new_text_embeddings",
     "audio_rows": "new_audio_embeddings",
 }
-"""Mapping from old to present names of modules of an `OmniLM`, as weights' names begin and `trainable` lists them."""
+"""Mapping from old to present names of the modules of an `OmniLM`, with which the names of its weights begin."""
 OPTIONS = {
     "batch_steps": "max_batch_length",
     "longest_sample": "max_sample_length",

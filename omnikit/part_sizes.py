@@ -56,7 +56,7 @@ def check_numbers(options: Mapping[str, Any], flag: str) -> None:
 
 
 def sized(numbers: Mapping[str, Any], tiny: Mapping[str, Any], size: str) -> dict[str, Any]:
-    """Return the numbers of a network, replaced by those of `tiny` if `size` is tiny.
+    """Return the sizes of a network, with those in `tiny` instead of the published ones if `size` is tiny.
 
     Raises:
         ValueError: there is no such size.

@@ -23,7 +23,7 @@ _TIMES = 4
 
 
 def is_count(option: str) -> bool:
-    """Return whether an option of this name counts modules, so that building the network loops that many times."""
+    """Return whether an option of this name is a number of modules, such as layers, over which building loops."""
     return _COUNTS.fullmatch(option) is not None
 
 
@@ -38,7 +38,7 @@ def check_count(name: str, value: Any) -> None:
 
 
 def check_counts(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that count modules (see `is_count`) and are above `MOST_COUNTED`; `name` owns the options."""
+    """Refuse options that are numbers of modules (see `is_count`) above `MOST_COUNTED`; `name` is their owner."""
     for option, value in options.items():
         if is_count(str(option)):
             check_count(f"{name}.{option}", value)

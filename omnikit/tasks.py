@@ -36,7 +36,7 @@ class Task:
     text_forced: bool = False
     """Whether the text stream is fed the given text instead of sampled tokens, and carries no loss."""
     repeats: bool = False
-    """Whether the answer has the text of the question, so that it is the entry's `t1` and not its `t2`."""
+    """Whether the answer repeats the text of the question, so that it is a manifest entry's `t1` instead of `t2`."""
 
     @property
     def transcribes(self) -> bool:

@@ -107,9 +107,9 @@ class TokenLayout:
         return range(begin, begin + self.codebook_size)
 
     def code_offsets(self, codebooks: Tensor) -> Tensor:
-        """Return the numbers [S - 1, L] to add to codes to get ids.
+        """Return the offsets [S - 1, L] that are added to codes to convert them to ids.
 
-        `codebooks` [S - 1, L] says which codebook each code is from; -1 marks a place without a code, whose number has
+        `codebooks` [S - 1, L] says which codebook each code is from; -1 marks a place without a code, whose offset has
         no meaning.
         """
         return self._places.to(codebooks.device)[_stream_index(codebooks), codebooks] * self.codebook_size
@@ -132,7 +132,7 @@ class TokenLayout:
 
     @cached_property
     def _places(self) -> Tensor:
-        """Table [S - 1, K] of the index of each codebook among those of an audio stream, 0 for those of other streams.
+        """Place of each codebook among those that an audio stream carries, as a table [S - 1, K]; 0 for other streams.
         """
         table = torch.zeros(len(self.carries), 1 + max(max(books) for books in self.carries), dtype=torch.long)
         for stream, books in enumerate(self.carries):

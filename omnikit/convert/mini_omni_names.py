@@ -68,7 +68,7 @@ class Sizes:
 
 
 def read_sizes(config: Mapping[str, Any], source: str = "model_config") -> Sizes:
-    """Return the sizes in a published configuration.
+    """Return the sizes of the network that a published `model_config.yaml` describes.
 
     Raises:
         ValueError: a key is missing, or has a value that the released architecture does not have.

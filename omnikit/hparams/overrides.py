@@ -14,7 +14,7 @@ from omnikit.option_ranges import NOT_NEGATIVE, SEED, Range, as_whole, quoted
 
 PICK = "!applyref:omnikit.hparams.pick"
 _WHOLE = SEED
-"""Largest range of whole numbers, that of seeds; narrower ones are checked where the option is defined."""
+"""Widest range of whole numbers that options accept, that of seeds; narrower ones are checked at their options."""
 
 
 def as_overrides(tree: Mapping, settings: Mapping[str, Any], folder: Path, prefix: str = "") -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _check_tags(flag: str, value: Any) -> None:
 
 
 def _check_value(node: Any, value: Any, flag: str, *, null_is_single: bool = False) -> None:
-    """Refuse a value of another kind than the file's, which would fail late or never.
+    """Refuse an override of another kind than the value in the file, which would fail late or never.
 
     Examples are `off` for a switch (a string, and so true) and a word for a number.
     """
@@ -142,7 +142,7 @@ def _in_kind(node: Any, value: Any) -> Any:
 
 
 def _like(number: int | float) -> Range:
-    """Return the range of numbers that may replace a file's number.
+    """Return the range of numbers that may override a number in a file.
 
     A whole number is replaced by a whole one, a positive number by one that is not negative.
     """
@@ -153,7 +153,7 @@ def _like(number: int | float) -> Range:
 
 
 def _check_list(node: list, value: Any, flag: str) -> None:
-    """Refuse a value that may not replace a list of the file.
+    """Refuse an override of a list in the file that is not a list of the same kind.
 
     A list of numbers is replaced by a list of at least one number, a list of switches by a list of switches.
     """
@@ -170,7 +170,7 @@ def _check_list(node: list, value: Any, flag: str) -> None:
 
 
 def _is_text(node: Any) -> bool:
-    """Return whether a value of a file is a text: a plain one, or one in which a reference is only a part."""
+    """Return whether a YAML value is a text, possibly with references in it; a mere reference is not."""
     if has_tag(node, "!ref"):
         return not re.fullmatch(r"<[^<>]+>", str(getattr(node, "value", "")))
     return isinstance(node, str) and not tag_of(node)

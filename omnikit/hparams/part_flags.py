@@ -50,7 +50,7 @@ def spread(tree: Mapping, settings: Mapping[str, Any], folder: Path) -> dict[str
 
 
 def _meant(part: Mapping, flags: Mapping[str, Any], *, chosen: bool) -> dict[str, Any]:
-    """Return the options that the flags set in a part.
+    """Return the options that flags for all parts (`--size`, `--pretrained`) set in one part.
 
     Args:
         part: options of the part.

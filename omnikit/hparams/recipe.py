@@ -1,4 +1,4 @@
-"""Recipes: from a YAML file and overrides to built objects."""
+"""Recipes: building objects from a YAML file and overrides."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def build(text: str, source: str) -> dict[str, Any]:
 
 
 def dump_parts(text: str) -> str:
-    """Return the part of a resolved recipe from which its model can be built again without part files.
+    """Return the section of a resolved recipe from which its model can be built again without part files.
 
     The `weights` options are set to null, since a built model has its own weights.
     """
@@ -224,7 +224,10 @@ def _changed(part: Mapping, other: Mapping, ignored: tuple[str, ...]) -> list[st
 
 
 def _completed(part: Mapping, other: Mapping) -> Mapping:
-    """Return a part with its class's defaults for options that only the other lists, since its text may be older."""
+    """Return the options of a part with its class's defaults for those that only another part lists.
+
+    The text of the part may be older than these options.
+    """
     arguments = inspect.signature(locate(part, "checkpoint")).parameters
     defaults = {key: arguments[key].default for key in other if key not in part and key in arguments}
     return {**part, **defaults}

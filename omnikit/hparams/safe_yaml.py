@@ -88,7 +88,7 @@ def check_bounds(text: str, source: str) -> MappingNode:
 
 
 def construct(root: MappingNode, source: str) -> dict[str, Any]:
-    """Build the objects of nodes from `check_safe`; each call builds new ones.
+    """Build the objects that checked YAML nodes from `check_safe` describe; each call builds new ones.
 
     Raises:
         ValueError: a class refuses its options.

@@ -105,7 +105,7 @@ def test_forward(path: Path, task: str):
 
 
 def with_engines(cases: list) -> list:
-    """Return each case with each engine; `compiled` takes half a minute a case, so all but its first are long tests."""
+    """Return each case with each engine; `compiled` takes half a minute a case, so only its first is a quick test."""
     return [
         pytest.param(*case.values, engine, id=f"{case.id}-{engine}", marks=[pytest.mark.long] if later else [])
         for number, case in enumerate(cases)

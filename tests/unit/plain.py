@@ -18,7 +18,7 @@ NEVER = float("-inf")
 
 
 class PlainRules:
-    """The token rules of `omnikit.generate.token_rules`, for a single answer."""
+    """Simple implementation of the token rules in `omnikit.generate.token_rules`, for a single answer."""
 
     def __init__(self, model: OmniLM, task: str, question: Question, decoding: Decoding, seed: int = 0):
         self.layout, self.pattern, self.task, self.decoding = model.layout, model.pattern, TASKS[task], decoding

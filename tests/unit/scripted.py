@@ -85,7 +85,7 @@ class Script:
         self.texts = 0
 
     def codes(self, tokens: list[list[int]]) -> list[list[int]]:
-        """Return the codes [K][T] in emitted tokens."""
+        """Return the codes [K][T] that emitted tokens represent."""
         return read_frames(self.model, torch.tensor(tokens[1:])).codes.tolist()
 
     @property

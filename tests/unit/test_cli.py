@@ -82,7 +82,7 @@ def test_bench_of_parts_and_bad_flags(run, refused, saved):
     assert status == 0, err
     assert "| peak memory, GiB |" in out
     assert "choices: float32, bfloat16, float16" in refused("bench", *parts, "--dtype", "int8")
-    assert "--engine openvino: wants a --checkpoint" in refused("bench", *parts, "--engine", "openvino")
+    assert "--engine openvino: needs a --checkpoint" in refused("bench", *parts, "--engine", "openvino")
     assert "--threads 0" in refused("bench", "--threads", "0")
     assert "--streams 0: must be 1 or more" in refused("bench", "--streams", "0")
     assert "--seconds 0: must be above 0" in refused("bench", "--seconds", "0")

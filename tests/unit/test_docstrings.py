@@ -16,7 +16,7 @@ RESULTS = "results"
 OPENINGS = {"of", "as", "those", "what", "that", "likewise", "see"}
 """First words of fragments that lean on the name above them, in lower case."""
 PERIOD = re.compile(r"(?<!\.)\.(?=\s|$)")
-"""End of a sentence, which `..` and the points inside of `a.b` are not."""
+"""Pattern of a period that ends a sentence, unlike `..` and the periods inside of `a.b`."""
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:

@@ -81,7 +81,7 @@ def test_no_test_text_in_training(data: Path):
 
 
 def test_no_test_text_in_the_text_for_the_backbone(data: Path):
-    """The texts of the backbone's training exclude the test sentences, which their templates would draw otherwise."""
+    """The text that trains the backbone excludes the test sentences, though it is drawn from the same templates."""
     kept = {text.lower() for split in TESTS for text in transcripts(data, split).values()}
     assert make_text.evaluated(data / "corpus") == kept
     written = {row["t2"] for row in make_text.rows(1, kept)}
