@@ -219,12 +219,12 @@ class Omni:
 
     def _join(self, chunks: Chunks) -> Reply:
         try:
-            pieces = list(chunks)
+            received = list(chunks)
         except BaseException:  # Ctrl-C among them
             chunks.close()
             raise
-        text, wav = "".join(p.text for p in pieces), torch.cat([p.wav for p in pieces])
-        return Reply(text, wav, self.sample_rate, pieces[-1].end)
+        text, wav = "".join(p.text for p in received), torch.cat([p.wav for p in received])
+        return Reply(text, wav, self.sample_rate, received[-1].end)
 
 
 def _name(audio: Audio) -> str:

@@ -171,7 +171,7 @@ def restore(model: OmniLM, folder: str | Path) -> None:
     other = [f"{part} is {there} there and {here} here" for part, (there, here) in differences.items()]
     if other:
         raise ValueError(f"checkpoint {folder} was trained with other parts: {'; '.join(other)}")
-    load_into(model, _piece(folder, FILE_NAME))
+    load_into(model, _checked_file(folder, FILE_NAME))
 
 
 def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
@@ -186,7 +186,7 @@ def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
 def _read(folder: Path, allow: tuple[str, ...] = ()) -> _Parts:
     """Read and check the files of a checkpoint folder."""
     text, source = _hparams(folder), str(folder / HPARAMS)
-    weights = _piece(folder, FILE_NAME)
+    weights = _checked_file(folder, FILE_NAME)
     nodes = check_safe(text, source, allow)
     tokenizer = tokenizer_node(nodes)
     if tokenizer is not None:
@@ -196,16 +196,16 @@ def _read(folder: Path, allow: tuple[str, ...] = ()) -> _Parts:
 
 
 def _hparams(folder: Path) -> str:
-    return with_new_paths(read_text(_piece(folder, HPARAMS), MOST_BYTES))
+    return with_new_paths(read_text(_checked_file(folder, HPARAMS), MOST_BYTES))
 
 
 def _tokenizer_of(folder: Path, name: str) -> Path:
     """Return the tokenizer file that a checkpoint's YAML names, or the folder if the tokenizer has several files."""
     if name != SEVERAL:
-        return _piece(folder, name)
+        return _checked_file(folder, name)
     for file in folder.iterdir():
         if file.suffix in TOKENIZER_FILES and not file.is_dir():
-            _piece(folder, file.name)
+            _checked_file(folder, file.name)
     return folder
 
 
@@ -215,7 +215,7 @@ def weights_of(folder: str | Path | None) -> Path:
     Raises:
         ValueError: the folder does not exist, or there is no such file in it.
     """
-    return _piece(existing(SHIPPED if folder is None else folder), FILE_NAME)
+    return _checked_file(existing(SHIPPED if folder is None else folder), FILE_NAME)
 
 
 def existing(folder: str | Path) -> Path:
@@ -233,7 +233,7 @@ def existing(folder: str | Path) -> Path:
         raise ValueError(f"checkpoint {error}") from None
 
 
-def _piece(folder: Path, name: str) -> Path:
+def _checked_file(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder}: no such folder")
     try:

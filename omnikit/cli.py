@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from omnikit.offline.batch_inference import Job
     from omnikit.strategies import Strategy as Strategies
 
+# Typer reads [..] in help texts as markup, and keeps the line breaks of all paragraphs of a docstring but the first
 app = typer.Typer(
     help="Speech in, text and speech out, from one network.",
     no_args_is_help=True,
@@ -33,12 +34,12 @@ Sound = Annotated[
         metavar="AUDIO", help="Sound file of at most 30 s (wav, flac, ogg, mp3 ..), or a folder or manifest of many."
     ),
 ]
-Words = Annotated[str, typer.Argument(metavar="TEXT")]
+Words = Annotated[str, typer.Argument(metavar="TEXT", help="Written question.")]
 Texts = Annotated[
     str, typer.Argument(metavar="TEXT", help="Text to speak, or a manifest or .txt file (one text per line) of many.")
 ]
 Checkpoint = Annotated[
-    str | None, typer.Option(metavar="DIR", help="Checkpoint folder or hub id. [default: the package's small system]")
+    str | None, typer.Option(metavar="DIR", help="Checkpoint folder or hub id. (default: the package's small system)")
 ]
 Device = Annotated[str, typer.Option(help="Device to run on: cpu, cuda ..")]
 Engine = Annotated[
@@ -49,21 +50,21 @@ Engine = Annotated[
     ),
 ]
 Strategy = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Decoding strategy, a name in hparams/strategy. [default: parallel]")
+    str | None, typer.Option(metavar="NAME", help="Decoding strategy, a name in hparams/strategy. (default: parallel)")
 ]
-MaxSteps = Annotated[int | None, typer.Option("--max_steps", metavar="N", help="Truncate an answer after N steps.")]
+MaxSteps = Annotated[int | None, typer.Option("--max_steps", metavar="N", help="Maximum steps of an answer. (default: 1024)")]
 TimeLimit = Annotated[
     float | None,
     typer.Option(
         "--time_limit",
         metavar="SECONDS",
-        help="Truncate an answer after this many seconds, counted from the start of encoding its question.",
+        help="Truncate an answer after this many seconds, counted from the start of encoding. (default: no limit)",
     ),
 ]
 Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="Manifest file (docs/data.md) or folder of shards.")]
 SaveFolder = Annotated[str, typer.Option("--save_folder", metavar="DIR", help="Folder that the shards are written to.")]
 ShardSize = Annotated[
-    int | None, typer.Option("--shard_size", metavar="N", help="Manifest entries per shard. [default: 2048]")
+    int | None, typer.Option("--shard_size", metavar="N", help="Manifest entries per shard. (default: 2048)")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unusable entry instead of skipping it.")]
 BatchSize = Annotated[int, typer.Option("--batch_size", help="Batch size for a folder or a manifest.")]
@@ -90,9 +91,11 @@ def ask(
 ) -> None:
     """Answer a spoken question, or those of a folder or a manifest, with text and speech.
 
-    The text is printed while it is decoded. Parts by name instead of a checkpoint build an untrained system (--llm
-    qwen2_0.5b --codec snac_24khz ..): each part reads the weights that its part file names, or none with --pretrained
-    false. --size tiny builds each part that supports it with few layers.
+    The text is printed while it is decoded. Parts by name instead of a
+    checkpoint build an untrained system (--llm qwen2_0.5b --codec snac_24khz
+    ..): each part reads the weights that its part file names, or none with
+    --pretrained false. --size tiny builds each part that supports it with few
+    layers.
     """
     import torch
 
@@ -195,15 +198,16 @@ def bench(
         str, typer.Option(help="Type in which all engines but openvino compute: float32, bfloat16, float16.")
     ] = "float32",
     seconds: Annotated[float, typer.Option(help="Length of the question in seconds.")] = 3.0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: torch's own number]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. (default: torch's own number)")] = None,
     streams: Annotated[int, typer.Option(metavar="N", help="Answers that are decoded together.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Measure fewer repeats and shorter answers.")] = False,
 ) -> None:
     """Time each component of an answer on this machine, with noise as the question.
 
-    Prints a table of the median and the 95th percentile (p50 / p95) of each component, and how near a decode step comes
-    to the speed of the memory. Measures a checkpoint, or parts by name with random weights (--llm qwen2_0.5b --codec
-    snac_24khz .., --size tiny).
+    Print a table of the median and the 95th percentile (p50 / p95) of each
+    component, and how near a decode step comes to the speed of the memory. A
+    checkpoint is measured, or parts by name with random weights (--llm
+    qwen2_0.5b --codec snac_24khz .., --size tiny).
     """
     import torch
 
@@ -228,7 +232,8 @@ def bench(
 def info(context: typer.Context, checkpoint: Checkpoint = None) -> None:
     """Show the parts, sizes and ids of a model: of a checkpoint, or of parts by name and their options.
 
-    Example: --codec NAME --llm.config.hidden_size 128. Nothing is computed and no weights are read.
+    Example: --codec NAME --llm.config.hidden_size 128. Nothing is computed and
+    no weights are read.
     """
     from omnikit.describe import describe_checkpoint, describe_parts
 
@@ -243,10 +248,10 @@ def convert(
     out_dir: Annotated[str, typer.Argument(metavar="OUT_DIR", help="Folder that the checkpoint is written to.")],
     codec: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="SNAC's folder or hub id; none = text only. [default: SNAC at 24 kHz]"),
+        typer.Option(metavar="DIR", help="SNAC's folder or hub id; none = text only. (default: SNAC at 24 kHz)"),
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Whisper's .pt file or name. [default: CKPT_DIR's small.pt]")
+        str | None, typer.Option(metavar="FILE", help="Whisper's .pt file or name. (default: CKPT_DIR's small.pt)")
     ] = None,
 ) -> None:
     """Convert a published model to an omnikit checkpoint."""
@@ -271,11 +276,11 @@ def tokenize_manifest(
     ] = False,
     fields: Annotated[
         str,
-        typer.Option(metavar="a1,a2", help="Recordings to compute codes of. [default: a2, or a1 where it is missing]"),
+        typer.Option(metavar="a1,a2", help="Recordings to compute codes of. (default: a2, or a1 where it is missing)"),
     ] = "",
-    drop: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings that are not copied to the shards.")] = "",
+    drop: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings not copied to the shards. (default: none)")] = "",
     batch_seconds: Annotated[
-        float | None, typer.Option("--batch_seconds", help="Seconds of audio encoded together. [default: 40]")
+        float | None, typer.Option("--batch_seconds", help="Seconds of audio encoded together. (default: 40)")
     ] = None,
     shard_size: ShardSize = None,
     strict: Strict = False,
@@ -283,13 +288,14 @@ def tokenize_manifest(
 ) -> None:
     """Compute codes and features of a manifest's recordings, as Parquet shards that are a manifest again.
 
-    Codes: --codec NAME with its options (--codec.weights DIR ..); features of the questions: --encoder NAME. A run that
-    was killed resumes when it is started again; under torchrun each process computes its share.
+    Codes: --codec NAME with its options (--codec.weights DIR ..); features of
+    the questions: --encoder NAME. A run that was killed resumes when it is
+    started again; under torchrun each process computes its share.
     """
     from omnikit.prepare.tokenize import read_parts, tokenize
 
     parts = read_parts(_settings(context, checkpoint), checkpoint, features=features, device=device)
-    options = {**_given(batch_seconds=batch_seconds, shard_size=shard_size), "strict": strict}
+    options = {**_without_none(batch_seconds=batch_seconds, shard_size=shard_size), "strict": strict}
     typer.echo(tokenize(manifest, save_folder, parts, fields=_names(fields), drop=_names(drop), **options))
 
 
@@ -301,7 +307,7 @@ def synthesize_manifest(
         str, typer.Option(metavar="NAME", help="Voice: espeak, checkpoint, or package.module.Class of your own.")
     ] = "espeak",
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Checkpoint of the voice `checkpoint`. [default: small system]")
+        str | None, typer.Option(metavar="DIR", help="Checkpoint of the voice `checkpoint`. (default: small system)")
     ] = None,
     fields: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings to synthesise where missing.")] = "a1,a2",
     audio: Annotated[
@@ -309,18 +315,18 @@ def synthesize_manifest(
     ] = "embedded",
     shard_size: ShardSize = None,
     strict: Strict = False,
-    device: Annotated[str | None, typer.Option(help="Device of the checkpoint: cpu, cuda ..")] = None,
+    device: Annotated[str | None, typer.Option(help="Device of the checkpoint: cpu, cuda .. (default: cpu)")] = None,
 ) -> None:
     """Synthesise the missing recordings of a manifest's texts, as Parquet shards that are a manifest again.
 
-    All answers get one voice, questions as many as there are. A killed run resumes; under torchrun each process
-    synthesises its share.
+    All answers get one voice, questions as many as there are. A killed run
+    resumes; under torchrun each process synthesises its share.
     """
     from omnikit.prepare.synthesize import synthesize
     from omnikit.prepare.voices import open_voice
 
-    speaker = open_voice(voice, **_given(checkpoint=checkpoint, device=device))
-    options = {**_given(shard_size=shard_size), "audio": audio, "strict": strict}
+    speaker = open_voice(voice, **_without_none(checkpoint=checkpoint, device=device))
+    options = {**_without_none(shard_size=shard_size), "audio": audio, "strict": strict}
     typer.echo(synthesize(manifest, save_folder, speaker, voice_name=voice, fields=_names(fields), **options))
 
 
@@ -352,7 +358,7 @@ def _job(
     from omnikit.offline.batch_inference import Job, checkpoint_stamp
 
     if output is None:
-        raise ValueError(f"{word}: holds many; --output is missing, the folder that takes the results")
+        raise ValueError(f"{word}: holds many items; --output is missing, the folder for their results")
     return Job(task, word, output, batch_size=batch_size, about={**checkpoint_stamp(checkpoint), **about})
 
 
@@ -365,7 +371,7 @@ def _limits(max_steps: int | None, time_limit: float | None) -> dict[str, Any]:
     """Return the limits of an answer that the user gave as options of `Decoding`, refusing bad ones before loading."""
     from omnikit.generate import Decoding
 
-    limits = _given(max_steps=max_steps, time_limit=time_limit)
+    limits = _without_none(max_steps=max_steps, time_limit=time_limit)
     Decoding(**limits)
     return limits
 
@@ -426,7 +432,7 @@ def _settings(context: typer.Context, checkpoint: str | None) -> dict[str, Any]:
     return settings
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def _without_none(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -282,10 +282,9 @@ class Pattern(ABC):
 
     @abstractmethod
     def deinterleave(self, steps: Tensor) -> Tensor:
-        """Extract the frames [B, K, num_frames(L)] whose codes all stand in a prefix of an answer's steps [B, S - 1,
-        L].
+        """Extract the frames [B, K, num_frames(L)] whose codes all stand in a prefix of steps [B, S - 1, L].
 
-        Values can have any type; those at places without a code are ignored.
+        The steps are those of an answer and can have any type; values at places without a code are ignored.
         """
 
 

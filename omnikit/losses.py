@@ -34,8 +34,9 @@ def stream_losses(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLosses
     The text head runs only where the text stream has a label, the audio heads only where some audio stream has one.
     """
     text, audio = labels[:, :1], labels[:, 1:]
-    logits = [model.text_logits(_labelled(hidden.text, text)), *model.audio_logits(_labelled(hidden.audio, audio))]
-    wanted = [*_kept(text), *_kept(audio)]
+    normed_text, normed_audio = _gather_hidden(hidden.text, text), _gather_hidden(hidden.audio, audio)
+    logits = [model.text_logits(normed_text), *model.audio_logits(normed_audio)]
+    wanted = [*_gather_labels(text), *_gather_labels(audio)]
     sums = [_cross_entropy(one, label) for one, label in zip(logits, wanted, strict=True)]
     return StreamLosses(torch.stack(sums), torch.stack([(label != IGNORE).sum() for label in wanted]))
 
@@ -61,13 +62,13 @@ def _any_label(labels: Tensor) -> Tensor:
     return (labels != IGNORE).any(dim=1)
 
 
-def _labelled(hidden: Tensor, labels: Tensor) -> Tensor:
+def _gather_hidden(hidden: Tensor, labels: Tensor) -> Tensor:
     """Return the hidden states of the positions [B, L] at which any stream has a label as [P, D], padded with zeros."""
     found = hidden[_any_label(labels)]
     return nn.functional.pad(found, (0, 0, 0, -len(found) % _POSITIONS))
 
 
-def _kept(labels: Tensor) -> Tensor:
+def _gather_labels(labels: Tensor) -> Tensor:
     """Return the labels [B, s, L] of the positions at which any stream has one as [s, P], padded with `IGNORE`."""
     found = labels.transpose(1, 2)[_any_label(labels)].T
     return nn.functional.pad(found, (0, -found.shape[1] % _POSITIONS), value=IGNORE)

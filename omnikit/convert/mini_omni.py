@@ -85,11 +85,11 @@ def convert(
     folder = hub_folder(str(ckpt_dir)) if is_hub_id(ckpt_dir) else Path(ckpt_dir)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    config = dict(read_tree(_piece(folder, CONFIG)))
-    whisper = read_whisper(encoder or str(_piece(folder, WHISPER, "; name another by --encoder"))).encoder
+    config = dict(read_tree(_existing_file(folder, CONFIG)))
+    whisper = read_whisper(encoder or str(_existing_file(folder, WHISPER, "; name another by --encoder"))).encoder
     parts = {"llm.tokenizer": str(_tokenizer(folder)), **_codec(codec)}
     parts |= {"encoder": "whisper_small", **{f"encoder.{key}": n for key, n in encoder_sizes(whisper).items()}}
-    file = _piece(folder, WEIGHTS)
+    file = _existing_file(folder, WEIGHTS)
     model = from_state_dict(_read_pickle(file), config, parts=parts, source=str(file))
     model.encoder.encoder.load_state_dict(whisper.state_dict())
     model.codec.load_weights()
@@ -173,7 +173,7 @@ def _codec(name: str) -> dict[str, Any]:
             logger.warning("no codec, so this checkpoint will only write: %s; convert with --codec FOLDER", error)
             return {}
     else:
-        file = _piece(Path(name), "config.json", f" (--codec {name})")
+        file = _existing_file(Path(name), "config.json", f" (--codec {name})")
     try:
         options = dict(read_json(file))
     except (ValueError, TypeError) as error:
@@ -187,7 +187,7 @@ def _tokenizer(folder: Path) -> Path:
     return folder
 
 
-def _piece(folder: Path, name: str, more: str = "") -> Path:
+def _existing_file(folder: Path, name: str, more: str = "") -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder{more}")
     if not (folder / name).is_file():

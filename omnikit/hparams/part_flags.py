@@ -44,12 +44,12 @@ def spread(tree: Mapping, settings: Mapping[str, Any], folder: Path) -> dict[str
     for kind, name in names.items() if flags else ():
         part = pick(kind, name) if has_tag(tree[kind], PICK) else {}
         given = overrides.get(kind) or {}
-        options = _meant({**part, **tree[kind], **given}, flags, chosen="name" in given)
+        options = _flag_options({**part, **tree[kind], **given}, flags, chosen="name" in given)
         meant |= {f"{kind}.{key}": value for key, value in options.items()}
     return {**meant, **own}
 
 
-def _meant(part: Mapping, flags: Mapping[str, Any], *, chosen: bool) -> dict[str, Any]:
+def _flag_options(part: Mapping, flags: Mapping[str, Any], *, chosen: bool) -> dict[str, Any]:
     """Return the options that flags for all parts (`--size`, `--pretrained`) set in one part.
 
     Args:

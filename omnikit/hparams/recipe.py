@@ -179,7 +179,7 @@ def different_parts(recipe: str, other: str, ignored: tuple[str, ...] = _NOT_TRA
         if kind == "strategy" or None in parts:
             continue
         if tag_of(parts[0]) != tag_of(parts[1]):
-            different[kind] = tuple(_called(tree, kind) for tree in trees)
+            different[kind] = tuple(_name_and_class(tree, kind) for tree in trees)
             continue
         options = [dict(_options(_completed(*pair))) for pair in (parts, parts[::-1])]
         if changed := _changed(*options, (*ignored, *(KINDS if kind == MODEL else ()))):
@@ -187,7 +187,7 @@ def different_parts(recipe: str, other: str, ignored: tuple[str, ...] = _NOT_TRA
     return different
 
 
-def _called(tree: Mapping, kind: str) -> str:
+def _name_and_class(tree: Mapping, kind: str) -> str:
     """Return the name and class of a part for error messages."""
     name = tree.get(NAMES, {}).get(kind)
     return f"{name}, {dotted_name(tree[kind])}" if name else dotted_name(tree[kind])
@@ -235,7 +235,7 @@ def _completed(part: Mapping, other: Mapping) -> Mapping:
 
 def _check_placeholders(tree: Mapping, overrides: Mapping[str, Any], path: str) -> None:
     for key, node in walk(tree):
-        if tag_of(node) == "!PLACEHOLDER" and not _given(overrides, key.split(".")):
+        if tag_of(node) == "!PLACEHOLDER" and not _has_key(overrides, key.split(".")):
             raise ValueError(f"--{key}: required by {path}, give it a value")
 
 
@@ -246,7 +246,7 @@ def _check_classes(tree: Mapping, path: str) -> None:
             raise ValueError(f"{path}: {key}: there is no class {dotted_name(node)}{renamed}")
 
 
-def _given(overrides: Any, keys: list[str]) -> bool:
+def _has_key(overrides: Any, keys: list[str]) -> bool:
     for key in keys:
         if not isinstance(overrides, Mapping) or key not in overrides:
             return False

@@ -96,9 +96,9 @@ def _children(node: Node) -> Iterator[tuple[str, Node]]:
 
 
 def _check_events(text: str, source: str) -> None:
-    """Refuse a text that is nested too deeply, before anything that recurses into its nodes.
+    """Refuse a text with too many levels or entries, before anything recurses into its nodes.
 
-    The parser itself keeps a stack of its own and does not recurse.
+    The parser itself has an explicit stack and does not recurse.
     """
     depth = 0
     for number, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
