@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from omnikit.offline.batch_inference import Job
     from omnikit.strategies import Strategy as Strategies
 
-# Typer reads [..] in help texts as markup, and keeps the line breaks of all paragraphs of a docstring but the first
+# Typer reads [..] in help texts as markup, and keeps the line breaks of all paragraphs of a docstring but the first.
+# Defaults of other modules are repeated here, since importing these would make `--help` slow; a test compares them.
 app = typer.Typer(
     help="Speech in, text and speech out, from one network.",
     no_args_is_help=True,
@@ -52,7 +53,9 @@ Engine = Annotated[
 Strategy = Annotated[
     str | None, typer.Option(metavar="NAME", help="Decoding strategy, a name in hparams/strategy. (default: parallel)")
 ]
-MaxSteps = Annotated[int | None, typer.Option("--max_steps", metavar="N", help="Maximum steps of an answer. (default: 1024)")]
+MaxSteps = Annotated[
+    int | None, typer.Option("--max_steps", metavar="N", help="Truncate an answer after N steps. (default: 1024)")
+]
 TimeLimit = Annotated[
     float | None,
     typer.Option(
@@ -278,7 +281,7 @@ def tokenize_manifest(
         str,
         typer.Option(metavar="a1,a2", help="Recordings to compute codes of. (default: a2, or a1 where it is missing)"),
     ] = "",
-    drop: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings not copied to the shards. (default: none)")] = "",
+    drop: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings not to copy. (default: none)")] = "",
     batch_seconds: Annotated[
         float | None, typer.Option("--batch_seconds", help="Seconds of audio encoded together. (default: 40)")
     ] = None,

@@ -10,9 +10,14 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import typer
 
+from omnikit import cli
 from omnikit.audio.io import load_audio
+from omnikit.data.encode_recordings import BATCH_SECONDS
+from omnikit.generate import Decoding
 from omnikit.llms.tokenizers import SentencePieceTokenizer
+from omnikit.prepare.rewrite_manifest import SHARD_SIZE
 from omnikit.torchrun import own_device
 
 RATE = 16000
@@ -183,6 +188,17 @@ def test_bad_flags_are_refused(refused, sounds, saved, tmp_path):
     assert "AUDIO" in refused("ask")
     assert "aks" in refused("aks")
     assert "--colour" in refused("ask", good, "--colour", "red")
+
+
+def test_help_states_the_defaults_of_other_modules():
+    commands = typer.main.get_command(cli.app).commands
+    for command, flag, default in (
+        ("ask", "max_steps", Decoding().max_steps),
+        ("tokenize", "batch_seconds", BATCH_SECONDS),
+        ("tokenize", "shard_size", SHARD_SIZE),
+    ):
+        [option] = [option for option in commands[command].params if option.name == flag]
+        assert option.help.endswith(f"(default: {default:g})")
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
