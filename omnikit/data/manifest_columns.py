@@ -1,6 +1,7 @@
 """The columns of a manifest: which names, Parquet types and values each accepts, and the typed value that they become.
 
-CSV, JSON, JSONL and Parquet manifests and the published corpora are read through this one table; docs/data.md lists it.
+CSV, JSON, JSONL and Parquet manifests and the published corpora are read through this one table;
+docs/data_rules.md lists it.
 """
 
 from __future__ import annotations
