@@ -92,7 +92,7 @@ def options_of_all(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Accept the options that stand before a command, such as `--version`."""
 
 
 @app.command(context_settings=PARTS)

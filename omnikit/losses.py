@@ -29,23 +29,23 @@ class StreamLosses(NamedTuple):
 
 
 class StreamLogits(NamedTuple):
-    """Logits of each stream at the positions that are to be learned, and what they should predict."""
+    """Logits of each stream at the labelled positions, with their labels."""
 
     logits: list[Tensor | None]  # S of [P, V], V the ids of the stream; None for a stream without any label
     labels: list[Tensor]  # S of [P], `IGNORE` where the stream has no label
 
 
 TokenLoss = Callable[[Tensor, Tensor], Tensor]
-"""From logits [P, V] in float32 and labels [P] of one stream to the sum of its losses, in nats."""
+"""Type of a function from logits [P, V] in float32 and labels [P] of one stream to the sum of its losses."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed cross-entropy of logits [P, V] at the positions whose label [P] is not `IGNORE`."""
+    """Return the summed cross-entropy of logits [P, V] in nats over the positions whose label [P] is not `IGNORE`."""
     return nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 def stream_logits(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLogits:
-    """Compute the logits of each stream where there are labels [B, S, L].
+    """Compute the logits of each stream from hidden states [B, L, D] at the positions with labels [B, S, L].
 
     The text head runs only where the text stream has a label, the audio heads only where some audio stream has one.
     """
@@ -58,10 +58,10 @@ def stream_logits(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLogits
 
 
 def sum_losses(predictions: StreamLogits, token_loss: TokenLoss = cross_entropy) -> StreamLosses:
-    """Sum a loss over the labels of each stream.
+    """Return a loss summed over the labels of each stream, and the number of labels.
 
-    The sum of a stream without labels is a plain 0: the optimiser skips weights that have no gradient, but would decay
-    those with zeros.
+    The sum of a stream without labels is a constant 0: the optimiser skips weights that have no gradient, but would
+    apply weight decay to those with a zero gradient.
     """
     sums = [
         token_loss(logits.float(), labels) if logits is not None else torch.zeros((), device=labels.device)
@@ -71,7 +71,7 @@ def sum_losses(predictions: StreamLogits, token_loss: TokenLoss = cross_entropy)
 
 
 def stream_losses(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLosses:
-    """Compute the cross-entropy of each stream against labels [B, S, L]."""
+    """Compute the summed cross-entropy of each stream from hidden states [B, L, D] against labels [B, S, L]."""
     return sum_losses(stream_logits(model, hidden, labels))
 
 

@@ -159,9 +159,9 @@ def dump_parts(text: str) -> str:
 
 
 def self_contained(text: str) -> str:
-    """Return a resolved recipe as a recipe that can be run again, in any folder and without the files it came from."""
+    """Return a resolved recipe as one that can be run again in any folder, without the files that it was read from."""
     tree = read_tree_text(text, "recipe")
-    tree.pop(NAMES, None)  # `resolve` adds them anew
+    tree.pop(NAMES, None)  # `resolve` adds them again
     return write_tree(tree)
 
 

@@ -14,7 +14,7 @@ from omnikit.errors import one_line
 from omnikit.files import read_text
 
 INCLUDE = "!include:"
-"""What the tag of an included file begins with."""
+"""Prefix of the tag of an included file."""
 
 
 def read_tree(path: str | Path) -> Mapping:
@@ -30,14 +30,18 @@ def read_tree(path: str | Path) -> Mapping:
 
 
 def open_tree(path: str | Path) -> Mapping:
-    """As `read_tree`, for a file that may take in another one, see `merged`."""
+    """Read a YAML file as a mapping that keeps its tags, and allow it to include another file, see `merged`.
+
+    Raises:
+        ValueError: the file is missing, not YAML, or has no mapping at the top.
+    """
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     return read_tree_text(read_text(path), str(path))
 
 
 def merged(tree: Mapping) -> list[Mapping]:
-    """Return the nodes behind the merge key `<<` of a tree, with their tags; their entries are not looked at."""
+    """Return the nodes behind the merge key `<<` of a tree, with their tags and without reading included files."""
     return list(tree.merge)
 
 
