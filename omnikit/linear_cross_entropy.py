@@ -247,7 +247,7 @@ def _compiled_judge() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """Return the type of losses and sums beside tensors of a type: at least float32."""
+    """Return the type in which losses and sums of tensors of a type are computed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
