@@ -14,7 +14,7 @@ UNRECORDED = 3
 MOST_FAILURES = 8
 """Maximum number of failed recordings per key; a recording fails if another thread waits for the GPU meanwhile."""
 MOST_FUNCTIONS = 64
-"""Maximum number of keys that one `RecordedFunction` records; calls of further keys run without recording."""
+"""Maximum number of keys under which one `RecordedFunction` records; calls of further keys run normally."""
 _RECORDING = Lock()
 """Lock that admits one recording at a time per process, as `torch.cuda.graph` requires."""
 
@@ -73,7 +73,7 @@ class CudaGraphs:
 class GraphRecorder:
     """A cache of recorded calls by key: the first `UNRECORDED` calls of a key run normally, later ones are replayed.
 
-    Runs before a recording are real decode steps: a mere warm-up run would change the tensors that the call writes.
+    Runs before a recording are regular calls: a mere warm-up run would change the tensors that the call writes.
     Recording computes nothing and changes no tensor.
     """
 
@@ -120,24 +120,24 @@ class GraphRecorder:
 
 
 class RecordedFunction:
-    """A cache of functions of tensors that are recorded as CUDA graphs, one per key.
+    """A cache of recorded functions of tensors by key, with inputs and outputs that the caller may keep.
 
-    For each key, the function and the shapes of its inputs must stay the same. Inputs are copied to the tensors that
-    the recording reads, and outputs from those that it writes, by a few kernels for all tensors of a type. A function
-    must not wait for the GPU; one that cannot be recorded runs without recording.
+    Calls with the same key must be of the same function, on tensors of the same shapes. Inputs are copied to the
+    tensors that the recording reads, and outputs from those that it writes, by a few kernels for all tensors of a type.
+    A function must not wait for the GPU; one that cannot be recorded runs normally.
     """
 
     def __init__(self, graphs: CudaGraphs):
         self.recorder = GraphRecorder(graphs)
-        self.places: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}  # inputs and outputs by key
+        self.places: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}  # the recording's inputs, outputs by key
         self.refused: set[Hashable] = set()
 
     def takes(self, key: Hashable) -> bool:
-        """Return whether calls with a key are recorded, or may be recorded in future."""
+        """Return whether calls with a key are recorded, or will be after some further calls."""
         return key not in self.refused and (key in self.places or len(self.places) < MOST_FUNCTIONS)
 
     def __call__(self, key: Hashable, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
-        """Return the outputs of a function that leaves its inputs unchanged, from its recording if there is one."""
+        """Return the outputs of a function for some inputs, which it does not change."""
         if key in self.places:
             _copy_all(self.places[key][0], inputs)
         else:
@@ -152,14 +152,14 @@ class RecordedFunction:
         return outputs
 
     def _compute(self, function: Callable[..., list[Tensor]], inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Compute the outputs of a function and copy them to tensors that are allocated at the first call."""
+        """Compute the outputs and copy them to preallocated tensors, which the first call allocates."""
         found = function(*inputs)
         outputs[len(outputs) :] = [torch.empty_like(each) for each in found[len(outputs) :]]
         _copy_all(outputs, found)
 
 
 def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy tensors to others of the same shapes; tensors of one type are copied by one operation."""
+    """Copy tensors to others of the same shapes, all tensors of a type by one operation."""
     by_type = defaultdict(list)
     for pair in zip(targets, sources, strict=True):
         if pair[0].numel():
