@@ -1,6 +1,7 @@
-"""omnikit: teach any language model to hear and to talk.
+"""Package omnikit: teach any language model to hear and to talk.
 
-What a user types (`omnikit.load`, `omnikit.build`, ..) lives in `omnikit.api` and is imported when it is first used.
+The public functions and classes (`omnikit.load`, `omnikit.build`, ..) are defined in `omnikit.api`, which is imported
+when one of them is first used, so that `import omnikit` is quick.
 """
 
 from __future__ import annotations

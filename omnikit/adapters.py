@@ -1,6 +1,6 @@
-"""From encoder features to the backbone's width.
+"""Adapters: networks that map encoder features to the width of the backbone.
 
-A part file names a class with its options; the model adds the widths: `adapter(dim_in=..., dim_out=...)`.
+A part file names one of these classes with its options; the model adds the widths: `adapter(dim_in=..., dim_out=...)`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from omnikit.interfaces import Adapter, lengths_to_mask
 
 
 class LinearAdapter(Adapter):
-    """One layer with a bias (published code's `mlp`)."""
+    """An adapter of one linear layer with bias (called `mlp` in the published Mini-Omni code)."""
 
     def __init__(self, *, dim_in: int, dim_out: int):
         super().__init__()
@@ -22,7 +22,13 @@ class LinearAdapter(Adapter):
 
 
 class MLPAdapter(Adapter):
-    """Two layers (Mini-Omni, section 3.1). `hidden` None = `dim_out`."""
+    """An adapter of two linear layers with a GELU between them (Mini-Omni, arXiv 2408.16725, section 3.1).
+
+    Args:
+        dim_in: width of the encoder's features.
+        dim_out: width of the backbone.
+        hidden: width between the layers; None = `dim_out`.
+    """
 
     def __init__(self, *, dim_in: int, dim_out: int, hidden: int | None = None):
         super().__init__()
@@ -34,7 +40,7 @@ class MLPAdapter(Adapter):
 
 
 class GatedMLPAdapter(Adapter):
-    """`proj(silu(fc_1 x) * fc_2 x)` without biases (published checkpoint's `llamamlp`)."""
+    """An adapter that computes `proj(silu(fc_1 x) * fc_2 x)` without biases (`llamamlp` in the published Mini-Omni)."""
 
     def __init__(self, *, dim_in: int, dim_out: int, hidden: int):
         super().__init__()
@@ -47,9 +53,10 @@ class GatedMLPAdapter(Adapter):
 
 
 class ConcatAdapter(Adapter):
-    """`stride` neighbouring frames side by side, then two layers (SLAM-ASR, arXiv 2402.08846, section 3).
+    """An adapter that concatenates `stride` neighbouring frames and applies two linear layers.
 
-    The last group of a sample is filled up with zeros.
+    This is the projector of SLAM-ASR (arXiv 2402.08846, section 3). The last group of frames of a recording is padded
+    with zeros.
     """
 
     def __init__(self, *, dim_in: int, dim_out: int, stride: int, hidden: int | None = None):
@@ -66,10 +73,11 @@ class ConcatAdapter(Adapter):
 
 
 class ConvAdapter(Adapter):
-    """Two convolutions over time, the second with `stride`, then one layer.
+    """An adapter of two convolutions over time, the second with stride `stride`, and a linear layer.
 
-    Both reach one frame beyond what they replace, to either side. Behind a sample's end each sees zeros. `hidden` None
-    = `dim_out`.
+    The first convolution sees one frame to either side of each frame, the second one frame to either side of each group
+    of `stride` frames. Frames behind the end of a recording are zeros, so padding changes nothing. `hidden` None =
+    `dim_out`.
     """
 
     def __init__(self, *, dim_in: int, dim_out: int, stride: int, hidden: int | None = None):

@@ -1,4 +1,4 @@
-"""What a user types: load a system, ask it, let it transcribe, speak and chat."""
+"""The Python API: load a system, ask it a question, transcribe, synthesise speech and chat."""
 
 from __future__ import annotations
 
@@ -23,43 +23,42 @@ from omnikit.streaming import EXACT, check_mode
 from omnikit.tasks import TASKS
 
 Audio = str | Path | Tensor
-"""A file, or a waveform [N] in -1..1 at the encoder's sample rate."""
+"""Speech as the API takes it: the path of a file, or a waveform [N] in -1..1 at the encoder's sample rate."""
 FLOAT32 = "float32"
 DTYPES = {FLOAT32: torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class StopOptions(TypedDict, total=False):
-    """What may stop an answer before its end. What was decoded until then is given, and stays as it is."""
+    """Keyword arguments that end an answer early; the text and sound decoded until then are returned."""
 
     cancel: Event | None
-    """Where it is set, by whatever thread, no further step begins."""
+    """Event that cancels the answer: once any thread has set it, no further decode step begins."""
     time_limit: float | None
-    """Seconds of decoding, those of the prompt included; None = as `Omni.decoding` says."""
+    """Maximum number of seconds spent on an answer, prefill included; None = the limit in `Omni.decoding`."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer."""
+    """An answer as text and waveform."""
 
     text: str
-    wav: Tensor  # [N], N = 0 where it is a written one
+    wav: Tensor  # [N] in -1..1, N = 0 for an answer without speech
     sample_rate: int
     end: str = END
-    """Why it ended, one of `omnikit.generate.ENDS`."""
+    """Reason why the answer ended, one of `omnikit.generate.ENDS`."""
 
 
 class Omni:
-    """A loaded system, ready to answer.
+    """A loaded system that answers questions; any thread may call it.
 
-    Any thread may ask. All questions are answered in one batch that is always running: an answer joins it when there is
-    room, and leaves it at its end.
+    All questions are answered in one running batch: an answer joins it when a slot is free and leaves it when it ends.
 
     Args:
-        model: in evaluation mode.
-        decoding: sampling and limits of answers.
-        strategy: sequences per question; None = parallel, one sequence.
-        engine: computes the steps; None = torch, with the model's own modules.
-        capacity: sequences that are decoded together at most; None = `omnikit.generate.running_batch.CAPACITY`.
+        model: network in evaluation mode.
+        decoding: sampling options and limits of answers.
+        strategy: decoding strategy, which sets the number of sequences per question; None = `parallel`, one sequence.
+        engine: implementation that computes the decode steps; None = torch, with the model's own modules.
+        capacity: maximum number of sequences decoded together; None = `omnikit.generate.running_batch.CAPACITY`.
     """
 
     def __init__(
@@ -77,12 +76,12 @@ class Omni:
 
     @property
     def model(self) -> OmniLM:
-        """Network that answers."""
+        """The network that generates the answers."""
         return self.decoder.model
 
     @property
     def decoding(self) -> Decoding:
-        """Sampling and limits of answers to questions asked from now on."""
+        """Sampling options and limits of the answers to all questions asked from now on."""
         return self.decoder.decoding
 
     @decoding.setter
@@ -91,45 +90,46 @@ class Omni:
 
     @property
     def sample_rate(self) -> int:
-        """Sample rate of the answers (Hz)."""
+        """Sample rate of the generated speech (Hz)."""
         return self.model.codec.sample_rate
 
     def ask(self, audio: Audio, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a spoken question with text and speech.
 
         Raises:
-            ValueError: the file cannot be read, or is longer than what the encoder hears; the message names it.
+            ValueError: the file cannot be read, or is longer than the encoder accepts; the message names it.
             omnikit.generate.QueueFull: too many questions are waiting.
         """
         return self._join(self.stream(audio, **stop))
 
     def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[StopOptions]) -> Chunks:
-        """Answer as `ask` does, chunk by chunk while the answer is being decoded: the codec is given few frames at
-        first, then more at a time. Drop the iterator to have no more, or see `StopOptions`.
+        """Answer a spoken question with text and speech, yielding chunks while the answer is being decoded.
+
+        The first chunks hold few frames, later ones more. Drop the iterator to end the answer, or see `StopOptions`.
 
         Args:
-            mode: of `omnikit.streaming.MODES`. `low_latency` gives sound from the first whole frame on; where it had to
-                guess what follows, it differs a little from that of `ask`.
+            mode: a name in `omnikit.streaming.MODES`. `low_latency` yields samples from the first complete frame on;
+                where they depend on frames still to come, they are estimated and differ a little from those of `ask`.
 
         Raises:
-            ValueError: as `ask`; or no such mode.
+            ValueError: the file cannot be read or is too long, see `ask`; or the mode is unknown.
         """
         return self._chunks("A1A2", self.spoken_question(audio), mode, name=_name(audio), **stop)
 
     def transcribe(self, audio: Audio, **stop: Unpack[StopOptions]) -> str:
-        """Return the transcript of speech."""
+        """Return the transcript of a spoken recording."""
         return self.generate_text("A1T1", self.spoken_question(audio), name=_name(audio), **stop).text
 
     def speak(self, text: str, **stop: Unpack[StopOptions]) -> Reply:
-        """Synthesise speech that says a text."""
+        """Synthesise speech that utters a text."""
         return self._join(self.stream_speech(text, **stop))
 
     def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[StopOptions]) -> Chunks:
-        """Synthesise speech as `speak` does, chunk by chunk, see `stream`."""
+        """Synthesise speech that utters a text, yielding chunks while it is being decoded; see `stream` for `mode`."""
         return self._chunks("T1A1", self.written_question(text), mode, **stop)
 
     def chat(self, text: str, **stop: Unpack[StopOptions]) -> str:
-        """Answer a written question in writing."""
+        """Answer a written question with text alone."""
         return self.generate_text("T1T2", self.written_question(text), **stop).text
 
     def answer(self, text: str, **stop: Unpack[StopOptions]) -> Reply:
@@ -139,11 +139,14 @@ class Omni:
     def generate_text(
         self, task: str, question: Question, *, name: str | None = None, **stop: Unpack[StopOptions]
     ) -> Reply:
-        """Return what `transcribe` (A1T1), `chat` (T1T2) and the task A1T2 write, with the reason why it ended.
+        """Generate a text-only answer, and return it with the reason why it ended.
+
+        The tasks are A1T1 (`transcribe`), T1T2 (`chat`) and A1T2 (a spoken question answered in writing).
 
         Args:
             task: a name in `omnikit.tasks.TASKS` that does not speak.
-            name: of the recording, for errors.
+            question: the question from `spoken_question` or `written_question`.
+            name: the recording's name in error messages.
         """
         request = self.submit(task, question, name=name, **stop)
         try:
@@ -163,12 +166,14 @@ class Omni:
         name: str | None = None,
         **stop: Unpack[StopOptions],
     ) -> Request:
-        """Ask without waiting: the answer grows, see `omnikit.generate.Request`.
+        """Submit a question without waiting and return the request, whose answer grows; see `omnikit.generate.Request`.
 
         Args:
             task: a name in `omnikit.tasks.TASKS`.
-            sound: mode of `omnikit.streaming.MODES` in which the answer's codes become sound; None = they do not.
-            name: of the recording, for errors.
+            question: the question from `spoken_question` or `written_question`.
+            sound: a name in `omnikit.streaming.MODES` by which codes are decoded to a waveform; None = they are not
+                decoded.
+            name: the recording's name in error messages.
 
         Raises:
             omnikit.generate.QueueFull: too many questions are waiting.
@@ -179,13 +184,13 @@ class Omni:
         return self.decoder.submit(TASKS[task], question, **options)
 
     def spoken_question(self, audio: Audio) -> Question:
-        """Turn a recording into a question.
+        """Convert a recording to a `Question`, checking that the encoder accepts its length.
 
         Raises:
-            ValueError: the file cannot be read, or the encoder hears no recording of this length; the message names it.
+            ValueError: the file cannot be read, or the encoder takes no recording of this length; the message names it.
         """
         wav = audio if isinstance(audio, Tensor) else load_audio(audio, self.model.encoder.sample_rate)
-        with suppress(NotImplementedError):  # then it tells when it encodes
+        with suppress(NotImplementedError):  # such an encoder refuses a length when it encodes
             try:
                 self.model.encoder.num_frames(wav.shape[0])
             except ValueError as error:
@@ -193,18 +198,17 @@ class Omni:
         return Question(wav=wav)
 
     def written_question(self, text: str) -> Question:
-        """Turn a text into a question.
+        """Convert a text to a `Question` of token ids.
 
         Raises:
-            ValueError: no text, or characters that the tokenizer lacks.
+            ValueError: the text is empty, or has characters that the tokenizer lacks.
         """
         if not text.strip():
             raise ValueError(f"text {text!r}: empty")
         return Question(text=self.model.llm.tokenizer.encode(text))
 
     def close(self) -> None:
-        """End all answers that are under way as cancelled, and the thread that decodes them. The next question starts
-        another."""
+        """Cancel all answers that are being decoded and end the decoding thread; the next question starts a new one."""
         self.decoder.close()
 
     def _chunks(
@@ -215,12 +219,12 @@ class Omni:
 
     def _join(self, chunks: Chunks) -> Reply:
         try:
-            pieces = list(chunks)
+            received = list(chunks)
         except BaseException:  # Ctrl-C among them
             chunks.close()
             raise
-        text, wav = "".join(p.text for p in pieces), torch.cat([p.wav for p in pieces])
-        return Reply(text, wav, self.sample_rate, pieces[-1].end)
+        text, wav = "".join(p.text for p in received), torch.cat([p.wav for p in received])
+        return Reply(text, wav, self.sample_rate, received[-1].end)
 
 
 def _name(audio: Audio) -> str:
@@ -235,14 +239,16 @@ def load(
     engine: str = AUTO,
     dtype: str = FLOAT32,
 ) -> Omni:
-    """Load a checkpoint folder, or one of the hub by its id; None = the mini system that comes with the package.
+    """Load a system from a checkpoint folder or a hub id; None = the mini system that comes with the package.
 
     Args:
-        engine: computes the steps, a name in `omnikit.engines.ENGINES`, or `auto`; `openvino` needs the CPU.
-        dtype: in which engines of torch compute all but encoder and codec: float32, bfloat16 or float16.
+        device: where torch runs the system, such as `cpu` or `cuda`.
+        strategy: decoding strategy; None = `parallel`.
+        engine: a name in `omnikit.engines.ENGINES`, or `auto`; `openvino` runs on the CPU only.
+        dtype: type in which torch's engines compute everything but encoder and codec: float32, bfloat16 or float16.
 
     Raises:
-        ValueError: the folder or a piece of it is missing or does not fit, or the engine cannot run it.
+        ValueError: the folder or a file in it is missing or does not fit, or the engine cannot run the system.
     """
     from omnikit.checkpoint import load as load_checkpoint
 
@@ -259,10 +265,10 @@ def load(
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """Of `DTYPES`.
+    """Return the torch type of a name in `DTYPES`.
 
     Raises:
-        ValueError: another name.
+        ValueError: the name is unknown.
     """
     if name not in DTYPES:
         raise ValueError(f"dtype {name}: unknown (choices: {', '.join(DTYPES)})")
@@ -272,17 +278,17 @@ def dtype_named(name: str) -> torch.dtype:
 def build(
     *, pretrained: bool = False, size: str | None = None, tts_blocks: int | None = None, **parts: object
 ) -> OmniLM:
-    """A system from parts by name, untrained as a whole: `build(codec="mel_rvq", pattern="flattened")`.
+    """Build a system from parts by name, untrained as a whole: `build(codec="mel_rvq", pattern="flattened")`.
 
     Args:
-        pretrained: let each part read the weights that its `weights` option names. Otherwise only those named here are
-            read, and an `llm` chosen by name has the tokenizer `bytes` unless `llm.tokenizer` is named.
-        size: `tiny` builds every part that can be with few and narrow layers; None = as the part files say.
-        tts_blocks: blocks of the TTS adapter.
-        parts: kind = name; or an option of a part, with its dots: `**{"codec.num_codebooks": 4}`.
+        pretrained: let each part read the weights that its `weights` option names. Otherwise only weights named in this
+            call are read, and an `llm` chosen by name has the tokenizer `bytes` unless `llm.tokenizer` is given.
+        size: `tiny` builds every part that supports it with few and narrow layers; None = as the part files say.
+        tts_blocks: number of blocks of the TTS adapter; None = as `hparams/system.yaml` says.
+        parts: kind = name; or an option of a part by its dotted key: `**{"codec.num_codebooks": 4}`.
 
     Raises:
-        ValueError: an unknown name or option.
+        ValueError: a name or an option is unknown.
     """
     from omnikit.hparams import KINDS, build_parts
 

@@ -1,4 +1,4 @@
-"""A trained model as a folder: `hparams.yaml` (its parts), `model.safetensors`, the tokenizer's files."""
+"""Checkpoints: a trained model as a folder of `hparams.yaml` (its parts), `model.safetensors` and tokenizer files."""
 
 from __future__ import annotations
 
@@ -31,15 +31,20 @@ from omnikit.weights import FILE_NAME, Stored, check_fits, load_into, save_weigh
 
 HPARAMS = "hparams.yaml"
 SHIPPED = packaged("pretrained/mini")
-"""The mini system that comes with the package."""
+"""Folder of the mini system's checkpoint that comes with the package."""
 
 
 def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write `folder` anew; other files in it are kept. A kill or a full disk leaves the old checkpoint or the new one,
-    whole.
+    """Write a model's checkpoint to a folder and keep the other files there.
+
+    A kill or a full disk leaves the old checkpoint or the new one, each complete.
+
+    Args:
+        model: a model that was built from a recipe and has its weights.
+        dtype: type in which floating-point weights are stored.
 
     Raises:
-        ValueError: the model was not built from hparams, so there is nothing to build it from again; it was loaded
+        ValueError: the model was not built from a recipe, so there is nothing to build it from again; it was loaded
             without its weights; or the disk is full.
     """
     if not getattr(model, "recipe", ""):
@@ -61,18 +66,18 @@ def load(
     skeleton: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> OmniLM:
-    """Build a saved model, in evaluation mode and for inference alone, see `omnikit.llms.build_modes`.
+    """Load a model from a checkpoint, in evaluation mode and for inference only; see `omnikit.llms.build_modes`.
 
     Args:
-        folder: or a hub id; `None` = the mini system that comes with the package.
-        device: where it shall run.
-        allow: modules of one's own whose classes the checkpoint may name.
-        skeleton: leave the backbone's blocks and heads out: an engine computes them. The rest is in the type of
-            `omnikit.llms.build_modes`, and what can stays in the file.
-        dtype: of a model that is not a skeleton, see `OmniLM.to_dtype`; weights never take memory in another one.
+        folder: checkpoint folder or hub id; None = the mini system that comes with the package.
+        device: where the model shall run.
+        allow: modules outside omnikit whose classes the checkpoint may name.
+        skeleton: leave out the backbone's blocks and heads, because an engine computes them. The other weights have the
+            type `omnikit.llms.build_modes.SKELETON_DTYPE`, and stay in the file where possible.
+        dtype: type of a model that is not a skeleton, see `OmniLM.to_dtype`; weights never take memory in another type.
 
     Raises:
-        ValueError: no such folder, a piece of it is missing, refused or does not fit, or no such device.
+        ValueError: the folder or a file in it is missing, refused or does not fit, or there is no such device.
     """
     check_device(device)
     parts = _read(existing(SHIPPED if folder is None else folder), allow)
@@ -85,7 +90,7 @@ def load(
 
 
 def build(folder: str | Path, allow: tuple[str, ...] = ()) -> OmniLM:
-    """The model of a checkpoint with random weights; see `load`."""
+    """Build the model of a checkpoint with random weights; see `load` for the arguments and errors."""
     parts = _read(existing(folder), allow)
     with opened_once():
         parts.check_sizes()
@@ -93,31 +98,31 @@ def build(folder: str | Path, allow: tuple[str, ...] = ()) -> OmniLM:
 
 
 def outline(folder: str | Path) -> OmniLM:
-    """The model of a checkpoint on the meta device, without weights, but compared with those of the checkpoint.
+    """Build the model of a checkpoint on the meta device and compare its shapes with the checkpoint's weights.
 
     Raises:
-        ValueError: see `load`; values of weights are not looked at.
+        ValueError: the errors of `load`, except those about the values of weights, which are not read.
     """
     return _read(existing(folder)).outline()
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """A checkpoint's YAML text, checked, and the weights that belong to it."""
+    """The checked YAML text of a checkpoint, and the file of the weights that belong to it."""
 
-    source: str  # the YAML file
-    text: str  # with the complete path of the tokenizer
-    nodes: MappingNode  # of the text
+    source: str  # path of the YAML file, for errors
+    text: str  # its text, with the complete path of the tokenizer
+    nodes: MappingNode  # the nodes of that text
     weights: Path
     allow: tuple[str, ...]
 
     @cached_property
     def stored(self) -> Stored:
-        """The weights by name; their values stay in the file."""
+        """Mapping from the names of the stored weights to tensors whose values stay in the file."""
         return stored_tensors(self.weights)
 
     def build(self) -> OmniLM:
-        """The model with random weights, as large as its weights are at most."""
+        """Build the model with random weights, refusing one that is much larger than its stored weights."""
         weights = self.stored.values()
         try:
             with limited(weights):
@@ -130,19 +135,21 @@ class _Parts:
         return model
 
     def outline(self) -> OmniLM:
-        """The model on the meta device, where it takes no memory; its weights fit it."""
-        stored = self.stored  # read before: within the meta device's context it takes several times as long
+        """Build the model on the meta device, where it takes no memory, and refuse stored weights that do not fit it.
+        """
+        stored = self.stored  # read first, because it takes several times as long within the meta device's context
         with SkipInit(), torch.device("meta"):
             model = self.build()
         check_fits(model, stored, self.weights)
         return model
 
     def check_sizes(self, dtype: torch.dtype | None = None) -> None:
-        """Compare the sizes in the text with those of the weights before memory is taken for them. Classes of one's own
-        (`allow`) may need real tensors, so they are not tried out on the meta device.
+        """Compare the sizes in the YAML text with the stored weights before memory is allocated for the model.
+
+        Classes of modules in `allow` may need real tensors, so they are not tried on the meta device.
 
         Args:
-            dtype: of the model that shall fit this machine's memory; `None` = that is not asked.
+            dtype: type of a model that has to fit this machine's memory; None = memory is not checked.
         """
         if self.allow:
             return
@@ -152,7 +159,7 @@ class _Parts:
 
 
 def restore(model: OmniLM, folder: str | Path) -> None:
-    """Take over the weights of a checkpoint, such as those of the stage before.
+    """Load the weights of a checkpoint, such as the previous stage's, into a model that has the same parts.
 
     Raises:
         ValueError: the checkpoint was trained with other parts; the message names them.
@@ -164,22 +171,22 @@ def restore(model: OmniLM, folder: str | Path) -> None:
     other = [f"{part} is {there} there and {here} here" for part, (there, here) in differences.items()]
     if other:
         raise ValueError(f"checkpoint {folder} was trained with other parts: {'; '.join(other)}")
-    load_into(model, _piece(folder, FILE_NAME))
+    load_into(model, _checked_file(folder, FILE_NAME))
 
 
 def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
-    """The YAML text of a checkpoint's parts, checked, its tokenizer's path complete.
+    """Return the checked YAML text of a checkpoint's parts, with the complete path of its tokenizer.
 
     Raises:
-        ValueError: a piece is missing, or the text holds what a checkpoint may not.
+        ValueError: a file is missing, or the text holds something that is refused in a checkpoint.
     """
     return _read(existing(folder), allow).text
 
 
 def _read(folder: Path, allow: tuple[str, ...] = ()) -> _Parts:
-    """The pieces of a checkpoint, each a file of its folder."""
+    """Read and check the files of a checkpoint folder."""
     text, source = _hparams(folder), str(folder / HPARAMS)
-    weights = _piece(folder, FILE_NAME)
+    weights = _checked_file(folder, FILE_NAME)
     nodes = check_safe(text, source, allow)
     tokenizer = tokenizer_node(nodes)
     if tokenizer is not None:
@@ -189,33 +196,33 @@ def _read(folder: Path, allow: tuple[str, ...] = ()) -> _Parts:
 
 
 def _hparams(folder: Path) -> str:
-    return with_new_paths(read_text(_piece(folder, HPARAMS), MOST_BYTES))
+    return with_new_paths(read_text(_checked_file(folder, HPARAMS), MOST_BYTES))
 
 
 def _tokenizer_of(folder: Path, name: str) -> Path:
-    """The file that a checkpoint's YAML names, or the folder itself where the tokenizer has several."""
+    """Return the tokenizer file that a checkpoint's YAML names, or the folder if the tokenizer has several files."""
     if name != SEVERAL:
-        return _piece(folder, name)
+        return _checked_file(folder, name)
     for file in folder.iterdir():
         if file.suffix in TOKENIZER_FILES and not file.is_dir():
-            _piece(folder, file.name)
+            _checked_file(folder, file.name)
     return folder
 
 
 def weights_of(folder: str | Path | None) -> Path:
-    """The file with a checkpoint's weights; see `load`.
+    """Return the file with a checkpoint's weights; None = that of the mini system.
 
     Raises:
-        ValueError: there is no such folder, or none in it.
+        ValueError: the folder does not exist, or there is no such file in it.
     """
-    return _piece(existing(SHIPPED if folder is None else folder), FILE_NAME)
+    return _checked_file(existing(SHIPPED if folder is None else folder), FILE_NAME)
 
 
 def existing(folder: str | Path) -> Path:
-    """The folder, or what a kill has left of it, or its copy from the hub.
+    """Return the folder of a checkpoint, what a kill during saving has left of it, or its copy from the hub.
 
     Raises:
-        ValueError: the hub does not give it.
+        ValueError: the hub cannot provide it.
     """
     folder = Path(folder)
     if (present := present_folder(folder)).is_dir():
@@ -226,7 +233,7 @@ def existing(folder: str | Path) -> Path:
         raise ValueError(f"checkpoint {error}") from None
 
 
-def _piece(folder: Path, name: str) -> Path:
+def _checked_file(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder}: no such folder")
     try:
@@ -243,7 +250,7 @@ def _with_tokenizer(text: str, path: str, source: str = HPARAMS) -> str:
 
 
 def _tokenizer_file(model: OmniLM) -> str:
-    """What the tokenizer writes: a file, or several that are found by their folder."""
+    """Return the name of the file that the tokenizer writes, or `SEVERAL` if it writes more than one."""
     return getattr(model.llm.tokenizer, "file_name", SEVERAL)
 
 

@@ -1,4 +1,4 @@
-"""The `omnikit` command. Each command imports what it needs when it runs, so that `omnikit --help` is quick."""
+"""The `omnikit` command line; each command imports what it needs when it runs, so that `omnikit --help` is quick."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from omnikit.offline.batch_inference import Job
     from omnikit.strategies import Strategy as Strategies
 
+# Typer reads [..] in help texts as markup, and keeps the line breaks of all paragraphs of a docstring but the first.
+# Defaults of other modules are repeated here, since importing these would make `--help` slow; a test compares them.
 app = typer.Typer(
     help="Speech in, text and speech out, from one network.",
     no_args_is_help=True,
@@ -27,53 +29,54 @@ app = typer.Typer(
 )
 
 PARTS = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""For commands that also take parts by name and their options."""
+"""Typer settings for commands that also take parts by name and options of parts, such as `--codec mimi`."""
 Sound = Annotated[
     str,
     typer.Argument(
-        metavar="AUDIO", help="A sound file of at most 30 s (wav, flac, ogg, mp3 ..); or many: a folder, a manifest."
+        metavar="AUDIO", help="Sound file of at most 30 s (wav, flac, ogg, mp3 ..), or a folder or manifest of many."
     ),
 ]
-Words = Annotated[str, typer.Argument(metavar="TEXT")]
+Words = Annotated[str, typer.Argument(metavar="TEXT", help="Written question.")]
 Texts = Annotated[
-    str, typer.Argument(metavar="TEXT", help="What is said; or many: a manifest, a .txt file with a text in each line.")
+    str, typer.Argument(metavar="TEXT", help="Text to speak, or a manifest or .txt file (one text per line) of many.")
 ]
 Checkpoint = Annotated[
-    str | None, typer.Option(metavar="DIR", help="A trained model; the small system of the package if not given.")
+    str | None, typer.Option(metavar="DIR", help="Checkpoint folder or hub id. (default: the package's small system)")
 ]
-Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda ..")]
+Device = Annotated[str, typer.Option(help="Device to run on: cpu, cuda ..")]
 Engine = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="Computes the steps: auto, torch, static, compiled, openvino (on CPUs, 8 bit)."
+        metavar="NAME",
+        help="Implementation of the decode steps: auto, torch, static, compiled, openvino (8-bit weights, CPU only).",
     ),
 ]
 Strategy = Annotated[
-    str | None, typer.Option(metavar="NAME", help="How one question is decoded, a name in hparams/strategy.")
+    str | None, typer.Option(metavar="NAME", help="Decoding strategy, a name in hparams/strategy. (default: parallel)")
 ]
-MaxSteps = Annotated[int | None, typer.Option("--max_steps", metavar="N", help="Cut the answer after so many steps.")]
+MaxSteps = Annotated[
+    int | None, typer.Option("--max_steps", metavar="N", help="Truncate an answer after N steps. (default: 1024)")
+]
 TimeLimit = Annotated[
     float | None,
     typer.Option(
         "--time_limit",
         metavar="SECONDS",
-        help="Cut an answer after so many seconds, counted from the moment at which its question is encoded.",
+        help="Truncate an answer after this many seconds, counted from the start of encoding. (default: no limit)",
     ),
 ]
-Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="A manifest: a file (docs/data.md) or a folder.")]
-SaveFolder = Annotated[str, typer.Option("--save_folder", metavar="DIR", help="Where the shards go.")]
+Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="Manifest file (docs/data.md) or folder of shards.")]
+SaveFolder = Annotated[str, typer.Option("--save_folder", metavar="DIR", help="Folder that the shards are written to.")]
 ShardSize = Annotated[
-    int | None, typer.Option("--shard_size", metavar="N", help="Minimum number of entries in a shard. [default: 2048]")
+    int | None, typer.Option("--shard_size", metavar="N", help="Minimum number of manifest entries in a shard. (default: 2048)")
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first thing that makes no row.")]
-
-
-BatchSize = Annotated[int, typer.Option("--batch_size", help="Of many, how many are decoded together.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unusable entry instead of skipping it.")]
+BatchSize = Annotated[int, typer.Option("--batch_size", help="Batch size for a folder or a manifest.")]
 ANSWER, SPEECH = "answer.wav", "speech.wav"
 
 
 def _output(one: str) -> typer.models.OptionInfo:
-    words = f"{one}. Of many: the folder of results (results.jsonl, wavs); started again, it goes on (docs/batch.md)."
+    words = f"{one}. For a folder or manifest: folder of the results (results.jsonl, wavs), resumable (docs/batch.md)."
     return typer.Option("--output", "-o", metavar="FILE|DIR", help=words)
 
 
@@ -89,14 +92,14 @@ def options_of_all(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Accept the options that stand before a command, such as `--version`."""
 
 
 @app.command(context_settings=PARTS)
 def ask(
     context: typer.Context,
     audio: Sound,
-    output: Annotated[str | None, _output(f"Where the speech goes; {ANSWER} if not given")] = None,
+    output: Annotated[str | None, _output(f"File that the speech is written to, {ANSWER} by default")] = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     strategy: Strategy = None,
@@ -105,10 +108,14 @@ def ask(
     time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
 ) -> None:
-    """Answer a spoken question, or those of a folder or manifest, with text, as it grows, and speech. Parts by name
-    instead of a checkpoint make an untrained system (--llm qwen2_0.5b --codec snac_24khz ..), each part with the
-    weights that its file names, or with none of them (--pretrained false); --size tiny builds each part that can be
-    with few layers."""
+    """Answer a spoken question, or those of a folder or a manifest, with text and speech.
+
+    The text is printed while it is decoded. Parts by name instead of a
+    checkpoint build an untrained system (--llm qwen2_0.5b --codec snac_24khz
+    ..): each part reads the weights that its part file names, or none with
+    --pretrained false. --size tiny builds each part that supports it with few
+    layers.
+    """
     import torch
 
     from omnikit.audio.io import check_target, save_audio
@@ -139,7 +146,7 @@ def ask(
 @app.command()
 def transcribe(
     audio: Sound,
-    output: Annotated[str | None, _output("Of one recording the text is printed")] = None,
+    output: Annotated[str | None, _output("Not allowed for a single recording, whose transcript is printed")] = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "auto",
@@ -147,7 +154,7 @@ def transcribe(
     time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
 ) -> None:
-    """Write what is said in a sound file, or in those of a folder or manifest."""
+    """Print the transcript of a sound file, or write those of a folder or a manifest."""
     limits, about = _limits(max_steps, time_limit), {"max_steps": max_steps, "time_limit": time_limit}
     job = _job("A1T1", audio, output, batch_size, checkpoint, {"engine": engine, **about})
     if job is None and output is not None:
@@ -161,7 +168,7 @@ def transcribe(
 @app.command()
 def speak(
     text: Texts,
-    output: Annotated[str | None, _output(f"Where the speech goes; {SPEECH} if not given")] = None,
+    output: Annotated[str | None, _output(f"File that the speech is written to, {SPEECH} by default")] = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "auto",
@@ -169,7 +176,7 @@ def speak(
     time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
 ) -> None:
-    """Say a text, or those of a manifest or a text file."""
+    """Synthesise speech that utters a text, or those of a manifest or a text file."""
     from omnikit.audio.io import check_target, save_audio
 
     limits, about = _limits(max_steps, time_limit), {"max_steps": max_steps, "time_limit": time_limit}
@@ -195,7 +202,7 @@ def chat(
     max_steps: MaxSteps = None,
     time_limit: TimeLimit = None,
 ) -> None:
-    """Answer a written question in writing."""
+    """Answer a written question with text."""
     omni = _load(checkpoint, device, engine, _limits(max_steps, time_limit))
     _print(omni.generate_text("T1T2", omni.written_question(text)))
 
@@ -207,16 +214,20 @@ def bench(
     device: Device = "cpu",
     engine: Engine = "auto",
     dtype: Annotated[
-        str, typer.Option(help="In which all engines but openvino compute: float32, bfloat16, float16.")
+        str, typer.Option(help="Type in which all engines but openvino compute: float32, bfloat16, float16.")
     ] = "float32",
-    seconds: Annotated[float, typer.Option(help="Of the question.")] = 3.0,
-    threads: Annotated[int | None, typer.Option(help="Of the CPU. [default: torch's own number]")] = None,
-    streams: Annotated[int, typer.Option(metavar="N", help="Answers that a step decodes at a time.")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats and shorter answers.")] = False,
+    seconds: Annotated[float, typer.Option(help="Length of the question in seconds.")] = 3.0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. (default: torch's own number)")] = None,
+    streams: Annotated[int, typer.Option(metavar="N", help="Answers that are decoded together.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure fewer repeats and shorter answers.")] = False,
 ) -> None:
-    """Time the pieces of an answer on this machine, each by itself: a table of the middle and the slow end (p50 / p95)
-    of each, and how near a step comes to what the memory allows. Of a checkpoint, or of parts by name with random
-    weights (--llm qwen2_0.5b --codec snac_24khz .., --size tiny). The question is noise."""
+    """Time each component of an answer on this machine, with noise as the question.
+
+    Print a table of the median and the 95th percentile (p50 / p95) of each
+    component, and how near a decode step comes to the speed of the memory. A
+    checkpoint is measured, or parts by name with random weights (--llm
+    qwen2_0.5b --codec snac_24khz .., --size tiny).
+    """
     import torch
 
     from omnikit.bench.measure import QUICK, BenchSizes, measure
@@ -238,8 +249,11 @@ def bench(
 
 @app.command(context_settings=PARTS)
 def info(context: typer.Context, checkpoint: Checkpoint = None) -> None:
-    """Show the parts, sizes and ids of a model: of a checkpoint, or of parts by name and their options
-    (--codec NAME, --llm.config.hidden_size 128 ..). Nothing is computed and no weights are read."""
+    """Show the parts, sizes and ids of a model: of a checkpoint, or of parts by name and their options.
+
+    Example: --codec NAME --llm.config.hidden_size 128. Nothing is computed and
+    no weights are read.
+    """
     from omnikit.describe import describe_checkpoint, describe_parts
 
     settings = _settings(context, checkpoint)
@@ -248,18 +262,18 @@ def info(context: typer.Context, checkpoint: Checkpoint = None) -> None:
 
 @app.command()
 def convert(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="What it is: mini_omni.")],
-    ckpt_dir: Annotated[str, typer.Argument(metavar="CKPT_DIR", help="The published folder, or its hub id.")],
-    out_dir: Annotated[str, typer.Argument(metavar="OUT_DIR", help="The checkpoint to be written.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Kind of the published model: mini_omni.")],
+    ckpt_dir: Annotated[str, typer.Argument(metavar="CKPT_DIR", help="Folder of the published model, or its hub id.")],
+    out_dir: Annotated[str, typer.Argument(metavar="OUT_DIR", help="Folder that the checkpoint is written to.")],
     codec: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Folder or hub id of the SNAC; none = text only. [default: the 24 kHz one]"),
+        typer.Option(metavar="DIR", help="SNAC's folder or hub id; none = text only. (default: SNAC at 24 kHz)"),
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Whisper's .pt file or name. [default: small.pt of the folder]")
+        str | None, typer.Option(metavar="FILE", help="Whisper's .pt file or name. (default: CKPT_DIR's small.pt)")
     ] = None,
 ) -> None:
-    """Make an omnikit checkpoint of a published one."""
+    """Convert a published model to an omnikit checkpoint."""
     if kind != "mini_omni":
         raise ValueError(f"KIND {kind}: cannot be converted (choices: mini_omni)")
     from omnikit.convert import mini_omni
@@ -274,30 +288,33 @@ def tokenize_manifest(
     manifest: Manifest,
     save_folder: SaveFolder,
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A trained model whose codec is used, in place of --codec.")
+        str | None, typer.Option(metavar="DIR", help="Checkpoint whose codec is used instead of --codec.")
     ] = None,
     features: Annotated[
-        bool, typer.Option("--features", help="With --checkpoint: its encoder's features, too.")
+        bool, typer.Option("--features", help="With --checkpoint: also compute its encoder's features.")
     ] = False,
     fields: Annotated[
         str,
-        typer.Option(metavar="a1,a2", help="Recordings that become codes. [default: a2, or a1 where there is none]"),
+        typer.Option(metavar="a1,a2", help="Recordings to compute codes of. (default: a2, or a1 where it is missing)"),
     ] = "",
-    drop: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings that are left out of the shards.")] = "",
+    drop: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings not to copy. (default: none)")] = "",
     batch_seconds: Annotated[
-        float | None, typer.Option("--batch_seconds", help="Of recordings that are encoded together. [default: 40]")
+        float | None, typer.Option("--batch_seconds", help="Seconds of audio encoded together. (default: 40)")
     ] = None,
     shard_size: ShardSize = None,
     strict: Strict = False,
     device: Device = "cpu",
 ) -> None:
-    """Make codes of a manifest's recordings (--codec NAME, with its options: --codec.weights DIR ..) and features of
-    the questions (--encoder NAME ..), as Parquet shards that are a manifest again. A run that was killed goes on when
-    it is started again; under torchrun each process makes its share."""
+    """Compute codes and features of a manifest's recordings, as Parquet shards that are a manifest again.
+
+    Codes: --codec NAME with its options (--codec.weights DIR ..); features of
+    the questions: --encoder NAME. A run that was killed resumes when it is
+    started again; under torchrun each process computes its share.
+    """
     from omnikit.prepare.tokenize import read_parts, tokenize
 
     parts = read_parts(_settings(context, checkpoint), checkpoint, features=features, device=device)
-    options = {**_given(batch_seconds=batch_seconds, shard_size=shard_size), "strict": strict}
+    options = {**_without_none(batch_seconds=batch_seconds, shard_size=shard_size), "strict": strict}
     typer.echo(tokenize(manifest, save_folder, parts, fields=_names(fields), drop=_names(drop), **options))
 
 
@@ -306,36 +323,41 @@ def synthesize_manifest(
     manifest: Manifest,
     save_folder: SaveFolder,
     voice: Annotated[
-        str, typer.Option(metavar="NAME", help="espeak, checkpoint, or package.module.Class of a voice of your own.")
+        str, typer.Option(metavar="NAME", help="Voice: espeak, checkpoint, or package.module.Class of your own.")
     ] = "espeak",
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Of the voice `checkpoint`; the small system if not given.")
+        str | None, typer.Option(metavar="DIR", help="Checkpoint of the voice `checkpoint`. (default: small system)")
     ] = None,
-    fields: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings that are made where one lacks.")] = "a1,a2",
-    audio: Annotated[str, typer.Option(metavar="KIND", help="Where they go: embedded, files (flac).")] = "embedded",
+    fields: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings to synthesise where missing.")] = "a1,a2",
+    audio: Annotated[
+        str, typer.Option(metavar="KIND", help="How recordings are stored: embedded, files (flac).")
+    ] = "embedded",
     shard_size: ShardSize = None,
     strict: Strict = False,
-    device: Annotated[str | None, typer.Option(help="Where the checkpoint runs: cpu, cuda ..")] = None,
+    device: Annotated[str | None, typer.Option(help="Device of the checkpoint: cpu, cuda .. (default: cpu)")] = None,
 ) -> None:
-    """Give the texts of a manifest a voice where they have no recording, as Parquet shards that are a manifest again:
-    one voice for answers, for questions as many as there are. Resumes and is shared out as `tokenize`."""
+    """Synthesise the missing recordings of a manifest's texts, as Parquet shards that are a manifest again.
+
+    All answers get one voice, questions as many as there are. A killed run
+    resumes; under torchrun each process synthesises its share.
+    """
     from omnikit.prepare.synthesize import synthesize
     from omnikit.prepare.voices import open_voice
 
-    speaker = open_voice(voice, **_given(checkpoint=checkpoint, device=device))
-    options = {**_given(shard_size=shard_size), "audio": audio, "strict": strict}
+    speaker = open_voice(voice, **_without_none(checkpoint=checkpoint, device=device))
+    options = {**_without_none(shard_size=shard_size), "audio": audio, "strict": strict}
     typer.echo(synthesize(manifest, save_folder, speaker, voice_name=voice, fields=_names(fields), **options))
 
 
 def main() -> None:
-    """Run the command; what the user got wrong is told in one line, with exit status 2."""
+    """Run the `omnikit` command; an error of the user is printed in one line, with exit status 2."""
     with bad_input_exits():
         try:
             status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
-        except typer.Abort:  # of Ctrl-C
+        except typer.Abort:  # raised on Ctrl-C
             raise KeyboardInterrupt from None
         except Exception as error:
-            if not hasattr(error, "format_message"):  # what Typer says of its own: a missing argument ..
+            if not hasattr(error, "format_message"):  # which Typer's own errors have, such as a missing argument
                 raise
             unknown = str(getattr(error, "option_name", "")).lstrip("-")
             raise ValueError(error.format_message() + pointer(unknown)) from None
@@ -345,7 +367,7 @@ def main() -> None:
 def _job(
     task: str, word: str, output: str | None, batch_size: int, checkpoint: str | None, about: dict[str, Any]
 ) -> Job | None:
-    """What is to be done with many recordings or texts; None where the word is or names a single one."""
+    """Return the job over many recordings or texts; None if the command line names a single one."""
     from omnikit.offline.single_or_many import holds_many
     from omnikit.option_ranges import COUNT
 
@@ -355,7 +377,7 @@ def _job(
     from omnikit.offline.batch_inference import Job, checkpoint_stamp
 
     if output is None:
-        raise ValueError(f"{word}: holds many; --output is missing, the folder that takes the results")
+        raise ValueError(f"{word}: holds many items; --output is missing, the folder for their results")
     return Job(task, word, output, batch_size=batch_size, about={**checkpoint_stamp(checkpoint), **about})
 
 
@@ -365,10 +387,10 @@ def _run(job: Job, omni: Omni) -> None:
 
 
 def _limits(max_steps: int | None, time_limit: float | None) -> dict[str, Any]:
-    """Options of `Decoding`, refused before anything is loaded."""
+    """Return the limits of an answer that the user gave as options of `Decoding`, refusing bad ones before loading."""
     from omnikit.generate import Decoding
 
-    limits = _given(max_steps=max_steps, time_limit=time_limit)
+    limits = _without_none(max_steps=max_steps, time_limit=time_limit)
     Decoding(**limits)
     return limits
 
@@ -388,7 +410,7 @@ def _open(
     strategy: Strategies | None = None,
     dtype: str = "float32",
 ) -> Omni:
-    """A system of parts by name, if there are any, or of a checkpoint."""
+    """Build a system of parts by name if `settings` has any; otherwise load a checkpoint."""
     from omnikit.api import Omni, build, dtype_named, load
     from omnikit.engines import OF_TORCH, check_engine, open_engine
     from omnikit.torchrun import own_device
@@ -398,7 +420,7 @@ def _open(
         return load(checkpoint, device=device, strategy=strategy, engine=engine, dtype=dtype)
     check_engine(engine)
     if engine not in OF_TORCH:
-        raise ValueError(f"--engine {engine}: wants a --checkpoint; it keeps what it makes of the weights")
+        raise ValueError(f"--engine {engine}: needs a --checkpoint, since it stores the weights that it converts")
     as_type = dtype_named(dtype)
     model = build(**{"pretrained": True, **settings}).to(device).to_dtype(as_type)
     return Omni(model, strategy=strategy, engine=open_engine(engine, model))
@@ -411,7 +433,7 @@ def _strategy(name: str | None) -> Strategies | None:
 
 
 def _settings(context: typer.Context, checkpoint: str | None) -> dict[str, Any]:
-    """Parts by name and their options, from what else stands on the command line."""
+    """Return the parts and options of parts on the command line, such as `--codec mimi`, as a mapping."""
     from omnikit.hparams import read_settings
 
     settings = read_settings(context.args)
@@ -429,35 +451,35 @@ def _settings(context: typer.Context, checkpoint: str | None) -> dict[str, Any]:
     return settings
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def _without_none(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """`a1,a2` -> both."""
+    """Return the names in a comma-separated list such as `a1,a2`."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _print(written: Reply) -> None:
     typer.echo(written.text)
-    if words := _cut_words(written.end):
+    if words := _truncation(written.end):
         typer.echo(words, err=True)
 
 
-def _cut_words(end: str) -> str:
-    """What cut an answer; nothing where it ended of itself."""
+def _truncation(end: str) -> str:
+    """Return a message about the limit that truncated an answer; empty if the model ended it."""
     from omnikit.generate import END
 
-    return "" if end == END else f"the answer was cut: {end}"
+    return "" if end == END else f"the answer was truncated: {end}"
 
 
 def _report(output: str, seconds: float, took: float, first: float | None = None, *, end: str) -> None:
     words = [f"{Path(output)}: {seconds:.2f} s of speech in {took:.2f} s"]
     if first is not None:
-        words.append(f"the first of it after {first:.2f} s")
+        words.append(f"first sound after {first:.2f} s")
     if seconds:
         words.append(f"real-time factor {took / seconds:.2f}")
-    if cut := _cut_words(end):
+    if cut := _truncation(end):
         words.append(cut)
     typer.echo(", ".join(words), err=True)
 

@@ -1,4 +1,4 @@
-"""What a model consists of, in words: parts, widths, streams, ids, sizes. Works on the meta device."""
+"""Human-readable description of a model: its parts, widths, streams, ids and sizes; works on the meta device."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ from omnikit.skip_init import SkipInit
 
 
 def describe_parts(settings: Mapping[str, Any]) -> str:
-    """Of parts by name and their options, such as `{"codec": "snac_mini", "encoder.width": 64, "pretrained": False}`.
+    """Describe the model built from parts by name and their options, without reading weights.
+
+    Args:
+        settings: dotted key -> value, such as `{"codec": "snac_mini", "encoder.width": 64, "pretrained": False}`.
 
     Raises:
-        ValueError: an unknown name or option.
+        ValueError: a name or an option is unknown.
     """
     with SkipInit(), torch.device("meta"):
         return describe(build_parts(overrides=settings)["model"])
 
 
 def describe_checkpoint(folder: str | Path | None) -> str:
-    """Of a checkpoint folder; `None` = the mini system of the package.
+    """Describe the model of a checkpoint folder; None = the mini system of the package.
 
     Raises:
-        ValueError: a piece of the folder is missing or refused.
+        ValueError: a file of the folder is missing or refused.
     """
     folder = SHIPPED if folder is None else folder
     return f"checkpoint  {folder}\n\n" + describe(outline(folder))
 
 
 def parts_of(folder: str | Path) -> dict[str, str]:
-    """Kind -> name of the part that a checkpoint has, or its class where it was saved without names.
+    """Return the name of each part of a checkpoint by kind, or its class if it was saved without names.
 
     Raises:
-        ValueError: a piece of the folder is missing or refused.
+        ValueError: a file of the folder is missing or refused.
     """
     text = read_parts(folder)
     tree, names = read_tree_text(text, str(folder)), names_of(text)
@@ -48,7 +51,7 @@ def parts_of(folder: str | Path) -> dict[str, str]:
 
 
 def describe(model: OmniLM) -> str:
-    """A table of the parts, then streams and ids."""
+    """Return a table of a model's parts, followed by its streams, ids and parameter counts."""
     names = names_of(model.recipe)
     rows = [("part", "name", "class", "parameters", "numbers")]
     for part, module in model.parts().items():
@@ -95,7 +98,7 @@ def _ids(model: OmniLM) -> list[str]:
 
 
 def _sizes(model: OmniLM) -> list[str]:
-    """Parameters by what they do; a head that is tied to its embeddings is counted with these."""
+    """Return lines with the numbers of parameters by purpose; a head tied to embeddings is counted with them."""
     known, new = model.llm, (model.new_text_embeddings, model.new_audio_embeddings)
     embeddings, heads = (sum(count_parameters(getattr(rows, side)) for rows in new) for side in ("embed", "head"))
     speaking = [part for name, part in model.parts().items() if name not in ("encoder", "codec")]

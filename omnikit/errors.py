@@ -1,4 +1,4 @@
-"""How a command or a script tells its user about bad input (one line, exit status 2) and missing packages."""
+"""Errors for users: bad input in one line with exit status 2, full disks, and missing packages."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from omnikit.torchrun import Share
 
 BAD_INPUT = 2
 INTERRUPTED = 130
-"""Exit status of a shell's command that Ctrl-C ended."""
+"""Exit status of a command that Ctrl-C ended, as shells report it."""
 CLOSED = 1
-"""Exit status where nobody reads the output any more, as after `| head -1`."""
+"""Exit status of a command whose output nobody reads any more, as after `| head -1`."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "invalid buffer size")
-"""What torch says in a RuntimeError where a number asks for more memory than there is."""
+"""Texts in the messages of torch's RuntimeErrors by which a lack of memory is recognised."""
 TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos")
-"""What torch.save says in a RuntimeError where the disk is full."""
+"""Texts in the messages of the RuntimeErrors of `torch.save` by which a full disk is recognised."""
 
 
 class Stopped(Exception):
-    """Ends a command for a reason that is told in one line, without being bad input.
+    """Exception that ends a command with a one-line message for a reason other than bad input.
 
     Args:
-        message: what is printed.
+        message: the line that is printed.
         status: exit status of the process.
     """
 
@@ -43,12 +43,15 @@ class Stopped(Exception):
 
 @contextmanager
 def bad_input_exits() -> Iterator[None]:
-    """`with bad_input_exits(): main()` ends a command in one line on stderr for what its user, the disk or the memory
-    refuses (exit status 2), for `Stopped` (its own status; of torchrun's processes the main one prints it) and for
-    Ctrl-C (130). All other exceptions are errors of the program and pass."""
+    """Context manager that ends a command with one line on stderr for an error of its user.
+
+    Covers what the user, the disk or the memory refuses (exit status 2), `Stopped` (its own status; under torchrun the
+    main process alone prints it) and Ctrl-C (130). All other exceptions are errors of the program and pass. Used as
+    `with bad_input_exits(): main()`.
+    """
     try:
         yield
-        sys.stdout.flush()  # here, since nothing can tell of a full disk after the end
+        sys.stdout.flush()  # here, since a full disk could not be reported after the end
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
@@ -68,7 +71,7 @@ def bad_input_exits() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str | None:
-    """Return one line about what is not the program's fault; None for what is."""
+    """Return one line about an error that is not the program's fault, None for one that is."""
     words = one_line(error, None)
     if isinstance(error, MemoryError):
         return f"not enough memory{f' ({words})' if words else ''}"
@@ -81,12 +84,12 @@ def _message(error: Exception) -> str | None:
 
 
 def _printable(text: str) -> str:
-    """Names in files of others may hold codes that change what a terminal shows."""
+    """Replace unprintable characters by `?`, since they could change what a terminal shows."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _drop_output() -> None:
-    """Forget what stdout still holds: Python would write it at the end, fail again and say so in its own way."""
+    """Discard the buffered output, which Python would otherwise write at exit, failing with a message of its own."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -94,7 +97,8 @@ def _drop_output() -> None:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Parse a script's arguments; a wrong one raises a `ValueError`, which `bad_input_exits` prints in one line."""
+    """An argument parser that raises a `ValueError` for a wrong argument, which `bad_input_exits` prints in one line.
+    """
 
     def __init__(self, **options: Any):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
@@ -104,12 +108,12 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def one_line(message: object, most: int | None = 300) -> str:
-    """Return an error's message, or another text, without its line breaks and cut after `most` characters."""
+    """Return the text of an error or another object in one line, truncated after `most` characters."""
     return " ".join(str(message).split())[:most]
 
 
 class Unwritable(ValueError):
-    """The disk or the system refuses a file or a folder."""
+    """Error raised when the disk or the system refuses to write a file or a folder."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(f"{path}: cannot be written {reason}")
@@ -117,7 +121,7 @@ class Unwritable(ValueError):
 
 
 def unwritable(path: str | Path, error: Exception) -> Unwritable:
-    """What to raise when the disk refuses a file or a folder, because it is full for example."""
+    """Return the exception to raise when the disk or the system refuses to write a file or a folder."""
     if isinstance(error, Unwritable):
         return Unwritable(path, error.reason)
     number = _number(error)
@@ -127,15 +131,19 @@ def unwritable(path: str | Path, error: Exception) -> Unwritable:
 
 
 def _number(error: Exception) -> int | None:
-    """The system's number of an error, which libraries in Rust give in words."""
+    """Return the system's number (`errno`) of an error; libraries written in Rust have it in the message only."""
     in_words = re.search(r"os error (\d+)", str(error))
     return getattr(error, "errno", None) or (int(in_words[1]) if in_words else None)
 
 
 @contextmanager
 def writing(path: str | Path, *also: type[Exception]) -> Iterator[None]:
-    """Tells of an `OSError`, and of what else libraries raise for one, as `unwritable`; of a file that is a piece of
-    what is written, in the name of the whole."""
+    """Context manager that turns errors of writing into `Unwritable` with the name of `path`.
+
+    Args:
+        path: file or folder that is being written; an error about a file inside it is reported under this name.
+        also: exceptions other than OSError by which a library reports that it cannot write.
+    """
     try:
         yield
     except (OSError, Unwritable, *also) as error:
@@ -144,12 +152,12 @@ def writing(path: str | Path, *also: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def full_disk_names(folder: str | Path) -> Iterator[None]:
-    """Raise `unwritable` for a folder when the disk fills up, in a block that reads and writes much in many ways.
+    """Context manager that raises `Unwritable` for a folder when the disk fills up inside the block.
 
-    Other errors pass: what cannot be read is not this folder's fault. Log lines that do not fit are dropped without the
-    traceback that `logging` would print for each.
+    Other errors pass, since a file that cannot be read is not this folder's fault. Log lines that do not fit on the
+    disk are dropped without the traceback that `logging` would print for each.
     """
-    told, logging.raiseExceptions = logging.raiseExceptions, False
+    before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     except OSError as error:
@@ -161,12 +169,14 @@ def full_disk_names(folder: str | Path) -> Iterator[None]:
             raise
         raise unwritable(folder, OSError(errno.ENOSPC, "")) from None
     finally:
-        logging.raiseExceptions = told
+        logging.raiseExceptions = before
 
 
 def missing_package(module: str) -> str:
-    """What to say when a module cannot be imported: its package, and how it is installed, as an extra of omnikit's if
-    it belongs to one."""
+    """Return the message for a module that cannot be imported: its package and how to install it.
+
+    If the package belongs to an extra of omnikit, the message names the extra.
+    """
     package = module.partition(".")[0]
     extra = _extra_with(package)
     wanted = package if extra is None else f"'omnikit[{extra}]'"
@@ -174,7 +184,7 @@ def missing_package(module: str) -> str:
 
 
 def _extra_with(package: str) -> str | None:
-    """The smallest extra of the installed omnikit that brings a package."""
+    """Return the smallest extra of the installed omnikit that includes a package, None if there is none."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 

@@ -1,4 +1,7 @@
-"""Text files in, and files and folders out that are whole or absent: written aside, renamed when they are complete."""
+"""Reading of text files, and writing of files and folders that are either complete or absent.
+
+Everything is written under another name in the same folder and renamed when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from typing import Any, TextIO
 from omnikit.errors import writing
 
 ASIDE = ".partial"
-"""The ending of what is being written; a kill may leave such a file, which the next run overwrites."""
+"""Suffix of a file that is being written; a kill may leave such a file, which the next run overwrites."""
 FORMER = ".old"
-"""The ending of a folder that is being replaced; a kill may leave it in place of the folder, see `present_folder`."""
-_LONGEST = 236  # bytes of a name beside which `ASIDE` and the number of a process fit; file systems take 255
+"""Suffix of a folder that is being replaced; a kill may leave it in place of the folder, see `present_folder`."""
+_LONGEST = 236  # bytes of a name that leave room for `ASIDE` and a process id; file systems take 255
 
 
 def read_text(path: str | Path, encoding: str = "utf-8") -> str:
     """Return the text of a file.
 
     Raises:
-        ValueError: it is not UTF-8; the message names the file.
-        OSError: it cannot be read.
+        ValueError: the file is not UTF-8; the message names it.
+        OSError: the file cannot be read.
     """
     try:
         return Path(path).read_text(encoding=encoding)
@@ -35,10 +38,10 @@ def read_text(path: str | Path, encoding: str = "utf-8") -> str:
 
 
 def check_unicode(text: str) -> None:
-    """Refuse a text with bytes that were no UTF-8, which Python keeps as lone surrogates and no tokenizer takes.
+    """Refuse a text with bytes that were not UTF-8, which Python represents by lone surrogates and no tokenizer takes.
 
     Raises:
-        ValueError: the message shows the text.
+        ValueError: the text has such bytes; the message shows it.
     """
     try:
         text.encode()
@@ -48,14 +51,14 @@ def check_unicode(text: str) -> None:
 
 @contextmanager
 def whole_file(path: str | Path, *also: type[Exception]) -> Iterator[Path]:
-    """Yield the path to write to, beside `path`, and rename it to `path` when the block ends without an error.
+    """Context manager that yields a path to write to, and renames it to `path` when the block ends without an error.
 
-    After an error nothing is left of it, and what was at `path` before stays. A link is kept, and the file that it
+    After an error the new file is removed and the one that was at `path` stays. A link is kept, and the file that it
     points to is replaced. A device or a pipe, which cannot be replaced, is written to directly.
 
     Args:
-        path: its folder is made where it is missing.
-        also: exceptions other than OSError by which a library tells that it cannot write.
+        path: file to be written; its folder is created if it is missing.
+        also: exceptions other than OSError by which a library reports that it cannot write.
 
     Raises:
         ValueError: the disk or the system refuses; the message names `path`.
@@ -77,15 +80,19 @@ def whole_file(path: str | Path, *also: type[Exception]) -> Iterator[Path]:
 
 @contextmanager
 def whole_text(path: str | Path, newline: str | None = None) -> Iterator[TextIO]:
-    """Open a text file for writing in UTF-8 that is whole or absent, see `whole_file`; `newline` as for `open`."""
+    """Open a text file for writing in UTF-8 that is either complete or absent; see `whole_file`.
+
+    `newline` has the meaning that it has for `open`.
+    """
     with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline=newline) as file:
         yield file
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill, beside `folder`, and put it in the place of `folder` when the block ends without
-    an error. After an error or a kill the former folder is there, or the new one, whole.
+    """Context manager that yields an empty folder, and replaces `folder` by it when the block ends without an error.
+
+    After an error or a kill the former folder is there, or the new one, complete.
 
     Raises:
         ValueError: the disk or the system refuses; the message names `folder`.
@@ -106,7 +113,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _exchange(folder: Path, aside: Path) -> None:
-    """Folders cannot be exchanged in one step everywhere: a kill in between leaves the former one alone."""
+    """Replace one folder by another; file systems cannot do this in one step, so a kill may leave the former one alone.
+    """
     former = folder.with_name(folder.name + FORMER)
     if folder.exists():
         shutil.rmtree(former, ignore_errors=True)
@@ -116,33 +124,36 @@ def _exchange(folder: Path, aside: Path) -> None:
 
 
 def present_folder(folder: Path) -> Path:
-    """Return the folder, or what a kill in `whole_folder` has left of it."""
+    """Return the folder, or its former version if a kill in `whole_folder` has left only that."""
     former = folder.with_name(folder.name + FORMER)
     return former if former.is_dir() and not folder.is_dir() else folder
 
 
 def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
-    """Write a text file in UTF-8 that is whole or absent, see `whole_file`; `errors` as for `str.encode`."""
+    """Write a text file in UTF-8 that is either complete or absent; see `whole_file`.
+
+    `errors` has the meaning that it has for `str.encode`.
+    """
     write_bytes(path, text.encode(errors=errors))
 
 
 def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
-    """Write a file that is whole or absent, see `whole_file`."""
+    """Write a binary file that is either complete or absent; see `whole_file`."""
     with whole_file(path) as aside:
         aside.write_bytes(data)
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that is whole or absent, see `whole_file`."""
+    """Write a JSON file that is either complete or absent; see `whole_file`."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_text(path, text, errors="backslashreplace")  # JSON's own escapes for file names that are not UTF-8
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse a file that could not be written, before the work is done whose result it takes.
+    """Refuse a file that cannot be written, before the work is done whose result it is to hold.
 
     Raises:
-        ValueError: it is a folder, or the system refuses a file there; the message names it.
+        ValueError: the path is a folder, or the system refuses a file there; the message names it.
     """
     final = Path(os.path.realpath(path))
     with writing(path):
@@ -154,11 +165,11 @@ def check_writable(path: str | Path) -> None:
         aside.touch()
         remove(aside)
         with suppress(FileNotFoundError):
-            final.lstat()  # tells of a name that is too long
+            final.lstat()  # raises for a name that is too long
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it where they are missing.
+    """Create a folder and its parents if they are missing.
 
     Raises:
         NotADirectoryError: a file is in the way.
@@ -171,17 +182,18 @@ def make_folder(path: Path) -> None:
 
 
 def aside_of(path: Path, *, of_process: bool = False) -> Path:
-    """Return where a file is written until it is complete: in the same folder, under a name that is not too long.
+    """Return the path at which a file is written until it is complete: in the same folder, under a name that fits.
 
     Args:
-        of_process: under a name that no other process uses.
+        path: the final path of the file.
+        of_process: use a name that no other process uses.
     """
     name = path.name if len(os.fsencode(path.name)) <= _LONGEST else os.fsdecode(os.fsencode(path.name)[:_LONGEST])
     return path.with_name(f"{name}.{os.getpid()}{ASIDE}" if of_process else name + ASIDE)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, as far as the system lets it; none need be there."""
+    """Remove a file or a folder if it exists and the system allows it."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

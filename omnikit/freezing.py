@@ -1,4 +1,4 @@
-"""Freezing: which parts of a system train. A recipe's `trainable` lists them; all others stay as they are."""
+"""Freezing: which parts of a system are trained. A recipe's `trainable` lists them; all others keep their weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import nn
 from omnikit.old_names import pointer
 
 FIXED = ("encoder", "codec")
-"""Parts that never train, since to training their output is data."""
+"""Names of the parts that are never trained, since training reads their output as data."""
 
 
 class Freezable(nn.Module):
-    """A system of named parts that are trained or frozen as a whole."""
+    """A system of named parts, each of which is trained or frozen as a whole."""
 
     part_names: tuple[str, ...] = ()
-    """All parts that there may be."""
+    """Names of all parts that a system of this class may have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,13 +24,13 @@ class Freezable(nn.Module):
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
-        """Return the parts by name, without those that this system does not have."""
+        """Return the parts of this system by name, without those that it does not have."""
 
     def freeze_all_but(self, trainable: list[str]) -> None:
-        """Train the named parts alone. The others are frozen, and in evaluation mode whatever `train` says.
+        """Train only the named parts; all others are frozen and stay in evaluation mode whatever `train` says.
 
         Raises:
-            ValueError: a name that is no part, or a part whose output is data here.
+            ValueError: a name is not a part, or names a part in `FIXED`.
         """
         choices = [part for part in self.part_names if part not in FIXED]
         if wrong := sorted(set(trainable) - set(choices)):
@@ -42,7 +42,7 @@ class Freezable(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> Freezable:
-        """Set the training mode as every module does, but keep frozen parts in evaluation mode."""
+        """Set the training mode of all modules, but keep frozen parts in evaluation mode."""
         super().train(mode)
         for name in self.frozen:
             getattr(self, name).eval()

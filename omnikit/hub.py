@@ -1,4 +1,4 @@
-"""Files of a model hub, by `owner/name`; what is in the hub's local cache needs no network."""
+"""Files of a model hub by `owner/name`; files in the hub's local cache need no network."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CONFIG = "config.json"
-"""Where transformers writes a configuration."""
+"""Name of the file to which transformers writes a configuration."""
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether a name can only mean a repository of the hub: `owner/name`, and there is no folder `owner` here."""
+    """Return whether a name can only mean a repository of the hub: `owner/name` where there is no local folder `owner`.
+    """
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) is not None and not Path(name).parent.exists()
 
 
 def holds_transformers(weights: str) -> bool:
-    """Whether `weights` names a folder that transformers wrote, or a hub id."""
+    """Return whether `weights` is a folder that transformers wrote, or a hub id."""
     return is_hub_id(weights) or (Path(weights) / CONFIG).is_file()
 
 
 def hub_file(repo: str, file: str) -> Path:
-    """One file of a repository.
+    """Return the local path of one file of a hub repository, downloading it if it is not cached.
 
     Raises:
-        ValueError: it is neither in the local cache nor to be had from the hub.
+        ValueError: the file is neither in the local cache nor available from the hub.
     """
     from huggingface_hub import hf_hub_download
 
@@ -35,10 +36,10 @@ def hub_file(repo: str, file: str) -> Path:
 
 
 def hub_folder(repo: str) -> Path:
-    """All files of a repository.
+    """Return the local folder with all files of a hub repository, downloading those that are not cached.
 
     Raises:
-        ValueError: see `hub_file`.
+        ValueError: the files are neither in the local cache nor available from the hub.
     """
     from huggingface_hub import snapshot_download
 
@@ -48,7 +49,7 @@ def hub_folder(repo: str) -> Path:
 
 @contextmanager
 def _hub_errors_in_one_line(repo: str) -> Iterator[None]:
-    """Every attempt of the hub's client would be a line of its own."""
+    """Context manager that raises the hub client's errors as a `ValueError` of one line and silences its log."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     logger = logging.getLogger("huggingface_hub")

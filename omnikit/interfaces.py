@@ -1,10 +1,10 @@
-"""What each kind of part must offer. `OmniLM` talks to these classes only, never to a concrete part.
+"""Base classes of all parts. `OmniLM` uses these classes only, never a concrete part.
 
 Letters: B batch, N samples, T frames, D width, K codebooks, S streams, L steps, V vocabulary.
 
 Every part that can start from trained weights takes a `weights` argument (a file, a folder or a hub id; `None` =
-random). Constructors only build the network; `load_weights` reads what `weights` names, so that a recipe which
-mentions two codecs does not load two.
+random). Constructors only build the network; `load_weights` reads the weights, so that a recipe which mentions two
+codecs does not load both.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Part(nn.Module):
     weights: str | None = None
 
     def load_weights(self) -> None:
-        """Read the weights that `self.weights` names; nothing to do where it is `None`.
+        """Read the weights that `self.weights` names; do nothing if it is `None`.
 
         Raises:
-            ValueError: the file is missing or does not fit this part; the message names the file and what differs.
+            ValueError: the file is missing or does not fit this part; the message names the file and the differences.
         """
         if self.weights is not None:
             from omnikit.weights import load_into
@@ -38,54 +38,63 @@ class Part(nn.Module):
 
 
 class AudioEncoder(Part, ABC):
-    """Turns speech into a sequence of feature vectors."""
+    """An encoder that turns waveforms into sequences of features."""
 
     dim: int
-    """D, width of a feature."""
+    """Width D of a feature."""
     frame_rate: float
-    """Feature vectors per second (Hz)."""
+    """Number of features per second of speech (Hz)."""
     sample_rate: int
-    """Expected sample rate of the input (Hz)."""
+    """Sample rate that input waveforms must have (Hz)."""
 
     @abstractmethod
     def forward(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """`wav` [B, N] in -1..1 and `lengths` [B] in samples -> features [B, T, D] and their lengths [B] in frames.
+        """Encode waveforms [B, N] in -1..1 to features [B, T, D], returned with their lengths [B] in frames.
 
-        Padding never changes the features of a sample.
+        `lengths` [B] counts the samples of each waveform. Padding never changes the features of a recording.
         """
 
     def num_frames(self, samples: int) -> int:
-        """T of a recording of N samples, without encoding it. Only an encoder that can tell may be used in training
-        without features made before.
+        """Return the number of features T of a recording of N samples without encoding it.
+
+        An encoder that does not implement this can be used in training only with features computed beforehand.
 
         Raises:
-            ValueError: it takes no recording of that length.
+            ValueError: the encoder takes no recording of that length.
+            NotImplementedError: the encoder has to encode a recording to know.
         """
         raise NotImplementedError
 
 
 class Adapter(nn.Module, ABC):
-    """Brings encoder features to the backbone's width. Built as `adapter(dim_in=..., dim_out=...)`."""
+    """A network that maps encoder features to the backbone's width, built as `adapter(dim_in=..., dim_out=...)`."""
 
     stride: int = 1
-    """Feature frames in per position out."""
+    """Number of encoder frames that are combined to one position."""
 
     @abstractmethod
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, T, D_in] and lengths [B] -> [B, ceil(T / stride), D_out] and lengths [B]."""
+        """Map features [B, T, D_in] to [B, ceil(T / stride), D_out], returned with their lengths [B] in positions.
+
+        `lengths` [B] counts the frames of each recording.
+        """
 
 
 class Tokenizer(ABC):
-    """Text to ids and back."""
+    """A tokenizer that converts text to ids and back."""
 
     vocab_size: int
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Raises `ValueError` naming the characters that the vocabulary lacks."""
+        """Return the ids of a text.
+
+        Raises:
+            ValueError: the vocabulary lacks some of its characters; the message names them.
+        """
 
     def count(self, texts: list[str]) -> list[int]:
-        """Ids of each text; of many at a time, where that is faster."""
+        """Return the number of ids of each text; subclasses may count many texts at once where that is faster."""
         return [len(self.encode(text)) for text in texts]
 
     @abstractmethod
@@ -93,108 +102,117 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def save(self, folder: str) -> None:
-        """Write the tokenizer's files to `folder`, to be found there when a checkpoint is loaded."""
+        """Write the tokenizer's files to a checkpoint folder, from which they are read when it is loaded."""
 
 
 class Backbone(Part, ABC):
-    """A causal language model, seen as embedding, blocks, final norm and head."""
+    """A causal language model, split into embedding table, blocks, final norm and head."""
 
     dim: int
     vocab_size: int
     tokenizer: Tokenizer
     embedding_std: float
-    """Spread of the embeddings, which new rows start with, too."""
+    """Standard deviation of the embeddings, with which the embeddings of new ids are initialised, too."""
     max_positions: int | None = None
-    """Positions that a prompt may have at most; None = no limit is known."""
+    """Maximum number of positions of a prompt; None = no limit is known."""
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
-        """Ids [...] -> embeddings [..., D]."""
+        """Return the embeddings [..., D] of ids [...]."""
 
     @abstractmethod
     def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
-        """Embeddings [B, L, D] -> hidden states [B, L, D] *before* the final norm.
+        """Compute hidden states [B, L, D] *before* the final norm from embeddings [B, L, D].
 
-        `positions` [B, L]; `mask` [B, L_cached + L], 1 where a position may be attended to; `cache` from `new_cache`.
+        Args:
+            embeddings: [B, L, D].
+            positions: position of each step in its sequence [B, L].
+            mask: [B, L_cached + L], 1 where a position may be attended to; None = all may.
+            cache: KV cache from `new_cache`, which is extended; None = no positions were computed before.
         """
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] -> [..., D]."""
+        """Apply the final norm to hidden states [..., D]."""
 
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
-        """Normed hidden states [..., D] -> text logits [..., V]."""
+        """Compute text logits [..., V] from normed hidden states [..., D]."""
 
     @abstractmethod
     def new_cache(self) -> Any:
-        """Return an empty key/value cache.
+        """Return an empty KV cache.
 
-        Sequences are decoded in one batch where the cache shows its keys and values, see
-        `omnikit.kv_cache.can_join`; otherwise each is decoded by itself.
+        Sequences are decoded in one batch if the cache exposes its keys and values, see `omnikit.kv_cache.can_join`;
+        otherwise each is decoded by itself.
         """
 
     @abstractmethod
     def blocks(self, n: int) -> nn.Module:
-        """A stack of `n` blocks of this backbone's kind, with its own final norm: `(hidden, positions, mask, cache)
-        -> normed hidden`; `new_cache()` as here."""
+        """Return a stack of `n` new blocks of this backbone's kind with a final norm of its own.
+
+        It is called as `(hidden, positions, mask, cache) -> normed hidden` and has a `new_cache()` like the backbone.
+        """
 
 
 class Codec(Part, ABC):
-    """A neural (or other) audio codec with a rectangular code matrix, whatever it looks like inside."""
+    """An audio codec whose codes form a rectangular matrix [B, K, T], whatever its internal structure."""
 
     num_codebooks: int
-    """K, codes per frame = streams of the parallel patterns."""
+    """Number K of codes per frame, which is the number of audio streams of the parallel patterns."""
     codebook_size: int
     sample_rate: int
     """Sample rate of the waveforms that are encoded and decoded (Hz)."""
     lookahead: int
-    """Samples that an exact streamed decoding lags behind the frames given to it, at most."""
+    """Maximum number of samples by which an exact decode stream lags behind the frames given to it."""
     frame_samples: ClassVar[int] | int
-    """Samples per frame."""
+    """Number of samples per frame."""
     encodes_padded: ClassVar[bool] = False
-    """Whether silence behind a waveform changes none of its codes, so that waveforms of other lengths can be encoded
-    together."""
+    """Whether silence appended to a waveform changes none of its codes, so that different lengths form one batch."""
 
     @property
     def frame_rate(self) -> float:
-        """Frames per second (Hz)."""
+        """Number of frames per second (Hz)."""
         return self.sample_rate / self.frame_samples
 
     @abstractmethod
     def encode(self, wav: Tensor) -> Tensor:
-        """Waveform [B, N] in -1..1 -> codes [B, K, ceil(N / frame_samples)], int64."""
+        """Encode waveforms [B, N] in -1..1 to codes [B, K, ceil(N / frame_samples)], int64."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, K, T] -> waveform [B, T * frame_samples].
+        """Decode codes [B, K, T] to waveforms [B, T * frame_samples].
 
         Raises:
-            ValueError: an id outside the codebook.
+            ValueError: a code is outside the codebook.
         """
 
     @abstractmethod
     def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
-        """A streaming decoding, in one of `omnikit.streaming.MODES`.
+        """Return a new decode stream in one of `omnikit.streaming.MODES`.
 
-        `exact`: what its `push` and `finish` give, joined, equals `decode` of the joined codes. `low_latency`: each
-        `push` gives as many samples as its codes cover, and what depends on codes to come is estimated; a codec
-        that cannot, or lags little anyway, streams exactly in this mode, too.
+        `exact`: the joined results of `push` and `finish` equal `decode` of the joined codes. `low_latency`: each
+        `push` returns as many samples as its codes cover, and those that depend on later codes are estimated; a codec
+        that cannot do this, or lags little anyway, streams exactly in this mode, too.
 
         Raises:
-            ValueError: no such mode.
+            ValueError: the mode is unknown.
         """
 
     def streams(self, mode: str = EXACT) -> DecodeStreams:
-        """Return streams that begin and end at different times, in one of `omnikit.streaming.MODES`.
+        """Return a set of decode streams that begin and end at different times, in one of `omnikit.streaming.MODES`.
 
         Raises:
-            ValueError: no such mode.
+            ValueError: the mode is unknown.
         """
         return SeparateStreams(self, mode)
 
     def check_codes(self, codes: Tensor) -> None:
-        """Refuse anything but [B, K, T] codes inside the codebook."""
+        """Refuse a tensor that is not codes [B, K, T] of whole numbers inside the codebook.
+
+        Raises:
+            ValueError: type, shape or a code is wrong; the message says which.
+        """
         if codes.is_floating_point() or codes.is_complex() or codes.dtype in (torch.uint8, torch.int8, torch.int16):
             raise ValueError(f"codes must be int64 or int32, got {codes.dtype}")
         if codes.dim() != 3 or codes.shape[1] != self.num_codebooks:
@@ -205,177 +223,189 @@ class Codec(Part, ABC):
 
 
 class Pattern(ABC):
-    """Where each code of a frame stands among the steps of the answer. Built as `pattern(num_codebooks=K)`.
+    """A map that says at which step and in which audio stream each code stands. Built as `pattern(num_codebooks=K)`.
 
-    A pure index map: it moves values and never looks at them. `hole` fills the places that carry no code.
+    It is a pure index map: it moves values and never looks at them. `hole` fills the places that carry no code.
 
-    All frames are alike: frame t stands where frame 0 stands, `stride * t` steps later. In audio stream s it takes up
-    the steps from `first[s] + stride * t` to `first[s] + stride * (t + 1) - 1`, and the first of them carries a code.
+    All frames have the same layout: frame t stands where frame 0 stands, `stride * t` steps later. In audio stream s it
+    takes up the steps from `first[s] + stride * t` to `first[s] + stride * (t + 1) - 1`, and the first of them carries
+    a code.
     """
 
     num_codebooks: int
-    """K."""
+    """Number K of codebooks of the codec."""
     carries: tuple[tuple[int, ...], ...]
-    """For each audio stream, the codebooks that it carries, in the order in which their codes stand in a frame. Each
-    codebook is carried by one stream."""
+    """Codebooks that each audio stream carries, in the order in which their codes stand in a frame.
+
+    Each codebook is carried by exactly one stream.
+    """
     first: Sequence[int]
-    """For each audio stream, the answer step of its first code."""
+    """Answer step of the first code of each audio stream."""
     stride: int
-    """Steps per frame."""
+    """Number of answer steps from one frame to the next."""
 
     @property
     def max_delay(self) -> int:
-        """Steps from the first answer step to the first one at which every stream has begun."""
+        """Number of steps from the first answer step to the first one at which every audio stream has begun."""
         return max(self.first)
 
     @abstractmethod
     def codebook_at(self, step: int) -> list[int]:
-        """The codebook that each audio stream carries at answer step `step`; -1 where it carries none.
+        """Return the codebook that each audio stream carries at answer step `step`; -1 where it carries none.
 
         From step `num_steps(1)` on this repeats every `stride` steps.
         """
 
     def codebooks(self, steps: int) -> Tensor:
-        """Return `codebook_at` of the answer steps 0 .. L - 1 as a table [S - 1, L]."""
+        """Return the codebook that each audio stream carries at the answer steps 0 .. L - 1 as a table [S - 1, L]."""
         table = [self.codebook_at(step) for step in range(steps)]
         return torch.tensor(table, dtype=torch.long).reshape(steps, len(self.carries)).T
 
     def end(self, stream: int, frames: int) -> int:
-        """Return the answer step at which the end mark of an audio stream stands after `frames` frames: where the
-        stream's next frame would begin."""
+        """Return the answer step at which the end mark of an audio stream stands after `frames` frames.
+
+        This is where the stream's next frame would begin.
+        """
         return self.first[stream] + self.stride * frames
 
     @abstractmethod
     def num_steps(self, frames: int) -> int:
-        """Steps from the first answer step to the last code of `frames` frames; 0 for no frame."""
+        """Return the number of steps from the first answer step to the last code of `frames` frames; 0 for no frame."""
 
     def num_frames(self, steps: int) -> int:
-        """Return how many frames a prefix of `steps` steps completes."""
+        """Return the number of frames whose codes all stand in the first `steps` answer steps."""
         return max(0, (steps - self.num_steps(1)) // self.stride + 1)
 
     @abstractmethod
     def interleave(self, frames: Tensor, hole: int = -1) -> Tensor:
-        """Frames [B, K, T] of any type -> steps [B, S - 1, num_steps(T)]."""
+        """Lay out frames [B, K, T] of any type as steps [B, S - 1, num_steps(T)], with `hole` where no code stands."""
 
     @abstractmethod
     def deinterleave(self, steps: Tensor) -> Tensor:
-        """A prefix of steps [B, S - 1, L] of any type -> the frames that it completes [B, K, num_frames(L)].
+        """Extract the frames [B, K, num_frames(L)] whose codes all stand in a prefix of steps [B, S - 1, L].
 
-        What stands in places without a code does not matter.
+        The steps are those of an answer and can have any type; values at places without a code are ignored.
         """
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Hidden states after the final norm, which the text and audio heads read."""
+    """Hidden states after the final norm, from which the text and audio heads compute logits."""
 
     text: Tensor  # [..., D]
     audio: Tensor  # [..., D]
 
 
 class Engine(ABC):
-    """Computation of hidden states and logits during generation. Sequences are kept in `Slots`.
+    """Implementation that computes hidden states and logits during generation; its sequences live in `Slots`.
 
-    Several `Slots` may be open over one engine, each used by one thread at a time.
+    Several `Slots` may be open on one engine, each used by one thread at a time.
     """
 
     name: str
-    """Name by which `--engine` chooses it."""
+    """Name by which `--engine` chooses this engine."""
     weight_bytes: float
-    """Bytes that one weight of the backbone takes in memory, for comparing a decode step with the memory's speed."""
+    """Bytes of memory per weight of the backbone, for comparing a decode step with the memory's speed."""
 
     @abstractmethod
     def open(self, capacity: int) -> Slots:
-        """Return empty slots for at most `capacity` sequences."""
+        """Return an empty set of slots with room for `capacity` sequences."""
 
     @abstractmethod
     def text_logits(self, hidden: Tensor) -> Tensor:
-        """Compute the logits [R, V] over the text stream's ids from hidden states [R, D]."""
+        """Compute the logits [R, V] over the text stream's ids from hidden states [R, D] of R sequences."""
 
     @abstractmethod
     def audio_logits(self, hidden: Tensor) -> Tensor:
-        """Compute the logits over the ids of all audio streams, side by side [R, sum of their V], from hidden states
-        [R, D]."""
+        """Compute the logits over the ids of all audio streams from hidden states [R, D] of R sequences.
+
+        The streams' logits stand side by side: [R, sum of their V].
+        """
 
 
 class Prefill(ABC):
-    """Prompts on their way through the model; they join the running batch when none of their positions is left."""
+    """Prompts that are being prefilled; they can join the running batch when no position is left."""
 
     left: int
-    """Positions that are still to be computed, the sum over all prompts."""
+    """Number of positions that are still to be computed, summed over all prompts."""
 
     @abstractmethod
     def advance(self, positions: int) -> None:
-        """Compute further positions of every prompt, at most `positions` in all but at least one of each."""
+        """Compute further positions of every prompt, at least one of each and otherwise at most `positions` in total.
+        """
 
 
 class Slots(ABC):
-    """The sequences of a running batch: slot i, for 0 <= i < `len(self)`, holds the keys and values of one sequence.
+    """The sequences of a running batch: slot i, for 0 <= i < `len(self)`, holds the KV cache of one sequence.
 
-    A sequence's position p is always its own p-th one, whoever its neighbours are.
+    Positions count from the start of each sequence, independently of the other slots.
     """
 
     capacity: int
-    """Sequences that there is room for."""
+    """Maximum number of sequences that the running batch can hold."""
     lengths: list[int]
-    """Positions that each sequence has so far; `len(self)` is the length of this list."""
+    """Number of positions that each sequence has so far; `len(self)` is the length of this list."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @abstractmethod
     def prefill(self, prompts: Sequence[Tensor]) -> Prefill:
-        """Begin the prefill of some prompts, each embeddings [L_i, D] with L_i > 0, outside of the running batch."""
+        """Begin the prefill of prompts, each embeddings [L_i, D] with L_i > 0, outside of the running batch."""
 
     @abstractmethod
     def admit(self, prefill: Prefill) -> None:
-        """Append the sequences of a prefill that has nothing left, in their order, as the last slots. There is room
-        for them."""
+        """Append the sequences of a completed prefill, in their order, as the last slots.
+
+        The caller makes sure that there is room for them.
+        """
 
     @abstractmethod
     def advance(self, embeddings: Tensor) -> Hidden:
-        """Feed every sequence one further position, embeddings [R, D] with R = `len(self)`; return its hidden states
-        [R, D]."""
+        """Compute one further position of every sequence, from embeddings [R, D] to hidden states [R, D].
+
+        R is the number of sequences, `len(self)`.
+        """
 
     def step(
         self, embed: Callable[[int], Tensor], choose: Callable[[Hidden], None], variant: tuple[Any, ...] = ()
     ) -> None:
-        """Do one decode step: `choose(advance(embed(R)))`.
+        """Do one decode step of the running batch: `choose(advance(embed(R)))` with R = `len(self)`.
 
         An engine may record all of it as one graph and replay that from then on. So both functions read and write
-        tensors that stay at their places in memory, never ask the device for a value, and work for any number of rows
-        from `len(self)` to `capacity`.
+        tensors that stay at their places in memory, never read a value back from the device, and work for any number of
+        sequences from `len(self)` to `capacity`.
 
         Args:
-            embed: number of rows -> what each is fed [rows, D].
-            choose: reads the hidden states [rows, D] and writes the next tokens.
-            variant: equal for steps in which both functions do the same operations on the same tensors.
+            embed: maps a number of sequences R to the embeddings [R, D] that they are fed.
+            choose: reads the hidden states [R, D] and writes the next tokens.
+            variant: key that is equal for steps in which both functions do the same operations on the same tensors.
         """
         choose(self.advance(embed(len(self))))
 
     @abstractmethod
     def copy(self, slot: int) -> None:
-        """Append a copy of a sequence as the last slot."""
+        """Append a copy of the sequence in a slot as the last slot."""
 
     @abstractmethod
     def crop(self, slot: int, length: int) -> None:
-        """Forget all positions of a sequence but the first `length`, at least one and at most all that it has.
+        """Drop all positions of a sequence but the first `length`, at least one and at most all that it has.
 
         Raises:
-            ValueError: its cache cannot be cropped.
+            ValueError: the KV cache of this engine cannot be cropped.
         """
 
     @abstractmethod
     def release(self, slot: int) -> None:
-        """Drop a sequence; the last slot takes its number."""
+        """Free a slot; the last slot takes its number."""
 
 
 def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
-    """Number of parameters, those of tied modules once."""
+    """Return the number of parameters of a module, counting tied ones once."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
 
 
 def lengths_to_mask(lengths: Tensor, size: int | None = None) -> Tensor:
-    """Lengths [B] -> mask [B, size], True where the position is inside."""
+    """Return a mask [B, size] that is True inside the first `lengths` [B] positions of each row."""
     size = int(lengths.max()) if size is None else size
     return torch.arange(size, device=lengths.device)[None] < lengths[:, None]

@@ -1,4 +1,4 @@
-"""Caches of keys and values: how modules of transformers take them, and which can be joined to a batch."""
+"""Helpers for KV caches: how modules of transformers take them, and which can be joined to one batch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 from torch import nn
 
 _JOINING = ("DynamicLayer", "DynamicSlidingWindowLayer")
-"""Classes of transformers; another class of layer says so by an attribute `joins`."""
+"""Names of transformers' cache layers that can be joined; another class declares it by an attribute `joins`."""
 
 
 def cache_argument(module: nn.Module) -> str:
-    """Return the name by which a module's `forward` takes a cache: `cache` since transformers 5.24, which warns of the
-    name used before it, `past_key_values`."""
+    """Return the name of the argument by which a module's `forward` takes a KV cache.
+
+    This is `cache` since transformers 5.24, which warns of the former name, `past_key_values`.
+    """
     return _cache_argument(type(module))
 
 
@@ -24,14 +26,17 @@ def _cache_argument(kind: type[nn.Module]) -> str:
 
 
 def layers(cache: Any) -> list[Any]:
-    """Return the layers of a cache, those of all its parts one after another; empty where it does not show them."""
+    """Return the layers of a KV cache, backbone first, then TTS adapter; empty if they are not exposed."""
     # asked of the instance alone, since no contract promises this attribute
     found = [vars(part).get("layers") for part in (cache.llm, cache.tts) if part is not None]
     return [layer for each in found for layer in each] if all(isinstance(each, list) for each in found) else []
 
 
 def can_join(cache: Any) -> bool:
-    """Tell whether sequences of several caches can go on in one batch, and single ones leave it: every layer keeps keys
-    and values [B, G, C, E] of all positions, or of the last ones where it attends within a window, and nothing else."""
+    """Return whether sequences with KV caches of this kind can be decoded in one batch and leave it one by one.
+
+    That needs layers that hold nothing but keys and values [B, G, C, E] of all positions, or of the last ones where the
+    layer attends within a window.
+    """
     found = layers(cache)
     return bool(found) and all(getattr(layer, "joins", type(layer).__name__ in _JOINING) for layer in found)

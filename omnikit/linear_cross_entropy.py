@@ -2,9 +2,9 @@
 
     hidden [N, D] -> at the labelled positions, chunk by chunk: [C, D] -> logits [C, V] -> loss, gradients
 
-Logits are the largest tensors of a training step by far, and nothing but their loss and two products is ever made of
-them. So the gradients of hidden states and heads are computed together with the loss, while a chunk's logits are there;
-the backward pass multiplies them by the gradient of the loss.
+Logits are the largest tensors of a training step by far, and are used for nothing but their loss and two products. So
+the gradients of hidden states and heads are computed together with the loss, while a chunk's logits exist; the backward
+pass multiplies them by the gradient of the loss.
 
 Letters: N positions of a batch, P labelled ones, C of a chunk, D width, S streams, V ids of all streams together.
 """
@@ -24,8 +24,10 @@ from omnikit.label_positions import MULTIPLE
 from omnikit.tokens import IGNORE
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Bytes that a chunk's float32 logits may take, by type of device. Each chunk adds to the gradients of all head
-weights, and a GPU is soon done with one, so it gets larger ones."""
+"""Maximum bytes of a chunk's float32 logits, by type of device.
+
+Each chunk adds to the gradients of all head weights, and a GPU computes a chunk quickly, so it gets larger ones.
+"""
 
 
 class Head(NamedTuple):
@@ -34,13 +36,13 @@ class Head(NamedTuple):
     weight: Tensor  # [V, D]
     bias: Tensor | None = None  # [V]
     finish: Callable[[Tensor], Tensor] | None = None
-    """Differentiable function that is applied to the logits [C, V] element by element, such as a soft bound."""
+    """Differentiable function that is applied to the logits [C, V] element by element, such as soft-capping."""
 
 
 class ChunkedLoss(NamedTuple):
-    """What a loss is minimised by, and what it consists of."""
+    """A weighted loss that can be minimised, and the summed loss of each stream."""
 
-    total: Tensor  # [], the streams' sums by weight
+    total: Tensor  # [], the weighted total of the streams' sums
     sums: Tensor  # [S], nats, without gradient
 
 
@@ -55,22 +57,22 @@ def linear_cross_entropy(
     chunk_bytes: int | None = None,
     compiled: bool = False,
 ) -> ChunkedLoss:
-    """Compute the cross-entropy of the logits that the heads side by side give at some positions.
+    """Compute the cross-entropy of the logits that linear heads, side by side, have at labelled positions.
 
-    Nothing is fetched from the device. Under autocast, products are computed in its type and all else in float32, as
-    of the plain computation.
+    No value is read back from the device. Under autocast, products are computed in its type and everything else in
+    float32, like in the plain computation.
 
     Args:
         hidden: normed hidden states [N, D].
-        heads: those frozen get no gradient.
+        heads: the heads; frozen ones get no gradient.
         positions: rows of `hidden` that have a label [P], see `omnikit.label_positions`; without any, the total has no
-            gradient at all, so that an optimiser leaves the heads alone.
+            gradient at all, so that an optimiser leaves the heads unchanged.
         labels: ids within their streams [P, S], `IGNORE` where there is none.
-        weights: of each stream's sum in the total [S], float32. They are needed before the backward pass, because it
+        weights: weight of each stream's sum in the total [S], float32. They are needed before the backward pass, which
             has no logits any more.
-        sizes: ids of each stream; their sum is that of the heads' rows.
-        chunk_bytes: see `CHUNK_BYTES`, whose number is the default.
-        compiled: let torch compile what lies between the products; it does so at the first call, for some seconds.
+        sizes: number of ids of each stream; their sum is the number of rows of all heads.
+        chunk_bytes: maximum bytes of a chunk's logits; None = `CHUNK_BYTES` of the device.
+        compiled: let torch compile the operations between the products, which takes some seconds at the first call.
     """
     if not len(positions):
         sums = hidden.new_zeros(len(sizes), dtype=_exact(hidden.dtype))
@@ -90,7 +92,7 @@ def linear_cross_entropy(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What `_LinearCrossEntropy` needs besides tensors."""
+    """Arguments of `_LinearCrossEntropy` that are not tensors."""
 
     sizes: tuple[int, ...]
     finish: tuple[Callable[[Tensor], Tensor] | None, ...]
@@ -101,7 +103,10 @@ class _Plan:
 
 
 def _rows(positions: int, ids: int, chunk_bytes: int) -> int:
-    """Return the rows of chunks that are about equally large and within `chunk_bytes`, if `MULTIPLE` rows are."""
+    """Return the number of positions of a chunk, such that chunks have similar sizes and fit in `chunk_bytes`.
+
+    A chunk has at least `MULTIPLE` positions.
+    """
     most = max(1, chunk_bytes // (4 * ids * MULTIPLE))  # in multiples
     total = -(-positions // MULTIPLE)
     return -(-total // -(-total // most)) * MULTIPLE
@@ -136,7 +141,7 @@ def _compute(
     parameters: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the sums [S] and the gradients of hidden states and parameters, None in place of those not wanted."""
+    """Return the sums [S] and the gradients of hidden states and parameters, None for those that are not wanted."""
     differs = any(wanted)
     tables = [None if parameter is None else parameter.detach().to(plan.dtype) for parameter in parameters]
     heads = [_Part(*each) for each in zip(tables[::2], tables[1::2], plan.finish, strict=True)]
@@ -173,15 +178,17 @@ def _compute(
 
 
 class _Part(NamedTuple):
-    """A head in the type of the products."""
+    """A head whose weights have been converted to the type of the products."""
 
     weight: Tensor
     bias: Tensor | None
     finish: Callable[[Tensor], Tensor] | None
 
     def compute(self, rows: Tensor, out: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """Write the logits of hidden states [C, D] into `out` [C, V]; return the function from their gradient to that
-        of the logits before `finish`, None where these are the same."""
+        """Write the logits of hidden states [C, D] into `out` [C, V], with `finish` applied.
+
+        Return the function that maps their gradient to that of the logits before `finish`; None if these are the same.
+        """
         if self.bias is None:
             torch.mm(rows, self.weight.t(), out=out)
         else:
@@ -196,15 +203,20 @@ class _Part(NamedTuple):
 
 
 def _alike(logits: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, slice]]:
-    """Logits [C, V] -> those of the streams [C, s, V / s], all at once where they have equally many ids, and which."""
+    """Split logits [C, V] into those of the streams, as pairs of logits [C, s, V / s] and the slice of streams.
+
+    Streams with equally many ids form one pair.
+    """
     if len(set(sizes)) == 1:
         return [(logits.unflatten(1, (len(sizes), -1)), slice(0, len(sizes)))]
     return [(one[:, None], slice(s, s + 1)) for s, one in enumerate(logits.split(list(sizes), dim=1))]
 
 
 def _judge(logits: Tensor, labels: Tensor, weights: Tensor, differs: bool) -> tuple[Tensor, Tensor]:
-    """Logits [C, s, V] and labels [C, s] -> the sums [s], and where it is wanted the gradient of the sums by weight;
-    float32 logits are overwritten by it."""
+    """Return the summed loss [s] of logits [C, s, V] and labels [C, s], and the gradient of the weighted sums.
+
+    The gradient is computed only if `differs`; float32 logits are overwritten by it.
+    """
     scores, known, index = logits.to(_exact(logits.dtype)), labels != IGNORE, labels.clamp(min=0)[..., None]
     at_label, highest = scores.gather(-1, index), scores.amax(dim=-1, keepdim=True)
     scores = scores.sub_(highest).exp_()
@@ -218,7 +230,7 @@ def _judge(logits: Tensor, labels: Tensor, weights: Tensor, differs: bool) -> tu
 
 @cache
 def _compiled_judge() -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return `_judge` as one or two kernels, which read the logits and write their gradient in the logits' type."""
+    """Return a compiled version of `_judge`: one or two kernels that write the gradient in the type of the logits."""
 
     def judge(logits: Tensor, labels: Tensor, weights: Tensor, differs: bool) -> tuple[Tensor, Tensor]:
         scores, known = logits.to(_exact(logits.dtype)), labels != IGNORE
@@ -235,7 +247,7 @@ def _compiled_judge() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """Return the type of losses and sums beside tensors of a type: at least float32."""
+    """Return the type in which losses and sums of tensors of a type are computed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -243,7 +255,7 @@ def _add_product(table: Tensor, a: Tensor, b: Tensor) -> None:
     """Add the product of `a` [V, C] and `b` [C, D] to a table [V, D]."""
     if a.dtype == table.dtype:
         table.addmm_(a, b)
-    elif a.is_cuda and table.dtype == torch.float32:  # without the product in memory
+    elif a.is_cuda and table.dtype == torch.float32:  # accumulates without storing the product
         torch.addmm(table, a, b, out_dtype=torch.float32, out=table)
     else:
         table += a @ b

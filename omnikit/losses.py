@@ -1,4 +1,4 @@
-"""Next-token cross-entropy per stream."""
+"""Training loss: next-token cross-entropy of each stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from omnikit.model import Hidden, OmniLM
 from omnikit.tokens import IGNORE
 
-_POSITIONS = 64  # a multiple of so many is computed: few shapes that come again, see `omnikit.data.collate`
+_POSITIONS = 64  # logits are computed for a multiple of it, so that few shapes occur, see `omnikit.data.collate`
 
 
 class StreamLosses(NamedTuple):
@@ -24,43 +24,44 @@ class StreamLosses(NamedTuple):
     counts: Tensor  # [S], labels
 
     def means(self) -> Tensor:
-        """Return the mean cross-entropy of each stream [S], 0 for a stream without labels."""
+        """Return the mean cross-entropy of each stream [S] in nats, 0 for a stream without labels."""
         return self.sums / self.counts.clamp(min=1)
 
 
 class StreamLogits(NamedTuple):
-    """Logits of each stream at the positions that are to be learned, and what they should predict."""
+    """Logits of each stream at the labelled positions, with their labels."""
 
     logits: list[Tensor | None]  # S of [P, V], V the ids of the stream; None for a stream without any label
     labels: list[Tensor]  # S of [P], `IGNORE` where the stream has no label
 
 
 TokenLoss = Callable[[Tensor, Tensor], Tensor]
-"""From logits [P, V] in float32 and labels [P] of one stream to the sum of its losses, in nats."""
+"""Type of a function from logits [P, V] in float32 and labels [P] of one stream to the sum of its losses."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed cross-entropy of logits [P, V] at the positions whose label [P] is not `IGNORE`."""
+    """Return the summed cross-entropy of logits [P, V] in nats over the positions whose label [P] is not `IGNORE`."""
     return nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 def stream_logits(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLogits:
-    """Compute the logits of each stream where there are labels [B, S, L].
+    """Compute the logits of each stream from hidden states [B, L, D] at the positions with labels [B, S, L].
 
-    Heads are computed only where some stream of their kind has a label.
+    The text head runs only where the text stream has a label, the audio heads only where some audio stream has one.
     """
     text, audio = labels[:, :1], labels[:, 1:]
-    logits = [model.text_logits(_labelled(hidden.text, text)), *model.audio_logits(_labelled(hidden.audio, audio))]
-    wanted = [*_kept(text), *_kept(audio)]
+    normed_text, normed_audio = _gather_hidden(hidden.text, text), _gather_hidden(hidden.audio, audio)
+    logits = [model.text_logits(normed_text), *model.audio_logits(normed_audio)]
+    wanted = [*_gather_labels(text), *_gather_labels(audio)]
     labelled = [(label != IGNORE).any() for label in wanted]
     return StreamLogits([one if some else None for one, some in zip(logits, labelled, strict=True)], wanted)
 
 
 def sum_losses(predictions: StreamLogits, token_loss: TokenLoss = cross_entropy) -> StreamLosses:
-    """Sum a loss over the labels of each stream.
+    """Return a loss summed over the labels of each stream, and the number of labels.
 
-    The sum of a stream without labels is a plain 0: the optimiser skips weights that have no gradient, but would decay
-    those with zeros.
+    The sum of a stream without labels is a constant 0: the optimiser skips weights that have no gradient, but would
+    apply weight decay to those with a zero gradient.
     """
     sums = [
         token_loss(logits.float(), labels) if logits is not None else torch.zeros((), device=labels.device)
@@ -70,12 +71,12 @@ def sum_losses(predictions: StreamLogits, token_loss: TokenLoss = cross_entropy)
 
 
 def stream_losses(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLosses:
-    """Compute the cross-entropy of each stream against labels [B, S, L]."""
+    """Compute the summed cross-entropy of each stream from hidden states [B, L, D] against labels [B, S, L]."""
     return sum_losses(stream_logits(model, hidden, labels))
 
 
 def weighted_mean(losses: StreamLosses, weights: Tensor) -> Tensor:
-    """Return the mean of the streams' mean losses by weights [S]; streams without labels do not take part."""
+    """Return the mean of the streams' mean losses, weighted by `weights` [S]; streams without labels are ignored."""
     weights = weights * (losses.counts > 0)
     return (losses.means() * weights).sum() / weights.sum().clamp(min=1e-8)
 
@@ -84,13 +85,13 @@ def _any_label(labels: Tensor) -> Tensor:
     return (labels != IGNORE).any(dim=1)
 
 
-def _labelled(hidden: Tensor, labels: Tensor) -> Tensor:
-    """Hidden states [B, L, D] at the positions where any of the streams has a label [P, D], then zeros."""
+def _gather_hidden(hidden: Tensor, labels: Tensor) -> Tensor:
+    """Return the hidden states of the positions [B, L] at which any stream has a label as [P, D], padded with zeros."""
     found = hidden[_any_label(labels)]
     return nn.functional.pad(found, (0, 0, 0, -len(found) % _POSITIONS))
 
 
-def _kept(labels: Tensor) -> Tensor:
-    """Labels [B, s, L] -> those of the labelled positions [s, P], none where there are zeros."""
+def _gather_labels(labels: Tensor) -> Tensor:
+    """Return the labels [B, s, L] of the positions at which any stream has one as [s, P], padded with `IGNORE`."""
     found = labels.transpose(1, 2)[_any_label(labels)].T
     return nn.functional.pad(found, (0, -found.shape[1] % _POSITIONS), value=IGNORE)

@@ -1,4 +1,4 @@
-"""OmniLM: one language model that hears and talks.
+"""Network of omnikit: one language model that takes speech or text and answers with text and speech.
 
     steps [B, S, L] -> embed each stream, mean over S -> backbone -> text head -> text logits
                        (adapted speech stands in               '-> (TTS adapter) -> audio heads -> audio logits
@@ -22,28 +22,28 @@ from omnikit.size_limits import check_count
 from omnikit.tokens import TokenLayout
 
 PARTS = ("encoder", "adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings", "codec")
-"""The modules of an OmniLM, as freezing and reporting name them."""
+"""Names of the modules of an `OmniLM`, as freezing and reports use them."""
 
 
 @dataclass(frozen=True)
 class AdaptedSpeech:
-    """Adapted speech for the audio streams of some prompts."""
+    """Adapted speech features that take the place of the audio streams in the prompts of a batch."""
 
     features: Tensor  # [B, T, D]
     lengths: Tensor  # [B]
-    starts: Tensor  # [B], the step at which each begins
+    starts: Tensor  # [B], position of the first feature in its sequence
 
 
 @dataclass
 class Cache:
-    """Key/value caches of the backbone and the TTS adapter."""
+    """KV caches of the backbone and of the TTS adapter."""
 
     llm: Any
     tts: Any
 
 
 class NewEmbeddings(nn.Module):
-    """Ids that the backbone never had: input and output side, tables of their own."""
+    """Embedding table and head for ids that the backbone never had."""
 
     def __init__(self, num: int, dim: int, std: float):
         super().__init__()
@@ -54,7 +54,7 @@ class NewEmbeddings(nn.Module):
 
 
 class OmniLM(Freezable):
-    """Joins the parts; widths, streams and ids are derived from the numbers that they expose.
+    """A speech language model assembled from parts; widths, streams and ids are derived from their numbers.
 
     Args:
         encoder: built encoder.
@@ -62,7 +62,7 @@ class OmniLM(Freezable):
         llm: built backbone.
         codec: built codec.
         pattern: called with `num_codebooks`.
-        tts_blocks: blocks of the TTS adapter; 0 = none (released checkpoint), 6 = the paper.
+        tts_blocks: number of blocks of the TTS adapter; 0 = none (released checkpoint), 6 = the paper.
     """
 
     part_names = PARTS
@@ -98,36 +98,44 @@ class OmniLM(Freezable):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what comes after the encoder and before the codec."""
+        """Type in which everything between encoder and codec is computed."""
         return self.new_text_embeddings.embed.weight.dtype
 
     def to_dtype(self, dtype: torch.dtype) -> OmniLM:
-        """Compute in another type; encoder and codec stay as they are, and so do buffers: rounded rotary frequencies
-        would turn far positions to somewhere else."""
+        """Convert all weights but those of encoder and codec to another type, in place, and return the model.
+
+        Buffers stay as they are: rounded rotary frequencies would rotate far positions by wrong angles.
+        """
         for module in (self.adapter, self.llm, self.tts_adapter, self.new_text_embeddings, self.new_audio_embeddings):
             for parameter in module.parameters() if module is not None else ():
                 parameter.data = parameter.data.to(dtype)
         return self
 
     def parts(self) -> dict[str, nn.Module]:
-        """The modules by the names of `PARTS`, without those that this model does not have."""
+        """Return the modules by their names in `PARTS`, without those that this model does not have."""
         return {name: getattr(self, name) for name in PARTS if getattr(self, name) is not None}
 
     def load_weights(self) -> None:
-        """Let encoder, backbone and codec read the weights that they name, see `Part`."""
+        """Let encoder, backbone and codec read the weights that their `weights` options name, see `Part`."""
         for part in (self.encoder, self.llm, self.codec):
             part.load_weights()
 
     def encode_speech(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Waveform [B, N] and lengths [B] in samples -> adapted features [B, T, D] and their lengths [B]."""
+        """Encode waveforms [B, N] to adapted features [B, T, D], returned with their lengths [B] in positions.
+
+        `lengths` [B] counts the samples of each waveform.
+        """
         return self.adapter(*self.encoder(wav, lengths))
 
     def num_speech_positions(self, features: int) -> int:
-        """Prompt positions that a number of encoder frames takes."""
+        """Return the number of prompt positions that a number of encoder frames takes after the adapter."""
         return -(-features // self.adapter.stride)
 
     def embed(self, steps: Tensor, speech: AdaptedSpeech | None = None) -> Tensor:
-        """Steps [B, S, L] -> the mean of their streams' embeddings [B, L, D]."""
+        """Return the embeddings [B, L, D] of steps [B, S, L]: the mean over the streams' embeddings at each position.
+
+        Positions inside `speech` have its features in the audio streams instead of embeddings.
+        """
         audio = self.new_audio_embeddings.embed(steps[:, 1:] + self.audio_offsets).sum(dim=1, dtype=torch.float32)
         if speech is not None:
             audio = self._insert(audio, speech)
@@ -139,15 +147,18 @@ class OmniLM(Freezable):
         return torch.where((ids < self.llm.vocab_size)[..., None], known, new)
 
     def _insert(self, audio: Tensor, speech: AdaptedSpeech) -> Tensor:
-        """Every audio stream holds the feature, so their sum holds it S - 1 times."""
+        """Replace the summed audio embeddings [B, L, D] by speech features at the positions that hold speech.
+
+        Every audio stream holds the feature, so their sum holds it S - 1 times.
+        """
         at = torch.arange(audio.shape[1], device=audio.device)[None] - speech.starts[:, None]
         inside = (at >= 0) & (at < speech.lengths[:, None])
         at = at.clamp(0, speech.features.shape[1] - 1)[..., None].expand(-1, -1, audio.shape[2])
-        heard = speech.features.gather(1, at) * (self.layout.num_streams - 1)
-        return torch.where(inside[..., None], heard, audio)
+        summed = speech.features.gather(1, at) * (self.layout.num_streams - 1)
+        return torch.where(inside[..., None], summed, audio)
 
     def new_cache(self) -> Cache:
-        """An empty cache for decoding step by step."""
+        """Return empty KV caches for decoding step by step."""
         return Cache(self.llm.new_cache(), self.tts_adapter.new_cache() if self.tts_adapter is not None else None)
 
     def forward(
@@ -159,7 +170,10 @@ class OmniLM(Freezable):
         mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Hidden:
-        """Steps [B, S, L] -> hidden states [B, L, D] for the heads; `positions` [B, L] and `mask` as for `Backbone`."""
+        """Compute the normed hidden states [B, L, D] of steps [B, S, L], from which the heads compute logits.
+
+        `positions` [B, L], `mask` [B, L_cached + L] and `cache` have the meaning that they have for `Backbone.forward`.
+        """
         return self.hidden(self.embed(steps, speech), positions=positions, mask=mask, cache=cache)
 
     def hidden(
@@ -170,7 +184,7 @@ class OmniLM(Freezable):
         mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Hidden:
-        """Compute the hidden states [B, L, D] of embeddings [B, L, D], as `forward` does of steps."""
+        """Compute the normed hidden states [B, L, D] of embeddings [B, L, D]; see `forward` for the other arguments."""
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None].expand(len(embeddings), -1)
         trunk = self.llm(embeddings, positions, mask, cache and cache.llm)
@@ -180,9 +194,9 @@ class OmniLM(Freezable):
         return Hidden(text, self.tts_adapter(trunk, positions, mask, cache and cache.tts))
 
     def text_logits(self, hidden: Tensor) -> Tensor:
-        """Hidden [..., D] -> logits over the text stream's ids [..., V]."""
+        """Compute the logits [..., V] over the text stream's ids from hidden states [..., D]."""
         return torch.cat([self.llm.head(hidden), self.new_text_embeddings.head(hidden)], dim=-1)
 
     def audio_logits(self, hidden: Tensor) -> list[Tensor]:
-        """Hidden [..., D] -> logits over each audio stream's ids, S - 1 of [..., V_s]."""
+        """Compute the logits over each audio stream's ids from hidden states [..., D]: S - 1 tensors [..., V_s]."""
         return list(self.new_audio_embeddings.head(hidden).split(self.layout.sizes[1:], dim=-1))

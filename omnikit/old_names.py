@@ -1,8 +1,8 @@
-"""Names of version 0.1 that have changed, and what is called so now.
+"""Names of version 0.1 that have changed, and their present equivalents.
 
-A checkpoint that version 0.1 has saved loads through these tables, and is saved again with today's names. Options, keys
-of recipes and modules have no second name: an error about an unknown one points to the new one. Nothing else in omnikit
-knows an old name. All of this goes with version 1.0.
+A checkpoint saved by version 0.1 loads through these tables, and is saved again with the present names. Options, keys
+of recipes and modules have no alias: an error about an unknown name points to the new one. Nothing else in omnikit
+knows an old name. All of this will be removed in version 1.0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WEIGHTS = {
     "text_rows": "new_text_embeddings",
     "audio_rows": "new_audio_embeddings",
 }
-"""Modules of an `OmniLM`: first piece of the names of its weights, and what `trainable` lists."""
+"""Mapping from old to present names of the modules of an `OmniLM`, with which the names of its weights begin."""
 OPTIONS = {
     "batch_steps": "max_batch_length",
     "longest_sample": "max_sample_length",
@@ -30,12 +30,12 @@ OPTIONS = {
     "ways": "answer_modes",
     "shard_rows": "shard_size",
 }
-"""Flags and keys of recipes."""
+"""Mapping from old to present names of flags and of recipes' keys."""
 SOURCE_OPTIONS = {
     "hold_out": "without_held_out",
     "held_out": "only_held_out",
 }
-"""Options of the sources in a recipe."""
+"""Mapping from old to present names of the options of a recipe's sources."""
 MODULES = {
     "audio": "audio.io",
     "reader": "audio.reader",
@@ -123,18 +123,18 @@ MODULES = {
     "hparams.safe": "hparams.safe_yaml",
     "hparams.tree": "hparams.yaml_tree",
 }
-"""Modules of the package, without `omnikit.` in front."""
+"""Mapping from old to present paths of the package's modules, without the leading `omnikit.`."""
 CLASSES = {
     "offline.batches.Reply": "offline.batches.DecodedAnswer",
     "train.robust_brain.GuardedBrain": "train.robust_brain.RobustBrain",
 }
-"""Classes that a recipe may name, in the modules that they stand in now."""
+"""Mapping from old to present names of classes that a recipe may name, with the present paths of their modules."""
 _PATH = re.compile(r"omnikit(?:\.\w+)+")
 _CLASS_TAG = re.compile(r"(!(?:new|name):)(omnikit(?:\.\w+)+)")
 
 
 def new_path(path: str) -> str:
-    """Return today's dotted path of a module, class or function of omnikit; the same one if it has not changed."""
+    """Return the present dotted path of a module, class or function of omnikit, the same one if it has not changed."""
     if not _PATH.fullmatch(path):
         return path
     names = path.split(".")[1:]
@@ -150,22 +150,22 @@ def new_path(path: str) -> str:
 
 
 def with_new_paths(text: str) -> str:
-    """Return the YAML text of a checkpoint with today's paths of the classes that it names."""
+    """Return the YAML text of a checkpoint with the present paths of the classes that it names."""
     return _CLASS_TAG.sub(lambda found: found[1] + new_path(found[2]), text)
 
 
 def new_weight(name: str) -> str:
-    """Return today's name of a tensor of a checkpoint."""
+    """Return the present name of a tensor of a checkpoint."""
     first, dot, rest = name.partition(".")
     return WEIGHTS.get(first, first) + dot + rest
 
 
 def pointer(name: object, known: Iterable[object] | None = None) -> str:
-    """Return the end of an error about an unknown name: `; it is called .. now`, or nothing if it never was one.
+    """Return the end of an error about an unknown name, `; it is called .. now`, or nothing if the name never existed.
 
     Args:
         name: an option, a key, a dotted path or a part of a model.
-        known: names that there are; None = do not look.
+        known: names that exist in this place; None = not checked.
     """
     old = str(name)
     new = OPTIONS.get(old) or SOURCE_OPTIONS.get(old) or WEIGHTS.get(old) or new_path(old)
@@ -173,15 +173,15 @@ def pointer(name: object, known: Iterable[object] | None = None) -> str:
 
 
 def refuse_old_keys(tree: Mapping[str, Any], old: Mapping[str, str] = OPTIONS, prefix: str = "") -> None:
-    """Refuse keys of a recipe that are called otherwise now.
+    """Refuse keys of a recipe that have been renamed.
 
     Args:
         tree: the recipe, or the options of one of its sources.
-        old: the table of such keys.
-        prefix: what stands before the key in the message.
+        old: mapping from old to present keys.
+        prefix: text that stands before the key in the message.
 
     Raises:
-        ValueError: there is such a key, and not the one that is called so now.
+        ValueError: the tree has an old key and not the present one.
     """
     for key, new in old.items():
         if key in tree and new not in tree:

@@ -1,4 +1,7 @@
-"""Which numbers and texts an option takes, checked where the option is defined; imports nothing heavy."""
+"""Ranges of numbers and kinds of texts that options accept, checked where the option is defined.
+
+This file imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 LARGEST = 2**31 - 1
-"""The largest whole number where nothing smaller is named: libraries keep such numbers in 32 bits."""
-_EXACT = 2.0**53  # floats up to here hold each whole number
+"""Largest whole number of an option without a smaller bound: libraries store such numbers in 32 bits."""
+_EXACT = 2.0**53  # floats represent every whole number up to here
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; neither NaN nor infinity is ever one of them.
+    """A range of numbers from `low` to `high`, both included; NaN and infinity are never in it.
 
     Args:
-        low, high: the bounds, both inside.
-        whole: whole numbers only (`2.0` is not one, see `as_whole`), up to `LARGEST` where `high` is infinite.
-        above: `low` itself is outside.
-        null: None is allowed, too.
+        low, high: the bounds.
+        whole: accept whole numbers only (`2.0` is not one, see `as_whole`), up to `LARGEST` if `high` is infinite.
+        above: exclude `low` itself.
+        null: accept None, too.
     """
 
     low: float = -math.inf
@@ -32,7 +35,7 @@ class Range:
     null: bool = False
 
     def problem(self, value: Any) -> str:
-        """Say what a value must be, such as "must be 1 or more"; empty where it is in the range."""
+        """Return what a value must be, such as "must be 1 or more"; empty if the value is in the range."""
         if value is None and self.null:
             return ""
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -48,14 +51,18 @@ class Range:
         """Refuse a value outside the range.
 
         Raises:
-            ValueError: the message names the flag, the value and the range.
+            ValueError: the value is outside; the message names the flag, the value and the range.
         """
         if problem := self.problem(value):
             shown = f"{value:.15g}" if isinstance(value, float) and not self.whole else value
             raise ValueError(f"--{flag} {shown}: {problem}")
 
     def __call__(self, text: str) -> int | float:
-        """Convert the text of an argument, as argparse's `type`."""
+        """Convert the text of a command-line argument to a number in the range, as argparse's `type` expects.
+
+        Raises:
+            argparse.ArgumentTypeError: the text is no number in the range.
+        """
         try:
             value = whole_number(text) if self.whole else float(text)
         except ValueError:
@@ -77,12 +84,12 @@ class Range:
 
 @dataclass(frozen=True)
 class Text:
-    """Texts, such as a path or a name. `null`: None is allowed, too."""
+    """A constraint that accepts texts that are not empty, such as a path or a name; with `null`, None, too."""
 
     null: bool = False
 
     def check(self, flag: str, value: Any) -> None:
-        """Refuse a value that is no text.
+        """Refuse a value that is not a text.
 
         Raises:
             ValueError: the message names the flag and the value.
@@ -93,13 +100,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Regex(Text):
-    """Regular expressions."""
+    """A constraint that accepts regular expressions, the empty one included."""
 
     def check(self, flag: str, value: Any) -> None:
-        """Refuse a text that is no regular expression.
+        """Refuse a text that is not a regular expression.
 
         Raises:
-            ValueError: the message names the flag, the value and what is wrong.
+            ValueError: the message names the flag, the value and the error in it.
         """
         if value == "":
             return
@@ -112,12 +119,12 @@ class Regex(Text):
 
 @dataclass(frozen=True)
 class Items:
-    """Lists of mappings that have the keys `needed`, such as `[{name: a, ids: ^a}]`."""
+    """A constraint that accepts lists of mappings with the keys `needed`, such as `[{name: a, ids: ^a}]`."""
 
     needed: Mapping[str, Text]
 
     def check(self, flag: str, value: Any) -> None:
-        """Refuse what is no such list.
+        """Refuse a value that is not a list of mappings with the needed keys.
 
         Raises:
             ValueError: the message names the flag and the item.
@@ -131,15 +138,15 @@ class Items:
 
 
 def as_whole(value: Any) -> Any:
-    """Return a float without a fraction, such as `1e3`, as the whole number that it is, and anything else unchanged."""
+    """Return a float without a fraction, such as `1e3`, as an int, and anything else unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
 
 
 def whole_number(text: str) -> int:
-    """Return the whole number that a text such as `1000` or `1e3` gives.
+    """Return the whole number that a text such as `1000` or `1e3` represents.
 
     Raises:
-        ValueError: it gives none.
+        ValueError: the text represents none.
     """
     try:
         return int(text)
@@ -151,7 +158,7 @@ def whole_number(text: str) -> int:
 
 
 def quoted(value: Any) -> str:
-    """Say how a value is typed that YAML shall read as a text."""
+    """Return the hint for users on how to type a value so that YAML reads it as a text."""
     return f"quote it if it is meant as one: \"'{value}'\""
 
 
@@ -162,9 +169,9 @@ FROM_ZERO = Range(0, whole=True)
 NOT_NEGATIVE = Range(0)
 POSITIVE = Range(0, above=True)
 THREADS = Range(1, 1024, whole=True)
-"""Threads or processes that one machine can start."""
+"""Range of the number of threads or processes that one machine can start."""
 SEED = Range(0, 2**32 - 1, whole=True)
-"""numpy takes no other."""
+"""Range of seeds: numpy accepts no others."""
 
 
 def check_ranges(tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | Items], prefix: str = "") -> None:
@@ -172,11 +179,11 @@ def check_ranges(tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | It
 
     Args:
         tree: nested mappings with plain values.
-        ranges: dotted key -> what is allowed. A key that the tree lacks is not looked at.
-        prefix: what stands before the keys in the message.
+        ranges: dotted key -> constraint. A key that the tree lacks is ignored.
+        prefix: text that stands before the keys in the message.
 
     Raises:
-        ValueError: a value that is not allowed; the message names it as a flag.
+        ValueError: a value violates its constraint; the message names it as a flag.
     """
     for key, allowed in ranges.items():
         node: Any = tree

@@ -1,4 +1,4 @@
-"""The sizes that a part can be built in: published or tiny ones by name, and the numbers that any part may have."""
+"""Sizes that a part can be built in: `published` or `tiny` by name, and ranges of the numbers of any part."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from omnikit.option_ranges import Range
 
 PUBLISHED, TINY = "published", "tiny"
 SIZES = (PUBLISHED, TINY)
-"""`published`: the numbers as they are given; `tiny`: the same class with few and narrow layers, for trials."""
+"""Names of the sizes that a part can be built in.
+
+`published` has the numbers as given; `tiny` is the same class with few and narrow layers, for trials.
+"""
 
 _LAYERS = Range(1, 1024, whole=True, null=True)
-"""Layers, heads and codebooks: modules are made one by one for each of them."""
+"""Range of the number of layers, heads or codebooks, each of which is a module of its own."""
 _WIDTH = Range(1, 2**24, whole=True, null=True)
 _RANGES = {
     **dict.fromkeys(
@@ -31,32 +34,32 @@ _RANGES = {
     "frame_rate": Range(0, 2**24, above=True),
     "embedding_std": Range(0),
 }  # fmt: skip
-"""Name of an option of a part -> the numbers that it takes, in whatever part. null: the part's own default."""
+"""Mapping from the name of an option, in any part, to the numbers that it accepts; null = the part's own default."""
 
 
 def check_numbers(options: Mapping[str, Any], flag: str) -> None:
     """Refuse numbers that no part can be built from, before anything is built.
 
     Args:
-        options: of a part as they stand in YAML, nested ones too.
-        flag: the part's kind, for the message: `--codec.num_codebooks 0: must be ..`.
+        options: options of a part as they stand in YAML, including nested ones.
+        flag: kind of the part, for messages such as `--codec.num_codebooks 0: must be ..`.
 
     Raises:
-        ValueError: the first number outside the range of its option.
+        ValueError: a number is outside the range of its option; the message names the first one.
     """
     for name, value in options.items():
         if isinstance(value, Mapping):
             check_numbers(value, f"{flag}.{name}")
-        elif name in _RANGES and not isinstance(value, str):  # a text is a reference or a tuple
+        elif name in _RANGES and not isinstance(value, str):  # a string is a reference or a tuple
             for each in value if isinstance(value, list) else [value]:
                 _RANGES[name].check(f"{flag}.{name}", each)
 
 
 def sized(numbers: Mapping[str, Any], tiny: Mapping[str, Any], size: str) -> dict[str, Any]:
-    """A network's numbers, those of `tiny` in their place where `size` is tiny.
+    """Return the sizes of a network, with those in `tiny` instead of the published ones if `size` is tiny.
 
     Raises:
-        ValueError: no such size.
+        ValueError: there is no such size.
     """
     if size not in SIZES:
         raise ValueError(f"size {size!r}: no such size (choices: {', '.join(SIZES)})")

@@ -1,7 +1,8 @@
-"""Patterns: where each code of a frame stands among the steps of the answer (MusicGen, arXiv 2306.05284, section 2.2;
-Mini-Omni, arXiv 2408.16725, section 3).
+"""Patterns: maps that say at which answer step and in which audio stream each code stands.
 
-Three frames a, b, c of K = 3 codebooks, `.` a hole, `|` the end:
+Sources: MusicGen (arXiv 2306.05284, section 2.2) and Mini-Omni (arXiv 2408.16725, section 3).
+
+Three frames a, b, c of K = 3 codebooks, `.` a hole, `|` the end mark:
 
     delayed (1, 2, 3)      parallel         flattened, text_lead 1
 
@@ -9,7 +10,8 @@ Three frames a, b, c of K = 3 codebooks, `.` a hole, `|` the end:
     . .  a1 b1 c1 |        a1 b1 c1 |
     . .  .  a2 b2 c2 |     a2 b2 c2 |
 
-Each is the same map with other numbers: code (k, t) stands in stream `stream_of[k]` at step `start[k] + stride * t`.
+All three are the same map with different numbers: code (k, t) stands in stream `stream_of[k]` at step `start[k] +
+stride * t`.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from omnikit.interfaces import Pattern
 
 
 class AffinePattern(Pattern):
-    """Code (k, t) -> stream `stream_of[k]`, step `start[k] + stride * t`.
+    """A pattern that places code t of codebook k in stream `stream_of[k]` at step `start[k] + stride * t`.
 
-    The codes of a stream start at different steps, less than `stride` from the first one.
+    The first codes of a stream's codebooks stand at different steps, less than `stride` after the first of them.
     """
 
     def __init__(self, *, stream_of: list[int], start: list[int], stride: int):
@@ -62,14 +64,15 @@ class AffinePattern(Pattern):
 
 
 class Delayed(AffinePattern):
-    """One stream per codebook; stream k starts `delays[k] + text_lead` steps after the text.
+    """A pattern with one stream per codebook, where stream k starts `delays[k] + text_lead` steps after the text.
 
     Args:
-        delays: steps per codebook; None = 1, 2, .. K as in Mini-Omni.
-        text_lead: further steps by which all audio waits for the text.
+        num_codebooks: number K of codebooks.
+        delays: delay of each codebook in steps; None = 1, 2, .. K as in Mini-Omni.
+        text_lead: further steps by which all audio streams start later.
 
     Raises:
-        ValueError: another number of delays than codebooks, or a negative one.
+        ValueError: the number of delays differs from that of codebooks, or a stream would start before the answer.
     """
 
     def __init__(self, *, num_codebooks: int, delays: list[int] | None = None, text_lead: int = 0):
@@ -82,14 +85,14 @@ class Delayed(AffinePattern):
 
 
 class Parallel(Delayed):
-    """One stream per codebook, all codes of a frame in one step, `text_lead` steps after the text."""
+    """A pattern with one stream per codebook and all codes of a frame in one step, `text_lead` steps after the text."""
 
     def __init__(self, *, num_codebooks: int, text_lead: int = 0):
         super().__init__(num_codebooks=num_codebooks, delays=[0] * num_codebooks, text_lead=text_lead)
 
 
 class Flattened(AffinePattern):
-    """One audio stream: K steps per frame, codebook after codebook, beginning `text_lead` steps after the text."""
+    """A pattern with a single audio stream of K steps per frame, starting `text_lead` steps after the text."""
 
     def __init__(self, *, num_codebooks: int, text_lead: int = 1):
         if text_lead < 0:

@@ -1,6 +1,6 @@
-"""Choosing the next tokens from logits, for many sequences at once, each sampled in its own way.
+"""Sampling of the next tokens from logits, for many sequences at once, each with its own options.
 
-Letters: R rows (one per sequence), V vocabulary; `...` stands for the streams of a row, if there are several.
+Letters: R sequences, V vocabulary; `...` stands for the streams of a sequence if there are several.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from omnikit.counter_rng import GOLDEN, gumbel, hash32
 from omnikit.option_ranges import COUNT_OR_NONE, Range
 
 _TEMPERATURE = Range(1e-3, 1e3)
-"""What is nearer to 0 overflows where logits are divided by it; what is higher draws evenly."""
+"""Range of temperatures: logits divided by a lower one overflow, and a higher one samples almost uniformly."""
 _RANGES = {
     "top_k": COUNT_OR_NONE,
     "top_p": Range(0, 1, above=True, null=True),
@@ -24,13 +24,14 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling options of one kind of stream; with `temperature` 0 the best id is taken (greedy).
+    """Sampling options of one kind of stream; `temperature` 0 is greedy decoding.
 
     Args:
-        temperature: divides the logits.
-        top_k: keep the k best; None keeps all.
-        top_p: keep the smallest set of ids with this much probability; None keeps all.
-        repetition_penalty: divides (or, if negative, multiplies) the logits of ids emitted before (arXiv 1909.05858).
+        temperature: number that the logits are divided by.
+        top_k: number of ids of the largest logits to sample from; None = all.
+        top_p: sample from the smallest set of ids with at least this total probability; None = all.
+        repetition_penalty: factor that divides the logits of ids emitted before, or multiplies negative ones (arXiv
+            1909.05858).
     """
 
     temperature: float = 0.0
@@ -48,29 +49,30 @@ class Sampling:
 
     @property
     def draws(self) -> bool:
-        """Whether noise decides; otherwise the best id is taken."""
+        """Whether ids are sampled at random; otherwise decoding is greedy."""
         return self.temperature != 0 and self.top_k != 1
 
     @property
     def cuts(self) -> bool:
-        """Whether ids are excluded by rank or by probability before one is drawn."""
+        """Whether top-k or top-p excludes ids before one is sampled."""
         return self.draws and (self.top_k is not None or (self.top_p is not None and self.top_p < 1))
 
     @property
     def penalises(self) -> bool:
-        """Whether ids that were emitted before are made less likely."""
+        """Whether the logits of ids that were emitted before are lowered."""
         return self.repetition_penalty != 1.0
 
 
 def noise_keys(seeds: Tensor, steps: Tensor, streams: Tensor) -> Tensor:
-    """Return the keys [R, S] under which the noise of each row and stream is drawn at its step.
+    """Return the keys [R, S] of the noise that each sequence and stream gets at its step.
 
     Args:
-        seeds, steps: of each row [R], int64.
-        streams: numbers of the streams [S], int64.
+        seeds: seed of each sequence [R], int64.
+        steps: answer step of each sequence [R], int64.
+        streams: indices of the streams [S], int64.
     """
-    rows = hash32(hash32(seeds) + steps * GOLDEN)
-    return hash32(rows[:, None] + streams * GOLDEN)
+    sequences = hash32(hash32(seeds) + steps * GOLDEN)
+    return hash32(sequences[:, None] + streams * GOLDEN)
 
 
 def sample(
@@ -81,17 +83,18 @@ def sample(
     seen: Tensor | None = None,
     cut: bool = False,
 ) -> Tensor:
-    """Choose the next id of every row and stream.
+    """Choose the next id of every sequence and stream.
 
-    A drawn id is the best after Gumbel noise has been added, which draws by the softmax of the logits; the noise is a
-    hash of its key and the id, so it depends neither on the other rows nor on the device.
+    A sampled id is the one of the largest logit after Gumbel noise has been added, which is a sample from the softmax
+    of the logits. The noise is a hash of its key and the id, so it depends neither on the other sequences nor on the
+    device.
 
     Args:
         logits: [R, ..., V], float32, `-inf` where an id is excluded.
-        numbers: what `sampling_numbers` gives for each row, side by side [R, 4].
-        keys: keys of the noise [R, ...], see `noise_keys`; None = every row is greedy.
-        seen: ids that were emitted before [R, ..., V], bool; None = no row has a repetition penalty.
-        cut: whether any row has `top_k` or `top_p`.
+        numbers: results of `sampling_numbers` for each sequence [R, 4].
+        keys: keys of the noise [R, ...], see `noise_keys`; None = all sequences are greedy.
+        seen: which ids were emitted before [R, ..., V], bool; None = no sequence has a repetition penalty.
+        cut: whether any sequence has `top_k` or `top_p`.
 
     Returns:
         Ids [R, ...], int64.
@@ -112,14 +115,14 @@ def sample(
 
 
 def sampling_numbers(how: Sampling) -> tuple[float, float, float, float]:
-    """Return temperature (0 = greedy), `top_k` (0 = all), `top_p` (1 = all) and the repetition penalty."""
+    """Return sampling options as numbers: temperature (0 = greedy), top-k (0 = all), top-p (1 = all), penalty."""
     temperature = how.temperature if how.draws else 0.0
     top_p = 1.0 if how.top_p is None else how.top_p
     return temperature, float(how.top_k or 0), top_p, how.repetition_penalty
 
 
 def _cut(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Exclude all but the `top_k` best ids, and of these all but the smallest set of probability `top_p`."""
+    """Set the scores of all ids but the `top_k` best, and of these all but the most probable `top_p`, to `-inf`."""
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
     last = torch.where(top_k > 0, top_k, scores.shape[-1]).long().clamp(max=scores.shape[-1]) - 1
     floor = ranked.gather(-1, last.expand(*ranked.shape[:-1], 1))

@@ -1,4 +1,4 @@
-"""How large a network may become that is built from numbers of somebody else."""
+"""Limits on the size of a network that is built from numbers in a file that somebody else wrote."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 MOST_COUNTED = 4096
-"""Of whatever a network has several: layers, heads, codebooks. Published ones have up to some hundreds."""
+"""Maximum number of layers, heads, codebooks or the like; published networks have up to some hundreds."""
 _MOST_MODULES = 20_000  # the largest published language models have about 2000, and 10000 with LoRA everywhere
 _MODULES, _FOR_EACH = 2_000, 20  # for a network without weights, and for each tensor
-# Doge has 16384 experts in a layer; building them is bounded by `limited`
+# num_experts is excluded because Doge has 16384 experts in a layer; building them is bounded by `limited`
 _COUNTS = re.compile(r"(?!\w*per_|num_experts$)(num_\w+|rank|\w*(layers?|blocks|heads?|quantizers|codebooks))")
-_SPARE = 64 * 2**20  # numbers: what parts build and drop again, such as codebooks behind those in use
+_SPARE = 64 * 2**20  # numbers that parts build and drop again, such as codebooks after the last one in use
 _TIMES = 4
 
 
 def is_count(option: str) -> bool:
-    """Whether an option of that name says how many of something a network has, and so how long building it loops."""
+    """Return whether an option of this name is a number of modules, such as layers, over which building loops."""
     return _COUNTS.fullmatch(option) is not None
 
 
@@ -31,14 +31,14 @@ def check_count(name: str, value: Any) -> None:
     """Refuse a number of layers, codebooks or the like that no network has.
 
     Raises:
-        ValueError: it is above `MOST_COUNTED`.
+        ValueError: the number is above `MOST_COUNTED`.
     """
     if isinstance(value, int) and value > MOST_COUNTED:
         raise ValueError(f"{name} {value}: must be at most {MOST_COUNTED}")
 
 
 def check_counts(name: str, options: Mapping[str, Any]) -> None:
-    """`check_count` for those options that `is_count` finds; `name` is what has them."""
+    """Refuse options that are numbers of modules (see `is_count`) above `MOST_COUNTED`; `name` is their owner."""
     for option, value in options.items():
         if is_count(str(option)):
             check_count(f"{name}.{option}", value)
@@ -46,13 +46,13 @@ def check_counts(name: str, options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def limited(weights: Collection[Tensor]) -> Iterator[None]:
-    """Bound the networks that this thread builds meanwhile.
+    """Context manager that bounds the size of networks that the calling thread builds inside the block.
 
     Args:
-        weights: what the network is to be filled with.
+        weights: tensors that the network will be filled with.
 
     Raises:
-        ValueError: as soon as it gets many more modules or numbers than these weights can fill.
+        ValueError: the network gets many more modules or numbers than these weights can fill; raised while it is built.
     """
     counted = _Counted(
         modules=min(_MOST_MODULES, _MODULES + _FOR_EACH * len(weights)),
@@ -69,14 +69,14 @@ def limited(weights: Collection[Tensor]) -> Iterator[None]:
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Refuse what this machine could not hold.
+    """Refuse an allocation that is larger than this machine's memory.
 
     Args:
-        needed: bytes.
-        what: who needs them, for the error.
+        needed: number of bytes.
+        what: owner of the bytes, for the error.
 
     Raises:
-        ValueError: its memory is smaller.
+        ValueError: the memory is smaller.
     """
     if not hasattr(os, "sysconf"):  # Windows
         return
@@ -97,7 +97,7 @@ class _Counted:
         self._add(numbers=0 if tensor is None else tensor.numel())
 
     def _add(self, modules: int = 0, numbers: int = 0) -> None:
-        if threading.get_ident() != self.thread:  # the hooks are torch's, for all threads
+        if threading.get_ident() != self.thread:  # torch calls the hooks in all threads
             return
         self.modules, self.numbers = self.modules + modules, self.numbers + numbers
         if self.modules > self.most_modules:

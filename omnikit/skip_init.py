@@ -1,5 +1,8 @@
-"""Networks that are built to be filled from a file, or on the meta device for their shapes alone: values that nobody
-will read are not computed, because that takes longer than to read the file."""
+"""Building networks without computing their random initial weights.
+
+A network that is filled from a file, or built on the meta device for its shapes alone, does not need them, and
+computing them takes longer than reading the file.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 DRAWING = {"normal_", "uniform_", "erfinv_", "kaiming_uniform_"}
-"""Functions and methods of torch, by name (transformers has its own of the same names); `trunc_normal_` and others call
-them."""
+"""Names of the functions and methods of torch, and of transformers' variants, that draw initial weights.
+
+Others, such as `trunc_normal_`, call these.
+"""
 
 
 class SkipInit(TorchFunctionMode):
-    """A context in which parameters keep what their memory holds where they would be drawn at random.
+    """Context manager in which parameters are not initialised at random but keep the values that their memory holds.
 
-    All of them have to be read from a file then, and nothing may be computed from them before.
+    All of them have to be read from a file afterwards, and nothing may be computed from them before.
     """
 
     def __torch_function__(
@@ -33,8 +38,8 @@ class SkipInit(TorchFunctionMode):
 
 
 def empty_on_meta(shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
-    """Return `make()`, a tensor of that shape; on the meta device, which has shapes alone, an empty one instead.
+    """Return `make()`, a tensor of the given shape; on the meta device, which has shapes only, an empty one instead.
 
-    There even a product is computed by Python code of torch that imports its compiler, which takes a second.
+    There, even a product is computed by Python code of torch that imports its compiler, which takes a second.
     """
     return torch.empty(shape) if torch.get_default_device().type == "meta" else make()

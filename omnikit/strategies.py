@@ -1,4 +1,5 @@
-"""Decoding strategies as data: how many sequences answer a question, and which one's tokens are taken and fed."""
+"""Decoding strategies as data: how many sequences answer a request, and from which one each stream's tokens are taken.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ from omnikit.tasks import Task, text_only
 
 @dataclass(frozen=True)
 class Strategy:
-    """How many sequences answer a question.
+    """A decoding strategy: the number of sequences that answer a request, and their roles.
 
-    Each of them is fed the emitted text token. Those that are asked for text alone are fed pads in the audio streams,
-    the others the emitted audio tokens.
+    Every sequence is fed the emitted text token. Sequences that answer with text only are fed pads in the audio
+    streams, the others the emitted audio tokens.
 
     Args:
-        text_only: for each sequence, whether it is asked for text alone.
+        text_only: for each sequence, whether it is asked for text only.
         text_from: index of the sequence whose text logits are sampled.
         audio_from: index of the sequence whose audio logits are sampled.
     """
@@ -34,11 +35,14 @@ class Strategy:
             raise ValueError(f"strategy.audio_from: sequence {self.audio_from} is asked for text alone")
 
     def for_task(self, task: Task) -> Strategy:
-        """Return this strategy, or one sequence where a second one could add nothing: text-only answers, given text."""
+        """Return the strategy for a task: this one, or `PARALLEL` where a second sequence could add nothing.
+
+        That is where the answer is text only, or where its text is given.
+        """
         return self if task.speaks and task.writes else PARALLEL
 
     def sequence_tasks(self, task: Task) -> list[Task]:
-        """Return the task of each sequence."""
+        """Return the task of each sequence that answers a request."""
         return [text_only(task) if quiet else task for quiet in self.text_only]
 
 

@@ -1,4 +1,4 @@
-"""Streaming decoding: codes come frame by frame, audio comes out, exact with a lag or at once."""
+"""Streaming decoding of codes to waveforms: frames are pushed as they come, and samples are returned."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ if TYPE_CHECKING:
     from omnikit.interfaces import Codec
 
 EXACT, LOW_LATENCY = MODES = ("exact", "low_latency")
-"""What a stream gives: samples that no further frame changes, or as many as its frames cover."""
+"""Names of streaming modes: `exact` returns samples that no later frame changes, `low_latency` all that frames cover.
+"""
 
 
 def check_mode(mode: str) -> None:
-    """Refuse an unknown mode of streaming."""
+    """Refuse an unknown streaming mode.
+
+    Raises:
+        ValueError: the message lists the choices.
+    """
     if mode not in MODES:
         raise ValueError(f"mode {mode!r}: no such mode of streaming (choices: {', '.join(MODES)})")
 
 
 class DecodeStream(ABC):
-    """One streaming decoding of a codec, used as `with codec.stream() as stream: wav = stream.push(codes)`.
+    """Streaming decoding of one batch of code sequences: `with codec.stream() as stream: wav = stream.push(codes)`.
 
-    All state lives here and none in the codec, so that several streams can run over one codec.
+    All state is in this object and none in the codec, so that several streams can run on one codec.
     """
 
     @abstractmethod
     def push(self, codes: Tensor) -> Tensor:
-        """Codes of further frames [B, K, t] -> the samples that can be given now [B, n]; n may be 0."""
+        """Decode further frames [B, K, t] and return the samples that are available now [B, n]; n may be 0."""
 
     @abstractmethod
     def finish(self) -> Tensor:
-        """No more frames: the samples still due [B, n]."""
+        """End the stream and return the remaining samples [B, n]."""
 
     def __enter__(self) -> DecodeStream:
         return self
@@ -44,7 +49,8 @@ class DecodeStream(ABC):
 
 
 class FramewiseStream(DecodeStream):
-    """Streaming for a codec whose frames are decoded each by itself: nothing lags in any mode."""
+    """A decode stream for codecs that decode each frame independently, so that samples never lag behind their frames.
+    """
 
     def __init__(self, codec: Codec, batch_size: int = 1, mode: str = EXACT):
         check_mode(mode)
@@ -60,8 +66,10 @@ class FramewiseStream(DecodeStream):
 
 
 class DecodeStreams(ABC):
-    """Streaming decodings of one codec that begin and end at different times; what is due in all of them is decoded
-    together. Each gives the samples that it would give alone. Used by one thread at a time."""
+    """Decode streams of one codec that begin and end at different times, and whose pending frames are decoded together.
+
+    Each returns the samples that it would return alone. Used by one thread at a time.
+    """
 
     @abstractmethod
     def open(self) -> int:
@@ -69,27 +77,33 @@ class DecodeStreams(ABC):
 
     @abstractmethod
     def push(self, codes: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Decode further frames of some streams: number -> codes [K, t], t > 0 and perhaps different in each -> number
-        -> the samples that can be given now [n], on the codec's device; n may be 0."""
+        """Decode further frames of some streams and return the samples that are available now.
+
+        Args:
+            codes: number of the stream -> codes [K, t], t > 0, which may differ between streams.
+
+        Returns:
+            Number of the stream -> samples [n] on the codec's device; n may be 0.
+        """
 
     @abstractmethod
     def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:
-        """End some streams: number -> the samples still due [n]."""
+        """End some streams and return the remaining samples [n] of each by its number."""
 
     @abstractmethod
     def drop(self, stream: int) -> None:
-        """Forget a stream whose remaining samples nobody wants."""
+        """End a stream and discard its remaining samples."""
 
 
 def check_frames(codec: Codec, codes: Mapping[int, Tensor]) -> None:
-    """Refuse a mapping from streams to codes [K, t] if some are no codes of this codec.
+    """Refuse a mapping from streams to codes [K, t] if some are not codes of this codec.
 
     Raises:
         ValueError: the message names the stream.
     """
-    try:  # all at once, because on a GPU each question is a wait
+    try:  # all at once, because on a GPU each check waits for the device
         codec.check_codes(torch.cat(list(codes.values()), dim=-1)[None])
-    except (ValueError, RuntimeError):  # a RuntimeError where their shapes do not fit each other
+    except (ValueError, RuntimeError):  # torch.cat raises RuntimeError for shapes that do not match
         for number, frames in codes.items():
             try:
                 codec.check_codes(frames[None])
@@ -98,7 +112,7 @@ def check_frames(codec: Codec, codes: Mapping[int, Tensor]) -> None:
 
 
 class SeparateStreams(DecodeStreams):
-    """Streams that are decoded one by one, for a codec that cannot decode several together."""
+    """Decode streams that are decoded one by one, for a codec that cannot decode several together."""
 
     def __init__(self, codec: Codec, mode: str = EXACT):
         check_mode(mode)

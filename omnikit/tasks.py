@@ -1,4 +1,4 @@
-"""Tasks as data: what is given, which marks ask for what, which streams answer and which positions carry loss.
+"""Tasks as data: the kind of question, the marks of the prompt, the streams that answer and the positions with loss.
 
 A sample of A1A2 with two codebooks, delays 1 and 2, three positions of speech, the answer "yes ." and two frames:
 
@@ -7,8 +7,8 @@ A sample of A1A2 with two codebooks, delays 1 and 2, three positions of speech, 
     audio0 | input   f   f   f  eoa  answer  | pad  a0   b0   eoa  pad
     audio1 | input   f   f   f  eoa  answer  | pad  pad  a1   b1   eoa
 
-`f` marks positions whose embedding is an adapted speech feature. Labelled are, of the answer: text up to its `eot`; in
-each audio stream everything up to the last one's `eoa`.
+`f` marks positions whose embedding is an adapted speech feature. In the answer, labels stand in the text stream up to
+its `eot`, and in each audio stream up to the last stream's `eoa`.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from omnikit.tokens import IGNORE, TokenLayout
 
 @dataclass(frozen=True)
 class Task:
-    """What is given and what is answered."""
+    """A task: the kind of question that is given and the kind of answer that is generated."""
 
     name: str
     given: str
-    """`speech` or `text`."""
+    """Kind of the question, `speech` or `text`."""
     text_mark: str
-    """What the last prompt position asks of the text stream: `answer`, `asr` or `pad`."""
+    """Mark of the text stream at the last prompt position: `answer`, `asr` or `pad`."""
     speaks: bool
     """Whether the audio streams answer."""
     text_forced: bool = False
-    """The text stream is fed the given text instead of being sampled, and carries no loss."""
+    """Whether the text stream is fed the given text instead of sampled tokens, and carries no loss."""
     repeats: bool = False
-    """Whether the answer has the text of the question, so that it is the entry's `t1` and not its `t2`."""
+    """Whether the answer repeats the text of the question, so that it is a manifest entry's `t1` instead of `t2`."""
 
     @property
     def transcribes(self) -> bool:
-        """Whether this is speech recognition, whose answers are scored by word error rate."""
+        """Whether this task is speech recognition, whose answers are scored by word error rate."""
         return self.repeats and self.writes
 
     @property
@@ -59,17 +59,17 @@ TASKS = {
         Task("T1A2", given="text", text_mark="answer", speaks=True),
     )
 }
-"""Speech recognition, speech synthesis, and four ways to answer a question."""
+"""Mapping from names to tasks: speech recognition, speech synthesis, and four ways to answer a question."""
 
 
 def text_only(task: Task) -> Task:
-    """The task with the same question whose answer is text alone."""
+    """Return the task with the same kind of question whose answer is text only."""
     return next(t for t in TASKS.values() if t.given == task.given and t.text_mark == task.text_mark and not t.speaks)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: steps [S, L]; speech features take the place of the audio streams at 1 .. `audio_frames`."""
+    """The steps [S, L] of a prompt; speech features replace the audio streams at positions 1 .. `audio_frames`."""
 
     steps: Tensor
     audio_frames: int = 0
@@ -77,7 +77,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sample:
-    """A training sample: steps [S, L] and labels [S, L] (`labels[:, i]` is what position i is to predict)."""
+    """A training sample: steps [S, L] and labels [S, L], where `labels[:, i]` is what position i is to predict."""
 
     steps: Tensor
     labels: Tensor
@@ -86,18 +86,18 @@ class Sample:
 
 AUDIO_START = 1
 """Position of the first speech feature in a prompt."""
-_AROUND = AUDIO_START + 2  # steps of a prompt besides what is given: the opening, the end of it and the marks
+_AROUND = AUDIO_START + 2  # steps of a prompt besides the question: the opening step, the end step and the marks
 
 
 def prompt_length(given: int) -> int:
-    """Return the number of steps of a prompt with `given` text ids or adapted speech frames."""
+    """Return the number of steps of a prompt with `given` text ids or adapted speech features."""
     return given + _AROUND
 
 
 def make_prompt(
     task: Task, layout: TokenLayout, *, text: list[int] | None = None, audio_frames: int | None = None
 ) -> Prompt:
-    """The prompt of a task for given text ids, or for a number of adapted speech frames."""
+    """Return the prompt of a task for given text ids, or for a number of adapted speech features."""
     if task.given == "speech":
         assert audio_frames is not None, f"{task.name} is given speech"
         middle = layout.pads()[:, None].repeat(1, audio_frames)
@@ -112,17 +112,19 @@ def make_prompt(
 
 
 def answer_ends(task: Task, pattern: Pattern, *, text: int, frames: int = 0) -> list[int]:
-    """Return the answer steps at which the end marks stand: `eot` after `text` text ids and, where the task speaks, the
-    `eoa` of each audio stream after `frames` frames. The answer ends with the last of these steps."""
+    """Return the answer steps at which the end marks stand; the answer ends with the last of them.
+
+    `eot` stands after `text` text ids and, if the task speaks, the `eoa` of each audio stream after `frames` frames.
+    """
     audio = [pattern.end(stream, frames) for stream in range(len(pattern.carries))] if task.speaks else []
     return [text, *audio]
 
 
 def sample_length(task: Task, pattern: Pattern, *, given: int, text: int, frames: int = 0) -> int:
-    """Return the number of steps that `make_sample` gives a sample: those of prompt and answer but the last one.
+    """Return the number of steps of a sample from `make_sample`: all steps of prompt and answer but the last one.
 
     Args:
-        given: number of text ids or adapted speech frames in the prompt.
+        given: number of text ids or adapted speech features in the prompt.
         text: number of text ids in the answer.
         frames: number of frames in the answer.
     """
@@ -132,7 +134,12 @@ def sample_length(task: Task, pattern: Pattern, *, given: int, text: int, frames
 def make_answer(
     task: Task, layout: TokenLayout, pattern: Pattern, *, text: list[int], codes: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The answer's steps [S, L] and which of them carry loss [S, L] (bool), from text ids and codes [K, T]."""
+    """Return the steps [S, L] of an answer and a mask [S, L] (bool) of those that carry loss.
+
+    Args:
+        text: text ids of the answer.
+        codes: codes [K, T] of its speech; None = the task does not speak.
+    """
     assert codes is not None or not task.speaks, f"{task.name} answers with speech"
     ends = answer_ends(task, pattern, text=len(text), frames=codes.shape[1] if task.speaks else 0)
     steps = layout.pads()[:, None].repeat(1, max(ends) + 1)
@@ -159,19 +166,26 @@ def make_sample(
     answer: list[int],
     codes: Tensor | None = None,
 ) -> Sample:
-    """Prompt and answer joined, with labels shifted so that each position predicts the next one."""
+    """Return a training sample of prompt and answer, with labels shifted so that each position predicts the next step.
+
+    Args:
+        question: text ids of a written question.
+        audio_frames: number of adapted speech features of a spoken question.
+        answer: text ids of the answer.
+        codes: codes [K, T] of its speech; None = the task does not speak.
+    """
     prompt = make_prompt(task, layout, text=question, audio_frames=audio_frames)
     answer_steps, loss = make_answer(task, layout, pattern, text=answer, codes=codes)
     steps = torch.cat([prompt.steps, answer_steps], dim=1)
     labels = torch.full_like(steps, IGNORE)
     at = prompt.steps.shape[1]
     labels[:, at - 1 : -1] = torch.where(loss, answer_steps, torch.full_like(answer_steps, IGNORE))
-    # the last step is fed to nobody: its labels lie outside the sample
+    # the last step is left out: it is never fed, since the step after it would lie outside the sample
     return Sample(steps[:, :-1], labels[:, :-1], prompt.audio_frames)
 
 
 def draw(steps: Tensor, layout: TokenLayout, audio_frames: int = 0) -> str:
-    """Steps [S, L] as a drawing with one line per stream, as at the top of this file."""
+    """Return a drawing of steps [S, L] with one line of token names per stream, as at the top of this file."""
     lines = []
     for stream in range(layout.num_streams):
         ids = layout.text if stream == 0 else layout.audio[stream - 1]

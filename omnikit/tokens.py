@@ -1,4 +1,4 @@
-"""The ids of every stream. Nothing else in omnikit knows an id or an offset.
+"""Token ids of every stream; nothing else in omnikit knows an id or an offset.
 
 A step holds one id per stream: stream 0 is text, streams 1.. are audio. Ids are local to their stream; `offsets` places
 the streams side by side in one vocabulary, as the published Mini-Omni numbers them.
@@ -15,14 +15,17 @@ from torch import Tensor
 TEXT_SPECIALS = ("eot", "pad", "input", "answer", "asr")
 AUDIO_SPECIALS = ("eoa", "pad", "input", "answer", "split")
 RESERVED = 64
-"""Ids kept for specials after the text vocabulary and after the codes of each audio stream, as published."""
+"""Number of ids reserved for special tokens after the text vocabulary and after the codes of each audio stream.
+
+The published Mini-Omni reserves the same number.
+"""
 IGNORE = -100
-"""Label of a position without loss."""
+"""Label of a position that carries no loss."""
 
 
 @dataclass(frozen=True)
 class TextIds:
-    """Special ids of the text stream."""
+    """Ids of the special tokens of the text stream."""
 
     eot: int
     pad: int
@@ -33,7 +36,7 @@ class TextIds:
 
 @dataclass(frozen=True)
 class AudioIds:
-    """Special ids of one audio stream."""
+    """Ids of the special tokens of one audio stream."""
 
     eoa: int
     pad: int
@@ -43,14 +46,14 @@ class AudioIds:
 
 
 class TokenLayout:
-    """Derives every id from the parts.
+    """The layout of all token ids, derived from the numbers of the parts.
 
     Args:
-        text_vocab: ids of the backbone's own vocabulary.
-        codebook_size: C, ids of one codebook.
+        text_vocab: number of ids of the backbone's own vocabulary.
+        codebook_size: number of codes of one codebook.
         carries: for each audio stream, the codebooks that it carries (from the pattern).
-        text_specials: ids reserved after the text vocabulary.
-        audio_specials: ids reserved after each audio stream's codes.
+        text_specials: number of ids reserved after the text vocabulary.
+        audio_specials: number of ids reserved after each audio stream's codes.
     """
 
     def __init__(
@@ -73,50 +76,64 @@ class TokenLayout:
         self.total = sum(self.sizes)
 
     def pads(self) -> Tensor:
-        """The pad id of each stream [S]."""
+        """Return the pad id of each stream [S]."""
         return self._row("pad", "pad")
 
     def inputs(self, *, audio: bool) -> Tensor:
-        """The step that opens a prompt [S]; text prompts (`audio=False`) have pads in the audio streams."""
+        """Return the step [S] that opens a prompt; text prompts (`audio=False`) have pads in the audio streams."""
         return self._row("input", "input" if audio else "pad")
 
     def ends(self, *, audio: bool) -> Tensor:
-        """The step that closes the given part of a prompt [S]."""
+        """Return the step [S] that closes the question in a prompt.
+
+        Text prompts (`audio=False`) have pads in the audio streams.
+        """
         return self._row("eot", "eoa" if audio else "pad")
 
     def marks(self, *, text: str, audio: bool) -> Tensor:
-        """The last step of a prompt [S]: what is wanted in the text stream and whether speech is."""
+        """Return the last step [S] of a prompt: the text stream's mark, and whether the audio streams are to answer."""
         return self._row(text, "answer" if audio else "pad")
 
     def _row(self, text: str, audio: str) -> Tensor:
         return torch.tensor([getattr(self.text, text), *(getattr(ids, audio) for ids in self.audio)])
 
     def is_text(self, ids: Tensor | int) -> Tensor | bool:
-        """Tell which ids [...] of the text stream are text, that is of the backbone's own vocabulary: bool [...]."""
+        """Return whether ids [...] of the text stream are in the backbone's own vocabulary, as bool [...]."""
         return ids < self.text_vocab
 
     def code_ids(self, stream: int, codebook: int) -> range:
-        """Return the ids that the codes of a codebook have in the audio stream that carries it."""
+        """Return the ids that a codebook's codes have in the audio stream that carries it."""
         begin = self.carries[stream].index(codebook) * self.codebook_size
         return range(begin, begin + self.codebook_size)
 
     def code_offsets(self, codebooks: Tensor) -> Tensor:
-        """Codebook that each audio stream carries at each step [S - 1, L] (-1: none) -> what to add to its code."""
+        """Return the offsets [S - 1, L] that are added to codes to convert them to ids.
+
+        `codebooks` [S - 1, L] says which codebook each code is from; -1 marks a place without a code, whose offset has
+        no meaning.
+        """
         return self._places.to(codebooks.device)[_stream_index(codebooks), codebooks] * self.codebook_size
 
     def to_ids(self, codes: Tensor, codebooks: Tensor) -> Tensor:
-        """Codes laid out by a pattern [.., S - 1, L], their codebooks [S - 1, L] -> ids, pad where no code stands."""
+        """Convert codes laid out by a pattern [.., S - 1, L] to ids, with pads where no code stands.
+
+        `codebooks` [S - 1, L] says which codebook each code is from, -1 where there is none.
+        """
         pads = self.pads()[1:, None].to(codes.device)
         return torch.where(codebooks < 0, pads, codes + self.code_offsets(codebooks.clamp(min=0)))
 
     def to_codes(self, ids: Tensor, codebooks: Tensor) -> Tensor:
-        """The inverse of `to_ids`; positions without a codebook give -1. Ids outside the codebook stay outside."""
+        """Convert ids [.., S - 1, L] to codes, the inverse of `to_ids`, with -1 where no code stands.
+
+        Ids outside the codebook give codes outside it.
+        """
         codes = ids - self.code_offsets(codebooks.clamp(min=0))
         return torch.where(codebooks < 0, torch.full_like(codes, -1), codes)
 
     @cached_property
     def _places(self) -> Tensor:
-        """Place of each codebook among those that a stream carries [S - 1, K], 0 where it does not carry it."""
+        """Place of each codebook among those that an audio stream carries, as a table [S - 1, K]; 0 for other streams.
+        """
         table = torch.zeros(len(self.carries), 1 + max(max(books) for books in self.carries), dtype=torch.long)
         for stream, books in enumerate(self.carries):
             table[stream, list(books)] = torch.arange(len(books))

@@ -1,4 +1,4 @@
-"""Which of torchrun's processes this is, and on which device it runs."""
+"""Rank and device of this process among those that torchrun started."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """Which of several processes this is."""
+    """Rank of this process and number of processes that share the work."""
 
     rank: int = 0
     processes: int = 1
 
     @classmethod
     def of_torchrun(cls) -> Share:
-        """From the environment; the only one where torchrun did not start it."""
+        """Return the share that torchrun's environment variables give; without torchrun, that of a single process."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def own_device(device: str) -> str:
-    """Each process of torchrun has a GPU of its own: `cuda` means that one."""
+    """Return the device of this process: under torchrun `cuda` becomes the GPU of its local rank."""
     rank = os.environ.get("LOCAL_RANK")
     return device if rank is None or device != "cuda" else f"cuda:{rank}"
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there or holds nothing.
+    """Refuse a device that is not available or holds no values.
 
     Raises:
         ValueError: the message names the choices.
     """
-    import torch  # preparing corpora needs none
+    import torch  # imported here, since preparing corpora does not need it
 
     try:
         kind = torch.device(device).type

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: regular ones alone are opened, up to a size, and none outside their folder."""
+"""Reading of files that somebody else wrote: only regular files, up to a size limit, and none outside their folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omnikit.errors import one_line
 
 MEBIBYTE = 2**20
 LARGEST_JSON = 16 * MEBIBYTE
-"""Bytes; the lists of files of the largest published models have a tenth of it."""
+"""Maximum size of a JSON file in bytes; the file lists of the largest published models have a tenth of it."""
 _KINDS = (
     (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
@@ -24,10 +24,10 @@ def check_regular(file: str | Path, most: int | None = None) -> None:
 
     Args:
         file: a path; links are followed.
-        most: largest size in bytes; `None` = any.
+        most: maximum size in bytes; None = no limit.
 
     Raises:
-        ValueError: it is missing, no regular file, or larger.
+        ValueError: the file is missing, not a regular file, or too large.
     """
     try:
         _check(file, os.stat(file), most)
@@ -36,12 +36,12 @@ def check_regular(file: str | Path, most: int | None = None) -> None:
 
 
 def read_bytes(file: str | Path, most: int) -> bytes:
-    """The content of a regular file of at most `most` bytes.
+    """Return the content of a regular file of at most `most` bytes.
 
     Raises:
-        ValueError: see `check_regular`.
+        ValueError: the file is missing, not a regular file, or too large.
     """
-    try:  # without O_NONBLOCK, opening a named pipe waits for somebody who writes to it
+    try:  # without O_NONBLOCK, opening a named pipe waits until some process writes to it
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as stream:
             _check(file, os.fstat(stream.fileno()), most)
@@ -51,10 +51,10 @@ def read_bytes(file: str | Path, most: int) -> bytes:
 
 
 def read_text(file: str | Path, most: int) -> str:
-    """The text of a regular file in UTF-8 of at most `most` bytes, without a byte order mark.
+    """Return the text of a regular UTF-8 file of at most `most` bytes, without a byte order mark.
 
     Raises:
-        ValueError: see `check_regular`; or another encoding.
+        ValueError: the file is missing, not a regular file, too large, or not UTF-8.
     """
     try:
         return read_bytes(file, most).decode("utf-8-sig")
@@ -63,10 +63,10 @@ def read_text(file: str | Path, most: int) -> str:
 
 
 def read_json(file: str | Path, most: int = LARGEST_JSON) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file of at most `most` bytes.
 
     Raises:
-        ValueError: see `read_text`; or it is no JSON.
+        ValueError: the file is missing, not a regular file, too large, or not JSON.
     """
     text = read_text(file, most)
     try:
@@ -76,13 +76,13 @@ def read_json(file: str | Path, most: int = LARGEST_JSON) -> Any:
 
 
 def inside(folder: str | Path, name: str) -> Path:
-    """The regular file `name` of a folder.
+    """Return the path of the regular file `name` of a folder, refusing links that lead out of the folder.
 
-    A link is followed where it ends in the folder. In the cache of the model hub, where a folder
+    A link is followed if it ends in the folder. In the cache of the model hub, where a folder
     `models--owner--name/snapshots/<revision>` consists of links, it may also end in `blobs` of the same repository.
 
     Raises:
-        ValueError: it is missing, no regular file, or lies elsewhere.
+        ValueError: the file is missing, not a regular file, or lies elsewhere.
     """
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
         raise ValueError(f"{folder}: {name!r} is not the name of a file in it")

@@ -1,6 +1,6 @@
-"""The only place where libraries read models of other people.
+"""The only place where transformers and torch read models that somebody else wrote.
 
-Nothing that lies there is run, nobody is asked whether it may be, and nothing is fetched: what a hub has is fetched
+No code in a model is run, no user is asked to allow it, and nothing is downloaded: files of a hub are downloaded
 before, see `omnikit.hub`.
 """
 
@@ -15,21 +15,21 @@ from omnikit.untrusted_files import check_regular
 
 
 def read_settings(kind: Any, folder: str | Path, **options: Any) -> Any:
-    """A configuration, tokenizer or processor of transformers from a folder.
+    """Read a configuration, tokenizer or processor of transformers from a folder.
 
     Args:
-        kind: transformers' class, such as `AutoConfig`.
-        folder: as its `save_pretrained` writes it.
-        options: further arguments of its `from_pretrained`.
+        kind: class of transformers, such as `AutoConfig`.
+        folder: folder as written by `save_pretrained`.
+        options: further arguments of `from_pretrained`.
 
     Raises:
-        Exception: of many kinds; also where the folder wants code of its own to be run.
+        Exception: of many kinds; also if the folder requires code of its own to be run.
     """
     return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
 
 
 def read_network(kind: Any, folder: str | Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A network of transformers from a folder, and transformers' report of names that are missing or unknown.
+    """Read a network of transformers from a folder, with transformers' report of missing and unknown weights.
 
     Args:
         kind, folder, options: see `read_settings`.
@@ -41,7 +41,7 @@ def read_network(kind: Any, folder: str | Path, **options: Any) -> tuple[Any, di
 
 
 def build_network(auto: Any, config: Any) -> Any:
-    """A network with random weights from a configuration, by one of transformers' auto classes.
+    """Build a network with random weights from a configuration, by one of transformers' auto classes.
 
     Raises:
         Exception: of many kinds.
@@ -50,11 +50,11 @@ def build_network(auto: Any, config: Any) -> Any:
 
 
 def read_pickle(file: str | Path, *, mapped: bool = False) -> Any:
-    """The tensors of a file of `torch.save`, on the CPU; whatever else it holds is refused and not run.
+    """Read the tensors of a file of `torch.save` to the CPU; anything else in it is refused and not run.
 
     Args:
-        file: a path.
-        mapped: leave the tensors in the file until they are needed.
+        file: path of the file.
+        mapped: leave the tensors in the file until they are used.
 
     Raises:
         Exception: of many kinds.

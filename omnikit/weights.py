@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors only, so that reading a file never runs what is in it."""
+"""Reading and writing of weights, as safetensors only, so that reading a file never runs code in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from omnikit.untrusted_files import LARGEST_JSON, check_regular
 
 FILE_NAME = "model.safetensors"
 LORA = ".lora_"
-"""In the names that peft adds to a model; they start as no change, so weights from before may lack all of them."""
+"""Mark in the names of the weights that peft's LoRA adds to a model.
+
+They start as no change, so a file from before may lack all of them.
+"""
 _SHOWN = 3
 _LONGEST_NAME = 200
 _LENGTH_BYTES = 8
@@ -35,19 +38,20 @@ def load_into(
     mapped: bool = False,
     whole: bool = False,
 ) -> None:
-    """Copy weights into `module`, each cast to the type that the module has. What of it is on the meta device stays
-    there, and its weights are not read.
+    """Copy stored weights into a module, each converted to the type that the module has.
+
+    Tensors of the module that are on the meta device stay there, and their weights are not read.
 
     Args:
         path: a safetensors file, or a folder with `model.safetensors`.
-        fit: takes from the stored tensors those that `module` wants, where it does not want all of them.
-        mapped: weights stored in the type that the module has stay in the file, which is read where they are needed:
-            a table of embeddings takes memory for the rows that were looked up. They must not be changed.
-        whole: nothing may be missing, not even all of LoRA.
+        fit: selects from the stored tensors those of the module; None = the module takes all of them.
+        mapped: leave weights whose stored type is the module's in the file, which is read as they are used: an
+            embedding table takes memory only for the rows that were looked up. Such weights must not be changed.
+        whole: no weight may be missing, not even all of LoRA.
 
     Raises:
-        ValueError: no such file, not safetensors, names, shapes or kinds of numbers that differ, or numbers that are
-            not finite (of weights that stay in the file, this is not looked for); the message names file and names.
+        ValueError: the file is missing or not safetensors; names, shapes or kinds of numbers differ; or numbers are not
+            finite (not checked for weights that stay in the file). The message names the file and the weights.
     """
     file = weights_file(path)
     own = module.state_dict(keep_vars=True)
@@ -61,7 +65,7 @@ def load_into(
         refuse_not_finite({name: stored[name] for name in stored.keys() - stay}, file)
         for name in stored.keys() - stay:
             own[name].copy_(stored[name])
-        if stay:  # opened anew: what was read above for copying would stay in memory with the rest
+        if stay:  # the file is opened again, since this mapping would keep in memory what was read for copying above
             with safe_open(file, "pt") as reader:
                 for name in reader.keys():  # noqa: SIM118 (no mapping)
                     if (new := new_weight(name)) in stay:
@@ -69,26 +73,26 @@ def load_into(
 
 
 def check_fits(module: nn.Module, stored: Stored, file: str | Path) -> None:
-    """Compare names, shapes and kinds of numbers of weights with those of a module, which may be on the meta device.
+    """Compare names, shapes and kinds of numbers of stored weights with a module, which may be on the meta device.
 
     Args:
-        stored: `stored_tensors` of the file.
-        file: its path, for errors.
+        stored: weights from `stored_tensors`.
+        file: path of their file, for errors.
 
     Raises:
-        ValueError: see `load_into`, with `whole`.
+        ValueError: they differ, or some are missing; see `load_into` with `whole`.
     """
     _refuse_differences(module, module.state_dict(keep_vars=True), stored, file, whole=True)
 
 
 def stored_tensors(path: str | Path) -> Stored:
-    """The tensors of a file by name. Their values stay in the file until they are needed.
+    """Return the tensors of a safetensors file by name; their values stay in the file until they are used.
 
     Args:
-        path: see `load_into`.
+        path: a safetensors file, or a folder with `model.safetensors`.
 
     Raises:
-        ValueError: no such file, or not safetensors.
+        ValueError: the file is missing or not safetensors.
     """
     file = weights_file(path)
     try:
@@ -100,16 +104,17 @@ def stored_tensors(path: str | Path) -> Stored:
 
 
 def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Write the weights of `module`, floating-point ones as `dtype`, tensors that are tied once.
+    """Write the weights of a module to a safetensors file, tied tensors once.
 
     Args:
-        path: a file that ends in `.safetensors`, or a folder (it gets `model.safetensors`).
+        path: a file that ends in `.safetensors`, or a folder, which gets `model.safetensors`.
+        dtype: type that floating-point weights are converted to.
 
     Returns:
-        The file; it is whole or absent.
+        Path of the file, which is complete or absent.
 
     Raises:
-        ValueError: some are not finite, or the disk is full; a file that is there stays as it is.
+        ValueError: some weights are not finite, or the disk is full; an existing file stays as it is.
     """
     file = Path(path) if str(path).endswith(".safetensors") else Path(path) / FILE_NAME
     tensors = {name: _stored(tensor, dtype) for name, tensor in _untied(module).items()}
@@ -120,7 +125,7 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch
 
 
 def weights_file(path: str | Path) -> Path:
-    """The safetensors file that a path means.
+    """Return the safetensors file at a path, or in the folder at that path.
 
     Raises:
         ValueError: there is none.
@@ -133,7 +138,7 @@ def weights_file(path: str | Path) -> Path:
 
 
 def _check_header(file: Path) -> None:
-    """The file's first eight bytes say how many bytes of names and shapes follow."""
+    """Refuse a file whose header is too long; its first eight bytes are the length of names and shapes in bytes."""
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
     if length > LARGEST_JSON:
@@ -141,7 +146,7 @@ def _check_header(file: Path) -> None:
 
 
 def _untied(module: nn.Module) -> dict[str, Tensor]:
-    """The state without the second and later names of a tied tensor."""
+    """Return the state of a module without the second and later names of tied tensors."""
     seen: set[int] = set()
     state = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -163,13 +168,14 @@ def _refuse_differences(module: nn.Module, own: Stored, stored: Stored, file: st
 
 
 def refuse_not_finite(tensors: Stored, where: str | Path) -> None:
-    """Refuse tensors by name that hold NaN or infinity.
+    """Refuse tensors that hold NaN or infinity.
 
     Args:
-        where: who has them, for the error.
+        tensors: tensors by name.
+        where: owner of the tensors, for the error.
 
     Raises:
-        ValueError: some do; the message names them.
+        ValueError: some tensors do; the message names them.
     """
     names = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if names:
@@ -177,7 +183,7 @@ def refuse_not_finite(tensors: Stored, where: str | Path) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor holds neither NaN nor infinity, judged in one pass by its smallest and largest number."""
+    """Return whether a tensor holds neither NaN nor infinity, computed in one pass from its minimum and maximum."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch cannot compare numbers of 8 bits

@@ -1,4 +1,4 @@
-"""Says at the end which tests a quick run left out."""
+"""Pytest hooks that report at the end which tests a quick run left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation's pages as text, and the files and commands in them."""
+"""Reading of the documentation's pages: their text, and the files and commands in them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SNIPPET = re.compile(r'^--8<-- "([^"]+)"\n', re.M)
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of code."""
+    """A fenced block of code on a page of the documentation."""
 
     language: str
     title: str
-    """The name of the file that it is; empty where it is none."""
+    """Name of the file that the block shows; empty for a block that is no file."""
     text: str
 
 

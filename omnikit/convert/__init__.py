@@ -1,1 +1,1 @@
-"""Checkpoints that others published, as omnikit models."""
+"""Conversion of checkpoints published by others to omnikit checkpoints."""

@@ -1,5 +1,7 @@
-"""The published Mini-Omni (arXiv 2408.16725) as an `OmniLM`: `lit_model.pth` with `model_config.yaml`, the tokenizer of
-Qwen2, the encoder of Whisper-small and SNAC at 24 kHz."""
+"""Conversion of the published Mini-Omni (arXiv 2408.16725) to an `OmniLM`.
+
+Reads `lit_model.pth` with `model_config.yaml`, the tokenizer of Qwen2, the encoder of Whisper-small and SNAC at 24 kHz.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +42,17 @@ def from_state_dict(
     parts: Mapping[str, Any] | None = None,
     source: str = "state_dict",
 ) -> OmniLM:
-    """A model in evaluation mode from published weights.
+    """Build a model in evaluation mode from published weights.
 
     Args:
-        state_dict: as in `lit_model.pth`.
+        state_dict: tensors by name, as in `lit_model.pth`.
         config: the keys of `model_config.yaml`.
         parts: names and options of encoder, codec and tokenizer, such as `{"codec": "snac_24khz"}`; without them the
-            model takes features, gives codes, and its tokenizer is the byte tokenizer.
-        source: the file's name, for errors.
+            model takes features, returns codes, and has the byte tokenizer.
+        source: name of the weights' file, for errors.
 
     Raises:
-        ValueError: a configuration that is not supported, weights that do not fit it, or parts that do not fit them.
+        ValueError: the configuration is not supported, the weights do not fit it, or the parts do not fit them.
     """
     sizes = read_sizes(config)
     state = _checked(state_dict, sizes, source)
@@ -65,26 +67,29 @@ def from_state_dict(
 def convert(
     ckpt_dir: str | Path, out_dir: str | Path, *, codec: str = SNAC_24KHZ, encoder: str | None = None
 ) -> OmniLM:
-    """Read a published folder and write an omnikit checkpoint, whole or not at all.
+    """Convert a published folder to an omnikit checkpoint, which is complete or absent.
 
     Args:
-        ckpt_dir: with `lit_model.pth`, `model_config.yaml`, the tokenizer and `small.pt`; or its hub id.
-        out_dir: for `omnikit.load`.
-        codec: folder or hub id of a SNAC (`config.json` and `pytorch_model.bin`); `none` = a model that only writes.
-            Where the default cannot be had, that is logged, and the model only writes.
-        encoder: another file than the folder's `small.pt`, or one of openai-whisper's names.
+        ckpt_dir: folder with `lit_model.pth`, `model_config.yaml`, the tokenizer and `small.pt`; or its hub id.
+        out_dir: folder of the checkpoint, for `omnikit.load`.
+        codec: folder or hub id of a SNAC (`config.json` and `pytorch_model.bin`); `none` = a model that only writes. If
+            the default is not available, a warning is logged, and the model only writes.
+        encoder: another file than the folder's `small.pt`, or a name of openai-whisper.
+
+    Returns:
+        The converted model.
 
     Raises:
-        ValueError: a file is missing or does not fit; the message names it, the expected and the found.
+        ValueError: a file is missing or does not fit; the message names it, the expected and the found value.
     """
     folder = hub_folder(str(ckpt_dir)) if is_hub_id(ckpt_dir) else Path(ckpt_dir)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    config = dict(read_tree(_piece(folder, CONFIG)))
-    whisper = read_whisper(encoder or str(_piece(folder, WHISPER, "; name another by --encoder"))).encoder
+    config = dict(read_tree(_existing_file(folder, CONFIG)))
+    whisper = read_whisper(encoder or str(_existing_file(folder, WHISPER, "; name another by --encoder"))).encoder
     parts = {"llm.tokenizer": str(_tokenizer(folder)), **_codec(codec)}
     parts |= {"encoder": "whisper_small", **{f"encoder.{key}": n for key, n in encoder_sizes(whisper).items()}}
-    file = _piece(folder, WEIGHTS)
+    file = _existing_file(folder, WEIGHTS)
     model = from_state_dict(_read_pickle(file), config, parts=parts, source=str(file))
     model.encoder.encoder.load_state_dict(whisper.state_dict())
     model.codec.load_weights()
@@ -93,7 +98,7 @@ def convert(
 
 
 def _settings(sizes: Sizes) -> dict[str, Any]:
-    """The published architecture in the words of our part files."""
+    """Return the published architecture as settings of omnikit's part files."""
     adapter = ADAPTERS[sizes.asr_adapter]
     llm = {
         "model_type": "qwen2" if sizes.add_qkv_bias else "llama", "vocab_size": sizes.text_vocab,
@@ -113,13 +118,16 @@ def _settings(sizes: Sizes) -> dict[str, Any]:
 
 
 def _merged(defaults: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
-    """A part that is chosen by name takes no option of the one that it replaces."""
+    """Return default settings overridden by `parts`; the options of a part that is replaced are dropped."""
     kept = {key: value for key, value in defaults.items() if key.partition(".")[0] not in parts}
     return {**kept, **parts}
 
 
 def _checked(state: Mapping[str, Tensor], sizes: Sizes, source: str) -> Mapping[str, Tensor]:
-    """The weights, if they are those of the configuration; where tables are tied, the embeddings count."""
+    """Return the weights, refusing those that do not fit the configuration.
+
+    If embeddings and head are tied, the head is a copy of the embeddings.
+    """
     if sizes.tie_word_embeddings and "transformer.wte.weight" in state:
         state = {**state, "lm_head.weight": state["transformer.wte.weight"]}
     shapes = published_shapes(sizes)
@@ -153,7 +161,7 @@ def _check_parts(model: OmniLM, sizes: Sizes) -> None:
 
 
 def _codec(name: str) -> dict[str, Any]:
-    """Settings of the codec that `name` means."""
+    """Return the settings of the codec in a folder or hub repository; none for the name `none`."""
     if name == NONE:
         return {}
     if is_hub_id(name):
@@ -165,7 +173,7 @@ def _codec(name: str) -> dict[str, Any]:
             logger.warning("no codec, so this checkpoint will only write: %s; convert with --codec FOLDER", error)
             return {}
     else:
-        file = _piece(Path(name), "config.json", f" (--codec {name})")
+        file = _existing_file(Path(name), "config.json", f" (--codec {name})")
     try:
         options = dict(read_json(file))
     except (ValueError, TypeError) as error:
@@ -179,7 +187,7 @@ def _tokenizer(folder: Path) -> Path:
     return folder
 
 
-def _piece(folder: Path, name: str, more: str = "") -> Path:
+def _existing_file(folder: Path, name: str, more: str = "") -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder{more}")
     if not (folder / name).is_file():
@@ -188,7 +196,7 @@ def _piece(folder: Path, name: str, more: str = "") -> Path:
 
 
 def _read_pickle(file: Path) -> Mapping[str, Tensor]:
-    """Tensors only: nothing that the file holds is run."""
+    """Read the tensors of a file of `torch.save`; nothing in the file is run."""
     try:
         # a file in torch's current format is mapped, not read, so that it does not fill the memory beside the model
         state = read_pickle(file, mapped=zipfile.is_zipfile(file))

@@ -1,4 +1,4 @@
-"""Names, shapes and order of the published Mini-Omni's weights (the GPT of its repository, litgpt's naming).
+"""Names, shapes and order of the published Mini-Omni's weights, which follow litgpt's GPT.
 
 Letters: D width, V ids, H heads, G groups of heads that share keys and values, E width of a head.
 """
@@ -18,16 +18,16 @@ _ONLY = {
     "scale_embeddings": False, "shared_attention_norm": False, "norm_class_name": "RMSNorm",
     "mlp_class_name": "LLaMAMLP", "rope_condense_ratio": 1,
 }  # fmt: skip
-"""What the released architecture has; the published code can do more, but no checkpoint of it exists."""
+"""Values that the released architecture has; the published code supports others, but no checkpoint has them."""
 ADAPTERS = {"llamamlp": "gated_mlp", "mlp": "linear"}
-"""Their name -> ours."""
+"""Mapping from the published code's names of adapters to omnikit's."""
 _MLP = {"fc_1": "gate_proj", "fc_2": "up_proj", "proj": "down_proj"}
 _NORMS = {"norm_1": "input_layernorm", "norm_2": "post_attention_layernorm"}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The keys of `model_config.yaml` that decide what the network is; defaults are those of the published code."""
+    """Keys of `model_config.yaml` that determine the network; defaults are those of the published code."""
 
     n_layer: int
     n_embd: int
@@ -51,7 +51,7 @@ class Sizes:
 
     @property
     def text_vocab(self) -> int:
-        """Ids of the backbone's own vocabulary."""
+        """Number of ids of the backbone's own vocabulary."""
         return self.text_vocab_size - RESERVED
 
     @property
@@ -68,10 +68,10 @@ class Sizes:
 
 
 def read_sizes(config: Mapping[str, Any], source: str = "model_config") -> Sizes:
-    """The sizes in a published configuration.
+    """Return the sizes of the network that a published `model_config.yaml` describes.
 
     Raises:
-        ValueError: a key is missing, or a value that the released architecture does not have.
+        ValueError: a key is missing, or has a value that the released architecture does not have.
     """
     for key, value in _ONLY.items():
         if config.get(key, value) != value:
@@ -95,14 +95,14 @@ def read_sizes(config: Mapping[str, Any], source: str = "model_config") -> Sizes
 
 
 def published_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the published network with its shape."""
+    """Return the shape of every parameter of the published network by name."""
     d, vocab, inner = sizes.n_embd, sizes.padded_vocab_size, sizes.intermediate_size
-    heard = sizes.whisper_adapter_dim
+    features = sizes.whisper_adapter_dim
     shapes = {"lm_head.weight": (vocab, d), "transformer.wte.weight": (vocab, d), "transformer.ln_f.weight": (d,)}
     if ADAPTERS[sizes.asr_adapter] == "linear":
-        shapes |= {"whisper_adapter.weight": (d, heard), "whisper_adapter.bias": (d,)}
+        shapes |= {"whisper_adapter.weight": (d, features), "whisper_adapter.bias": (d,)}
     else:
-        shapes |= {f"whisper_adapter.{name}.weight": (inner, heard) for name in ("fc_1", "fc_2")}
+        shapes |= {f"whisper_adapter.{name}.weight": (inner, features) for name in ("fc_1", "fc_2")}
         shapes |= {"whisper_adapter.proj.weight": (d, inner)}
     for n in range(sizes.n_layer):
         shapes |= _block_shapes(f"transformer.h.{n}", sizes)
@@ -127,7 +127,7 @@ def _block_shapes(block: str, sizes: Sizes) -> dict[str, tuple[int, ...]]:
 
 
 def our_names(state: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
-    """Published weights under the names and in the order that `OmniLM` has."""
+    """Return published weights under the names and in the order that `OmniLM` has."""
     ours = {"llm.norm.weight": state["transformer.ln_f.weight"], **_adapter(state)}
     ours |= _tables("embed", "llm.trunk.embed_tokens.weight", state["transformer.wte.weight"], sizes)
     ours |= _tables("head", "llm.lm_head.weight", state["lm_head.weight"], sizes)
@@ -142,7 +142,7 @@ def our_names(state: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
 
 
 def _tables(side: str, known: str, table: Tensor, sizes: Sizes) -> dict[str, Tensor]:
-    """One shared table [V, D] -> the backbone's own ids, the text specials, the audio streams one after the other."""
+    """Split one shared table [V, D] into those of the backbone's own ids, the text specials and all audio streams."""
     text, audio = sizes.text_vocab_size, sizes.cat_audio_vocab_size
     return {
         known: table[: sizes.text_vocab],
@@ -152,7 +152,8 @@ def _tables(side: str, known: str, table: Tensor, sizes: Sizes) -> dict[str, Ten
 
 
 def _adapter(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A linear one is a layer of its own there, and called `proj` here."""
+    """Return the adapter's weights under omnikit's names; a published linear adapter is the layer called `proj` here.
+    """
     names = [name for name in state if name.startswith("whisper_adapter.")]
     inner = {name: name.removeprefix("whisper_adapter.") for name in names}
     return {f"adapter.{n if '.' in n else 'proj.' + n}": state[name] for name, n in inner.items()}
@@ -169,7 +170,10 @@ def _block(state: Mapping[str, Tensor], block: str, ours: str, sizes: Sizes) -> 
 
 
 def _queries_keys_values(joint: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
-    """[(H + 2 G) E, ..], for each group its H / G query heads, a key head and a value head -> the three, [n E, ..]."""
+    """Split a joint projection [(H + 2 G) E, ..] into queries [H E, ..], keys [G E, ..] and values [G E, ..].
+
+    The joint one holds for each group its H / G query heads, a key head and a value head.
+    """
     groups = joint.unflatten(0, (sizes.n_query_groups, -1, sizes.head_size))
     queries, keys, values = groups.split((sizes.n_head // sizes.n_query_groups, 1, 1), dim=1)
     return queries.flatten(0, 2), keys.flatten(0, 2), values.flatten(0, 2)

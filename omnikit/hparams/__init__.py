@@ -1,4 +1,4 @@
-"""Hyperparameters: HyperPyYAML files, parts chosen by name, dotted overrides, and a safe load for checkpoints.
+"""Hyperparameters: HyperPyYAML files, parts chosen by name, dotted overrides, and safe loading of checkpoints' YAML.
 
 Guide: docs/hparams.md.
 """

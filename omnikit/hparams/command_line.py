@@ -1,7 +1,7 @@
-"""The command line of a training script: `train.py FILE.yaml [MORE.yaml ..] [--key value | --key=value | --flag ..]`.
+"""Parser of a training script's arguments: `train.py FILE.yaml [MORE.yaml ..] [--key value | --key=value | --flag ..]`.
 
-SpeechBrain's own parser accepts abbreviations (`--test` would be taken for `--test_only`), cuts values at `=` and does
-not know dotted keys, so its run options are recognised here by their exact names.
+SpeechBrain's own parser accepts abbreviations (`--test` would be taken for `--test_only`), splits values at `=` and
+does not know dotted keys, so its run options are recognised here by their exact names.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ _RUN_RANGES = {
     "nonfinite_patience": COUNT,
     **dict.fromkeys(("ckpt_interval_minutes", "max_grad_norm"), Range()),  # 0 or less: no checkpoints, no clipping
 }
-"""Numbers that SpeechBrain's run options take."""
+"""Mapping from SpeechBrain's numeric run options to the numbers that they accept."""
 USAGE = "usage: train.py FILE.yaml [MORE.yaml ..] [--key value ..]"
 
 
 def split_command_line(argv: list[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Arguments (without the script's name) -> the YAML file, SpeechBrain run options, overrides by dotted key.
+    """Split a training script's arguments into the YAML file, SpeechBrain's run options and overrides by dotted key.
 
-    Further YAML files hold overrides; flags come after them, so they win. A switch of the recipe, a key that is `true`
-    or `false` there, may stand without a value and means `true` then.
+    Further YAML files hold overrides; flags take precedence over them. A switch, which is a key of the recipe with the
+    value `true` or `false`, may stand without a value and means `true` then.
+
+    Args:
+        argv: arguments without the script's name.
 
     Raises:
-        ValueError: no YAML file, a stray word, a flag without a value, or a value that its option does not take.
+        ValueError: there is no YAML file, a stray word, a flag without a value, or a value that its option does not
+            accept.
     """
     options = _run_option_types()
     files: list[str] = []
@@ -62,7 +66,7 @@ def split_command_line(argv: list[str]) -> tuple[str, dict[str, Any], dict[str, 
 
 
 def read_settings(words: list[str]) -> dict[str, Any]:
-    """`--key value ..` alone, without a YAML file and run options, as dotted keys and values.
+    """Return the dotted keys and values of arguments `--key value ..` without YAML files and run options.
 
     Raises:
         ValueError: a stray word, or a flag without a value.
@@ -76,7 +80,11 @@ def read_settings(words: list[str]) -> dict[str, Any]:
 
 
 def parse_value(flag: str, text: str | None) -> Any:
-    """The text after a flag as YAML reads it: `3`, `1e-4`, `true`, `null`, `[1, 2]`, `a/b=c`."""
+    """Return the value that YAML reads from the text after a flag: `3`, `1e-4`, `true`, `null`, `[1, 2]`, `a/b=c`.
+
+    Raises:
+        ValueError: there is no text, or it is not YAML.
+    """
     if text is None:
         raise _without_value(flag)
     try:
@@ -96,7 +104,7 @@ def _without_value(flag: str) -> ValueError:
 
 
 def _tokens(argv: list[str], flags: set[str]) -> Iterator[tuple[str | None, str | None]]:
-    """(flag, value) pairs; flag `None` for a word that follows no flag, value `None` where there is none."""
+    """Yield (flag, value) pairs: flag None for a word that follows no flag, value None for a flag without one."""
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -117,7 +125,7 @@ def _yaml_file(word: str) -> str:
 
 
 def _put(settings: dict[str, Any], key: str, value: Any) -> None:
-    """The last one wins, and comes last; mappings are merged."""
+    """Set a key to a value and move it to the end, since later settings take precedence; mappings are merged."""
     old = settings.pop(key, None)
     if isinstance(old, Mapping) and isinstance(value, Mapping):
         merged = dict(old)
@@ -128,7 +136,7 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _run_option_types() -> dict[str, Any]:
-    """SpeechBrain's run options that may stand on a command line, with their types."""
+    """Return the types of SpeechBrain's run options that may stand on a command line, by name."""
     from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions  # only training needs speechbrain
 
     # SpeechBrain declares whole minutes, but compares them with fractions of minutes
@@ -138,7 +146,7 @@ def _run_option_types() -> dict[str, Any]:
 
 
 def _without_none(kind: Any) -> Any:
-    """`Optional[int]` -> `int`."""
+    """Return the type without None, such as `int` for `Optional[int]`."""
     inner = get_args(kind)
     return next(k for k in inner if k is not type(None)) if type(None) in inner else kind
 

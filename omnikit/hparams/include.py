@@ -1,8 +1,8 @@
-"""Recipes that take in another file: `<<: !include:training.yaml {}`.
+"""Inclusion of one recipe file in another: `<<: !include:training.yaml {}`.
 
-HyperPyYAML's `!include:` builds the other file under a key of its own, where references to this one's values are not
-resolved; behind YAML's merge key `<<` it drops the file without a word. Here the entries of the other file become those
-of the recipe before HyperPyYAML sees it.
+HyperPyYAML's `!include:` builds the other file under a key of its own, where references to this file's values are not
+resolved; behind YAML's merge key `<<` it drops the file without an error. Here the entries of the included file become
+entries of the recipe before HyperPyYAML sees it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from omnikit.hparams.yaml_tree import INCLUDE, dotted_name, has_tag, merged, ope
 
 
 def read_recipe(path: str | Path) -> Mapping:
-    """Read a recipe together with the file that it takes in, of which its own entries replace those of the same name.
+    """Read a recipe together with the file that it includes; entries of the recipe replace those of the same name.
 
-    Below a mapping of the other file an own entry acts as in an override file: `epochs.limit: 40` or `codec: mimi`. The
-    entries of the other file stand where `<<` does; those that it does not have stay above or below it.
+    Below a mapping of the included file an entry of the recipe acts as in an override file: `epochs.limit: 40` or
+    `codec: mimi`. The included entries stand in the place of `<<`; entries that only the recipe has stay above or below
+    them.
 
     Args:
-        path: the recipe. A file that it takes in lies beside it, or is one that comes with the package (`hparams/`).
+        path: the recipe. The file that it includes lies beside it, or comes with the package (`hparams/`).
 
     Raises:
-        ValueError: see `read_tree`; or an entry that cannot stand in the place of the other file's.
+        ValueError: a file is missing or bad, see `read_tree`, or an entry cannot replace the included one.
     """
     return _read(Path(path), ())
 
@@ -45,7 +46,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Mapping:
 
 
 def _included(tree: Mapping, path: Path) -> Path:
-    """Return the file that stands behind `<<`."""
+    """Return the path of the file that the merge key `<<` includes."""
     include, *others = merged(tree)
     if others or not has_tag(include, INCLUDE) or include:
         raise ValueError(f"{path}: << takes one file, as in `<<: !include:training.yaml {{}}`; changes are entries")
@@ -57,7 +58,10 @@ def _included(tree: Mapping, path: Path) -> Path:
 
 
 def _check_nested(base: Mapping, base_path: Path, path: Path) -> None:
-    """Refuse a file under a key of an included file that lies elsewhere: HyperPyYAML looks beside the recipe itself."""
+    """Refuse an included file of another folder that itself includes files under keys.
+
+    HyperPyYAML would look for those beside the recipe.
+    """
     if base_path.resolve().parent == path.resolve().parent:
         return
     for key, node in walk(base):
@@ -66,8 +70,8 @@ def _check_nested(base: Mapping, base_path: Path, path: Path) -> None:
 
 
 def _joined(base: Mapping, tree: Mapping, path: Path) -> Mapping:
-    """Return the entries of a recipe and of the file that it takes in, one after another."""
-    from hyperpyyaml.core import recursive_update  # a checkpoint is read without it
+    """Return the entries of a recipe merged with those of the file that it includes."""
+    from hyperpyyaml.core import recursive_update  # imported here, since reading a checkpoint does not need it
 
     changes = {key: value for key, value in tree.items() if _changes(key, value, base)}
     try:
@@ -83,6 +87,5 @@ def _joined(base: Mapping, tree: Mapping, path: Path) -> Mapping:
 
 
 def _changes(key: str, value: Any, base: Mapping) -> bool:
-    """Return whether an entry changes something below a mapping of the included file, rather than being all there is of
-    that name."""
+    """Return whether an entry changes part of a mapping of the included file, instead of defining the whole value."""
     return isinstance(base.get(key.partition(".")[0]), Mapping) and tag_of(value) in ("", "!ref")

@@ -1,4 +1,4 @@
-"""From names to what they mean, with errors that say what would have been possible."""
+"""Lookup of classes, functions and options by name, with errors that list the possible names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omnikit.old_names import pointer
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
-    """The end of an error message about an unknown name: what was probably meant, and all there is."""
+    """Return the end of an error message about an unknown name: the most similar known name, and all choices."""
     names = sorted(map(str, known))
     if renamed := pointer(name, names):
         return renamed
@@ -23,10 +23,10 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 
 def locate(node: Mapping, who: str) -> Any:
-    """The class or function that a `!new:` or `!name:` node is built by.
+    """Return the class or function that a `!new:` or `!name:` node names.
 
     Raises:
-        ValueError: there is none, or it needs a package that is not installed; `who` asked for it.
+        ValueError: there is none, or it needs a package that is not installed; the message begins with `who`.
     """
     name = dotted_name(node)
     try:
@@ -41,7 +41,7 @@ def locate(node: Mapping, who: str) -> Any:
 
 
 def argument_names(node: Mapping, who: str) -> set[str] | None:
-    """The arguments that a `!new:` or `!name:` node may have; `None` where any will do."""
+    """Return the names of the arguments that a `!new:` or `!name:` node may have; None = any."""
     parameters = inspect.signature(locate(node, who)).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None

@@ -1,4 +1,4 @@
-"""Parts chosen by name: `hparams/<kind>/<name>.yaml` describes one part, the file's name is what a user types."""
+"""Parts chosen by name: `hparams/<kind>/<name>.yaml` describes one part, and users type the name of the file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def part_files() -> Path:
-    """The folder with one sub-folder per kind: inside the installed package, or `hparams/` of a source checkout."""
+    """Return the folder with one sub-folder of part files per kind.
+
+    It is inside the installed package, or `hparams/` of a source checkout.
+    """
     installed = PACKAGE / "part_files"
     return installed if installed.is_dir() else PACKAGE.parent / "hparams"
 
 
 def choices(part: str) -> list[str]:
-    """The names of all parts of the kind `part`.
+    """Return the names of all parts of a kind, sorted.
 
     Raises:
         ValueError: there is no such kind.
@@ -32,15 +35,15 @@ def choices(part: str) -> list[str]:
 
 
 def pick(part: str, name: str, **options: Any) -> Mapping:
-    """The YAML node of a part, for `codec: !applyref:omnikit.hparams.pick {part: codec, name: mel_rvq}`.
+    """Return the YAML node of a part file, for `codec: !applyref:omnikit.hparams.pick {part: codec, name: mel_rvq}`.
 
     Args:
-        part: its kind, one of `KINDS`.
-        name: a file's name in `hparams/<part>/`, or the path of a part file of one's own, ending in `.yaml`.
-        **options: plain values that replace those of the part file.
+        part: kind of the part, one of `KINDS`.
+        name: name of a file in `hparams/<part>/`, or the path of another part file, ending in `.yaml`.
+        **options: plain values that override those of the part file.
 
     Raises:
-        ValueError: unknown kind, name or option; the message lists the choices.
+        ValueError: kind, name or option is unknown; the message lists the choices.
     """
     from hyperpyyaml import resolve_references
 
@@ -55,8 +58,10 @@ def pick(part: str, name: str, **options: Any) -> Mapping:
 
 
 def packaged(file: str) -> str:
-    """Path of a file that comes with the package, for part files:
-    `tokenizer: !applyref:omnikit.hparams.packaged {file: pretrained/mini/tokenizer.model}`."""
+    """Return the path of a file that comes with the package, for use in part files.
+
+    Example: `tokenizer: !applyref:omnikit.hparams.packaged {file: pretrained/mini/tokenizer.model}`.
+    """
     return str(PACKAGE / file)
 
 

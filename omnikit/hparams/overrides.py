@@ -1,4 +1,4 @@
-"""Values that replace those of a YAML file: dotted keys, names of parts; unknown keys are refused."""
+"""Overrides: values that replace those of a YAML file, by dotted keys or names of parts; unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from omnikit.option_ranges import NOT_NEGATIVE, SEED, Range, as_whole, quoted
 
 PICK = "!applyref:omnikit.hparams.pick"
 _WHOLE = SEED
-"""No option takes a larger whole number than a seed; most take less, which is checked where they are defined."""
+"""Widest range of whole numbers that options accept, that of seeds; narrower ones are checked at their options."""
 
 
 def as_overrides(tree: Mapping, settings: Mapping[str, Any], folder: Path, prefix: str = "") -> dict[str, Any]:
-    """Settings such as `{"codec": "mimi", "codec.num_codebooks": 4}` in the nested form that HyperPyYAML takes.
+    """Convert settings such as `{"codec": "mimi", "codec.num_codebooks": 4}` to HyperPyYAML's nested overrides.
 
     Args:
         tree: the file that they apply to, from `read_tree`.
-        settings: dotted keys and values; a later one wins.
-        folder: where that file lies (its includes are read from there).
-        prefix: what stands before the keys in error messages.
+        settings: dotted keys and values; later ones take precedence.
+        folder: folder of that file, from which its includes are read.
+        prefix: text that stands before the keys in error messages.
 
     Raises:
-        ValueError: a key that the file does not know, or a value that cannot stand there.
+        ValueError: the file does not have a key, or a value is not allowed there.
     """
     overrides: dict[str, Any] = {}
     for key, value in settings.items():
@@ -45,7 +45,7 @@ def _set(tree: Mapping, keys: list[str], value: Any, flag: str, folder: Path, ov
     if has_tag(node, PICK) and not rest and not isinstance(value, Mapping):
         rest = ["name"]  # `--codec mimi` chooses the part
     if rest:
-        overrides[key] = overrides.get(key) or {}  # None: an earlier setting took it out
+        overrides[key] = overrides.get(key) or {}  # None: an earlier setting removed it
         _set(_inside(tree, node, flag), rest, value, flag, folder, overrides[key])
     elif isinstance(value, Mapping) and isinstance(node, Mapping):
         _check_tags(flag, value)
@@ -59,7 +59,7 @@ def _set(tree: Mapping, keys: list[str], value: Any, flag: str, folder: Path, ov
 
 
 class _Unknown(dict):
-    """Stands for a mapping whose keys only the part file knows; `pick` checks them once it knows which file."""
+    """A mapping whose keys only the part file knows; `pick` checks them once that file is known."""
 
 
 def _inside(tree: Mapping, node: Any, flag: str) -> Mapping:
@@ -71,7 +71,10 @@ def _inside(tree: Mapping, node: Any, flag: str) -> Mapping:
 
 
 def _is_table(node: Mapping) -> bool:
-    """Whether a mapping's keys are names that the user gives, such as those of `sources`: all values have options."""
+    """Return whether the keys of a mapping are names that users choose, such as those of `sources`.
+
+    This is so if the mapping has no tag and all its values are mappings of options.
+    """
     values = [value for value in node.values() if value is not None]
     plain = all(isinstance(value, Mapping) and not tag_of(value) for value in values)
     return plain and bool(values) and not tag_of(node)
@@ -93,14 +96,17 @@ def _check_known(tree: Mapping, key: str, flag: str, folder: Path) -> None:
 
 
 def _check_tags(flag: str, value: Any) -> None:
-    """HyperPyYAML merges a tagged mapping into the old node and drops the tag, so only `!ref` may come from outside."""
+    """Refuse tags other than `!ref` in a value, since HyperPyYAML merges a tagged mapping and drops its tag."""
     for _, node in [("", value), *walk(value)]:
         if tag_of(node) not in ("", "!ref"):
             raise ValueError(f"--{flag}: the tag {tag_of(node)} belongs into the YAML file itself")
 
 
 def _check_value(node: Any, value: Any, flag: str, *, null_is_single: bool = False) -> None:
-    """Catches what would go wrong late or never: `off` for a switch (a string, and true), a word for a number."""
+    """Refuse an override of another kind than the value in the file, which would fail late or never.
+
+    Examples are `off` for a switch (a string, and so true) and a word for a number.
+    """
     _check_tags(flag, value)
     if value is None or tag_of(value):
         return
@@ -122,8 +128,10 @@ def _check_value(node: Any, value: Any, flag: str, *, null_is_single: bool = Fal
 
 
 def _in_kind(node: Any, value: Any) -> Any:
-    """Return a value with whole numbers for floats such as `1e6` in it, but for those that replace a float, so that
-    `--warmup_steps 1e3` and `--sources.a.limit 1e6` build what `1000` and `1000000` do."""
+    """Return a value in which floats without a fraction, such as `1e6`, are whole numbers, unless they replace a float.
+
+    So `--warmup_steps 1e3` and `--sources.a.limit 1e6` build the same as `1000` and `1000000`.
+    """
     if isinstance(value, Mapping) and not tag_of(value):
         inner = node if isinstance(node, Mapping) else {}
         return {key: _in_kind(inner.get(key), each) for key, each in value.items()}
@@ -134,8 +142,10 @@ def _in_kind(node: Any, value: Any) -> Any:
 
 
 def _like(number: int | float) -> Range:
-    """Return the numbers of the kind of a file's own: a whole number is replaced by a whole one, a positive one by one
-    that is not negative."""
+    """Return the range of numbers that may override a number in a file.
+
+    A whole number is replaced by a whole one, a positive number by one that is not negative.
+    """
     whole = isinstance(number, int)
     if number > 0:
         return _WHOLE if whole else NOT_NEGATIVE
@@ -143,7 +153,10 @@ def _like(number: int | float) -> Range:
 
 
 def _check_list(node: list, value: Any, flag: str) -> None:
-    """A list is replaced by a list; one of numbers by numbers, of which there must be some, one of switches by such."""
+    """Refuse an override of a list in the file that is not a list of the same kind.
+
+    A list of numbers is replaced by a list of at least one number, a list of switches by a list of switches.
+    """
     if not isinstance(value, list):
         raise ValueError(f"--{flag} {value}: must be a list, such as [{value}]")
     if node and all(isinstance(each, bool) for each in node):
@@ -157,7 +170,7 @@ def _check_list(node: list, value: Any, flag: str) -> None:
 
 
 def _is_text(node: Any) -> bool:
-    """Whether a file's value is a text: plain, or with a reference in it that is not all of it."""
+    """Return whether a YAML value is a text, possibly with references in it; a mere reference is not."""
     if has_tag(node, "!ref"):
         return not re.fullmatch(r"<[^<>]+>", str(getattr(node, "value", "")))
     return isinstance(node, str) and not tag_of(node)

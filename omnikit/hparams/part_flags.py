@@ -1,4 +1,4 @@
-"""Flags for all parts of a system at once (`--pretrained false`, `--size tiny`), and what the parts are called.
+"""Flags for all parts of a system at once (`--pretrained false`, `--size tiny`), and the names of the chosen parts.
 
 Guide: docs/hparams.md.
 """
@@ -17,22 +17,23 @@ from omnikit.part_sizes import SIZES, TINY
 
 PRETRAINED, SIZE = "pretrained", "size"
 CHOICE = "choice"
-"""A recipe that has this key finds there what flags chose, such as `-codec=mimi-size=tiny`, to name its folder by."""
+"""Key of a recipe that is set to the choices made by flags, such as `-codec=mimi-size=tiny`, to name its folder."""
 _PUBLISHED_KINDS = ("encoder", "llm", "codec")
 
 
 def spread(tree: Mapping, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings of a file, with flags for all parts replaced by options of those parts that have them.
+    """Return settings in which flags for all parts are replaced by options of the parts that have them.
 
-    A setting that names a part's option wins over the flag, and a file's own key of the same name is no such flag.
+    A setting that names a part's option takes precedence over the flag, and a key of the file with the name of such a
+    flag hides it.
 
     Args:
         tree: the file, from `read_tree`.
-        settings: dotted keys and values; a later one wins.
-        folder: where the file lies.
+        settings: dotted keys and values; later ones take precedence.
+        folder: folder of the file.
 
     Raises:
-        ValueError: see `as_overrides`; or a flag's value that cannot be.
+        ValueError: a setting is refused, see `as_overrides`, or the value of a flag is not allowed.
     """
     flags = {name: settings[name] for name in _flags_of(tree) if name in settings}
     own = {key: value for key, value in settings.items() if key not in flags}
@@ -43,26 +44,32 @@ def spread(tree: Mapping, settings: Mapping[str, Any], folder: Path) -> dict[str
     for kind, name in names.items() if flags else ():
         part = pick(kind, name) if has_tag(tree[kind], PICK) else {}
         given = overrides.get(kind) or {}
-        options = _meant({**part, **tree[kind], **given}, flags, chosen="name" in given)
+        options = _flag_options({**part, **tree[kind], **given}, flags, chosen="name" in given)
         meant |= {f"{kind}.{key}": value for key, value in options.items()}
     return {**meant, **own}
 
 
-def _meant(part: Mapping, flags: Mapping[str, Any], *, chosen: bool) -> dict[str, Any]:
-    """What the flags mean for a part with these options; `chosen`: by name, and not just the file's own."""
+def _flag_options(part: Mapping, flags: Mapping[str, Any], *, chosen: bool) -> dict[str, Any]:
+    """Return the options that flags for all parts (`--size`, `--pretrained`) set in one part.
+
+    Args:
+        part: options of the part.
+        flags: flags for all parts that are given.
+        chosen: whether the part is chosen by name, and not just the one in the file.
+    """
     options: dict[str, Any] = {}
     if SIZE in flags and part.get(SIZE) in SIZES:
         options[SIZE] = flags[SIZE]
     if not flags.get(PRETRAINED, True) and "weights" in part:
         options["weights"] = None
-    # the tokenizer of a recipe's own backbone may well be a file that comes with it
+    # the tokenizer of the backbone in the recipe itself may be a local file that comes with the recipe, and is kept
     if not flags.get(PRETRAINED, True) and "tokenizer" in part and (chosen or is_hub_id(part["tokenizer"])):
         options["tokenizer"] = "bytes"
     return options
 
 
 def part_names(tree: Mapping, overrides: Mapping[str, Any]) -> dict[str, str]:
-    """Kind -> what its part is called, in a file with its overrides in HyperPyYAML's form."""
+    """Return the name of each part by kind, for a file and its overrides in HyperPyYAML's form."""
     names = {}
     for kind, name in _names(tree, overrides).items():
         size = {**tree[kind], **(overrides.get(kind) or {})}.get(SIZE)
@@ -71,7 +78,7 @@ def part_names(tree: Mapping, overrides: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _flags_of(tree: Mapping) -> list[str]:
-    """The flags that a file knows: those that its own keys do not hide, where there are parts that they can mean."""
+    """Return the flags for all parts that a file supports: it has parts that they apply to, and no key of that name."""
     return [name for name in (PRETRAINED, SIZE) if name not in tree] if set(_PUBLISHED_KINDS) & set(tree) else []
 
 
@@ -83,7 +90,7 @@ def _check(flags: Mapping[str, Any]) -> None:
 
 
 def _names(tree: Mapping, overrides: Mapping[str, Any]) -> dict[str, str]:
-    """Kind -> name of the chosen part file, or the class that stands in the file itself."""
+    """Return the name of the chosen part file by kind, or the class if the file itself defines the part."""
     return {
         kind: str({**tree[kind], **(overrides.get(kind) or {})}["name"])
         if has_tag(tree[kind], PICK)
@@ -94,7 +101,7 @@ def _names(tree: Mapping, overrides: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _choice(tree: Mapping, names: Mapping[str, str], flags: Mapping[str, Any]) -> str:
-    """What flags chose and the file does not have by itself: `-codec=mimi-size=tiny`."""
+    """Return the choices of flags that differ from the file as one text, such as `-codec=mimi-size=tiny`."""
     chosen = {kind: _short(name) for kind, name in names.items() if name != _names(tree, {})[kind]}
     if SIZE in flags:
         chosen[SIZE] = flags[SIZE]
@@ -102,5 +109,5 @@ def _choice(tree: Mapping, names: Mapping[str, str], flags: Mapping[str, Any]) -
 
 
 def _short(name: str) -> str:
-    """A part file of one's own is called by its name alone."""
+    """Return the name of a part, which for the path of a part file is the file's name without suffix."""
     return Path(name).stem if name.endswith(".yaml") else name

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to built objects."""
+"""Recipes: building objects from a YAML file and overrides."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ from omnikit.old_names import pointer
 from omnikit.part_sizes import check_numbers
 
 MODEL = "model"
-"""Key of the model that joins the parts."""
+"""Key of the model that joins the parts in a recipe."""
 NAMES = "part_names"
-"""Key of what each part is called, in a resolved text and in a checkpoint."""
+"""Key of the mapping from kinds to names of parts, in a resolved recipe and in a checkpoint."""
 ORIGINS = ("weights", "tokenizer", "attention")
-"""Options of parts that say where files come from or how fast something runs, and leave the parameters as they are."""
+"""Options of parts that name files or affect speed only, and so leave the parameters as they are."""
 _NOT_TRAINED = (*ORIGINS, "lora")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training script starts from."""
+    """A resolved recipe and the objects built from it, with which a training script starts."""
 
-    path: str  # the YAML file
-    hparams: dict[str, Any]  # built
+    path: str  # path of the YAML file
+    hparams: dict[str, Any]  # the built objects by key
     run_opts: dict[str, Any]  # for SpeechBrain's Brain
     overrides: dict[str, Any]  # for SpeechBrain's create_experiment_directory
-    text: str  # the YAML text, all choices made and all references replaced
-    parts: str  # of that text the parts and the model, for `omnikit.checkpoint`
+    text: str  # the YAML text with all choices made and all references resolved
+    parts: str  # parts and model of that text, for `omnikit.checkpoint`
 
     @property
     def choice(self) -> str:
-        """The parts in one line: `encoder mini, codec mimi (tiny), ..`."""
+        """Names of the parts in one line: `encoder mini, codec mimi (tiny), ..`."""
         return ", ".join(f"{kind} {name}" for kind, name in names_of(self.parts).items())
 
 
 def load_recipe(argv: list[str] | None = None, check: Callable[[Mapping[str, Any]], None] | None = None) -> Recipe:
-    """Build what a training script's command line describes.
+    """Build the objects of the recipe that a training script's command line names.
 
     Args:
-        argv: the arguments without the script's name; `None` = those of this process.
-        check: called before anything is built with the recipe's plain values, nested as in its file; raises
-            `ValueError` for those that cannot be.
+        argv: the arguments without the script's name; None = those of this process.
+        check: function that is called before anything is built with the recipe's plain values, nested as in its file,
+            and raises `ValueError` for bad ones.
 
     Raises:
-        ValueError: bad file, flag or value; the message is one line for the user.
+        ValueError: a file, a flag or a value is bad; the message is one line for the user.
     """
     path, run_opts, settings = split_command_line(sys.argv[1:] if argv is None else argv)
     overrides, text = resolve(path, settings)
@@ -72,7 +72,7 @@ def load_recipe(argv: list[str] | None = None, check: Callable[[Mapping[str, Any
 
 
 def build_parts(names: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The system of `hparams/system.yaml` with other parts or options.
+    """Build the system of `hparams/system.yaml` with other parts or options.
 
     Args:
         names: kind of part -> name, such as `{"codec": "mimi"}`.
@@ -82,7 +82,7 @@ def build_parts(names: Mapping[str, str] | None = None, overrides: Mapping[str, 
         The objects by the keys of that file: the parts by kind, and `model`.
 
     Raises:
-        ValueError: unknown kind, name or key.
+        ValueError: a kind, name or key is unknown.
     """
     for kind in names or {}:
         if kind not in KINDS:
@@ -93,22 +93,23 @@ def build_parts(names: Mapping[str, str] | None = None, overrides: Mapping[str, 
 
 
 def build_part(part: str, name: str, **options: Any) -> Any:
-    """One part alone.
+    """Build a single part by its name.
 
     Raises:
-        ValueError: unknown kind, name or option.
+        ValueError: kind, name or option is unknown.
     """
     return build(write_tree({part: pick(part, name, **options)}), name)[part]
 
 
 def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Overrides in HyperPyYAML's form, and the YAML text with every choice made and every reference replaced; what the
-    parts are called stands at its end.
+    """Return the overrides in HyperPyYAML's form, and the recipe's YAML text with all choices and references resolved.
+
+    The names of the parts stand at the end of the text.
 
     Raises:
         ValueError: see `load_recipe`.
     """
-    from hyperpyyaml import resolve_references  # here and below: a checkpoint is read without it
+    from hyperpyyaml import resolve_references  # imported here and below, since reading a checkpoint does not need it
 
     tree = read_recipe(path)
     folder = Path(path).parent
@@ -123,10 +124,10 @@ def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str
 
 
 def build(text: str, source: str) -> dict[str, Any]:
-    """The objects of a resolved YAML text; the model remembers the text of its parts in `model.recipe`.
+    """Build the objects of a resolved YAML text; the text of the parts is stored in `model.recipe`.
 
     Raises:
-        ValueError: not YAML, or a number that no part can be built from.
+        ValueError: the text is not YAML, or has a number that no part can be built from.
     """
     from hyperpyyaml import load_hyperpyyaml
 
@@ -144,9 +145,9 @@ def build(text: str, source: str) -> dict[str, Any]:
 
 
 def dump_parts(text: str) -> str:
-    """From a resolved recipe, what is needed to build its model again without the part files.
+    """Return the section of a resolved recipe from which its model can be built again without part files.
 
-    Weights are left out: those of a built model are its own.
+    The `weights` options are set to null, since a built model has its own weights.
     """
     tree = read_tree_text(text, "recipe")
     for key in [key for key in tree if key not in (*KINDS, MODEL, NAMES)]:
@@ -158,27 +159,28 @@ def dump_parts(text: str) -> str:
 
 
 def self_contained(text: str) -> str:
-    """Return a resolved recipe as a recipe that can be run again, in any folder and without the files it came from."""
+    """Return a resolved recipe as one that can be run again in any folder, without the files that it was read from."""
     tree = read_tree_text(text, "recipe")
-    tree.pop(NAMES, None)  # `resolve` adds them anew
+    tree.pop(NAMES, None)  # `resolve` adds them again
     return write_tree(tree)
 
 
 def names_of(text: str) -> dict[str, str]:
-    """Kind -> what its part is called, from a text of `dump_parts`; empty if it is older than these names."""
+    """Return the names of the parts by kind from a text of `dump_parts`; empty if the text is older than these names.
+    """
     return dict(read_tree_text(text, "recipe").get(NAMES, {}))
 
 
 def different_parts(recipe: str, other: str, ignored: tuple[str, ...] = _NOT_TRAINED) -> dict[str, tuple[str, str]]:
-    """Compare two texts of `dump_parts`.
+    """Compare the parts of two recipes, given as texts of `dump_parts`.
 
-    The decoding strategy may differ, and so may options whose difference leaves trained weights fitting.
+    The decoding strategy may differ, and so may options with which trained weights still fit.
 
     Args:
         ignored: options of parts that are not compared.
 
     Returns:
-        Kind of part, or `model`, that the two do not share -> what it is in the one and in the other.
+        Kind of each part, or `model`, that differs -> its description in the one and in the other.
     """
     trees = read_tree_text(recipe, "recipe"), read_tree_text(other, "recipe")
     different = {}
@@ -187,7 +189,7 @@ def different_parts(recipe: str, other: str, ignored: tuple[str, ...] = _NOT_TRA
         if kind == "strategy" or None in parts:
             continue
         if tag_of(parts[0]) != tag_of(parts[1]):
-            different[kind] = tuple(_called(tree, kind) for tree in trees)
+            different[kind] = tuple(_name_and_class(tree, kind) for tree in trees)
             continue
         options = [dict(_options(_completed(*pair))) for pair in (parts, parts[::-1])]
         if changed := _changed(*options, (*ignored, *(KINDS if kind == MODEL else ()))):
@@ -195,8 +197,8 @@ def different_parts(recipe: str, other: str, ignored: tuple[str, ...] = _NOT_TRA
     return different
 
 
-def _called(tree: Mapping, kind: str) -> str:
-    """Name and class of a part."""
+def _name_and_class(tree: Mapping, kind: str) -> str:
+    """Return the name and class of a part for error messages."""
     name = tree.get(NAMES, {}).get(kind)
     return f"{name}, {dotted_name(tree[kind])}" if name else dotted_name(tree[kind])
 
@@ -209,7 +211,7 @@ def settings_of(text: str) -> dict[str, Any]:
 
 
 def _options(part: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of each option; the tag of a nested mapping is an option, too."""
+    """Yield the dotted key and value of each option; the tag of a nested mapping counts as an option."""
     for key, value in part.items():
         if isinstance(value, Mapping):
             if tag_of(value):
@@ -220,7 +222,7 @@ def _options(part: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a tree that equals itself when it is read again: ruamel's tagged ones do not."""
+    """Return a value of a tree in a form that equals itself when read again, unlike ruamel's tagged values."""
     if isinstance(value, list):
         return [_plain(each) for each in value]
     return f"{tag_of(value)} {value.value}".strip() if isinstance(value, TaggedScalar) else value
@@ -232,7 +234,10 @@ def _changed(part: Mapping, other: Mapping, ignored: tuple[str, ...]) -> list[st
 
 
 def _completed(part: Mapping, other: Mapping) -> Mapping:
-    """A part with its class's defaults of the options that only the other lists: its text may be older than them."""
+    """Return the options of a part with its class's defaults for those that only another part lists.
+
+    The text of the part may be older than these options.
+    """
     arguments = inspect.signature(locate(part, "checkpoint")).parameters
     defaults = {key: arguments[key].default for key in other if key not in part and key in arguments}
     return {**part, **defaults}
@@ -240,18 +245,18 @@ def _completed(part: Mapping, other: Mapping) -> Mapping:
 
 def _check_placeholders(tree: Mapping, overrides: Mapping[str, Any], path: str) -> None:
     for key, node in walk(tree):
-        if tag_of(node) == "!PLACEHOLDER" and not _given(overrides, key.split(".")):
+        if tag_of(node) == "!PLACEHOLDER" and not _has_key(overrides, key.split(".")):
             raise ValueError(f"--{key}: required by {path}, give it a value")
 
 
 def _check_classes(tree: Mapping, path: str) -> None:
-    """Refuse classes that are called otherwise now."""
+    """Refuse a recipe with classes that have been renamed."""
     for key, node in walk(tree):
         if tag_of(node).startswith("!") and (renamed := pointer(dotted_name(node))):
             raise ValueError(f"{path}: {key}: there is no class {dotted_name(node)}{renamed}")
 
 
-def _given(overrides: Any, keys: list[str]) -> bool:
+def _has_key(overrides: Any, keys: list[str]) -> bool:
     for key in keys:
         if not isinstance(overrides, Mapping) or key not in overrides:
             return False

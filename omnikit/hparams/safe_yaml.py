@@ -1,4 +1,4 @@
-"""Reading a YAML file that came with a checkpoint, perhaps from a stranger.
+"""Safe reading of a YAML file that came with a checkpoint, perhaps from a stranger.
 
 HyperPyYAML calls any function that a file names, some of them already while it resolves references, and reads text in
 parentheses with a loader that runs code. So such a file is not given to it: the raw nodes are checked against what a
@@ -27,25 +27,25 @@ from omnikit.hparams.yaml_tree import yaml_problem
 PART_MODULES = tuple(
     f"omnikit.{name}" for name in ("encoders", "adapters", "llms", "codecs", "patterns", "strategies", "model")
 )
-"""Where the classes of a saved model may be defined: these modules and what is below them."""
+"""Names of the modules in which, or below which, the classes of a saved model may be defined."""
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null"))
 _TEXT, _NULL, _TUPLE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null", "!tuple"
 TOKENIZER = "tokenizer"
 _READ = ("weights", TOKENIZER, "path")
-"""Options that name something to be read, be it by a bare name."""
+"""Options whose value names something to be read, even if it is not a path."""
 _PLACE = re.compile(r"[/\\]|^~|^\.\.?$")
 
 
 def safe_load(text: str, source: str, allow: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Build the objects of a checkpoint's YAML text.
+    """Build the objects of a checkpoint's YAML text, refusing anything that a saved model does not consist of.
 
     Args:
-        text: plain values, and `!new:` / `!name:` of classes in `PART_MODULES`; references are resolved already.
-        source: the file's name, for errors.
+        text: plain values, and `!new:` / `!name:` of classes in `PART_MODULES`, with references resolved.
+        source: name of the file, for errors.
         allow: further modules whose classes may be built.
 
     Raises:
-        ValueError: anything else in the file, named; nothing has been built then.
+        ValueError: the file holds anything else; the message names it, and nothing has been built.
     """
     return construct(check_safe(text, source, allow), source)
 
@@ -54,7 +54,7 @@ def check_safe(text: str, source: str, allow: tuple[str, ...] = ()) -> MappingNo
     """Refuse a YAML text that `safe_load` would not build.
 
     Returns:
-        Its nodes, for `construct`.
+        Root of its nodes, for `construct`.
     """
     root = check_bounds(text, source)
     for node in _nodes(root, set()):
@@ -68,11 +68,12 @@ def check_safe(text: str, source: str, allow: tuple[str, ...] = ()) -> MappingNo
 
 
 def check_bounds(text: str, source: str) -> MappingNode:
-    """Refuse a YAML text that nothing should be read from, whatever classes it names: too long, too deep, with numbers
-    that no network has, or with other things for names of parts.
+    """Refuse a YAML text that is too long, too deep, or has numbers that no network has, whatever classes it names.
+
+    Names of parts that are not a mapping of texts are refused, too.
 
     Returns:
-        Its nodes.
+        Root of its nodes.
     """
     root = bounded_nodes(text, source)
     if not isinstance(root, MappingNode):
@@ -87,7 +88,7 @@ def check_bounds(text: str, source: str) -> MappingNode:
 
 
 def construct(root: MappingNode, source: str) -> dict[str, Any]:
-    """Build the objects of nodes from `check_safe`, anew with each call.
+    """Build the objects that checked YAML nodes from `check_safe` describe; each call builds new ones.
 
     Raises:
         ValueError: a class refuses its options.
@@ -101,7 +102,7 @@ def construct(root: MappingNode, source: str) -> dict[str, Any]:
 
 
 def tokenizer_node(root: MappingNode) -> ScalarNode | None:
-    """The value of `llm.tokenizer`, the one option of a checkpoint that names a file."""
+    """Return the node of the value of `llm.tokenizer`, the only option of a checkpoint that names a file."""
     llm = _entry(root, "llm")
     found = _entry(llm, TOKENIZER) if isinstance(llm, MappingNode) else None
     return found if isinstance(found, ScalarNode) and found.tag == _TEXT else None
@@ -124,7 +125,7 @@ def _check_tag(node: Node, source: str, modules: tuple[str, ...]) -> None:
 
 
 def _check_place(path: str, option: str, node: ScalarNode, source: str) -> None:
-    """The classes of parts would read a file, a folder or a hub's repository that one of their options names."""
+    """Refuse a value that names a file, a folder or a hub repository, which the class of a part would read."""
     if node.tag == _NULL or not (option in _READ or node.tag in (_TEXT, _TUPLE)):
         return
     if option in _READ or _PLACE.search(node.value) or not node.value.isprintable():
@@ -135,13 +136,13 @@ def _check_place(path: str, option: str, node: ScalarNode, source: str) -> None:
 
 
 def _is_of(node: Node, modules: tuple[str, ...]) -> bool:
-    """Whether a node is built by a class of one of these modules."""
+    """Return whether a node is built by a class of one of these modules."""
     kind, _, name = str(node.tag).partition(":")
     return kind in ("!new", "!name") and any(name.startswith(f"{module}.") for module in modules)
 
 
 def _allowed_class(name: str, tag: str, source: str, modules: tuple[str, ...]) -> type:
-    """The class, if it is defined where parts are (and not just imported there)."""
+    """Return the class of a name if it is defined in an allowed module, and not just imported there."""
     module, _, attribute = name.rpartition(".")
     inside = any(module == allowed or module.startswith(allowed + ".") for allowed in modules)
     if not inside or not re.fullmatch(r"\w+(\.\w+)*", name):
@@ -170,7 +171,7 @@ def _nodes(node: Node, seen: set[int]) -> Iterator[Node]:
 
 
 class _Constructor(SafeConstructor):
-    """Plain values as usual, the two tags of a checked file, and tuples `(1, 2)`."""
+    """YAML constructor for plain values, the two tags of a checked file, and tuples `(1, 2)`."""
 
     def construct_scalar(self, node: ScalarNode) -> Any:
         value = super().construct_scalar(node)
@@ -178,7 +179,7 @@ class _Constructor(SafeConstructor):
 
 
 def _tuple(text: str) -> Any:
-    """HyperPyYAML's tuples; anything but `(..)` stays as it is."""
+    """Return the tuple that a text `(..)` of HyperPyYAML represents, and any other text unchanged."""
     if not re.fullmatch(r"\(.*\)", text):
         return text
     inner = bounded_nodes(f"[{text[1:-1]}]", "checkpoint")
@@ -196,7 +197,7 @@ def _construct(constructor: _Constructor, suffix: str, node: Node) -> Any:
         return found(**options)
     except ValueError as error:
         raise ValueError(one_line(error)) from None
-    except Exception as error:  # classes check their options in many ways, or not at all
+    except Exception as error:  # classes report bad options by exceptions of many kinds
         problem = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"checkpoint: {suffix} cannot be built from the options in its YAML ({problem})") from None
 

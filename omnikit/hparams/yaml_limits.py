@@ -1,4 +1,4 @@
-"""Bounds of a YAML text that somebody else wrote: its length, depth and repetitions, and the numbers in it."""
+"""Limits on a YAML text that somebody else wrote: its length, depth, aliases and numbers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from omnikit.hparams.yaml_tree import yaml_problem
 from omnikit.size_limits import check_count, is_count
 
 MOST_BYTES = 2**16
-"""Of a checkpoint's YAML file; real ones have some thousands."""
+"""Maximum size of a checkpoint's YAML file in bytes; real ones have some thousands."""
 _MOST_NODES = 5_000
 _DEEPEST = 32
 _LARGEST = 2**31
-_LONGEST_KEY = 80  # in errors
+_LONGEST_KEY = 80  # characters of a key that errors show
 _KINDS = {"int": "whole number", "float": "number", "bool": "switch (true or false)"}
 
 
 def bounded_nodes(text: str, source: str) -> Node:
-    """The nodes of a YAML text, nothing built.
+    """Return the root of the nodes of a YAML text without building anything.
 
     Args:
         text: the YAML text.
-        source: its file's name, for errors.
+        source: name of its file, for errors.
 
     Raises:
-        ValueError: not YAML; or too long, nested too deeply, or of too many nodes once aliases are written out.
+        ValueError: the text is not YAML, too long, nested too deeply, or has too many nodes once aliases are expanded.
     """
     if len(text) > MOST_BYTES:
         raise ValueError(f"{source}: has {len(text)} characters, more than {MOST_BYTES}")
@@ -48,11 +48,11 @@ def bounded_nodes(text: str, source: str) -> Node:
 
 
 def check_numbers(root: Node, source: str) -> None:
-    """Refuse numbers and switches that are none, and whole numbers that no network has.
+    """Refuse invalid numbers and switches, and whole numbers that no network has.
 
     Raises:
-        ValueError: such a value, a count of layers, codebooks or the like above `omnikit.size_limits.MOST_COUNTED`,
-            or a whole number above 2^31.
+        ValueError: a value is invalid, a count of layers, codebooks or the like is above
+            `omnikit.size_limits.MOST_COUNTED`, or a whole number is above 2^31.
     """
     constructor = YAML(typ="safe", pure=True).constructor
     for path, node in scalars(root):
@@ -67,12 +67,13 @@ def check_numbers(root: Node, source: str) -> None:
 
 
 def scalars(root: Node, skip: Callable[[Node], bool] = lambda node: False) -> Iterator[tuple[str, ScalarNode]]:
-    """Each value of a tree of nodes with its dotted path, once for every place that it stands in; mappings and lists
-    that stand in several are gone through once.
+    """Yield each value of a tree of nodes with its dotted path, once for every place at which it stands.
+
+    Mappings and lists that stand at several places are visited once.
 
     Args:
-        root: of the tree.
-        skip: nodes that are left out, with whatever is reached through them alone.
+        root: root of the tree.
+        skip: returns True for nodes to leave out, with everything that is reached through them alone.
     """
     seen: set[int] = set()
 
@@ -95,7 +96,10 @@ def _children(node: Node) -> Iterator[tuple[str, Node]]:
 
 
 def _check_events(text: str, source: str) -> None:
-    """The parser keeps a stack of its own, while whatever reads nodes calls itself for each level."""
+    """Refuse a text with too many levels or entries, before anything recurses into its nodes.
+
+    The parser itself has an explicit stack and does not recurse.
+    """
     depth = 0
     for number, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
@@ -106,9 +110,9 @@ def _check_events(text: str, source: str) -> None:
 
 
 def _size(node: Node, source: str, sizes: dict[int, int | None]) -> int:
-    """How many nodes there are with aliases written out."""
+    """Return the number of nodes with aliases expanded."""
     if id(node) not in sizes:
-        sizes[id(node)] = None  # being counted
+        sizes[id(node)] = None  # marks a node that is being counted
         children = node.value if not isinstance(node, ScalarNode) else []
         pairs = isinstance(node, MappingNode)
         flat = [child for pair in children for child in pair] if pairs else children
@@ -120,7 +124,8 @@ def _size(node: Node, source: str, sizes: dict[int, int | None]) -> int:
 
 
 def _plain(constructor: SafeConstructor, node: ScalarNode, kind: str, what: str) -> Any:
-    """With a tag such as `!!float` any text may stand there."""
+    """Return the value of a scalar node, refusing text that is not of its kind, which a tag such as `!!float` allows.
+    """
     try:
         return getattr(constructor, f"construct_yaml_{kind}")(node)
     except (ValueError, KeyError):

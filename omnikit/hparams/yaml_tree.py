@@ -1,4 +1,4 @@
-"""HyperPyYAML text as a tree whose tags are kept, nothing built and nothing resolved."""
+"""HyperPyYAML text as a tree that keeps its tags, with nothing built and no references resolved."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from omnikit.errors import one_line
 from omnikit.files import read_text
 
 INCLUDE = "!include:"
-"""What the tag of an included file begins with."""
+"""Prefix of the tag of an included file."""
 
 
 def read_tree(path: str | Path) -> Mapping:
-    """A YAML file as a mapping.
+    """Read a YAML file as a mapping that keeps its tags.
 
     Raises:
-        ValueError: no such file, not YAML, no mapping at the top, or one that takes in another file.
+        ValueError: the file is missing, not YAML, has no mapping at the top, or includes another file by `<<`.
     """
     tree = open_tree(path)
     if merged(tree):
@@ -30,19 +30,27 @@ def read_tree(path: str | Path) -> Mapping:
 
 
 def open_tree(path: str | Path) -> Mapping:
-    """As `read_tree`, for a file that may take in another one, see `merged`."""
+    """Read a YAML file as a mapping that keeps its tags, and allow it to include another file, see `merged`.
+
+    Raises:
+        ValueError: the file is missing, not YAML, or has no mapping at the top.
+    """
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     return read_tree_text(read_text(path), str(path))
 
 
 def merged(tree: Mapping) -> list[Mapping]:
-    """Return the nodes behind the merge key `<<` of a tree, with their tags; their entries are not looked at."""
+    """Return the nodes behind the merge key `<<` of a tree, with their tags and without reading included files."""
     return list(tree.merge)
 
 
 def read_tree_text(text: str, source: str) -> Mapping:
-    """YAML text as a mapping; `source` names it in errors."""
+    """Read YAML text as a mapping that keeps its tags; `source` names the text in errors.
+
+    Raises:
+        ValueError: the text is not YAML, or has no mapping at the top.
+    """
     try:
         tree = ruamel.yaml.YAML().load(text)
     except YAMLError as error:
@@ -53,14 +61,14 @@ def read_tree_text(text: str, source: str) -> Mapping:
 
 
 def write_tree(tree: Mapping) -> str:
-    """The text of a tree, the inverse of `read_tree_text`."""
+    """Return the YAML text of a tree, the inverse of `read_tree_text`."""
     stream = StringIO()
     ruamel.yaml.YAML().dump(tree, stream)
     return stream.getvalue()
 
 
 def tag_of(node: Any) -> str:
-    """A node's own tag such as `!new:torch.nn.Linear`; empty where it has none."""
+    """Return the tag of a YAML node, such as `!new:torch.nn.Linear`; empty if it has none."""
     return str(getattr(getattr(node, "tag", None), "value", None) or "")
 
 
@@ -69,12 +77,12 @@ def has_tag(node: Any, *prefixes: str) -> bool:
 
 
 def dotted_name(node: Any) -> str:
-    """`torch.nn.Linear` of a node with the tag `!new:torch.nn.Linear`."""
+    """Return the dotted name in the tag of a YAML node: `torch.nn.Linear` for `!new:torch.nn.Linear`."""
     return tag_of(node).partition(":")[2]
 
 
 def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every node below `node` with its dotted path, parents first."""
+    """Yield every node below `node` with its dotted path, parents first."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, child in items:
         name = f"{path}.{key}" if path else str(key)
@@ -83,7 +91,7 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def yaml_problem(error: YAMLError) -> str:
-    """Return in one line what a YAML error says and where, without the quoted source."""
+    """Return the message and position of a YAML error in one line, without the quoted source."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return where + one_line(getattr(error, "problem", None) or error, None)

@@ -1,4 +1,4 @@
-"""Listen for deprecations: warnings of Python and of transformers' loggers, and who called what is deprecated."""
+"""Collection of deprecation warnings, from Python and from transformers' loggers, with the package that caused each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
 @dataclass(frozen=True)
 class Deprecation:
-    """A deprecated thing of one of `LIBRARIES` that was used."""
+    """A use of a feature that one of `LIBRARIES` has deprecated."""
 
     message: str
     caller: str  # the package that used it; empty for this repository
@@ -37,7 +37,12 @@ def package(file: str) -> str | None:
 
 
 def judged(message: str, stack: traceback.StackSummary) -> Deprecation | None:
-    """Return the deprecation that was told of below `stack`, if one of the libraries did it."""
+    """Return the deprecation that a message was issued for, if it is about a use of one of the libraries.
+
+    Args:
+        message: text of the warning or log line.
+        stack: calls at whose end it was issued.
+    """
     frames = [(package(frame.filename), frame) for frame in reversed(stack) if frame.filename != __file__]
     frames = [(name, frame) for name, frame in frames if name is not None]
     if not frames or frames[0][0] not in LIBRARIES:
@@ -53,20 +58,20 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if "deprecat" in message.lower() and (told := judged(message, traceback.extract_stack())):
-            self.found.append(told)
+        if "deprecat" in message.lower() and (found := judged(message, traceback.extract_stack())):
+            self.found.append(found)
 
 
 @contextmanager
 def deprecations() -> Iterator[list[Deprecation]]:
-    """Collect what is told of inside the block, each time."""
+    """Context manager that yields a list of the deprecations used inside the block, repeated ones included."""
     found: list[Deprecation] = []
 
     def show(message: Warning | str, category: type[Warning], *_: object) -> None:
         text = str(message)
         if issubclass(category, KINDS) or "deprecat" in text.lower():
-            told = judged(text, traceback.extract_stack())
-            found.extend([told] if told else [])
+            used = judged(text, traceback.extract_stack())
+            found.extend([used] if used else [])
 
     handler = _Handler(found)
     with warnings.catch_warnings():

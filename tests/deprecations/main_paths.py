@@ -1,7 +1,10 @@
-"""Run what users run, at tiny sizes, and end with status 1 if omnikit used anything that torch, transformers or their
-kin call deprecated: `python -m tests.deprecations.main_paths [NAME ..]`, from the top folder; no name = all.
+"""Run what users run, at tiny sizes, and exit with status 1 if omnikit used a deprecated feature of its libraries.
 
-It is a program so that it can run in a process of its own (many warnings come once in a process) and on other versions.
+Usage, from the top folder: `python -m tests.deprecations.main_paths [NAME ..]`; no name = all. The libraries are those
+in `tests.deprecations.listen.LIBRARIES`.
+
+It is a program so that it can run in a process of its own (many warnings come once in a process) and with other
+versions.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ CODECS = ("mimi", "encodec_24khz")
 
 
 def shipped(folder: Path) -> None:
-    """The mini system as `omnikit ask`, `transcribe`, `speak` and `chat` use it."""
+    """Use the mini system like `omnikit ask`, `transcribe`, `speak` and `chat`."""
     import omnikit
     from omnikit.generate import Decoding
 
@@ -34,7 +37,7 @@ def shipped(folder: Path) -> None:
 
 
 def backbones(folder: Path, names: tuple[str, ...] = BACKBONES) -> None:
-    """Answers of untrained systems, with the model's own caches and with fixed ones, and their checkpoints."""
+    """Generate answers of untrained systems, with the model's own caches and with fixed ones, and save checkpoints."""
     from omnikit import build, checkpoint
     from omnikit.api import Omni
     from omnikit.engines import open_engine
@@ -51,14 +54,14 @@ def backbones(folder: Path, names: tuple[str, ...] = BACKBONES) -> None:
 
 
 def every_backbone(folder: Path) -> None:
-    """The same for each part file."""
+    """Generate answers with every backbone that has a part file, and save checkpoints."""
     from omnikit.hparams import choices
 
     backbones(folder, tuple(name for name in choices("llm") if name != "any"))
 
 
 def encoders(folder: Path, names: tuple[str, ...] = ENCODERS) -> None:
-    """Features, with padding."""
+    """Compute features of padded recordings."""
     import torch
 
     from omnikit.hparams import build_part
@@ -70,14 +73,14 @@ def encoders(folder: Path, names: tuple[str, ...] = ENCODERS) -> None:
 
 
 def every_encoder(folder: Path) -> None:
-    """The same for each part file."""
+    """Compute features with every encoder that has a part file."""
     from omnikit.hparams import choices
 
     encoders(folder, tuple(name for name in choices("encoder") if name not in ("mini", "none")))
 
 
 def codecs(folder: Path, names: tuple[str, ...] = CODECS) -> None:
-    """Codes, waveforms, and waveforms piece by piece."""
+    """Compute codes, waveforms, and waveforms by decode streams."""
     import torch
 
     from omnikit.hparams import build_part
@@ -95,14 +98,14 @@ def codecs(folder: Path, names: tuple[str, ...] = CODECS) -> None:
 
 
 def every_codec(folder: Path) -> None:
-    """The same for each part file that can be built without weights."""
+    """Compute codes and waveforms with every codec that can be built without weights."""
     from omnikit.hparams import choices
 
     codecs(folder, tuple(name for name in choices("codec") if name not in ("mel_rvq", "none", "snac_mini")))
 
 
 def conversion(folder: Path) -> None:
-    """A published Mini-Omni folder, its tokenizer, and a question to what becomes of it."""
+    """Convert a published Mini-Omni folder, and ask the converted system a question."""
     import omnikit
     from omnikit.convert.mini_omni import convert
     from omnikit.generate import Decoding
@@ -118,7 +121,7 @@ def conversion(folder: Path) -> None:
 
 
 def training(folder: Path, epochs: int = 1) -> None:
-    """Two batches of stage 3, an epoch's validation, a checkpoint."""
+    """Train stage 3 for two batches per epoch, with validation and checkpoint."""
     from tests.recipes.conftest import MINI_SYSTEM, write_data
     from tests.recipes.trees import load_script
 
@@ -138,7 +141,7 @@ def training(folder: Path, epochs: int = 1) -> None:
 
 
 def resumed_training(folder: Path) -> None:
-    """The same, started again for a second epoch."""
+    """Train for an epoch, and resume the run for a second one."""
     training(folder, epochs=2)
 
 
@@ -152,7 +155,7 @@ PATHS: dict[str, Callable[[Path], None]] = {
 
 
 def canaries(found: list[Deprecation]) -> bool:
-    """Use what is deprecated on purpose, and return whether whoever fills `found` still listens."""
+    """Use deprecated features on purpose, and return whether the list `found` received them."""
     import torch
     from transformers.utils import logging
 
@@ -171,13 +174,13 @@ def main(names: list[str]) -> int:
             folder = Path(scratch) / name
             folder.mkdir()
             PATHS[name](folder)
-        told = list(dict.fromkeys(found))
-        heard = canaries(found)
-    for each in told:
+        used = list(dict.fromkeys(found))
+        working = canaries(found)
+    for each in used:
         print(f"{each.caller or 'omnikit'}: {each.message} ({each.place})", file=sys.stderr)
-    if not heard:
-        print("deprecations that were made on purpose were not heard", file=sys.stderr)
-    return 1 if not heard or any(not each.caller for each in told) else 0
+    if not working:
+        print("deprecated features that were used on purpose were not noticed", file=sys.stderr)
+    return 1 if not working or any(not each.caller for each in used) else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The published network again, slow and obvious: plain loops over heads and positions, weights by name.
+"""Slow, obvious implementation of the published Mini-Omni: plain loops over heads and positions, weights by name.
 
 Letters: L positions, D width, V ids.
 """
@@ -17,7 +17,7 @@ from omnikit.convert.mini_omni_names import published_shapes, read_sizes
 
 
 def fill(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The value that the golden files' rule gives a parameter."""
+    """Return the value of a parameter by the rule with which the golden files were computed."""
     x = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(int(np.prod(shape)))
     x = x.astype(np.float32).reshape(shape)
     if len(shape) == 1:
@@ -26,15 +26,22 @@ def fill(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def weights(config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All parameters of a configuration by the rule."""
+    """Return all parameters of a configuration by the rule with which the golden files were computed."""
     return {name: fill(name, shape) for name, shape in published_shapes(read_sizes(config)).items()}
 
 
-def forward(w: Mapping[str, Tensor], c: Mapping[str, Any], prompt: Tensor, heard: Tensor | None = None):
-    """Prompt [8, L] of ids in the shared vocabulary, features [T, D_in] -> audio logits [7, L, V_a], text [L, V_t]."""
+def forward(w: Mapping[str, Tensor], c: Mapping[str, Any], prompt: Tensor, encoded: Tensor | None = None):
+    """Compute audio logits [7, L, V_a] and text logits [L, V_t] of a prompt.
+
+    Args:
+        w: weights by their published names.
+        c: the published configuration.
+        prompt: ids [8, L] in the shared vocabulary.
+        encoded: features [T, D_in] of speech that stand in the audio streams from position 1 on; None = no speech.
+    """
     rows = w["transformer.wte.weight"][prompt]
-    if heard is not None:
-        rows[:-1, 1 : 1 + len(heard)] = hear(w, c, heard)
+    if encoded is not None:
+        rows[:-1, 1 : 1 + len(encoded)] = adapt(w, c, encoded)
     x = rows.mean(dim=0)
     for n in range(c["n_layer"]):
         x = block(w, c, f"transformer.h.{n}", x)
@@ -49,7 +56,7 @@ def forward(w: Mapping[str, Tensor], c: Mapping[str, Any], prompt: Tensor, heard
     return audio[:, : c["cat_audio_vocab_size"]].unflatten(1, (layers, -1)).transpose(0, 1), text
 
 
-def hear(w: Mapping[str, Tensor], c: Mapping[str, Any], features: Tensor) -> Tensor:
+def adapt(w: Mapping[str, Tensor], c: Mapping[str, Any], features: Tensor) -> Tensor:
     if c["asr_adapter"] == "mlp":
         return features @ w["whisper_adapter.weight"].T + w["whisper_adapter.bias"]
     return gated(w, "whisper_adapter", features)
@@ -89,7 +96,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def turned(x: Tensor, c: Mapping[str, Any]) -> Tensor:
-    """Rotary positions: pair (i, i + half) of a head is turned by position / base^(i / half)."""
+    """Apply rotary position embedding: pair (i, i + half) of a head is rotated by position / base^(i / half)."""
     half = c["head_size"] // 2
     angle = torch.arange(len(x))[:, None] / c["rope_base"] ** (torch.arange(half) / half)
     a, b = x[:, :half], x[:, half:]

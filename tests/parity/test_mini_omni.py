@@ -1,4 +1,7 @@
-"""The published Mini-Omni: stored figures of its own code, a slow twin at other sizes, and training on from there."""
+"""Test parity with the published Mini-Omni: stored figures of its own code, and a slow implementation at other sizes.
+
+Further training from its weights is tested, too.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ TOLERANCE = 1e-4
 
 @functools.lru_cache(maxsize=4)
 def read(path: Path) -> SimpleNamespace:
-    """A case: its figures, arrays and our model."""
+    """Return a stored case with its figures, its arrays and the model built from its weights."""
     figures, arrays = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     model = from_state_dict(published.weights(figures["config"]), figures["config"])
     return SimpleNamespace(
@@ -43,7 +46,7 @@ def read(path: Path) -> SimpleNamespace:
 
 
 def parts_of(kind: str) -> list:
-    """(case, name) for each stored forward pass or generation."""
+    """Return a (case, name) pair for each stored forward pass or generation."""
     found = []
     for path in CASES:
         figures = json.loads(path.read_text())
@@ -58,7 +61,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def published_order(steps: torch.Tensor) -> torch.Tensor:
-    """Text is our first stream and their last one."""
+    """Reorder streams from omnikit's order, text first, to the published one, text last."""
     return torch.cat([steps[1:], steps[:1]])
 
 
@@ -72,7 +75,7 @@ def speech_of(model: OmniLM, features: torch.Tensor) -> AdaptedSpeech:
 
 
 def logits_of(model: OmniLM, steps: torch.Tensor, features: torch.Tensor | None):
-    """Audio logits [S - 1, L, V], text logits [L, V]."""
+    """Return the audio logits [S - 1, L, V] and the text logits [L, V] of steps."""
     with torch.inference_mode():
         hidden = model(steps[None], None if features is None else speech_of(model, features))
         return torch.stack(model.audio_logits(hidden.audio))[:, 0], model.text_logits(hidden.text)[0]
@@ -102,7 +105,7 @@ def test_forward(path: Path, task: str):
 
 
 def with_engines(cases: list) -> list:
-    """Each case with each engine; `compiled` takes half a minute a case, so a quick run has the first one alone."""
+    """Return each case with each engine; `compiled` takes half a minute a case, so only its first is a quick test."""
     return [
         pytest.param(*case.values, engine, id=f"{case.id}-{engine}", marks=[pytest.mark.long] if later else [])
         for number, case in enumerate(cases)
@@ -164,7 +167,7 @@ OTHERS = {
 
 
 def tiny(**changes) -> tuple[dict, dict]:
-    """Configuration and weights."""
+    """Return a tiny configuration and its weights."""
     config = TINY | changes
     state = published.weights(config)
     if config["tie_word_embeddings"]:
@@ -187,19 +190,19 @@ def test_slow_twin(changes: dict, task: str):
 
 
 def test_the_twin_knows_the_stored_figures():
-    """Else it would prove nothing."""
+    """The slow implementation reproduces the stored figures, without which comparisons with it would prove nothing."""
     case, config = read(CASES[0]), read(CASES[0]).figures["config"]
     name = next(name for name in case.figures if name.startswith("forward/"))
-    heard = case.features if TASKS[name.removeprefix("forward/")].given == "speech" else None
+    encoded = case.features if TASKS[name.removeprefix("forward/")].given == "speech" else None
     prompt = torch.tensor(case.figures[name]["prompt"])
-    audio, text = published.forward(published.weights(config), config, prompt, heard)
+    audio, text = published.forward(published.weights(config), config, prompt, encoded)
     close(audio[:, -1], case.arrays[f"{name}/audio_last"])
     assert text.argmax(dim=-1).tolist() == case.figures[name]["text_argmax"]
 
 
 @pytest.mark.parametrize("changes", [{}, {"post_adapter": True, "post_adapter_layers": 1}], ids=["released", "TTS"])
 def test_training_on_leaves_a_frozen_backbone_as_it_was(changes: dict):
-    """Stage 1: the new ids and the adapters learn, the backbone keeps every bit."""
+    """Training as in stage 1 changes the new ids and the adapters, and leaves the backbone bit-identical."""
     config, state = tiny(**changes)
     model = from_state_dict(state, config)
     before = {name: value.clone() for name, value in model.state_dict().items()}

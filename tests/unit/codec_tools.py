@@ -1,4 +1,4 @@
-"""For tests of codecs: a stream fed in pieces, and networks that are heard."""
+"""Helpers for tests of codecs: decode streams fed in chunks, and random weights that make every layer audible."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from omnikit.interfaces import Codec
 def in_chunks(
     codec: Codec, codes: Tensor, sizes: Sequence[int], mode: str = "exact"
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Codes [B, K, T] pushed in pieces of `sizes` frames, over and over until none are left.
+    """Decode codes [B, K, T] by a decode stream that is fed chunks of `sizes` frames, repeated until all are pushed.
 
     Returns:
-        The waveform [B, N], and after each push how many frames are in and how many samples out.
+        The waveform [B, N], and the number of frames pushed and of samples returned after each push.
     """
     pieces, log, at, out = [], [], 0, 0
     with torch.no_grad(), codec.stream(len(codes), mode) as stream:
@@ -32,11 +32,14 @@ def in_chunks(
 
 
 def loud(network: nn.Module) -> nn.Module:
-    """Weights with which every layer counts. As libraries start them, random networks are nearly silent or sound alike
-    whatever the codes, which tests nothing; with much larger ones they amplify rounding."""
+    """Set the weights of a network such that every layer affects the output, and return the network.
+
+    With the initial weights of libraries, random networks are nearly silent or sound the same whatever the codes, so a
+    test of them could not fail; much larger weights would amplify rounding errors.
+    """
     torch.manual_seed(0)
     for name, parameter in network.named_parameters():
-        if "encoder" in name and name.endswith("original0"):  # the norm of normed weights: what goes in comes out
+        if "encoder" in name and name.endswith("original0"):  # the gain of weight-normed layers: keep the amplitude
             nn.init.ones_(parameter)
         elif parameter.dim() > 1 and not name.endswith("alpha"):
             nn.init.normal_(parameter, std=0.5 * parameter[0].numel() ** -0.5)

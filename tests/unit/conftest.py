@@ -1,4 +1,4 @@
-"""A system of real parts at a tiny size, untrained, and its checkpoint."""
+"""Fixtures of all unit tests: an untrained system of real parts at a tiny size, and its checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> str:
-    """A sentencepiece file that knows the letters of six words."""
+    """Return the path of a sentencepiece file that knows the letters of six words."""
     folder = tmp_path_factory.mktemp("tokenizer")
     text = folder / "text.txt"
     text.write_text("one two three\nfour five six\n" * 50)
@@ -36,7 +36,10 @@ def tokenizer(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def tiny(tokenizer):
-    """`tiny({"codec": "snac_mini"}, {"adapter.hidden": 3})`: the tiny system with other parts and options."""
+    """Return a function that builds the tiny system: `tiny({"codec": "snac_mini"}, {"adapter.hidden": 3})`.
+
+    The arguments are names of parts and options that replace those of the system.
+    """
 
     def build(names: dict[str, str] | None = None, options: dict | None = None) -> OmniLM:
         torch.manual_seed(0)
@@ -47,7 +50,7 @@ def tiny(tokenizer):
 
 @pytest.fixture(scope="session")
 def saved(tiny, tmp_path_factory) -> Path:
-    """A checkpoint of the tiny system; not to be changed."""
+    """Return a checkpoint of the tiny system, which tests must not change."""
     folder = tmp_path_factory.mktemp("saved") / "stage"
     checkpoint.save(tiny(), folder)
     return folder
@@ -55,7 +58,10 @@ def saved(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """`run("ask", file)` -> exit status, stdout, stderr without the progress bar."""
+    """Return a function that runs the command line, `run("ask", file)`.
+
+    It returns the exit status, stdout, and stderr without the progress bar.
+    """
     # an untrained model seldom ends by itself
     monkeypatch.setattr("omnikit.api.Decoding", functools.partial(Decoding, max_steps=24))
 

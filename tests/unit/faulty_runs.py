@@ -1,6 +1,6 @@
-"""Trainings of a toy system in which something goes wrong, in this process or in each of two that work together.
+"""Training runs of a toy system in which something goes wrong, in one process or in two that train together.
 
-Faults of data and of gradients reach the last process alone.
+Faults of data and of gradients occur in the last process alone.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tests.unit.qa_brain import QABrain
 from tests.unit.toy import toy_model
 
 BATCHES, FEWER = 12, 6
-"""Optimiser steps of an epoch, more than may be skipped in a row; fewer where several processes share the machine."""
-PATIENCE = 4  # with fewer
+"""Optimiser steps of an epoch in one process (more than may be skipped in a row), and fewer in several processes."""
+PATIENCE = 4  # optimiser steps that may be skipped in a row, where an epoch has `FEWER`
 POISONED = 4
-"""Batch of the second epoch at which a fault comes."""
+"""Number of the optimiser step in the second epoch at which the fault occurs."""
 FAULTS = ("none", "sample", "weight", "rate", "gradient")
 
 
 class Quiet:
-    """Stands for what a run needs besides: the sampler's `set_epoch`, TensorBoard's `log_stats`, the validation."""
+    """A stand-in without effect for the sampler's `set_epoch`, TensorBoard's `log_stats` and the validation."""
 
     def set_epoch(self, epoch: int) -> None: ...
 
@@ -49,7 +49,7 @@ class Quiet:
 
 
 class FaultyBrain(QABrain):
-    """Training in whose second epoch a fault happens."""
+    """A Brain in whose second epoch one of `FAULTS` occurs."""
 
     fault = "none"
 
@@ -69,7 +69,7 @@ class FaultyBrain(QABrain):
 
 
 def steps_of(processes: int) -> int:
-    """Optimiser steps of an epoch on so many processes."""
+    """Return the number of optimiser steps of an epoch on a number of processes."""
     return BATCHES if processes == 1 else FEWER
 
 
@@ -79,7 +79,7 @@ def is_last() -> bool:
 
 
 def batches(model: OmniLM, epoch: str, poisoned: bool = False) -> list[Batch]:
-    """Batches of two entries; the answers of each process are others."""
+    """Return the batches of an epoch, each of two samples; every process has other ones."""
     rng = torch.Generator().manual_seed(Share.of_torchrun().rank)
     made = []
     for number in range(steps_of(Share.of_torchrun().processes)):
@@ -123,16 +123,19 @@ def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) ->
     return brain
 
 
-@mock.patch("omnikit.train.brain.draw_curves")  # takes longer than these trainings, and is not what they are for
+@mock.patch("omnikit.train.brain.draw_curves")  # takes longer than these runs, which do not test it
 def run(folder: Path, fault: str, _: mock.Mock, epochs: int = 2, **run_opts: Any) -> dict[str, Any]:
-    """Train; return how it ended, the figures, the log, and weights as they are and as the last checkpoint has them."""
+    """Train with a fault, and return how the run ended, its log, and sums of the weights.
+
+    The sums are those after the first epoch, at the end, and in the last checkpoint.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     logging.getLogger("omnikit").addHandler(handler)
     stopped, first = "", None
     try:
-        for upto in range(1, epochs + 1):  # the first epoch is whole before anything goes wrong
+        for upto in range(1, epochs + 1):  # the first epoch ends before the fault occurs
             brain = brain_of(folder, upto, fault, **run_opts)
             train = batches(brain.model, f"epoch{upto}", fault == "sample" and upto == 2 and is_last())
             valid = loader(batches(brain.model, "valid")[:2])
@@ -153,13 +156,15 @@ def run(folder: Path, fault: str, _: mock.Mock, epochs: int = 2, **run_opts: Any
 
 
 def weights_of(model: OmniLM) -> list[float]:
-    """Return the sum of each tensor, in float64."""
+    """Return the sum of each tensor of a model, in float64."""
     return [float(tensor.double().sum()) for tensor in model.state_dict().values()]
 
 
 def run_share(folder: Path, begun: Connection, environment: dict[str, str]) -> None:
-    """Run every fault as one of several processes, whose number torchrun's variables in `environment` say, and write
-    what came of it to `FOLDER/<fault>.<rank>.json`; for `rewriting.start`."""
+    """Train with every fault as one of several processes, and write the results to `FOLDER/<fault>.<rank>.json`.
+
+    `environment` has torchrun's variables with rank and number of processes. Called by `rewriting.start`.
+    """
     os.environ.update(environment)
     torch.set_num_threads(1)
     begun.send(None)

@@ -1,5 +1,8 @@
-"""Generation in the slowest, most obvious way: one answer, every row and every position computed anew at each step, and
-the rules for each stream written out one after another."""
+"""Reference implementation of generation in the slowest, most obvious way, for comparison with the real one.
+
+It computes one answer at a time, all sequences and positions anew at each step, and spells out the rules for each
+stream.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ NEVER = float("-inf")
 
 
 class PlainRules:
-    """What `omnikit.generate.token_rules` does for many, for one answer."""
+    """Simple implementation of the token rules in `omnikit.generate.token_rules`, for a single answer."""
 
     def __init__(self, model: OmniLM, task: str, question: Question, decoding: Decoding, seed: int = 0):
         self.layout, self.pattern, self.task, self.decoding = model.layout, model.pattern, TASKS[task], decoding
@@ -26,7 +29,7 @@ class PlainRules:
         self.leader = self.pattern.first.index(min(self.pattern.first))
 
     def next(self, text_logits: torch.Tensor, audio_logits: list[torch.Tensor]) -> list[int]:
-        """Logits [V] of each stream -> tokens [S]."""
+        """Choose the next tokens [S] from the logits [V] of each stream."""
         step = len(self.emitted)
         tokens = [self._text(text_logits, step), *self.layout.pads().tolist()[1:]]
         if self.task.speaks:
@@ -100,7 +103,7 @@ def plainly(
     strategy: Strategy = PARALLEL,
     seed: int = 0,
 ) -> tuple[list[list[int]], list[list[torch.Tensor]]]:
-    """Emitted tokens [L][S] of an answer, and the logits [V] of each of the streams at each step."""
+    """Generate an answer, and return its tokens [L][S] and the logits [V] of each stream at each step."""
     rules, layout = PlainRules(model, task, question, decoding, seed), model.layout
     strategy = strategy.for_task(TASKS[task])
     speech = None

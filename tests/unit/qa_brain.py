@@ -1,4 +1,4 @@
-"""The Brain of the recipe that learns every task, for tests of what trains and how."""
+"""The Brain of the recipe that learns every task, for tests of training steps."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def brain_of(model: OmniLM) -> QABrain:
 
 
 def losses_of(brain: QABrain, batch: Batch) -> StreamLosses:
-    """The losses of each stream as the recipe computes them in a training step."""
+    """Return the losses of each stream as the recipe computes them in a training step."""
     return sum_losses(brain.compute_forward(batch, sb.Stage.TRAIN), recipe.token_loss)

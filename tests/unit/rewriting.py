@@ -1,4 +1,7 @@
-"""What the tests of tokenize and synthesize run in processes of their own: toy parts, a toy voice, both slow."""
+"""Toy parts, a toy voice and processes for the tests of tokenize and synthesize that kill them.
+
+The codec and the voice are slow, so that a process can be killed while it works.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ class SlowCodec(ToyCodec):
 
 
 class Beeps(Voice):
-    """Says a text as a tone, the longer the text, the longer; the seed is its pitch. Of "§" it knows nothing."""
+    """A voice that utters a text as a tone, whose length grows with the text and whose pitch is chosen by the seed.
+
+    It refuses texts with "§".
+    """
 
     sample_rate = 8000
 
@@ -40,7 +46,7 @@ class Beeps(Voice):
 
 
 def sound(seconds: float, seed: int = 0) -> bytes:
-    """A wav file of noise at 16 kHz."""
+    """Return a wav file of noise at 16 kHz."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.random.default_rng(seed).uniform(-0.3, 0.3, int(16000 * seconds)), 16000, format="WAV")
     return buffer.getvalue()
@@ -66,7 +72,10 @@ def run_synthesize(manifest: Path, save_folder: Path, begun: Connection, environ
 
 
 def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.Process:
-    """One of the above in a process that has begun; most of what it imports is loaded once for all of them."""
+    """Start a function such as `run_tokenize` in a process, and return the process once the function has begun.
+
+    Most imports are loaded once for all processes.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["omnikit.prepare.tokenize", "omnikit.llms.transformers_lm", "omnikit.model"])
     receiver, sender = context.Pipe(duplex=False)
@@ -78,7 +87,11 @@ def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.
 
 
 def killed_at_random(run: Callable, manifest: Path, whole: Path, killed: Path) -> int:
-    """Fill `whole` without interruption, and `killed` after ten processes that got SIGKILL; how many were at work."""
+    """Fill the folder `whole` in one go, and `killed` by ten processes that get SIGKILL and a last one that completes.
+
+    Returns:
+        The number of processes that were still running when they were killed.
+    """
     process = start(run, manifest, whole)
     began = time.monotonic()
     process.join()

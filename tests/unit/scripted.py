@@ -1,4 +1,4 @@
-"""A toy model whose heads say what a test wrote."""
+"""A toy model whose heads prefer the tokens that a test prescribes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORD = 7
 
 
 def emitted(decoder: Decoder, task: str, questions: list[Question], **asked) -> list[list[list[int]]]:
-    """Emitted tokens [S][L] of each question, all asked at once."""
+    """Return the emitted tokens [S][L] of each question; all questions are submitted at once."""
     requests = [decoder.request(TASKS[task], question, **asked) for question in questions]
     batch = decoder.batch(max(decoder.capacity, 2 * len(questions)))
     for request in requests:
@@ -27,26 +27,28 @@ def emitted(decoder: Decoder, task: str, questions: list[Question], **asked) -> 
 
 
 class Script:
-    """A toy model whose heads say what is written; `fed` [step][slot][stream] is what went in last before a head was
-    asked, `calls` the shapes [B, S, L] of all that went in, `texts` how often the text head was asked.
+    """A toy model whose heads prefer prescribed tokens, and which records its inputs.
+
+    `fed` [step][slot][stream] are the tokens that were fed before each call of a head, `calls` the shapes [B, S, L] of
+    all inputs, and `texts` the number of calls of the text head.
 
     Args:
-        text, audio: the best id per step, for text and for each audio stream; the last one goes on for ever.
-        pattern, options: of the toy model.
+        text, audio: the best id at each step, for text and for each audio stream; the last one is repeated.
+        pattern, options: pattern of the toy model and its options.
     """
 
     def __init__(self, monkeypatch, text: list, audio: list[list], pattern: str = "delayed", **options):
         self.model = toy_model(pattern, **options)
         self.text, self.audio, self.fed = self._ids(0, text), [self._ids(1 + s, a) for s, a in enumerate(audio)], []
         self.calls, self.texts = [], 0
-        # `parameters` of the network stay as they are: only what the heads say is replaced
+        # only the heads' outputs are replaced, so that the network keeps its parameters
         monkeypatch.setattr(self.model, "text_logits", self._text_logits)
         monkeypatch.setattr(self.model, "audio_logits", self._audio_logits)
         embed = self.model.embed
 
         def watched(steps, speech=None):
             self.calls.append(steps.shape)
-            if steps.shape[2] == 1:  # no prompt, which ends before its last position
+            if steps.shape[2] == 1:  # a decode step, not a prefill
                 self.fed.append(steps[..., -1].tolist())
             return embed(steps, speech)
 
@@ -72,7 +74,7 @@ class Script:
     def run(
         self, task: str, decoding: Decoding, strategy: Strategy = PARALLEL, questions: list[Question] | None = None
     ) -> list[list[int]]:
-        """Emitted tokens [S][L] of the first question."""
+        """Return the emitted tokens [S][L] of the first question."""
         given = [Question(text=[3])] if TASKS[task].given == "text" else [Question(features=torch.zeros(4, 12))]
         self.restart()
         return emitted(Decoder(self.model, decoding=decoding, strategy=strategy), task, questions or given)[0]
@@ -83,7 +85,7 @@ class Script:
         self.texts = 0
 
     def codes(self, tokens: list[list[int]]) -> list[list[int]]:
-        """Codes [K][T] that emitted tokens carry."""
+        """Return the codes [K][T] that emitted tokens represent."""
         return read_frames(self.model, torch.tensor(tokens[1:])).codes.tolist()
 
     @property

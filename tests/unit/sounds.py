@@ -1,4 +1,5 @@
-"""Sound files for tests: good ones in many formats, damaged ones by the hundred, and every path that reads them."""
+"""Sound files for tests: valid ones in many formats, damaged ones in large numbers, and all functions that read them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ FORMATS = {
     "rf64": ("RF64", "PCM_16"), "aiff": ("AIFF", "PCM_16"), "caf": ("CAF", "PCM_16"), "au": ("AU", "PCM_16"),
 }  # fmt: skip
 Outcome = int | str
-"""Samples at the encoder's rate, or the reason why there are none."""
+"""Result of reading a file: its samples at the encoder's sample rate, or the reason why it is unusable."""
 
 
 def noise(samples: int = 8000, seed: int = 0) -> np.ndarray:
@@ -39,7 +40,7 @@ def noise(samples: int = 8000, seed: int = 0) -> np.ndarray:
 
 
 def encoded(name: str, samples: np.ndarray | None = None, rate: int = RATE) -> bytes:
-    """A sound file in one of `FORMATS`."""
+    """Return a sound file in one of `FORMATS`."""
     kind, subtype = FORMATS[name]
     buffer = io.BytesIO()
     soundfile.write(buffer, noise() if samples is None else samples, rate, format=kind, subtype=subtype)
@@ -47,7 +48,7 @@ def encoded(name: str, samples: np.ndarray | None = None, rate: int = RATE) -> b
 
 
 def mutated(count: int, seed: int, names: tuple[str, ...] = ("wav", "flac", "mp3", "ogg", "opus")) -> list[bytes]:
-    """Sound files with bytes of header or body changed, header fields overwritten, or their ends cut off."""
+    """Return damaged sound files: bytes of header or body changed, header fields overwritten, or the end missing."""
     draw, whole = random.Random(seed), [encoded(name) for name in names]
     return [_mutated(bytearray(whole[i % len(whole)]), draw) for i in range(count)]
 
@@ -69,10 +70,10 @@ def _mutated(data: bytearray, draw: random.Random) -> bytes:
 
 
 class Ear(ToyEncoder):
-    """Takes a recording of any length, and its only feature is that length."""
+    """An encoder that takes recordings of any length, and whose only feature is the length."""
 
     def forward(self, wav: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = torch.stack([lengths // 1000, lengths % 1000], dim=-1).float()  # as float16 holds them
+        features = torch.stack([lengths // 1000, lengths % 1000], dim=-1).float()  # numbers that float16 represents
         return features[:, None], torch.ones_like(lengths)
 
     def num_frames(self, samples: int) -> int:
@@ -80,7 +81,11 @@ class Ear(ToyEncoder):
 
 
 def by_all_paths(files: list[Path], folder: Path) -> dict[str, list[Outcome]]:
-    """How each file fares singly, from bytes, in a batch, in a cache, on the fly, in `tokenize`, in `prepare`."""
+    """Read each file in every way that omnikit has, and return the outcomes by way.
+
+    The ways are: a single file, from bytes, in a batch, for a cache, on the fly in training, in `tokenize`, in
+    `prepare`.
+    """
     entries = [ManifestEntry(str(i), "x", a1=Recording(str(i), path=str(file))) for i, file in enumerate(files)]
     return {
         "singly": [_outcome(lambda file=file: len(load_audio(file, RATE))) for file in files],
@@ -133,7 +138,7 @@ def _on_the_fly(entry: ManifestEntry) -> Outcome:
     try:
         return len(heard.wav(entry))
     except UnusableRecording:
-        return "unreadable"  # what was found damaged only in the step
+        return "unreadable"  # the damage was found only when the sample was needed
 
 
 def _tokenized(files: list[Path], folder: Path) -> list[Outcome]:
@@ -151,7 +156,7 @@ def _tokenized(files: list[Path], folder: Path) -> list[Outcome]:
 
 
 class _reasons:
-    """Row id -> reason, of each remark that `tokenize` counts."""
+    """Context manager that yields a mapping from entry id to reason of each entry that `tokenize` skips."""
 
     def __enter__(self) -> dict[str, str]:
         self.kept, found = Summary.leave_out, {}

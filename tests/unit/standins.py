@@ -1,4 +1,4 @@
-"""Small classes for tests of the wiring."""
+"""Small stand-in classes for tests of how recipes build objects."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import nn
 
 
 class Thing:
-    """Keeps what it was built with."""
+    """A stand-in for a part that stores its arguments."""
 
     def __init__(self, *, size: int = 3, weights: str | None = None, inner: Any = None):
         self.size, self.weights, self.inner = size, weights, inner
 
 
 class Joined(nn.Module):
-    """A model of two parts."""
+    """A stand-in for a model of two parts."""
 
     def __init__(self, *, codec: Any, encoder: Any):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What every adapter of `hparams/adapter` keeps; a new one is covered by its YAML file."""
+"""Test the contract of every adapter in `hparams/adapter`; a new one is covered by its YAML file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def features(frames: int) -> torch.Tensor:
 
 
 def check(net: Adapter) -> None:
-    """Every length from one frame on, alone and in a batch whose padding is not zero."""
+    """Check an adapter with every length from one frame on, alone and in a batch whose padding is not zero."""
     batch, lengths = torch.full((MOST, MOST, DIM_IN), 0.7), torch.arange(1, MOST + 1)
     for n in range(1, MOST + 1):
         batch[n - 1, :n] = features(n)
@@ -53,12 +53,12 @@ def test_any_stride(kind, stride):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_counts(name):
-    """The gradient of the output reaches every frame inside and none behind a sample's end."""
-    heard = features(11).repeat(2, 1, 1).requires_grad_()
+    """The gradient of an adapter's output reaches every frame of a recording and none behind its end."""
+    encoded = features(11).repeat(2, 1, 1).requires_grad_()
     lengths = torch.tensor([11, 6])
-    out, positions = adapter(name)(heard, lengths)
+    out, positions = adapter(name)(encoded, lengths)
     sum(row[:n].square().sum() for row, n in zip(out, positions, strict=True)).backward()
-    reached = heard.grad.abs().sum(dim=-1) > 0
+    reached = encoded.grad.abs().sum(dim=-1) > 0
     assert reached.tolist() == [[True] * 11, [True] * 6 + [False] * 5]
 
 

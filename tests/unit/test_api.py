@@ -1,4 +1,4 @@
-"""What a user types, on an untrained tiny system."""
+"""Test the Python API on an untrained tiny system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published method in plain code gives the tokens that omnikit's loop gives."""
+"""Test that the published method in plain code and omnikit's generation choose the same tokens."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_it_is_measured_as_omnikit_is():
     assert len(figures["prefill"]) == len(figures["first_sound"]) == plan.answers
     assert len(figures["step"]) == plan.answers * (steps - 1)
     assert len(figures["codec"]) == plan.answers
-    # the first sound is there when the question is encoded, the steps are done and four frames are decoded
+    # the first sound is available when the question is encoded, the steps are done and four frames are decoded
     parts = [figures[name][0] for name in ("encode", "prefill", "codec")]
     known = sum(parts) + sum(figures["step"][: steps - 1])
-    assert 0.999 * known < figures["first_sound"][0] < 2 * known  # the machine may do something else in between
+    assert 0.999 * known < figures["first_sound"][0] < 2 * known  # other processes may interrupt the measurement
 
 
 def test_goals_are_ratios_to_the_baseline(capsys):

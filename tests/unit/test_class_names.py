@@ -1,4 +1,4 @@
-"""A class name means one class."""
+"""Test that no two classes have the same name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what it answers, and one line for everything that it is given wrongly."""
+"""Test the `omnikit` command line: its answers, and one line for each error of the user."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import typer
 
+from omnikit import cli
 from omnikit.audio.io import load_audio
+from omnikit.data.encode_recordings import BATCH_SECONDS
+from omnikit.generate import Decoding
 from omnikit.llms.tokenizers import SentencePieceTokenizer
+from omnikit.prepare.rewrite_manifest import SHARD_SIZE
 from omnikit.torchrun import own_device
 
 RATE = 16000
@@ -20,7 +25,7 @@ RATE = 16000
 
 @pytest.fixture
 def sounds(tmp_path):
-    """Files that a user might pass."""
+    """Return a folder of good and bad sound files that a user might pass."""
     noise = np.random.default_rng(0).normal(0, 0.1, RATE)
     soundfile.write(tmp_path / "good.wav", noise, RATE)
     soundfile.write(tmp_path / "stereo44.flac", np.stack([noise, noise], axis=1), 44100)
@@ -33,7 +38,7 @@ def sounds(tmp_path):
 
 @pytest.fixture
 def refused(run):
-    """As `run`, for what must be refused in one line; gives that line."""
+    """Return a function that runs a command which must be refused in one line, and returns that line."""
 
     def call(*words) -> str:
         status, _, err = run(*words)
@@ -67,11 +72,11 @@ def test_text_commands_answer(run, tmp_path, saved):
 def test_answers_can_be_cut(run, refused, sounds, saved):
     good, here = sounds / "good.wav", ["--checkpoint", saved]
     status, _, err = run("ask", good, "-o", sounds / "a.wav", "--max_steps", "12", *here)
-    assert status == 0 and "the answer was cut: step limit" in err
+    assert status == 0 and "the answer was truncated: step limit" in err
     for words in (["ask", good, "-o", sounds / "a.wav"], ["speak", "one", "-o", sounds / "b.wav"], ["chat", "one"],
                   ["transcribe", good]):  # fmt: skip
         status, _, err = run(*words, "--time_limit", "1e-9", *here)
-        assert status == 0 and "the answer was cut: time limit" in err
+        assert status == 0 and "the answer was truncated: time limit" in err
         assert "time_limit: -1.0; it must be above 0" in refused(*words, "--time_limit", "-1")
         assert "max_steps: 0; it must be 1 or more" in refused(*words, "--max_steps", "0")
 
@@ -82,7 +87,7 @@ def test_bench_of_parts_and_bad_flags(run, refused, saved):
     assert status == 0, err
     assert "| peak memory, GiB |" in out
     assert "choices: float32, bfloat16, float16" in refused("bench", *parts, "--dtype", "int8")
-    assert "--engine openvino: wants a --checkpoint" in refused("bench", *parts, "--engine", "openvino")
+    assert "--engine openvino: needs a --checkpoint" in refused("bench", *parts, "--engine", "openvino")
     assert "--threads 0" in refused("bench", "--threads", "0")
     assert "--streams 0: must be 1 or more" in refused("bench", "--streams", "0")
     assert "--seconds 0: must be above 0" in refused("bench", "--seconds", "0")
@@ -183,6 +188,17 @@ def test_bad_flags_are_refused(refused, sounds, saved, tmp_path):
     assert "AUDIO" in refused("ask")
     assert "aks" in refused("aks")
     assert "--colour" in refused("ask", good, "--colour", "red")
+
+
+def test_help_states_the_defaults_of_other_modules():
+    commands = typer.main.get_command(cli.app).commands
+    for command, flag, default in (
+        ("ask", "max_steps", Decoding().max_steps),
+        ("tokenize", "batch_seconds", BATCH_SECONDS),
+        ("tokenize", "shard_size", SHARD_SIZE),
+    ):
+        [option] = [option for option in commands[command].params if option.name == flag]
+        assert option.help.endswith(f"(default: {default:g})")
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

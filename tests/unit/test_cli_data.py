@@ -1,4 +1,4 @@
-"""`omnikit tokenize` and `omnikit synthesize` as they are typed."""
+"""Test `omnikit tokenize` and `omnikit synthesize` through the command line."""
 
 from __future__ import annotations
 

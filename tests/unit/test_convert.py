@@ -1,4 +1,4 @@
-"""A published Mini-Omni folder at toy size, written with each library's own writer, read by the command."""
+"""Test the conversion of a published Mini-Omni folder at toy size, written with each library's own writer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DIMS = {
 
 
 def write_tokenizer(folder: Path, vocab_size: int = 300) -> None:
-    """Byte-level BPE, as Qwen2's."""
+    """Write a tokenizer of byte-level BPE, like Qwen2's, to a folder."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,12 +69,12 @@ def write_snac(folder: Path, **changes: object) -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """`mini_omni` and `snac`; not to be changed."""
+    """Return a folder with `mini_omni` and `snac` as published, which tests must not change."""
     return write_published(tmp_path_factory.mktemp("published"))
 
 
 def write_published(root: Path) -> Path:
-    """Write the folders `mini_omni` and `snac` as they are published, at toy size."""
+    """Write the folders `mini_omni` and `snac` as they are published, at toy size, and return their parent."""
     folder = root / "mini_omni"
     folder.mkdir()
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def converted(published, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(published, tmp_path) -> Path:
-    """A copy that may be changed."""
+    """Return a copy of the published folder that a test may change."""
     return shutil.copytree(published / "mini_omni", tmp_path / "mini_omni")
 
 
@@ -107,7 +107,7 @@ def logits(model, steps: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_round_trip_gives_the_same_logits(published, converted):
-    """Within rounding: what is loaded is computed without transformers."""
+    """A converted checkpoint has the logits of the published weights within rounding, computed without transformers."""
     state = torch.load(published / "mini_omni" / "lit_model.pth", weights_only=True)
     direct, loaded = from_state_dict(state, CONFIG), checkpoint.load(converted)
     steps = make_prompt(TASKS["T1A2"], direct.layout, text=[3, 1, 4]).steps
@@ -117,7 +117,7 @@ def test_round_trip_gives_the_same_logits(published, converted):
 
 
 def test_encoder_is_whispers(published, converted):
-    """Padded to 30 s and cut, as the published code has it."""
+    """Recordings are padded to 30 s and the features truncated, as in the published code."""
     model = checkpoint.load(converted)
     theirs = whisper.load_model(str(published / "mini_omni" / "small.pt"), device="cpu")
     wav = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)) * 0.1

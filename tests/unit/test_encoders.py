@@ -1,4 +1,4 @@
-"""What every encoder of `hparams/encoder` keeps; a new one is covered by its YAML file."""
+"""Test the contract of every encoder in `hparams/encoder`; a new one is covered by its YAML file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def encoder(name: str) -> AudioEncoder:
 
 
 def shortest(net: AudioEncoder) -> int:
-    """Samples of the shortest recording that is taken, as the refusal of a shorter one says."""
+    """Return the number of samples of the shortest recording that an encoder takes, from its error about a shorter one.
+    """
     with pytest.raises(ValueError, match=r"^a recording of 1 samples is shorter than one frame \(\d+ samples\)$") as no:
         cached_features(net, torch.zeros(2, 4000), [4000, 1])
     return int(re.findall(r"\d+", str(no.value))[-1])
@@ -34,7 +35,7 @@ def cached_features(net: AudioEncoder, wav: torch.Tensor, lengths: list[int]) ->
 
 
 def sounds(lengths: list[int]) -> list[torch.Tensor]:
-    """Noise of very different loudness, off centre."""
+    """Return noise of very different loudness and with an offset."""
     generator = torch.Generator().manual_seed(1)
     return [(torch.randn(n, generator=generator) + 0.3) * 0.5 ** (i % 4) for i, n in enumerate(lengths)]
 

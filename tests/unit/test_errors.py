@@ -1,4 +1,4 @@
-"""What users are told: errors in one line, and packages that are not installed."""
+"""Test the errors that users see: one line each, and packages that are not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and errors of the disk in one line."""
+"""Test that files are complete or absent, and that errors of the disk are one line."""
 
 from __future__ import annotations
 

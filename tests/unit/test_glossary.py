@@ -1,4 +1,4 @@
-"""docs/glossary.md: one term for a thing, one thing for a term."""
+"""Test that docs/glossary.md has one term for a thing and one thing for a term."""
 
 from __future__ import annotations
 

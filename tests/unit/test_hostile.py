@@ -1,5 +1,7 @@
-"""Checkpoint folders of an ill-meaning stranger: each is refused in one line. Nobody is asked, nothing is run, nothing
-is fetched and no file outside the folder is read."""
+"""Test that malicious checkpoint folders are refused in one line.
+
+Loading them asks nobody, runs nothing, downloads nothing and reads no file outside the folder.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ YAML, WEIGHTS, SENTENCES, JSON, CONFIG = (
 GIBIBYTE = 2**30
 RUNS = "from pathlib import Path\nPath({mark!r}).touch()\nclass Evil:\n    def __init__(self, *a, **k): pass\n"
 Spoil = Callable[[Path, Path], object]
-"""Changes a good folder (the first) and may put things beside it (the second)."""
+"""Function that damages a good folder (its first argument) and may put files beside it (its second)."""
 opened: list[str] = []
 
 
@@ -41,7 +43,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def watch():
-    """Where files are opened from Python; a hook stays for ever."""
+    """Record the paths of files that Python opens; an audit hook cannot be removed, so it is switched off afterwards.
+    """
     watching = [True]
 
     def hook(event: str, arguments: tuple) -> None:
@@ -55,7 +58,7 @@ def watch():
 
 @pytest.fixture(scope="module")
 def several(tiny, tmp_path_factory) -> Path:
-    """A checkpoint whose tokenizer is one of transformers; not to be changed."""
+    """Return a checkpoint whose tokenizer is one of transformers, which tests must not change."""
     root = tmp_path_factory.mktemp("several")
     vocabulary = {letter: number for number, letter in enumerate("abcdefgh")}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -66,7 +69,7 @@ def several(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def guarded(monkeypatch, watch):
-    """Somebody who says yes to everything, no hub, little memory, an end to waiting."""
+    """Answer yes to every question, replace the hub, and limit memory and time; return the list of questions asked."""
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 99))
@@ -98,7 +101,7 @@ def in_yaml(old: str, new: str) -> Spoil:
 
 
 def added(text: str | bytes) -> Spoil:
-    """Behind the end of the YAML text."""
+    """Return a function that appends text to the YAML file of a folder."""
 
     def spoil(folder: Path, _: Path) -> None:
         (folder / YAML).write_bytes((folder / YAML).read_bytes() + (text if isinstance(text, bytes) else text.encode()))
@@ -107,7 +110,7 @@ def added(text: str | bytes) -> Spoil:
 
 
 def moved(name: str) -> Spoil:
-    """A link to a file that would be right if it lay in the folder."""
+    """Return a function that replaces a file by a link to itself outside the folder."""
 
     def spoil(folder: Path, outside: Path) -> None:
         shutil.move(folder / name, outside / name)
@@ -173,7 +176,7 @@ def truncated(folder: Path, _: Path) -> None:
 
 
 def named_outside(key: str, place: Callable[[Path], object]) -> Spoil:
-    """An option of the encoder or the backbone that names what lies outside and would fit."""
+    """Return a function that makes an option of encoder or backbone name a fitting file outside the folder."""
 
     def spoil(folder: Path, outside: Path) -> None:
         shutil.copytree(folder, outside / "owner")
@@ -186,7 +189,7 @@ def named_outside(key: str, place: Callable[[Path], object]) -> Spoil:
 
 
 def aliased(folder: Path, _: Path) -> None:
-    """What is harmless where it stands first is not where it is repeated."""
+    """Put a value first where it is harmless and then, by an alias, where it names weights to be read."""
     text = (folder / YAML).read_text()
     assert "  weights:" in text
     (folder / YAML).write_text("note: &note tiny\n" + text.replace("  weights:", "  weights: *note", 1))
@@ -200,7 +203,7 @@ NESTED = """model: !new:omnikit.model.OmniLM
 
 
 def nested(name: str) -> Spoil:
-    """A backbone inside the model's own node, where a saved checkpoint has none."""
+    """Return a function that puts a backbone inside the model's own node, where a saved checkpoint has none."""
 
     def spoil(folder: Path, _: Path) -> None:
         text = (folder / YAML).read_text()
@@ -210,7 +213,7 @@ def nested(name: str) -> Spoil:
 
 
 def tokenizer_code(folder: Path, outside: Path) -> None:
-    """transformers would ask whether the tokenizer's own code shall run."""
+    """Add a tokenizer class of its own, for which transformers would ask whether its code may run."""
     (folder / JSON).unlink()
     (folder / "evil.py").write_text(RUNS.format(mark=str(outside / "ran")))
     own = {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
@@ -218,7 +221,7 @@ def tokenizer_code(folder: Path, outside: Path) -> None:
 
 
 def model_code(folder: Path, outside: Path) -> None:
-    """The same by way of the model's configuration."""
+    """Add a tokenizer class of its own by way of the model's configuration."""
     tokenizer_code(folder, outside)
     (folder / CONFIG).write_text(json.dumps({"tokenizer_class": "Evil"}))
     own = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoTokenizer": "evil.Evil"}}
@@ -226,7 +229,7 @@ def model_code(folder: Path, outside: Path) -> None:
 
 
 def other_vocabulary(*names: str, file: str = "") -> Spoil:
-    """A tokenizer that names the files of another place as its own."""
+    """Return a function that replaces the tokenizer by one that names files outside the folder as its own."""
 
     def spoil(folder: Path, outside: Path) -> None:
         shutil.copy(folder / JSON, outside / "vocab.json")
@@ -342,7 +345,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
                      "4294967296 ids|does not fit|larger than"),
 }  # fmt: skip
 GOOD_TO_DESCRIBE = ("nan", "infinite")
-"""`omnikit info` reads no values."""
+"""Cases that `omnikit info` accepts, since it reads no values of weights."""
 
 
 @pytest.fixture

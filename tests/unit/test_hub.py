@@ -1,4 +1,4 @@
-"""Names of a model hub, without one."""
+"""Test names of a model hub without access to one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_hub_ids(name):
     "name", ["name", "small.pt", "a/b/c", "/a/b", "../a", "./a", "here/there", "here/nothing", "~/a", "a/", "a b/c"]
 )
 def test_names_of_files_are_none(name, tmp_path, monkeypatch):
-    """A misspelt file in a folder that exists is not looked for elsewhere."""
+    """A misspelt file in an existing folder is not looked up on the hub."""
     (tmp_path / "here" / "there").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert not is_hub_id(name)

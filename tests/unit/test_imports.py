@@ -1,4 +1,4 @@
-"""A file imports only from groups above its own, and inference needs neither speechbrain nor torchaudio."""
+"""Test that a file imports only from groups above its own, and that inference needs no training packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def groups(page: str) -> tuple[tuple[str, ...], ...]:
-    """The names in each line of the table of groups; what follows a colon or a semicolon is explanation."""
+    """Return the names in each line of the table of groups; text after a colon or a semicolon is explanation."""
     lines = re.findall(r"^\| (\d+) \| ([^|]*?) \|$", page, re.MULTILINE)
     assert [int(number) for number, _ in lines] == list(range(len(lines)))
     return tuple(tuple(re.split(r"[:;]", names)[0].split(", ")) for _, names in lines)
@@ -27,13 +27,13 @@ GROUP = {name: number for number, names in enumerate(GROUPS) for name in names}
 TRAINING = {"data", "prepare", "offline", "train", "evaluate"}
 PARTS = {"patterns", "adapters", "encoders", "llms", "codecs"}
 ALLOWED = {
-    # `omnikit.load` and its like are looked up when they are first used
+    # `omnikit.load` and the other public names are imported when they are first used
     ("__init__", "api"),
 }
 
 
 def imports(source: str, package: str) -> set[str]:
-    """The dotted names that a file imports anywhere in it; those for type checkers alone do not count."""
+    """Return the dotted names that a file imports anywhere in it, without those for type checkers only."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
@@ -54,7 +54,7 @@ def files() -> list[Path]:
 
 
 def unit(path: Path) -> str:
-    """What of omnikit a file belongs to: `codecs` for omnikit/codecs/snac.py."""
+    """Return the module or folder of omnikit that a file belongs to: `codecs` for omnikit/codecs/snac.py."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -109,9 +109,9 @@ HEAVY = {
     "regex", "snac", "sympy", "triton", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torchaudio",
     "openvino", "speechbrain", "hyperpyyaml", "datasets", "pyarrow", "pandas", "matplotlib", "sklearn", "typer", "rich",
 }  # fmt: skip
-"""Packages and modules that an answer of the shipped system does not need, each with a start-up time of its own."""
+"""Modules that an answer of the shipped system does not need, each with a start-up time of its own."""
 LIGHT = {"numpy", "ruamel", "safetensors", "sentencepiece", "soundfile", "soxr", "cython_runtime"}
-"""Top-level packages that it needs besides torch and what torch imports."""
+"""Top-level packages that an answer of the shipped system needs besides torch and torch's own imports."""
 PARTS_OF_SHIPPED = "omnikit.adapters, omnikit.codecs.mel_rvq, omnikit.encoders.whisper, omnikit.patterns"
 QUESTION = "egs/mini/questions/sum.wav"
 
@@ -143,7 +143,7 @@ def test_inference_and_preparing_start_light(code, forbidden):
 
 
 def test_an_answer_of_the_shipped_system_imports_what_it_needs():
-    """One process loads the system, answers a written question and a spoken one."""
+    """A process that loads the shipped system and answers a written and a spoken question imports no heavy module."""
     new = set(
         run(
             "import sys, torch; before = set(sys.modules)\n"
@@ -158,7 +158,7 @@ def test_an_answer_of_the_shipped_system_imports_what_it_needs():
 
 
 def test_a_system_is_compared_on_the_meta_device_without_the_compiler():
-    """torch computes there by Python code that imports its compiler, unless nothing is computed."""
+    """Building on the meta device imports no compiler, which torch would import to compute anything there."""
     code = (
         "import sys, torch\n"
         "from omnikit.hparams import build_part\n"
@@ -172,7 +172,8 @@ def test_a_system_is_compared_on_the_meta_device_without_the_compiler():
 
 
 def test_a_system_is_built_where_training_packages_are_not_installed():
-    """transformers imports torchaudio of its own accord wherever it finds it."""
+    """A system is built without torchaudio and speechbrain, although transformers imports torchaudio where it finds it.
+    """
     code = (
         "import sys; sys.modules['speechbrain'] = sys.modules['torchaudio'] = None\n"
         "import omnikit; print(omnikit.build(**{'encoder.width': 16}).layout.num_streams)"

@@ -1,4 +1,4 @@
-"""The positions of labels against a loop over all of them."""
+"""Test the positions of labels against a loop over all positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chunked cross-entropy against the plain one: the same loss and gradients, without the logits in memory."""
+"""Test chunked cross-entropy against the plain one: equal loss and gradients, without all logits in memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from omnikit.tokens import IGNORE
 
 BATCH, LENGTH, WIDTH = 3, 50, 16
 SMALL = MULTIPLE * 4 * 30
-"""Bytes of a chunk that make several of a batch."""
+"""Number of bytes of a chunk such that a batch has several chunks."""
 
 
 def drawn_labels(sizes: tuple[int, ...], masks: str, seed: int) -> Tensor:
-    """Labels [B, s, L] of which some are masked: at random, all of the first stream, or all."""
+    """Return random labels [B, s, L] of which some are masked: at random, all of the first stream, or all."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.stack([torch.randint(size, (BATCH, LENGTH), generator=draw) for size in sizes], dim=1)
     labels[torch.rand(labels.shape, generator=draw) < 0.4] = IGNORE
@@ -44,7 +44,7 @@ def _bounded(logits: Tensor) -> Tensor:
 def plain_loss(
     hidden: Tensor, heads: list[Head], labels: Tensor, weights: Tensor, sizes: tuple[int, ...]
 ) -> ChunkedLoss:
-    """The obvious twin: all logits of all positions."""
+    """Compute the loss in the obvious way, with all logits of all positions."""
     logits = []
     for weight, bias, finish in heads:
         one = nn.functional.linear(hidden, weight, bias)
@@ -60,7 +60,7 @@ def plain_loss(
 def both(
     labels: Tensor, heads: list[Head], sizes: tuple[int, ...], factor: float = 0.7, **options
 ) -> list[list[Tensor | None]]:
-    """Total, sums and all gradients of the chunked and the plain computation."""
+    """Return total, sums and all gradients of the chunked and of the plain computation."""
     weights, found = torch.linspace(0.5, 2.0, len(sizes)), label_positions(labels)
     start, results = torch.randn(BATCH * LENGTH, WIDTH, generator=torch.Generator().manual_seed(5)), []
     for chunked in (True, False):
@@ -224,7 +224,7 @@ def test_logits_of_one_chunk_are_all_that_is_ever_in_memory(trainable):
     kept = hidden.nbytes + trainable * heads[0].weight.nbytes
     assert peak_bytes(step, hidden.device) - kept <= 1.3 * chunk_bytes
     plain = peak_bytes(lambda: plain_loss(hidden, heads, found.labels.T[None], torch.ones(1), sizes), hidden.device)
-    assert plain >= 16 * chunk_bytes  # it has all logits at once
+    assert plain >= 16 * chunk_bytes  # the plain computation stores all logits at once
 
 
 class _Model(nn.Module):

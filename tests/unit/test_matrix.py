@@ -1,4 +1,4 @@
-"""Every part in the mini system at tiny size: resolved, trained for one step, and asked a question.
+"""Test every part in the mini system at tiny size: resolved, trained for one step, and asked a question.
 
 The quick tests take each part once, with mini parts around it; the long ones take the products.
 """
@@ -31,14 +31,14 @@ FILES = [*sorted((ROOT / "recipes").rglob("hparams/*.yaml")), *MINI]
 PARTS = [(kind, name) for kind in KINDS for name in choices(kind)]
 TRAINED = ["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
 FAST = 15_000_000
-"""Parameters of a part that a test may train."""
+"""Maximum number of parameters of a part that a test trains."""
 
 
 # resolving
 
 
 def needed(path: Path) -> dict[str, str]:
-    """What a recipe must be given."""
+    """Return a value for each key that a recipe requires."""
     return {key: "given" for key, node in walk(read_recipe(path)) if tag_of(node) == "!PLACEHOLDER"}
 
 
@@ -47,12 +47,12 @@ def resolved(path: Path, settings: dict) -> dict:
 
 
 def picked(path: Path) -> dict[str, str]:
-    """Key of each part that a recipe chooses by name -> its kind."""
+    """Return the kind of each part that a recipe chooses by name, by its key."""
     return {key: node["part"] for key, node in read_recipe(path).items() if has_tag(node, PICK)}
 
 
 def recipe_of(overrides: Path) -> Path | None:
-    """The recipe that an override file is for, as its first lines say; None for a recipe of its own."""
+    """Return the recipe that an override file is for, as its first lines say; None for a file that is a recipe."""
     text = overrides.read_text(encoding="utf-8").partition("\n\n")[0]
     after = re.search(r"Overrides after \.\./(\w+\.yaml)", text)
     if after:
@@ -89,7 +89,7 @@ def test_overrides_fit_their_recipe(path):
 
 
 def test_every_override_file_says_what_it_is_for():
-    """Of the mini system's files, those that say nothing of the kind are recipes: they choose a part."""
+    """Files of the mini system that do not name a recipe to override are recipes, since they choose a part."""
     alone = set(MINI) & set(RECIPES)
     assert alone
     assert all("encoder" in read_recipe(path) or "codec" in read_recipe(path) for path in alone)
@@ -123,7 +123,7 @@ def system(names: dict[str, str], **options) -> OmniLM:
 
 
 def hear(model: OmniLM) -> list[Tensor]:
-    """Encoder features [T, D] of two recordings."""
+    """Return the encoder features [T, D] of two recordings."""
     rate = model.encoder.sample_rate
     lengths = torch.tensor([rate, int(0.6 * rate)])
     if isinstance(model.encoder, NoEncoder):
@@ -137,7 +137,7 @@ def hear(model: OmniLM) -> list[Tensor]:
 
 
 def batch_of(model: OmniLM, features: list[Tensor]) -> Batch:
-    """Hearing, speaking, and a spoken answer to a spoken question."""
+    """Return a batch of speech recognition, speech synthesis, and a spoken answer to a spoken question."""
     text = model.llm.tokenizer.encode("two plus three is five")
     codes = torch.randint(0, model.codec.codebook_size, (model.codec.num_codebooks, 3))
     given = {"A1T1": features[0], "A1A2": features[1], "T1A1": None}
@@ -159,7 +159,7 @@ def loss_of(model: OmniLM, batch: Batch) -> Tensor:
 
 
 def train_one_step(model: OmniLM, batch: Batch) -> None:
-    """A small step downhill: every part that trains gets a gradient, and the loss falls."""
+    """Train one small step, and check that every trained part gets a gradient and that the loss falls."""
     model.freeze_all_but(TRAINED)
     model.eval()  # the same network before and after: no dropout
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -175,7 +175,7 @@ def train_one_step(model: OmniLM, batch: Batch) -> None:
 
 
 def ask(model: OmniLM, features: Tensor, strategy: str = "parallel") -> None:
-    """A greedy answer: codes of the codebook, text of the vocabulary."""
+    """Generate a greedy answer, and check that its codes are in the codebook and its text in the vocabulary."""
     greedy = Decoding(Sampling(temperature=0.0), Sampling(temperature=0.0), max_steps=model.pattern.num_steps(3))
     question = [Question(features=features)]
     decoder = Decoder(model, decoding=greedy, strategy=build_part("strategy", strategy))

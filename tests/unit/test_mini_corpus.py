@@ -1,4 +1,4 @@
-"""The mini corpus at small scale: its layout, and that nothing of the tests is in the training data."""
+"""Test the mini corpus at small scale: its layout, and that no test data is in the training data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def transcripts(data: Path, split: str) -> dict[str, str]:
-    """{utterance id: text} as a reader of LibriSpeech finds it."""
+    """Return the text of each utterance of a split by its id, as a reader of LibriSpeech finds it."""
     lines = [line for t in sorted((data / "corpus" / split).glob("*/*/*.trans.txt")) for line in t.open()]
     return dict(line.strip().split(" ", 1) for line in lines)
 
@@ -81,7 +81,7 @@ def test_no_test_text_in_training(data: Path):
 
 
 def test_no_test_text_in_the_text_for_the_backbone(data: Path):
-    """Sentences are drawn at random from few templates, so leaving the test sentences out must be done on purpose."""
+    """The text that trains the backbone excludes the test sentences, though it is drawn from the same templates."""
     kept = {text.lower() for split in TESTS for text in transcripts(data, split).values()}
     assert make_text.evaluated(data / "corpus") == kept
     written = {row["t2"] for row in make_text.rows(1, kept)}
@@ -138,7 +138,7 @@ def test_held_out_sums_are_in_no_training_text(data: Path):
 
 
 def test_held_out_sums_in_the_full_plan():
-    """At full size: about 15 % of the sums, and each of their words is heard elsewhere in training."""
+    """At full size about 15 % of the sums are held out, and each of their words occurs elsewhere in training."""
     rows = corpus_plan.plan_questions(seed=1)
     texts = {split: {r.text for r in rows if r.split == split} for split in ("train", "test_heldout", "test_seen")}
     sums = [q.text for q in world.questions() if q.kind == "sum"]

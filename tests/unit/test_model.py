@@ -1,4 +1,4 @@
-"""The model's sums against slow, obvious twins; frozen means bit-identical."""
+"""Test embeddings, losses and freezing of the model against slow, obvious reference computations."""
 
 from __future__ import annotations
 

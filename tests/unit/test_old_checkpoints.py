@@ -1,8 +1,8 @@
-"""Checkpoints that earlier versions have saved load, and answer with the same tokens.
+"""Test that checkpoints saved by earlier versions load and answer with the same tokens.
 
-`checkpoints/v0` was saved by version 0.1.0 before the names of its modules and classes were changed: an untrained
-system of the shipped kinds of parts. Its `answers.json` holds what that version answered, and
-`checkpoints/shipped.json` what it answered with the system of the package.
+`checkpoints/v0` is an untrained system of the shipped kinds of parts, saved by version 0.1.0 before modules and classes
+were renamed. Its `answers.json` has that version's answers, and `checkpoints/shipped.json` has those of the package's
+system.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def answer(model, task: str, question: Question, how: str) -> dict:
 
 
 def answers(model) -> dict[str, dict]:
-    """Answers to a rising tone and to a written question."""
+    """Return answers to a rising tone and to a written question, greedy and seeded."""
     time = torch.arange(16000) / 16000
     questions = {
         "A1A2": Question(wav=0.1 * torch.sin(6400 * time**2)),

@@ -1,4 +1,4 @@
-"""Numbers and texts that options take."""
+"""Test the ranges of numbers and the kinds of texts that options accept."""
 
 from __future__ import annotations
 

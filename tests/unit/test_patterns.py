@@ -1,4 +1,4 @@
-"""Patterns against slow twins, over a grid of sizes."""
+"""Test patterns against slow, obvious implementations over a grid of sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZES = [(k, t) for k in (1, 2, 3, 7) for t in (0, 1, 2, 5)]
 
 
 def slow_delayed(frames: list[list[str]], delays: list[int]) -> list[list[str]]:
-    """Rows of names -> rows shifted to the right, cut at the last code."""
+    """Shift each codebook's list of code names to the right by its delay, and end all at the last code."""
     if not frames[0]:
         return [[] for _ in frames]
     length = max(delay + len(row) for delay, row in zip(delays, frames, strict=True))
@@ -26,7 +26,7 @@ def slow_flattened(frames: list[list[str]], lead: int) -> list[list[str]]:
 
 
 def patterns(k: int):
-    """Each pattern with its twin; delays grow, fall, jump and repeat."""
+    """Yield each pattern with its slow implementation; delays grow, fall, jump and repeat."""
     rising, falling = list(range(1, k + 1)), list(range(k, 0, -1))
     jumping, repeating = [(3 * i) % 4 for i in range(k)], [(0, 0, 2, 1)[i % 4] for i in range(k)]
     for lead in (0, 1, 4):
@@ -80,7 +80,7 @@ def test_codebook_at_says_what_interleave_puts_there(k):
 
 
 def every_pattern(k: int):
-    """Each pattern of the toolkit, one whose codes stand in another order in two streams, and a user's own."""
+    """Yield all patterns of the toolkit, one whose codes stand in another order in two streams, and a user's own."""
     yield from (pattern for pattern, _ in patterns(k))
     halves = [i % 2 for i in range(k)]
     yield AffinePattern(stream_of=halves, start=[3 + (k - i) // 2 + 2 * (i % 2) for i in range(k)], stride=k // 2 + 1)
@@ -126,7 +126,7 @@ def test_interleave_keeps_to_the_table(k):
 
 @pytest.mark.parametrize("k", [2, 3, 7])
 def test_later_frames_are_read_like_the_first(k):
-    """What is left of an answer when its first frames are taken away is again a prefix of some steps."""
+    """The remainder of an answer without its first frames is again a prefix of some steps."""
     codes = torch.arange(2 * k * 5).reshape(2, k, 5)
     for pattern in every_pattern(k):
         steps = pattern.interleave(codes)

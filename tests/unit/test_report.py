@@ -1,4 +1,4 @@
-"""The report of the mini system, from results made up here."""
+"""Test the report of the mini system with made-up results."""
 
 import json
 import re
@@ -42,7 +42,7 @@ PARTS = [*RESULTS, "stage1", "stage2", "stage3", "answers"]
 
 
 class AskedOmni:
-    """Answers everything with half a second of a tone."""
+    """A stand-in for `Omni` that answers every question with half a second of a tone."""
 
     def ask(self, path) -> Reply:
         return Reply("paris & <rome>", torch.sin(torch.arange(8000) / 5) / 2, 16000)
@@ -72,7 +72,7 @@ def _question(results: Path, name: str) -> Path:
 
 
 class Balanced(HTMLParser):
-    """Fails on a tag that is closed and not open."""
+    """An HTML parser that fails if a tag is closed that is not open, or stays open."""
 
     VOID = ("meta", "img", "br")
 

@@ -1,4 +1,4 @@
-"""Task layouts, drawn and compared."""
+"""Test the layouts of prompts and answers of all tasks against drawings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATTERN = Delayed(num_codebooks=2)
 LAYOUT = TokenLayout(text_vocab=100, codebook_size=50, carries=PATTERN.carries)
 CODES = torch.tensor([[10, 11, 12], [20, 21, 22]])
 
-# prompt and answer without its last step, which is fed to nobody
+# prompt and answer without its last step, which is never fed
 DRAWN = {
     "A1A2": """
 input pad pad eot answer 7 8 eot pad pad

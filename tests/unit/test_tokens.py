@@ -1,4 +1,4 @@
-"""Ids derived from the parts."""
+"""Test the token ids that are derived from the parts."""
 
 from __future__ import annotations
 

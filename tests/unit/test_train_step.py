@@ -1,4 +1,4 @@
-"""What benchmarks/train_step.py compares computes the same, and counts the operations that there are."""
+"""Test that the training steps which benchmarks/train_step.py compares compute the same, and its operation counts."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def test_operations_are_those_that_torch_counts(stage):
     model, batch = drawn(stage)
     with FlopCounterMode(display=False) as counter:
         bare_loss(model, batch, EARLIER).backward()
-    # torch does not count attention on a CPU; beyond ours it counts the positions that fill up those with labels
+    # torch does not count attention on a CPU; it also counts the padding of the labelled positions, which we do not
     ours = step_operations(model, batch) - attention_operations(model, batch)
     assert counter.get_total_flops() == pytest.approx(ours, rel=0.05)

@@ -1,4 +1,4 @@
-"""The code of docs/write/ and of egs/swap, as it stands there."""
+"""Test that the code in docs/write/ and in egs/swap runs as printed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(line: str) -> None:
-    """A line of a shell block, in this process."""
+    """Run one line of a shell block of the page, in this process."""
     words = shlex.split(line)
     assert words.pop(0) == "PYTHONPATH=."
     if words[0] == "omnikit":
@@ -34,7 +34,7 @@ def run(line: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A reader's folder, to which commands and imports refer."""
+    """Return a temporary working folder in which the page's commands and imports run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "argv", sys.argv)

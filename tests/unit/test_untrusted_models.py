@@ -1,4 +1,4 @@
-"""There is one place for what reads models of others, and files of others are opened with care."""
+"""Test that only one module reads models of others, and that files of others are opened with care."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omnikit.untrusted_files import check_regular, inside, read_bytes, read_json
 
 ROOT = Path(__file__).parents[2]
 PLACE = "omnikit/untrusted_models.py"
-RUNNING = {  # what can run code that comes with a file -> where it is called all the same
+RUNNING = {  # functions that can run code in a file -> files that may call them
     "from_pretrained": {PLACE},
     "from_config": {PLACE},
     "torch.load": {PLACE},
@@ -25,12 +25,12 @@ RUNNING = {  # what can run code that comes with a file -> where it is called al
     "pickle.load": set(),
     "pickle.loads": set(),
     "whisper.load_model": {"omnikit/encoders/whisper_weights.py"},  # reads tensors only, see below
-    "torch.hub.load": {"omnikit/evaluate/mos.py"},  # of one repository, for --mos, which says so
+    "torch.hub.load": {"omnikit/evaluate/mos.py"},  # of one repository only, for --mos, whose help says so
 }
 
 
 def calls(source: str) -> set[str]:
-    """The dotted names of all functions that a file calls, and their last parts."""
+    """Return the dotted names of all functions that a file calls, and the last parts of these names."""
     names = {ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
     return names | {name.rpartition(".")[2] for name in names}
 
@@ -93,7 +93,7 @@ def test_names_that_are_no_files_of_a_folder(folder, name):
 
 @pytest.mark.parametrize("target", ["../beside", "/dev/null", "../in2/file"])
 def test_links_out_of_a_folder(folder, target):
-    """`in2` begins like the folder's own name."""
+    """Links that end outside the folder are refused, even in a folder `in2` whose name begins like the folder's own."""
     (folder.parent / "in2").mkdir()
     (folder.parent / "in2" / "file").write_text("secret")
     (folder / "link").symlink_to(target)
@@ -102,7 +102,7 @@ def test_links_out_of_a_folder(folder, target):
 
 
 def hub_cache(root: Path, saved: Path, repository: str = "models--owner--name") -> Path:
-    """A copy of a checkpoint as the hub's client keeps it: a folder of links to blobs."""
+    """Copy a checkpoint to a folder of links to blobs, as the hub's client stores it, and return the folder."""
     blobs, snapshot = root / repository / "blobs", root / repository / "snapshots" / "1a2b"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)

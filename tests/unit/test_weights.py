@@ -1,4 +1,4 @@
-"""Weights on disk."""
+"""Test reading and writing of weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omnikit.weights import FILE_NAME, load_into, save_weights
 
 
 class Tied(nn.Module):
-    """Two names of one tensor, and a buffer of whole numbers."""
+    """A module with two names of one tensor and a buffer of whole numbers."""
 
     def __init__(self, width: int = 4):
         super().__init__()
@@ -25,7 +25,7 @@ class Tied(nn.Module):
 
 def test_round_trip_casts_and_keeps_ties(tmp_path):
     model, other = Tied(), Tied()
-    model.norm.num_batches_tracked.fill_(70001)  # bf16 could not hold it
+    model.norm.num_batches_tracked.fill_(70001)  # bf16 cannot represent it
     file = save_weights(model, tmp_path / "folder")
     stored = load_file(file)
     assert ("embed.weight" in stored) != ("head.weight" in stored)
@@ -44,7 +44,7 @@ def test_full_precision_is_exact(tmp_path):
     assert torch.equal(other.weight, model.weight)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists mapped files")
 def test_what_is_stored_in_the_type_that_is_wanted_can_stay_in_the_file(tmp_path):
     model, other = Tied(), Tied()
     other.embed.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Tiny parts for tests: real classes where they are small enough, else the simplest thing that keeps the contract."""
+"""Tiny parts for tests: real classes where they are small enough, otherwise the simplest that fulfils the contract."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATTERNS = {"delayed": Delayed, "parallel": Parallel, "flattened": Flattened}
 
 
 class ToyEncoder(AudioEncoder):
-    """One linear layer over frames of 160 samples."""
+    """An encoder of one linear layer over frames of 160 samples."""
 
     dim, frame_rate, sample_rate = 12, 100.0, 16000
 
@@ -38,7 +38,7 @@ class ToyEncoder(AudioEncoder):
 
 
 class ToyCodec(Codec):
-    """Each code is one sample value."""
+    """A codec whose codes are quantised sample values, one sample per code."""
 
     def __init__(self, num_codebooks: int = 3, codebook_size: int = 11):
         super().__init__()
@@ -60,7 +60,7 @@ class ToyCodec(Codec):
 
 @functools.cache
 def tokenizer_file() -> str:
-    """A sentencepiece model over `WORDS`, trained once per test run."""
+    """Return a sentencepiece model of `WORDS`, trained once per test run."""
     import tempfile
 
     folder = Path(tempfile.mkdtemp())
@@ -76,7 +76,7 @@ def tokenizer_file() -> str:
 
 
 def toy_llm(dim: int = 32, layers: int = 2, heads: int = 2) -> TransformersLM:
-    """A Qwen2 of a few thousand parameters."""
+    """Return a Qwen2 backbone of a few thousand parameters."""
     config = {
         "model_type": "qwen2",
         "hidden_size": dim,
@@ -92,7 +92,7 @@ def toy_llm(dim: int = 32, layers: int = 2, heads: int = 2) -> TransformersLM:
 def toy_model(
     pattern: str = "delayed", *, tts_blocks: int = 0, num_codebooks: int = 3, dim: int = 32, **options
 ) -> OmniLM:
-    """An untrained OmniLM with fixed weights."""
+    """Return an untrained OmniLM of tiny parts, whose random weights are the same each time."""
     torch.manual_seed(0)
     return OmniLM(
         encoder=ToyEncoder(),

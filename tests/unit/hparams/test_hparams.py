@@ -1,4 +1,4 @@
-"""Choosing parts by name, overriding their options, splitting the command line, loading a stranger's YAML."""
+"""Test the choice of parts by name, overrides of options, the command line, and safe loading of a stranger's YAML."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PARTS = {
 
 @pytest.fixture(autouse=True)
 def part_folder(tmp_path, monkeypatch):
-    """Part files of stand-in classes."""
+    """Use a folder of part files with stand-in classes in place of `hparams/`, and return it."""
     for name, text in PARTS.items():
         file = tmp_path / "parts" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ def test_the_dumped_parts_build_the_same_without_part_files(recipe, part_folder,
     again = hparams.safe_load(first.parts, "hparams.yaml", allow=("standins",))
     assert again["codec"].inner == {"depth": 1, "wide": 9}
     assert again["encoder"].size == 5
-    assert again["encoder"].weights is None  # a built model's weights are its own
+    assert again["encoder"].weights is None  # a built model has its own weights
     assert again["model"].codec is again["codec"]
     assert set(again) == {"codec", "encoder", "model", "part_names"}
     assert again["part_names"] == {"encoder": "plain", "codec": "nested"}
@@ -300,7 +300,7 @@ def test_a_strangers_yaml_runs_nothing(text, tmp_path):
 
 
 def test_options_that_name_a_place_are_for_classes_of_ones_own():
-    """Who allows a class by name answers for what it does with its options."""
+    """Options of an allowed class may name places, since whoever allows a class answers for it; omnikit's may not."""
     own = "a: !new:standins.Thing {where: ../words.txt}\n"
     ours = "b: !name:omnikit.adapters.MLPAdapter {hidden: ../a}\n"
     hparams.check_safe(own, "f", allow=("standins",))

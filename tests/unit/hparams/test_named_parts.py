@@ -1,4 +1,4 @@
-"""Every part file builds, by its own name and with the options that it lists."""
+"""Test that every part file builds by its own name, with the options that it lists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_there_is_a_choice_of_every_kind():
 
 
 def test_all_of_them_are_installed():
-    """What setup.cfg's patterns match is all that the folder holds."""
+    """The patterns in setup.cfg match all files of the folder of part files."""
     config = configparser.ConfigParser(interpolation=None)
     config.read(ROOT / "setup.cfg")
     patterns = config["options.package_data"]["omnikit.part_files"].split()

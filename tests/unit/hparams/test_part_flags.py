@@ -1,4 +1,4 @@
-"""Flags for all parts at once, and what a run calls the parts that were chosen."""
+"""Test the flags for all parts at once, and the names of chosen parts in the results of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ model: !new:standins.Joined
 
 @pytest.fixture
 def own(tmp_path):
-    """A part file that has what published parts have."""
+    """Return a part file with the options `size` and `weights`, which published parts have."""
     file = tmp_path / "own.yaml"
     file.write_text("!new:standins.Thing\nsize: published\nweights: some/where\n")
     return str(file)
@@ -39,7 +39,7 @@ def recipe(tmp_path, own):
 
 
 def system(**settings):
-    """The parts of hparams/system.yaml, resolved."""
+    """Return the resolved tree of hparams/system.yaml with settings."""
     return read_tree_text(resolve(SYSTEM, settings)[1], SYSTEM)
 
 
