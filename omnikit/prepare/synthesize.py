@@ -79,7 +79,7 @@ class _Synthesizing(ManifestTransform):
             item[name] = speech.data if name in self.embedded else self._file(item["id"], name, speech.data)
             item.setdefault("duration", round(speech.seconds, 4))
         for number, item in enumerate(items):
-            yield Remark("not said", item["id"]) if number in not_said else item
+            yield Remark("not synthesized", item["id"]) if number in not_said else item
 
     def _lacking(self, item: Item) -> list[str]:
         return [n for n in self.fields if SAYS[n] in item and n not in item and CODES_OF[n] not in item]

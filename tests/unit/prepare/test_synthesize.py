@@ -59,10 +59,10 @@ def test_what_is_there_is_kept(tmp_path: Path):
 def test_what_cannot_be_said_is_counted(tmp_path: Path):
     path = write(tmp_path / "m.csv", [*TEXTS, {"id": "odd", "t1": "§ 1", "t2": "so"}])
     rows, summary = made(path, tmp_path / "out")
-    assert (
-        len(rows) == 4 and summary.skipped.reasons == {"not said": 1} and summary.skipped.examples["not said"] == "odd"
-    )
-    with pytest.raises(ValueError, match=r"odd: not said \(the voice cannot say the text\)"):
+    assert len(rows) == 4
+    assert summary.skipped.reasons == {"not synthesized": 1}
+    assert summary.skipped.examples == {"not synthesized": "odd"}
+    with pytest.raises(ValueError, match=r"odd: not synthesized \(the voice cannot synthesize the text\)"):
         made(path, tmp_path / "strict", strict=True)
 
 
