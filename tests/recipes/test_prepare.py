@@ -114,7 +114,7 @@ def test_damage_is_skipped_and_counted(name: str, tmp_path: Path):
 def test_a_split_with_nothing_usable_is_refused(tmp_path: Path):
     TREES["OpenOrca"](tmp_path / "upstream", damaged=True)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"3_5M-GPT3_5-Augmented.parquet: no usable row; .*1 shard unreadable"):
+        with pytest.raises(ValueError, match=r"3_5M-GPT3_5-Augmented.parquet: no usable entry; .*1 shard unreadable"):
             list(prepare(load_corpus("OpenOrca"), tmp_path / "upstream", tmp_path / "out", ["3_5M-GPT3_5-Augmented"]))
     assert not list((tmp_path / "out").rglob("*.parquet"))
 
@@ -308,7 +308,7 @@ def test_lines_of_transcripts_are_shared_out(tmp_path: Path, monkeypatch: pytest
 def test_texts_without_any_recordings_are_refused(tmp_path: Path):
     TREES["MLS"](tmp_path)
     shutil.rmtree(tmp_path / "mls_german" / "dev" / "audio")
-    with pytest.raises(ValueError, match=r"mls_german/dev: no usable row; .*skipped: 2 missing"):
+    with pytest.raises(ValueError, match=r"mls_german/dev: no usable entry; .*skipped: 2 missing"):
         list(prepare(load_corpus("MLS"), tmp_path, tmp_path / "out", ["german-dev"]))
 
 
@@ -344,7 +344,7 @@ def test_the_script_says_what_it_made_and_what_is_wrong(tmp_path: Path):
     folders = ["--data_folder", tmp_path, "--save_folder", tmp_path / "out"]
     done = run("LibriSpeech", *folders, "--splits", "dev-clean", "--decode_all")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "dev-clean: 2 rows, 0.00 h, 1 speakers; skipped: none\n"
+    assert done.stdout == "dev-clean: 2 entries, 0.00 h, 1 speakers; skipped: none\n"
     wrong = run("LibriSpeech", *folders, "--splits", "dev-cleen")
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
     assert f"--splits dev-cleen: not in {tmp_path}; choices: dev-clean, dev-other" in wrong.stderr

@@ -50,7 +50,7 @@ def test_voices_differ():
         ({"voice": "en-us+m33"}, "unknown variant 'm33'.*m3"),
         ({"speed": 20}, "speed 20"),
         ({"pitch": 120}, "pitch 120"),
-        ({"text": " "}, "says nothing"),
+        ({"text": " "}, "generates no speech"),
     ],
 )
 def test_refuses_what_it_cannot_say(arguments: dict, message: str):

@@ -136,7 +136,7 @@ def test_shards_of_an_earlier_version(manifest: Manifest, caplog: pytest.LogCapt
         old = note["fingerprint"] if manifest.embedded else fingerprint_of(named)  # which recordings were no part of
         path.write_text(json.dumps({"fingerprint": old, "summary": note["summary"]}))
     assert manifest.encoded() == (0 if manifest.embedded else COUNT)
-    told = caplog.text.count(f"{manifest.out}: shards of an earlier version, which noted nothing of their recordings")
+    told = caplog.text.count(f"{manifest.out}: shards of an earlier version, without digests of their recordings")
     assert told == (0 if manifest.embedded else 1)
 
 

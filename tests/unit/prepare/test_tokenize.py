@@ -141,7 +141,7 @@ def test_features_of_another_encoder(model, tmp_path: Path):
         features(tmp_path / "dropped")
     summary = tokenize(tmp_path / "kept", tmp_path / "again", Parts(encoder=model.encoder), drop=("a1",))
     assert summary.rows == 2 and torch.equal(torch.cat(features(tmp_path / "again")), torch.cat(features(path)))
-    with pytest.raises(ValueError, match=r"no usable row; .*skipped: 2 foreign \(such as r0\)"):
+    with pytest.raises(ValueError, match=r"no usable entry; .*skipped: 2 foreign \(such as r0\)"):
         tokenize(tmp_path / "dropped", tmp_path / "out", Parts(encoder=model.encoder))
 
 
