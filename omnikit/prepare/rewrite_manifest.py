@@ -76,7 +76,7 @@ class ManifestTransform(ABC):
     recordings: tuple[str, ...] = ()
     """Names of the fields whose recordings entries are computed from; a change of such a file invalidates shards."""
     computed: tuple[str, ...] = ()
-    """Names of the fields that depend on these recordings and `depends_on` alone, and are reused if both are the same."""
+    """Names of fields that depend only on these recordings and `depends_on`, and are reused if both are unchanged."""
 
     @abstractmethod
     def columns(self, found: Columns) -> Columns:
@@ -268,7 +268,8 @@ def _write(
     note: dict,
 ) -> Summary:
     with ManifestWriter(path, columns.names, columns.embedded) as writer:
-        batches = ((len(batch), _new_entries(batch, step, earlier, note)) for batch in in_batches(part.items(), step.chunk))
+        some = in_batches(part.items(), step.chunk)
+        batches = ((len(batch), _new_entries(batch, step, earlier, note)) for batch in some)
         return write_rows(writer, Summary(part.name), batches, total=part.rows, title=title, strict=strict)
 
 
