@@ -10,7 +10,7 @@ from tests.recipes.conftest import ROOT
 STAGES = {path.stem: read_tree(path) for path in (ROOT / "recipes/VoiceAssistant/QA/hparams").glob("*.yaml")}
 EVALUATION = STAGES.pop("eval")
 OWN = {"stage", "output_folder", "initial_weights", "trainable", "tasks", "peak_lr", "epochs"}
-"""What each stage has for itself."""
+"""Keys of a stage's recipe that may differ between stages."""
 
 
 @pytest.mark.parametrize("stage", STAGES)
