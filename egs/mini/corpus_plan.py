@@ -162,12 +162,12 @@ def plan_questions(seed: int, scale: float = 1.0) -> list[PlannedReading]:
     held_out = rng.sample(held_out, min(len(held_out), scaled(len(held_out), scale)))
     seen, unseen = voices.TRAIN_VOICES, voices.TEST_VOICES
     trained = (voices.SPEEDS, voices.PITCHES)
-    kept = (voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES)
+    untrained = (voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES)
     taken: set[tuple] = set()
-    rows = _ask("test_seen", known, len(known), seen, kept, rng, taken)
-    rows += _ask("test_unseen", known, len(known), unseen, kept, rng, taken)
-    rows += _ask("test_heldout", held_out, QA_HELD_OUT_READINGS * len(held_out), seen, kept, rng, taken)
-    rows += _ask("dev", known, scaled(QA_DEV, scale), seen, kept, rng, taken)
+    rows = _ask("test_seen", known, len(known), seen, untrained, rng, taken)
+    rows += _ask("test_unseen", known, len(known), unseen, untrained, rng, taken)
+    rows += _ask("test_heldout", held_out, QA_HELD_OUT_READINGS * len(held_out), seen, untrained, rng, taken)
+    rows += _ask("dev", known, scaled(QA_DEV, scale), seen, untrained, rng, taken)
     rows += _ask("train", known, scaled(QA_TRAIN, scale), seen, trained, rng, taken)
     return rows
 

@@ -103,15 +103,15 @@ def sounds(codecs: dict[str, Codec]) -> dict[str, Callable[[Tensor], Tensor]]:
 @torch.inference_mode()
 def score_all(items: list[Item], codecs: dict[str, Codec], folder: Path) -> None:
     """Score all versions of the recordings, print the table, and write it with the hypotheses to a folder."""
-    judge, rates, heard = PocketsphinxJudge(grammar()), {}, {}
+    judge, rates, hypotheses = PocketsphinxJudge(grammar()), {}, {}
     sample_rate = codecs["mel_rvq"].sample_rate
     for title, make in sounds(codecs).items():
         utterances = [(name, text, make(recording.load(sample_rate))) for name, text, recording in items]
         rates[title], pairs = judged(judge, utterances, sample_rate, title)
         print(f"{title}: WER {rates[title].wer:.1f} %", flush=True)
-        heard[title] = {pair.id: [pair.reference, pair.hypothesis] for pair in pairs}
+        hypotheses[title] = {pair.id: [pair.reference, pair.hypothesis] for pair in pairs}
         keep_wavs(utterances, folder / title.replace(" ", "_").replace(",", ""), sample_rate, KEPT_WAVS)
-    write_json(folder / "heard.json", heard)
+    write_json(folder / "heard.json", hypotheses)
     write_json(folder / "rates.json", {title: rate.as_dict() for title, rate in rates.items()})
     write_text(folder / "wer.md", rates_table(rates) + "\n")
     print(rates_table(rates))

@@ -77,7 +77,7 @@ def read_data(hparams: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[
 
 
 def some(entries: Sequence[ManifestEntry], share: float, seed: int = 1) -> list[ManifestEntry]:
-    """Return a random share of the entries."""
+    """Return a random subset of manifest entries that makes up the given share of them."""
     return random.Random(seed).sample(entries, round(share * len(entries)))
 
 

@@ -14,13 +14,13 @@ from omnikit.data.batched import in_batches
 
 THREADS = 4  # reading files is bound by the disk, not by the processor
 TOGETHER = 2048
-"""Number of files or embedded recordings whose stamps are read before their digests are looked up."""
+"""Number of files or embedded recordings whose size and time are read before their digests are looked up."""
 _STATS = 64  # files per task of a thread
 
 Stamp = tuple[int, int]
 """Size of a file in bytes and its modification time in nanoseconds."""
 UNREADABLE: Stamp = (-1, -1)
-"""Stamp of a file that does not exist or cannot be accessed."""
+"""Size and modification time that stand for a file that does not exist or cannot be accessed."""
 
 
 @dataclass(frozen=True, slots=True)

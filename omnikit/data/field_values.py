@@ -120,7 +120,7 @@ def codes(value: Any) -> np.ndarray:
 
 
 def data(value: Any) -> bytes:
-    """Return bytes unchanged.
+    """Return the bytes of encoder features unchanged.
 
     Raises:
         Unfit: the value is not bytes.

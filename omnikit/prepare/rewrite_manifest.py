@@ -53,7 +53,7 @@ class Columns:
     embedded: tuple[str, ...] = ()
 
     def with_more(self, names: Iterable[str], embedded: Iterable[str] = ()) -> Columns:
-        """Return these columns together with further ones, in the order of `FIELDS`."""
+        """Return a copy of these columns with further fields added, in the order of `FIELDS`."""
         return self._of({*self.names, *names}, {*self.embedded, *embedded})
 
     def without(self, names: Iterable[str]) -> Columns:
@@ -80,7 +80,7 @@ class ManifestTransform(ABC):
 
     @abstractmethod
     def columns(self, found: Columns) -> Columns:
-        """Return the columns of the new shards for those of the manifest; called once, before the first entry.
+        """Return the columns of the new shards, given those of the manifest; called once, before the first entry.
 
         Raises:
             ValueError: the manifest lacks a field that the options name.

@@ -60,7 +60,7 @@ class Summary:
             self.speakers.add(row["speaker"])
 
     def leave_out(self, remark: Remark, strict: bool) -> None:
-        """Count a remark as a skipped item or as a note.
+        """Count a remark about an item, under the skipped items or under the notes.
 
         Raises:
             ValueError: `strict` is set and the remark is a reason for skipping, not a note.

@@ -65,17 +65,18 @@ class _Synthesizing(ManifestTransform):
         self.depends_on = (voice_name, voice.sample_rate, *voice.depends_on, self.fields, audio)
 
     def columns(self, found: Columns) -> Columns:
-        said = [name for name in self.fields if SAYS[name] in found.names]
-        new = [name for name in said if name not in found.names and self.audio == EMBEDDED]
-        columns = found.with_more(["duration", *said], new)
+        recordings = [name for name in self.fields if SAYS[name] in found.names]
+        new = [name for name in recordings if name not in found.names and self.audio == EMBEDDED]
+        columns = found.with_more(["duration", *recordings], new)
         self.embedded = columns.embedded
         return columns
 
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
         wanted = [(number, name) for number, item in enumerate(items) for name in self._lacking(item)]
-        said = synthesize_all(self.voice, [_request(items[number], name) for number, name in wanted]) if wanted else []
+        requests = [_request(items[number], name) for number, name in wanted]
+        synthesized = synthesize_all(self.voice, requests) if wanted else []
         failed = set()
-        for (number, name), speech in zip(wanted, said, strict=True):
+        for (number, name), speech in zip(wanted, synthesized, strict=True):
             item = items[number]
             if speech.data is None:
                 failed.add(number)

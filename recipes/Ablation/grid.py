@@ -28,7 +28,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of a row.
+    """One of the trainings that every row of an ablation consists of.
 
     Its flags override those of `base` and are overridden by the row's, `--seed` and `--output_folder`.
     """

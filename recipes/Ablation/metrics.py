@@ -19,7 +19,7 @@ from omnikit.train.plot_curves import read_log
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one finished or failed run, or of one reading of it."""
+    """The figures or the failure of one run of an ablation, or of an additional reading of its results."""
 
     row: str
     seed: int

@@ -59,7 +59,7 @@ def check(run_here, words: Words, folder: Path, sizes: tuple[int, ...]) -> None:
 
 
 def assert_whole(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """Check that every file equals the expected one; of a file that lines are appended to, the last may be missing."""
+    """Check that every file equals the expected one; of a JSONL file, the last lines may be missing."""
     for name, data in found.items():
         assert name in expected, f"{name} was left behind"
         lines = name.endswith(".jsonl") and expected[name].startswith(data) and (not data or data.endswith(b"\n"))

@@ -145,8 +145,8 @@ def main() -> None:
         if split == run.judged_split:
             speech = run.speech(found)
             if run.judge is not None:
-                heard = judge_all(run.judge, speech, run.judge_normalize)
-                rates = {title: each for title, (each, _) in heard.items()}
+                judgements = judge_all(run.judge, speech, run.judge_normalize)
+                rates = {title: each for title, (each, _) in judgements.items()}
             mos, speed = mos_scores(run.mos, speech), run.speed(found)
     about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system"}
     about |= {"normalizer": normalizer_version(hparams["normalizer"]), "judge": hparams["judge"]}
