@@ -41,7 +41,7 @@ class Ledger:
         self.connection = connection
 
     def look_up(self, contents: Iterable[Content], title: str, total: int | None = None) -> list[Seen | None]:
-        """Return the digests of files or embedded recordings; read those that are new or whose size or time has changed.
+        """Return the digests of files or embedded recordings, reading those that are new or have another size or time.
 
         Args:
             title: name for the progress bar and the log.
@@ -84,7 +84,7 @@ class Ledger:
         return seen
 
     def _noted(self, content: Content) -> tuple[Stamp | None, bytes] | None:
-        """Return the stored size and time (None if untrusted) and the digest of a content; None if nothing is stored."""
+        """Return the stored size and time (None if untrusted) and digest of a content; None if nothing is stored."""
         sql = "SELECT size, time, trusted, digest FROM contents WHERE address = ?"
         row = self.connection.execute(sql, (_key(content),)).fetchone()
         return None if row is None else ((row[0], row[1]) if row[2] else None, row[3])
