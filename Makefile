@@ -2,6 +2,8 @@
 # make demo DEVICE=cuda  the same on a GPU
 # make test      style and the quick tests; says what is left to test-all
 # make test-all  every test
+# make docs      the documentation as a site in site/, with strict checks
+# make wheel     the package in dist/
 # Each sets up .venv first; needed are only Python 3.11, pip and make.
 
 PYTHON ?= python3.11
@@ -9,7 +11,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 WORKERS ?= 2
 
-.PHONY: help demo test test-all lint install install-dev clean
+.PHONY: help demo test test-all docs wheel lint install install-dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +25,15 @@ test: lint
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+	@echo "open site/index.html"
+
+# build/ goes first: setuptools packs whatever an earlier build has left there
+wheel: $(VENV)/.installed-dev
+	rm -rf build
+	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
@@ -42,7 +53,11 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: setup.cfg setup.py pyproject.toml constraints.txt
 	@$(INSTALL) '.[dev]'
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-docs
+
+$(VENV)/.installed-docs: setup.cfg setup.py pyproject.toml constraints.txt
+	@$(INSTALL) '.[docs]'
+	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache

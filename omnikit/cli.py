@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from omnikit import __version__
 from omnikit.errors import bad_input_exits
 from omnikit.old_names import pointer
 
@@ -72,6 +73,21 @@ ANSWER, SPEECH = "answer.wav", "speech.wav"
 def _output(one: str) -> typer.models.OptionInfo:
     words = f"{one}. Of many: the folder of results (results.jsonl, wavs); started again, it goes on (docs/batch.md)."
     return typer.Option("--output", "-o", metavar="FILE|DIR", help=words)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"omnikit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 @app.command(context_settings=PARTS)

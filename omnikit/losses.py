@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,7 @@ _POSITIONS = 64  # a multiple of so many is computed: few shapes that come again
 class StreamLosses(NamedTuple):
     """Summed cross-entropy of each stream and the number of labels that it covers.
 
-    A stream without labels has the count 0, so a loss that is NaN can only mean that something went wrong. A tuple,
-    because DistributedDataParallel looks for tensors in what a module returns.
+    A stream without labels has the count 0, so a loss that is NaN can only mean that something went wrong.
     """
 
     sums: Tensor  # [S], nats
@@ -28,32 +28,56 @@ class StreamLosses(NamedTuple):
         return self.sums / self.counts.clamp(min=1)
 
 
-def stream_losses(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLosses:
-    """Compute the cross-entropy of each stream against labels [B, S, L].
+class StreamLogits(NamedTuple):
+    """Logits of each stream at the positions that are to be learned, and what they should predict."""
+
+    logits: list[Tensor | None]  # S of [P, V], V the ids of the stream; None for a stream without any label
+    labels: list[Tensor]  # S of [P], `IGNORE` where the stream has no label
+
+
+TokenLoss = Callable[[Tensor, Tensor], Tensor]
+"""From logits [P, V] in float32 and labels [P] of one stream to the sum of its losses, in nats."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the summed cross-entropy of logits [P, V] at the positions whose label [P] is not `IGNORE`."""
+    return nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+
+
+def stream_logits(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLogits:
+    """Compute the logits of each stream where there are labels [B, S, L].
 
     Heads are computed only where some stream of their kind has a label.
     """
     text, audio = labels[:, :1], labels[:, 1:]
     logits = [model.text_logits(_labelled(hidden.text, text)), *model.audio_logits(_labelled(hidden.audio, audio))]
     wanted = [*_kept(text), *_kept(audio)]
-    sums = [_cross_entropy(one, label) for one, label in zip(logits, wanted, strict=True)]
-    return StreamLosses(torch.stack(sums), torch.stack([(label != IGNORE).sum() for label in wanted]))
+    labelled = [(label != IGNORE).any() for label in wanted]
+    return StreamLogits([one if some else None for one, some in zip(logits, labelled, strict=True)], wanted)
+
+
+def sum_losses(predictions: StreamLogits, token_loss: TokenLoss = cross_entropy) -> StreamLosses:
+    """Sum a loss over the labels of each stream.
+
+    The sum of a stream without labels is a plain 0: the optimiser skips weights that have no gradient, but would decay
+    those with zeros.
+    """
+    sums = [
+        token_loss(logits.float(), labels) if logits is not None else torch.zeros((), device=labels.device)
+        for logits, labels in zip(*predictions, strict=True)
+    ]
+    return StreamLosses(torch.stack(sums), torch.stack([(labels != IGNORE).sum() for labels in predictions.labels]))
+
+
+def stream_losses(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLosses:
+    """Compute the cross-entropy of each stream against labels [B, S, L]."""
+    return sum_losses(stream_logits(model, hidden, labels))
 
 
 def weighted_mean(losses: StreamLosses, weights: Tensor) -> Tensor:
     """Return the mean of the streams' mean losses by weights [S]; streams without labels do not take part."""
     weights = weights * (losses.counts > 0)
     return (losses.means() * weights).sum() / weights.sum().clamp(min=1e-8)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits [P, V] and labels [P] -> the sum over the positions that have a label.
-
-    Without any it is a plain 0: the optimiser skips weights that have no gradient, but would decay those with zeros.
-    """
-    if not (labels != IGNORE).any():
-        return torch.zeros((), device=logits.device)
-    return nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
 
 
 def _any_label(labels: Tensor) -> Tensor:

@@ -57,8 +57,10 @@ class OmniLM(Freezable):
     """Joins the parts; widths, streams and ids are derived from the numbers that they expose.
 
     Args:
-        encoder, llm, codec: built parts.
+        encoder: built encoder.
         adapter: called with `dim_in` and `dim_out`.
+        llm: built backbone.
+        codec: built codec.
         pattern: called with `num_codebooks`.
         tts_blocks: blocks of the TTS adapter; 0 = none (released checkpoint), 6 = the paper.
     """

@@ -110,7 +110,7 @@ MODULES = {
     "encoders.transformers_files": "encoders.transformers_checkpoints",
     "encoders.whisper_files": "encoders.whisper_weights",
     "encoders.whisper_transformers": "encoders.whisper_transformers_weights",
-    "engines.recorded": "engines.cuda_graphs",
+    "engines.recorded": "cuda_graphs",
     "generate.loop": "generate.running_batch",
     "generate.frames": "generate.detokenize",
     "generate.rules": "generate.token_rules",

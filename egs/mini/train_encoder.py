@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import speechbrain as sb
 import torch
 from corpus_plan import RANDOM_CHAPTER
 
@@ -25,6 +24,7 @@ from omnikit.prepare.corpus import prepare
 from omnikit.train.ctc_pretraining import export, train_encoder
 from omnikit.train.phoneme_dataset import entries_with_phonemes
 from omnikit.train.recipe_checks import check_encoder
+from omnikit.train.run import make_output_folder
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "recipes" / "LibriSpeech"))
 from prepare import CORPUS
@@ -86,7 +86,7 @@ def main() -> None:
     hparams = recipe.hparams
     torch.manual_seed(hparams["seed"])
     with full_disk_names(hparams["output_folder"]):
-        sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
+        make_output_folder(recipe)
         export(*train_encoder(recipe, *read_data(hparams)), CARD)
     print(f"weights and card written to {hparams['export_folder']}")
 

@@ -1,7 +1,7 @@
 """The one reader of sound files: every command, recipe and training step gets its recordings from here.
 
 A recording is a path or the bytes of a file. libsndfile decodes it block by block and never beyond a limit, so that a
-small file cannot fill the memory. docs/data.md lists what is accepted, noted and refused.
+small file cannot fill the memory. docs/data_rules.md lists what is accepted, noted and refused.
 """
 
 from __future__ import annotations

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from omnikit.cuda_graphs import CudaGraphs, RecordedFunction
 from omnikit.interfaces import Codec
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, check_frames, check_mode
 
@@ -33,45 +34,56 @@ class JoinableStream(Joinable, DecodeStream):
 
     nothing: Tensor
     """No samples [B, 0]."""
+    recordable: ClassVar[bool] = False
+    """Whether `advance` can be recorded as a CUDA graph: it never waits for the GPU, and there are few states."""
 
     @abstractmethod
     def state(self) -> Hashable:
         """Return what is equal for two streams exactly if they can be joined: all they remember has the same shapes."""
 
+    def advance(self, codes: Tensor) -> Tensor:
+        """Decode further frames as `push` does; their codes [B, K, T] have been checked."""
+        return self.push(codes)
+
 
 def join(values: Sequence[Value]) -> Value:
     """Put rows together: tensors [B_i, ...] -> [sum of B_i, ...], also within tuples, dictionaries and `Joinable`.
     Anything else must be equal in all, and is taken from the first."""
-    first = values[0]
-    if isinstance(first, Tensor):
-        return torch.cat(values)
-    if isinstance(first, tuple):
-        return tuple(join(parts) for parts in zip(*values, strict=True))
-    if isinstance(first, dict):
-        return {key: join([value[key] for value in values]) for key in first}
-    return _with_rows(first, [join([getattr(value, name) for value in values]) for name in _rows(first)])
+    return _map(torch.cat, values)
 
 
 def pick(value: Value, row: int) -> Value:
     """Return one row of what `join` put together, as views of its tensors."""
-    if isinstance(value, Tensor):
-        return value[row : row + 1]
-    if isinstance(value, tuple):
-        return tuple(pick(part, row) for part in value)
-    if isinstance(value, dict):
-        return {key: pick(part, row) for key, part in value.items()}
-    return _with_rows(value, [pick(getattr(value, name), row) for name in _rows(value)])
+    return _map(lambda tensors: tensors[0][row : row + 1], [value])
 
 
-def _rows(value: Any) -> tuple[str, ...]:
-    return value.rows if isinstance(value, Joinable) else ()
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return all tensors that `join` would put together with others."""
+    found: list[Tensor] = []
+    _map(lambda tensors: found.append(tensors[0]), [value])
+    return found
 
 
-def _with_rows(value: Value, rows: Sequence[Any]) -> Value:
-    if not isinstance(value, Joinable):
-        return value
-    other = copy.copy(value)
-    vars(other).update(zip(value.rows, rows, strict=True))
+def with_tensors(value: Value, tensors: Iterable[Tensor]) -> Value:
+    """Return a copy of a value with other tensors in place of `tensors_of(value)`."""
+    others = iter(tensors)
+    return _map(lambda _: next(others), [value])
+
+
+def _map(function: Callable[[list[Tensor]], Any], values: Sequence[Value]) -> Value:
+    """Return the first of some like values with the result of a function in place of each tensor; the function is given
+    the tensors that all values have there."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return function(list(values))
+    if isinstance(first, tuple):
+        return tuple(_map(function, parts) for parts in zip(*values, strict=True))
+    if isinstance(first, dict):
+        return {key: _map(function, [value[key] for value in values]) for key in first}
+    if not isinstance(first, Joinable):
+        return first
+    other = copy.copy(first)
+    vars(other).update((name, _map(function, [getattr(value, name) for value in values])) for name in first.rows)
     return other
 
 
@@ -83,6 +95,8 @@ class JoinedStreams(DecodeStreams):
         check_mode(mode)
         self.codec, self.mode, self.opened = codec, mode, 0
         self.places: dict[int, tuple[JoinableStream, int]] = {}  # of each stream: what it is joined into, and its row
+        self.recorded: RecordedFunction | None = None  # on a GPU, from the first push on
+        self._after: dict[Hashable, JoinableStream] = {}  # streams as a recorded call leaves them, by its key
 
     def open(self) -> int:
         self.opened += 1
@@ -93,9 +107,29 @@ class JoinedStreams(DecodeStreams):
         check_frames(self.codec, codes)
         given = {}
         for numbers in self._alike({number: frames.shape[-1] for number, frames in codes.items()}):
-            wavs = self._joined(numbers).push(torch.stack([codes[number] for number in numbers]))
+            wavs = self._advance(numbers, torch.stack([codes[number] for number in numbers]))
             given.update(zip(numbers, wavs, strict=True))
         return given
+
+    def _advance(self, numbers: Sequence[int], codes: Tensor) -> Tensor:
+        """Decode further frames [B, K, T] of streams in equal states; return their samples [B, n]."""
+        stream = self._joined(numbers)
+        if codes.is_cuda and self.recorded is None and stream.recordable:
+            self.recorded = RecordedFunction(CudaGraphs(codes.device))
+        key = stream.state(), codes.shape
+        if self.recorded is None or not self.recorded.takes(key):
+            return stream.advance(codes)
+
+        def compute(codes: Tensor, *tensors: Tensor) -> list[Tensor]:
+            after = with_tensors(stream, tensors)
+            wav = after.advance(codes)
+            self._after.setdefault(key, after)
+            return [wav, *tensors_of(after)]
+
+        wav, *tensors = self.recorded(key, compute, [codes, *tensors_of(stream)])
+        after = with_tensors(self._after[key], tensors)
+        self.places.update((number, (after, row)) for row, number in enumerate(numbers))
+        return wav
 
     def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:
         given = {}

@@ -85,6 +85,7 @@ class CentredStream(JoinableStream):
     """Gives each sample as soon as no further frame can change it."""
 
     rows = ("nothing", "front", "back", "last")
+    recordable = True
 
     def __init__(self, codec: Codec, decoder: CentredDecoder, batch_size: int):
         self.codec, self.decoder = codec, decoder
@@ -100,9 +101,12 @@ class CentredStream(JoinableStream):
         """Once every layer has given something, only where the frames stand among the windows makes a difference."""
         return self.begun, self.over, self.pending, self.owed
 
-    @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
         self.codec.check_codes(codes)
+        return self.advance(codes)
+
+    @torch.no_grad()
+    def advance(self, codes: Tensor) -> Tensor:
         if not (frames := codes.shape[-1]):
             return self.nothing
         x = self.decoder.latents(codes)
@@ -145,23 +149,28 @@ class LowLatencyStream(JoinableStream):
     """
 
     rows = ("nothing", "exact", "expected")
+    recordable = True
 
     def __init__(self, codec: Codec, exact: CentredStream):
         self.exact, self.nothing = exact, exact.nothing
-        self.rise = rising(max(1, min(codec.frame_samples, round(FADE * codec.sample_rate))))
+        self.rise = rising(max(1, min(codec.frame_samples, round(FADE * codec.sample_rate)))).to(self.nothing)
         self.expected: Tensor | None = None  # how the sound given out would go on
 
     def state(self) -> Hashable:
         return self.exact.state()
 
     def push(self, codes: Tensor) -> Tensor:
+        self.exact.codec.check_codes(codes)
+        return self.advance(codes)
+
+    def advance(self, codes: Tensor) -> Tensor:
         given, fade = self.exact.owed, len(self.rise)  # samples that are not final but were given
-        final = self.exact.push(codes)
+        final = self.exact.advance(codes)
         if not codes.shape[-1]:
             return final
         wav = torch.cat([final, self.exact.ahead(fade)], dim=-1)[:, given:]
         if self.expected is not None:
-            faded = torch.lerp(self.expected, wav[:, :fade], self.rise.to(wav))
+            faded = torch.lerp(self.expected, wav[:, :fade], self.rise)
             wav = torch.cat([faded, wav[:, fade:]], dim=-1)
         self.expected = wav[:, -fade:]
         return wav[:, :-fade]

@@ -1,7 +1,7 @@
 """The table of manifest columns: the names, Parquet types and values that each accepts, and their conversion.
 
-Manifests of all formats (CSV, JSON, JSONL, Parquet) and the published corpora are read through this table; docs/data.md
-lists it.
+Manifests of all formats (CSV, JSON, JSONL, Parquet) and the published corpora are read through this table;
+docs/data_rules.md lists it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.engines.cuda_graphs import CudaGraphs, GraphRecorder
+from omnikit.cuda_graphs import CudaGraphs, GraphRecorder
 from omnikit.interfaces import Engine, Hidden, Prefill, Slots
 from omnikit.llms.llama import Joint, LlamaConfig, blocks_of, normed, scores, supports, turns
 from omnikit.model import OmniLM

@@ -1,15 +1,4 @@
-"""Generation by request: answers join and leave a running batch.
-
-    records     how to decode, what is asked, what was answered
-    prompts     questions -> embeddings of their prompts
-    request     one question and its growing answer
-    rules       which token each stream emits and when an answer ends, for all slots at once
-    frames      emitted tokens -> text and codes, of whole answers and while they grow
-    sound       codes of growing answers -> sound, decoded together
-    loop        the running batch: admit, step, hand out, release
-    runner      the thread that steps it
-    decoder     model, engine, strategy and decoding in one object
-"""
+"""Generation by request: answers join and leave a running batch. docs/step.md says what is in which file."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ class Decoding:
     """Sampling options and limits with which one answer is decoded.
 
     Args:
-        text, audio: sampling of the two kinds of streams.
+        text: sampling of the text stream.
+        audio: sampling of the audio streams.
         constrain: pads are forced where an audio stream waits or has ended, ids outside the codebook are excluded, and
             all audio streams end with the frame after which the first one ends. False = as the published code does:
             every stream is sampled freely, and the first step is not checked for an end.

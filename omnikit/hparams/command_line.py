@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 import ruamel.yaml
 from ruamel.yaml.error import YAMLError
 
+from omnikit.hparams.include import read_recipe
 from omnikit.hparams.yaml_tree import read_tree, yaml_problem
 from omnikit.option_ranges import COUNT, FROM_ZERO, Range, whole_number
 from omnikit.torchrun import check_device, own_device
@@ -52,7 +53,7 @@ def split_command_line(argv: list[str]) -> tuple[str, dict[str, Any], dict[str, 
     if not files:
         raise ValueError(f"no YAML file given; {USAGE}")
     for flag in bare:
-        _put(flags, flag, _switched_on(flag, read_tree(files[0])))
+        _put(flags, flag, _switched_on(flag, read_recipe(files[0])))
     overrides: dict[str, Any] = {}
     for settings in (*map(read_tree, files[1:]), flags):
         for key, value in settings.items():

@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from ruamel.yaml.comments import TaggedScalar
 from ruamel.yaml.error import YAMLError
 
 from omnikit.hparams.command_line import split_command_line
+from omnikit.hparams.include import read_recipe
 from omnikit.hparams.name_lookup import locate, nearest
 from omnikit.hparams.named_parts import KINDS, part_files, pick
 from omnikit.hparams.overrides import as_overrides
 from omnikit.hparams.part_flags import part_names, spread
-from omnikit.hparams.yaml_tree import dotted_name, read_tree, read_tree_text, tag_of, walk, write_tree, yaml_problem
+from omnikit.hparams.yaml_tree import dotted_name, read_tree_text, tag_of, walk, write_tree, yaml_problem
 from omnikit.old_names import pointer
 from omnikit.part_sizes import check_numbers
 
@@ -108,13 +110,14 @@ def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str
     """
     from hyperpyyaml import resolve_references  # here and below: a checkpoint is read without it
 
-    tree = read_tree(path)
+    tree = read_recipe(path)
     folder = Path(path).parent
     overrides = as_overrides(tree, spread(tree, settings, folder), folder)
     _check_placeholders(tree, overrides, path)
     _check_classes(tree, path)
-    with open(path, encoding="utf-8") as stream:
-        text = resolve_references(stream, copy.deepcopy(overrides)).getvalue()
+    stream = StringIO(write_tree(tree))
+    stream.name = path  # where HyperPyYAML looks for files that are included under a key
+    text = resolve_references(stream, copy.deepcopy(overrides)).getvalue()
     names = part_names(tree, overrides)
     return overrides, text + (write_tree({NAMES: names}) if names else "")
 
@@ -151,6 +154,13 @@ def dump_parts(text: str) -> str:
     for node in tree.values():
         if isinstance(node, Mapping) and "weights" in node:
             node["weights"] = None
+    return write_tree(tree)
+
+
+def self_contained(text: str) -> str:
+    """Return a resolved recipe as a recipe that can be run again, in any folder and without the files it came from."""
+    tree = read_tree_text(text, "recipe")
+    tree.pop(NAMES, None)  # `resolve` adds them anew
     return write_tree(tree)
 
 

@@ -13,16 +13,32 @@ from ruamel.yaml.error import YAMLError
 from omnikit.errors import one_line
 from omnikit.files import read_text
 
+INCLUDE = "!include:"
+"""What the tag of an included file begins with."""
+
 
 def read_tree(path: str | Path) -> Mapping:
     """A YAML file as a mapping.
 
     Raises:
-        ValueError: no such file, not YAML, or no mapping at the top.
+        ValueError: no such file, not YAML, no mapping at the top, or one that takes in another file.
     """
+    tree = open_tree(path)
+    if merged(tree):
+        raise ValueError(f"{path}: only a recipe may take in another file (<<)")
+    return tree
+
+
+def open_tree(path: str | Path) -> Mapping:
+    """As `read_tree`, for a file that may take in another one, see `merged`."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     return read_tree_text(read_text(path), str(path))
+
+
+def merged(tree: Mapping) -> list[Mapping]:
+    """Return the nodes behind the merge key `<<` of a tree, with their tags; their entries are not looked at."""
+    return list(tree.merge)
 
 
 def read_tree_text(text: str, source: str) -> Mapping:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from omnikit.data.collate import Batch
 from omnikit.files import write_text
 from omnikit.interfaces import count_parameters
-from omnikit.losses import StreamLosses, stream_losses, weighted_mean
+from omnikit.losses import StreamLosses, weighted_mean
 from omnikit.model import OmniLM
 from omnikit.train.epoch_progress import EpochProgress, StreamSums
 from omnikit.train.plot_curves import draw_curves, read_log
@@ -49,59 +48,79 @@ def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str]
     return table
 
 
-class Losses(nn.Module):
-    """The model from a batch to the losses of each stream.
+def encoded(model: OmniLM, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return encoder features [B, T, D] of a batch and their lengths [B].
 
-    All of it is one `forward`, since DistributedDataParallel has to see every weight that a loss depends on. Recordings
-    without features are encoded here, by the encoder as it is in evaluation, in float32 and without gradients.
+    Stored ones are taken as they are. Recordings without are encoded here, by the encoder as it is in evaluation, in
+    float32 and without gradients.
+    """
+    at = batch.to_encode
+    if not at.any():
+        return batch.features, batch.lengths
+    with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
+        return batch.with_features(*model.encoder(batch.wav[at], batch.samples[at]))
+
+
+class OneForward(nn.Module):
+    """The model as one `forward` that runs a given function.
+
+    DistributedDataParallel wraps it and averages the gradients of what is computed in there, so both the forward pass
+    and the loss have to be.
     """
 
     def __init__(self, model: OmniLM):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> StreamLosses:
-        speech = batch.speech(*self.model.adapter(*self._heard(batch))) if batch.has_speech else None
-        return stream_losses(self.model, self.model(batch.steps, speech), batch.labels)
-
-    def _heard(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Features [B, T, D] and their lengths [B]."""
-        at = batch.to_encode
-        if not at.any():
-            return batch.features, batch.lengths
-        with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
-            return batch.with_features(*self.model.encoder(batch.wav[at], batch.samples[at]))
+    def forward(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        return function(*arguments)
 
 
 class OmniBrain(RobustBrain):
-    """Trains an OmniLM by next-token cross-entropy per stream, with warm-up, a cosine schedule and task-mixed batches.
+    """Trains an OmniLM with warm-up, a cosine schedule and task-mixed batches.
 
-    Its only module is `losses`, a `Losses`. Under torchrun each process has its own batches.
+    A recipe's subclass says what is learned: `compute_forward` from a batch to predictions, and `compute_objectives`
+    from those to the loss, which calls `log_losses`. Under torchrun each process has its own batches.
 
     What is frozen must be so before: processes share, and the optimiser gets, what needs gradients.
 
-    Needs in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`, `warmup_steps`, `epochs`,
-    `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`, `tensorboard`, `mix` (the batch
-    sampler) and `validate` (called with the brain after each epoch, gives figures)."""
+    Needs the module `model`, and in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`,
+    `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`,
+    `tensorboard`, `mix` (the batch sampler) and `validate` (called with the brain after each epoch, gives figures)."""
 
     bar: tqdm | None = None
 
-    @property
-    def model(self) -> OmniLM:
-        losses = self.modules.losses
-        return (losses.module if isinstance(losses, DistributedDataParallel) else losses).model
+    def __init__(self, modules: Mapping[str, OmniLM], *args: Any, **kwargs: Any):
+        self.model = modules["model"]
+        super().__init__({"model": OneForward(self.model)}, *args, **kwargs)
 
     def entries(self, batch: Batch) -> Sequence[str]:
         return batch.ids
 
-    def compute_forward(self, batch: Batch, stage: sb.Stage) -> StreamLosses:
-        return self.modules.losses(batch.to(self.device))
+    def fit_batch(self, batch: Batch) -> Tensor:
+        """Learn from a batch as SpeechBrain does, but with forward pass and loss in one, see `OneForward`."""
+        self.current = self.entries(batch)
+        should_step = self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                loss = self.modules.model(self._loss, batch)
+            scaled = self.scaler.scale(loss / self.grad_accumulation_factor)
+            self.check_loss_isfinite(scaled)
+            scaled.backward()
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, None, loss, should_step)
+        return loss.detach().cpu()
 
-    def compute_objectives(self, losses: StreamLosses, batch: Batch, stage: sb.Stage) -> Tensor:
-        loss = weighted_mean(losses, self.weights)
+    def _loss(self, batch: Batch) -> Tensor:
+        predictions = self.compute_forward(batch, sb.Stage.TRAIN)
+        return self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+
+    def log_losses(self, loss: Tensor, losses: StreamLosses, stage: sb.Stage) -> None:
+        """Add the losses of a batch to the figures of the epoch, unless its mean loss is unusable."""
         if self.usable(loss):
             (self.progress.sums if stage == sb.Stage.TRAIN else self.valid_sums).add(losses)
-        return loss
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -119,7 +138,7 @@ class OmniBrain(RobustBrain):
         text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
         self.total_steps = self.hparams.epochs.limit * self.hparams.steps_per_epoch
         self.highest_loss = highest_loss(max(layout.sizes))
-        self.weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device)
+        self.stream_weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device)
 
     def init_optimizers(self) -> None:
         self.optimizer = self.opt_class([p for p in self.model.parameters() if p.requires_grad])
@@ -138,7 +157,7 @@ class OmniBrain(RobustBrain):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def on_fit_batch_end(self, batch: Batch, outputs: StreamLosses, loss: Tensor, should_step: bool) -> None:
+    def on_fit_batch_end(self, batch: Batch, outputs: None, loss: Tensor, should_step: bool) -> None:
         self.bar.update()
         if self.step % 10 == 0:
             self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.progress.sums.recent().items()})
@@ -183,7 +202,7 @@ class OmniBrain(RobustBrain):
     def _figures(self, sums: StreamSums) -> dict[str, float]:
         """Return the weighted mean loss and the mean loss of each stream; nothing where no batch was usable."""
         means = sums.means()
-        return {"loss": float(weighted_mean(sums.losses(), self.weights.cpu())), **means} if means else {}
+        return {"loss": float(weighted_mean(sums.losses(), self.stream_weights.cpu())), **means} if means else {}
 
     @sb.utils.distributed.main_process_only
     def _report(self, figures: dict[str, float], epoch: int) -> None:

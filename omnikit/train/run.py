@@ -1,101 +1,119 @@
-"""What all `recipes/<Corpus>/<Task>/train.py` share: from a recipe's YAML file to a trained checkpoint.
-
-A killed run goes on where it was when started again with the same command. Under torchrun every process computes its
-own share of the batches.
-"""
+"""What the training scripts of `recipes/<Corpus>/<Task>/train.py` share around their loop, data and loss."""
 
 from __future__ import annotations
 
 import logging
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import speechbrain as sb
 import torch
 from rich.console import Console
 
 from omnikit import checkpoint
-from omnikit.data.samples import collate_items, make_dataset
+from omnikit.data.samples import Samples, make_dataset
 from omnikit.data.sources import read_sources, verify_cache
 from omnikit.data.task_sampler import TaskMix
 from omnikit.errors import full_disk_names
-from omnikit.hparams import load_recipe
+from omnikit.files import write_text
+from omnikit.hparams import Recipe
+from omnikit.hparams.recipe import self_contained
 from omnikit.model import OmniLM
-from omnikit.train.brain import Losses, OmniBrain, parameter_table
+from omnikit.train.brain import parameter_table
 from omnikit.train.grad_accumulation import plan_accumulation
 from omnikit.train.initial_weights import load_initial_weights
-from omnikit.train.recipe_checks import check_stage
 from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
-from omnikit.train.validation import Validation
 
 logger = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Train what this process' command line describes.
+@contextmanager
+def open_run(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Set up the processes, the output folder and its log, and name that folder where the disk fills up in the block.
+
+    Yields:
+        SpeechBrain's run options, those of the command line among them.
 
     Raises:
-        ValueError: bad file, flag, value or data, or the output folder holds checkpoints of another run; the message is
-            one line for the user.
-        Stopped: by a signal, or because nothing can be learned any more.
+        ValueError: the output folder holds checkpoints of another run.
     """
-    recipe = load_recipe(check=check_stage)
     hparams, run_opts = recipe.hparams, {**_run_options(recipe.run_opts), **recipe.run_opts}
     sb.utils.distributed.ddp_init_group(run_opts)
     changes = resumes(hparams["checkpointer"], RunIdentity(recipe, fixed_facts(hparams)))
     with full_disk_names(hparams["output_folder"]):
-        sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
+        make_output_folder(recipe)
         logger.info(f"parts: {recipe.choice}")
         for change in changes:
             logger.warning("resuming: %s", change)
-        train(hparams, run_opts)
+        yield run_opts
 
 
-def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
-    """Train the model of built hparams and save it in their output folder."""
+def make_output_folder(recipe: Recipe) -> None:
+    """Make the output folder of a recipe with `log.txt`, a copy of the script and `hyperparams.yaml`, which holds all
+    that the recipe takes in."""
+    folder = Path(recipe.hparams["output_folder"])
+    sb.create_experiment_directory(str(folder))
+    if not sb.utils.distributed.if_main_process():
+        return
+    head = f"# Generated {date.today()} from:\n# {Path(recipe.path).absolute()}\n# yamllint disable\n"
+    write_text(folder / "hyperparams.yaml", head + self_contained(recipe.text))
+    script = Path(sys.argv[0])
+    if script.suffix == ".py":
+        shutil.copy(script, folder)
+
+
+def start_model(hparams: dict[str, Any], run_opts: dict[str, Any]) -> OmniLM:
+    """Return the model with the weights that it starts from, on its device; what does not train is frozen."""
     model = hparams["model"]
     origins = load_initial_weights(model, hparams["initial_weights"])
     model.freeze_all_but(hparams["trainable"])
     if sb.utils.distributed.if_main_process():
         Console().print(parameter_table(model, hparams["trainable"], origins))
-    model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # encoder and codec work there, too
+    return model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # encoder and codec work there, too
 
-    with main_process_first():
-        if hparams["verify_cache"] and sb.utils.distributed.if_main_process():
-            verify_cache(hparams["cache_folder"])
-        train_set, tasks, lengths = _samples(model, hparams["sources"], hparams)
-        valid_set, _, valid_lengths = _samples(model, hparams["valid_sources"], hparams)
-        options = {"tasks": hparams["tasks"], "cache_folder": hparams["cache_folder"]}
-        validation = Validation(model, hparams["valid_sources"], **options)
-    mix = TaskMix(
-        tasks, lengths, weights=hparams["tasks"], max_batch_length=hparams["max_batch_length"], seed=hparams["seed"]
-    )
-    together = plan_accumulation(
-        hparams["effective_batch_size"],
-        mix.sequences_per_batch(),
-        _processes(),
-        run_opts.get("grad_accumulation_factor"),
-    )
+
+class SampleSet(NamedTuple):
+    """Samples, and what the task sampler knows of each."""
+
+    samples: Samples
+    tasks: np.ndarray  # name of the task of each sample
+    lengths: np.ndarray  # steps of each sample
+
+
+def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: dict[str, Any]) -> SampleSet:
+    """From the manifests of some sources to samples of the recipe's tasks.
+
+    What frozen parts compute of recordings comes from `cache_folder`, where what is missing is added.
+
+    Raises:
+        ValueError: a manifest cannot be read, or there is no sample.
+    """
+    options = {name: hparams[name] for name in ("tasks", "cache_folder", "features")}
+    read = read_sources(sources, model, **options)
+    return SampleSet(*make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"]))
+
+
+def task_sampler(found: SampleSet, hparams: dict[str, Any], run_opts: dict[str, Any]) -> TaskMix:
+    """Return the sampler of training batches; `run_opts` gets how many make one optimiser step of about
+    `effective_batch_size` sequences, unless the command line says it."""
+    options = {"weights": hparams["tasks"], "max_batch_length": hparams["max_batch_length"], "seed": hparams["seed"]}
+    mix = TaskMix(found.tasks, found.lengths, **options)
+    fixed = run_opts.get("grad_accumulation_factor")
+    together = plan_accumulation(hparams["effective_batch_size"], mix.sequences_per_batch(), _processes(), fixed)
     logger.info(str(together))
     mix.batches = hparams["steps_per_epoch"] * together.batches
+    run_opts["grad_accumulation_factor"] = together.accumulated
+    return mix
 
-    brain = OmniBrain(
-        modules={"losses": Losses(model)},
-        opt_class=hparams["opt_class"],
-        hparams={**hparams, "mix": mix, "validate": validation},
-        run_opts={**run_opts, "grad_accumulation_factor": together.accumulated},
-        checkpointer=hparams["checkpointer"],
-    )
-    loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"]}
-    brain.fit(
-        hparams["epochs"],
-        train_set,
-        valid_set,
-        progressbar=False,  # the brain draws its own, with the loss of each stream
-        train_loader_kwargs={"batch_sampler": mix, **loader},
-        valid_loader_kwargs={"batch_sampler": mix.cover(valid_lengths), **loader},
-    )
+
+def save_system(model: OmniLM, hparams: dict[str, Any]) -> None:
+    """Save the trained model in the output folder, as `omnikit.load` reads it."""
     if sb.utils.distributed.if_main_process():
         checkpoint.save(model, hparams["output_folder"])
         print(f"saved to {hparams['output_folder']}")
@@ -118,21 +136,16 @@ def _name_of(built: Any) -> str:
 
 
 @contextmanager
-def main_process_first() -> Iterator[None]:
-    """The other processes go through the block after the main one, and find in the cache what it made."""
+def cache_of(hparams: dict[str, Any]) -> Iterator[None]:
+    """The main process goes through the block alone, the others after it: they find in the cache what it has added."""
     main = sb.utils.distributed.if_main_process()
     if not main:
         sb.utils.distributed.ddp_barrier()
+    elif hparams["verify_cache"]:
+        verify_cache(hparams["cache_folder"])
     yield
     if main:
         sb.utils.distributed.ddp_barrier()
-
-
-def _samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: dict[str, Any]):
-    """Sources of the YAML file -> dataset, the task of each sample, its steps."""
-    options = {name: hparams[name] for name in ("tasks", "cache_folder", "features")}
-    read = read_sources(sources, model, **options)
-    return make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"])
 
 
 def _processes() -> int:

@@ -119,8 +119,8 @@ def conversion(folder: Path) -> None:
 
 def training(folder: Path, epochs: int = 1) -> None:
     """Two batches of stage 3, an epoch's validation, a checkpoint."""
-    from omnikit.train import run
     from tests.recipes.conftest import MINI_SYSTEM, write_data
+    from tests.recipes.trees import load_script
 
     data = write_data(folder)
     options = {
@@ -131,9 +131,10 @@ def training(folder: Path, epochs: int = 1) -> None:
     }  # fmt: skip
     flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     os.chdir(ROOT / "recipes" / "VoiceAssistant" / "QA")
+    recipe = load_script(Path("train.py").absolute())
     for limit in range(1, epochs + 1):
         sys.argv = ["train.py", "hparams/stage3.yaml", str(MINI_SYSTEM), *flags, "--epochs.limit", str(limit)]
-        run.main()
+        recipe.main()
 
 
 def resumed_training(folder: Path) -> None:

@@ -1,14 +1,19 @@
-"""What the stages' files must share, since HyperPyYAML has no inheritance."""
+"""What the stages' files share, and how little of the recipes' YAML stands twice."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from pathlib import Path
+
 import pytest
 
-from omnikit.hparams.yaml_tree import read_tree
+from omnikit.hparams.include import read_recipe
 from tests.recipes.conftest import ROOT
 
-STAGES = {path.stem: read_tree(path) for path in (ROOT / "recipes/VoiceAssistant/QA/hparams").glob("*.yaml")}
-EVALUATION = STAGES.pop("eval")
+STAGES = {path.stem: read_recipe(path) for path in (ROOT / "recipes/VoiceAssistant/QA/hparams").glob("*.yaml")}
+del STAGES["eval"], STAGES["stages"]
+BLOCK = 5
+"""Lines from which a block counts as repeated."""
 OWN = {"stage", "output_folder", "initial_weights", "trainable", "tasks", "peak_lr", "epochs"}
 """Keys of a stage's recipe that may differ between stages."""
 
@@ -33,4 +38,38 @@ def test_each_stage_starts_from_the_former_ones_folder():
 
 @pytest.mark.parametrize("recipe", ["LibriSpeech/ASR", "LibriTTS/TTS"])
 def test_the_smaller_recipes_have_the_same_keys(recipe):
-    assert list(read_tree(ROOT / "recipes" / recipe / "hparams/train.yaml")) == list(STAGES["stage1"])
+    assert list(read_recipe(ROOT / "recipes" / recipe / "hparams/train.yaml")) == list(STAGES["stage1"])
+
+
+def test_little_of_the_yaml_stands_twice():
+    """A block counts as repeated where five of its lines, besides comments, stand one after another elsewhere, too."""
+    paths = [path for folder in ("recipes", "egs") for path in (ROOT / folder).rglob("hparams/**/*.yaml")]
+    files = {path: lines_of(path) for path in (*paths, *(ROOT / "hparams").glob("*.yaml"))}
+    where = defaultdict(set)
+    for path, lines in files.items():
+        for block in blocks(lines):
+            where[block].add(path)
+    repeated = sum(len(twice(lines, where)) for lines in files.values())
+    assert len(files) > 20
+    assert repeated <= 0.1 * sum(map(len, files.values()))
+
+
+def test_repeated_lines_are_found():
+    shared = ["a: 1", "b: 2", "c: 3", "d: 4", "e: 5"]
+    where = {block: {"one", "other"} for block in blocks(shared)}
+    assert twice(["x: 0", *shared, "f: 6"], where) == {1, 2, 3, 4, 5} and twice(shared[1:], where) == set()
+
+
+def lines_of(path: Path) -> list[str]:
+    lines = (line.partition(" #")[0].strip() for line in path.read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def blocks(lines: list[str]) -> list[tuple[str, ...]]:
+    return [tuple(lines[i : i + BLOCK]) for i in range(len(lines) - BLOCK + 1)]
+
+
+def twice(lines: list[str], where: dict[tuple[str, ...], set]) -> set[int]:
+    """The lines of a file that belong to a block that stands in two files."""
+    starts = [i for i, block in enumerate(blocks(lines)) if len(where.get(block, ())) > 1]
+    return {line for start in starts for line in range(start, start + BLOCK)}

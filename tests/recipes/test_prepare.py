@@ -23,6 +23,7 @@ from omnikit.data.manifest_writer import ManifestWriter, _Parquet
 from omnikit.data.skipped import NOTES, REASONS
 from omnikit.prepare.corpus import Checks, command, prepare
 from omnikit.tasks import TASKS
+from tests.pages import page
 from tests.recipes.trees import (
     RECIPES,
     TREES,
@@ -385,10 +386,10 @@ def test_another_folder_is_refused_with_the_layout(name: str, tmp_path: Path):
         list(prepare(load_corpus(name), "/nowhere", tmp_path / "out"))
 
 
-def test_the_page_on_data_tells_of_all_layouts_and_reasons():
-    page = " ".join((RECIPES.parent / "docs" / "data.md").read_text(encoding="utf-8").split())
-    for text in (*(load_corpus(name).layout for name in TREES), *REASONS.values(), *NOTES.values()):
-        assert text in page
+def test_the_pages_on_data_tell_of_all_layouts_and_reasons():
+    corpora, rules = (" ".join(page(name).split()) for name in ("data.md", "data_rules.md"))
+    assert [name for name in TREES if load_corpus(name).layout not in corpora] == []
+    assert [text for text in (*REASONS.values(), *NOTES.values()) if text not in rules] == []
 
 
 def test_a_killed_run_ends_with_the_same_shards(tmp_path: Path):

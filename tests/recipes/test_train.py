@@ -134,10 +134,11 @@ def test_parts_are_swapped_by_flags(run_here, data, tmp_path, chosen):
 TOLD = """
 import json, pathlib, sys
 from speechbrain.dataio.sampler import DistributedSamplerWrapper
-from omnikit.train import run
 from speechbrain.utils.distributed import get_rank
+from tests.recipes.trees import load_script
 
-folder, (train, share) = pathlib.Path(sys.argv.pop()), (run.train, DistributedSamplerWrapper.__iter__)
+folder, recipe = pathlib.Path(sys.argv.pop()), load_script(pathlib.Path("train.py").absolute())
+train, share = recipe.train, DistributedSamplerWrapper.__iter__
 
 def told_share(self):
     batches = list(share(self))
@@ -150,8 +151,8 @@ def told_train(hparams, run_opts):
     weights = [float(p.double().sum()) for p in hparams["model"].parameters()]
     (folder / f"weights{get_rank()}.json").write_text(json.dumps(weights))
 
-DistributedSamplerWrapper.__iter__, run.train = told_share, told_train
-run.main()
+DistributedSamplerWrapper.__iter__, recipe.train = told_share, told_train
+recipe.main()
 """
 """Code of a training script that records which batches its process gets and the weights at its end."""
 

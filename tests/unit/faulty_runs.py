@@ -24,8 +24,9 @@ from omnikit.errors import Stopped
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, make_sample
 from omnikit.torchrun import Share
-from omnikit.train.brain import Losses, OmniBrain
+from omnikit.train.brain import OmniBrain
 from omnikit.train.checkpointer import WholeCheckpointer
+from tests.unit.qa_brain import QABrain
 from tests.unit.toy import toy_model
 
 BATCHES, FEWER = 12, 6
@@ -47,7 +48,7 @@ class Quiet:
         return {}
 
 
-class FaultyBrain(OmniBrain):
+class FaultyBrain(QABrain):
     """Training in whose second epoch a fault happens."""
 
     fault = "none"
@@ -115,7 +116,7 @@ def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) ->
     }  # fmt: skip
     options = {"device": "cpu", "distributed_backend": "gloo", "find_unused_parameters": True, **run_opts}
     brain = FaultyBrain(
-        {"losses": Losses(model)}, torch.optim.AdamW, hparams, options,
+        {"model": model}, torch.optim.AdamW, hparams, options,
         WholeCheckpointer(folder / "save", {"model": model, "epochs": counter}),
     )  # fmt: skip
     brain.fault = fault

@@ -1,10 +1,11 @@
-"""The code of docs/adding_a_part.md and of egs/swap, as it stands there."""
+"""The code of docs/write/ and of egs/swap, as it stands there."""
 
 from __future__ import annotations
 
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,10 +13,9 @@ import pytest
 import soundfile
 
 from omnikit import cli
+from tests.pages import blocks, commands, write_files
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "adding_a_part.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.M | re.S)
 
 
 def run(line: str) -> None:
@@ -38,25 +38,43 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "argv", sys.argv)
+    shutil.copyfile(ROOT / "egs" / "mini" / "questions" / "sum.wav", tmp_path / "question.wav")
+    before = set(sys.modules)
     yield tmp_path
-    sys.modules.pop("spectrum", None)
+    for name in set(sys.modules) - before:
+        # not by getattr, at which lazy modules of other packages are imported
+        if str(vars(sys.modules[name]).get("__file__")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
-def test_the_page_says_what_it_makes_and_it_works(folder, capsys):
-    files = 0
-    for language, text in BLOCKS:
-        name = re.match(r"# (\w+\.\w+)\n", text)
-        if name:
-            (folder / name[1]).write_text(text)
-            files += 1
-        elif language == "sh":
-            for line in text.splitlines():
-                run(line)
-        else:
-            exec(compile(text, "adding_a_part.md", "exec"), {})
-    assert files == 3
-    out = capsys.readouterr().out
-    assert re.search(r"^encoder +spectrum +spectrum\.Spectrum .* 96 wide, 50 frames/s", out, re.M)
+SHOWN = {
+    "encoder": r"^encoder +spectrum +spectrum\.Spectrum .* 96 wide, 50 frames/s",
+    "codec": r"^codec +beep +beep\.Beep .* 1 codebooks, of 16 codes, 12\.5 frames/s",
+    "pattern": r"^pattern +coarse_fine +coarse_fine\.CoarseFine .* 2 audio streams",
+}
+"""Page -> how `omnikit info` shows its part."""
+
+
+@pytest.mark.parametrize(("page", "line"), SHOWN.items())
+def test_a_part_of_a_page_is_made_shown_and_tested(page, line, folder, capsys):
+    """Every page shows a class, its YAML file and its test."""
+    assert len(write_files(f"write/{page}.md", folder)) == 3
+    for block in blocks(f"write/{page}.md"):
+        if block.language == "sh":
+            for command in block.text.splitlines():
+                run(command)
+        elif not block.title:
+            exec(compile(block.text, page, "exec"), {})
+    assert len(commands(f"write/{page}.md")) >= 2
+    assert re.search(line, capsys.readouterr().out, re.M)
+
+
+def test_the_engine_of_the_page_answers_as_the_systems_own(folder):
+    """The page's second block compares the answers."""
+    assert write_files("write/engine.md", folder) == ["plain_engine.py"]
+    (compared,) = [block.text for block in blocks("write/engine.md") if not block.title]
+    assert "assert" in compared
+    exec(compile(compared, "engine", "exec"), {})
 
 
 def test_swap_learns_with_parts_of_its_own(tmp_path, monkeypatch, capsys):

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import speechbrain as sb
-
 from omnikit import checkpoint
 from omnikit.data.manifest_reader import read_manifest
 from omnikit.errors import bad_input_exits, full_disk_names
@@ -18,6 +16,7 @@ from omnikit.hparams import load_recipe
 from omnikit.train.ctc_pretraining import export, train_encoder
 from omnikit.train.phoneme_dataset import entries_with_phonemes
 from omnikit.train.recipe_checks import check_encoder
+from omnikit.train.run import make_output_folder
 from omnikit.weights import load_into
 
 CARD = """# The mini encoder, trained on digits
@@ -38,7 +37,7 @@ def main() -> None:
     folder, held_out = Path(hparams["data_folder"]), hparams["held_out"]
     hparams["encoder"].weights = hparams["initial_weights"]
     with full_disk_names(hparams["output_folder"]):
-        sb.create_experiment_directory(hparams["output_folder"], recipe.path, recipe.overrides)
+        make_output_folder(recipe)
         train, valid = (
             entries_with_phonemes(read_manifest(folder / f"{split}-without-{held_out}", hparams["cache_folder"]), split)
             for split in ("train", "valid")

@@ -1,13 +1,93 @@
 """Train one stage: `python train.py hparams/stageN.yaml --data_folder DIR`.
 
 Every stage is this script with another YAML file: which parts train, on which tasks, from which folder it starts.
-A killed run goes on where it was when started again with the same command.
+A killed run goes on where it was when started again with the same command. Under torchrun every process computes its
+own share of the batches.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import speechbrain as sb
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from omnikit.data.collate import Batch
+from omnikit.data.samples import collate_items
 from omnikit.errors import bad_input_exits
-from omnikit.train.run import main
+from omnikit.hparams import load_recipe
+from omnikit.losses import StreamLogits, stream_logits, sum_losses, weighted_mean
+from omnikit.tokens import IGNORE
+from omnikit.train.brain import OmniBrain, encoded
+from omnikit.train.recipe_checks import check_stage
+from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, task_sampler
+from omnikit.train.validation import Validation
+
+
+class QABrain(OmniBrain):
+    """Learns a mix of tasks: speech or text is given, text, speech or both are to be answered."""
+
+    def compute_forward(self, batch: Batch, stage: sb.Stage) -> StreamLogits:
+        """Return the logits of all streams where an answer stands; speech goes through encoder and adapter first."""
+        batch = batch.to(self.device)
+        speech = None  # all questions of the batch may be written ones
+        if batch.has_speech:
+            speech = batch.speech(*self.model.adapter(*encoded(self.model, batch)))
+        hidden = self.model(batch.steps, speech)
+        return stream_logits(self.model, hidden, batch.labels)
+
+    def compute_objectives(self, predictions: StreamLogits, batch: Batch, stage: sb.Stage) -> Tensor:
+        """Return the mean of the streams' mean losses, weighted: the text stream has few tokens, but must be right."""
+        losses = sum_losses(predictions, token_loss)
+        loss = weighted_mean(losses, self.stream_weights)
+        self.log_losses(loss, losses, stage)
+        return loss
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the summed loss of one stream's logits [P, V] at its labels [P]."""
+    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+
+
+def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
+    """Train the model of built hparams and save it in their output folder."""
+    model = start_model(hparams, run_opts)
+
+    # Manifests -> samples of the stage's tasks -> batches, in which the tasks are mixed by their weights.
+    with cache_of(hparams):
+        train_set = read_samples(model, hparams["sources"], hparams)
+        valid_set = read_samples(model, hparams["valid_sources"], hparams)
+        validation = Validation(
+            model, hparams["valid_sources"], tasks=hparams["tasks"], cache_folder=hparams["cache_folder"]
+        )
+    sampler = task_sampler(train_set, hparams, run_opts)
+    loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"]}
+
+    brain = QABrain(
+        modules={"model": model},
+        opt_class=hparams["opt_class"],
+        hparams={**hparams, "mix": sampler, "validate": validation},
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    brain.fit(
+        hparams["epochs"],
+        train_set.samples,
+        valid_set.samples,
+        progressbar=False,  # the brain draws its own, with the loss of each stream
+        train_loader_kwargs={"batch_sampler": sampler, **loader},
+        valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), **loader},
+    )
+    save_system(model, hparams)
+
+
+def main() -> None:
+    """Train what this process' command line describes."""
+    recipe = load_recipe(check=check_stage)
+    with open_run(recipe) as run_opts:
+        train(recipe.hparams, run_opts)
+
 
 if __name__ == "__main__":
     with bad_input_exits():

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from omnikit.audio.io import load_audio
 from omnikit.codecs import streaming_centred
 from omnikit.codecs.streaming_centred import Pieces, final_outputs, rising, weights_of
+from omnikit.cuda_graphs import RecordedFunction
 from omnikit.hparams import build_part
 from omnikit.interfaces import Codec
+from omnikit.streaming import MODES
+from tests.unit.engines.replayed import ReplayedOperations
 
 MINI = Path(__file__).parents[3] / "egs" / "mini"
 NAMES = ["snac_24khz", "snac_32khz", "snac_44khz", "dac_24khz"]
@@ -110,6 +113,41 @@ def test_streams_interleave(codec):
             own.append(stream.push(codes[..., t : t + 1]))
     for stream, own, expected in zip(streams, pieces, alone, strict=True):
         assert torch.equal(torch.cat([*own, stream.finish()], dim=-1), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_recorded_pushes_are_those_that_are_run(codec, mode):
+    """Of streams that begin at different times, so that each state and number of rows comes several times."""
+    streams, graphs, rng = codec.streams(mode), ReplayedOperations(), random.Random(0)
+    streams.recorded = RecordedFunction(graphs)
+    codes, given = {}, {}
+    for step in range(24):
+        if step % 2 == 0:
+            number = streams.open()
+            codes[number], given[number] = [], []
+        pushed = {number: random_codes(codec, 1, rng.choice([1, 1, 1, 2]))[0] for number in list(codes)[-3:]}
+        for number, wav in streams.push(pushed).items():
+            codes[number].append(pushed[number])
+            given[number].append(wav)
+    assert graphs.replays > 5 and not streams.recorded.refused
+    for number, wav in streams.finish(list(codes)).items():
+        with codec.stream(mode=mode) as stream:
+            alone = torch.cat([*(stream.push(each[None])[0] for each in codes[number]), stream.finish()[0]])
+        torch.testing.assert_close(torch.cat([*given[number], wav]), alone, rtol=0, atol=1e-5)
+
+
+def test_a_push_that_cannot_be_recorded_is_run(mini):
+    class Refusing(ReplayedOperations):
+        def record(self, call):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    streams, codes = mini.streams(), random_codes(mini, 1, 30)
+    streams.recorded = RecordedFunction(Refusing())
+    number = streams.open()
+    given = [streams.push({number: frame[:, None]})[number] for frame in codes[0].T]
+    given.append(streams.finish([number])[number])
+    assert streams.recorded.refused
+    torch.testing.assert_close(torch.cat(given), mini.decode(codes)[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("frames", [0, 1, 2])

@@ -25,7 +25,6 @@ from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.streaming import MODES, DecodeStream
 from omnikit.tasks import TASKS
 from omnikit.tokens import IGNORE
-from omnikit.train.brain import Losses
 from tests.unit.contracts.own_parts import (
     NotPromised,
     OwnAdapter,
@@ -40,6 +39,7 @@ from tests.unit.contracts.own_parts import (
     OwnTokenizer,
     Strict,
 )
+from tests.unit.qa_brain import brain_of, losses_of
 
 CONTRACTS = {
     AudioEncoder: OwnEncoder,
@@ -97,10 +97,10 @@ def batch_of(model: OmniLM, manifest: Path, tasks: list[str]) -> Batch:
 def train(model: OmniLM, batch: Batch, steps: int) -> list[float]:
     """The losses before each of some steps; every part that trains must get a gradient."""
     model.freeze_all_but(TRAINED)
-    losses, found = Losses(model), []
+    brain, found = brain_of(model), []
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=6e-3)
     for _ in range(steps):
-        by_stream = losses(batch)
+        by_stream = losses_of(brain, batch)
         loss = weighted_mean(by_stream, torch.ones(len(by_stream.sums)))
         optimizer.zero_grad()
         loss.backward()

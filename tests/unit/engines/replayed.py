@@ -15,7 +15,7 @@ ASKING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.def
 
 
 class ReplayedOperations:
-    """Has the methods of `omnikit.engines.cuda_graphs.CudaGraphs`."""
+    """Has the methods of `omnikit.cuda_graphs.CudaGraphs`."""
 
     def __init__(self) -> None:
         self.runs = self.recorded = self.replays = 0
@@ -54,9 +54,10 @@ class _Recording(TorchDispatchMode):
                 return whole
         assert operation not in ASKING, f"{operation} makes the host wait"
         for number, argument in enumerate(operation._schema.arguments):
-            tensor = args[number] if number < len(args) else kwargs.get(argument.name)
-            if argument.is_write and isinstance(tensor, torch.Tensor):
-                self.before.append((tensor, tensor.clone()))
+            given = args[number] if number < len(args) else kwargs.get(argument.name)
+            if argument.is_write:
+                written = [leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+                self.before += [(tensor, tensor.clone()) for tensor in written]
         out = operation(*args, **kwargs)
         if not operation.is_view:
             self.operations.append((operation, args, kwargs, out))

@@ -11,8 +11,8 @@ import torch
 
 import omnikit
 from omnikit import checkpoint
+from omnikit.cuda_graphs import MOST_FAILURES, UNRECORDED, GraphRecorder
 from omnikit.engines import open_engine, static
-from omnikit.engines.cuda_graphs import MOST_FAILURES, UNRECORDED, GraphRecorder
 from omnikit.engines.static import StaticEngine, StaticSlots
 from omnikit.llms.llama import supports
 from omnikit.llms.transformers_lm import TransformersLM

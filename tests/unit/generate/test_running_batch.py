@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from omnikit.api import Omni
+from omnikit.cuda_graphs import GraphRecorder
 from omnikit.engines import open_engine
-from omnikit.engines.cuda_graphs import GraphRecorder
 from omnikit.engines.static import StaticEngine
 from omnikit.engines.torch import TorchEngine
 from omnikit.generate import (

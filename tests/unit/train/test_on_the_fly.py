@@ -17,7 +17,8 @@ from omnikit.data.sources import read_sources
 from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
 from omnikit.prepare.tokenize import Parts, tokenize
-from omnikit.train.brain import Losses
+from omnikit.train.brain import encoded
+from tests.unit.qa_brain import brain_of, losses_of
 
 TASKS = {"A1T1": 1.0, "T1T2": 1.0}
 FIELDS = ["id", "duration", "t1", "t2", "a1"]
@@ -76,12 +77,12 @@ def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
     batches = batch_of(model, live), batch_of(model, cached)
     assert torch.equal(batches[0].steps, batches[1].steps) and torch.equal(batches[0].labels, batches[1].labels)
     assert batches[0].to_encode.sum() == 4 and not batches[1].to_encode.any() and all(b.has_speech for b in batches)
-    losses = Losses(model)
-    losses.train()  # as the Brain does
+    brain = brain_of(model)
+    brain.modules.train()  # as for a training stage
     found, gradients = [], []
     for batch in batches:
         model.zero_grad()
-        found.append(losses(batch))
+        found.append(losses_of(brain, batch))
         found[-1].sums[0].backward()
         gradients.append([p.grad.clone() for p in model.adapter.parameters()])
         assert all(p.grad is None for p in model.encoder.parameters())
@@ -89,7 +90,7 @@ def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
     assert torch.allclose(found[0].means(), found[1].means(), atol=1e-3)  # cached ones are float16
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-2)
-    heard = losses._heard(batches[0])
+    heard = encoded(model, batches[0])
     assert torch.allclose(heard[0][:, : batches[1].features.shape[1]], batches[1].features, atol=1e-3)
     assert torch.equal(heard[1], batches[1].lengths)
 
@@ -101,8 +102,9 @@ def test_rows_that_have_features_are_not_encoded(model, manifest, tmp_path):
     assert not batch_of(model, ready).to_encode.any()
     mixed = collate_items(model)([ready[0], live[1], ready[2], live[3]])
     assert mixed.to_encode.tolist() == [False, True, False, True]
-    expected = Losses(model)(batch_of(model, ready))
-    assert torch.allclose(Losses(model)(mixed).means(), expected.means(), atol=1e-3)
+    brain = brain_of(model)
+    expected = losses_of(brain, batch_of(model, ready))
+    assert torch.allclose(losses_of(brain, mixed).means(), expected.means(), atol=1e-3)
 
 
 def test_a_recording_that_was_lost_is_left_out_of_its_batch(model, manifest, tmp_path, caplog):

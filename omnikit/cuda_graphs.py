@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 from threading import Lock
 
 import torch
+from torch import Tensor
 
 UNRECORDED = 3
 """Runs before one is recorded, as many as torch's documentation of CUDA graphs has before a capture."""
 MOST_FAILURES = 8
 """Recordings of one key that may fail, such as when another thread waits for the GPU meanwhile."""
+MOST_FUNCTIONS = 64
+"""Keys under which one `RecordedFunction` records; further ones run as they are."""
 _RECORDING = Lock()
 """One graph is recorded at a time in a process, see `torch.cuda.graph`."""
 
@@ -101,3 +104,51 @@ class GraphRecorder:
         self.replays.clear()
         self.runs.clear()
         self.graphs.forget()
+
+
+class RecordedFunction:
+    """Functions of tensors that are recorded by key: the same function, on tensors of the same shapes, for each key.
+
+    Inputs are copied to where the recording reads them, and outputs from where it writes them, by a few kernels for all
+    tensors of a type. A function must not wait for the GPU; one that cannot be recorded runs as it is.
+    """
+
+    def __init__(self, graphs: CudaGraphs):
+        self.recorder = GraphRecorder(graphs)
+        self.places: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}  # inputs and outputs by key
+        self.refused: set[Hashable] = set()
+
+    def takes(self, key: Hashable) -> bool:
+        """Return whether calls of a key are recorded or may still be."""
+        return key not in self.refused and (key in self.places or len(self.places) < MOST_FUNCTIONS)
+
+    def __call__(self, key: Hashable, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
+        """Return the outputs of a function for inputs that stay as they are."""
+        if key in self.places:
+            _copy_all(self.places[key][0], inputs)
+        else:
+            self.places[key] = [each.clone() for each in inputs], []
+        try:
+            self.recorder.run(key, lambda: self._compute(function, *self.places[key]))
+        except RuntimeError:
+            self.refused.add(key)
+            return function(*inputs)
+        outputs = [torch.empty_like(each) for each in self.places[key][1]]
+        _copy_all(outputs, self.places[key][1])
+        return outputs
+
+    def _compute(self, function: Callable[..., list[Tensor]], inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Compute outputs and copy them to tensors that are there from the first call on."""
+        found = function(*inputs)
+        outputs[len(outputs) :] = [torch.empty_like(each) for each in found[len(outputs) :]]
+        _copy_all(outputs, found)
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy tensors to others of the same shapes; those of a type are copied together."""
+    by_type = defaultdict(list)
+    for pair in zip(targets, sources, strict=True):
+        if pair[0].numel():
+            by_type[pair[0].dtype].append(pair)
+    for pairs in by_type.values():
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))

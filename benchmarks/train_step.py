@@ -1,0 +1,652 @@
+"""Training steps of the recipe's stages 1 and 3: as they were, with chunked logits, compiled, and through the recipe.
+
+    python benchmarks/train_step.py                          # true size on a GPU, bfloat16; at most 3 minutes
+    python benchmarks/train_step.py --profile                # and what a step's time goes to, kernel by kernel
+    python benchmarks/train_step.py --quick --device cpu     # a small network and a small vocabulary; 50 s on two cores
+    python benchmarks/train_step.py --device cpu             # heads and loss at true size, the network small; minutes
+
+A step is forward, backward and the optimiser (AdamW, fused) over a batch of random tokens that is on the device.
+Weights are float32 and drawn; on a GPU products are bfloat16 by autocast. The bare loops do nothing else; "recipe" is
+SpeechBrain's loop with the recipe's sampler, collate function and brain, over entries in memory. MFU is the operations
+that a step needs (`benchmarks.training_material.step_operations`) per second, relative to what the GPU's data sheet
+names for dense bfloat16 products. Everything is measured in one process; ratios come last, and the exit status is 1
+where one of them falls short of its goal. Parts that no time is left for are named.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
+
+from benchmarks.earlier_step import Heads, earlier_hidden, earlier_loss  # noqa: E402
+from benchmarks.training_material import (  # noqa: E402
+    STAGES,
+    FixedBatch,
+    Stage,
+    build,
+    fixed_batch,
+    recipe_sources,
+    step_operations,
+)
+from omnikit import linear_cross_entropy as chunking  # noqa: E402
+from omnikit.bench import measure as bench  # noqa: E402
+from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
+from omnikit.evaluate.result_tables import markdown_table  # noqa: E402
+from omnikit.files import write_text  # noqa: E402
+from omnikit.interfaces import count_parameters  # noqa: E402
+from omnikit.label_positions import LabelPositions, label_positions  # noqa: E402
+from omnikit.linear_cross_entropy import Head, linear_cross_entropy  # noqa: E402
+from omnikit.model import AdaptedSpeech, OmniLM  # noqa: E402
+from omnikit.option_ranges import COUNT  # noqa: E402
+from omnikit.tasks import AUDIO_START  # noqa: E402
+from omnikit.tokens import IGNORE  # noqa: E402
+from omnikit.torchrun import check_device  # noqa: E402
+
+SECONDS = 165.0
+"""On a GPU nothing new is begun after so many since the start, so that all of it ends within three minutes."""
+PEAK = {"H100": 989e12, "H200": 989e12}
+"""GPU -> operations per second of dense bfloat16 products by its data sheet (SXM)."""
+LENGTH = 512
+"""Steps of a sample."""
+EARLIER, CHUNKED, FUSED, COMPILED = "earlier", "chunked", "fused", "compiled"
+"""The loop as it was; with chunked logits; with what lies between their products compiled; and all blocks, too."""
+VARIANTS = (EARLIER, CHUNKED, FUSED, COMPILED)
+RECIPE = "recipe"
+COMPILING = 40.0
+"""Seconds that compiling the blocks for one shape may take."""
+HEAD_PEAK, HEAD_LOGITS, HEAD_TIME = 0.35, 0.2, 1.05
+"""Heads and loss, at most: peak relative to the earlier one and to float32 logits at all positions; time relative to
+the earlier one."""
+GRADIENT_ERROR = {"cpu": 1e-5, "cuda": 2e-2}
+"""Relative to a gradient's norm, at most: of float32 and of bfloat16 products."""
+SPEEDUP, RECIPE_SHARE, MFU = 1.5, 0.95, 0.40
+"""At least: the recipe's positions per second relative to the earlier bare loop, and to the best bare loop; MFU."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes and repeats."""
+
+    small: bool  # the network
+    vocabulary: int  # part of the true one that heads and loss are measured with, its denominator
+    width: int  # likewise of the hidden states
+    rows: dict[int, tuple[str, ...]]  # of batches -> loops
+    steps: int  # that are timed together
+    repeats: int
+    pairs: int  # of heads and loss
+    entries: int  # of each corpus of the recipe
+    recipe_steps: int
+
+
+WHOLE = Plan(
+    False, 1, 1, {16: VARIANTS, 32: (EARLIER, COMPILED)}, steps=6, repeats=3, pairs=5,
+    entries=192, recipe_steps=24,
+)  # fmt: skip
+ON_CPU = Plan(True, 1, 1, {4: (EARLIER, CHUNKED)}, steps=2, repeats=3, pairs=5, entries=32, recipe_steps=8)
+QUICK = Plan(True, 8, 4, {2: (EARLIER, CHUNKED)}, steps=1, repeats=3, pairs=5, entries=16, recipe_steps=5)
+
+
+# --- heads and loss alone
+
+
+@dataclass
+class HeadCase:
+    """Hidden states [8, 512, 896] and the heads of Mini-Omni: 151936 + 64 text ids and 7 x 4160 audio ids. Half of the
+    text positions and all audio positions of the second half have a label."""
+
+    heads: Heads
+    text: Tensor  # [B, L, D]
+    audio: Tensor  # [B, L, D]
+    labels: Tensor  # [B, S, L]
+    found: tuple[LabelPositions, LabelPositions]
+    weights: Tensor  # [S]
+
+    @staticmethod
+    def draw(device: torch.device, plan: Plan, *, trainable: bool) -> HeadCase:
+        torch.manual_seed(0)
+        batch, length, width, streams = 8, LENGTH, 896 // plan.width, 7
+        text, audio = (151936 + 64) // plan.vocabulary, 4160 // plan.vocabulary
+        options = {"bias": False, "device": device}
+        layers = [nn.Linear(width, n, **options) for n in (text - 64, 64, streams * audio)]
+        layers[0].requires_grad_(trainable)
+        labels = torch.full((batch, 1 + streams, length), IGNORE)
+        labels[:, 0, length // 2 :: 2] = torch.randint(text, (batch, length // 4))
+        labels[:, 1:, length // 2 :] = torch.randint(audio, (batch, streams, length // 2))
+        found = label_positions(labels[:, :1]), label_positions(labels[:, 1:])
+        hidden = [torch.randn(batch, length, width, device=device, requires_grad=True) for _ in range(2)]
+        return HeadCase(
+            Heads((layers[0], layers[1]), layers[2], (text, *[audio] * streams)), *hidden, labels.to(device),
+            tuple(LabelPositions(*(each.to(device) for each in one)) for one in found),
+            torch.ones(1 + streams, device=device),
+        )  # fmt: skip
+
+    def loss(self, variant: str, chunk_bytes: int | None = None) -> Tensor:
+        if variant == EARLIER:
+            return earlier_loss(self.heads, self.text, self.audio, self.labels, self.weights)
+        hidden = self.text.flatten(0, 1), self.audio.flatten(0, 1)
+        return chunked_loss(self.heads, *hidden, *self.found, self.weights, variant != CHUNKED, chunk_bytes)
+
+    def parameters(self) -> list[Tensor]:
+        weights = [layer.weight for layer in (*self.heads.text, self.heads.audio)]
+        return [each for each in (self.text, self.audio, *weights) if each.requires_grad]
+
+    def step(self, variant: str, chunk_bytes: int | None = None) -> Tensor:
+        for each in self.parameters():
+            each.grad = None
+        with autocast(self.text.device):
+            loss = self.loss(variant, chunk_bytes)
+        loss.backward()
+        return loss.detach()
+
+
+def chunked_loss(
+    heads: Heads, text: Tensor, audio: Tensor, of_text: LabelPositions, of_audio: LabelPositions, weights: Tensor,
+    compiled: bool, chunk_bytes: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Hidden states [N, D] -> the streams' mean losses by weights [S], as `earlier_loss` computes it."""
+    counts = torch.cat([of_text.counts, of_audio.counts])
+    weights = weights * (counts > 0)
+    weights = weights / weights.sum().clamp(min=1e-8) / counts.clamp(min=1)
+    options = {"compiled": compiled, "chunk_bytes": chunk_bytes}
+    one = linear_cross_entropy(
+        text, [Head(head.weight) for head in heads.text], of_text.positions, of_text.labels,
+        weights=weights[:1], sizes=heads.sizes[:1], **options,
+    )  # fmt: skip
+    two = linear_cross_entropy(
+        audio, [Head(heads.audio.weight)], of_audio.positions, of_audio.labels,
+        weights=weights[1:], sizes=heads.sizes[1:], **options,
+    )  # fmt: skip
+    return one.total + two.total
+
+
+def heads_and_loss(device: torch.device, plan: Plan) -> Iterator[dict]:
+    """Yield peak memory and times of heads and loss, their text head trainable and frozen."""
+    variants = (EARLIER, CHUNKED, FUSED) if device.type == "cuda" else (EARLIER, CHUNKED)
+    chunk_bytes = chunking.CHUNK_BYTES["cpu"] // plan.vocabulary  # on a GPU, too: the peak is what is compared
+    for trainable in (True, False):
+        case = HeadCase.draw(device, plan, trainable=trainable)
+        logits = 4 * case.labels.shape[0] * LENGTH * sum(case.heads.sizes)
+        kept = sum(each.nbytes for each in case.parameters())  # their gradients
+        losses, peaks, gradients = {}, {}, {}
+        steps = {variant: partial(case.step, variant, chunk_bytes) for variant in variants}
+        for variant, step in steps.items():
+            losses[variant] = float(step())  # warms up, and compiles
+            gradients[variant] = [each.grad for each in case.parameters()]
+            for each in case.parameters():
+                each.grad = None
+            peaks[variant] = peak_bytes(step, device) - kept
+        error = {v: _largest_error(gradients[v], gradients[EARLIER]) for v in variants[1:]}
+        del gradients
+        seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+        for _ in range(plan.pairs):
+            for variant, step in steps.items():
+                seconds[variant] += bench.timed(step, 1, device)
+        for variant in variants:
+            ratios = [a / b for a, b in zip(seconds[variant], seconds[EARLIER], strict=True)]
+            yield {
+                "name": "heads", "variant": variant, "trainable": trainable, "loss": losses[variant],
+                "gib": peaks[variant] / 2**30, "to_earlier": peaks[variant] / peaks[EARLIER],
+                "to_logits": peaks[variant] / logits, "ms": 1e3 * median(seconds[variant]), "time": median(ratios),
+                "gradient_error": error.get(variant, 0.0), "gradient_goal": GRADIENT_ERROR[device.type],
+            }  # fmt: skip
+        del case, steps, step
+        clear(device)
+
+
+def _largest_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Return the largest difference of gradients, relative to the norm of each."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True))
+
+
+# --- steps of the whole network
+
+
+def bare_loss(model: OmniLM, batch: FixedBatch, variant: str) -> Tensor:
+    """Compute the loss of a batch in one of the ways."""
+    of_text = model.llm.lm_head, model.new_text_embeddings.head
+    heads = Heads(of_text, model.new_audio_embeddings.head, model.layout.sizes)
+    weights = torch.ones(model.layout.num_streams, device=model.device)
+    if variant == EARLIER:
+        text, audio = earlier_hidden(model, batch.steps, batch.features, batch.lengths)
+        return earlier_loss(heads, text, audio, batch.labels, weights)
+    adapted, lengths = model.adapter(batch.features, batch.lengths)
+    hidden = model(batch.steps, AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START)))
+    flat = hidden.text.flatten(0, 1), hidden.audio.flatten(0, 1)
+    return chunked_loss(heads, *flat, batch.text, batch.audio, weights, variant != CHUNKED)
+
+
+def blocks_of(model: OmniLM) -> list[nn.Module]:
+    return [*model.llm.trunk.layers, *model.tts_adapter.trunk.layers]
+
+
+def compile_blocks(model: OmniLM) -> None:
+    """Let torch compile each block for the shapes that come."""
+    torch._dynamo.config.recompile_limit = 64  # of all shapes, and blocks that train and do not, in one process
+    for block in blocks_of(model):
+        block.compile(dynamic=False)
+
+
+def uncompile_blocks(model: OmniLM) -> None:
+    for block in blocks_of(model):
+        block._compiled_call_impl = None  # what `compile` sets; there is no public way back
+
+
+class BareLoop:
+    """Steps over some batches in turn."""
+
+    def __init__(self, model: OmniLM, stage: Stage, rows: int, variant: str):
+        self.model, self.variant, self.done = model, variant, 0
+        model.freeze_all_but(list(stage.trainable))
+        model.train()
+        batches = range(0, len(stage.tasks), 2)
+        self.batches = [fixed_batch(model, stage, rows, LENGTH, seed).to(model.device) for seed in batches]
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+
+    def step(self) -> Tensor:
+        batch = self.batches[self.done % len(self.batches)]
+        with autocast(self.model.device):
+            loss = bare_loss(self.model, batch, self.variant)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        return loss.detach()
+
+    def operations(self) -> float:
+        """Return those of a step, the mean over the batches."""
+        return sum(step_operations(self.model, batch) for batch in self.batches) / len(self.batches)
+
+
+def measure_bare(model: OmniLM, stage: Stage, rows: int, variant: str, plan: Plan) -> dict:
+    """Measure one bare loop."""
+    device, began = model.device, time.perf_counter()
+    if variant == COMPILED:
+        compile_blocks(model)
+    try:
+        loop = BareLoop(model, stage, rows, variant)
+        first = float(loop.step())
+        for _ in loop.batches:
+            loop.step()
+        finish(device)
+        warming, waits = time.perf_counter() - began, synchronises(loop.step, device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        together = bench.timed(lambda: [loop.step() for _ in range(plan.steps)], plan.repeats, device)
+        taken = [seconds / plan.steps for seconds in together]
+        positions = loop.batches[0].positions
+        return {
+            "name": "bare", "stage": stage.name, "positions": positions, "variant": variant, "first_loss": first,
+            "ms": [1e3 * one for one in taken], "positions_per_second": positions / median(taken),
+            "mfu": loop.operations() / median(taken) / peak_operations(device), "warming_seconds": warming,
+            "synchronises": waits,
+            "labels": [int(sum(b.text.counts)) for b in loop.batches],
+            "gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+        }  # fmt: skip
+    finally:
+        uncompile_blocks(model)
+
+
+# --- through the recipe
+
+
+def measure_recipe(model: OmniLM, stage: Stage, positions: int, plan: Plan) -> dict:
+    """Measure SpeechBrain's loop with all that the recipe does for a batch; each is an optimiser step."""
+    from speechbrain.utils.epoch_loop import EpochCounter
+
+    from omnikit.data.samples import collate_items, make_dataset
+    from omnikit.data.task_sampler import TaskMix
+    from omnikit.train.brain import Losses, OmniBrain
+    from omnikit.train.tensorboard import TensorBoard
+
+    class Watched(OmniBrain):
+        """Notes when each step has ended, and its positions; validates and saves nothing."""
+
+        def on_fit_start(self) -> None:
+            super().on_fit_start()
+            self.ends: list[tuple[float, int, int]] = []
+
+        def on_fit_batch_end(self, batch, *rest) -> None:
+            super().on_fit_batch_end(batch, *rest)
+            finish(self.model.device)
+            self.ends.append((time.perf_counter(), batch.steps.shape[0] * batch.steps.shape[2], len(batch.steps)))
+
+    model.freeze_all_but(list(stage.trainable))
+    tasks = dict.fromkeys(stage.tasks, 1.0)
+    began = time.perf_counter()
+    samples, of_task, lengths = make_dataset(model, recipe_sources(model, plan.entries), tasks, 2048)
+    prepared = time.perf_counter() - began
+    mix = TaskMix(of_task, lengths, weights=tasks, max_batch_length=positions, batches=plan.recipe_steps)
+    with tempfile.TemporaryDirectory() as folder:
+        hparams = {
+            "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
+            "epochs": EpochCounter(1), "steps_per_epoch": plan.recipe_steps, "output_folder": folder,
+            "stage": stage.name, "part_names": "", "tensorboard": TensorBoard(folder), "mix": mix,
+            "validate": lambda brain: {},
+        }  # fmt: skip
+        on_gpu = model.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(model.device)
+        brain = Watched(
+            {"losses": Losses(model)},
+            lambda weights: torch.optim.AdamW(weights, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
+            hparams,
+            {"device": str(model.device), **({"precision": "bf16"} if on_gpu else {})},
+        )
+        options = {"batch_sampler": mix, "collate_fn": collate_items(model), "num_workers": 0}
+        brain.fit(hparams["epochs"], samples, None, progressbar=False, train_loader_kwargs=options)
+    warm = max(2, plan.recipe_steps // 4)
+    seconds = brain.ends[-1][0] - brain.ends[warm - 1][0]
+    found = sum(each[1] for each in brain.ends[warm:])
+    return {
+        "name": "recipe", "stage": stage.name, "positions": positions, "variant": RECIPE,
+        "positions_per_second": found / seconds, "filled": found / len(brain.ends[warm:]) / positions,
+        "sequences": sum(each[2] for each in brain.ends[warm:]) / len(brain.ends[warm:]), "prepared_seconds": prepared,
+        "gib": torch.cuda.max_memory_allocated(model.device) / 2**30 if on_gpu else None,
+    }  # fmt: skip
+
+
+# --- tools
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what a GPU was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def synchronises(call: Callable[[], object], device: torch.device) -> dict[str, int]:
+    """Return the places at which a call has the CPU wait for a GPU, and how often each does."""
+    if device.type != "cuda":
+        return {}
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    places = [each for each in found if "synchronizing" in str(each.message)]
+    return dict(Counter(f"{'/'.join(Path(each.filename).parts[-2:])}:{each.lineno}" for each in places))
+
+
+def check_products(device: torch.device) -> None:
+    """Compare a sum of products as it is computed on a GPU with the plain one; use the plain one where it fails."""
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(128, n, generator=draw).to(device, torch.bfloat16) for n in (256, 64))
+    table = torch.ones(256, 64, device=device)
+    expected = table + a.t().float() @ b.float()
+    try:
+        chunking._add_product(table, a.t(), b)
+        torch.testing.assert_close(table, expected, rtol=1e-2, atol=1e-1)
+    except Exception:
+        chunking._add_product = lambda table, a, b: table.add_(a @ b)
+        raise
+
+
+def clear(device: torch.device) -> None:
+    """Give back the memory of what is gone."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Return the bytes that a call holds in tensors at most, beyond those that were there."""
+    if device.type == "cuda":
+        finish(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        finish(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        call()
+    held = peak = 0
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def peak_operations(device: torch.device) -> float:
+    """Return the operations per second of `PEAK`; not a number where it has no entry."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for key, peak in PEAK.items() if key in name), math.nan)
+
+
+def print_kernels(model: OmniLM, variant: str) -> None:
+    """Print the kernels, or operations on a CPU, that take most of a stage-3 step's time."""
+    device = model.device
+    if variant == COMPILED:
+        compile_blocks(model)
+    try:
+        loop = BareLoop(model, STAGES[-1], 16 if device.type == "cuda" else 2, variant)
+        for _ in range(3):
+            loop.step()
+        finish(device)
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        with profile(activities=activities, acc_events=True) as profiler:
+            loop.step()
+            finish(device)
+        by = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        print(f"\n{variant}, {STAGES[-1].name}: one step\n")
+        print(profiler.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=80), flush=True)
+    finally:
+        uncompile_blocks(model)
+
+
+# --- what is measured, in order of what is missed most where time runs out
+
+
+class Run:
+    """Measures part after part; a part that fails is told and counted, and the others go on."""
+
+    def __init__(self, began: float, limit: float, json_file: str | None):
+        self.began, self.limit, self.json_file, self.failed = began, limit, json_file, 0
+        self.figures: list[dict] = []
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+    def add(self, one: dict) -> None:
+        self.figures.append(one)
+        print(f"{self.elapsed():.0f} s: {_short(one)}", flush=True)
+        if self.json_file:
+            write_text(self.json_file, json.dumps(self.figures, indent=1) + "\n")
+
+    @contextmanager
+    def part(self, name: str, needs: float = 8.0) -> Iterator[bool]:
+        """Yield whether there is time for it."""
+        if self.elapsed() + needs > self.limit:
+            print(f"{self.elapsed():.0f} s: no time is left for: {name}", flush=True)
+            yield False
+            return
+        try:
+            yield True
+        except Exception:  # the others are to be measured nevertheless, in the one run that there may be
+            self.failed += 1
+            print(f"{self.elapsed():.0f} s: failed: {name}", flush=True)
+            traceback.print_exc()
+            sys.stderr.flush()
+
+
+def _short(one: dict) -> dict:
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in one.items()}
+
+
+def measure_all(run: Run, device: torch.device, plan: Plan, options: object) -> None:
+    gpu = device.type == "cuda"
+    if gpu:
+        with run.part("products that add up"):
+            check_products(device)
+    if "heads" in options.parts:
+        with run.part("heads and loss") as time_left:
+            for one in heads_and_loss(device, plan) if time_left else ():
+                run.add(one)
+        clear(device)
+    model = None
+    with run.part("building the network"):
+        model = build(device, small=plan.small)
+        print(f"{run.elapsed():.0f} s: built, {count_parameters(model) / 1e6:.0f} million weights", flush=True)
+    if model is None:
+        return
+    for rows, variants in plan.rows.items():
+        for stage in reversed(STAGES):
+            for variant in variants if "bare" in options.parts else ():
+                with run.part(f"{stage.name}, {rows * LENGTH} positions, {variant}", _needs(variant)) as time_left:
+                    if time_left:
+                        run.add(measure_bare(model, stage, rows, variant, plan))
+                clear(device)
+            if rows == min(plan.rows) and "recipe" in options.parts:
+                with run.part(f"{stage.name}, recipe", 20.0 if gpu else 8.0) as time_left:
+                    if time_left:
+                        run.add(measure_recipe(model, stage, rows * LENGTH, plan))
+                clear(device)
+        if options.profile and rows == min(plan.rows):
+            for variant in (variants[-1], EARLIER):
+                with run.part(f"profile, {variant}", _needs(variant)) as time_left:
+                    if time_left:
+                        print_kernels(model, variant)
+                clear(device)
+
+
+def _needs(variant: str) -> float:
+    return COMPILING if variant == COMPILED else 8.0
+
+
+# --- report
+
+
+def report(figures: list[dict]) -> int:
+    """Print tables and ratios; return the number of goals that are missed."""
+    heads = [one for one in figures if one["name"] == "heads"]
+    loops = [one for one in figures if one["name"] in ("bare", "recipe")]
+    if heads:
+        titles = ["text head", "variant", "peak GiB", "to earlier", "to logits", "ms", "time", "gradients differ by"]
+        rows = [
+            ["trainable" if h["trainable"] else "frozen", h["variant"], f"{h['gib']:.3f}", f"{h['to_earlier']:.2f}",
+             f"{h['to_logits']:.2f}", f"{h['ms']:.1f}", f"{h['time']:.2f}", f"{h['gradient_error']:.1e}"]
+            for h in heads
+        ]  # fmt: skip
+        print("\nHeads and loss\n")
+        print(markdown_table(titles, rows))
+    if loops:
+        titles = ["stage", "batch", "loop", "positions / s", "MFU %", "peak GiB"]
+        rows = [
+            [one["stage"], str(one["positions"]), one["variant"], f"{one['positions_per_second']:.0f}",
+             f"{100 * one['mfu']:.1f}" if one.get("mfu") == one.get("mfu") and "mfu" in one else "",
+             "" if one["gib"] is None else f"{one['gib']:.1f}"]
+            for one in sorted(loops, key=lambda one: (one["positions"], one["stage"]))
+        ]  # fmt: skip
+        print("\nSteps\n")
+        print(markdown_table(titles, rows))
+    print()
+    return sum([*_judge_heads(heads), *_judge_loops(loops)])
+
+
+def _judge_heads(heads: list[dict]) -> Iterator[bool]:
+    """Judge the better one of the chunked variants."""
+    for trainable in (True, False):
+        found = [one for one in heads if one["trainable"] is trainable and one["variant"] != EARLIER]
+        if found:
+            best = min(found, key=lambda one: one["time"])
+            what = f"heads and loss, text head {'trainable' if trainable else 'frozen'}, {best['variant']}"
+            yield _judge(f"{what}: peak to the earlier one's", best["to_earlier"], HEAD_PEAK, most=True)
+            yield _judge(f"{what}: peak to float32 logits at all positions", best["to_logits"], HEAD_LOGITS, most=True)
+            yield _judge(f"{what}: time to the earlier one's", best["time"], HEAD_TIME, most=True)
+            worst = max(one["gradient_error"] for one in found)
+            yield _judge(f"{what}: largest difference of a gradient", worst, best["gradient_goal"], most=True)
+
+
+def _judge_loops(loops: list[dict]) -> Iterator[bool]:
+    by = {(one["stage"], one["positions"], one["variant"]): one for one in loops}
+    gpu = any(one["gib"] is not None for one in loops)
+    for stage, positions in dict.fromkeys(key[:2] for key in by):
+        def speed(variant: str, key: tuple[str, int] = (stage, positions)) -> float | None:
+            return by[(*key, variant)]["positions_per_second"] if (*key, variant) in by else None
+
+        what, earlier = f"{stage}, {positions} positions", speed(EARLIER)
+        bare = {v: speed(v) for v in (CHUNKED, FUSED, COMPILED) if speed(v) is not None}
+        for variant, found in bare.items():
+            if earlier:
+                memory = [by[(stage, positions, v)]["gib"] for v in (variant, EARLIER)]
+                peak = "" if None in memory else f", peak memory {memory[0] / memory[1]:.2f} x"
+                print(f"{what}: {variant} makes {found / earlier:.2f} x the positions of the earlier loop{peak}")
+        for variant in bare:
+            if waits := by[(stage, positions, variant)]["synchronises"]:
+                print(f"{what}: a step of {variant} waits for the GPU, missed: {waits}")
+                yield True
+        if not gpu:
+            continue  # a small network on a CPU: for trying this script
+        if COMPILED in bare:
+            yield _judge(f"{what}: MFU of {COMPILED}", by[(stage, positions, COMPILED)]["mfu"], MFU)
+        recipe = speed(RECIPE)
+        if recipe and earlier:
+            yield _judge(f"{what}: recipe to the earlier bare loop", recipe / earlier, SPEEDUP)
+        if recipe and bare:
+            yield _judge(f"{what}: recipe to the fastest bare loop", recipe / max(bare.values()), RECIPE_SHARE)
+
+
+def _judge(what: str, found: float, goal: float, *, most: bool = False) -> bool:
+    missed = not (found <= goal if most else found >= goal)
+    print(f"{what}: {found:.3g} (goal {goal:g} at {'most' if most else 'least'}{', missed' if missed else ''})")
+    return missed
+
+
+def main() -> int:
+    began = time.perf_counter()
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small network and a small vocabulary")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
+    parser.add_argument("--parts", nargs="+", default=["heads", "bare", "recipe"], choices=["heads", "bare", "recipe"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="bare loops")
+    parser.add_argument("--profile", action="store_true", help="print the kernels that take most of a stage-3 step")
+    parser.add_argument("--threads", type=COUNT, default=2, help="of a CPU")
+    parser.add_argument("--json", help="also write what was measured to this file, as it comes")
+    options = parser.parse_args()
+    check_device(options.device)
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}", flush=True)
+    else:
+        torch.set_num_threads(options.threads)
+    plan = QUICK if options.quick else WHOLE if device.type == "cuda" else ON_CPU
+    if options.variants:
+        plan = replace(plan, rows=dict.fromkeys(plan.rows, tuple(options.variants)))
+    run = Run(began, SECONDS if device.type == "cuda" else math.inf, options.json)
+    measure_all(run, device, plan, options)
+    missed = report(run.figures)
+    print(f"{run.failed} parts failed, {missed} goals missed, {run.elapsed():.0f} s")
+    return int(run.failed > 0 or missed > 0)
+
+
+if __name__ == "__main__":
+    with bad_input_exits():
+        status = main()
+    sys.exit(status)

@@ -1,0 +1,223 @@
+"""What benchmarks/train_step.py trains: a system of random weights, batches of one shape, and the entries of a recipe.
+
+Letters: B batch, T frames, D width, S streams, L steps.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from dataclasses import dataclass, fields, replace
+from itertools import cycle, islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+import omnikit
+from omnikit.label_positions import LabelPositions, label_positions
+from omnikit.model import OmniLM
+from omnikit.skip_init import SkipInit
+from omnikit.tasks import TASKS, Sample, Task, make_sample, prompt_length
+from omnikit.tokens import IGNORE
+
+if TYPE_CHECKING:
+    from omnikit.data.samples import Source
+
+PARTS = {"encoder": "none", "adapter": "mlp", "llm": "qwen2_0.5b", "codec": "none", "llm.tokenizer": "bytes"}
+"""Parts of the recipe's stages; encoder and codec are left out, since features and codes are made before."""
+TTS_BLOCKS = 6
+SMALL = {
+    "llm.config.hidden_size": 128, "llm.config.intermediate_size": 512, "llm.config.num_hidden_layers": 4,
+    "llm.config.num_attention_heads": 4, "llm.config.num_key_value_heads": 2, "llm.config.head_dim": 32,
+    "llm.config.vocab_size": 16000,
+}  # fmt: skip
+"""Options that make the backbone small enough for a CPU."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of recipes/VoiceAssistant/QA: what trains, on which tasks."""
+
+    name: str
+    trainable: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+
+STAGES = (
+    Stage("stage 1", ("adapter", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"), ("A1T1", "T1A1")),
+    Stage("stage 3", ("adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"), tuple(TASKS)),
+)
+
+
+@dataclass
+class FixedBatch:
+    """A batch of which every sample fills all of its steps."""
+
+    steps: Tensor  # [B, S, L]
+    labels: Tensor  # [B, S, L]
+    features: Tensor  # [B, T, D]
+    lengths: Tensor  # [B]
+    text: LabelPositions
+    audio: LabelPositions
+
+    def to(self, device: torch.device) -> FixedBatch:
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            moved[field.name] = (
+                value.to(device) if isinstance(value, Tensor) else LabelPositions(*(one.to(device) for one in value))
+            )
+        return replace(self, **moved)
+
+    @property
+    def positions(self) -> int:
+        """B * L"""
+        return self.steps.shape[0] * self.steps.shape[2]
+
+
+def build(device: torch.device, *, small: bool) -> OmniLM:
+    """Build the system with random weights, which are drawn where they are to be."""
+    with SkipInit():
+        model = omnikit.build(**PARTS, **(SMALL if small else {}), tts_blocks=TTS_BLOCKS if not small else 1)
+    model.to(device)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() > 1:
+                    parameter.normal_(std=0.02)
+                elif name == "bias":
+                    parameter.zero_()
+                else:
+                    assert isinstance(module, nn.Module) and "Norm" in type(module).__name__, type(module)
+                    parameter.fill_(1.0)
+    return model
+
+
+def fixed_batch(model: OmniLM, stage: Stage, rows: int, length: int, seed: int) -> FixedBatch:
+    """Draw a batch of `rows` samples of `length` steps; the tasks take turns, another first for each seed."""
+    draw = torch.Generator().manual_seed(seed)
+    tasks = [TASKS[name] for name in islice(cycle(stage.tasks), seed, seed + rows)]
+    samples = [_sample(model, task, length, draw) for task in tasks]
+    steps, labels = (torch.stack([getattr(sample, name) for sample in samples]) for name in ("steps", "labels"))
+    lengths = torch.tensor([sample.audio_frames for sample in samples])
+    features = torch.randn(rows, length, model.encoder.dim, generator=draw)
+    return FixedBatch(
+        steps, labels, features, lengths, label_positions(labels[:, :1]), label_positions(labels[:, 1:])
+    )
+
+
+def _sample(model: OmniLM, task: Task, length: int, draw: torch.Generator) -> Sample:
+    """Draw a sample of `length` steps. About a quarter of a spoken answer's steps hold text; of a written one that is
+    an eighth of the length for a transcript, a quarter for an answer to speech, three quarters for one to text."""
+    last = model.pattern.end(len(model.pattern.carries) - 1, 0)
+    if task.speaks:
+        answer = length // 2 if task.given == "speech" else 7 * length // 8
+        text = length // 8
+    else:
+        answer = text = length // 8 if task.text_mark == "asr" else length // 4 if task.given == "speech" else (
+            3 * length // 4
+        )
+    given = length - prompt_length(0) - answer
+    if task.text_forced:
+        text = given
+    ids = [torch.randint(0, model.llm.vocab_size, (n,), generator=draw).tolist() for n in (given, text)]
+    frames = (answer - last) // model.pattern.stride
+    shape = (model.codec.num_codebooks, frames)
+    sample = make_sample(
+        task, model.layout, model.pattern,
+        question=ids[0] if task.given == "text" else None,
+        audio_frames=given if task.given == "speech" else None,
+        answer=ids[0] if task.text_forced else ids[1],
+        codes=torch.randint(0, model.codec.codebook_size, shape, generator=draw) if task.speaks else None,
+    )  # fmt: skip
+    assert sample.steps.shape[1] == length, (task.name, sample.steps.shape)
+    return sample
+
+
+def step_operations(model: OmniLM, batch: FixedBatch) -> float:
+    """Return the floating-point operations that a training step needs.
+
+    A product of a matrix of n weights with a position takes 2 n, and as many for each gradient: that of its input,
+    which every matrix needs that lies above something trainable, and that of the weights where these train. A position
+    attends to L / 2 others in the mean, for 2 L D operations, and twice as many in the backward pass. Heads count at
+    the positions of their labels, the adapter at all frames, norms and the optimiser not at all.
+    """
+    total = attention_operations(model, batch)
+    for block in _blocks(model):
+        trains = any(parameter.requires_grad for parameter in block.parameters())
+        total += batch.positions * (6 if trains else 4) * _matrix_weights(block)
+    for head, labels in (
+        (model.llm.lm_head, batch.text), (model.new_text_embeddings.head, batch.text),
+        (model.new_audio_embeddings.head, batch.audio),
+    ):  # fmt: skip
+        found = int((labels.labels != IGNORE).any(dim=1).sum())
+        total += found * (6 if head.weight.requires_grad else 4) * head.weight.numel()
+    frames, lowest = batch.features.shape[0] * batch.features.shape[1], 4  # nothing below needs a gradient
+    for layer in model.adapter.modules():
+        if isinstance(layer, nn.Linear):
+            total, lowest = total + frames * lowest * layer.weight.numel(), 6
+    return total
+
+
+def attention_operations(model: OmniLM, batch: FixedBatch) -> float:
+    """Return the part of `step_operations` that is attention."""
+    widths = [block.self_attn.config.num_attention_heads * block.self_attn.head_dim for block in _blocks(model)]
+    return batch.positions * 3 * 2 * batch.steps.shape[2] * sum(widths)
+
+
+def _blocks(model: OmniLM) -> list[nn.Module]:
+    return [*model.llm.trunk.layers, *model.tts_adapter.trunk.layers]
+
+
+def _matrix_weights(module: nn.Module) -> int:
+    return sum(one.weight.numel() for one in module.modules() if isinstance(one, nn.Linear))
+
+
+class InMemory:
+    """A table whose rows are in memory, as manifests of Parquet are read from the disk's cache."""
+
+    def __init__(self, rows: list[dict[str, object]]):
+        self.rows = rows
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        return self.rows[index]
+
+
+def recipe_sources(model: OmniLM, entries: int) -> list[Source]:
+    """Return a corpus of read speech and one of spoken questions and answers, with features and codes of 50 and 11.7
+    frames per second; lengths are drawn so that no sample has more than about 800 steps."""
+    from omnikit.data.manifest_reader import Codes, Features, ManifestEntry
+    from omnikit.data.samples import Source, SpeechInputs, codec_name
+
+    rng, draw = random.Random(0), torch.Generator().manual_seed(0)
+    encoder = "synthetic"
+
+    def features(seconds: float, table: InMemory) -> Features:
+        frames = int(50 * seconds)
+        values = torch.randn(frames, model.encoder.dim, generator=draw).half().numpy().tobytes()
+        table.rows.append({"features": values})
+        return Features(encoder, frames, table, len(table.rows) - 1)
+
+    def codes(seconds: float) -> Codes:
+        frames = max(1, int(11.7 * seconds))
+        shape = (model.codec.num_codebooks, frames)
+        values = torch.randint(0, model.codec.codebook_size, shape, generator=draw).tolist()
+        return Codes(codec_name(model), frames, values=values)
+
+    def text(letters: int) -> str:
+        return "".join(rng.choices(string.ascii_lowercase + " ", k=letters))
+
+    table, read, asked = InMemory([]), [], []
+    for i in range(entries):
+        seconds = rng.uniform(3, 14)
+        fields = {"features": features(seconds, table), "codes1": codes(seconds), "duration": seconds}
+        read.append(ManifestEntry(f"read-{i}", text(int(4 * seconds)), **fields))
+        seconds, answer = rng.uniform(2, 6), rng.uniform(5, 25)
+        fields = {"features": features(seconds, table), "codes": codes(answer), "duration": seconds}
+        asked.append(ManifestEntry(f"asked-{i}", text(int(4 * seconds)), text(int(4 * answer)), **fields))
+    return [
+        Source(read, ("A1T1", "T1A1"), SpeechInputs(encoder), name="read"),
+        Source(asked, ("A1T2", "T1T2", "A1A2", "T1A2"), SpeechInputs(encoder), name="asked"),
+    ]

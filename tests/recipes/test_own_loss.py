@@ -1,0 +1,38 @@
+"""A recipe that is copied changes its loss in a few lines, and the package stays as it is."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shutil
+
+from tests.recipes.conftest import changed
+from tests.recipes.test_train import TRAIN, command
+
+PLAIN = """    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+"""
+WITH_Z_LOSS = """    z_loss = logits.logsumexp(dim=-1)[labels != IGNORE].square().sum()
+    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") + 0.1 * z_loss
+"""
+
+
+def test_a_copied_recipe_changes_its_loss(run_here, data, tmp_path):
+    recipe = shutil.copytree(TRAIN.parent, tmp_path / "recipe", ignore=shutil.ignore_patterns("results"))
+    script, text = recipe / "train.py", TRAIN.read_text()
+    own = text.replace(PLAIN, WITH_Z_LOSS)
+    lines = [line for line in difflib.ndiff(text.splitlines(), own.splitlines()) if line[0] in "+-"]
+    assert 0 < len(lines) <= 10
+    logs = {}
+    for name, source in (("plain", text), ("own", own)):
+        script.write_text(source)
+        status, out, err = run_here(script, *command("stage1", data, tmp_path / name, "--epochs.limit", "1")[2:])
+        assert status == 0, out + err
+        logs[name] = json.loads((tmp_path / name / "train_log.jsonl").read_text())
+        assert (tmp_path / name / "train.py").read_text() == source
+    for kind, count in (("train", 1), ("valid", 8)):  # so few batches teach recognition alone
+        streams = [key for key in logs["plain"][kind] if key == "text" or key.startswith("audio")]
+        assert len(streams) == count
+        for stream in streams:  # of some hundred ids the logarithm of the summed exponentials is about 6
+            assert logs["own"][kind][stream] > logs["plain"][kind][stream] + 1, (kind, stream)
+    embeddings = {"new_text_embeddings", "new_audio_embeddings"}
+    assert changed(tmp_path / "plain", tmp_path / "own") == {"adapter", *embeddings}

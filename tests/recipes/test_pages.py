@@ -1,0 +1,59 @@
+"""The commands of the documentation's pages, in an empty folder and in the order in which a reader types them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+import pytest
+
+from tests.pages import blocks, commands, write_files
+
+FEWER = ["--steps_per_epoch", "2", "--epochs.limit", "1"]
+"""Flags by which the training of docs/train.md is done sooner."""
+
+
+@pytest.fixture
+def typed(run_here, tmp_path, monkeypatch):
+    """`typed("omnikit ask question.wav")` in the reader's folder -> what was printed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def call(line: str) -> str:
+        script, *words = shlex.split(line)
+        if script == "python":
+            script, *words = tmp_path / words[0], *words[1:], *FEWER
+        monkeypatch.chdir(tmp_path)
+        status, out, err = run_here(script, *words)
+        assert status == 0, f"{line}: {out} {err}"
+        return out
+
+    return call
+
+
+def test_first_steps(typed, tmp_path, monkeypatch):
+    lines = [line for line in commands("first_steps.md") if not line.startswith("pip ")]
+    assert len(lines) >= 6
+    printed = {line: typed(line) for line in lines}
+    assert all(printed[line].strip() for line in lines if " speak " not in line)
+    assert (tmp_path / "answer.wav").stat().st_size > 1000
+    monkeypatch.chdir(tmp_path)
+    for block in blocks("first_steps.md"):
+        if block.language == "python":
+            exec(compile(block.text, "first_steps.md", "exec"), {})
+
+
+def test_a_recipe_for_own_data(typed, tmp_path):
+    assert {"train.csv", "train.yaml", "train.py"} <= set(write_files("train.md", tmp_path))
+    *others, transcribe = commands("train.md")
+    for line in others:
+        typed(line)
+    assert typed(transcribe).split()[-1] == "six"
+    assert os.path.isfile(tmp_path / "results" / "mine" / "curves.png")
+
+
+def test_swapping_parts(typed):
+    for line in commands("swap.md"):
+        assert typed(line).strip()
+    for block in blocks("swap.md"):
+        if block.language == "python":
+            exec(compile(block.text, "swap.md", "exec"), {})

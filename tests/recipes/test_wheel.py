@@ -1,0 +1,98 @@
+"""The wheel, installed where there is no checkout: all that users need is in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import soundfile
+
+import omnikit
+from omnikit.checkpoint import SHIPPED
+from tests.pages import ROOT, commands, write_files
+
+BUILT_FROM = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "hparams", "omnikit")
+QUESTION = ROOT / "egs" / "mini" / "questions" / "sum.wav"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+
+
+def called(*command: object, folder: Path) -> str:
+    """Run a command and return its output."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Build it from a copy, so that no earlier build in the checkout gets into it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in BUILT_FROM:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(ROOT / name, folder / name)
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist")
+    called(sys.executable, "-m", "pip", "wheel", *options, ".", folder=folder)
+    (built,) = (folder / "dist").iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """Return the folder of commands of an environment that has the wheel, and this one's packages for what it needs."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    site = next(folder.glob("lib/*/site-packages"))
+    # a .pth file in the folder that is named here stays unread, and so does that of an editable checkout
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
+    called(*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel, folder=folder)
+    return folder / "bin"
+
+
+def test_its_name_has_the_version(wheel):
+    assert wheel.name == f"omnikit-{omnikit.__version__}-py3-none-any.whl"
+
+
+def test_the_changelog_begins_with_the_version_or_what_is_not_released():
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert headings[0] in ("Unreleased", omnikit.__version__)
+
+
+def test_it_answers_from_an_empty_folder(installed, tmp_path):
+    where = called(installed / "python", "-c", "import omnikit; print(omnikit.__file__)", folder=tmp_path)
+    assert Path(where).is_relative_to(installed.parent)
+    assert called(installed / "omnikit", "--version", folder=tmp_path) == f"omnikit {omnikit.__version__}\n"
+    assert called(installed / "omnikit", "ask", QUESTION, "-o", "answer.wav", folder=tmp_path).strip()
+    assert soundfile.info(tmp_path / "answer.wav").duration > 0.5
+
+
+def test_it_holds_every_part_file_and_the_shipped_system(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, inside in ((ROOT / "hparams", "omnikit/part_files"), (Path(SHIPPED), "omnikit/pretrained/mini")):
+        files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        assert files and {f"{inside}/{file}" for file in files} <= names
+
+
+@pytest.mark.long
+def test_it_shows_and_times_the_shipped_system(installed, tmp_path):
+    assert re.search(r"^codec +mel_rvq ", called(installed / "omnikit", "info", folder=tmp_path), re.M)
+    assert "real-time factor" in called(installed / "omnikit", "bench", "--quick", folder=tmp_path)
+
+
+@pytest.mark.long
+def test_a_recipe_of_the_docs_trains(installed, tmp_path):
+    write_files("train.md", tmp_path)
+    for line in commands("train.md"):
+        called("bash", "-c", f"PATH={installed}:$PATH {line}", folder=tmp_path)
+    assert (tmp_path / "results" / "mine" / "model.safetensors").is_file()

@@ -1,0 +1,67 @@
+"""The documentation as a site: it builds strictly, its pictures are as drawn, and what it quotes is what is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pages import DOCS, ROOT, page
+
+DRAWING = runpy.run_path(str(DOCS / "img" / "draw.py"))
+needs_mkdocs = pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra docs: mkdocs")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """Build the site as `make docs` does, to another folder."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]  # --quiet passes all
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@needs_mkdocs
+def test_every_page_and_docstring_is_on_the_site(site):
+    for path in DOCS.rglob("*.md"):
+        assert (site / path.relative_to(DOCS).with_suffix(".html")).is_file()
+    assert "omnikit.api.Omni.ask" in (site / "api" / "omnikit.html").read_text(encoding="utf-8")
+    assert (site / "recipes" / "index.html").is_file() and (site / "egs" / "mini" / "index.html").is_file()
+
+
+@needs_mkdocs
+def test_reading_it_fetches_nothing(site):
+    """Scripts, styles and pictures are files of the site."""
+    fetched = re.compile(r'<(?:script|img|link|source|audio)\b[^>]*?\b(?:src|href)="(?:https?:)?//([^"]+)"')
+    found = {name for file in site.rglob("*.html") for name in fetched.findall(file.read_text(encoding="utf-8"))}
+    assert found == set()
+
+
+@pytest.mark.parametrize("name", DRAWING["PICTURES"])
+def test_a_picture_is_as_drawn(name):
+    """`python docs/img/draw.py` draws it anew."""
+    assert (DOCS / "img" / name).read_text(encoding="utf-8") == DRAWING["PICTURES"][name]()
+
+
+def test_the_tree_shows_every_room_and_no_other():
+    drawn = {path for row in DRAWING["ROOMS"] for path, _ in row}
+    assert [path for path in drawn if not (ROOT / path).exists()] == []
+    tracked = {*ROOT.glob("omnikit/*/"), *(ROOT / name for name in ("recipes", "egs", "hparams", "docs", "tests"))}
+    rooms = {path.relative_to(ROOT).as_posix() for path in tracked if path.name not in ("__pycache__", "part_files")}
+    assert rooms - drawn == set()
+
+
+def test_errors_that_are_explained_are_errors_of_the_code():
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "omnikit").rglob("*.py"))
+    quoted = re.findall(r"^\| `([^`]+)` \|", page("troubleshooting.md"), re.M)
+    assert len(quoted) > 10
+    pieces = {piece.strip(" :;,") for message in quoted for piece in message.split("..")}
+    assert sorted(piece for piece in pieces if piece not in sources) == []
