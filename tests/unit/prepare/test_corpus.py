@@ -137,7 +137,7 @@ def test_shards_of_files_that_are_gone_go_too(shards: Upstream):
 
 
 def test_strict_names_the_first(shards: Upstream):
-    with pytest.raises(ValueError, match=r"all: a1: duplicate id \(a row of the split has that id already\)"):
+    with pytest.raises(ValueError, match=r"all: a1: duplicate id \(an entry of the split has that id already\)"):
         shards.prepare(strict=True)
     assert [path.name for path in sorted((shards.out / "all").iterdir())] == ["0.parquet", "0.summary.json"]
 
