@@ -1,11 +1,11 @@
-"""The published way of answering, written as plainly as it is published: what omnikit is measured against.
+"""The published way of answering, written as plainly as it is published: the baseline that omnikit is compared with.
 
-Everything is float32. Both rows of batch-parallel decoding compute everything. Keys and values are stored for every
-query head, in slots for the whole context, and every step attends to all slots. Both rows' heads, text and audio, are
-computed at every position of the prompt and of every step. Questions are padded to 30 s, and each four frames are
-decoded to sound by themselves. Facts: the public inference code of Mini-Omni (its repository, commit 26c31d5).
+Everything is float32. Both sequences of batch-parallel decoding compute everything. Keys and values are stored for
+every query head, in slots for the whole context, and every step attends to all slots. Text and audio heads of both
+sequences are computed at every position of the prompt and of every step. Questions are padded to 30 s, and each four
+frames are decoded by themselves. Facts: the public inference code of Mini-Omni (its repository, commit 26c31d5).
 
-Letters: B = 2 rows, H heads, E width of a head, L positions, S streams, D width, K codebooks.
+Letters: B = 2 sequences, H heads, E width of a head, L positions, S streams, D width, K codebooks.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.tasks import AUDIO_START, TASKS, make_prompt
 
 CHUNK = 4
-"""Frames that are decoded together."""
+"""Number of frames that are decoded to a waveform together."""
 
 
 class Baseline:
-    """Answers one question at a time.
+    """An implementation of the published inference code that answers one question at a time.
 
     Args:
-        model: a Qwen2 backbone without TTS adapter; its encoder pads to 30 s.
-        slots: positions that a question and its answer may take.
+        model: model with a Qwen2 backbone and no TTS adapter, whose encoder pads to 30 s.
+        slots: maximum number of positions of a prompt and its answer.
 
     Raises:
         ValueError: another kind of system.
@@ -44,19 +44,19 @@ class Baseline:
 
     @torch.inference_mode()
     def hear(self, wav: Tensor) -> Tensor:
-        """Waveform [N] -> encoder features [T, D_in]."""
+        """Encode a waveform [N] to features [T, D_in]."""
         features, lengths = self.model.encoder(wav[None], torch.tensor([wav.shape[0]]))
         return features[0, : int(lengths[0])]
 
     @torch.inference_mode()
     def steps(self, features: Tensor, max_steps: int) -> Iterator[Tensor]:
-        """Encoder features [T, D_in] -> the emitted tokens [S] of one step after another, greedily chosen."""
+        """Decode an answer greedily from encoder features [T, D_in]; yield the S emitted tokens of each step."""
         layout = self.model.layout
         logits = self.prefill(features)
         position, text_done = logits[0].shape[1], False
         for step in range(max_steps):
-            audio = [one[0, -1].argmax() for one in logits[1:]]  # of row 0, asked for text and speech
-            text = logits[0][1, -1].argmax()  # of row 1, asked for text alone
+            audio = [one[0, -1].argmax() for one in logits[1:]]  # sequence 0 answers with text and speech
+            text = logits[0][1, -1].argmax()  # sequence 1 answers with text alone
             tokens = torch.stack([torch.tensor(layout.text.pad) if text_done else text, *audio])
             if step > 0:
                 text_done |= int(text) == layout.text.eot
@@ -70,17 +70,21 @@ class Baseline:
             position += 1
 
     def prefill(self, features: Tensor) -> list[Tensor]:
-        """The logits at all positions of both prompts: text [2, L, V], then each audio stream's [2, L, V_s]."""
+        """Compute the logits at all positions of both prompts from encoder features [T, D_in].
+
+        Returns:
+            The text logits [2, L, V], then the logits [2, L, V_s] of each audio stream.
+        """
         model, tasks = self.model, (TASKS["A1A2"], TASKS["A1T2"])
         adapted, lengths = model.adapter(features[None], torch.tensor([len(features)]))
-        heard = int(lengths[0])
-        prompts = [make_prompt(task, model.layout, text=None, audio_frames=heard).steps for task in tasks]
+        frames = int(lengths[0])
+        prompts = [make_prompt(task, model.layout, text=None, audio_frames=frames).steps for task in tasks]
         speech = AdaptedSpeech(adapted.repeat(2, 1, 1), lengths.repeat(2), torch.tensor([AUDIO_START] * 2))
         embedded = model.embed(torch.stack(prompts), speech)
         return self.run(embedded, torch.arange(embedded.shape[1]))
 
     def run(self, x: Tensor, positions: Tensor) -> list[Tensor]:
-        """Embeddings [2, L, D] at positions [L] -> logits as `prefill` gives them."""
+        """Compute the logits of embeddings [2, L, D] at positions [L], in the format of `prefill`."""
         rotary = self.model.llm.trunk.rotary_emb(x, positions[None])
         for layer, cache in zip(self.model.llm.trunk.layers, self.cache, strict=True):
             x = x + self._attend(layer.self_attn, layer.input_layernorm(x), positions, rotary, cache)
@@ -91,7 +95,7 @@ class Baseline:
     def _attend(
         self, attention: nn.Module, x: Tensor, positions: Tensor, rotary: tuple[Tensor, Tensor], cache: Tensor
     ) -> Tensor:
-        """[2, L, D] -> [2, L, D]; `cache` [2, B, H, slots, E] holds keys, then values."""
+        """Compute attention for states [2, L, D] over a cache [2, B, H, slots, E] of keys and values -> [2, L, D]."""
         width = attention.head_dim
         query, key, value = (
             projection(x).unflatten(-1, (-1, width)).transpose(1, 2)
@@ -106,7 +110,7 @@ class Baseline:
         return attention.o_proj(found.transpose(1, 2).flatten(2))
 
     def sounds(self, steps: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Steps of an answer -> waveform [n] of each `CHUNK` frames, as soon as their last code is there."""
+        """Decode the emitted steps of an answer; yield a waveform [n] whenever `CHUNK` further frames are complete."""
         pattern, frames, emitted = self.model.pattern, 0, []
         for tokens in steps:
             emitted.append(tokens)
@@ -120,5 +124,5 @@ class Baseline:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [1, K, CHUNK] -> waveform [n], as if there were no neighbours."""
+        """Decode codes [1, K, CHUNK] to a waveform [n], without the context of neighbouring frames."""
         return self.model.codec.decode(codes)[0]

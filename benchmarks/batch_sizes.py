@@ -1,11 +1,11 @@
-"""A decode step of many sequences against that of one, at true size with random weights.
+"""Time of a decode step of several sequences relative to that of one, at true size with random weights.
 
     python benchmarks/batch_sizes.py                      # openvino, int8; 1, 2, 4, 8 and 16 sequences at context 200
     python benchmarks/batch_sizes.py --engine torch --rows 1 4
 
-A step is all that is done for one position: embedding, blocks, heads, the choice of tokens. Steps of each number of
-sequences take turns, so that the machine's speed is the same for all; what is printed are medians, the ratios last, and
-the exit status is 1 where four sequences take more than 1.7 times as long as one.
+A decode step includes embedding, blocks, heads, and the choice of tokens. Steps of the different numbers of sequences
+alternate, so that changes in the machine's speed affect all of them. Printed are medians and their ratios; the exit
+status is 1 if four sequences take more than 1.7 times as long as one.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from omnikit.option_ranges import COUNT, THREADS  # noqa: E402
 from omnikit.tasks import TASKS, prompt_length  # noqa: E402
 
 CONTEXT = 200
+"""Number of positions of each sequence before the timed steps."""
 MOST = {4: 1.7}
-"""Sequences -> how many times as long as one they may take."""
+"""Mapping from number of sequences to the maximum ratio of their step time to that of one sequence."""
 
 
 def batch_of(omni: Omni, rows: int) -> RunningBatch:
-    """Return a batch of so many answers that go on, their prompts computed."""
+    """Return a running batch of `rows` prefilled answers that do not end."""
     length = (CONTEXT - prompt_length(0)) * omni.model.adapter.stride
     question = Question(features=torch.randn(length, omni.model.encoder.dim))
     decoding, batch = Decoding(min_steps=10_000, max_steps=10_000), omni.decoder.batch(rows)
@@ -48,11 +49,12 @@ def batch_of(omni: Omni, rows: int) -> RunningBatch:
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engine", default=OPENVINO, choices=ENGINES)
-    parser.add_argument("--rows", type=COUNT, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--rounds", type=COUNT, default=21)
-    parser.add_argument("--threads", type=THREADS, default=2)
-    parser.add_argument("--cache_folder", default=CACHE_FOLDER)
+    parser.add_argument("--engine", default=OPENVINO, choices=ENGINES, help="engine to measure (default: openvino)")
+    sizes = "numbers of sequences, the first of which is the unit of the ratios (default: 1 2 4 8 16)"
+    parser.add_argument("--rows", type=COUNT, nargs="+", default=[1, 2, 4, 8, 16], help=sizes)
+    parser.add_argument("--rounds", type=COUNT, default=21, help="timed steps of each number (default: 21)")
+    parser.add_argument("--threads", type=THREADS, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--cache_folder", default=CACHE_FOLDER, help="folder of the checkpoint and the graphs")
     options = parser.parse_args()
     folder = true_size(options.cache_folder)
     torch.set_num_threads(options.threads)

@@ -1,9 +1,9 @@
-"""Frames per second of a codec's streams, one and many in a call.
+"""Decoding speed of a codec in frames per second, for one stream and for several streams in a call.
 
     python benchmarks/codec_streams.py mel_rvq snac_24khz --streams 1 4 16
 
-Network codecs have random weights. Many streams are timed once in one call for all and once in a call for each, by
-turns; what is printed are medians.
+Network codecs have random weights. Several streams are timed in one call for all of them and in a call for each, which
+alternate. Printed are medians.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from omnikit.interfaces import Codec
 
 @torch.inference_mode()
 def measure(codec: Codec, count: int, repeats: int) -> tuple[float, float]:
-    """Time a frame of each of some streams; return the seconds in one call for all and in a call for each."""
+    """Return the median seconds per frame of `count` streams, decoded in one call for all and in a call for each."""
     together, apart = codec.streams(), codec.streams()
     numbers, others = ([streams.open() for _ in range(count)] for streams in (together, apart))
     frames = torch.randint(codec.codebook_size, (repeats + 3, count, codec.num_codebooks, 1))
@@ -36,9 +36,9 @@ def measure(codec: Codec, count: int, repeats: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("codecs", nargs="*", default=["mel_rvq"])
-    parser.add_argument("--streams", nargs="+", type=int, default=[1, 4, 16])
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("codecs", nargs="*", default=["mel_rvq"], help="names of codecs (default: mel_rvq)")
+    parser.add_argument("--streams", nargs="+", type=int, default=[1, 4, 16], help="numbers of streams (1 4 16)")
+    parser.add_argument("--repeats", type=int, default=20, help="timed frames per stream (default: 20)")
     args = parser.parse_args()
     for name in args.codecs:
         codec = build_part("codec", name).eval()

@@ -1,10 +1,10 @@
-"""Answers at once against one after another: throughput, first sound, and whether sound comes in time to be played.
+"""Concurrent against consecutive answers: throughput, first-sound latency, and gaps in the playback of the sound.
 
     python benchmarks/concurrent_answers.py               # the mini system, 1, 4, 8 and 16 at once, medians of 5 rounds
-    python benchmarks/concurrent_answers.py --quick       # of 2 rounds
+    python benchmarks/concurrent_answers.py --quick       # 2 rounds
 
-Questions are spoken by the system itself. Each is asked by a thread of its own, all at the same moment, with encoding
-and sound included; the ratios come last, and the exit status is 1 where one of them falls short of its goal.
+Questions are spoken by the system itself. Each is asked by a thread of its own, all at the same moment; times include
+encoding and waveforms. The ratios are printed last; the exit status is 1 if one of them misses its goal.
 """
 
 from __future__ import annotations
@@ -27,26 +27,30 @@ from omnikit.evaluate.result_tables import markdown_table
 from omnikit.option_ranges import THREADS
 
 AT_ONCE = (1, 4, 8, 16)
+"""Numbers of concurrent questions that are measured."""
 TEXTS = (
     "what is two plus three", "what is the capital of france", "what colour is the sky", "say hello",
     "what is ten minus four", "what is the capital of italy", "what is the opposite of hot", "who are you",
 )  # fmt: skip
+"""Texts of the questions, which the system speaks before it answers them."""
 MOST_SLOWER_FIRST_SOUND = 5.0
+"""Maximum ratio of the first-sound latency (p95) of 16 concurrent answers to that of one (median)."""
 LEAST_THROUGHPUT = 5.0
+"""Minimum ratio of the throughput of 16 concurrent answers to that of consecutive ones."""
 
 
 @dataclass(frozen=True)
 class AnswerTimes:
-    """Times that a listener measures of one answer, in seconds since it was asked."""
+    """Times of one streamed answer, in seconds."""
 
-    first: float
-    last: float
-    late: float  # by which the latest chunk missed the moment at which it was to be played; 0 = none did
-    sound: float  # duration of the answer
+    first: float  # from the question to the first chunk with samples
+    last: float  # from the question to the last chunk
+    late: float  # longest delay of a chunk beyond the end of the previous one's playback; 0 = all were in time
+    sound: float  # duration of the answer's waveform
 
 
 def listen(omni: Omni, question: torch.Tensor) -> AnswerTimes:
-    """Ask a question and time the chunks of its answer."""
+    """Ask a question, consume its streamed answer, and return the times of its chunks."""
     began, first, played, late = time.perf_counter(), None, 0.0, 0.0
     for chunk in omni.stream(question):
         now = time.perf_counter() - began
@@ -61,19 +65,19 @@ def at_once(omni: Omni, questions: list[torch.Tensor]) -> tuple[float, list[Answ
     """Ask all questions at the same moment; return the seconds until all are answered, and the times of each answer."""
     with ThreadPoolExecutor(len(questions)) as pool:
         began = time.perf_counter()
-        heard = list(pool.map(lambda question: listen(omni, question), questions))
-        return time.perf_counter() - began, heard
+        answers = list(pool.map(lambda question: listen(omni, question), questions))
+        return time.perf_counter() - began, answers
 
 
-def heard_at(rate: int, wav: torch.Tensor, own: int) -> torch.Tensor:
-    """Resample a waveform [N] from its own rate to another (Hz)."""
+def resample(rate: int, wav: torch.Tensor, own: int) -> torch.Tensor:
+    """Resample a waveform [N] from its own sample rate to another (Hz)."""
     return wav if rate == own else torch.from_numpy(soxr.resample(wav.numpy(), own, rate))
 
 
 def measure(omni: Omni, number: int, rounds: int) -> dict[str, list[float]]:
-    """Measure some rounds, in each of which the same questions are asked one after another, then at once."""
-    said = [omni.speak(TEXTS[i % len(TEXTS)]).wav for i in range(number)]
-    questions = [heard_at(omni.model.encoder.sample_rate, wav, omni.sample_rate) for wav in said]
+    """Measure rounds in which the same questions are asked consecutively, then concurrently; return figures by name."""
+    spoken = [omni.speak(TEXTS[i % len(TEXTS)]).wav for i in range(number)]
+    questions = [resample(omni.model.encoder.sample_rate, wav, omni.sample_rate) for wav in spoken]
     at_once(omni, questions)
     found: dict[str, list[float]] = {"ratio": [], "first": [], "late": [], "rate": []}
     for _ in range(rounds):
@@ -81,16 +85,16 @@ def measure(omni: Omni, number: int, rounds: int) -> dict[str, list[float]]:
         for question in questions:
             listen(omni, question)
         alone = time.perf_counter() - began
-        together, heard = at_once(omni, questions)
+        together, answers = at_once(omni, questions)
         found["ratio"].append(alone / together)
-        found["first"] += [each.first for each in heard]
-        found["late"] += [each.late for each in heard]
-        found["rate"].append(sum(each.sound for each in heard) / together)
+        found["first"] += [each.first for each in answers]
+        found["late"] += [each.late for each in answers]
+        found["rate"].append(sum(each.sound for each in answers) / together)
     return found
 
 
 def report(figures: dict[int, dict[str, list[float]]]) -> int:
-    """Print the table and the goals; return 1 if one is missed, else 0."""
+    """Print the table of figures and the goals; return 1 if a goal is missed, else 0."""
     rows = []
     for number, found in figures.items():
         first, slow = np.percentile(found["first"], (50, 95)) * 1000
@@ -116,11 +120,11 @@ def report(figures: dict[int, dict[str, list[float]]]) -> int:
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", help="a folder or hub id; none = the shipped mini system")
-    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=THREADS, default=2)
-    parser.add_argument("--quick", action="store_true", help="two rounds")
+    parser.add_argument("--checkpoint", help="folder or hub id of a system (default: the shipped mini system)")
+    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES), help="engine to measure (default: auto)")
+    parser.add_argument("--device", default="cpu", help="device of the model, such as cuda (default: cpu)")
+    parser.add_argument("--threads", type=THREADS, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="two rounds instead of five")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     omni = omnikit.load(options.checkpoint, engine=options.engine, device=options.device)

@@ -1,13 +1,13 @@
-"""Decode steps of the engines of torch on a GPU at true size, in bfloat16 with random weights.
+"""Decode steps of the torch-based engines on a GPU at true size, in bfloat16 with random weights.
 
     python benchmarks/gpu.py                           # Whisper-small, Qwen2-0.5B, SNAC at 24 kHz; at most 4 minutes
     python benchmarks/gpu.py --quick                   # fewer steps and sizes, nothing compiled
-    python benchmarks/gpu.py --quick --device cpu      # the mini system, for trying this script
+    python benchmarks/gpu.py --quick --device cpu      # the mini system, to test this script
 
-A step is all that is done for one position: embedding the last tokens, blocks, heads, and the greedy choice of the next
-tokens; `static` and `compiled` replay it as one CUDA graph. Everything is measured in one process, one engine after the
-other. The floor is the time in which the weights that a step reads, and its keys and values, can be read from memory.
-The exit status is 1 where a goal is missed, or where replaying a step does not give what running it gives.
+A decode step includes embedding the last tokens, blocks, heads, and the greedy choice of the next tokens; `static` and
+`compiled` replay it as one CUDA graph. All engines are measured in one process, one after the other. The floor is the
+time in which the memory can deliver the weights, keys and values that a step reads. The exit status is 1 if a goal is
+missed, or if a replayed step or codec differs from the same computation without replay.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from benchmarks.inference import PARTS  # noqa: E402
 from omnikit import checkpoint  # noqa: E402
 from omnikit.api import Omni  # noqa: E402
 from omnikit.bench import measure as bench  # noqa: E402
-from omnikit.engines import COMPILED, STATIC, TORCH, open_engine  # noqa: E402
 from omnikit.cuda_graphs import UNRECORDED  # noqa: E402
+from omnikit.engines import COMPILED, STATIC, TORCH, open_engine  # noqa: E402
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
 from omnikit.evaluate.result_tables import markdown_table  # noqa: E402
 from omnikit.files import write_text  # noqa: E402
@@ -44,29 +44,31 @@ from omnikit.streaming import LOW_LATENCY  # noqa: E402
 from omnikit.torchrun import check_device  # noqa: E402
 
 SECONDS = 240.0
-"""After so many, what is left is not measured."""
+"""Seconds after which no further measurement is begun."""
 COMPILING = 60.0
-"""Seconds that compiling a step may take; nothing is compiled when fewer are left."""
+"""Maximum number of seconds that compiling a step takes; if fewer are left, nothing is compiled."""
 PREFILL = 4096
-"""Positions of a prompt that are computed at a time."""
+"""Number of prompt positions that are computed in one call."""
 GOALS = {(1, 200): 1.5, (64, 200): 2.6}
-"""Streams and context -> milliseconds that a step may take, by the better one of `static` and `compiled`."""
+"""Mapping from (streams, context) to the maximum milliseconds of a step by the faster of `static` and `compiled`."""
 FIRST_SOUND_GOAL = 45.0
-"""Milliseconds from the question to the first sound."""
+"""Maximum first-sound latency in milliseconds."""
 SAME = 0.02
-"""Largest difference of hidden states of a replayed and a run step, relative to the largest of them: bfloat16 has eight
-bits, and products of other shapes add in another order."""
+"""Maximum difference between hidden states of replayed and unreplayed steps, relative to the largest hidden state.
+
+bfloat16 has eight bits, and products of other shapes add in another order.
+"""
 
 
 @dataclass(frozen=True)
 class GpuBenchSizes:
-    """Numbers of streams, contexts, steps and repeats that are measured."""
+    """Sizes and repeats of the measurements."""
 
-    sizes: tuple[tuple[str, int, int], ...]  # engine, streams, context
-    steps: int  # that are timed together; all of them around a context of 1000 fit into a cache of 1024 positions
-    repeats: int
-    answers: int  # until the first sound
-    gib: float  # that are read to learn how fast memory is
+    sizes: tuple[tuple[str, int, int], ...]  # (engine, streams, context) of each measurement
+    steps: int  # number of steps timed together; all repeats at context 1000 fit into a cache of 1024 positions
+    repeats: int  # number of timings
+    answers: int  # number of answers whose first-sound latency is timed
+    gib: float  # GiB of memory that are read to measure its bandwidth
 
 
 WHOLE = GpuBenchSizes(
@@ -77,14 +79,16 @@ WHOLE = GpuBenchSizes(
     ),
     steps=12, repeats=3, answers=7, gib=2.0,
 )  # fmt: skip
+"""Sizes and repeats of a full run."""
 QUICK = GpuBenchSizes(
     sizes=tuple((engine, streams, 200) for engine in (TORCH, STATIC) for streams in (1, 16)),
     steps=8, repeats=2, answers=3, gib=0.2,
 )  # fmt: skip
+"""Sizes and repeats with `--quick`."""
 
 
 class Greedy:
-    """Embeds the last tokens and chooses the next ones, in tensors that stay at their places."""
+    """The functions `embed` and `choose` of a greedy decode step, over preallocated tensors, see `Slots.step`."""
 
     def __init__(self, engine: Engine, model: OmniLM, capacity: int):
         self.engine, self.model = engine, model
@@ -97,7 +101,7 @@ class Greedy:
         return self.model.embed(self.tokens[:rows, :, None])[:, 0]
 
     def choose(self, hidden: Hidden) -> None:
-        """Write the best token of each stream."""
+        """Write the most likely token of each stream to `tokens`."""
         rows = len(hidden.text)
         self.tokens[:rows, 0] = self.engine.text_logits(hidden.text).argmax(dim=-1)
         logits = self.engine.audio_logits(hidden.audio)
@@ -110,7 +114,7 @@ class Greedy:
 
 
 def build(device: torch.device) -> OmniLM:
-    """Build the system at true size for a GPU, or load the mini system elsewhere; in bfloat16."""
+    """Build the system at true size on a GPU, or load the mini system on another device; both in bfloat16."""
     if device.type != "cuda":
         return checkpoint.load(dtype=torch.bfloat16).to(device)
     torch.manual_seed(0)
@@ -120,7 +124,7 @@ def build(device: torch.device) -> OmniLM:
 
 
 def filled(engine: Engine, model: OmniLM, streams: int, length: int) -> Slots:
-    """Return slots that are filled with sequences of the same length."""
+    """Return slots that hold `streams` sequences of `length` random positions."""
     slots, draw = engine.open(streams), torch.Generator().manual_seed(length)
     steps = torch.stack([torch.randint(0, size, (1, length), generator=draw) for size in model.layout.sizes], dim=1)
     prefill = slots.prefill([model.embed(steps.to(model.device))[0]])
@@ -133,7 +137,7 @@ def filled(engine: Engine, model: OmniLM, streams: int, length: int) -> Slots:
 
 
 def step_seconds(engine: Engine, model: OmniLM, streams: int, context: int, plan: GpuBenchSizes) -> list[float]:
-    """Time decode steps around a position; return the mean seconds of a step for each repeat."""
+    """Return the mean seconds of a decode step around position `context`, one value per repeat."""
     unrecorded = UNRECORDED + 2
     first = context - (unrecorded + plan.steps * plan.repeats) // 2
     slots, greedy = filled(engine, model, streams, first), Greedy(engine, model, streams)
@@ -147,8 +151,10 @@ def step_seconds(engine: Engine, model: OmniLM, streams: int, context: int, plan
 
 
 def replay_error(engine: Engine, model: OmniLM, streams: int) -> float:
-    """Largest difference of the hidden states of steps that are replayed and the same steps run one kernel after the
-    other, relative to the largest of them."""
+    """Return the largest difference between hidden states of replayed steps and of the same steps without replay.
+
+    The difference is relative to the largest hidden state of the step.
+    """
     worst, draw = 0.0, torch.Generator().manual_seed(1)
     slots = [filled(engine, model, streams, 100) for _ in range(2)]
     ways = [Greedy(engine, model, streams) for _ in range(2)]
@@ -157,14 +163,29 @@ def replay_error(engine: Engine, model: OmniLM, streams: int) -> float:
         for greedy in ways:
             greedy.tokens.copy_(fed)
         slots[0].step(ways[0].embed, ways[0].choose)
-        Slots.step(slots[1], ways[1].embed, ways[1].choose)  # as an engine does that records nothing
+        Slots.step(slots[1], ways[1].embed, ways[1].choose)  # the base class records nothing
         ours, theirs = (greedy.hidden.float() for greedy in ways)
         worst = max(worst, float((ours - theirs).abs().max() / theirs.abs().max()))
     return worst
 
 
+def sound_error(model: OmniLM) -> float:
+    """Return the largest difference between the samples of the codec's recorded streams and those of a stream without
+    recording, for the same random frames, relative to the largest sample."""
+    codec, draw = model.codec, torch.Generator().manual_seed(2)
+    streams, worst = codec.streams(LOW_LATENCY), 0.0
+    for _ in range(UNRECORDED + 2):
+        number, alone = streams.open(), codec.stream(mode=LOW_LATENCY)
+        for _ in range(8):
+            frame = torch.randint(codec.codebook_size, (codec.num_codebooks, 1), generator=draw).to(model.device)
+            ours, theirs = streams.push({number: frame})[number], alone.push(frame[None])[0]
+            worst = max(worst, float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-9)))
+        streams.drop(number)
+    return worst
+
+
 def first_sound_seconds(engine: Engine, model: OmniLM, plan: GpuBenchSizes) -> list[float]:
-    """Return the seconds from asking a question of three seconds to its first sound."""
+    """Return the first-sound latency in seconds of each of several answers to a question of three seconds."""
     lasting = model.pattern.num_steps(4)
     omni = Omni(model, engine=engine, decoding=Decoding(min_steps=lasting, max_steps=lasting))
     wav = bench.noise(model, bench.BenchSizes())
@@ -177,7 +198,7 @@ def first_sound_seconds(engine: Engine, model: OmniLM, plan: GpuBenchSizes) -> l
 
 
 def floor_seconds(model: OmniLM, streams: int, context: int, bytes_per_second: float) -> float:
-    """Return the seconds in which the memory can deliver all that a decode step reads."""
+    """Return the seconds in which the memory can deliver all weights, keys and values that a decode step reads."""
     config = model.llm.config
     blocks = len(model.llm.trunk.layers) + (0 if model.tts_adapter is None else len(model.tts_adapter.trunk.layers))
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -186,18 +207,23 @@ def floor_seconds(model: OmniLM, streams: int, context: int, bytes_per_second: f
 
 
 def measured(model: OmniLM, plan: GpuBenchSizes, began: float) -> Iterator[dict]:
-    """Yield each figure as soon as it has been measured."""
+    """Yield each figure once it has been measured, as a dictionary with its name, sizes and values.
+
+    Args:
+        began: `time.perf_counter()` at the start of the script, for its time limit.
+    """
     gb_per_s = bench.memory_figures(1, [1.0], bench.BenchSizes(gib=plan.gib), model.device)["gb_per_s"][0]
     yield {"name": "memory", "gb_per_s": gb_per_s}
     engines = {name: open_engine(name, model) for name in (TORCH, STATIC)}
     for streams in (1, 4):
         yield {"name": "replay", "streams": streams, "error": replay_error(engines[STATIC], model, streams)}
+    yield {"name": "sound", "error": sound_error(model)}
     for name, engine in engines.items():
         taken = first_sound_seconds(engine, model, plan)
         yield {"name": "first sound", "engine": name, "ms": [1e3 * seconds for seconds in taken]}
     for name, streams, context in plan.sizes:
         if time.perf_counter() - began > SECONDS - (COMPILING if name == COMPILED else 5.0):
-            yield {"name": "left out", "engine": name, "streams": streams, "context": context}
+            yield {"name": "skipped", "engine": name, "streams": streams, "context": context}
             continue
         if name not in engines:
             engines[name] = open_engine(name, model)
@@ -210,7 +236,7 @@ def measured(model: OmniLM, plan: GpuBenchSizes, began: float) -> Iterator[dict]
 
 
 def report(figures: list[dict]) -> None:
-    """Print the tables."""
+    """Print the measured figures: step times as a table, the others as lines."""
     steps = [one for one in figures if one["name"] == "step"]
     by = {(one["engine"], one["streams"], one["context"]): one for one in steps}
     names, sizes = list(dict.fromkeys(key[0] for key in by)), sorted({key[1:] for key in by}, key=lambda s: s[::-1])
@@ -228,14 +254,16 @@ def report(figures: list[dict]) -> None:
             print(f"first sound, {one['engine']}: {median(one['ms']):.1f} ms")
         if one["name"] == "replay":
             print(f"replayed steps of {one['streams']} streams differ from run ones by {one['error']:.2g}")
+        if one["name"] == "sound":
+            print(f"sound of replayed streams differs from that of run ones by {one['error']:.2g}")
         if one["name"] == "memory":
             print(f"memory is read at {one['gb_per_s']:.0f} GB/s")
-        if one["name"] == "left out":
-            print(f"no time was left for {one['engine']}, {one['streams']} streams, context {one['context']}")
+        if one["name"] == "skipped":
+            print(f"skipped for lack of time: {one['engine']}, {one['streams']} streams, context {one['context']}")
 
 
 def missed_goals(figures: list[dict]) -> int:
-    """Print each goal for a GPU beside what was measured, and return the number of missed goals."""
+    """Print each goal of a GPU with the measured value, and return the number of missed goals."""
     missed = 0
     steps = [one for one in figures if one["name"] == "step" and one["engine"] != TORCH]
     for (streams, context), goal in GOALS.items():
@@ -256,9 +284,9 @@ def _judge(what: str, found: list[float], goal: float) -> bool:
 def main() -> int:
     began = time.perf_counter()
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer steps and sizes, nothing compiled")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try this script")
-    parser.add_argument("--json", help="also write what was measured to this file")
+    parser.add_argument("--quick", action="store_true", help="measure fewer steps and sizes, compile nothing")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to test this script (default: cuda)")
+    parser.add_argument("--json", help="also write the figures to this JSON file")
     options = parser.parse_args()
     check_device(options.device)
     device, plan, figures = torch.device(options.device), QUICK if options.quick else WHOLE, []
@@ -272,7 +300,7 @@ def main() -> int:
     if options.json:
         write_text(options.json, json.dumps(figures, indent=1) + "\n")
     report(figures)
-    failed = any(one["name"] == "replay" and not one["error"] < SAME for one in figures)
+    failed = any("error" in one and not one["error"] < SAME for one in figures)
     return int(failed or (device.type == "cuda" and missed_goals(figures) > 0))
 
 

@@ -1,11 +1,11 @@
-"""Speed and memory of answering at true size, with random weights: omnikit's engines against the published method.
+"""Speed and memory of answering at true size with random weights: omnikit's engines against the published method.
 
-    python benchmarks/inference.py            # medians of 7 and more
-    python benchmarks/inference.py --quick    # of 2; of the baseline one answer of four frames
+    python benchmarks/inference.py            # medians of 7 or more measurements
+    python benchmarks/inference.py --quick    # of 2; for the baseline one answer of four frames
     python benchmarks/inference.py --sides torch static compiled
 
-Everything is measured in one run on this machine, each side in a process of its own; the ratios come last, and the exit
-status is 1 where one of them falls short of its goal. The first run makes a checkpoint and the engine's graphs in
+Everything is measured in one run on this machine, each side in a process of its own. The ratios are printed last; the
+exit status is 1 if one of them misses its goal. The first run writes a checkpoint and the engine's graphs to
 `--cache_folder` (2 GB, minutes).
 """
 
@@ -38,38 +38,42 @@ if TYPE_CHECKING:
     from omnikit.model import OmniLM
 
 CACHE_FOLDER = str(Path.home() / ".cache" / "omnikit" / "benchmark")
+"""Default folder of the checkpoint at true size and the graphs of engines."""
 PARTS = {
     "encoder": "whisper_small", "adapter": "gated_mlp", "llm": "qwen2_0.5b", "codec": "snac_24khz",
     "llm.tokenizer": "bytes", "encoder.pad_to_30s": False,
 }  # fmt: skip
 """Parts and options of the released architecture."""
 USUAL = ("baseline", "torch", "openvino")
+"""Names of the sides (the baseline and engines) that are measured by default."""
 SIDES = (*USUAL, "static", "compiled")
-"""The baseline and omnikit's engines. One of them compiles for a minute: it and its kind are measured on demand."""
+"""Names of all sides: the baseline and omnikit's engines; `compiled` needs a minute of compiling."""
 GOALS = (
-    # what, its figure, how it compares, goal
+    # label, figure, engine, minimum ratio
     ("step of openvino, one row", "step", "openvino", 4.0),
     ("step of openvino, two rows", "step_batch_parallel", "openvino", 4.0),
     ("step of torch", "step", "torch", 1.5),
     ("first sound of openvino", "first_sound", "openvino", 7.0),
     ("peak memory of openvino", "peak_gib", "openvino", 2.0),
 )
-"""Baseline's figure divided by ours has to be at least so much."""
+"""Minimum ratio of the baseline's figure to an engine's, for each compared figure."""
 MOST_REAL_TIME_FACTOR = 0.6
+"""Maximum real-time factor of the engine `openvino`."""
 
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats and shorter answers")
-    parser.add_argument("--threads", type=THREADS, default=2)
-    parser.add_argument("--sides", nargs="+", default=list(USUAL), choices=SIDES)
-    parser.add_argument("--cache_folder", default=CACHE_FOLDER)
-    parser.add_argument("--json", help="also write what was measured to this file")
+    parser.add_argument("--threads", type=THREADS, default=2, help="CPU threads (default: 2)")
+    sides = f"the baseline and engines to measure (default: {' '.join(USUAL)})"
+    parser.add_argument("--sides", nargs="+", default=list(USUAL), choices=SIDES, help=sides)
+    parser.add_argument("--cache_folder", default=CACHE_FOLDER, help="folder of the checkpoint and the graphs")
+    parser.add_argument("--json", help="also write the figures to this JSON file")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(measure(options)), flush=True)
-        os._exit(0)  # to free gigabytes in good order takes another second
+        os._exit(0)  # a regular exit takes another second to free gigabytes
     true_size(options.cache_folder)
     figures = {}
     for side in options.sides:
@@ -82,7 +86,7 @@ def main() -> int:
 
 
 def true_size(cache_folder: str) -> Path:
-    """Return the folder of the checkpoint at true size, which a process of its own makes if it is not there."""
+    """Return the folder of the checkpoint at true size; if it is missing, a subprocess writes it first."""
     folder = Path(cache_folder) / "true-size"
     if not folder.is_dir():
         print(f"making a checkpoint with random weights: {folder}", flush=True)
@@ -92,7 +96,7 @@ def true_size(cache_folder: str) -> Path:
 
 
 def make(folder: str) -> None:
-    """A checkpoint of the released architecture, its weights drawn."""
+    """Write a checkpoint of the released architecture with random weights to a folder."""
     import torch
 
     import omnikit
@@ -103,12 +107,12 @@ def make(folder: str) -> None:
 
 
 def side_figures(side: str, options: argparse.Namespace) -> Figures:
-    """What a process of its own measures."""
+    """Return the figures of one side (the baseline or an engine), measured in a subprocess."""
     command = [sys.executable, __file__, "--side", side, "--threads", str(options.threads)]
     command += ["--cache_folder", options.cache_folder, *(["--quick"] if options.quick else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     if side != "baseline":
-        # huge pages for what is allocated: fewer misses of the address translation
+        # huge pages for allocations: fewer misses in address translation
         environment |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     environment |= {"XDG_CACHE_HOME": options.cache_folder}
     done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
@@ -116,7 +120,7 @@ def side_figures(side: str, options: argparse.Namespace) -> Figures:
 
 
 def measure(options: argparse.Namespace) -> Figures:
-    """One side's figures."""
+    """Return the figures of the side that `--side` names, measured in this process."""
     import torch
 
     import omnikit
@@ -129,7 +133,7 @@ def measure(options: argparse.Namespace) -> Figures:
     torch.manual_seed(0)
     plan, folder = bench.QUICK if options.quick else bench.BenchSizes(), true_size(options.cache_folder)
     if options.side == "baseline":
-        if options.quick:  # each of its steps takes the same
+        if options.quick:  # all of its steps take the same time, so a short answer is enough
             plan = dataclasses.replace(plan, frames=CHUNK)
         return measure_baseline(checkpoint.load(folder), plan)
     dtype = {"dtype": "bfloat16"} if options.side in OF_TORCH else {}
@@ -137,8 +141,11 @@ def measure(options: argparse.Namespace) -> Figures:
 
 
 def measure_baseline(model: OmniLM, plan: BenchSizes) -> Figures:
-    """The same figures of the published method. It is slow, so whole answers give all of them: its steps take the same
-    at every position, and both rows are always computed."""
+    """Measure the figures of the baseline.
+
+    The baseline is slow, so all figures are taken from whole answers: its steps take the same time at every position,
+    and both sequences are always computed.
+    """
     import torch
 
     from benchmarks.baseline import Baseline
@@ -146,7 +153,7 @@ def measure_baseline(model: OmniLM, plan: BenchSizes) -> Figures:
 
     model.encoder.pad_to_30s = True
     baseline, wav = Baseline(model), bench.noise(model, plan)
-    bench.Watched(baseline.steps(torch.zeros(1, model.encoder.dim), bench.UNTIMED_STEPS)).through()  # warms up
+    bench.TimedIterator(baseline.steps(torch.zeros(1, model.encoder.dim), bench.UNTIMED_STEPS)).through()  # warms up
     answers = [time_answer(baseline, wav, plan) for _ in range(plan.answers)]
     figures = {name: [value for answer in answers for value in answer[name]] for name in answers[0]}
     step_bytes = model.dtype.itemsize * (bench.weights_per_step(model) + baseline.cache.numel())
@@ -154,30 +161,30 @@ def measure_baseline(model: OmniLM, plan: BenchSizes) -> Figures:
 
 
 def time_answer(baseline: Baseline, wav: Tensor, plan: BenchSizes) -> Figures:
-    """One answer, piece by piece."""
+    """Let the baseline answer a question, and return the figures of the answer's stages."""
     from omnikit.bench import measure as bench
 
     model, sounds, samples, began = baseline.model, [], 0, time.perf_counter()
     features = baseline.hear(wav)
-    heard = time.perf_counter() - began
-    steps = bench.Watched(baseline.steps(features, model.pattern.num_steps(plan.frames)))
-    for piece in baseline.sounds(steps):
+    encoding = time.perf_counter() - began
+    steps = bench.TimedIterator(baseline.steps(features, model.pattern.num_steps(plan.frames)))
+    for chunk in baseline.sounds(steps):
         now = steps.until_now()
         sounds.append((now, now - steps.came[-1]))
-        samples += len(piece)
+        samples += len(chunk)
     return {
-        "encode": [heard],
+        "encode": [encoding],
         "prefill": steps.taken[:1],
         "step": steps.taken[1:],
         "step_batch_parallel": steps.taken[1:],
         "codec": [decoding for _, decoding in sounds],
-        "first_sound": [heard + sounds[0][0]],
+        "first_sound": [encoding + sounds[0][0]],
         "real_time_factor": [bench.real_time_factor(steps, samples, model)],
     }
 
 
 def report_goals(figures: dict[str, Figures]) -> int:
-    """Prints the ratios; 1 where a goal is missed."""
+    """Print the ratios of the baseline's figures to the engines'; return 1 if a goal is missed, else 0."""
     missed = 0
     for words, name, side, goal in GOALS:
         if side in figures and "baseline" in figures:

@@ -1,7 +1,7 @@
-"""What fewer bits cost: logits, greedy tokens, transcripts and answers of a system, by engine and precision.
+"""Effect of reduced precision on logits, greedy tokens, transcripts and answers of a system, by engine and weight type.
 
     egs/mini/run.sh --stage 1 --stop_stage 1    # the mini corpus, three minutes
-    python benchmarks/precision.py              # of the mini system
+    python benchmarks/precision.py              # the mini system
 
 Logits and tokens are compared on the steps of the float32 system's own spoken answers.
 """
@@ -42,12 +42,13 @@ SPLIT, QUESTIONS = "test-clean", "test_unseen"
 
 @dataclass(frozen=True)
 class EngineWeights:
-    """An engine, and in what it keeps the weights."""
+    """Name of an engine and of the type in which it stores weights."""
 
     engine: str
     weights: str
 
     def open(self, checkpoint: str | None) -> tuple[OmniLM, Engine]:
+        """Load a checkpoint with these weights, and return the model and its engine."""
         if self.engine == TORCH:
             omni = omnikit.load(checkpoint, engine=TORCH, dtype=self.weights)
             return omni.model, omni.decoder.engine
@@ -55,11 +56,13 @@ class EngineWeights:
 
 
 REFERENCE = EngineWeights(TORCH, "float32")
+"""Engine and weight type that the others are compared with."""
 WAYS = (
     REFERENCE,
     EngineWeights(TORCH, "bfloat16"),
     *(EngineWeights(OPENVINO, weights) for weights in ("f32", "bf16", "int8")),
 )
+"""Engines and weight types that are compared."""
 
 
 @dataclass
@@ -67,12 +70,12 @@ class DecodingTrace:
     """Embeddings that a model was fed for one answer, and the logits [1, V] of text and audio at each decode step."""
 
     prompt: Tensor  # [L, D]
-    fed: list[Tensor] = field(default_factory=list)  # of [1, D]
-    logits: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    fed: list[Tensor] = field(default_factory=list)  # [1, D] for each decode step
+    logits: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # text and audio, for each decode step
 
 
 class TracingEngine(Engine):
-    """An engine that keeps what its sequences are fed and the logits that it finds; one sequence at a time."""
+    """An engine that wraps another one and stores the embeddings and logits of its sequences, one at a time."""
 
     def __init__(self, engine: Engine):
         self.engine, self.weight_bytes = engine, engine.weight_bytes
@@ -98,7 +101,7 @@ class TracingEngine(Engine):
 
 
 def record(model: OmniLM, engine: Engine, entry: ManifestEntry) -> DecodingTrace:
-    """Record what a model is fed and finds while it answers a question with speech."""
+    """Answer a question with speech, and return the trace of the decoding."""
     recorder = TracingEngine(engine)
     question = Question(wav=entry.a1.load(model.encoder.sample_rate))
     Decoder(model, recorder, decoding=DECODING).answers(TASKS["A1A2"], [question])
@@ -106,13 +109,17 @@ def record(model: OmniLM, engine: Engine, entry: ManifestEntry) -> DecodingTrace
 
 
 def both_logits(engine: Engine, hidden: Hidden) -> tuple[Tensor, Tensor]:
-    """Hidden states [1, D] -> logits of the text and of all audio streams [1, V] each."""
+    """Return the text logits and the logits of all audio streams, [1, V] each, of hidden states [1, D]."""
     return engine.text_logits(hidden.text).float(), engine.audio_logits(hidden.audio).float()
 
 
 @torch.inference_mode()
 def compare(model: OmniLM, engine: Engine, recorded: list[DecodingTrace]) -> dict[str, str]:
-    """Feed another engine the same: error of the logits relative to their size (RMS), and greedy tokens that agree."""
+    """Feed the embeddings of recorded answers to another engine, and compare its logits and greedy tokens.
+
+    Returns:
+        Cells of the table: the error of the logits relative to their size (RMS), the shares of equal greedy tokens.
+    """
     error = size = 0.0
     same: list[Tensor] = []
     for answer in recorded:
@@ -141,7 +148,7 @@ def best(model: OmniLM, text: Tensor, audio: Tensor) -> Tensor:
 def scores(
     model: OmniLM, engine: Engine, utterances: list[ManifestEntry], questions: list[ManifestEntry]
 ) -> dict[str, str]:
-    """Word error rate and right answers, as the recipes' evaluations count them."""
+    """Return the word error rate and the share of right answers of a system, as in the recipes' evaluations."""
     normalize, decoder = normalizer("plain"), Decoder(model, engine, decoding=DECODING)
     with TemporaryDirectory() as folder:
         asr = evaluate_split(
@@ -156,10 +163,11 @@ def scores(
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", help="a folder or hub id; none = the shipped mini system")
-    parser.add_argument("--data_folder", default=str(ROOT / "egs" / "mini" / "data"), help="the mini corpus")
-    parser.add_argument("--limit", type=COUNT, default=100, help="utterances and questions that are scored")
-    parser.add_argument("--answers", type=COUNT, default=10, help="answers whose logits are compared")
+    parser.add_argument("--checkpoint", help="folder or hub id of a system (default: the shipped mini system)")
+    folder = "folder of the mini corpus (default: egs/mini/data)"
+    parser.add_argument("--data_folder", default=str(ROOT / "egs" / "mini" / "data"), help=folder)
+    parser.add_argument("--limit", type=COUNT, default=100, help="number of utterances and of questions to score (100)")
+    parser.add_argument("--answers", type=COUNT, default=10, help="number of answers whose logits are compared (10)")
     arguments = parser.parse_args()
     data = Path(arguments.data_folder)
     asked = {"manifest": data / "qa" / f"{QUESTIONS}.parquet", "answers": data / "qa" / "answers.parquet"}

@@ -1,10 +1,10 @@
-"""Start-up time: whole processes that load the shipped system and answer once, against `import torch` alone.
+"""Start-up time: processes that load the shipped system and answer one question, relative to `import torch` alone.
 
-    python benchmarks/startup.py              # nine pairs of each
+    python benchmarks/startup.py              # nine pairs for each process
     python benchmarks/startup.py --pairs 3
 
-A process and its `import torch` are timed in turn, so that what else the machine does meets both. The ratios come last,
-medians over the pairs; the exit status is 1 where one is above the goal.
+A process and its `import torch` alternate, so that other load on the machine affects both. The ratios are printed last,
+as medians over the pairs; the exit status is 1 if one is above the goal.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
 from omnikit.option_ranges import COUNT  # noqa: E402
 
 GOAL = 1.7
+"""Maximum ratio of a process's time to that of `import torch`."""
 QUESTION = ROOT / "egs" / "mini" / "questions" / "sum.wav"
 TORCH = ("-c", "import torch")
+"""Arguments of the interpreter for `import torch` alone."""
 STARTS = {
     "load and chat": ("-c", "import omnikit; omnikit.load().chat('what is two plus two')"),
     "load and ask": ("-c", f"import omnikit; omnikit.load().ask({str(QUESTION)!r})"),
     "omnikit --help": ("-m", "omnikit.cli", "--help"),
 }
-"""Arguments of the interpreter by what they start."""
+"""Mapping from label of a measured process to the interpreter's arguments."""
 
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=COUNT, default=9, help="timings of each process")
+    parser.add_argument("--pairs", type=COUNT, default=9, help="number of timings of each process (default: 9)")
     pairs = parser.parse_args().pairs
     timings = {name: time_pairs(arguments, pairs) for name, arguments in STARTS.items()}
     for name, taken in timings.items():
@@ -45,20 +47,20 @@ def main() -> int:
 
 
 def time_pairs(arguments: tuple[str, ...], pairs: int) -> list[tuple[float, float]]:
-    """Return the seconds of `import torch` and of a process that takes its turn with it, `pairs` times."""
-    for each in (TORCH, arguments):  # the first run of all writes bytecode and fills the disk cache
+    """Return the seconds of `import torch` and of a process alternating with it, for each of `pairs` pairs."""
+    for each in (TORCH, arguments):  # untimed: the first run writes bytecode and fills the disk cache
         run(each)
     return [(run(TORCH), run(arguments)) for _ in range(pairs)]
 
 
 def run(arguments: tuple[str, ...]) -> float:
-    """Return the seconds that an interpreter takes from its start to its end.
+    """Return the seconds that an interpreter with some arguments takes from its start to its exit.
 
     Raises:
-        ValueError: it fails; the message is the last line that it wrote.
+        ValueError: the process failed; the message is the last line that it wrote to stderr.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode, too
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has bytecode, too
     began = time.perf_counter()
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     taken = time.perf_counter() - began
@@ -68,12 +70,12 @@ def run(arguments: tuple[str, ...]) -> float:
 
 
 def ratio(taken: list[tuple[float, float]]) -> float:
-    """Return the median over pairs of a process's time in units of that of `import torch`."""
+    """Return the median over pairs of a process's time divided by that of `import torch`."""
     return median(ours / alone for alone, ours in taken)
 
 
 def report_goals(ratios: dict[str, float]) -> int:
-    """Print the ratios, and return 1 where one misses the goal, else 0."""
+    """Print the ratios; return 1 if one of them is above the goal, else 0."""
     for name, found in ratios.items():
         verdict = ", missed" if found > GOAL else ""
         print(f"{name}: {found:.2f} x import torch (goal {GOAL:g} at most{verdict})")

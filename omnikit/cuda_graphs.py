@@ -1,4 +1,4 @@
-"""Work on a GPU that is recorded as CUDA graphs and replayed, in place of hundreds of kernels launched one by one."""
+"""Recording of GPU work as CUDA graphs, which replay hundreds of kernels by one launch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 
 UNRECORDED = 3
-"""Runs before one is recorded, as many as torch's documentation of CUDA graphs has before a capture."""
+"""Number of runs before a call is recorded, as in the example of torch's documentation of CUDA graphs."""
 MOST_FAILURES = 8
-"""Recordings of one key that may fail, such as when another thread waits for the GPU meanwhile."""
+"""Maximum number of failed recordings per key; a recording fails if another thread waits for the GPU meanwhile."""
 MOST_FUNCTIONS = 64
-"""Keys under which one `RecordedFunction` records; further ones run as they are."""
+"""Maximum number of keys under which one `RecordedFunction` records; calls of further keys run normally."""
 _RECORDING = Lock()
-"""One graph is recorded at a time in a process, see `torch.cuda.graph`."""
+"""Lock that admits one recording at a time per process, as `torch.cuda.graph` requires."""
 
 Call = Callable[[], None]
 
 
 class CudaGraphs:
-    """Records calls on one device. All its graphs share their memory, so that one is replayed at a time, and nothing
-    that a call leaves may be read from there afterwards: calls write to tensors that were there before."""
+    """A recorder of calls as CUDA graphs on one device.
+
+    All its graphs share one memory pool, so only one may be replayed at a time, and tensors that a recorded call
+    allocates may be overwritten by the next replay. Calls therefore write their results to tensors that existed before.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -32,8 +35,10 @@ class CudaGraphs:
         self.forget()
 
     def run(self, call: Call) -> None:
-        """Run a call on the stream that it will be recorded on: what libraries set up at a first call belongs to a
-        stream, and must not be recorded."""
+        """Run a call without recording it, on the stream that recordings use.
+
+        Libraries set up their state per stream at the first call, which must not be recorded.
+        """
         with torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             self.stream.wait_stream(current)
@@ -42,9 +47,12 @@ class CudaGraphs:
             current.wait_stream(self.stream)
 
     def record(self, call: Call) -> Call:
-        """Record a call without running it, and return what replays it.
+        """Record a call as a CUDA graph without running it; return the function that replays the graph.
 
-        Meanwhile no other thread may wait for the GPU or draw from its default generator, or recording fails.
+        Meanwhile no other thread may wait for the GPU or draw from its default generator, or the recording fails.
+
+        Raises:
+            RuntimeError: the recording failed.
         """
         with _RECORDING, torch.cuda.device(self.device):
             graph = torch.cuda.CUDAGraph()
@@ -58,15 +66,15 @@ class CudaGraphs:
         return replay
 
     def forget(self) -> None:
-        """Take other memory for the graphs to come; torch does not take up that of graphs which are all gone."""
+        """Use a new memory pool for future graphs; torch does not reuse a pool whose graphs are all gone."""
         self.pool = torch.cuda.graph_pool_handle()
 
 
 class GraphRecorder:
-    """Runs calls by key: the first `UNRECORDED` ones of a key as they are, then they are recorded and replayed.
+    """A cache of recorded calls by key: the first `UNRECORDED` calls of a key run normally, later ones are replayed.
 
-    The runs before a recording are steps like all others: a run for the mere sake of warming up would change whatever
-    the call writes. Recording changes nothing, since nothing is computed meanwhile.
+    Runs before a recording are regular calls: a mere warm-up run would change the tensors that the call writes.
+    Recording computes nothing and changes no tensor.
     """
 
     def __init__(self, graphs: CudaGraphs):
@@ -76,8 +84,10 @@ class GraphRecorder:
         self.failures: Counter[Hashable] = Counter()
 
     def run(self, key: Hashable, call: Call) -> None:
-        """Do once what `call` does, by replaying it if it is recorded; calls of the same key do the same on the same
-        tensors."""
+        """Execute a call once, by replaying its recording if there is one.
+
+        Calls with the same key must do the same operations on the same tensors.
+        """
         if self.runs[key] < UNRECORDED:
             self.graphs.run(call)
             self.runs[key] += 1
@@ -88,8 +98,11 @@ class GraphRecorder:
         self.replays[key]()
 
     def _record(self, key: Hashable, call: Call) -> bool:
-        """Try to record a call, and return whether that worked: where another thread comes in between, the next call
-        tries again."""
+        """Try to record a call, and return whether that succeeded; after a failure the next call tries again.
+
+        Raises:
+            RuntimeError: recording this key has failed more than `MOST_FAILURES` times.
+        """
         try:
             self.replays[key] = self.graphs.record(call)
         except RuntimeError:
@@ -100,30 +113,31 @@ class GraphRecorder:
         return True
 
     def forget(self) -> None:
-        """Drop all recordings, because the tensors that they work on are gone."""
+        """Delete all recordings, because the tensors that they use are being replaced."""
         self.replays.clear()
         self.runs.clear()
         self.graphs.forget()
 
 
 class RecordedFunction:
-    """Functions of tensors that are recorded by key: the same function, on tensors of the same shapes, for each key.
+    """A cache of recorded functions of tensors by key, with inputs and outputs that the caller may keep.
 
-    Inputs are copied to where the recording reads them, and outputs from where it writes them, by a few kernels for all
-    tensors of a type. A function must not wait for the GPU; one that cannot be recorded runs as it is.
+    Calls with the same key must be of the same function, on tensors of the same shapes. Inputs are copied to the
+    tensors that the recording reads, and outputs from those that it writes, by a few kernels for all tensors of a type.
+    A function must not wait for the GPU; one that cannot be recorded runs normally.
     """
 
     def __init__(self, graphs: CudaGraphs):
         self.recorder = GraphRecorder(graphs)
-        self.places: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}  # inputs and outputs by key
+        self.places: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}  # the recording's inputs, outputs by key
         self.refused: set[Hashable] = set()
 
     def takes(self, key: Hashable) -> bool:
-        """Return whether calls of a key are recorded or may still be."""
+        """Return whether calls with a key are recorded, or will be after some further calls."""
         return key not in self.refused and (key in self.places or len(self.places) < MOST_FUNCTIONS)
 
     def __call__(self, key: Hashable, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
-        """Return the outputs of a function for inputs that stay as they are."""
+        """Return the outputs of a function for some inputs, which it does not change."""
         if key in self.places:
             _copy_all(self.places[key][0], inputs)
         else:
@@ -138,14 +152,14 @@ class RecordedFunction:
         return outputs
 
     def _compute(self, function: Callable[..., list[Tensor]], inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Compute outputs and copy them to tensors that are there from the first call on."""
+        """Compute the outputs and copy them to preallocated tensors, which the first call allocates."""
         found = function(*inputs)
         outputs[len(outputs) :] = [torch.empty_like(each) for each in found[len(outputs) :]]
         _copy_all(outputs, found)
 
 
 def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy tensors to others of the same shapes; those of a type are copied together."""
+    """Copy tensors to others of the same shapes, all tensors of a type by one operation."""
     by_type = defaultdict(list)
     for pair in zip(targets, sources, strict=True):
         if pair[0].numel():

@@ -1,6 +1,6 @@
-"""How fast a system answers on this machine: every piece of an answer timed by itself, and what memory would allow.
+"""Measurement of a system on this machine: each stage of an answer timed by itself, and the memory's bandwidth.
 
-The question is noise, and answers are kept from ending, so that a trained and an untrained system do the same work.
+The question is noise and answers are kept from ending, so that trained and untrained systems do the same work.
 """
 
 from __future__ import annotations
@@ -28,26 +28,31 @@ from omnikit.streaming import LOW_LATENCY
 from omnikit.tasks import TASKS, prompt_length
 
 CODEC_FRAMES = 4
-"""That the codec is given at a time."""
+"""Number of frames that the codec decodes in each timed call."""
 UNTIMED_STEPS = 2
-"""Before those that are timed: the one of the prompt, and the next, which may have something to set up."""
+"""Number of decode steps before the timed ones: the first includes the prefill, the second may set something up."""
 READS = 5
+"""Number of reads of memory that are timed."""
 MOST_STREAMS = 1024
+"""Maximum number of questions that are decoded at a time."""
 
 
 @dataclass(frozen=True)
 class BenchSizes:
-    """How much is measured.
+    """Sizes and repeats of the measurements.
 
     Args:
-        seconds: of the question.
-        context: position in the middle of the steps that are timed.
-        steps: that are timed there.
-        frames: of a whole answer.
-        answers: whole ones.
-        repeats: of all else.
-        gib: that are read to learn how fast memory is.
-        streams: questions that prefill and the steps decode at a time; all else is of one.
+        seconds: length of the question in seconds.
+        context: position in the middle of the timed decode steps.
+        steps: number of timed decode steps.
+        frames: number of frames of a whole answer.
+        answers: number of whole answers.
+        repeats: number of repeats of all other measurements.
+        gib: GiB of memory that are read to measure its bandwidth.
+        streams: number of questions that are prefilled and decoded at a time; all other measurements are of one.
+
+    Raises:
+        ValueError: `seconds` or `streams` is out of range.
     """
 
     seconds: float = 3.0
@@ -65,17 +70,18 @@ class BenchSizes:
 
 
 QUICK = BenchSizes(steps=7, frames=11, answers=1, repeats=2, gib=0.2)
+"""Sizes and repeats of `omnikit bench --quick`."""
 
 
 def measure(omni: Omni, plan: BenchSizes) -> Figures:
-    """Everything in `omnikit.bench.table.ROWS`.
+    """Measure all figures in `omnikit.bench.table.ROWS`.
 
     Raises:
-        ValueError: a system that does not hear or does not speak, or a question longer than it hears.
+        ValueError: a system that takes no speech or does not speak, or a question longer than its encoder takes.
     """
     model, wav = omni.model, noise(omni.model, plan)
     omni = _lasting(omni, model.pattern.num_steps(plan.frames))
-    _real_time_factor(omni, wav)  # warms up what the others need, such as the codec for pieces of every size
+    _real_time_factor(omni, wav)  # warms up the other measurements, such as the codec for chunks of every size
     asked = Question(features=_encode(model, wav))
     figures = {
         "encode": timed(lambda: _encode(model, wav), plan.repeats, model.device),
@@ -91,13 +97,13 @@ def measure(omni: Omni, plan: BenchSizes) -> Figures:
 
 
 def noise(model: OmniLM, plan: BenchSizes) -> Tensor:
-    """The question [N]."""
+    """Return the question, noise [N] at the encoder's sample rate with the same seed on every call."""
     samples = int(plan.seconds * model.encoder.sample_rate)
     return torch.randn(samples, generator=torch.Generator().manual_seed(0)) * 0.1
 
 
 def _lasting(omni: Omni, steps: int) -> Omni:
-    """The same system, whose answers last so many steps."""
+    """Return the same system with answers of exactly `steps` decode steps."""
     decoding = replace(omni.decoding, min_steps=steps, max_steps=steps, time_limit=None)
     return Omni(omni.model, decoding=decoding, strategy=omni.decoder.strategy, engine=omni.decoder.engine)
 
@@ -109,7 +115,7 @@ def _encode(model: OmniLM, wav: Tensor) -> Tensor:
 
 
 def _decode(omni: Omni, asked: list[Question], steps: int, strategy: Strategy) -> list[float]:
-    """Time each decode step of some answers, without their sound; the first includes the prefill."""
+    """Return the seconds of each decode step of some answers without waveforms; the first includes the prefill."""
     batch = omni.decoder.batch(len(asked) * len(strategy.text_only))
     for question in asked:
         decoding = _lasting(omni, steps).decoding
@@ -118,7 +124,7 @@ def _decode(omni: Omni, asked: list[Question], steps: int, strategy: Strategy) -
     while batch.busy:
         began = time.perf_counter()
         batch.turn()
-        if not taken:  # a GPU is at the first step still
+        if not taken:  # a GPU has not finished the first step yet
             _finish(omni.model.device)
         taken.append(time.perf_counter() - began)
     return taken
@@ -126,13 +132,13 @@ def _decode(omni: Omni, asked: list[Question], steps: int, strategy: Strategy) -
 
 def _step_times(omni: Omni, plan: BenchSizes, strategy: Strategy) -> list[float]:
     model = omni.model
-    heard = plan.context - plan.steps // 2 - (prompt_length(0) + UNTIMED_STEPS - 1)
-    asked = Question(features=torch.randn(heard * model.adapter.stride, model.encoder.dim))
+    given = plan.context - plan.steps // 2 - (prompt_length(0) + UNTIMED_STEPS - 1)
+    asked = Question(features=torch.randn(given * model.adapter.stride, model.encoder.dim))
     return _decode(omni, [asked] * plan.streams, UNTIMED_STEPS + plan.steps, strategy)[UNTIMED_STEPS:]
 
 
 def _codec_pusher(model: OmniLM) -> Callable[[], Any]:
-    """What gives the codec further frames of one stream."""
+    """Return a function that decodes the next `CODEC_FRAMES` frames of one stream."""
     shape = (1, model.codec.num_codebooks, CODEC_FRAMES)
     codes = torch.randint(0, model.codec.codebook_size, shape, device=model.device)
     stream = model.codec.stream()
@@ -144,32 +150,40 @@ def _first_sound(omni: Omni, wav: Tensor) -> Tensor:
 
 
 def _real_time_factor(omni: Omni, wav: Tensor) -> float:
-    chunks = Watched(omni.stream(wav))
+    chunks = TimedIterator(omni.stream(wav))
     samples = sum(len(chunk.wav) for chunk in chunks)
     return real_time_factor(chunks, samples, omni.model)
 
 
-def real_time_factor(steps: Watched, samples: int, model: OmniLM) -> float:
-    """Seconds that a second of sound took, from the step on in which its first frame begins to be whole: what comes
-    before would count the more, the shorter an answer is.
+def real_time_factor(steps: TimedIterator, samples: int, model: OmniLM) -> float:
+    """Return the seconds of computing per second of generated speech, without what precedes the first frame.
+
+    Timing starts at the first step that may complete a frame: the steps before it would count more, the shorter an
+    answer.
 
     Args:
-        steps: watched until the sound was there.
-        samples: of the sound.
+        steps: timed decode steps, up to the end of the answer.
+        samples: number of samples of the answer.
+        model: model with the pattern and the codec's sample rate.
     """
     begin = max(0, model.pattern.num_steps(1) - 1 - model.pattern.stride)
     return (steps.until_now() - steps.came[begin]) * model.codec.sample_rate / samples
 
 
-class Watched:
-    """Items of an iterator, and in seconds how long each took (`taken`) and when it came (`came`)."""
+class TimedIterator:
+    """An iterator that times the items of another one.
+
+    Attributes:
+        taken: seconds that each item took.
+        came: seconds from the construction to each item.
+    """
 
     def __init__(self, items: Iterator[Any]):
         self.items, self.began = iter(items), time.perf_counter()
         self.taken: list[float] = []
         self.came: list[float] = []
 
-    def __iter__(self) -> Watched:
+    def __iter__(self) -> TimedIterator:
         return self
 
     def __next__(self) -> Any:
@@ -180,18 +194,18 @@ class Watched:
         return item
 
     def until_now(self) -> float:
-        """Seconds since it began."""
+        """Return the seconds since construction."""
         return time.perf_counter() - self.began
 
-    def through(self) -> Watched:
-        """To the end, the items dropped."""
+    def through(self) -> TimedIterator:
+        """Exhaust the iterator, discarding its items, and return it."""
         for _ in self:
             pass
         return self
 
 
 def timed(call: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
-    """Seconds of some calls."""
+    """Return the seconds that each of some calls takes, until the device has finished."""
     taken = []
     for _ in range(repeats):
         _finish(device)
@@ -203,14 +217,19 @@ def timed(call: Callable[[], Any], repeats: int, device: torch.device) -> list[f
 
 
 def _finish(device: torch.device) -> None:
-    """Wait for what a GPU was told to do."""
+    """Wait until a GPU has finished the work that was submitted to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def memory_figures(step_bytes: int, step_times: list[float], plan: BenchSizes, device: torch.device) -> Figures:
-    """Peak memory; what a step reads, how fast that could be, and what part of this speed a step reaches."""
-    peak = _peak_gib(device)  # before more is taken
+    """Return the peak memory, the bytes that a decode step reads, and how near its speed is to the memory's.
+
+    Args:
+        step_bytes: bytes that a decode step reads.
+        step_times: seconds of each decode step.
+    """
+    peak = _peak_gib(device)  # before the bandwidth measurement allocates more
     bandwidth = median(_read_bandwidth(plan.gib, device))
     floor = step_bytes / 1e9 / bandwidth
     return {
@@ -222,7 +241,7 @@ def memory_figures(step_bytes: int, step_times: list[float], plan: BenchSizes, d
 
 
 def _peak_gib(device: torch.device) -> float:
-    """Of this process so far: on a GPU what torch took there."""
+    """Return the peak memory of this process in GiB; on a GPU, of torch's tensors there."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10
@@ -230,14 +249,14 @@ def _peak_gib(device: torch.device) -> float:
 
 
 def _read_bandwidth(gib: float, device: torch.device) -> list[float]:
-    """GB/s of some reads of so much memory."""
+    """Return the GB/s of each of several reads of `gib` GiB of memory."""
     data = torch.ones(int(gib * 2**30) // 4, device=device)
     data.sum()
     return [data.nbytes / 1e9 / seconds for seconds in timed(data.sum, READS, device)]
 
 
 def weights_per_step(model: OmniLM) -> int:
-    """Weights that a step reads: of embedding tables it reads a few rows only, unless they are heads, too."""
+    """Return the number of weights that a decode step reads; embedding tables count only if they are heads, too."""
     parts = [
         part
         for part in (model.llm, model.tts_adapter, model.new_text_embeddings, model.new_audio_embeddings)

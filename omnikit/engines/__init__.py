@@ -1,4 +1,4 @@
-"""Engines: what computes prefill and decode steps, see `omnikit.interfaces.Engine`. How one is chosen stands here."""
+"""Engines, the implementations that compute prefill and decode steps (`omnikit.interfaces.Engine`), by name."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ from omnikit.model import OmniLM
 
 TORCH, STATIC, COMPILED, OPENVINO = ENGINES = ("torch", "static", "compiled", "openvino")
 AUTO = "auto"
-"""`static` where it can run the backbone, else `torch`."""
+"""Name that chooses `static` if that engine can run the backbone, else `torch`."""
 OF_TORCH = (AUTO, TORCH, STATIC, COMPILED)
-"""Those that compute with the model's own weights, on any device; `openvino` has weights of its own."""
+"""Names of the engines that compute with the model's own weights on any device; `openvino` has a copy of its own."""
 
 
 def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **options: Any) -> Engine:
-    """Return an engine by name: `torch` computes with the model's own modules, `static` over caches of fixed size (on a
-    GPU a decode step is one CUDA graph), `compiled` the same compiled by torch; `openvino` is for CPUs; `auto` chooses.
+    """Return the engine of a given name for a model.
+
+    `torch` computes with the model's own modules; `static` decodes over a KV cache of fixed size (on a GPU a decode
+    step is one CUDA graph); `compiled` is `static` compiled by torch; `openvino` is for CPUs; `auto` chooses `static`
+    or `torch`.
 
     Args:
-        folder: where `openvino` keeps what it makes of the model's weights; it belongs to these weights alone.
-        options: of the engine.
+        name: one of `ENGINES`, or `auto`.
+        model: model whose weights are used.
+        folder: folder in which `openvino` stores the graphs that it converts the model to; it must belong to these
+            weights alone.
+        options: further arguments of the engine's constructor.
 
     Raises:
         ValueError: an unknown name, a package that is not installed, or a model that the engine cannot run.
@@ -44,19 +50,22 @@ def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **op
 
         return StaticEngine(model, compiled=name == COMPILED)
     if folder is None:
-        raise ValueError(f"engine {name}: needs a folder, in which it keeps what it makes of the model's weights")
+        raise ValueError(f"engine {name}: needs a folder for the graphs that it converts the model to")
     return _openvino().OpenVINOEngine(model, folder, **options)
 
 
 def load_openvino(checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM, Engine]:
-    """A checkpoint's model on the CPU and `openvino` for it, without what that does not need of the model.
+    """Load a checkpoint for the engine `openvino` on the CPU, without the weights that the engine replaces.
 
     Args:
-        checkpoint: as for `omnikit.checkpoint.load`.
-        options: of the engine.
+        checkpoint: folder or hub id, see `omnikit.checkpoint.load`; None = the mini system of the package.
+        options: further arguments of the engine's constructor.
+
+    Returns:
+        The model without its backbone's blocks and heads, and the engine that computes them.
 
     Raises:
-        ValueError: as `open_engine` and `omnikit.checkpoint.load`.
+        ValueError: see `open_engine` and `omnikit.checkpoint.load`.
     """
     module, folder = _openvino(), engine_folder(checkpoint)
     if not module.is_converted(folder, **options):
@@ -66,10 +75,10 @@ def load_openvino(checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM
 
 
 def check_engine(name: str) -> None:
-    """Refuse an unknown name, and one that cannot work on this machine.
+    """Check that an engine's name is known and that the engine can work on this machine.
 
     Raises:
-        ValueError: see there.
+        ValueError: an unknown name, or `compiled` without a C++ compiler.
     """
     if name not in (AUTO, *ENGINES):
         raise ValueError(f"engine {name!r}: unknown (choices: {', '.join((AUTO, *ENGINES))})")
@@ -78,8 +87,10 @@ def check_engine(name: str) -> None:
 
 
 def _fastest(model: OmniLM) -> str:
-    """Return the name of the engine that `auto` stands for. On a GPU, where it decides about most of the speed, it is
-    printed on stderr."""
+    """Return the name of the engine that `auto` chooses for a model.
+
+    On a GPU, where the engine decides most of the speed, the choice is printed to stderr.
+    """
     from omnikit.engines.static import why_not
 
     reason = why_not(model)
@@ -89,10 +100,10 @@ def _fastest(model: OmniLM) -> str:
 
 
 def _check_compiler() -> None:
-    """Refuse `compiled` where torch would find no compiler, which it says at the first step only, in many lines.
+    """Check that a C++ compiler is installed; torch would report its absence at the first decode step, in many lines.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no compiler.
     """
     from omnikit.engines.static import find_compiler, wanted_compiler
 
@@ -108,11 +119,15 @@ def _openvino() -> ModuleType:
 
 
 def engine_folder(checkpoint: str | Path | None) -> Path:
-    """Return the folder in which engines keep what they make of a checkpoint: a folder of the user's cache
-    (`XDG_CACHE_HOME`) that belongs to its weights and parts as they are now; None = the mini system of the package.
+    """Return the folder in the user's cache (`XDG_CACHE_HOME`) for the graphs that engines convert a checkpoint to.
+
+    Its name depends on the weights and the parts, so that a changed checkpoint has another folder.
+
+    Args:
+        checkpoint: folder or hub id; None = the mini system of the package.
 
     Raises:
-        ValueError: there are no weights.
+        ValueError: the checkpoint has no weights.
     """
     file = checkpoints.weights_of(checkpoint).resolve()
     about = file.stat()

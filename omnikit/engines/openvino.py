@@ -1,6 +1,6 @@
-"""Steps on a CPU by OpenVINO, with matrices of 8 bits: about as fast as memory can be read.
+"""An engine for CPUs that decodes through OpenVINO with 8-bit matrices, at nearly the bandwidth of the memory.
 
-A model is converted once; the graphs lie in a folder from then on.
+A model is converted once; its graphs are stored in a folder.
 
 Letters: R sequences, D width, S streams, V ids.
 """
@@ -25,29 +25,30 @@ from omnikit.files import aside_of, remove
 from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
 
-MADV_DONTNEED = 4  # madvise(2): for pages of a file, they are forgotten, and read again if touched
+MADV_DONTNEED = 4  # madvise(2): pages of a mapped file leave memory, and are read again when accessed
 GRAPHS = ("blocks", "text_head", "audio_head")
-"""Names of files: a graph that is built in another way has another name, so that none of an earlier version is read."""
+"""File names of the graphs; a change in how a graph is built needs a new name, so that no outdated file is read."""
 SETTINGS = {
     "PERFORMANCE_HINT": "LATENCY",
     "INFERENCE_PRECISION_HINT": "f32",  # the default on many CPUs is bf16, which makes decoding with int8 slow
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128",
     "KV_CACHE_PRECISION": "f32",
 }
+"""OpenVINO's properties for compiling a graph."""
 _CONVERTING = Lock()
-"""One thread converts at a time: files are written aside under the name of the process."""
+"""Lock that admits one conversion at a time: temporary files are named after the process, not the thread."""
 
 
 class OpenVINOEngine(Engine):
-    """An engine over graphs of the blocks and the two heads. Threads may use it at the same time; they take turns.
+    """An engine that runs the blocks and both heads as OpenVINO graphs; threads may share it and take turns.
 
     Args:
-        model: its backbone is of Llama's kind; its weights are read only if the graphs do not exist yet.
-        folder: where the graphs are, or will be if they are not.
-        weights: how matrices are stored, one of `WEIGHTS`.
+        model: model with a backbone of Llama's kind; its weights are read only if the graphs do not exist yet.
+        folder: folder of the graphs; missing graphs are written there.
+        weights: storage type of matrices, one of `WEIGHTS`.
 
     Raises:
-        ValueError: a backbone of another kind, or no such way to store matrices.
+        ValueError: a backbone of another kind, or an unknown storage type.
     """
 
     name = "openvino"
@@ -63,12 +64,15 @@ class OpenVINOEngine(Engine):
         core = ov.Core()
         compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
         self.trunk = CompiledTrunk(compiled["blocks"], window)
-        self.heads = {name: Head(compiled[name]) for name in GRAPHS[1:]}
-        self._begin(files)
+        self.heads = {name: CompiledHead(compiled[name]) for name in GRAPHS[1:]}
+        self._warm_up(files)
 
-    def _begin(self, files: dict[str, Path]) -> None:
-        """OpenVINO lays matrices out for its products at the first of them; what it read them from is let go then, or
-        each would be in memory twice."""
+    def _warm_up(self, files: dict[str, Path]) -> None:
+        """Run each graph once, then drop the files of its weights from memory.
+
+        At its first product OpenVINO copies a matrix to its own layout; without this each matrix would be in memory
+        twice.
+        """
         one = torch.zeros(1, self.model.llm.dim)
         self.open(1).prefill([one]).advance(1)
         let_go(files["blocks"].with_suffix(".bin"))
@@ -86,27 +90,31 @@ class OpenVINOEngine(Engine):
         return self.heads["audio_head"].logits(hidden)
 
 
-class Head:
-    """Compiled head with one infer request, which threads share."""
+class CompiledHead:
+    """A compiled head with one infer request, which threads take turns to use."""
 
     def __init__(self, compiled: ov.CompiledModel):
         self.request, self.size = compiled.create_infer_request(), compiled.output().partial_shape[1].get_length()
         self.lock = Lock()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Compute the logits [R, V] of hidden states [R, D]."""
+        """Return the logits [R, V] of hidden states [R, D]."""
         logits = torch.empty(len(hidden), self.size)
-        with self.lock:  # written where they are wanted: a copy of a large vocabulary's takes milliseconds
+        with self.lock:  # OpenVINO writes to the result itself: copying a large vocabulary's logits takes milliseconds
             self.request.set_output_tensor(ov.Tensor(logits.numpy(), shared_memory=True))
             self.request.infer([hidden.detach().float().contiguous().numpy()], share_inputs=True, share_outputs=True)
         return logits
 
 
 def graph_files(folder: str | Path, weights: str) -> dict[str, Path]:
-    """Where a model's graphs are kept.
+    """Return the paths of a model's graphs by name.
+
+    Args:
+        folder: folder of the graphs.
+        weights: storage type of matrices, one of `WEIGHTS`.
 
     Raises:
-        ValueError: no such way to store matrices.
+        ValueError: an unknown storage type.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"engine.weights {weights}: unknown (choices: {', '.join(WEIGHTS)})")
@@ -114,19 +122,19 @@ def graph_files(folder: str | Path, weights: str) -> dict[str, Path]:
 
 
 def is_converted(folder: str | Path, *, weights: str = INT8) -> bool:
-    """Whether the graphs are there."""
+    """Return whether a folder holds all graphs of a model in a storage type of `WEIGHTS`."""
     return all(file.is_file() for file in graph_files(folder, weights).values())
 
 
 def convert(model: OmniLM, folder: str | Path, *, weights: str = INT8) -> None:
-    """Write a model's graphs, each whole or not at all.
+    """Write the graphs of a model to a folder; each file is written whole or not at all.
 
     Raises:
-        ValueError: a backbone that `omnikit.llms.llama` does not compute, or one of several windows.
+        ValueError: a backbone that `omnikit.llms.llama` does not support, or one whose blocks have different windows.
     """
     _window(model)
     with _CONVERTING:
-        if not is_converted(folder, weights=weights):  # by another thread meanwhile
+        if not is_converted(folder, weights=weights):  # another thread may have converted it meanwhile
             _convert(model, graph_files(folder, weights), weights)
 
 
@@ -156,14 +164,14 @@ def _write(graph: ov.Model, file: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             ov.save_model(graph, folder / file.name, compress_to_fp16=False)
-            for suffix in (".bin", ".xml"):  # a graph is there when its .xml is; that is renamed last
+            for suffix in (".bin", ".xml"):  # the .xml is renamed last: it marks a graph as complete
                 os.replace((folder / file.name).with_suffix(suffix), file.with_suffix(suffix))
         finally:
             remove(folder)
 
 
 def let_go(file: Path) -> None:
-    """Take what this process has mapped of a file out of its memory, on Linux; it is read again where it is needed."""
+    """Drop the pages that this process has mapped of a file from memory (Linux); they are read again when accessed."""
     maps = Path("/proc/self/maps")
     for line in maps.read_text().splitlines() if maps.exists() else ():
         place, _, rest = line.partition(" ")

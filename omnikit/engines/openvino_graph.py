@@ -1,7 +1,7 @@
-"""Backbones of Llama's kind as OpenVINO graphs, built operation by operation from their torch weights.
+"""Construction of OpenVINO graphs for backbones of Llama's kind, operation by operation, from their torch weights.
 
-Letters: B rows, L new positions, C positions with those before, D width, H heads, G heads of keys and values, E width
-of a head, V ids.
+Letters: B sequences, L new positions, C positions including earlier ones, D width, H heads, G heads of keys and values,
+E width of a head, V ids.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 
 Node = ov.Output
 F32, BF16, INT8 = WEIGHTS = ("f32", "bf16", "int8")
-"""How matrices are stored."""
+"""Storage types of matrices in a graph."""
 WEIGHT_BYTES = {F32: 4, BF16: 2, INT8: 1}
+"""Bytes per weight of each storage type."""
 
 
 def attention_window(config: Any) -> int | None:
-    """How many positions a position attends to, itself included; None = all before it.
+    """Return the number of positions that each position attends to, itself included; None = all before it.
 
     Args:
-        config: numbers of a backbone that `omnikit.llms.llama.supports`.
+        config: configuration of a backbone that `omnikit.llms.llama.supports`.
 
     Raises:
-        ValueError: its blocks differ in their windows.
+        ValueError: the backbone's blocks have different windows.
     """
     windows = set(LlamaConfig.of(config).windows)
     if len(windows) > 1:
@@ -44,7 +45,7 @@ def attention_window(config: Any) -> int | None:
 
 
 class GraphBuilder:
-    """Builds graphs whose matrices are stored in one of the ways of `WEIGHTS`."""
+    """A builder of OpenVINO graphs whose matrices are stored in one of the types of `WEIGHTS`."""
 
     def __init__(self, weights: str = INT8):
         self.weights = weights
@@ -52,15 +53,15 @@ class GraphBuilder:
         self.sinks: list[ov.Node] = []
 
     def trunk(self, stacks: list[tuple[nn.Module, Tensor]]) -> ov.Model:
-        """A backbone and, if there is one, its TTS adapter, one after the other.
+        """Build the graph of a backbone's blocks, followed by those of its TTS adapter if there is one.
 
         Args:
-            stacks: transformers' trunk and the weight [D] of the final norm of each.
+            stacks: trunk (of `omnikit.llms.llama` or transformers) and final norm weight [D] of each.
 
         Returns:
-            A model with state. Inputs: `x` [B, L, D], `positions` [B, L], `mask` [B, 1, L, C] (added to the scores)
-            and `rows` [B], which of the rows before each row goes on. Outputs: per stack the normed hidden states
-            [B, L, D].
+            A graph whose state is the KV cache. Inputs: `x` [B, L, D], `positions` [B, L], `mask` [B, 1, L, C] (added
+            to the attention scores) and `rows` [B], the row of the state that each sequence continues. Outputs: the
+            normed hidden states [B, L, D] of each trunk.
         """
         dim = stacks[0][1].shape[0]
         x = op.parameter([-1, -1, dim], np.float32, name="x")
@@ -78,7 +79,7 @@ class GraphBuilder:
         return ov.Model(results, self.sinks, [x, positions, mask, rows], self.states, "trunk")
 
     def head(self, tables: list[Tensor]) -> ov.Model:
-        """Tables [V_i, D] one under the other: `hidden` [B, D] -> `logits` [B, sum of V_i]."""
+        """Build the graph of a head from weight matrices [V_i, D]: `hidden` [B, D] -> `logits` [B, sum of V_i]."""
         hidden = op.parameter([-1, tables[0].shape[1]], np.float32, name="hidden")
         logits = op.matmul(hidden, self._stored(torch.cat(tables)), False, True).output(0)
         return ov.Model([op.result(logits, name="logits")], [hidden], "head")
@@ -107,17 +108,17 @@ class GraphBuilder:
             turned, value = op.variadic_split(joint, 1, [heads + groups, groups]).outputs()
             turned = turn(turned)
         query, key = op.variadic_split(turned, 1, [heads, groups]).outputs()
-        key, value = self._kept(key, rows, groups, width), self._kept(value, rows, groups, width)
+        key, value = self._cached(key, rows, groups, width), self._cached(value, rows, groups, width)
         key, value = _for_each_head(key, heads, groups, width), _for_each_head(value, heads, groups, width)
         found = op.scaled_dot_product_attention(query, key, value, mask, causal=False)  # [B, H, L, E]
         joined = op.reshape(op.transpose(found, [0, 2, 1, 3]), [0, 0, heads * width], True)
         return self._linear(joined.output(0), attention.o_proj)
 
-    def _kept(self, new: Node, rows: ov.Node, groups: int, width: int) -> Node:
-        """New keys or values [B, G, L, E] behind those kept -> [B, G, C, E], which are kept from then on.
+    def _cached(self, new: Node, rows: ov.Node, groups: int, width: int) -> Node:
+        """Append new keys or values [B, G, L, E] to the state of the graph; return all of them [B, G, C, E].
 
-        On CPUs OpenVINO joins state, gather, concatenation and attention to one operation, which appends in place and
-        follows `rows` through a table instead of moving anything.
+        On CPUs OpenVINO fuses state, gather, concatenation and attention to one operation, which appends in place and
+        follows `rows` through a table instead of moving keys and values.
         """
         info = VariableInfo()
         info.data_shape, info.data_type = ov.PartialShape([-1, groups, -1, width]), ov.Type.f32
@@ -132,14 +133,14 @@ class GraphBuilder:
         return joined.output(0)
 
     def _linear(self, x: Node, *layers: nn.Linear) -> Node:
-        """The outputs of linear layers side by side, by one product."""
+        """Return the outputs of several linear layers with the same input side by side, computed by one product."""
         y = op.matmul(x, self._stored(torch.cat([_weight(layer) for layer in layers])), False, True).output(0)
         if layers[0].bias is None:
             return y
         return op.add(y, _constant(torch.cat([layer.bias for layer in layers]))).output(0)
 
     def _stored(self, weight: Tensor) -> Node:
-        """A matrix [out, in], as f32 for whoever reads it."""
+        """Return a node that yields a weight matrix [out, in] as f32 from its storage type."""
         if self.weights == F32:
             return _constant(weight)
         if self.weights == BF16:
@@ -150,7 +151,7 @@ class GraphBuilder:
 
 
 def _weight(layer: nn.Module) -> Tensor:
-    """Return the weight matrix [out, in] of a linear layer, with what LoRA adds to it."""
+    """Return the weight matrix [out, in] of a linear layer, with the update of its LoRA if it has one."""
     if not hasattr(layer, "get_delta_weight"):
         return layer.weight
     return layer.weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters)
@@ -160,12 +161,15 @@ def _constant(tensor: Tensor) -> Node:
     return op.constant(tensor.detach().float().numpy()).output(0)
 
 
-def _for_each_head(kept: Node, heads: int, groups: int, width: int) -> Node:
-    """Keys or values [B, G, C, E] -> [B, H, C, E]. OpenVINO knows these three operations, and copies nothing."""
+def _for_each_head(cached: Node, heads: int, groups: int, width: int) -> Node:
+    """Repeat keys or values [B, G, C, E] for each query head -> [B, H, C, E].
+
+    OpenVINO recognises these three operations and copies nothing.
+    """
     if heads == groups:
-        return kept
+        return cached
     repeats = op.constant(np.array([1, 1, heads // groups, 1, 1], np.int64))
-    repeated = op.broadcast(op.unsqueeze(kept, op.constant(2)), repeats, broadcast_spec="BIDIRECTIONAL")
+    repeated = op.broadcast(op.unsqueeze(cached, op.constant(2)), repeats, broadcast_spec="BIDIRECTIONAL")
     return op.reshape(repeated, [0, heads, -1, width], True).output(0)
 
 
@@ -176,7 +180,7 @@ def _rms(x: Node, weight: Tensor, eps: float) -> Node:
 
 
 def _rotary(trunk: nn.Module, positions: ov.Node) -> Callable[[Node], Node]:
-    """A function that turns heads [B, heads, L, E] by their positions, halves of a head against each other."""
+    """Return a function that applies rotary positions to heads [B, heads, L, E], pairing the halves of each head."""
     rates = _constant(trunk.rotary_emb.inv_freq[None, None])
     angle = op.multiply(op.unsqueeze(op.convert(positions, "f32"), 2), rates)
     angle = op.unsqueeze(op.concat([angle, angle], -1), 1)
@@ -185,7 +189,7 @@ def _rotary(trunk: nn.Module, positions: ov.Node) -> Callable[[Node], Node]:
 
     def turn(x: Node) -> Node:
         half = x.get_partial_shape()[3].get_length() // 2
-        # with `variadic_split` OpenVINO would make one operation of all this, which is 6 % slower per step on CPUs
+        # with `variadic_split` OpenVINO would fuse all of this, which makes a decode step 6 % slower on CPUs
         first = op.slice(x, [0], [half], [1], [3])
         second = op.slice(x, [half], [2 * half], [1], [3])
         swapped = op.concat([op.multiply(second, np.float32(-1)), first], 3)

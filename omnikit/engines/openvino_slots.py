@@ -1,7 +1,7 @@
-"""Slots whose keys and values OpenVINO keeps as the state of an infer request.
+"""Slots whose keys and values are the state of an OpenVINO infer request.
 
-Rows are right-aligned: the last column of the state holds the last position of every sequence, so that a decode step
-appends one column to all of them. The columns before a sequence's first position are masked.
+Sequences are right-aligned: the last column of the state holds the last position of every sequence, so that a decode
+step appends one column to all of them. The columns before a sequence's first position are masked.
 
 Letters: R sequences, N prompts, L positions, C columns, D width, G heads of keys and values, E width of a head.
 """
@@ -19,32 +19,33 @@ from torch import Tensor
 from omnikit.interfaces import Hidden, Prefill, Slots
 
 FORBIDDEN = -1e9
-"""Added to the attention scores of columns that must not be attended to."""
+"""Number added to the attention scores of masked columns."""
 
 
 @dataclass(frozen=True)
 class CompiledTrunk:
-    """A compiled graph of all blocks, see `omnikit.engines.openvino_graph.GraphBuilder.trunk`."""
+    """The compiled graph of all blocks, see `omnikit.engines.openvino_graph.GraphBuilder.trunk`."""
 
     compiled: ov.CompiledModel
-    window: int | None  # positions that a position attends to, itself included; None = all before it
+    window: int | None  # number of positions that a position attends to, itself included; None = all before it
 
 
 class AlignedSequences:
-    """Right-aligned sequences in the state of one infer request."""
+    """A batch of right-aligned sequences in the state of one infer request."""
 
     def __init__(self, trunk: CompiledTrunk):
         self.trunk, self.request = trunk, trunk.compiled.create_infer_request()
         self.columns = 0
 
     def run(self, embeddings: np.ndarray, firsts: np.ndarray, rows: Sequence[int]) -> list[np.ndarray]:
-        """Append L columns and return their hidden states [R, L, D], one array per stack of blocks, in memory that the
-        next call writes over.
+        """Compute L further columns of all sequences; return their hidden states [R, L, D], an array for each trunk.
+
+        The next call overwrites the arrays.
 
         Args:
-            embeddings: [R, L, D].
-            firsts: the column of each sequence's position 0 [R]; columns before it are padding.
-            rows: the row of the state that each sequence goes on from [R].
+            embeddings: embeddings of the new positions [R, L, D].
+            firsts: column of each sequence's position 0 [R]; columns before it are padding.
+            rows: row of the state that each sequence continues [R].
         """
         end = self.columns + embeddings.shape[1]
         inputs = {
@@ -58,21 +59,21 @@ class AlignedSequences:
         return list(found.values())
 
     def states(self) -> dict[str, ov.VariableState]:
-        """Return keys and values of each block by name, [R, G, C, E] each; to read or to set one copies it."""
+        """Return the keys and values of each block by name, [R, G, C, E] each; reading or setting one copies it."""
         return {state.name: state for state in self.request.query_state()}
 
 
 @dataclass(frozen=True)
 class SequenceLocation:
-    """Location of one sequence's keys and values."""
+    """The location of one sequence's keys and values: a batch, a row of its state, and columns."""
 
     batch: AlignedSequences
     row: int
-    first: int  # column of its position 0
-    length: int  # positions that are kept, perhaps not all that the row has
+    first: int  # column of position 0
+    length: int  # number of positions; fewer than the row holds after a crop
 
     def is_aligned(self) -> bool:
-        """Return whether its last position is in the last column."""
+        """Return whether the sequence's last position is in the last column of the state."""
         return self.first + self.length == self.batch.columns
 
 
@@ -80,8 +81,8 @@ class OpenVINOSlots(Slots):
     """Slots over a compiled trunk.
 
     Between two decode steps sequences only change their places in a list. The next step then reorders rows by the
-    graph's input `rows`, which costs nothing; it rewrites the state, which takes about as long as a decode step, only
-    where sequences lie in several batches or were cropped, or where half of the columns are unused.
+    graph's input `rows`, which costs nothing. It rewrites the state, which takes about as long as a decode step, only
+    if sequences lie in several batches or were cropped, or if half of the columns are unused.
     """
 
     def __init__(self, trunk: CompiledTrunk, capacity: int):
@@ -122,7 +123,7 @@ class OpenVINOSlots(Slots):
         self.places.pop()
 
     def _gather(self) -> None:
-        """Bring all sequences into one batch, right-aligned, in fewer than twice the columns that the longest has."""
+        """Bring all sequences into one right-aligned batch with fewer than twice the columns of the longest one."""
         batch, columns = self.places[0].batch, max(self.lengths)
         together = all(place.batch is batch and place.is_aligned() for place in self.places)
         if together and batch.columns < 2 * columns:
@@ -135,9 +136,9 @@ class OpenVINOSlots(Slots):
             ]
 
     def _rewrite(self, columns: int) -> None:
-        """Set the state of the batch to the sequences, right-aligned in so many columns.
+        """Write the keys and values of all sequences to the state of one batch, right-aligned in `columns` columns.
 
-        Padding is set to zero: a NaN there would come through the mask, whatever it is multiplied with.
+        Padding is set to zero: the mask would not hide a NaN there, which stays NaN in any product.
         """
         sources = {place.batch: place.batch.states() for place in self.places}
         joined = np.empty(0)
@@ -148,9 +149,9 @@ class OpenVINOSlots(Slots):
             if joined.shape != shape:
                 joined = np.zeros(shape, np.float32)
             for row, place in zip(joined, self.places, strict=True):
-                kept = found[place.batch][place.row, :, place.first : place.first + place.length]
-                row[:, columns - place.length :] = kept
-            state.state = ov.Tensor(joined, shared_memory=True)  # is copied
+                cached = found[place.batch][place.row, :, place.first : place.first + place.length]
+                row[:, columns - place.length :] = cached
+            state.state = ov.Tensor(joined, shared_memory=True)  # the assignment copies it
         self.batch.columns = columns
 
 
@@ -169,26 +170,28 @@ class OpenVINOPrefill(Prefill):
         return int((self.embeddings.shape[1] - np.maximum(self.firsts, self.batch.columns)).sum())
 
     def advance(self, positions: int) -> None:
-        """Compute further columns of the batch; padding counts as positions, since it takes as long."""
+        """Compute further columns of the batch, see `Prefill.advance`; padding counts, since it takes as long."""
         assert self.left, "no positions are left"
         begin, count = self.batch.columns, len(self.embeddings)
         end = begin + max(1, positions // count)
         self.batch.run(np.ascontiguousarray(self.embeddings[:, begin:end]), self.firsts, range(count))
 
     def places(self) -> list[SequenceLocation]:
-        """Return where the sequences lie when nothing is left."""
+        """Return the locations of the prefilled sequences."""
         firsts = enumerate(self.firsts.tolist())
         return [SequenceLocation(self.batch, row, first, self.batch.columns - first) for row, first in firsts]
 
 
 def attention_mask(firsts: np.ndarray, begin: int, end: int, window: int | None) -> np.ndarray:
-    """Return what is added to the attention scores of the columns from `begin` to `end` [R, 1, end - begin, end].
+    """Return the numbers to add to the attention scores of columns `begin` to `end` [R, 1, end - begin, end].
 
-    It is written out for each row: OpenVINO may broadcast one row's to the others wrongly in bf16. Padding attends to
-    itself alone.
+    The mask has a row for each sequence, because OpenVINO may broadcast a single row wrongly in bf16. Padding attends
+    to itself alone.
 
     Args:
-        firsts: the column of each sequence's position 0 [R].
+        firsts: column of each sequence's position 0 [R].
+        begin: first new column.
+        end: number of columns, the new ones included.
         window: number of positions that a position attends to, itself included; None = all before it.
     """
     queries, keys = np.arange(begin, end)[:, None], np.arange(end)

@@ -1,9 +1,9 @@
-"""Decoding over a KV cache of fixed size: each step is the same computation on the same memory, so that torch can
-compile it, and a GPU can replay it as one CUDA graph, from the last tokens' embeddings to the choice of the next ones.
+"""Decoding over a KV cache of fixed size, which torch can compile and a GPU can replay as one CUDA graph.
 
-A sequence is a row of the cache, its first position at the left, with a length of its own; what lies behind that is
-masked. There is room for a power of two of positions, and more when a sequence needs it. The blocks are those of
-`omnikit.llms.llama`, over the weights of the model.
+Each decode step is the same computation on the same memory, from the embeddings of the last tokens to the choice of the
+next ones. A sequence is a row of the cache with its first position at the left and a length of its own; columns after
+its last position are masked. The number of columns is a power of two and grows with the longest sequence. The blocks
+are those of `omnikit.llms.llama`, over the weights of the model.
 
 Letters: R sequences of a step, L positions, C columns of the cache that a step reads, D width, G heads of keys and
 values, E width of a head.
@@ -29,26 +29,26 @@ from omnikit.llms.llama import Joint, LlamaConfig, blocks_of, normed, scores, su
 from omnikit.model import OmniLM
 
 SMALLEST = 256
-"""Positions that there is room for at least."""
+"""Minimum number of columns of the KV cache."""
 SMALLEST_PROMPT = 64
-"""Positions that a recorded prefill computes at least, of each prompt."""
+"""Minimum number of positions that a recorded prefill computes for each prompt."""
 MOST_RECORDED = 1024
-"""Positions of all prompts together beyond which a prefill is not recorded: there the GPU has enough to do."""
+"""Maximum number of positions of all prompts in a recorded prefill; larger ones keep a GPU busy without recording."""
 SHAPES = 64
-"""Numbers of rows times sizes of cache that torch may compile a step for; it stops at 8 by itself."""
+"""Maximum number of step shapes (rows, cache size) that torch may compile; its own limit is 8."""
 
 Kept = list[Tensor]
-"""Keys and values of each block [rows, 2 G, room, E], keys first."""
+"""Type of a KV cache of fixed size: keys and values of each block [rows, 2 G, room, E], keys first."""
 
 
 class StaticEngine(Engine):
-    """Engine that decodes over a preallocated KV cache.
+    """An engine that decodes over a preallocated KV cache.
 
     Args:
-        model: whose weights are used where they are; on its device and in its type already. Weights that are moved,
-            cast or replaced afterwards lie elsewhere, and the engine goes on with the old ones.
-        compiled: let `torch.compile` compile the blocks of a step, at the first one for each number of rows and size of
-            cache.
+        model: model whose weights are used in place, on its final device and in its final type. The engine keeps
+            reading the old memory of weights that are moved, cast or replaced later.
+        compiled: compile the blocks of a decode step with `torch.compile`, at the first step for each number of rows
+            and size of cache.
 
     Raises:
         ValueError: a backbone that is not of Llama's kind.
@@ -81,14 +81,19 @@ class StaticEngine(Engine):
         return self.model.new_audio_embeddings.head(hidden)
 
     def new_cache(self, rows: int, room: int) -> Kept:
-        """Return zeros for keys and values: what is masked is multiplied by 0, and must not be NaN."""
+        """Return a KV cache of zeros: masked values are multiplied by 0, which must not meet a NaN."""
         shape = rows, 2 * self.numbers.num_key_value_heads, room, self.numbers.head_dim
         blocks = (*self.trunk, *self.adapter)
         return [torch.zeros(shape, dtype=self.model.dtype, device=self.model.device) for _ in blocks]
 
     def prompt_positions(self, embeddings: Tensor, begin: int, cache: Kept) -> None:
-        """Compute further positions of some prompts, embeddings [R, L, D] at the columns from `begin` on of the first R
-        rows of a cache, for the sake of their keys and values."""
+        """Compute the keys and values of further prompt positions, and write them to the first R rows of a KV cache.
+
+        Args:
+            embeddings: embeddings of the positions [R, L, D].
+            begin: column of the first of them.
+            cache: KV cache that is read and written.
+        """
         rows, end = len(embeddings), begin + embeddings.shape[1]
         places = torch.arange(begin, end, device=embeddings.device)[None]
 
@@ -100,12 +105,13 @@ class StaticEngine(Engine):
         self._blocks(embeddings, places, end, keep)
 
     def _one_position(self, embeddings: Tensor, positions: Tensor, cache: Kept, columns: int) -> Hidden:
-        """Compute one further position of the sequences in the first R rows of a cache.
+        """Compute the hidden states of one further position of the sequences in the first R rows of a KV cache.
 
         Args:
-            embeddings: [R, D].
-            positions: of each sequence [R].
-            columns: of the cache that are read; all positions lie there.
+            embeddings: embeddings of the positions [R, D].
+            positions: position of each sequence [R].
+            cache: KV cache that is read and written.
+            columns: number of columns of the cache that are read; all positions must be within.
         """
         rows, places = torch.arange(len(embeddings), device=embeddings.device)[:, None], positions[:, None]
 
@@ -120,12 +126,15 @@ class StaticEngine(Engine):
         return Hidden(text, normed(adapted, self.model.tts_adapter.trunk.norm)[:, 0])
 
     def _blocks(self, embeddings: Tensor, places: Tensor, columns: int, keep: Callable) -> tuple[Tensor, Tensor]:
-        """Run all blocks on embeddings [R, L, D] at cache columns [R or 1, L]; return the outputs of the backbone and
-        of the TTS adapter."""
+        """Run all blocks on embeddings [R, L, D] at cache columns [R or 1, L].
+
+        Returns:
+            The outputs [R, L, D] of the backbone and of the TTS adapter.
+        """
         dtype = embeddings.dtype
         turn = turns(places, self.model.llm.trunk.rotary_emb, self.numbers, dtype)
         bias = {window: scores(places, columns, window, dtype) for window in self.windows}
-        x = embeddings.clone(memory_format=torch.contiguous_format)  # blocks write over it
+        x = embeddings.clone(memory_format=torch.contiguous_format)  # blocks overwrite it
         for block in self.trunk:
             x = block(x, turn, bias, keep)
         adapted = x.clone() if self.adapter else x
@@ -135,13 +144,13 @@ class StaticEngine(Engine):
 
 
 class StaticPrefill(Prefill):
-    """Prefill of several prompts as one batch, padded at the right, in a KV cache of its own.
+    """Prefill of several prompts as one right-padded batch, in a KV cache of its own.
 
-    The longest come first, so that those which still have positions left are the first rows.
+    Longer prompts come first, so that the prompts with positions left are always the first rows.
 
     Args:
-        recorded: takes the prefill and the number of positions that may be computed; computes all prompts by a recorded
-            call and returns their KV cache, or returns None if it cannot.
+        recorded: function that computes all prompts of a prefill by a recorded call and returns their KV cache, or None
+            if it cannot; its arguments are the prefill and the number of positions that may be computed.
     """
 
     def __init__(
@@ -156,7 +165,7 @@ class StaticPrefill(Prefill):
         self.rows = {i: row for row, i in enumerate(by_length)}
         self.embeddings = pad_sequence([prompts[i] for i in by_length], batch_first=True)
         self.cache: Kept | None = None  # from the first call of `advance` on
-        self.done = 0  # positions of each prompt that are computed, or all that it has
+        self.done = 0  # number of columns that are computed; shorter prompts are complete
         self.left = sum(self.lengths)
         self.admitted = False
 
@@ -175,8 +184,10 @@ class StaticPrefill(Prefill):
 
 
 class RecordedPrompts:
-    """Place on a GPU where prompts of up to a number of positions are computed by one recorded call, for one prefill
-    at a time."""
+    """Preallocated memory on a GPU in which prompts up to a number of positions are prefilled by one recorded call.
+
+    One prefill may use it at a time.
+    """
 
     def __init__(self, engine: StaticEngine, rows: int, room: int):
         model = engine.model
@@ -186,12 +197,16 @@ class RecordedPrompts:
 
     @property
     def free(self) -> bool:
-        """Whether nobody needs the keys and values of the last prompts any more."""
+        """Whether the keys and values of the last prompts are no longer needed."""
         user = None if self.user is None else self.user()
         return user is None or user.admitted
 
     def compute(self, prefill: StaticPrefill, run: Callable[[Callable[[], None]], None]) -> Kept:
-        """Compute all prompts of a prefill by handing the call to `run`; return their KV cache."""
+        """Compute all prompts of a prefill and return their KV cache.
+
+        Args:
+            run: function that executes or replays the call that it is given.
+        """
         self.user = weakref.ref(prefill)
         rows, longest = prefill.embeddings.shape[:2]
         self.embeddings.zero_()
@@ -201,16 +216,16 @@ class RecordedPrompts:
 
 
 class StaticSlots(Slots):
-    """Slots whose sequences are the rows of one preallocated KV cache; on a GPU also the recorded decode steps.
+    """Slots whose sequences are the rows of one preallocated KV cache; on a GPU their decode steps are recorded.
 
-    Wherever no sequence has a position yet, the cache holds zeros, but for the first column of free rows.
+    The cache holds zeros at all positions that no sequence has, except for the first column of free rows.
     """
 
     def __init__(self, engine: StaticEngine, capacity: int):
         self.engine, self.capacity, self.lengths = engine, capacity, []
         device = engine.model.device
         self.room, self.cache = SMALLEST, engine.new_cache(capacity, SMALLEST)
-        # the lengths on the device: a step works on these and moves them on, where they count
+        # the lengths on the device, which a step increases by `counts`: 1 for rows in use, else 0
         self.positions = torch.zeros(capacity, dtype=torch.long, device=device)
         self.counts = torch.zeros(capacity, dtype=torch.long, device=device)
         self.recorder = GraphRecorder(CudaGraphs(device)) if device.type == "cuda" else None
@@ -229,26 +244,29 @@ class StaticSlots(Slots):
         prefill.admitted = True
 
     def advance(self, embeddings: Tensor) -> Hidden:
-        rows = self._begin()
+        rows = self._begin_step()
         if self.engine.compiled is None:
             rows = len(self)
         missing = embeddings.new_zeros(rows - len(self), embeddings.shape[1])
         hidden = self._compute(torch.cat([embeddings, missing]), rows)
-        self._end()
+        self._end_step()
         return Hidden(hidden.text[: len(self)], hidden.audio[: len(self)])
 
     def step(
         self, embed: Callable[[int], Tensor], choose: Callable[[Hidden], None], variant: tuple[Any, ...] = ()
     ) -> None:
-        """One decode step, see `Slots.step`. On a GPU it is recorded for a power of two of rows and of columns and each
-        variant, after some steps that are not; rows without a sequence are computed and count for nothing."""
-        rows = self._begin()
+        """Do one decode step, see `Slots.step`.
+
+        On a GPU, steps are recorded for each power of two of rows and of columns and each variant, after some
+        unrecorded ones. Rows without a sequence are computed, too, and ignored.
+        """
+        rows = self._begin_step()
         if self.recorder is None:
             choose(self._compute(embed(rows), rows))
         else:
             key = rows, self._columns(), variant
             self.recorder.run(key, lambda: choose(self._compute(embed(rows), rows)))
-        self._end()
+        self._end_step()
 
     def copy(self, slot: int) -> None:
         length = self.lengths[slot]
@@ -265,7 +283,7 @@ class StaticSlots(Slots):
 
     def release(self, slot: int) -> None:
         last = len(self) - 1
-        length, end = self.lengths[last], self.lengths[slot] + 1  # a step that failed has written one position more
+        length, end = self.lengths[last], self.lengths[slot] + 1  # a failed step has written one position more
         for own in self.cache:
             if slot != last:
                 own[slot, :, :length] = own[last, :, :length]
@@ -276,8 +294,11 @@ class StaticSlots(Slots):
         self.lengths.pop()
 
     def _recorded_prompts(self, prefill: StaticPrefill, positions: int) -> Kept | None:
-        """Compute all prompts of a prefill by a call that is recorded for a power of two of prompts and of positions
-        in each; return None where they are too long for that, or more than may be computed now."""
+        """Compute all prompts of a prefill by a recorded call, and return their KV cache.
+
+        Calls are recorded for powers of two of prompts and of positions per prompt. Returns None if the prompts are
+        too long for that or have more than `positions` positions, if the call's memory is in use, or on a CPU.
+        """
         count, longest = prefill.embeddings.shape[:2]
         rows, room = key = _power_of_two(count), max(SMALLEST_PROMPT, _power_of_two(longest))
         if self.recorder is None or count * longest > positions or rows * room > MOST_RECORDED:
@@ -287,28 +308,31 @@ class StaticSlots(Slots):
         place = self.prompts[key]
         return place.compute(prefill, partial(self.recorder.run, ("prompts", *key))) if place.free else None
 
-    def _begin(self) -> int:
-        """Make room for a further position of each sequence, and return the number of rows to compute."""
+    def _begin_step(self) -> int:
+        """Make room for one further position of each sequence, and return the number of rows to compute."""
         assert self.lengths, "a step needs sequences"
         self._make_room(max(self.lengths) + 1)
         if self.recorder is None and self.engine.compiled is None:
             return len(self)
         rows = min(_power_of_two(len(self)), self.capacity)
-        self._tell(rows)
+        self._announce_compiling(rows)
         return rows
 
-    def _end(self) -> None:
+    def _end_step(self) -> None:
         self.lengths[:] = [length + 1 for length in self.lengths]
 
     def _compute(self, embeddings: Tensor, rows: int) -> Hidden:
-        """Compute embeddings [rows, D] and move the positions on; all on the device, so that it can be recorded."""
+        """Return the hidden states of embeddings [rows, D] and advance the positions, all of it on the device."""
         hidden = self.engine.compute(embeddings, self.positions[:rows], self.cache, self._columns())
         self.positions[:rows].add_(self.counts[:rows])
         return hidden
 
     def _columns(self) -> int:
-        """Return how many columns a step reads. A recorded one reads a power of two; a compiled one all, since whatever
-        the size of the cache is, it is compiled for that."""
+        """Return the number of columns that a step reads.
+
+        A recorded step reads a power of two of them. A compiled one reads the whole cache, whose size it is compiled
+        for.
+        """
         if self.engine.compiled is not None:
             return self.room
         needed = max(self.lengths) + 1
@@ -325,7 +349,7 @@ class StaticSlots(Slots):
         self.positions[slot], self.counts[slot] = length, counts
 
     def _make_room(self, needed: int) -> None:
-        """Move to a larger cache where this one is too small; what was recorded works on the old one."""
+        """Move all sequences to a larger KV cache if this one has fewer than `needed` columns; drop its recordings."""
         if needed <= self.room:
             return
         room = _power_of_two(needed)
@@ -337,8 +361,8 @@ class StaticSlots(Slots):
         if self.recorder is not None:
             self.recorder.forget()
 
-    def _tell(self, rows: int) -> None:
-        """Say on stderr that a step is about to be compiled."""
+    def _announce_compiling(self, rows: int) -> None:
+        """Print to stderr that a decode step is about to be compiled, once for each shape."""
         shape = rows, self.room, self.capacity
         if self.engine.compiled is not None and shape not in self.engine.compiled:
             self.engine.compiled.add(shape)
@@ -347,7 +371,7 @@ class StaticSlots(Slots):
 
 
 def why_not(model: OmniLM) -> str | None:
-    """Return in one line why a model cannot be computed here, or None where it can."""
+    """Return the reason in one line why engines over `omnikit.llms.llama` cannot run a model, or None if they can."""
     config = getattr(model.llm, "config", None)
     if not all(hasattr(model.llm, name) for name in ("trunk", "norm", "lm_head")) or config is None:
         return f"cannot run a backbone of the class {type(model.llm).__name__}, only transformers' of Llama's kind"
@@ -356,16 +380,16 @@ def why_not(model: OmniLM) -> str | None:
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler that `torch.compile` takes: the one that CXX names, or the usual one of the system."""
+    """Return the path of the C++ compiler that `torch.compile` uses, or None if it is not installed."""
     return shutil.which(wanted_compiler())
 
 
 def wanted_compiler() -> str:
-    """Its name."""
+    """Return the name of the C++ compiler that `torch.compile` looks for: the value of CXX, or the system's default."""
     usual = {"darwin": "clang++", "win32": "cl"}
     return os.environ.get("CXX") or usual.get(sys.platform, "g++")
 
 
 def _power_of_two(number: int) -> int:
-    """Return the least power of two that is not less."""
+    """Return the smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()

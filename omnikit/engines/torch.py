@@ -1,8 +1,9 @@
-"""Decode steps by a model's own modules: any backbone, any device.
+"""Decode steps by a model's own modules, for any backbone on any device.
 
-Sequences are right-aligned in the cache that the backbone gives: column C - 1 holds the last position of each, and
-shorter ones have masked columns on their left. So a step is what the backbone does with a left-padded batch, and its
-cache grows by a column. A backbone whose cache does not show its keys and values decodes each sequence by itself.
+Sequences are right-aligned in the backbone's own KV cache: the last of its C columns holds the last position of each,
+and columns before the first position of a shorter one are masked. To the backbone a decode step is thus a left-padded
+batch, and its cache grows by a column. If the cache does not give access to its keys and values, each sequence is
+decoded by itself.
 
 Letters: R slots, G heads of keys and values, C columns, E width of a head, D width.
 """
@@ -24,10 +25,10 @@ from omnikit.model import Cache, OmniLM
 
 
 class TorchEngine(Engine):
-    """Engine that computes with the model's own modules.
+    """An engine that computes with the model's own modules.
 
     Args:
-        model: any; its weights are used as they are, where they are.
+        model: model with any backbone; its weights are used in place.
     """
 
     name = "torch"
@@ -51,13 +52,13 @@ class TorchEngine(Engine):
 
 
 class JoinedSlots(Slots):
-    """Slots that keep all sequences in one KV cache, right-aligned."""
+    """Slots that store all sequences right-aligned in one KV cache."""
 
     def __init__(self, model: OmniLM, capacity: int):
         self.model, self.capacity, self.lengths = model, capacity, []
         self.cache = model.new_cache()
         self.columns = 0
-        self._order: list[int] | None = None  # rows of the cache that the slots are in, where that has changed
+        self._order: list[int] | None = None  # cache row of each slot; None = slot i is row i
 
     def prefill(self, prompts: Sequence[Tensor]) -> JoinedPrefill:
         return JoinedPrefill(self.model, prompts)
@@ -101,7 +102,7 @@ class JoinedSlots(Slots):
         order[slot], lengths[slot] = order[-1], lengths[-1]
         self._order, self.lengths = order[:-1], lengths[:-1]
         if not self.lengths:
-            self._reorder()  # let the memory go
+            self._reorder()  # frees the memory
 
     def crop(self, slot: int, length: int) -> None:
         assert 0 < length <= self.lengths[slot], "a sequence is cropped to positions that it has"
@@ -110,8 +111,8 @@ class JoinedSlots(Slots):
         for layer in _filled(self.cache):
             if layer.keys.shape[2] < self.columns:
                 raise ValueError("the backbone attends within a window: its cache cannot be cropped")
-            for kept in (layer.keys, layer.values):
-                kept[slot] = kept[slot].roll(shift, dims=1)
+            for cached in (layer.keys, layer.values):
+                cached[slot] = cached[slot].roll(shift, dims=1)
         self.lengths[slot] = length
 
     def _rows(self) -> list[int]:
@@ -126,14 +127,14 @@ class JoinedSlots(Slots):
             self.cache, self.columns = self.model.new_cache(), 0
             return
         device = self.model.device
-        self._change(lambda kept: kept.index_select(0, torch.tensor(order, device=device)))
+        self._change(lambda cached: cached.index_select(0, torch.tensor(order, device=device)))
 
     def _narrow(self) -> None:
-        """Remove the columns that no sequence needs, once they are half of all."""
+        """Remove the leading columns that no sequence uses, once they are half of all."""
         longest = max(self.lengths)
         if 2 * longest <= self.columns:
             self.columns = longest
-            self._change(lambda kept: kept[:, :, max(0, kept.shape[2] - longest) :])
+            self._change(lambda cached: cached[:, :, max(0, cached.shape[2] - longest) :])
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         for layer in _filled(self.cache):
@@ -158,13 +159,13 @@ class JoinedPrefill(Prefill):
 
     def advance(self, positions: int) -> None:
         begin, self.done = self.done, min(self.columns, self.done + max(1, positions // len(self.lengths)))
-        piece = slice(begin, self.done)
-        where = {"positions": self.positions[:, piece], "mask": self.mask[:, : self.done], "cache": self.cache}
-        self.model.hidden(self.embeddings[:, piece], **where)
+        chunk = slice(begin, self.done)
+        where = {"positions": self.positions[:, chunk], "mask": self.mask[:, : self.done], "cache": self.cache}
+        self.model.hidden(self.embeddings[:, chunk], **where)
 
 
 class SeparateSlots(Slots):
-    """Slots that keep each sequence in a KV cache of its own, for backbones whose caches cannot be joined."""
+    """Slots that store each sequence in a KV cache of its own, for backbones whose caches cannot be joined."""
 
     def __init__(self, model: OmniLM, capacity: int):
         self.model, self.capacity, self.lengths = model, capacity, []
@@ -191,9 +192,9 @@ class SeparateSlots(Slots):
         self.lengths = [*self.lengths, self.lengths[slot]]
 
     def release(self, slot: int) -> None:
-        for kept in (self.caches, self.lengths):
-            kept[slot] = kept[-1]
-            kept.pop()
+        for values in (self.caches, self.lengths):
+            values[slot] = values[-1]
+            values.pop()
 
     def crop(self, slot: int, length: int) -> None:
         raise ValueError("the backbone's cache cannot be cropped: it does not show its keys and values")
@@ -216,21 +217,21 @@ class SeparatePrefill(Prefill):
 
 
 def _filled(cache: Cache) -> list[Any]:
-    """Return the layers of a KV cache that hold keys and values: in some models blocks share those of others."""
+    """Return the layers of a KV cache that hold keys and values; in some models blocks share those of other blocks."""
     return [layer for layer in layers(cache) if layer.keys is not None]
 
 
-def _widen(kept: Tensor, columns: int) -> Tensor:
+def _widen(cached: Tensor, columns: int) -> Tensor:
     """Pad keys or values [R, G, C, E] with zeros on the left to [R, G, columns, E]."""
-    return pad(kept, (0, 0, columns - kept.shape[2], 0))
+    return pad(cached, (0, 0, columns - cached.shape[2], 0))
 
 
 def _count(layer: Any, columns: int) -> None:
-    """Tell a layer how many positions it has seen, if it attends within a window and so keeps fewer."""
+    """Set the number of positions that a sliding-window cache layer has seen; such a layer stores fewer of them."""
     if hasattr(layer, "cumulative_length"):
         layer.cumulative_length = columns
 
 
 def _right_aligned(lengths: Tensor, columns: int) -> Tensor:
-    """Return a mask [R, columns] for lengths [R], int64, with 1 in the last columns of each row."""
+    """Return an int64 mask [R, columns] with 1 in the last columns of each row, as many as its length [R] says."""
     return (torch.arange(columns, device=lengths.device) >= columns - lengths[:, None]).long()

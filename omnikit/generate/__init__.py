@@ -1,4 +1,7 @@
-"""Generation by request: answers join and leave a running batch. docs/step.md says what is in which file."""
+"""Generation by request: questions join and leave a running batch that is decoded step by step.
+
+docs/step.md says what is in which file.
+"""
 
 from __future__ import annotations
 

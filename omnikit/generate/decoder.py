@@ -1,4 +1,4 @@
-"""One object that turns questions into answers: model, engine, strategy and how to decode."""
+"""One object that answers questions: model, engine, decoding strategy and decoding options together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omnikit.tasks import Task
 
 
 class RequestOptions(TypedDict, total=False):
-    """Options of one request, see `Request`; what is not given is the decoder's."""
+    """Keyword options of one request, see `Request`; the decoder's defaults replace missing ones."""
 
     decoding: Decoding
     strategy: Strategy
@@ -31,14 +31,14 @@ class RequestOptions(TypedDict, total=False):
 
 
 class Decoder:
-    """Answers questions with a model: a batch by hand, or from any thread in a batch that is always running.
+    """A decoder that answers questions with a model, in a batch stepped by its caller or in one shared by all threads.
 
     Args:
-        model: in evaluation mode.
-        engine: computes; None = torch, with the model's own modules.
-        strategy: sequences per question.
-        decoding: sampling and limits of each answer.
-        capacity: sequences that are decoded together at most.
+        model: the model, in evaluation mode.
+        engine: engine that computes hidden states and logits; None = `TorchEngine`.
+        strategy: decoding strategy, which says how many sequences answer a question.
+        decoding: sampling options and limits of each answer.
+        capacity: maximum number of sequences that are decoded together.
     """
 
     def __init__(
@@ -58,21 +58,25 @@ class Decoder:
         self._lock = Lock()
 
     def of_capacity(self, questions: int) -> Decoder:
-        """Return a decoder like this one that decodes so many questions together."""
+        """Return a decoder with the same options and room for `questions` answers at a time."""
         capacity = questions * len(self.strategy.text_only)
         return Decoder(self.model, self.engine, strategy=self.strategy, decoding=self.decoding, capacity=capacity)
 
     def request(self, task: Task, question: Question, **asked: Unpack[RequestOptions]) -> Request:
-        """Return a request that has not been submitted yet."""
+        """Return a new request for a question; it is not submitted."""
         options = {"decoding": self.decoding, "strategy": self.strategy, **asked}
         return Request(self.model, task, question, **options)
 
     def batch(self, capacity: int | None = None) -> RunningBatch:
-        """Return an empty batch to be stepped by hand."""
+        """Return an empty running batch, which the caller steps.
+
+        Args:
+            capacity: number of its slots; None = the decoder's capacity.
+        """
         return RunningBatch(self.model, self.engine, capacity=capacity or self.capacity)
 
     def answers(self, task: Task, questions: Sequence[Question], **asked: Unpack[RequestOptions]) -> list[Answer]:
-        """Decode whole answers in a batch of their own, in this thread.
+        """Return the whole answers to some questions, decoded in the calling thread in a running batch of their own.
 
         Raises:
             ValueError: one of the questions cannot be asked.
@@ -84,7 +88,7 @@ class Decoder:
     def outcomes(
         self, task: Task, questions: Sequence[Question], batch: RunningBatch | None = None
     ) -> list[Answer | BadQuestion]:
-        """Decode whole answers as `answers` does; a question that cannot be asked gives the reason in place of one.
+        """Return for each question its whole answer, or the error that says why it cannot be asked.
 
         Args:
             batch: see `run`.
@@ -94,10 +98,10 @@ class Decoder:
         return [_outcome(request) for request in requests]
 
     def run(self, requests: Sequence[Request], batch: RunningBatch | None = None) -> None:
-        """Decode requests to their ends in this thread. What goes wrong with one of them is raised by its `wait`.
+        """Decode requests to their ends in the calling thread; the error of a failed request is raised by its `wait`.
 
         Args:
-            batch: an empty one, whose slots are used again; None = a new one.
+            batch: empty running batch to decode them in, whose slots are used again; None = a new one.
         """
         batch, waiting = batch or self.batch(), deque(requests)
         while waiting or batch.busy:
@@ -106,19 +110,19 @@ class Decoder:
             batch.turn()
 
     def submit(self, task: Task, question: Question, **asked: Unpack[RequestOptions]) -> Request:
-        """Submit a question from any thread; its answer grows in the batch that all threads share.
+        """Submit a question to the running batch that all threads share, and return its request.
 
         Raises:
-            QueueFull: too many questions wait.
+            QueueFull: the maximum number of questions is waiting.
         """
         request = self.request(task, question, **asked)
-        with self._lock:  # nobody closes the runner in between
+        with self._lock:  # another thread may close the runner
             if self._runner is None:
                 self._runner = Runner(self.batch())
             return self._runner.submit(request)
 
     def close(self) -> None:
-        """End all answers of the shared batch as cancelled; the next question begins a new one."""
+        """Cancel all requests of the shared running batch and stop its thread; the next question starts a new one."""
         with self._lock:
             runner, self._runner = self._runner, None
         if runner is not None:

@@ -1,6 +1,6 @@
-"""Reading emitted tokens as text and codes, of whole answers and of answers that still grow.
+"""Conversion of emitted tokens to text and codes, for whole answers and for answers that are still being decoded.
 
-Letters: S streams, L steps, K codebooks, T frames.
+Letters: R answers, S streams, L steps, K codebooks, T frames.
 """
 
 from __future__ import annotations
@@ -16,28 +16,32 @@ from omnikit.model import OmniLM
 from omnikit.tasks import Task
 
 UNFINISHED = "\ufffd"
-"""Replacement character that tokenizers write for bytes that do not make a character yet."""
+"""Replacement character that tokenizers emit for bytes that do not form a whole character yet."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Codes of the frames that can be heard in some decode steps."""
+    """Codes of the audible frames in some decode steps of one answer."""
 
     codes: Tensor  # [K, T]
-    ended: bool  # whether nothing behind these can be heard
+    ended: bool  # whether an `eoa` was found, so that no later frame is audible
 
 
 def read_frames(model: OmniLM, steps: Tensor) -> Frames:
-    """Read the audio tokens of emitted steps [S - 1, L] as the complete frames that can be heard.
+    """Return the codes of the complete, audible frames in the audio tokens of emitted steps [S - 1, L].
 
-    The sound ends before the first frame in which a stream has an `eoa`. A frame with another id that is no code of its
-    codebook is left out. (Only where `Decoding.constrain` is off does the network have a choice of such ids.)
+    Frames are audible up to the first one in which a stream has an `eoa`. A frame that holds another id outside its
+    codebook is skipped; such ids are emitted only with `Decoding.constrain` off.
     """
     return _read(model, steps[None], [model.pattern.num_frames(steps.shape[-1])])[0]
 
 
 def _read(model: OmniLM, steps: Tensor, complete: Sequence[int]) -> list[Frames]:
-    """Read the first frames of several answers' steps [R, S - 1, L], of each answer as many as are complete."""
+    """Return the audible frames of several answers from their audio tokens [R, S - 1, L].
+
+    Args:
+        complete: number of complete frames of each answer; later frames are ignored.
+    """
     layout, pattern = model.layout, model.pattern
     ends = torch.tensor([[ids.eoa] for ids in layout.audio], device=steps.device)
     over = pattern.deinterleave(steps == ends).any(dim=1).cumsum(dim=1) > 0  # [R, T]
@@ -52,7 +56,7 @@ def _read(model: OmniLM, steps: Tensor, complete: Sequence[int]) -> list[Frames]
 
 
 def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: str) -> Answer:
-    """Read the tokens of emitted steps, L times S of them, as text ids and the codes of the complete frames."""
+    """Return the answer in emitted steps (L lists of S tokens): its text ids and the codes of its audible frames."""
     text = [step[0] for step in steps if model.layout.is_text(step[0])]
     if not (task.speaks and steps):
         return Answer(text, torch.zeros(model.pattern.num_codebooks, 0, dtype=torch.long), end)
@@ -60,27 +64,27 @@ def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: 
 
 
 class FrameReader:
-    """Collects the emitted steps of one answer and gives the codes of the frames that they complete."""
+    """A buffer of the audio tokens of one growing answer that returns the codes of each frame once it is complete."""
 
     def __init__(self, model: OmniLM):
         self.model, self.pattern = model, model.pattern
-        self.steps: list[list[int]] = []  # audio tokens that the next frame needs: a prefix of the pattern again
-        self.given = 0  # frames that have been taken
-        self.complete = 0  # frames that are waiting to be taken
-        self.silent = False  # from here on
+        self.steps: list[list[int]] = []  # audio tokens from the next frame's first on, again a prefix of the pattern
+        self.given = 0  # number of frames taken so far
+        self.complete = 0  # number of complete frames that have not been taken
+        self.silent = False  # whether an `eoa` has ended the audible frames
 
     def push(self, tokens: Sequence[int]) -> None:
-        """Take the S tokens of the next step."""
+        """Append the S tokens of the answer's next step."""
         self.steps.append(list(tokens[1:]))
         self.complete = self.pattern.num_frames(len(self.steps))
 
     def take(self) -> Tensor | None:
-        """Return the codes [K, T] of the frames that are waiting, or None if none of them can be heard."""
+        """Remove the complete frames and return the codes [K, T] of the audible ones, or None if there are none."""
         return take_frames([self])[0]
 
 
 def take_frames(readers: Sequence[FrameReader]) -> list[Tensor | None]:
-    """Take the frames that are waiting from several readers of one model, see `FrameReader.take`."""
+    """Take the complete frames from several readers of one model, see `FrameReader.take`; return one item for each."""
     waiting = [reader for reader in readers if reader.complete and not reader.silent]
     found: dict[FrameReader, Frames] = {}
     if waiting:
@@ -99,7 +103,7 @@ def take_frames(readers: Sequence[FrameReader]) -> list[Tensor | None]:
 
 
 class TextReader:
-    """Turns the text tokens of one answer into text as it grows."""
+    """A streaming detokenizer of one answer: text tokens in, the text that each of them adds out."""
 
     def __init__(self, model: OmniLM):
         self.tokenizer, self.layout = model.llm.tokenizer, model.layout
@@ -107,16 +111,20 @@ class TextReader:
         self.text = ""
 
     def push(self, token: int) -> str:
-        """Return what the next text token adds to the text. A character of several tokens is held back until it is
-        whole."""
+        """Append a token and return the text that it adds.
+
+        A character of several tokens is returned with its last token.
+        """
         if not self.layout.is_text(token):
             return ""
         self.ids.append(token)
         return "" if self.tokenizer.decode(self.ids).endswith(UNFINISHED) else self.finish()
 
     def finish(self) -> str:
-        """Return the text that was held back. A token may change how the text before it is written, so all of it is
-        decoded and what is new is returned."""
+        """Return the text that has not been returned yet, an unfinished character included.
+
+        All ids are decoded again, because a token may change how the text before it is written.
+        """
         whole = self.tokenizer.decode(self.ids)
         new, self.text = whole[len(self.text) :], whole
         return new

@@ -1,4 +1,4 @@
-"""Checking questions, encoding their recordings and embedding their prompts."""
+"""Validation of questions, encoding of their recordings, and embedding of their prompts."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from omnikit.tasks import AUDIO_START, Task, make_prompt
 
 @dataclass(frozen=True)
 class EmbeddedPrompt:
-    """A prompt that the strategy's rows share but for its last position."""
+    """Embeddings of a prompt, shared by all sequences of its decoding strategy except for the last position."""
 
     embeddings: Tensor
-    """All positions but the last [L - 1, D]."""
+    """Embeddings of all positions but the last [L - 1, D]."""
     marks: list[Tensor]
-    """The last position of each row, its token ids [S]."""
+    """Token ids [S] at the last position of each sequence, which say which streams are to answer."""
 
 
 def check_question(model: OmniLM, request: Request) -> None:
-    """Refuse a question that cannot be asked.
+    """Check that a question holds what its task is given, without encoding it.
 
     Raises:
-        BadQuestion: see there.
+        BadQuestion: the content is missing, empty, not finite, or of another shape or vocabulary than the model's.
     """
     question, task = request.question, request.task
     if task.given == "text":
@@ -45,7 +45,7 @@ def _check_text(model: OmniLM, task: Task, text: list[int] | None) -> None:
         raise BadQuestion(f"task {task.name}: is given text, the question has none")
     if not text:
         raise BadQuestion("question: an empty text")
-    # on a GPU the embedding of another id would end the process
+    # on a GPU an id outside the embedding table would end the process
     if wrong := [i for i in text if not 0 <= i < model.layout.text_vocab]:
         raise BadQuestion(f"question: text id {wrong[0]} is outside of 0..{model.layout.text_vocab - 1}")
 
@@ -53,7 +53,7 @@ def _check_text(model: OmniLM, task: Task, text: list[int] | None) -> None:
 def _check_features(model: OmniLM, features: Tensor) -> None:
     if features.dim() != 2 or features.shape[1] != model.encoder.dim:
         shape, own = list(features.shape), f"[T, {model.encoder.dim}]"
-        raise BadQuestion(f"question: features {shape} are not of the system's encoder, which makes {own}")
+        raise BadQuestion(f"question: features {shape} are not of the system's encoder, which computes {own}")
     if not features.shape[0]:
         raise BadQuestion("question: no features")
     _check_finite(features)
@@ -76,10 +76,10 @@ def _check_finite(values: Tensor) -> None:
 
 
 def encode(model: OmniLM, wavs: Sequence[Tensor]) -> list[Tensor]:
-    """Encode waveforms [N] at the encoder's rate as one batch, to features [T, D] of each.
+    """Encode waveforms [N] at the encoder's sample rate in one batch; return the features [T, D] of each.
 
     Raises:
-        ValueError: the encoder refuses one of them.
+        ValueError: the encoder refuses one of the waveforms.
     """
     lengths = torch.tensor([wav.shape[0] for wav in wavs], device=model.device)
     padded = pad_sequence([wav.to(model.device, torch.float32) for wav in wavs], batch_first=True)
@@ -88,13 +88,13 @@ def encode(model: OmniLM, wavs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def embed_prompt(model: OmniLM, request: Request, features: Tensor | None) -> EmbeddedPrompt:
-    """Embed the prompt of a request, and bound its answer by the positions that the backbone has left.
+    """Embed the prompt of a request, and lower its step limit to the number of positions that the backbone has left.
 
     Args:
-        features: of the encoder [T, D], where the question is speech.
+        features: encoder features [T, D] of a spoken question; None = the question is text.
 
     Raises:
-        BadQuestion: the prompt is longer than the backbone's positions.
+        BadQuestion: the prompt is longer than the backbone's maximum number of positions.
     """
     speech = None if features is None else _adapt(model, features)
     frames = None if speech is None else speech.features.shape[1]
@@ -111,7 +111,7 @@ def embed_prompt(model: OmniLM, request: Request, features: Tensor | None) -> Em
 
 
 def _adapt(model: OmniLM, features: Tensor) -> AdaptedSpeech:
-    """Adapt encoder features [T, D] to the speech of one prompt."""
+    """Run the adapter on encoder features [T, D]; return them as the speech of a prompt that is a batch of one."""
     lengths = torch.tensor([len(features)], device=model.device)
     adapted, lengths = model.adapter(features[None].to(model.device, model.dtype), lengths)
     starts = torch.full_like(lengths, AUDIO_START)

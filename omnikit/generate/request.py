@@ -1,4 +1,4 @@
-"""One question on its way: what is asked of the running batch, and the answer that grows."""
+"""A request: one question on its way through the running batch, with its answer so far."""
 
 from __future__ import annotations
 
@@ -29,22 +29,26 @@ from omnikit.streaming import check_mode
 from omnikit.tasks import Task
 
 SEED = Range(0, 2**32 - 1, whole=True)
-"""Numbers that are seeds: noise is a hash of 32 bits."""
+"""Range of valid seeds: the sampling noise is a 32-bit hash."""
 
 
 class Request:
-    """One question and its answer, which grows while a `RunningBatch` decodes it.
+    """A question and its answer, which grows while a `RunningBatch` decodes it.
 
-    Whoever asked may iterate over the chunks, `wait` for the whole and `cancel`, from any thread. All else belongs to
-    the batch.
+    Any thread may iterate over the chunks, `wait` for the whole answer, and `cancel` it. All other members belong to
+    the thread that steps the running batch.
 
     Args:
-        model: reads the tokens.
-        seed: of the sampling noise, 0 to 2**32 - 1: the same question with the same seed has the same answer, whoever
-            its neighbours are. None = drawn from torch's default generator, if anything is sampled.
-        sound: mode of `omnikit.streaming.MODES` in which the codec decodes the answer while it grows; None = no sound.
-        cancel: set by any thread to end the answer; None = only `Request.cancel` does.
-        name: of the question, put before what is wrong with it.
+        model: model that answers; its tokenizer and token layout decode the emitted tokens.
+        task: what is given and what is answered.
+        question: content of the prompt.
+        decoding: sampling options and limits.
+        strategy: decoding strategy.
+        seed: seed of the sampling noise, 0 to 2**32 - 1; it alone determines the answer, whatever else is in the batch.
+            None = drawn from torch's default generator if anything is sampled.
+        sound: mode of `omnikit.streaming.MODES` in which the codec decodes the growing answer; None = no waveform.
+        cancel: event that any thread may set to cancel the request; None = only `Request.cancel` does.
+        name: name of the question, which precedes its error messages.
     """
 
     def __init__(
@@ -68,42 +72,42 @@ class Request:
         self.decoding, self.strategy = decoding, strategy.for_task(task)
         self.seed = _seed(seed, decoding)
         self.max_steps = decoding.max_steps
-        """Decode steps after which the answer is truncated; fewer where the backbone has no more positions."""
+        """Maximum number of decode steps: `Decoding.max_steps`, or fewer where the backbone has no more positions."""
         self.steps: list[list[int]] = []
-        """Emitted tokens, S for each decode step."""
+        """Emitted tokens, a list of S ids for each decode step."""
         self.end: str | None = None
-        """Why the answer ended, one of `ENDS`; None before, and where an error ended it."""
+        """Reason for which the answer ended, one of `ENDS`; None while it is being decoded, and after an error."""
         self.error: BaseException | None = None
         self.slots: list[int] = []
-        """Slots of the strategy's rows; empty before the prompt has been computed, and after the end."""
+        """Slots of the request's sequences in the running batch; empty before admission and after release."""
         self.frames = FrameReader(model) if sound is not None and task.speaks else None
         self.sound = sound if self.frames is not None else None
         self.stream: int | None = None
-        """Number of the codec's stream, once there are frames."""
+        """Number of the answer's decode stream in the codec; None before the first frame."""
         self.text_over = task.text_forced
         self.began: float | None = None
         self.runner: object = None
-        """Keeps the thread that decodes the answer alive until it has ended."""
+        """Reference that keeps the decoding thread alive until the answer has ended."""
         self.name = name
         self._cancel, self._cancelled = cancel, False
         self._done = Event()
         self.pieces: SimpleQueue[tuple[list[int], Tensor | None] | None] = SimpleQueue()
-        """Text tokens and sound [n] as they come; None behind the last."""
+        """Queue of chunks to hand out: text tokens and samples [n], if any; None follows the last chunk."""
         self._reported = 0
         self._traceback: TracebackType | None = None
 
-    # for whoever asked
+    # for the thread that asked
 
     def __iter__(self) -> Chunks:
-        """Iterate over the chunks of the answer as they come; dropping the iterator cancels the answer."""
+        """Return an iterator over the answer's chunks as they are decoded; dropping it cancels the request."""
         return Chunks(self)
 
     def wait(self, timeout: float | None = None) -> Answer:
-        """Return the whole answer when it has ended.
+        """Wait until the answer has ended, and return the whole of it.
 
         Raises:
-            TimeoutError: it has not after so many seconds; it goes on.
-            Exception: what ended the answer, if it was an error.
+            TimeoutError: the answer has not ended after `timeout` seconds; its decoding continues.
+            Exception: the error that ended the answer.
         """
         if not self._done.wait(timeout):
             raise TimeoutError(f"no whole answer after {timeout:g} s")
@@ -111,24 +115,24 @@ class Request:
         return read_answer(self.model, self.task, self.steps, self.end)
 
     def cancel(self) -> None:
-        """End the answer before the next decode step; what was emitted until then stays."""
+        """Cancel the request before its next decode step; tokens that were emitted earlier remain in the answer."""
         self._cancelled = True
 
     @property
     def done(self) -> bool:
-        """Whether the answer has ended."""
+        """Whether the answer has ended, with or without an error."""
         return self._done.is_set()
 
     def check(self) -> None:
-        """Raise what ended the answer, if it was an error."""
+        """Raise the error that ended the answer, if there was one."""
         if self.error is not None:
-            raise self.error.with_traceback(self._traceback)  # which would grow with each time otherwise
+            raise self.error.with_traceback(self._traceback)  # otherwise each `raise` would lengthen its traceback
 
     # for the running batch
 
     @property
     def truncated_by(self) -> str | None:
-        """Reason for which the answer is to be truncated now, one of `ENDS`; None = there is none."""
+        """Reason to end the answer before its next decode step, one of `ENDS`; None if it may continue."""
         if self._cancelled or (self._cancel is not None and self._cancel.is_set()):
             return CANCELLED
         if len(self.steps) >= self.max_steps:
@@ -139,30 +143,29 @@ class Request:
         return None
 
     def begin(self) -> None:
-        """Start the time that `Decoding.time_limit` bounds."""
+        """Start the clock of `Decoding.time_limit`."""
         self.began = monotonic()
 
     def emit(self, tokens: list[int]) -> None:
-        """Append the S tokens of the next decode step to the answer."""
+        """Append the S tokens of the answer's next decode step."""
         self.steps.append(tokens)
-        counts = self.decoding.constrain or len(self.steps) > 1  # the published code does not look at the first step
+        counts = self.decoding.constrain or len(self.steps) > 1  # the published code ignores an `eot` in the first step
         self.text_over = self.text_over or (counts and tokens[0] == self.model.layout.text.eot)
         if self.frames is not None:
             self.frames.push(tokens)
 
     def report(self, wav: Tensor | None = None) -> None:
-        """Hand out the text tokens that have been emitted since the last report, and the sound [n] that has been
-        decoded. Where there is neither, nobody is woken."""
+        """Queue a chunk with the text tokens emitted since the last call and the samples [n], unless it is empty."""
         tokens = [step[0] for step in self.steps[self._reported :] if self.model.layout.is_text(step[0])]
         self._reported = len(self.steps)
         if tokens or wav is not None:
             self.pieces.put((tokens, wav))
 
     def finish(self, end: str | None, error: BaseException | None = None) -> None:
-        """End the answer, with the reason or the error; nothing is handed out after it."""
+        """End the answer with a reason of `ENDS` or an error, and wake the threads that wait for it."""
         if isinstance(error, ValueError) and self.name is not None:
             error = BadQuestion(f"{self.name}: {error}") if isinstance(error, BadQuestion) else error
-        if error is not None:  # it may be kept for long, and with its frames the keys and values of all answers
+        if error is not None:  # callers may keep it, and its stack frames refer to the KV cache of all answers
             self._traceback = error.__traceback__
             traceback.clear_frames(self._traceback)
         self.end, self.error = end, error
@@ -172,7 +175,11 @@ class Request:
 
 
 def _seed(seed: int | None, decoding: Decoding) -> int:
-    """Check a seed, or draw one where noise decides anything."""
+    """Return a valid seed: the given one, a random one if anything is sampled, else 0.
+
+    Raises:
+        ValueError: a seed outside of `SEED`.
+    """
     if seed is not None:
         SEED.check("seed", seed)
         return int(seed)
@@ -180,10 +187,10 @@ def _seed(seed: int | None, decoding: Decoding) -> int:
 
 
 class Chunks:
-    """An iterator over the chunks of an answer while it grows.
+    """An iterator over the chunks of a growing answer; the last chunk says why the answer ended.
 
     Raises:
-        Exception: what ended the answer, if it was an error.
+        Exception: the error that ended the answer.
     """
 
     def __init__(self, request: Request):
@@ -201,12 +208,12 @@ class Chunks:
             tokens, wav = piece
             return Chunk("".join(map(self._text.push, tokens)), torch.zeros(0) if wav is None else wav)
         self._request = None
-        request.pieces.put(None)  # for whoever iterates once more
+        request.pieces.put(None)  # for another iterator over the same request
         request.check()
         return Chunk(self._text.finish(), torch.zeros(0), request.end)
 
     def close(self) -> None:
-        """Cancel the answer and end the iteration."""
+        """Cancel the request and end the iteration."""
         request, self._request = self._request, None
         if request is not None:
             request.cancel()

@@ -1,4 +1,4 @@
-"""The thread that steps a running batch."""
+"""The thread that steps a running batch while there are requests."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from omnikit.generate.request import Request
 from omnikit.generate.running_batch import RunningBatch
 
 IDLE_SECONDS = 5.0
-"""Seconds without anything to do after which the thread ends; the next question starts another."""
+"""Seconds without requests after which the decoding thread ends; the next request starts another."""
 
 
 class Runner:
-    """Thread that steps a `RunningBatch`, from the first question on until it is closed or idle.
+    """A running batch with a thread that steps it, from the first request on until the runner is closed or idle.
 
     Args:
-        batch: used by the runner's thread alone from now on.
+        batch: running batch, which only this thread may step from now on.
     """
 
     def __init__(self, batch: RunningBatch):
         self._state = state = _State(batch)
-        # also when the program ends or the last reference to this is dropped
+        # called when the program ends, too, or when the last reference to this object is dropped
         self._close = weakref.finalize(self, _close, state)
 
     def submit(self, request: Request) -> Request:
-        """Let a question wait for its turn.
+        """Queue a request for decoding, and return it.
 
         Raises:
-            QueueFull: too many wait.
-            RuntimeError: this was closed, or the process was forked after the thread had started.
+            QueueFull: the maximum number of requests is waiting.
+            RuntimeError: the runner is closed, or the process was forked after its thread had started.
         """
-        request.runner = self  # a system may be dropped while somebody listens to its answer
+        request.runner = self  # a system may be garbage-collected while its answer is still being streamed
         self._state.submit(request)
         return request
 
     def close(self) -> None:
-        """End all answers as cancelled, and the thread. Further questions are refused."""
+        """Cancel all requests, end the thread, and refuse further requests."""
         self._close()
 
 
 class _State:
-    """State that the thread shares with those who ask. The thread holds no reference to the `Runner`, so that this can
-    be dropped while the thread waits."""
+    """State shared by the decoding thread and the threads that submit requests.
+
+    The decoding thread holds no reference to the `Runner`, so that the runner can be garbage-collected while it waits.
+    """
 
     def __init__(self, batch: RunningBatch):
         self.batch, self.changed = batch, Condition()
@@ -56,13 +58,13 @@ class _State:
 
     def submit(self, request: Request) -> None:
         if self.forked:
-            raise RuntimeError("generation: the process was forked after the first question; load the system anew")
+            raise RuntimeError("generation: the process was forked after the first question; load the system again")
         with self.changed:
             if self.closed:
                 raise RuntimeError("generation: it was closed; load the system again")
             if self.thread is None:
                 thread = Thread(target=self.work, name="omnikit-generate", daemon=True)
-                thread.start()  # it waits for what this thread holds
+                thread.start()  # it waits for the lock that this thread holds
                 self.process, self.thread = os.getpid(), thread
             self.threads_of_torch = torch.get_num_threads()
             self.batch.submit(request)
@@ -70,25 +72,25 @@ class _State:
 
     @property
     def forked(self) -> bool:
-        """Whether this is a copy in another process, whose locks may be held for ever. No lock is needed to know it."""
+        """Whether this is a copy in a forked process, whose locks may stay held for ever; read without a lock."""
         return self.process is not None and self.process != os.getpid()
 
     def work(self) -> None:
         try:
             while self._wait():
-                if torch.get_num_threads() != self.threads_of_torch:  # torch counts them for each thread
+                if torch.get_num_threads() != self.threads_of_torch:  # torch has this setting per thread
                     torch.set_num_threads(self.threads_of_torch)
                 self.batch.turn()
             if self.closed:
                 self.batch.close()
-        except BaseException as error:  # nobody may wait for ever for an answer that does not grow any more
+        except BaseException as error:  # otherwise callers would wait for ever for an answer that nobody decodes
             with self.changed:
                 self.thread = None
                 self.batch.close(error)
             raise
 
     def _wait(self) -> bool:
-        """Wait for something to do, and return whether there is; otherwise the thread ends."""
+        """Wait until there are requests; return False if the thread is to end, because it was idle or closed."""
         with self.changed:
             if not self.batch.busy and not self.closed:
                 self.changed.wait_for(lambda: self.batch.busy or self.closed, IDLE_SECONDS)
@@ -105,7 +107,7 @@ def _close(state: _State) -> None:
         state.closed, thread = True, state.thread
         state.changed.notify()
     if thread is not None:
-        if thread is not current_thread():  # which ends by itself
+        if thread is not current_thread():  # the decoding thread itself sees `closed` and ends
             thread.join()
     else:
         state.batch.close()

@@ -1,12 +1,12 @@
-"""A running batch: answers join it when a slot is free, and leave it when they end, at any decode step.
+"""The running batch: requests join it when slots are free and leave it when their answers end, at any decode step.
 
-    submit    any thread; waiting questions are admitted in their order
-    turn      admit: newcomers are encoded together and prefilled in bounded pieces
-              step:  one decode step of all slots (token_rules.py)
-              read:  emitted tokens -> text, codes, sound
-              leave: slots of answers that ended are free at the next step
+    submit    any thread; waiting requests are admitted in their order
+    turn      admit:   newcomers are encoded together, and their prompts prefilled in bounded chunks of positions
+              step:    one decode step of all slots (token_rules.py)
+              read:    emitted tokens -> text, codes, waveform
+              release: slots of ended answers are free at the next step
 
-It is stepped by hand, `turn` by `turn`, or by the thread of a `Runner`.
+Its caller steps it with `turn`, or the thread of a `Runner` does.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from omnikit.model import OmniLM
 
 Result = TypeVar("Result")
 CAPACITY = 16
-"""Sequences that are decoded together, where nothing else is asked for."""
+"""Default number of slots, the sequences that are decoded together."""
 MOST_WAITING = 1024
-"""Questions that may wait for a slot, where nothing else is asked for."""
+"""Default maximum number of requests that wait for slots."""
 PREFILL_POSITIONS = 256
 """Maximum number of prompt positions that are computed between two decode steps of running answers."""
 ENCODED_SECONDS = 30.0
@@ -41,12 +41,12 @@ ENCODED_SECONDS = 30.0
 
 
 class QueueFull(RuntimeError):
-    """Error of a submit when as many questions are waiting as may."""
+    """Error raised when a request is submitted while the maximum number of requests is waiting."""
 
 
 @dataclass
 class _Newcomers:
-    """Requests whose prompts are being computed."""
+    """Requests that are being prefilled, with their embedded prompts."""
 
     prompts: dict[Request, EmbeddedPrompt]
     prefill: Prefill
@@ -54,8 +54,10 @@ class _Newcomers:
 
 @dataclass
 class _Read:
-    """Tokens [R, S + 1] of a decode step on their way to the host, the slot and request of each answer, and what to
-    wait for."""
+    """Tokens [R, S + 1] of one decode step on their way to the host, with the first slot of each request.
+
+    `ready` is the CUDA event to wait for before they are read; None on a CPU.
+    """
 
     owners: list[tuple[int, Request]]
     tokens: Tensor
@@ -63,27 +65,27 @@ class _Read:
 
 
 class RunningBatch:
-    """Batch of answers that are decoded together, each from the moment at which slots are free until it ends.
+    """A batch of answers that are decoded together; each holds its slots from its admission to its end.
 
-    All methods but `submit` and `busy` are for one thread.
+    Only `submit` and `busy` may be used from any thread; one thread uses all other methods.
 
     Args:
-        model: embeds prompts and says what ids mean.
-        engine: computes.
-        capacity: number of slots; a question takes as many as its strategy has rows.
-        most_waiting: number of questions that may wait.
+        model: model that answers.
+        engine: engine that computes hidden states and logits.
+        capacity: number of slots; a request takes one for each sequence of its decoding strategy.
+        most_waiting: maximum number of requests that wait for slots.
     """
 
     def __init__(self, model: OmniLM, engine: Engine, *, capacity: int = CAPACITY, most_waiting: int = MOST_WAITING):
         self.model, self.engine, self.capacity, self.most_waiting = model, engine, capacity, most_waiting
         self.waiting: deque[Request] = deque()
         self.newcomers: _Newcomers | None = None
-        self.owners: list[Request] = []  # of each slot
+        self.owners: list[Request] = []  # the request of each slot in use
         self._lock = Lock()
         self._unread: _Read | None = None
         self._sound = SoundDecoder(model)
         self.slots: Slots | None = None
-        """The engine's, opened when they are needed first."""
+        """Slots of the engine; opened for the first request, None before and after an engine error."""
         self.rules: Rules | None = None
 
     def _open(self) -> Slots:
@@ -93,7 +95,7 @@ class RunningBatch:
         return self.slots
 
     def _forget(self) -> list[Request]:
-        """Drop all sequences; return the requests that they belonged to, the newcomers not among them."""
+        """Drop all sequences and return their requests, those still being prefilled excepted."""
         running = self._running()
         self.slots = self.rules = self._unread = None
         self.owners = []
@@ -103,15 +105,15 @@ class RunningBatch:
 
     @property
     def busy(self) -> bool:
-        """Whether any question waits or is being answered."""
+        """Whether any request is waiting, being prefilled or being decoded."""
         return bool(self.waiting or self.newcomers or self.owners)
 
     def submit(self, request: Request) -> None:
-        """Let a question wait for its turn; any thread may.
+        """Append a request to the waiting ones; may be called from any thread.
 
         Raises:
-            QueueFull: too many wait.
-            ValueError: its strategy has more rows than there are slots.
+            QueueFull: the maximum number of requests is waiting.
+            ValueError: the request's strategy has more sequences than the batch has slots.
         """
         if (rows := len(request.strategy.text_only)) > self.capacity:
             raise ValueError(f"strategy: {rows} sequences per question; the batch has {self.capacity} slots")
@@ -122,29 +124,29 @@ class RunningBatch:
 
     @torch.inference_mode()
     def turn(self) -> bool:
-        """Admit, decode one step, hand out, release; return whether there is more to do."""
+        """Admit requests, decode one step, hand out its tokens and release slots; return whether requests are left."""
         try:
             with self._device():
                 self._drop_waiting()
                 self._admit()
                 self._end_truncated(self._running())
                 self._step()
-        except Exception as error:  # whatever the engine raises ends the answers of this step, and those alone
+        except Exception as error:  # an engine error ends the answers of this step only
             self._fail_running(error)
         return self.busy
 
     def _device(self) -> AbstractContextManager[Any]:
-        """Make the model's GPU the current one: streams and events are of the current one where nothing is said."""
+        """Return a context that makes the model's GPU the current device, on which torch creates streams and events."""
         device = self.model.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def run(self) -> None:
-        """Take turns until nothing is left to do."""
+        """Call `turn` until no request is left."""
         while self.turn():
             pass
 
     def close(self, error: BaseException | None = None) -> None:
-        """End everything as cancelled, or with an error."""
+        """End all requests, waiting ones included, as cancelled or with the given error."""
         with self._lock:
             left, self.waiting = list(self.waiting), deque()
         if self.newcomers is not None:
@@ -182,7 +184,7 @@ class RunningBatch:
             self._join(group)
 
     def _drop_waiting(self) -> None:
-        """Finish the questions that were cancelled while they waited."""
+        """Finish waiting requests that were cancelled."""
         with self._lock:
             ended = [(request, end) for request in self.waiting if (end := request.truncated_by) is not None]
             for request, _ in ended:
@@ -191,7 +193,7 @@ class RunningBatch:
             request.finish(end)
 
     def _next_waiting(self) -> list[Request]:
-        """Take the questions for which there are slots out of the queue, in their order."""
+        """Remove and return the waiting requests that the free slots suffice for, in the order of their submission."""
         found, free, seconds = [], self.capacity - len(self.owners), 0.0
         while True:
             with self._lock:
@@ -207,7 +209,7 @@ class RunningBatch:
             found.append(request)
 
     def _begin(self, requests: list[Request]) -> None:
-        """Encode and embed the questions of newcomers; what cannot be asked fails alone."""
+        """Encode and embed the questions of some requests, and begin their prefill; a bad question fails alone."""
         for request in requests:
             self._attempt(request, self._check)
         features = self._encode([request for request in requests if not request.done and _needs_encoding(request)])
@@ -225,7 +227,7 @@ class RunningBatch:
             self._fail(prompts, error)
 
     def _attempt(self, request: Request, call: Callable[[Request], Result]) -> Result | None:
-        """Return what a function gives for a request; the request fails if that raises."""
+        """Return `call(request)`; if that raises, end the request with the error and return None."""
         try:
             return call(request)
         except Exception as error:
@@ -233,19 +235,21 @@ class RunningBatch:
             return None
 
     def _check(self, request: Request) -> None:
-        """Refuse a question that cannot be asked, and sound where there is no codec."""
+        """Raise an error if a request's question cannot be asked, or if it wants a waveform and there is no codec."""
         check_question(self.model, request)
         if request.sound is not None:
             self._sound.streams_of(request.sound)
 
     def _embed(self, request: Request, encoded: dict[Request, Tensor]) -> EmbeddedPrompt:
-        """Embed the prompt of a request, whose features were given or have been encoded now."""
+        """Embed a request's prompt from the features just encoded, if any, else from those of its question."""
         features = encoded.get(request, request.question.features)
         return embed_prompt(self.model, request, features if request.task.given == "speech" else None)
 
     def _encode(self, requests: list[Request]) -> dict[Request, Tensor]:
-        """Encode the recordings of some requests to features [T, D] each. The encoder refuses a batch for one of its
-        recordings, so then each is encoded alone."""
+        """Encode the recordings of some requests; return the features [T, D] of each request.
+
+        An encoder refuses a whole batch because of one recording, so after an error each recording is encoded alone.
+        """
         if not requests:
             return {}
         try:
@@ -258,20 +262,20 @@ class RunningBatch:
         return dict(zip(requests, features, strict=True))
 
     def _join(self, group: _Newcomers) -> None:
-        """Move the newcomers' sequences into slots of the running batch."""
-        # first of all they are known as owners: should the engine fail, they fail with the answers that are running
+        """Move prefilled sequences into slots of the running batch."""
+        # registered before the engine is called: if it fails, these requests fail with the running ones
         for request in group.prompts:
             request.slots = [len(self.owners)]
             self.owners.append(request)
         self.slots.admit(group.prefill)
         for request, prompt in group.prompts.items():
-            self._add_rows(request, prompt)
+            self._add_sequences(request, prompt)
         for request in group.prompts:
-            if request.done:  # while its prompt was being computed
+            if request.done:  # it ended during its prefill
                 self._leave(request)
 
-    def _add_rows(self, request: Request, prompt: EmbeddedPrompt) -> None:
-        """Give a request one slot for each of its strategy's rows; they share the prompt but for its last position."""
+    def _add_sequences(self, request: Request, prompt: EmbeddedPrompt) -> None:
+        """Give a request a slot for each sequence of its strategy, which share all prompt positions but the last."""
         for _ in prompt.marks[1:]:
             self.slots.copy(request.slots[0])
             request.slots.append(len(self.owners))
@@ -283,10 +287,10 @@ class RunningBatch:
         self._point(request)
 
     def _point(self, request: Request) -> None:
-        """Say which slots an answer reads its logits from, after they have changed."""
+        """Update the slots that a request reads its text and audio logits from, after its slots have changed."""
         if len(request.slots) == 1:
             text = audio = request.slots[0]
-        elif len(request.slots) < len(request.strategy.text_only):  # some of its slots are being released
+        elif len(request.slots) < len(request.strategy.text_only):  # called while its slots are being released
             return
         else:
             text, audio = request.slots[request.strategy.text_from], request.slots[request.strategy.audio_from]
@@ -307,7 +311,7 @@ class RunningBatch:
         former, self._unread = self._unread, self._send() if self.owners else None
         if former is not None:
             self._hand_out(former)
-        if self._unread is not None and self._unread.ready is None:  # on a CPU there is nothing to wait for
+        if self._unread is not None and self._unread.ready is None:  # on a CPU the tokens can be read at once
             former, self._unread = self._unread, None
             self._hand_out(former)
 
@@ -324,8 +328,10 @@ class RunningBatch:
         )  # fmt: skip
 
     def _send(self) -> _Read:
-        """Begin to copy the tokens of this step to the host. On a GPU they are read one step later, so that it need not
-        wait for what the host does with them."""
+        """Begin to copy the tokens of this decode step to the host.
+
+        On a GPU they are read one step later, so that the GPU computes while the host works on them.
+        """
         owners = [(request.slots[0], request) for request in self._running()]
         tokens = self.rules.emitted[: len(self.owners)]
         if not tokens.is_cuda:
@@ -337,12 +343,12 @@ class RunningBatch:
         return _Read(owners, host, ready)
 
     def _hand_out(self, read: _Read) -> None:
-        """Read the tokens of a decode step and hand them to their answers, with the sound that is due."""
+        """Append the tokens of a decode step to their answers, and report chunks whose waveform is due."""
         if read.ready is not None:
             read.ready.synchronize()
         rows, ended = read.tokens.tolist(), []
         for slot, request in read.owners:
-            if request.done:  # it was truncated after this step had begun
+            if request.done:  # truncated after this step had begun
                 continue
             *tokens, finished = rows[slot]
             if finished:
@@ -360,15 +366,14 @@ class RunningBatch:
         self._end(ended)
 
     def _decoded(self, decode: Callable[[list[Request]], Sounds], requests: list[Request]) -> dict[Request, Tensor]:
-        """Decode sound and return the samples [n] of each answer, on the CPU; answers whose codec raises have
-        failed."""
+        """Decode waveforms, end the answers whose codec raised, and return the others' samples [n], on the CPU."""
         sounds = decode(requests)
         for request, error in sounds.failed.items():
             self._fail([request], error)
         return sounds.wavs
 
     def _keep_speaking(self, request: Request) -> None:
-        """Release the slots of the rows that were asked for text alone, once all text has been read."""
+        """Release the slots of text-only sequences once the text of the answer has ended."""
         speaking = request.slots[request.strategy.audio_from]
         while len(request.slots) > 1:
             dropped, last = next(slot for slot in request.slots if slot != speaking), len(self.owners) - 1
@@ -387,13 +392,13 @@ class RunningBatch:
                 request.finish(end)
 
     def _leave(self, request: Request) -> None:
-        """Free everything that a request holds."""
+        """Release the slots and the decode stream of a request."""
         while request.slots:
             self._release(request.slots[-1])
         self._sound.drop(request)
 
     def _release(self, slot: int) -> None:
-        """Free a slot; the last one takes its number."""
+        """Release a slot; the sequence of the last slot moves to it."""
         last = len(self.owners) - 1
         self.slots.release(slot)
         self.rules.move(last, slot)
@@ -412,8 +417,10 @@ class RunningBatch:
                 request.finish(None, error)
 
     def _fail_running(self, error: BaseException) -> None:
-        """End all running answers with an error. What the engine keeps cannot be trusted after it, so all slots are
-        opened anew and prompts that were on their way begin again."""
+        """End all running answers with an error, open new slots, and queue the prefilling requests again.
+
+        After an error the engine's KV cache cannot be trusted.
+        """
         running = self._forget()
         if self.newcomers is not None:
             with self._lock:
@@ -423,11 +430,11 @@ class RunningBatch:
 
 
 def _needs_encoding(request: Request) -> bool:
-    """Tell whether the question is a recording."""
+    """Return whether a request's question is a recording without ready features."""
     return request.question.features is None and request.question.wav is not None
 
 
 def _samples(request: Request) -> int:
-    """Return the number of samples that are to be encoded; 0 for what is no waveform, which is refused later."""
+    """Return the number of samples to encode for a request; 0 if its question is no waveform [N]."""
     wav = request.question.wav
     return wav.shape[0] if isinstance(wav, Tensor) and wav.dim() == 1 else 0

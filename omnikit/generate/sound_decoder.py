@@ -1,4 +1,4 @@
-"""Decoding the codes of growing answers to sound: what is due is decoded together, for all answers of a running batch.
+"""Decoding of the codes of growing answers to waveforms, in codec calls that all answers of a running batch share.
 
 Letters: K codebooks, T frames.
 """
@@ -20,30 +20,30 @@ from omnikit.model import OmniLM
 from omnikit.streaming import EXACT, DecodeStreams
 
 LONGEST_CHUNK = 8
-"""Maximum number of frames that a chunk waits for."""
+"""Maximum number of frames that are collected before a chunk is decoded."""
 MARGIN = 2.0
-"""How many times as long as the next frame takes to come the first chunk of sound is to last."""
+"""Minimum ratio of the duration of the first chunk of sound to the time in which the next frame is computed."""
 
 
 @dataclass(frozen=True)
 class Sounds:
-    """Decoded samples [n] of some answers, on the CPU, and the errors of answers whose codec raised."""
+    """Decoded samples [n] of some requests, on the CPU, and the errors of requests for which the codec raised one."""
 
     wavs: dict[Request, Tensor] = field(default_factory=dict)
     failed: dict[Request, Exception] = field(default_factory=dict)
 
 
 class Average:
-    """Exponential moving average of durations in seconds."""
+    """An exponential moving average of durations in seconds."""
 
-    WEIGHT = 0.25  # of the last value
+    WEIGHT = 0.25  # of the latest duration
 
     def __init__(self) -> None:
         self.value = 0.0
 
     @contextmanager
     def measured(self, parts: int = 1) -> Iterator[None]:
-        """Measure the duration of a `with` block; each of its `parts` counts as an equal share."""
+        """Time a `with` block and add its duration, divided by `parts`, to the average."""
         began = monotonic()
         yield
         last = (monotonic() - began) / parts
@@ -51,17 +51,17 @@ class Average:
 
 
 class SoundDecoder:
-    """Decoder of the sound of all answers in a running batch, over the codec's streams."""
+    """A decoder of codes to waveforms for a running batch, with one decode stream of the codec for each answer."""
 
     def __init__(self, model: OmniLM):
         self.model, self.codec = model, model.codec
         self.streams: dict[str, DecodeStreams] = {}
-        """Streams by mode."""
+        """Mapping from streaming mode to the codec's decode streams in that mode."""
         self.step_seconds, self.frame_seconds = Average(), Average()
-        """Of a decode step, and of decoding a frame of every answer."""
+        """Average seconds of a decode step of the batch, and of decoding one frame of every answer."""
 
     def streams_of(self, mode: str) -> DecodeStreams:
-        """Return the codec's streams in a mode of `omnikit.streaming.MODES`, opened at the first call.
+        """Return the codec's decode streams in a mode of `omnikit.streaming.MODES`; the first call opens them.
 
         Raises:
             ValueError: the system has no codec.
@@ -71,8 +71,11 @@ class SoundDecoder:
         return self.streams[mode]
 
     def decode_due(self, requests: Iterable[Request]) -> Sounds:
-        """Decode the chunks that are complete. What is half a chunk goes along, so that chunks of answers that began at
-        different times come to be decoded together; not where the sound depends on the chunks."""
+        """Decode the chunks that are complete, and return their samples.
+
+        Half-complete chunks are decoded in the same call, so that answers that began at different times come to share
+        calls; not in a mode in which the waveform depends on the chunks.
+        """
         speaking = [request for request in requests if request.frames is not None and request.frames.complete]
         if not any(request.frames.complete >= self._wanted(request) for request in speaking):
             return Sounds()
@@ -82,7 +85,7 @@ class SoundDecoder:
         )  # fmt: skip
 
     def finish(self, requests: list[Request]) -> Sounds:
-        """Decode all that ended answers still owe."""
+        """Decode the remaining frames of ended answers, close their decode streams, and return the samples."""
         sounds = self._decode(request for request in requests if request.frames is not None)
         for mode in dict.fromkeys(request.sound for request in requests if request.stream is not None):
             ending = [each for each in requests if each.sound == mode and each.stream is not None]
@@ -97,19 +100,20 @@ class SoundDecoder:
         return sounds
 
     def drop(self, request: Request) -> None:
-        """Forget the stream of an answer, if it has one."""
+        """Close the decode stream of a request, if it has one, and discard its remaining samples."""
         stream, request.stream = request.stream, None
         if stream is not None:
-            with suppress(Exception):  # after an error a codec may not know its stream any more
+            with suppress(Exception):  # after an error the codec may have dropped the stream itself
                 self.streams[request.sound].drop(stream)
 
     def _wanted(self, request: Request) -> int:
-        """Return the number of frames that the next chunk of an answer waits for.
+        """Return the number of frames that the next chunk of an answer is to hold.
 
-        Chunks grow, so that the first comes soon and the codec is called less often later: 1, 2, 4 .. frames. An exact
-        stream, which holds back the end of its last frame, takes half as many as were taken before, 1, 1, 1, 1, 2, 3
-        .., so that a chunk has come long before the last one has been played; its first chunk lasts until the second
-        can be there. Where frames come more slowly than they are played nothing helps, so the first is given at once.
+        Chunks grow, so that the first one comes soon and later ones need fewer codec calls: 1, 2, 4 .. frames. In an
+        exact stream, which holds back the end of its last frame, a chunk has half as many frames as were decoded before
+        it: 1, 1, 1, 1, 2, 3 .., so that it is ready long before the previous one has been played; its first chunk is
+        long enough to last until the second is ready. Where frames are computed more slowly than they are played, no
+        chunk length avoids gaps, so the first chunk is decoded at once.
         """
         given, soon = request.frames.given, self.step_seconds.value + self.frame_seconds.value
         if request.sound != EXACT:
@@ -120,7 +124,7 @@ class SoundDecoder:
         return max(1, min(math.ceil(samples / self.codec.frame_samples), LONGEST_CHUNK))
 
     def _decode(self, requests: Iterable[Request]) -> Sounds:
-        """Decode the frames that are waiting, of those that have any."""
+        """Decode the complete frames of the requests that have any, in one codec call for each streaming mode."""
         requests = list(requests)
         found = zip(requests, take_frames([request.frames for request in requests]), strict=True)
         taken = {request: codes for request, codes in found if codes is not None}
@@ -137,13 +141,15 @@ class SoundDecoder:
         return sounds
 
     def _stream(self, request: Request) -> int:
-        """Return the number of an answer's stream, which is opened for its first frame."""
+        """Return the number of a request's decode stream, which is opened for its first frame."""
         if request.stream is None:
             request.stream = self.streams_of(request.sound).open()
         return request.stream
 
 
 def _flexible(request: Request) -> bool:
-    """Tell whether frames may be decoded before their chunk is complete: not the first ones, nor where sound depends on
-    the chunks."""
+    """Return whether a chunk of an answer may be decoded before it is complete.
+
+    That holds in exact streams after the first chunk; in other modes the waveform depends on the chunks.
+    """
     return request.sound == EXACT and request.frames.given > 0

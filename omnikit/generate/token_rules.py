@@ -1,11 +1,11 @@
-"""Which token each stream emits and when an answer ends, for all slots of a running batch at once.
+"""Rules of generation: which token each stream emits and when an answer ends, for all slots of a running batch at once.
 
 Text: `eot` is emitted once, then pads. Text-only answers end at `eot` and do not emit it. Spoken answers end when the
 last audio stream emits `eoa`; that whole step is dropped.
 
-Everything that differs between answers is a column of a table with one row per slot, on the model's device, and a
-decode step is a fixed sequence of operations on these tables that never asks the device for a value: a CUDA graph can
-hold it.
+Everything that differs between answers is a column of a table with one row per slot, on the model's device. A decode
+step is a fixed sequence of operations on these tables that never asks the device for a value, so that a CUDA graph can
+record it.
 
 Letters: R slots, S streams, A = S - 1 audio streams, V vocabulary.
 """
@@ -29,21 +29,21 @@ _COLUMNS = (
     "step", "min_steps", "seed", "text_from", "audio_from", "text_over", "forced", "finished", "speaks", "text_only",
     "constrain", "end_frame",
 )  # fmt: skip
-"""Integers of each slot; `_SlotTable` says what they mean."""
+"""Names of the columns of the table of integers with a row per slot; `_SlotTable` explains them."""
 NOT_YET = -1
-"""Value of `end_frame` while the leading audio stream goes on, of `forced` where the text is not given."""
-_SMALLEST_TEXT = 64
+"""Value of `end_frame` before the leading audio stream has ended, and of `forced` where text is sampled."""
+_SMALLEST_TEXT = 64  # initial columns of the table of given texts
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Set of computations that a decode step needs for the answers that are running; the fewer, the faster."""
+    """The set of computations that a decode step needs for the running answers; steps with a smaller set are faster."""
 
-    text: bool = False  # some answer's text goes on, so the text head is asked
-    forced: bool = False  # some text is given
-    speaks: bool = False  # some answer speaks
-    shared: bool = False  # some answer reads the logits of another slot than its own
-    free: bool = False  # some answer is not constrained
+    text: bool = False  # some answer's text has not ended, so text logits are needed
+    forced: bool = False  # some answer's text is given
+    speaks: bool = False  # some answer has audio
+    shared: bool = False  # some slot reads the logits of another slot
+    free: bool = False  # some answer is decoded without `Decoding.constrain`
     text_draws: bool = False
     text_cuts: bool = False
     text_penalises: bool = False
@@ -53,11 +53,11 @@ class Variant:
 
 
 class Rules:
-    """State of the answers in the slots of a running batch, and the choice of their next tokens.
+    """Per-slot state of the answers in a running batch, and the choice of their next tokens.
 
     Args:
-        model: gives ids, pattern and device.
-        engine: gives logits.
+        model: model that embeds tokens and has the token layout and the pattern.
+        engine: engine that computes logits.
         capacity: number of slots.
     """
 
@@ -66,13 +66,13 @@ class Rules:
         self.capacity, self.device = capacity, model.device
         streams = self.layout.num_streams
         self.integers = self._zeros(capacity, len(_COLUMNS))
-        self.numbers = self._zeros(capacity, 2, 4, dtype=torch.float32)  # of text and audio: see `sampling_numbers`
+        self.numbers = self._zeros(capacity, 2, 4, dtype=torch.float32)  # `sampling_numbers` of text and of audio
         self.audio_over = self._zeros(capacity, streams - 1, dtype=torch.bool)
         self.pads = self.layout.pads().to(self.device)
-        self.fed = self.pads.repeat(capacity, 1)  # what each slot is fed next [R, S]
-        self.emitted = self._zeros(capacity, streams + 1)  # tokens of this step, and whether the answer has ended
-        self.texts = self._zeros(capacity, _SMALLEST_TEXT)  # given texts with `eot` behind them
-        self.seen_text: Tensor | None = None  # ids emitted before, where a repetition penalty asks for them
+        self.fed = self.pads.repeat(capacity, 1)  # tokens that each slot is fed in the next decode step [R, S]
+        self.emitted = self._zeros(capacity, streams + 1)  # tokens of the last step, and whether the answer has ended
+        self.texts = self._zeros(capacity, _SMALLEST_TEXT)  # given text ids, each text followed by `eot`
+        self.seen_text: Tensor | None = None  # ids emitted so far; a table only if a repetition penalty needs it
         self.seen_audio: Tensor | None = None
         self._constants()
 
@@ -81,7 +81,7 @@ class Rules:
 
     def _constants(self) -> None:
         layout, pattern, device = self.layout, self.pattern, self.device
-        self.periodic = pattern.num_steps(1)  # from here on codebooks repeat every `stride` steps
+        self.periodic = pattern.num_steps(1)  # step from which on codebooks repeat every `stride` steps
         self.books = pattern.codebooks(self.periodic + pattern.stride).T.contiguous().to(device)  # [steps, A]
         self.first = torch.tensor(pattern.first, device=device)
         streams = range(len(pattern.first))
@@ -89,7 +89,7 @@ class Rules:
         self.last = max(streams, key=pattern.first.__getitem__)
         self.is_leader = torch.tensor([stream == self.leader for stream in streams], device=device)
         self.eoa = torch.tensor([ids.eoa for ids in layout.audio], device=device)
-        self.begins = layout.code_offsets(self.books.T).T.contiguous()  # first id of each of these codebooks
+        self.begins = layout.code_offsets(self.books.T).T.contiguous()  # first id of each of these codebooks [steps, A]
         self.sizes = layout.sizes[1:]
         self.audio_ids = torch.arange(max(self.sizes), device=device)
         self.audio_streams = torch.arange(1, layout.num_streams, device=device)
@@ -97,7 +97,7 @@ class Rules:
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
-        """Addresses and shapes of the tables that may be replaced by larger ones: a recorded step belongs to them."""
+        """Addresses and shapes of tables that may be reallocated; a recorded decode step is valid only for these."""
         tables = (self.texts, self.seen_text, self.seen_audio)
         return tuple(() if table is None else (table.data_ptr(), *table.shape) for table in tables)
 
@@ -112,12 +112,16 @@ class Rules:
         text_only: bool,
         given: Sequence[int] | None,
     ) -> None:
-        """Begin an answer in a slot, which reads its own logits until `read_from` says otherwise.
+        """Begin an answer in a slot; it reads its own logits until `read_from` changes that.
 
         Args:
+            slot: number of the slot.
+            task: task of the request.
+            decoding: sampling options and limits.
+            seed: seed of the sampling noise.
             marks: last position of the prompt [S], which the slot is fed first.
-            text_only: whether the slot is fed pads in the audio streams whatever is emitted.
-            given: text ids that are fed and not sampled; None = the task writes.
+            text_only: whether the slot is fed pads in the audio streams, whatever is emitted.
+            given: text ids that are fed instead of sampled ones; None = text is sampled.
         """
         forced = NOT_YET if given is None else len(given) + 1
         row = {
@@ -134,25 +138,25 @@ class Rules:
         self._clear_seen(slot, decoding)
 
     def read_from(self, slot: int, *, text: int, audio: int) -> None:
-        """Let a slot's answer read the text and the audio logits of these slots."""
+        """Set the slots whose text and audio logits the answer in `slot` is sampled from."""
         self.integers[slot, _COLUMNS.index("text_from")] = text
         self.integers[slot, _COLUMNS.index("audio_from")] = audio
 
     def move(self, source: int, target: int) -> None:
-        """Move the answer of one slot to another; where they are the same, the answer has ended."""
+        """Move the answer of one slot to another; if both are the same slot, the answer has ended."""
         tables = (self.integers, self.numbers, self.audio_over, self.fed, self.texts, self.seen_text, self.seen_audio)
         for table in tables:
             if table is not None:
                 table[target] = table[source]
-        # a recorded step also computes slots that nobody uses, which may not read from beyond its rows
+        # a recorded step also computes unused slots, which must not read logits beyond its rows
         self.read_from(source, text=source, audio=source)
 
     def embed(self, rows: int) -> Tensor:
-        """Return the embeddings [rows, D] of what the first slots are fed next, for `Slots.step`."""
+        """Return the embeddings [rows, D] of the tokens that the first `rows` slots are fed next, see `Slots.step`."""
         return self.model.embed(self.fed[:rows, :, None])[:, 0]
 
     def choose(self, hidden: Hidden, variant: Variant) -> None:
-        """Choose the next tokens from hidden states [R, D] each; they stand in `emitted` and `fed` afterwards."""
+        """Choose the next tokens from hidden states [R, D], and write them to `emitted` and `fed`."""
         rows = len(hidden.text)
         table = _SlotTable(self.integers[:rows])
         text = self._next_text(self._text_logits(hidden, table, variant), table, variant)
@@ -174,7 +178,7 @@ class Rules:
         return self.engine.text_logits(hidden.text[table.text_from] if variant.shared else hidden.text)
 
     def _audio_logits(self, hidden: Hidden, table: _SlotTable, variant: Variant) -> Tensor:
-        """Compute the audio logits [R, A, V], padded with `-inf` for streams that have fewer ids than others."""
+        """Return the audio logits [R, A, V], padded with `-inf` for streams that have fewer ids than others."""
         logits = self.engine.audio_logits(hidden.audio[table.audio_from] if variant.shared else hidden.audio)
         if len(set(self.sizes)) == 1:
             return logits.float().unflatten(1, (len(self.sizes), -1))
@@ -183,7 +187,7 @@ class Rules:
         return torch.stack([pad(each, (0, most - each.shape[1]), value=float("-inf")) for each in streams], dim=1)
 
     def _next_text(self, logits: Tensor | None, table: _SlotTable, variant: Variant) -> Tensor:
-        """Choose the next text ids [R]; updates `text_over`."""
+        """Return the next text ids [R] and update `text_over`."""
         token, eot, pad_id = self.pads[:1].expand(len(table.step)), self.layout.text.eot, self.pads[0]
         if logits is not None:
             scores = logits.float().clone() if variant.free else logits[:, : eot + 1].float().clone()
@@ -205,12 +209,12 @@ class Rules:
         return token
 
     def _next_audio(self, logits: Tensor, table: _SlotTable, variant: Variant) -> Tensor:
-        """Choose the next audio ids [R, A]; updates `audio_over` and `end_frame`."""
+        """Return the next audio ids [R, A] and update `audio_over` and `end_frame`."""
         rows, over, constrain = len(logits), self.audio_over[: len(logits)], table.constrain[:, None] > 0
         phase = (table.step - self.periodic) % self.pattern.stride + self.periodic
         phase = torch.where(table.step < self.periodic, table.step, phase)
         books, begins = self.books[phase], self.begins[phase]
-        boundary = (books >= 0) & (begins == 0)  # only between frames may an end stand
+        boundary = (books >= 0) & (begins == 0)  # an `eoa` may stand only between frames
         frame = torch.div(table.step[:, None] - self.first, self.pattern.stride, rounding_mode="floor")
         scores = self._exclude(logits, table, begins, self.is_leader & boundary & (frame > 0), constrain)
         keys = noise_keys(table.seed, table.step, self.audio_streams) if variant.audio_draws else None
@@ -221,7 +225,7 @@ class Rules:
         ended = (token == self.eoa) & table.ends_count[:, None]
         begun = constrain[:, 0] & ended[:, self.leader] & (table.end_frame < 0)
         table.end_frame.copy_(torch.where(begun, frame[:, self.leader], table.end_frame))
-        # the other streams end with the frame after which the leading one did
+        # the other streams end after the same frame as the leading one
         due = constrain & ~waiting & ~self.is_leader & boundary & (table.end_frame[:, None] == frame)
         token = torch.where(due, self.eoa, token)
         token = torch.where(table.speaks[:, None] > 0, token, self.pads[1:])
@@ -231,11 +235,11 @@ class Rules:
         return token
 
     def _exclude(self, logits: Tensor, table: _SlotTable, begins: Tensor, may_end: Tensor, constrain: Tensor) -> Tensor:
-        """Set logits [R, A, V] to `-inf` where an id may not stand, waiting and ending streams aside.
+        """Return logits [R, A, V] with `-inf` for the ids that a stream that has begun and not ended may not emit.
 
         Args:
             begins: first id of the codebook that each stream carries [R, A].
-            may_end: whether a constrained stream may end here [R, A].
+            may_end: whether a constrained stream may emit `eoa` here [R, A].
         """
         ids, eoa = self.audio_ids, (self.audio_ids == self.eoa[:, None])
         codes = (ids >= begins[..., None]) & (ids < begins[..., None] + self.layout.codebook_size)
@@ -262,29 +266,29 @@ class Rules:
 
 
 class _SlotTable:
-    """Columns of `Rules.integers` as attributes, each a view [R]."""
+    """The columns of `Rules.integers` as attributes, each a view [R] with one number per slot."""
 
     step: Tensor
-    """Decode steps that the answer has made."""
+    """Number of decode steps of the answer so far."""
     min_steps: Tensor
     seed: Tensor
     text_from: Tensor
-    """Slot whose text logits are read."""
+    """Slot whose text logits the answer is sampled from."""
     audio_from: Tensor
     text_over: Tensor
-    """Whether `eot` was emitted."""
+    """Whether the answer's text has emitted `eot`."""
     forced: Tensor
-    """Number of ids in the given text, `eot` included; negative where the text is sampled."""
+    """Number of ids of the given text, `eot` included; negative where the text is sampled."""
     finished: Tensor
     speaks: Tensor
     text_only: Tensor
     """Whether the slot is fed pads in the audio streams."""
     constrain: Tensor
     end_frame: Tensor
-    """Number of frames that the leading stream has emitted when it ended; negative before."""
+    """Number of frames that the leading audio stream had emitted when it ended; negative before its end."""
 
     def __init__(self, integers: Tensor):
         for name, column in zip(_COLUMNS, integers.unbind(1), strict=True):
             setattr(self, name, column)
-        self.ends_count = (self.constrain > 0) | (self.step > 0)  # the published code does not look at the first step
-        self.not_yet = torch.where(self.step < self.min_steps, float("inf"), 0.0)  # taken from the logits of end marks
+        self.ends_count = (self.constrain > 0) | (self.step > 0)  # the published code ignores ends in the first step
+        self.not_yet = torch.where(self.step < self.min_steps, float("inf"), 0.0)  # subtracted from logits of `eot`

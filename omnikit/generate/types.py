@@ -1,4 +1,4 @@
-"""Records of generation: decoding options, questions, answers and their chunks."""
+"""Data classes of generation: decoding options, questions, answers and their chunks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from omnikit.option_ranges import COUNT, FROM_ZERO, Range
 from omnikit.sampling import Sampling
 
 END, STEP_LIMIT, TIME_LIMIT, CANCELLED = ENDS = ("end", "step limit", "time limit", "cancelled")
-"""Why an answer ended: of itself, or what cut it."""
+"""Reasons for which an answer ends: an end mark of the model, or a limit or cancellation that truncated it."""
 
 _LIMITS = {"max_steps": COUNT, "min_steps": FROM_ZERO, "time_limit": Range(0, above=True, null=True)}
-"""Numbers that the options of `Decoding` take."""
+"""Mapping from limit of `Decoding` to the range of its values."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Decoding:
     """Sampling options and limits with which one answer is decoded.
 
     Args:
-        text: sampling of the text stream.
-        audio: sampling of the audio streams.
-        constrain: pads are forced where an audio stream waits or has ended, ids outside the codebook are excluded, and
-            all audio streams end with the frame after which the first one ends. False = as the published code does:
-            every stream is sampled freely, and the first step is not checked for an end.
+        text: sampling options of the text stream.
+        audio: sampling options of the audio streams.
+        constrain: force pads where an audio stream has not begun or has ended, exclude ids outside the codebook, and
+            end all audio streams after the same frame as the one that begins first. False = as in the published code:
+            every stream is sampled freely, and ends in the first step are ignored.
         max_steps: maximum number of decode steps.
-        min_steps: no stream ends before so many decode steps.
+        min_steps: number of decode steps before which no stream ends.
         time_limit: maximum number of seconds from the moment at which the question is encoded; None = no limit.
 
     Raises:
@@ -48,17 +48,17 @@ class Decoding:
 
 
 class BadQuestion(ValueError):
-    """A question that cannot be asked: it is empty, too long, not finite, or not what the task is given."""
+    """Error raised for a question that is empty, too long, not finite, or not what the task is given."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """The content of a prompt: text ids, a waveform, or encoder features made before. One of them is given.
+    """The content of a prompt: one of text ids, a waveform, or ready encoder features.
 
     Args:
         text: ids of the backbone's tokenizer.
         features: encoder features [T, D], before the adapter.
-        wav: waveform [N] in -1..1 at the encoder's sample rate; it is encoded when the question is admitted.
+        wav: waveform [N] in -1..1 at the encoder's sample rate; it is encoded when the request is admitted.
     """
 
     text: list[int] | None = None
@@ -68,14 +68,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Text and codes of a whole answer, and why it ended."""
+    """Text ids and codes of a whole answer, and the reason for which it ended."""
 
     text: list[int]
-    """Text ids without `eot`."""
+    """Text ids of the answer, without `eot`."""
     codes: Tensor
-    """Codes [K, T] of the frames that can be heard; T = 0 where the task does not speak."""
+    """Codes [K, T] of the answer's audible frames; T = 0 where the task has no audio."""
     end: str
-    """One of `ENDS`."""
+    """Reason for which the answer ended, one of `ENDS`."""
 
     @property
     def truncated(self) -> bool:
@@ -85,10 +85,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Piece of an answer's text and sound, which grow together."""
+    """A part of a streamed answer: the text and the samples that it adds to those before."""
 
     text: str
     wav: Tensor
-    """Samples [n] on the CPU; n may be 0."""
+    """Samples [n] of the chunk, on the CPU; n may be 0."""
     end: str | None = None
-    """In the last chunk of an answer, why it ended: one of `ENDS`."""
+    """Reason for which the answer ended, one of `ENDS`, in its last chunk; None in earlier ones."""

@@ -1,1 +1,1 @@
-"""Backbones: causal language models that read and write the streams."""
+"""Backbones: causal language models that compute the hidden states of all streams and the text logits."""

@@ -1,4 +1,4 @@
-"""Baichuan 7B and Baichuan 2 7B: Llama with other names, read without the code that their folders bring along.
+"""Reader of Baichuan 7B and Baichuan 2 7B, which are Llama under other names, without executing their own code.
 
 Their attention holds the three projections in one matrix `W_pack`, and Baichuan 2 scales every row of its head to
 length 1 whenever it is used (Yang et al. 2023, arXiv 2309.10305, section 2.4). Both fold into Llama's weights.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 BAICHUAN = "baichuan"
-_SECOND = "BaichuanForCausalLM"  # the first one's class is spelt BaiChuanForCausalLM
+_SECOND = "BaichuanForCausalLM"  # Baichuan 2; the class of the first Baichuan is spelt BaiChuanForCausalLM
 _WIDTH_13B = 5120
 _NUMBERS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
@@ -31,10 +31,14 @@ _NUMBERS = (
 
 
 def llama_numbers(numbers: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
-    """A Baichuan `config.json` as numbers of a Llama.
+    """Convert the numbers of a Baichuan `config.json` to those of a Llama.
+
+    Args:
+        numbers: content of the `config.json`.
+        where: name of the weights, for the error message.
 
     Raises:
-        ValueError: it is one of the 13B models, whose positions are biases of the attention (ALiBi).
+        ValueError: a 13B model, whose positions are biases of the attention (ALiBi).
     """
     if numbers.get("hidden_size") == _WIDTH_13B:
         raise ValueError(f"weights {where}: Baichuan 13B has no rotary positions; the 7B models can be read")
@@ -42,14 +46,14 @@ def llama_numbers(numbers: Mapping[str, Any], where: str | Path) -> dict[str, An
 
 
 def read_baichuan(folder: Path, numbers: Mapping[str, Any]) -> LlamaForCausalLM:
-    """The model in a folder as a Llama, in the type that it is stored in.
+    """Read the Baichuan model in a folder as a Llama, in the type that it is stored in.
 
     Args:
-        folder: with the weights, safetensors or torch files.
-        numbers: its `config.json`.
+        folder: folder with the weights, safetensors or torch files.
+        numbers: content of its `config.json`.
 
     Raises:
-        ValueError: no weights there, or other ones than the numbers say; the message names them.
+        ValueError: there are no weights, or they do not fit the numbers; the message names what differs.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -70,7 +74,7 @@ def _llama_state(state: Mapping[str, Tensor], normed_head: bool) -> dict[str, Te
         if name.endswith("W_pack.weight"):
             for own, rows in zip("qkv", tensor.chunk(3), strict=True):
                 llama[name.replace("W_pack", f"{own}_proj")] = rows
-        elif not name.endswith("rotary_emb.inv_freq"):  # computed anew
+        elif not name.endswith("rotary_emb.inv_freq"):  # Llama computes it itself
             llama[name] = tensor
     if normed_head and "lm_head.weight" in llama:
         llama["lm_head.weight"] = F.normalize(llama["lm_head.weight"].float())
@@ -85,11 +89,11 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     for file in files:
         try:
             state |= load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
-        except Exception as error:  # torch and safetensors raise many kinds
+        except Exception as error:  # torch and safetensors raise many classes of errors
             raise ValueError(f"weights {file}: {one_line(error)}") from None
     return state
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
-    """Tensors only: nothing that a file holds is run."""
+    """Read a torch file as tensors only; nothing that it holds is executed."""
     return read_pickle(file)

@@ -1,4 +1,4 @@
-"""Ways in which backbones are built for inference, each in effect within a `with` statement."""
+"""Modes in which backbones are built for inference, each in effect within a `with` statement."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextvars import ContextVar
 import torch
 
 SKELETON_DTYPE = torch.bfloat16
-"""Type of a skeleton's embeddings: they are most of what is left, and checkpoints are stored in it."""
+"""Type of the embeddings of a backbone without blocks, which are most of what is left; checkpoints are stored in it."""
 
 
 class Mode:
-    """A way of building backbones: `with mode():` puts it into effect, `bool(mode)` tells whether it is."""
+    """A mode of building backbones: `with mode():` puts it into effect, `bool(mode)` says whether it is in effect."""
 
     def __init__(self, name: str):
         self._active = ContextVar(name, default=False)
@@ -31,12 +31,14 @@ class Mode:
 
 
 for_inference = Mode("for_inference")
-"""Backbones of Llama's kind are computed by `omnikit.llms.llama`, so that transformers, which takes longer to import
-than torch, is not needed; their weights have to be read from a file."""
+"""Mode in which backbones of Llama's kind are computed by `omnikit.llms.llama`, without transformers.
+
+transformers takes longer to import than torch. The weights have to be read from a file.
+"""
 skeletons = Mode("skeletons")
-"""Blocks and heads are built on the meta device: an engine computes them, so they take no memory."""
+"""Mode in which blocks and heads are built on the meta device and take no memory, because an engine computes them."""
 
 
 def blocks_device() -> AbstractContextManager:
-    """Return a context in which blocks and heads are built on the device that the modes want."""
+    """Return a context that builds modules on the device that the modes in effect require for blocks and heads."""
     return torch.device("meta") if skeletons else nullcontext()

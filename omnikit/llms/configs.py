@@ -1,4 +1,4 @@
-"""The numbers that a backbone is built from: given, read from a published folder, or made tiny."""
+"""Configurations of backbones: given in a recipe, read from a published folder, or reduced to a tiny size."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ _TINY = {
     "head_dim": _HEAD_DIM, "query_pre_attn_scalar": _HEAD_DIM, "sliding_window": 8, "moe_intermediate_size": 16,
     "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
 }  # fmt: skip
-"""Those of them that a class has."""
+"""Numbers of a tiny backbone; each replaces the number of the same name in a configuration that has one."""
 _TINY_LAYERS = 2
-_TINY_ROTARY = 0.5  # of a head, where only a part of it turns: an even number of `_HEAD_DIM`
+_TINY_ROTARY = 0.5  # share of a head with rotary positions, if not all of it: an even number of `_HEAD_DIM`
 _EITHER = (None, "sdpa", "eager")
-"""Implementations of attention that compute the same, and so what `omnikit.llms.llama` computes."""
+"""Attention implementations that compute the same as `omnikit.llms.llama`, so that it may replace them."""
 _NOT_NUMBERS = ("architectures", "auto_map", "transformers_version", "torch_dtype", "dtype")
 
 
 def published_numbers(path: str | None, model_type: str) -> dict[str, Any]:
-    """The numbers that stand in a published model's `config.json`, for part files:
-    `config: !applyref:omnikit.llms.configs.published_numbers {path: !ref <weights>, model_type: llama}`.
+    """Return the numbers of a published model's `config.json`, for part files.
+
+    Used as `config: !applyref:omnikit.llms.configs.published_numbers {path: !ref <weights>, model_type: llama}`.
 
     Args:
-        path: a folder or a hub id; `None`: the numbers are transformers' own defaults of `model_type`.
-        model_type: see `path`.
+        path: folder or hub id of the model; None = the defaults of transformers.
+        model_type: transformers' model type whose defaults are used if `path` is None.
 
     Raises:
-        ValueError: no `config.json` there, or it is not readable.
+        ValueError: there is no `config.json`, or it is not readable.
     """
     if path is None:
         return {"model_type": model_type}
@@ -55,7 +56,7 @@ def published_numbers(path: str | None, model_type: str) -> dict[str, Any]:
 
 
 def _without_places(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a configuration without names of files and hubs, which a checkpoint may not have."""
+    """Return the numbers of a configuration without file names and hub ids, which a checkpoint must not contain."""
     kept = {
         key: _without_places(value) if isinstance(value, Mapping) else value
         for key, value in numbers.items()
@@ -65,7 +66,11 @@ def _without_places(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_numbers(path: str) -> dict[str, Any]:
-    """A folder's or hub id's `config.json` as it is."""
+    """Return the content of the `config.json` in a folder or under a hub id.
+
+    Raises:
+        ValueError: there is no such file, it is not readable, or it names no `model_type`.
+    """
     file = hub_file(path, CONFIG) if is_hub_id(path) else Path(path) / CONFIG
     if not file.is_file():
         raise ValueError(f"llm.weights {path}: no {CONFIG} there, so no model as transformers writes it")
@@ -81,14 +86,14 @@ def read_numbers(path: str) -> dict[str, Any]:
 def make_config(
     numbers: Mapping[str, Any], *, vocab_size: int, size: str, attention: str | None, light: bool = False
 ) -> PretrainedConfig | LlamaConfig:
-    """transformers' configuration from its `model_type` and numbers.
+    """Return the configuration of a backbone, of transformers' class for its `model_type`, or a `LlamaConfig`.
 
     Args:
-        numbers: what is missing has the class's default.
-        vocab_size: of the tokenizer, taken where `numbers` has none and in the size `tiny`.
-        size: see `omnikit.part_sizes`.
-        attention: transformers' attention implementation; `None` = the best that the class has.
-        light: make `LlamaConfig` in place of it wherever `omnikit.llms.llama` computes such a backbone.
+        numbers: `model_type` and numbers; missing ones are the defaults of the class.
+        vocab_size: vocabulary of the tokenizer; used if `numbers` has none, and in the size `tiny`.
+        size: name of a size, see `omnikit.part_sizes`.
+        attention: attention implementation of transformers; None = the best that the class has.
+        light: return a `LlamaConfig` for each backbone that `omnikit.llms.llama` supports.
 
     Raises:
         ValueError: a `model_type` that transformers does not know, or numbers that it refuses.
@@ -102,18 +107,18 @@ def make_config(
         return config
     config._attn_implementation = attention
     config.dtype = torch.float32
-    config.pad_token_id = None  # transformers would keep this row from training; padding has ids of its own here
+    config.pad_token_id = None  # transformers would not train its embedding; padding has ids of its own here
     return config
 
 
 def _check_heads(config: PretrainedConfig | LlamaConfig) -> None:
-    """Refuse heads that the width or the rotary positions cannot be shared among, which shows at the first step only.
+    """Check that attention heads fit the width and rotary positions; otherwise the first forward pass would fail.
 
     Raises:
-        ValueError: the message names the numbers.
+        ValueError: they do not fit; the message names the numbers.
     """
     width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
-    if not width or not isinstance(heads, int):  # classes without attention, or with other heads in each layer
+    if not width or not isinstance(heads, int):  # classes without attention, or with a list of heads per layer
         return
     groups = getattr(config, "num_key_value_heads", None) or heads
     if heads % groups:
@@ -128,7 +133,7 @@ def _check_heads(config: PretrainedConfig | LlamaConfig) -> None:
 
 
 def with_layers(config: PretrainedConfig | LlamaConfig, n: int) -> PretrainedConfig | LlamaConfig:
-    """A copy for `n` layers; what a configuration lists layer by layer is repeated or cut."""
+    """Return a copy of a configuration with `n` layers; lists with an item per layer are repeated or truncated."""
     listed = {name: value for name, value in config.to_dict().items() if _per_layer(value, config)}
     config = copy.deepcopy(config)
     for name, value in listed.items():
@@ -156,12 +161,12 @@ def _config(numbers: Mapping[str, Any]) -> PretrainedConfig:
         raise ValueError(f"llm.config.model_type {kind!r}: {version} has no such causal language model{meant}")
     try:
         return transformers.AutoConfig.for_model(**numbers)
-    except Exception as error:  # each class checks in its own way
+    except Exception as error:  # configuration classes raise many classes of errors
         raise ValueError(f"llm.config: {one_line(error)}") from None
 
 
 def _tiny(config: PretrainedConfig | LlamaConfig, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Few and narrow layers of a configuration's class, one at least of each kind of layer that it has."""
+    """Return the numbers of a tiny backbone of a configuration's class, with at least one layer of each kind."""
     listed = config.to_dict()
     kinds = list(dict.fromkeys(listed.get("layer_types") or ()))
     layers = max(_TINY_LAYERS, len(kinds))
@@ -179,7 +184,10 @@ def _tiny(config: PretrainedConfig | LlamaConfig, numbers: Mapping[str, Any]) ->
 
 
 def _tiny_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a part of each head turns, half of it; a list has a number for each pair of turning dimensions."""
+    """Return the rotary parameters of a tiny head; lists with a number per pair of dimensions are truncated.
+
+    If only a part of each head has rotary positions, that is half of the tiny head.
+    """
     part = _TINY_ROTARY if rope.get("partial_rotary_factor", 1.0) < 1.0 else 1.0
     tiny = dict(rope)
     for name, value in rope.items():

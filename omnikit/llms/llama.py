@@ -1,13 +1,13 @@
-"""Backbones of Llama's kind, computed without transformers: its model types qwen2, qwen3, llama and mistral.
+"""Backbones of Llama's kind computed without transformers: its model types qwen2, qwen3, llama and mistral.
 
     x -> norm -> queries, keys, values -> rotary positions -> attention -> + x -> norm -> gated MLP -> + x     a block
 
-Modules and weights have the names that they have in transformers, so that the same checkpoints fill them, and the
-functions run over transformers' modules, too. What a block attends to is handed in: keys and values that grow (`Trunk`)
-or slots of a fixed size (`omnikit.engines.static`).
+Modules and weights have the names that they have in transformers, so that the same checkpoints can be loaded, and
+`Block` computes with transformers' modules, too. The KV cache is passed to the blocks as a function: it grows in
+`Trunk`, and has a fixed size in `omnikit.engines.static`.
 
-Letters: B rows, L new positions, C positions with those before, D width, H heads, G heads of keys and values, E width
-of a head.
+Letters: B sequences, L new positions, C positions including earlier ones, D width, H heads, G heads of keys and values,
+E width of a head.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ __all__ = [
 ]  # fmt: skip
 
 Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""A function: number of a block, its new keys and values [B, L, 2 G, E] -> all keys and all values to attend to, each
-[B, G, C, E]."""
+"""Type of functions that update a KV cache: (block number, new keys and values [B, L, 2 G, E]) -> keys, values.
+
+The results are all keys and all values to attend to, [B, G, C, E] each.
+"""
 
 
 def normed(x: Tensor, norm: nn.Module) -> Tensor:
-    """Apply root mean square norm over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """Apply root mean square normalization over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467)."""
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def scores(places: Tensor, columns: int, window: int | None, dtype: torch.dtype, mask: Tensor | None = None) -> Tensor:
-    """Return what is added to the scores of the columns: nothing, or the least number where none may be attended to.
+    """Return an additive attention mask: 0 for columns that may be attended to, else the least number of the type.
 
     Args:
         places: column of each new position [B or 1, L].
-        columns: C.
-        window: number of columns that a position attends to, its own included; None = all up to it.
+        columns: number of columns C.
+        window: number of columns that a position attends to, its own included; None = all up to its own.
         mask: [B, C], 1 where a column may be attended to; None = everywhere.
 
     Returns:
@@ -57,18 +59,21 @@ def scores(places: Tensor, columns: int, window: int | None, dtype: torch.dtype,
     if mask is not None:
         near = near & (mask[:, None] > 0)
     # not minus infinity: a padded position may have nothing to attend to; its keys and values would be NaN in the next
-    # block, and a NaN comes through every mask
+    # block, and a NaN stays NaN under every mask
     return torch.zeros_like(near, dtype=dtype).masked_fill(~near, torch.finfo(dtype).min)[:, None]
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Attention. Of a single position the query heads of a key head are rows of one product, so that keys and values
-    need no copies; of several positions these copies are smaller than a mask for each head.
+    """Compute grouped-query attention.
+
+    For a single position the query heads of a key head are the rows of one product, so that keys and values are not
+    copied. For several positions copies are smaller than a mask for each head.
 
     Args:
-        query: [B, L, H, E].
-        keys, values: [B, G, C, E].
-        bias: [B or 1, 1, L, C], see `scores`.
+        query: queries [B, L, H, E].
+        keys: keys [B, G, C, E].
+        values: values [B, G, C, E].
+        bias: additive mask [B or 1, 1, L, C], see `scores`.
 
     Returns:
         [B, L, H * E].
@@ -84,10 +89,16 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
 
 
 def turns(positions: Tensor, rotary: nn.Module, numbers: LlamaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Positions [B, L] of a trunk's `rotary_emb` -> the turn to them, for `turned`: cosine and sine [B, L, H + 2 G, E].
+    """Return the cosines and sines [B, L, H + 2 G, E] of the rotary positions [B, L], for `turned`.
 
-    Values are turned by nothing (cosine 1, sine 0): so they may lie beside queries and keys, and a block's new keys and
-    values are one tensor. Sines are negative in the first half of each head.
+    Values get cosine 1 and sine 0, which leaves them unchanged, so that queries, keys and values can be one tensor.
+    Sines are negative in the first half of each head.
+
+    Args:
+        positions: positions [B, L].
+        rotary: the `rotary_emb` of a trunk.
+        numbers: configuration of the backbone.
+        dtype: type of the result.
     """
     angles = positions[..., None].float() * rotary.inv_freq.float()
     cos, sin = angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
@@ -101,37 +112,41 @@ def turns(positions: Tensor, rotary: nn.Module, numbers: LlamaConfig, dtype: tor
 
 
 def turned(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions to queries, keys and values [B, L, H + 2 G, E], halves of a head against each other."""
+    """Apply rotary positions to queries, keys and values [B, L, H + 2 G, E], pairing the halves of each head.
+
+    Args:
+        turn: cosines and sines, see `turns`.
+    """
     return torch.addcmul(heads * turn[0], heads.roll(heads.shape[-1] // 2, -1), turn[1])
 
 
 class Joint:
-    """Several linear layers that read the same input, computed together.
+    """Several linear layers with the same input, computed together.
 
     Args:
-        layers: all of them with a bias, or none.
-        joined: compute them by one product. Their weights become views of one matrix: that takes no further memory, and
-            the layers stay what they were. After they have been moved to another device or type, join them anew.
+        layers: linear layers, all of them with a bias, or none.
+        joined: compute the layers by one product. Their weights become views of one matrix, which takes no further
+            memory and leaves the layers usable. After a change of device or type they have to be joined again.
     """
 
     def __init__(self, layers: Sequence[nn.Module], *, joined: bool = False):
         self.layers = layers
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
-        if joined and all(type(layer) is nn.Linear for layer in layers):  # with LoRA each is computed by itself
+        if joined and all(type(layer) is nn.Linear for layer in layers):  # a layer with LoRA computes its own output
             self.weight = _joined([layer.weight for layer in layers])
             self.bias = None if layers[0].bias is None else _joined([layer.bias for layer in layers])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Input [..., D] -> the layers' outputs side by side."""
+        """Compute the layers' outputs for an input [..., D], side by side in the last dimension."""
         if self.weight is not None:
             return F.linear(x, self.weight, self.bias)
         return torch.cat([layer(x) for layer in self.layers], dim=-1)
 
 
 def _joined(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return parameters one under the other as one tensor, whose parts they become."""
-    # a model that is trained further must not get tensors of the inference mode that an engine may be opened in
+    """Concatenate parameters along the first dimension, and make the parameters views of the result."""
+    # an engine may be opened in inference mode, but a model that is trained later must not get inference tensors
     with torch.inference_mode(parameters[0].is_inference()), torch.no_grad():
         if not _adjacent(parameters):
             whole = torch.cat([parameter.data for parameter in parameters])
@@ -142,7 +157,7 @@ def _joined(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def _adjacent(parameters: Sequence[Tensor]) -> bool:
-    """Return whether parameters lie one behind the other in one piece of memory: a model may serve two engines."""
+    """Return whether parameters are adjacent in memory, as they are if an engine has joined them before."""
     pairs = list(itertools.pairwise(parameters))
     return all(p.is_contiguous() for p in parameters) and all(
         a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
@@ -152,13 +167,14 @@ def _adjacent(parameters: Sequence[Tensor]) -> bool:
 
 
 class Block:
-    """One block as a function, over a layer of `Trunk` or of transformers.
+    """One transformer block as a function, over a layer of `Trunk` or of transformers.
 
     Args:
-        layer: with `self_attn`, `mlp` and two norms.
-        number: of the block among those that keys and values are kept of.
-        window: see `scores`.
-        joined: see `Joint`; also, what is added to `x` is added in its place.
+        layer: module with `self_attn`, `mlp` and two norms.
+        numbers: configuration of the backbone.
+        number: index of the block in the KV cache.
+        window: number of positions that each position attends to, see `scores`.
+        joined: join linear layers, see `Joint`, and add to the block's input in place.
     """
 
     def __init__(
@@ -175,8 +191,9 @@ class Block:
         """Compute the block's output [B, L, D] for its input [B, L, D].
 
         Args:
-            turn: see `turns`.
-            bias: `scores` by window.
+            turn: cosines and sines of the positions, see `turns`.
+            bias: mapping from window to additive mask, see `scores`.
+            keep: function that updates the KV cache, see `Keep`.
         """
         heads = self.qkv(normed(x, self.layer.input_layernorm)).unflatten(-1, (-1, self.size))
         heads = turned(self._normed(heads), turn)
@@ -187,14 +204,14 @@ class Block:
         return self._add(x, self.layer.mlp.down_proj, F.silu(gate) * up)
 
     def _normed(self, heads: Tensor) -> Tensor:
-        """Apply the norms of queries and keys that Qwen3 has to [B, L, H + 2 G, E]; other backbones have none."""
+        """Apply Qwen3's norms of queries and keys to [B, L, H + 2 G, E]; other backbones have none."""
         if self.query_norm is None:
             return heads
         query, key, value = heads.split([self.heads, self.groups, self.groups], dim=2)
         return torch.cat([normed(query, self.query_norm), normed(key, self.key_norm), value], dim=2)
 
     def _add(self, x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:
-        """Return x [B, L, D] + layer(y); joined, in one operation that writes over x."""
+        """Return x [B, L, D] + layer(y); if layers are joined, by one operation that overwrites x."""
         if not self.joined or type(layer) is not nn.Linear or layer.bias is not None:
             return x + layer(y)
         x.flatten(0, 1).addmm_(y.flatten(0, 1), layer.weight.t())
@@ -202,14 +219,14 @@ class Block:
 
 
 def blocks_of(trunk: nn.Module, *, first: int = 0, joined: bool = False) -> list[Block]:
-    """Return the blocks of a trunk, of `Trunk` or of transformers.
+    """Return the blocks of a trunk, which may be a `Trunk` or one of transformers.
 
     Args:
-        first: number of the first one.
-        joined: see `Block`.
+        first: index of the first block in the KV cache.
+        joined: join linear layers, see `Block`.
 
     Raises:
-        ValueError: a backbone that is not computed here; the message is the reason in one line.
+        ValueError: a backbone that is not supported here; the message is the reason in one line.
     """
     numbers = LlamaConfig.of(trunk.config)
     pairs = zip(trunk.layers, numbers.windows, strict=True)
@@ -217,18 +234,18 @@ def blocks_of(trunk: nn.Module, *, first: int = 0, joined: bool = False) -> list
 
 
 class KeyValues:
-    """A cache of keys and values that grows, with the attributes of transformers' own."""
+    """A KV cache that grows, with the attributes of the caches of transformers."""
 
     def __init__(self, layers: int):
         self.layers = [LayerKeyValues() for _ in range(layers)]
 
     def get_seq_length(self) -> int:
-        """Return the number of positions in it."""
+        """Return the number of positions in the cache."""
         keys = self.layers[0].keys if self.layers else None
         return 0 if keys is None else keys.shape[2]
 
     def keep(self, number: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new keys and values [B, L, 2 G, E] of a block, see `Keep`."""
+        """Append new keys and values [B, L, 2 G, E] of a block and return all of them, see `Keep`."""
         layer, (keys, values) = self.layers[number], _heads_first(new)
         if layer.keys is not None:
             keys, values = torch.cat([layer.keys, keys], dim=2), torch.cat([layer.values, values], dim=2)
@@ -236,12 +253,12 @@ class KeyValues:
         return keys, values
 
     def reorder_cache(self, rows: Tensor) -> None:
-        """Keep the rows named [B'], perhaps one of them twice."""
-        self._change(lambda kept: kept.index_select(0, rows.to(kept.device)))
+        """Replace the sequences of the cache by those with the given indices [B']; an index may occur several times."""
+        self._change(lambda cached: cached.index_select(0, rows.to(cached.device)))
 
     def crop(self, length: int) -> None:
-        """Keep the first `length` positions; of a negative number, forget so many of the last."""
-        self._change(lambda kept: kept[:, :, :length])
+        """Drop all positions but the first `length`; if `length` is negative, drop the last `-length`."""
+        self._change(lambda cached: cached[:, :, :length])
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         for layer in self.layers:
@@ -250,9 +267,9 @@ class KeyValues:
 
 
 class LayerKeyValues:
-    """Keys and values of a block [B, G, C, E]; None before the first position."""
+    """Keys and values [B, G, C, E] of one block; None before the first position."""
 
-    joins = True  # see `omnikit.kv_cache`
+    joins = True  # caches may be joined to a batch, see `omnikit.kv_cache`
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -260,13 +277,13 @@ class LayerKeyValues:
 
 
 def _heads_first(new: Tensor) -> tuple[Tensor, Tensor]:
-    """Split new keys and values [B, L, 2 G, E] into keys and values [B, G, L, E] each."""
+    """Split new keys and values [B, L, 2 G, E] into keys and values, each [B, G, L, E]."""
     keys, values = new.transpose(1, 2).chunk(2, dim=1)
     return keys, values
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm with a learned scale, see `normed`."""
+    """Root mean square normalization with a learned scale, see `normed`."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -277,7 +294,7 @@ class RMSNorm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Angles of the rotary positions, see `rotary_rates`."""
+    """A module that computes cosines and sines of rotary positions, see `rotary_rates`."""
 
     def __init__(self, numbers: LlamaConfig):
         super().__init__()
@@ -286,14 +303,14 @@ class Rotary(nn.Module):
         self.attention_scaling = rotary_scaling(numbers)
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [B, L] -> cosine and sine [B, L, E] in the type of x."""
+        """Return the cosine and the sine [B, L, E] of positions [B, L], in the type of x."""
         angles = positions[..., None].float() * self.inv_freq.float()
         angles = torch.cat([angles, angles], dim=-1)
         return tuple((table * self.attention_scaling).to(x.dtype) for table in (angles.cos(), angles.sin()))
 
 
 class Attention(nn.Module):
-    """Weights of a block's attention, which `Block` computes."""
+    """Weights of the attention of one block; `Block` computes it."""
 
     def __init__(self, numbers: LlamaConfig):
         super().__init__()
@@ -323,7 +340,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Weights of one block, which `Block` computes."""
+    """Weights of one transformer block; `Block` computes it."""
 
     def __init__(self, numbers: LlamaConfig):
         super().__init__()
@@ -333,11 +350,11 @@ class Layer(nn.Module):
 
 
 class Trunk(nn.Module):
-    """A backbone without its head, for inference: weights are to be read from a file.
+    """A backbone without its head, for inference: its weights have to be read from a file.
 
     Args:
-        numbers: of the backbone.
-        embeds: whether it has a table of embeddings.
+        numbers: configuration of the backbone.
+        embeds: whether the trunk has an embedding table.
     """
 
     def __init__(self, numbers: LlamaConfig, *, embeds: bool = True):
@@ -349,13 +366,16 @@ class Trunk(nn.Module):
         self.rotary_emb = Rotary(numbers)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the table of embeddings."""
+        """Return the embedding table."""
         return self.embed_tokens
 
     def forward(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: KeyValues | None = None
     ) -> Tensor:
-        """Embeddings [B, L, D] -> hidden states [B, L, D] behind `norm`; see `omnikit.interfaces.Backbone.forward`."""
+        """Compute the hidden states [B, L, D] of embeddings [B, L, D], after the module `norm`.
+
+        The arguments are those of `omnikit.interfaces.Backbone.forward`.
+        """
         before = 0 if cache is None else cache.get_seq_length()
         columns = before + embeddings.shape[1]
         blocks, x = blocks_of(self), embeddings

@@ -1,4 +1,4 @@
-"""The numbers of backbones of Llama's kind, read from a plain mapping or from a configuration of transformers."""
+"""Configuration of backbones of Llama's kind, read from a plain mapping or from a configuration of transformers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 QWEN2, QWEN3, LLAMA, MISTRAL = KINDS = ("qwen2", "qwen3", "llama", "mistral")
-"""transformers' model types that are computed here; SmolLM2 and Vicuna are of the type llama."""
+"""Model types of transformers that `omnikit.llms.llama` supports; SmolLM2 and Vicuna have the type llama."""
 SILU = "silu"
 FULL, SLIDING = "full_attention", "sliding_attention"
-"""What a block may attend to, as `layer_types` names it: all positions before it, or those in a window."""
+"""Kinds of attention in `layer_types`: over all earlier positions, or over those in a window."""
 
 _SHARED = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "head_dim": None, "hidden_act": SILU,
@@ -37,14 +37,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072, "sliding_window": 4096,
     },
 }  # fmt: skip
-"""What each type takes for a number that is missing, as in transformers' classes."""
+"""Mapping from model type to the defaults of its numbers, equal to those of transformers' classes."""
 _WITHOUT_EFFECT = {
     "model_type", "rope_theta", "rope_scaling", "initializer_range", "use_cache", "attention_dropout", "pretraining_tp",
     "bos_token_id", "eos_token_id", "pad_token_id",
 }  # fmt: skip
-"""Further entries that may stand there: those of the rotary positions, which are read apart, and of training."""
+"""Further entries that a configuration may have: those that `_rope` reads, and those without effect on inference."""
 _FOREIGN = ("logit_scale", "logits_scaling", "final_logit_softcapping", "layer_types", "sliding_window")
-"""Entries with which transformers computes something else, in whatever class they stand."""
+"""Entries with which transformers' classes compute something that is not supported here."""
 _WHOLE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window", "max_window_layers",
@@ -60,14 +60,14 @@ _ROPE_NEEDS = {
     LLAMA3: ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     YARN: ("factor", "original_max_position_embeddings"),
 }
-"""Types of rotary positions, and what each has to be told."""
+"""Mapping from type of rotary positions to the parameters that it requires."""
 _ROPE_MAY = {YARN: ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")}
 _THETA = 10_000.0
 
 
 @dataclass
 class LlamaConfig:
-    """Numbers of a backbone, under the names that transformers' configurations have."""
+    """Numbers of a backbone of Llama's kind, under the names that they have in transformers."""
 
     model_type: str
     vocab_size: int
@@ -83,17 +83,20 @@ class LlamaConfig:
     tie_word_embeddings: bool
     rope_parameters: dict[str, Any]
     sliding_window: int | None
-    layer_types: list[str] | None  # of each block; None where all are of one kind
+    layer_types: list[str] | None  # kind of attention of each block; None = one kind in all of them
     qkv_bias: bool
-    output_bias: bool  # of the attention
+    output_bias: bool  # of the attention's output projection
     mlp_bias: bool
 
     @classmethod
     def of(cls, config: Any) -> LlamaConfig:
-        """Read a mapping with `model_type` as in `config.json`, a configuration of transformers, or these numbers.
+        """Read the numbers of a backbone from a mapping or a configuration, and check that they are supported.
+
+        Args:
+            config: content of a `config.json`, a configuration of transformers, or a `LlamaConfig`.
 
         Raises:
-            ValueError: a backbone that is not computed here; the message is the reason in one line.
+            ValueError: a backbone that is not supported here; the message is the reason in one line.
         """
         if isinstance(config, LlamaConfig):
             return config
@@ -125,18 +128,22 @@ class LlamaConfig:
         })  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers by name."""
+        """Return the numbers as a dictionary."""
         return asdict(self)
 
     @property
     def windows(self) -> list[int | None]:
-        """Number of positions that each block attends to, the new one included; None = all before it."""
+        """Number of positions that each block attends to, the new one included; None = all earlier ones, too."""
         kinds = self.layer_types or [SLIDING] * self.num_hidden_layers
         return [self.sliding_window if kind == SLIDING else None for kind in kinds]
 
 
 def supports(config: Any) -> str | None:
-    """Return in one line why a backbone is not computed here, or None where it is; see `LlamaConfig.of`."""
+    """Return the reason in one line why `omnikit.llms.llama` cannot compute a backbone, or None if it can.
+
+    Args:
+        config: configuration of the backbone, see `LlamaConfig.of`.
+    """
     try:
         LlamaConfig.of(config)
     except ValueError as error:
@@ -145,11 +152,11 @@ def supports(config: Any) -> str | None:
 
 
 def rotary_rates(numbers: LlamaConfig) -> Tensor:
-    """Return the angle per position of each pair of a head's dimensions [E / 2] (Su et al. 2021, arXiv 2104.09864).
+    """Return the rotary angle per position of each pair of dimensions [E / 2] (Su et al. 2021, arXiv 2104.09864).
 
-    `linear` and `llama3` stretch the angles as Llama 3.1 does (Dubey et al. 2024, arXiv 2407.21783), `yarn` as in
-    Peng et al. 2023, arXiv 2309.00071, section 3. Each is computed in the order of operations of transformers: at
-    distant positions a last bit counts.
+    `linear` and `llama3` stretch the angles as Llama 3.1 does (Dubey et al. 2024, arXiv 2407.21783), `yarn` as in Peng
+    et al. 2023, arXiv 2309.00071, section 3. Operations have the same order as in transformers: at distant positions
+    the last bit counts.
     """
     rope, size = numbers.rope_parameters, numbers.head_dim
     lengths = rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float) / size)
@@ -157,7 +164,7 @@ def rotary_rates(numbers: LlamaConfig) -> Tensor:
     if kind == LINEAR:
         return rates / rope["factor"]
     if kind == LLAMA3:
-        turns = rope["original_max_position_embeddings"] / (2 * math.pi / rates)  # within the first context
+        turns = rope["original_max_position_embeddings"] / (2 * math.pi / rates)  # within the original context
         low, high = rope["low_freq_factor"], rope["high_freq_factor"]
         fast = ((turns - low) / (high - low)).clamp(0, 1)
         return (1 - fast) * rates / rope["factor"] + fast * rates
@@ -168,16 +175,16 @@ def rotary_rates(numbers: LlamaConfig) -> Tensor:
 
 
 def rotary_scaling(numbers: LlamaConfig) -> float:
-    """Return the factor of the cosines and sines of `rotary_rates`."""
+    """Return the factor of the cosines and sines of rotary positions: that of YaRN, or 1 for other types."""
     rope = numbers.rope_parameters
     return _yarn_scaling(rope) if rope["rope_type"] == YARN else 1.0
 
 
 def _yarn_ramp(rope: Mapping[str, Any], size: int) -> Tensor:
-    """Return how much each pair of a head's dimensions is slowed down [E / 2], from 0 to 1."""
+    """Return the share of interpolation, 0 to 1, of each pair of a head's dimensions [E / 2] under YaRN."""
 
     def pair(turns: float) -> float:
-        """Return the pair that makes so many turns within the context of the first training."""
+        """Return the index of the pair of dimensions that makes `turns` full turns within the original context."""
         context, theta = rope["original_max_position_embeddings"], rope["rope_theta"]
         return (size * math.log(context / (turns * 2 * math.pi))) / (2 * math.log(theta))
 
@@ -202,14 +209,18 @@ def _yarn_scaling(rope: Mapping[str, Any]) -> float:
 
 
 def _of_class(config: Any) -> dict[str, Any]:
-    """Return the entries of a transformers configuration that its type has, and those that change what it computes."""
+    """Return the entries of a transformers configuration that its model type has or that change what it computes."""
     kind = getattr(config, "model_type", None)
     names = ("model_type", *DEFAULTS.get(kind, ()), *_FOREIGN)
     return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
 def _check(kind: str, numbers: Mapping[str, Any]) -> None:
-    """Refuse what is no number; transformers says what it wants there."""
+    """Check the values of a configuration; transformers explains its own requirements where it refuses one.
+
+    Raises:
+        ValueError: an unsupported value; the message names it.
+    """
     for name, value in numbers.items():
         if name in _WHOLE:
             fine = name in _OPTIONAL if value is None else type(value) is int and value >= _LEAST.get(name, 1)
@@ -228,7 +239,7 @@ def _check(kind: str, numbers: Mapping[str, Any]) -> None:
 
 
 def _layer_types(numbers: Mapping[str, Any], window: int | None) -> list[str] | None:
-    """Return the kind of each block, None where the type has but one."""
+    """Return the kind of attention of each block, or None if the model type has only one kind."""
     if "layer_types" not in numbers:
         return None
     kinds, layers = numbers["layer_types"], numbers["num_hidden_layers"]
@@ -242,7 +253,11 @@ def _layer_types(numbers: Mapping[str, Any], window: int | None) -> list[str] | 
 
 
 def _rope(numbers: Mapping[str, Any], context: int) -> dict[str, Any]:
-    """Return the rotary positions under their names of today: `rope_type`, `rope_theta`, and those of the type."""
+    """Return the rotary parameters under their current names: `rope_type`, `rope_theta`, and those of the type.
+
+    Raises:
+        ValueError: an unsupported type or parameter; the message names it.
+    """
     found = numbers.get("rope_scaling") or numbers.get("rope_parameters") or {}
     if not isinstance(found, Mapping):
         raise ValueError("rope_parameters is no mapping")

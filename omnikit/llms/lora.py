@@ -13,19 +13,20 @@ from omnikit.weights import LORA
 
 ALL_LINEAR = "all-linear"
 DEFAULTS = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": ALL_LINEAR}
+"""Default options of LoRA."""
 _RANGES = {"alpha": POSITIVE, "dropout": Range(0, 1)}
 _BASE = ".base_layer."
 
 
 def add_lora(trunk: nn.Module, options: Mapping[str, Any]) -> None:
-    """Put low-rank updates beside the matrices of a trunk; they start as no change.
+    """Add trainable low-rank updates to the weight matrices of a trunk; initially they change nothing.
 
-    The names of the trunk's own weights stay what they were, so a state without LoRA loads into a trunk with it.
+    The trunk's own weights keep their names, so that a state without LoRA can be loaded into a trunk with it.
 
     Args:
-        trunk: changed in place.
-        options: `rank`, `alpha`, `dropout`, and `targets`, the last names of matrices, or `all-linear`; what is
-            missing as in `DEFAULTS`.
+        trunk: trunk to change in place.
+        options: `rank`, `alpha`, `dropout`, and `targets`, the last parts of the names of matrices, or `all-linear`;
+            missing options are taken from `DEFAULTS`.
 
     Raises:
         ValueError: an unknown option or target, or peft is not installed.
@@ -47,7 +48,7 @@ def add_lora(trunk: nn.Module, options: Mapping[str, Any]) -> None:
 
 
 def train_lora_alone(module: nn.Module) -> None:
-    """Freeze whatever is not LoRA."""
+    """Freeze all parameters of a module except those of LoRA."""
     for name, parameter in module.named_parameters():
         if LORA not in name:
             parameter.requires_grad_(False)
@@ -74,12 +75,13 @@ def _checked(trunk: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_own_names(trunk: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Rename the entries of a state from the names of peft to those of the trunk without LoRA."""
     for name in [name for name in state if name.startswith(prefix) and _BASE in name]:
         state[name.replace(_BASE, ".")] = state.pop(name)
 
 
 def _to_peft_names(trunk: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Also lets a state without LoRA leave the updates as they are."""
+    """Rename the entries of a state to the names of peft; without LoRA in the state, leave the updates as they are."""
     with_lora = any(LORA in name for name in state if name.startswith(prefix))
     for name, parameter in trunk.named_parameters(prefix=prefix.rstrip(".")):
         own = name.replace(_BASE, ".")

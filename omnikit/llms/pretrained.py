@@ -1,4 +1,4 @@
-"""Language models as transformers publishes them: a folder of `save_pretrained`, or a hub id."""
+"""Loading of language models as transformers publishes them: a folder of `save_pretrained`, or a hub id."""
 
 from __future__ import annotations
 
@@ -23,17 +23,26 @@ _SIZES = (
     "rope_parameters", "sliding_window", "layer_types", "query_pre_attn_scalar", "attn_logit_softcapping",
     "final_logit_softcapping", "logit_scale", "logits_scaling",
 )  # fmt: skip
-"""What must be equal, as far as a class has it, for weights to mean the same."""
+"""Names of the numbers that two configurations must share, if their class has them, for weights to be compatible."""
 
 
 def read_transformers(
     weights: str, config: PretrainedConfig, *, trunk: nn.Module, norm: nn.Module, head: nn.Module
 ) -> None:
-    """Copy published weights into the pieces of a model that was built from `config`; a head that is tied there and
-    not here starts with the embeddings.
+    """Copy published weights into the trunk, final norm and head of a model that was built from `config`.
+
+    A head that is tied in the published model and not in this one is initialised with the embeddings.
+
+    Args:
+        weights: folder or hub id of the published model.
+        config: configuration that the model was built from.
+        trunk: trunk to fill.
+        norm: final norm to fill.
+        head: head to fill.
 
     Raises:
-        ValueError: not to be had, not readable, or of another shape; the message names what is expected and found.
+        ValueError: the weights are not found, not readable, or of another shape; the message names what is expected and
+            found.
     """
     folder = hub_folder(weights) if is_hub_id(weights) else Path(weights)
     found = _open(folder)
@@ -48,7 +57,7 @@ def read_transformers(
 
 
 def _open(folder: Path) -> PreTrainedModel:
-    """The model in the type that it is stored in."""
+    """Read the language model in a folder, in the type that it is stored in."""
     numbers = read_numbers(str(folder))
     if numbers["model_type"] == BAICHUAN:
         return read_baichuan(folder, numbers)
@@ -56,7 +65,7 @@ def _open(folder: Path) -> PreTrainedModel:
 
     try:
         found, info = read_network(AutoModelForCausalLM, folder, dtype="auto")
-    except Exception as error:  # transformers and safetensors raise many kinds
+    except Exception as error:  # transformers and safetensors raise many classes of errors
         raise ValueError(f"weights {folder}: {one_line(error)}") from None
     if info["missing_keys"]:
         lacking, unknown = (", ".join(sorted(info[kind])[:3]) for kind in ("missing_keys", "unexpected_keys"))

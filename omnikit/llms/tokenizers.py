@@ -1,4 +1,4 @@
-"""Text tokenizers."""
+"""Text tokenizers: sentencepiece models, tokenizers of transformers, and UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BYTES = "bytes"
+"""Path that means the tokenizer whose tokens are UTF-8 bytes, which needs no file."""
 SEVERAL = "."
-"""The name of a checkpoint's tokenizer that has several files."""
+"""File name of a checkpoint's tokenizer that consists of several files: its folder."""
 TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
-"""How the names of files end that transformers reads for a tokenizer."""
+"""Suffixes of the files that transformers reads for a tokenizer."""
 _SETTINGS = "tokenizer_config.json"
 _PLACES = ("vocab", "merges", "init_inputs", "sp_model_kwargs")
 """Settings of tokenizers that may name files, besides those that end in `_file`."""
@@ -37,15 +38,15 @@ _OPENED: ContextVar[dict[tuple[str, int | None], Tokenizer] | None] = ContextVar
 
 
 def open_tokenizer(path: str, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer that a path means: `bytes`, a folder or hub id with a transformers tokenizer or sentencepiece's
-    `tokenizer.model`, or else a sentencepiece model file.
+    """Open a tokenizer by its path.
 
     Args:
-        path: see above.
-        vocab_size: ids of the language model, which may have more than its tokenizer.
+        path: `bytes`, a folder or hub id with a tokenizer of transformers or a `tokenizer.model` of sentencepiece, or a
+            sentencepiece model file.
+        vocab_size: number of ids of the language model, which may have more than its tokenizer.
 
     Raises:
-        ValueError: nothing of the kind there, or more ids than the language model has.
+        ValueError: there is no tokenizer, or it has more ids than the language model.
     """
     known = _OPENED.get()
     if known is None:
@@ -57,7 +58,7 @@ def open_tokenizer(path: str, vocab_size: int | None = None) -> Tokenizer:
 
 @contextmanager
 def opened_once() -> Iterator[None]:
-    """Models that are built meanwhile share the tokenizer of a path: a large one takes as long to read as weights."""
+    """Share tokenizers among the models built within a `with` block; reading a large one takes as long as weights."""
     before = _OPENED.set({})
     try:
         yield
@@ -76,13 +77,19 @@ def _open(path: str, vocab_size: int | None) -> Tokenizer:
 
 
 def beside(weights: str | None, otherwise: str) -> str:
-    """The tokenizer that lies with a model's weights, for part files; `otherwise` where they name none:
-    `tokenizer: !applyref:omnikit.llms.tokenizers.beside {weights: !ref <weights>, otherwise: bytes}`."""
+    """Return the path of the tokenizer that belongs to a model's weights, for part files.
+
+    Used as `tokenizer: !applyref:omnikit.llms.tokenizers.beside {weights: !ref <weights>, otherwise: bytes}`.
+
+    Args:
+        weights: folder or hub id of the weights, which holds the tokenizer, too.
+        otherwise: path that is returned if `weights` is None.
+    """
     return otherwise if weights is None else weights
 
 
 def _in_folder(folder: Path) -> Tokenizer:
-    """transformers' own where it can read it; with a class of its own (Baichuan) it is sentencepiece's."""
+    """Open the tokenizer in a folder by transformers if it can read it without foreign code, else by sentencepiece."""
     config = folder / _SETTINGS
     plain = (folder / "tokenizer.json").exists() or (
         config.exists() and "auto_map" not in read_text(config, LARGEST_JSON)
@@ -97,7 +104,7 @@ def _check_size(path: str, found: int, expected: int | None) -> None:
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A sentencepiece model file.
+    """A tokenizer read from a sentencepiece model file.
 
     Raises:
         ValueError: the file is missing or no sentencepiece model.
@@ -130,7 +137,7 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of the ids; those that the model has and the tokenizer does not give nothing."""
+        """Return the text of ids; ids of the model that the tokenizer does not have are skipped."""
         return self.processor.decode([i for i in ids if i < self.vocab_size])
 
     def save(self, folder: str) -> None:
@@ -140,21 +147,21 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class TransformersTokenizer(Tokenizer):
-    """A folder with a tokenizer that transformers reads.
+    """A tokenizer read by transformers from a folder.
 
-    Text is text: where it spells a special token (`<|im_end|>`, `</s>`), it is split like any other text and never
-    becomes that token. Special are the added tokens that the tokenizer's file marks so; other added tokens (runs of
-    spaces, a word or `<laugh>` that somebody added) are ordinary vocabulary.
+    Text that spells a special token (`<|im_end|>`, `</s>`) is split like any other text and never becomes that token.
+    Special are the added tokens that the tokenizer's file marks so; other added tokens (runs of spaces, a word or
+    `<laugh>` that somebody added) are ordinary vocabulary.
 
     Raises:
-        ValueError: no tokenizer there.
+        ValueError: the folder holds no tokenizer.
     """
 
     def __init__(self, path: str):
         self.path = path
         self.loaded = _read(Path(path))
         self.vocab_size = 1 + max(self.loaded.get_vocab().values(), default=-1)
-        added = self.loaded.added_tokens_decoder if self.loaded.is_fast else {}  # Python's own match none of them
+        added = self.loaded.added_tokens_decoder if self.loaded.is_fast else {}  # slow ones never match special tokens
         self._special = {i: token.content for i, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
@@ -169,8 +176,11 @@ class TransformersTokenizer(Tokenizer):
         return [self._spelled(text, ids) for text, ids in zip(texts, found, strict=True)]
 
     def _spelled(self, text: str, ids: list[int]) -> list[int]:
-        """Replace special tokens that the text spells by their characters: models that look up whole words (Unigram,
-        WordLevel) find them even if they are not matched beforehand. The unknown token of other text stays."""
+        """Replace the ids of special tokens that the text spells by the ids of their characters.
+
+        Models that look up whole words (Unigram, WordLevel) find special tokens even if these are not matched
+        beforehand. The unknown token of other text stays.
+        """
         spelled = {i for i in self._special.keys() & set(ids) if self._special[i] in text}
         if not spelled:
             return ids
@@ -179,28 +189,28 @@ class TransformersTokenizer(Tokenizer):
         return [piece for i in ids for piece in letters.get(i, [i])]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of the ids; those that the model has and the tokenizer does not give nothing."""
+        """Return the text of ids; special tokens and ids that the tokenizer does not have are skipped."""
         known = [i for i in ids if i < self.vocab_size]
         return self.loaded.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save(self, folder: str) -> None:
         try:
             self.loaded.save_pretrained(folder)
-        except Exception as error:  # the tokenizers package tells of a full disk by the bare class
+        except Exception as error:  # the tokenizers package reports a full disk as a plain `Exception`
             if "os error" not in str(error):
                 raise
             raise unwritable(folder, error) from None
 
 
 class HubTokenizer(Tokenizer):
-    """The tokenizer of a hub id, fetched when it is first needed, so that building a model fetches nothing.
+    """A tokenizer on the model hub, downloaded on first use, so that building a model downloads nothing.
 
     Args:
-        path: the hub id.
-        vocab_size: ids of the language model, which the tokenizer may have fewer of.
+        path: hub id of the tokenizer.
+        vocab_size: number of ids of the language model, which may have more than its tokenizer.
 
     Raises:
-        ValueError: no `vocab_size`; later, that it is not to be had or does not fit.
+        ValueError: no `vocab_size`; on first use also a tokenizer that cannot be downloaded or does not fit.
     """
 
     def __init__(self, path: str, vocab_size: int | None):
@@ -210,12 +220,12 @@ class HubTokenizer(Tokenizer):
 
     @functools.cached_property
     def loaded(self) -> Tokenizer:
-        """What the hub has."""
+        """Tokenizer of the hub id, downloaded on first access."""
         return open_tokenizer(str(hub_folder(self.path)), self.vocab_size)
 
     @property
     def file_name(self) -> str:
-        """What `save` writes: a file, or several in a folder."""
+        """Name of the file that `save` writes, or `SEVERAL`."""
         return getattr(self.loaded, "file_name", SEVERAL)
 
     def encode(self, text: str) -> list[int]:
@@ -236,16 +246,16 @@ def _read(folder: Path) -> PreTrainedTokenizerBase:
 
     whole, config = folder / "tokenizer.json", folder / _SETTINGS
     try:
-        if whole.exists():  # says everything; what the named class adds may differ by version
+        if whole.exists():  # it is complete; what the class named in the settings adds may differ by version
             check_regular(whole, _MOST_BYTES)
             return PreTrainedTokenizerFast(tokenizer_file=str(whole))
         if config.exists():
             private = _private_copy(folder)
             loaded = read_settings(AutoTokenizer, private.name)
-            loaded.omnikit_folder = private  # as long as it lives, since it may copy its files when it is saved
+            loaded.omnikit_folder = private  # kept as long as the tokenizer, whose `save` may copy files from there
             return loaded
     except BaseException as error:
-        # the tokenizers library raises plain exceptions, and where its Rust panics one that is no `Exception`
+        # the tokenizers library raises plain exceptions, and a panic in its Rust code is not an `Exception`
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         message = f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({one_line(error)})"
@@ -254,10 +264,10 @@ def _read(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _private_copy(folder: Path) -> TemporaryDirectory:
-    """Copy a tokenizer's own files into a folder where transformers finds nothing else.
+    """Copy a tokenizer's own files to a temporary folder that holds nothing else.
 
-    transformers passes settings to the tokenizer's class as they are, so one that names a file would have it read,
-    wherever it lies; and it follows links of chat templates in a folder below.
+    transformers passes settings to the tokenizer's class as they are, so a setting that names a file would have it
+    read, wherever it is; and it follows links of chat templates in a subfolder.
     """
     private = TemporaryDirectory(prefix="omnikit-tokenizer-")
     for file in folder.iterdir():
@@ -272,10 +282,10 @@ def _private_copy(folder: Path) -> TemporaryDirectory:
 
 
 class ByteTokenizer(Tokenizer):
-    """Each byte of the UTF-8 text is a token: a stand-in that needs no file, for models without training.
+    """A tokenizer whose tokens are the bytes of UTF-8 text; it needs no file, for models without training.
 
     Args:
-        vocab_size: ids of the language model, if it has less than 256.
+        vocab_size: number of ids of the language model, if that is less than 256.
     """
 
     file_name = BYTES

@@ -1,5 +1,7 @@
-"""Any transformers causal language model as a backbone; those of Llama's kind without transformers, see
-`omnikit.llms.build_modes`."""
+"""A backbone that wraps any causal language model of transformers.
+
+For inference, models of Llama's kind are computed without transformers, see `omnikit.llms.build_modes`.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,23 @@ if TYPE_CHECKING:
 
 
 class TransformersLM(Backbone):
-    """A causal language model built from its configuration.
+    """A backbone built from the configuration of a causal language model of transformers.
 
     Args:
-        config: `model_type` and the numbers of its transformers configuration; the vocabulary is the tokenizer's where
-            `vocab_size` is not given.
-        tokenizer: a sentencepiece model file, a folder or hub id of a tokenizer, or `bytes`.
-        weights: a safetensors file or a folder with one, see `Part`; or a folder or hub id as transformers writes it,
-            Baichuan 7B among them (`model_type: llama` here).
-        embedding_std: of the random initial embedding table. The network's input is the mean over streams, so what
-            suits a text model (0.02) drowns in the first block's output; a backbone trained from nothing wants about 1.
-        attention: transformers' attention implementation: `sdpa` or `eager` (faster for training short sequences on
-            a CPU); `None` = the best that the class has.
+        config: `model_type` and numbers of the transformers configuration; without `vocab_size` the vocabulary is the
+            tokenizer's.
+        tokenizer: path of the tokenizer: a sentencepiece model file, a folder or hub id, or `bytes`.
+        weights: trained weights: a safetensors file or a folder with one, see `Part`; or a folder or hub id in the
+            format of transformers, Baichuan 7B among them (`model_type: llama` here).
+        embedding_std: standard deviation of the random initial embedding table. The network's input is the mean over
+            the streams, so what suits a text model (0.02) is lost in the first block's output; a backbone trained from
+            scratch needs about 1.
+        attention: attention implementation of transformers: `sdpa`, or `eager` (faster for training short sequences on
+            a CPU); None = the best that the class has.
         size: `published` = the numbers of `config`; `tiny` = a few narrow layers of the same class, with the
             tokenizer's vocabulary.
-        lora: `None`, or options of `add_lora`: then nothing else of this part ever trains. Weights of a model without
-            LoRA, published or of an earlier stage, can be loaded; those with LoRA need the same options.
+        lora: options of `add_lora`; None = no LoRA. With LoRA nothing else of this part is ever trained. Weights of a
+            model without LoRA can be loaded; weights with LoRA need the same options.
 
     Raises:
         ValueError: a `model_type` that transformers does not know, a missing tokenizer, or options that do not fit.
@@ -76,20 +79,20 @@ class TransformersLM(Backbone):
         else:
             nn.init.normal_(embed.weight, std=embedding_std)
         self.embedding_std = embedding_std * embedding_scale(self.trunk)
-        # the trunk would norm its output, but the TTS adapter reads the hidden state before the norm
+        # taken out of the trunk, because the TTS adapter reads the hidden state before the norm
         self.norm = take_norm(self.trunk)
         if lora is not None:
             add_lora(self.trunk, lora)
             train_lora_alone(self)
 
     def load_weights(self) -> None:
-        """From safetensors as every part, or from what transformers' `save_pretrained` writes."""
+        """Load weights from safetensors or from a folder in the format of transformers, see `Part.load_weights`."""
         if self.weights is None or not holds_transformers(self.weights):
             return super().load_weights()
         read_transformers(self.weights, self.config, trunk=self.trunk, norm=self.norm, head=self.lm_head)
 
     def requires_grad_(self, requires_grad: bool = True) -> TransformersLM:
-        """As for every module, but with LoRA the base stays frozen."""
+        """Freeze or unfreeze parameters like `torch.nn.Module.requires_grad_`; LoRA keeps its base model frozen."""
         super().requires_grad_(requires_grad)
         if self.lora is not None:
             train_lora_alone(self)
@@ -120,12 +123,12 @@ class TransformersBlocks(nn.Module):
     def __init__(self, config: PretrainedConfig | LlamaConfig, n: int):
         super().__init__()
         self.config = with_layers(config, n)
-        # its input is the backbone's hidden state, so that it has no embeddings
+        # the input is the backbone's hidden state, so no embedding table is needed
         if isinstance(config, LlamaConfig):
             with blocks_device():
                 self.trunk = Trunk(self.config, embeds=False)
         else:
-            self.trunk = _built("AutoModel", self.config)
+            self.trunk = _build("AutoModel", self.config)
             self.trunk.set_input_embeddings(nn.Identity())
         self.cache_argument = cache_argument(self.trunk)
 
@@ -137,9 +140,9 @@ class TransformersBlocks(nn.Module):
 
 
 def _trunk_and_head(config: PretrainedConfig | LlamaConfig) -> tuple[nn.Module, nn.Module]:
-    """Build a backbone; its head may be tied to its embeddings."""
+    """Build the trunk and the head of a backbone; the head may be tied to the embedding table."""
     if not isinstance(config, LlamaConfig):
-        model = _built("AutoModelForCausalLM", config)
+        model = _build("AutoModelForCausalLM", config)
         return model.get_decoder(), model.get_output_embeddings()
     with blocks_device():
         trunk, head = Trunk(config), nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -156,12 +159,16 @@ def _new_cache(config: PretrainedConfig | LlamaConfig) -> Any:
     return DynamicCache(config=config)
 
 
-def _built(auto: str, config: PretrainedConfig) -> PreTrainedModel:
-    """Build a network with random weights by one of transformers' auto classes."""
+def _build(auto: str, config: PretrainedConfig) -> PreTrainedModel:
+    """Build a network with random weights by an auto class of transformers, for example `AutoModel`.
+
+    Raises:
+        ValueError: an attention implementation that the class or the machine lacks.
+    """
     import transformers
 
     try:
         with blocks_device():
             return build_network(getattr(transformers, auto), config)
-    except (ValueError, ImportError) as error:  # an attention implementation that the class or the machine lacks
+    except (ValueError, ImportError) as error:
         raise ValueError(f"llm.attention {config._attn_implementation}: {one_line(error)}") from None

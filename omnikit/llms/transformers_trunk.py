@@ -1,4 +1,4 @@
-"""The pieces that every causal language model of transformers has, whatever they are called there."""
+"""Access to the components that causal language models of transformers share under different names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embe
 
 
 def take_norm(trunk: nn.Module) -> nn.Module:
-    """Take the final norm out of a trunk: what the trunk gives is then the hidden state before it.
+    """Remove the final norm from a trunk and return it; the trunk then outputs the hidden state before the norm.
 
     Raises:
-        ValueError: no final norm under any name known here.
+        ValueError: the trunk has no final norm under a known name.
     """
     for name in _NORMS:
         if isinstance(norm := getattr(trunk, name, None), nn.Module):
@@ -29,18 +29,18 @@ def take_norm(trunk: nn.Module) -> nn.Module:
 
 
 def embedding_scale(trunk: nn.Module) -> float:
-    """What an embedding table's rows are multiplied by (Gemma: the square root of the width)."""
+    """Return the factor that a model's embeddings are multiplied by (Gemma: the square root of the width)."""
     return getattr(trunk.get_input_embeddings(), "scalar_embed_scale", 1.0)
 
 
 def run(
     trunk: nn.Module, embeddings: Tensor, positions: Tensor, mask: Tensor | None, *, cache: Any, cache_argument: str
 ) -> Tensor:
-    """Embeddings [B, L, D] -> hidden states [B, L, D], see `Backbone.forward`.
+    """Compute the hidden states [B, L, D] of embeddings [B, L, D] with a trunk, see `Backbone.forward`.
 
     Args:
-        cache_argument: the name by which the trunk takes the cache, see `omnikit.kv_cache`; found out beforehand, so
-            that torch can compile this.
+        cache_argument: name of the trunk's argument for the KV cache, see `omnikit.kv_cache`; looked up beforehand, so
+            that torch can compile this function.
     """
     if isinstance(trunk, Trunk):
         return trunk(embeddings, positions, mask, cache)
@@ -55,8 +55,10 @@ def run(
 
 
 def finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
-    """What some models do behind the head's matrix: Cohere and HyperCLOVA multiply, Granite divides, Gemma 2 bounds
-    softly."""
+    """Apply the scaling that some models add after the head's matrix.
+
+    Cohere and HyperCLOVA multiply the logits by a number, Granite divides them, and Gemma 2 bounds them by tanh.
+    """
     if (factor := getattr(config, "logit_scale", None)) is not None:
         logits = logits * factor
     if (factor := getattr(config, "logits_scaling", None)) is not None:

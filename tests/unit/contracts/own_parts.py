@@ -1,7 +1,7 @@
-"""Parts as a user writes them: each has what its contract in `omnikit/interfaces.py` requires, and nothing else.
+"""Parts as a user would write them: each has what its contract in `omnikit/interfaces.py` requires, and nothing else.
 
-None reuses a class of omnikit but its contract, and none keeps a default that it could do without. What the toolkit
-asks of a part beyond its contract raises `NotPromised`.
+They reuse no class of omnikit except their contracts, and rely on no default that a contract does not promise. An
+access to any other attribute raises `NotPromised`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from omnikit.streaming import DecodeStream, check_mode
 
 
 class NotPromised(Exception):
-    """Something that no contract names was asked of a part. Not an `AttributeError`, which `getattr` would swallow."""
+    """Error raised when an attribute of a part is read that its contract does not name.
+
+    It is not an `AttributeError`, because `getattr` with a default would swallow that.
+    """
 
 
 class Strict:
-    """Refuses what neither the class nor its contract has."""
+    """A mixin that raises `NotPromised` for attributes that neither the class nor its contract has."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -45,7 +48,7 @@ class Strict:
 
 
 class OwnEncoder(Strict, AudioEncoder):
-    """One layer over windows of 10 ms."""
+    """A minimal audio encoder: one linear layer over windows of 10 ms."""
 
     dim, frame_rate, sample_rate = 6, 100.0, 8000
 
@@ -60,7 +63,7 @@ class OwnEncoder(Strict, AudioEncoder):
 
 
 class OwnAdapter(Strict, Adapter):
-    """One layer."""
+    """A minimal adapter: one linear layer."""
 
     def __init__(self, *, dim_in: int, dim_out: int):
         super().__init__()
@@ -71,7 +74,7 @@ class OwnAdapter(Strict, Adapter):
 
 
 class OwnTokenizer(Strict, Tokenizer):
-    """The bytes of a text."""
+    """A minimal tokenizer whose tokens are UTF-8 bytes."""
 
     vocab_size = 256
 
@@ -86,7 +89,7 @@ class OwnTokenizer(Strict, Tokenizer):
 
 
 class OwnCache(Strict):
-    """Keys and values [B, L, D] of each block."""
+    """A minimal KV cache: keys and values [B, L, D] of each block."""
 
     def __init__(self, blocks: int):
         self._pairs: list[tuple[Tensor, Tensor] | None] = [None] * blocks
@@ -102,7 +105,7 @@ class OwnCache(Strict):
 
 
 class _Blocks(nn.Module):
-    """Blocks of one attention head and an MLP; places are told apart by sines."""
+    """A stack of blocks, each with one attention head and an MLP; positions are encoded by sines."""
 
     def __init__(self, blocks: int, dim: int):
         super().__init__()
@@ -132,14 +135,14 @@ def _sines(positions: Tensor, dim: int) -> Tensor:
 
 
 def _visible(new: int, length: int, mask: Tensor | None, like: Tensor) -> Tensor:
-    """What to add to the scores [B or 1, new, length]: positions see those before them, and none that is masked."""
+    """Return an additive attention mask [B or 1, new, length] that is causal and hides masked positions."""
     causal = torch.ones(new, length, dtype=torch.bool, device=like.device).tril(length - new)
     allowed = causal[None] if mask is None else causal & mask[:, None].bool()
     return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill(~allowed, -1e9)
 
 
 class OwnBlocks(Strict, nn.Module):
-    """Blocks of the own backbone's kind for a TTS adapter."""
+    """A minimal stack of blocks for a TTS adapter, of the same kind as those of `OwnBackbone`."""
 
     def __init__(self, n: int, dim: int):
         super().__init__()
@@ -153,7 +156,7 @@ class OwnBlocks(Strict, nn.Module):
 
 
 class OwnBackbone(Strict, Backbone):
-    """A language model of bytes, of one block."""
+    """A minimal backbone: a language model of bytes with one block."""
 
     dim, vocab_size, embedding_std = 32, 256, 0.5
 
@@ -184,7 +187,10 @@ class OwnBackbone(Strict, Backbone):
 
 
 class OwnCodec(Strict, Codec):
-    """Each code is the level of one sample, smoothed with the next frame's first, so that streams lag by a frame."""
+    """A minimal codec whose codes are quantised samples.
+
+    Decoding smooths each sample with the next frame's first, so that decode streams lag by a frame.
+    """
 
     num_codebooks, codebook_size, sample_rate = 3, 9, 600
     frame_samples, lookahead = 3, 3
@@ -205,7 +211,7 @@ class OwnCodec(Strict, Codec):
 
 
 class OwnStream(Strict, DecodeStream):
-    """Holds the last frame back until the next one is there."""
+    """A decode stream that holds back the last frame until the next one has been pushed."""
 
     def __init__(self, codec: OwnCodec, batch_size: int):
         self._codec, self._held = codec, torch.zeros(batch_size, 3, 0, dtype=torch.long)
@@ -220,10 +226,9 @@ class OwnStream(Strict, DecodeStream):
 
 
 class OwnPattern(Strict, Pattern):
-    """Two audio streams: even codebooks from the last to the first, and one step later the odd ones, with a hole where
-    there is one less of these.
+    """A pattern of two audio streams: even codebooks in descending order, and odd codebooks one step later.
 
-    Frames a, b of K = 3 codebooks:
+    The second stream has a hole in each frame with fewer odd codebooks than even ones. Frames a, b of K = 3 codebooks:
 
         .  a2 a0 b2 b0
         .  .  a1 .  b1
@@ -262,7 +267,7 @@ class OwnPattern(Strict, Pattern):
         return frames
 
     def _places(self, frames: int) -> list[tuple[int, int, int, int]]:
-        """Step, stream, codebook and frame of each code."""
+        """Return step, stream, codebook and frame of each code in some frames."""
         return [
             (first + place + self.stride * frame, stream, book, frame)
             for frame in range(frames)
@@ -272,7 +277,7 @@ class OwnPattern(Strict, Pattern):
 
 
 class OwnEngine(Strict, Engine):
-    """Keeps no keys and values: every step computes all positions of each sequence anew."""
+    """A minimal engine without a KV cache: every decode step computes all positions of each sequence again."""
 
     name, weight_bytes = "own", 4
 
@@ -290,7 +295,7 @@ class OwnEngine(Strict, Engine):
 
 
 class OwnSlots(Strict, Slots):
-    """The embeddings [L, D] of each sequence."""
+    """A minimal set of slots that stores the embeddings [L, D] of each sequence."""
 
     def __init__(self, model: OmniLM, capacity: int):
         self.capacity, self.lengths = capacity, []
@@ -326,7 +331,7 @@ class OwnSlots(Strict, Slots):
 
 
 class OwnPrefill(Strict, Prefill):
-    """Computes nothing; one position after another counts as done."""
+    """A minimal prefill that computes nothing and only counts positions."""
 
     def __init__(self, prompts: list[Tensor]):
         self._prompts, self.left = list(prompts), sum(map(len, prompts))

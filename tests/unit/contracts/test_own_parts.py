@@ -1,4 +1,4 @@
-"""Parts that are written to the letter of their contracts go all the way: manifest, samples, training, generation."""
+"""Parts written to the letter of their contracts work throughout: manifest, samples, training, generation."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CONTRACTS = {
     Prefill: OwnPrefill,
 }
 SECONDS = {"0": (0.05, 0.03), "1": (0.08, 0.02)}
-"""Entry -> lengths of its question and its answer."""
+"""Mapping from id of a manifest entry to the seconds of its question and its answer."""
 TRAINED = ["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
 
 
@@ -81,7 +81,7 @@ def manifest(tmp_path_factory) -> Path:
 
 
 def samples(model: OmniLM, manifest: Path, tasks: list[str]) -> tuple[Samples, list[int]]:
-    """Samples of some tasks, and how long each was measured to be."""
+    """Return the samples of some tasks, and the length that was computed for each in advance."""
     mix = dict.fromkeys(tasks, 1.0)
     sources = {"own": {"manifest": manifest, "tasks": tasks}}
     read = read_sources(sources, model, tasks=mix, cache_folder=manifest.parent / "cache")
@@ -95,7 +95,7 @@ def batch_of(model: OmniLM, manifest: Path, tasks: list[str]) -> Batch:
 
 
 def train(model: OmniLM, batch: Batch, steps: int) -> list[float]:
-    """The losses before each of some steps; every part that trains must get a gradient."""
+    """Train a model and return the loss before each optimiser step; assert that every trained part gets a gradient."""
     model.freeze_all_but(TRAINED)
     brain, found = brain_of(model), []
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=6e-3)
@@ -116,7 +116,7 @@ def train(model: OmniLM, batch: Batch, steps: int) -> list[float]:
 
 
 def required(contract: type) -> set[str]:
-    """What a contract wants: abstract methods, and attributes without a value."""
+    """Return the names that a contract requires: its abstract methods, and its attributes without a value."""
     annotated = {name for kind in contract.__mro__ for name in inspect.get_annotations(kind)} - {*vars(nn.Module())}
     return {name for name in annotated if not hasattr(contract, name)} | contract.__abstractmethods__
 
@@ -171,7 +171,7 @@ def test_a_training_step_lowers_the_loss(manifest):
 
 @pytest.fixture(scope="module")
 def trained(manifest) -> OmniLM:
-    """Has learned the two entries by heart."""
+    """Return a model that has learned the two manifest entries by heart."""
     model = own_model()
     assert train(model, batch_of(model, manifest, list(TASKS)), 200)[-1] < 0.02
     return model
@@ -185,10 +185,10 @@ def test_what_was_learned_is_generated(trained, manifest, strategy, constrain):
     for name in SECONDS:
         question = manifest.parent / f"{name}-a1.wav"
         wavs = [load_audio(file, codec.sample_rate)[None] for file in (question, manifest.parent / f"{name}-a2.wav")]
-        asked, said = (codec.decode(codec.encode(wav))[0] for wav in wavs)
+        asked, answered = (codec.decode(codec.encode(wav))[0] for wav in wavs)
         assert omni.transcribe(question) == f"what {name}"
         assert omni.chat(f"what {name}") == f"so {name}"
-        for reply, wav in ((omni.ask(question), said), (omni.answer(f"what {name}"), said)):
+        for reply, wav in ((omni.ask(question), answered), (omni.answer(f"what {name}"), answered)):
             assert reply.text == f"so {name}" and reply.end == "end"
             assert torch.allclose(reply.wav, wav, atol=1e-6)
         assert torch.allclose(omni.speak(f"what {name}").wav, asked, atol=1e-6)
@@ -196,7 +196,7 @@ def test_what_was_learned_is_generated(trained, manifest, strategy, constrain):
 
 @pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch_parallel"])
 def test_an_engine_answers_as_the_model_does(trained, strategy):
-    """Many questions in few slots, sampled; the backbone's own cache goes beside it."""
+    """Check that an engine without a KV cache gives the same sampled answers as `TorchEngine`, with few slots."""
     decoding = Decoding(text=Sampling(1.0), audio=Sampling(1.0), max_steps=30)
     questions = [Question(text=list(f"what {n % 3}".encode())) for n in range(7)]
     found = [

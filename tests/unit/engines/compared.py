@@ -1,4 +1,4 @@
-"""Slots driven directly, and what each of their sequences has to be alone."""
+"""Slots fed with random embeddings, whose hidden states are compared with those of each sequence computed alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.engines.slots import alone as hidden_alone
 
 
 def sharpen(model: OmniLM, factor: float = 15.0) -> OmniLM:
-    """Enlarge the blocks' matrices: small random ones hardly let a position see the others."""
+    """Enlarge the matrices of a model's blocks: with small random ones positions hardly attend to each other."""
     for blocks in (model.llm.trunk.layers, *([model.tts_adapter.trunk.layers] if model.tts_adapter else [])):
         for parameter in blocks.parameters():
             if parameter.dim() > 1:
@@ -22,19 +22,19 @@ def sharpen(model: OmniLM, factor: float = 15.0) -> OmniLM:
 
 
 class Compared:
-    """Slots that are fed noise; each hidden state is compared with that of its sequence alone."""
+    """Slots that are fed noise, each hidden state being compared with that of its sequence computed alone."""
 
     def __init__(self, model: OmniLM, slots: Slots, seed: int = 0):
         self.model, self.slots = model, slots
         self.draw = torch.Generator().manual_seed(seed)
-        self.fed: list[Tensor] = []  # of each sequence, its embeddings [L, D]
-        self.worst = 0.0  # the largest difference, relative to the largest hidden state
+        self.fed: list[Tensor] = []  # embeddings [L, D] of each sequence
+        self.worst = 0.0  # largest difference so far, relative to the largest hidden state
 
     def noise(self, length: int) -> Tensor:
         return torch.randn(length, self.model.llm.dim, generator=self.draw)
 
     def admit(self, *lengths: int, piece: int = 1000, broken: bool = False) -> None:
-        """Admit sequences of some lengths; broken ones are NaN and not compared."""
+        """Admit sequences, prefilled `piece` positions at a time; broken ones are NaN and not compared."""
         prompts = [self.noise(length) + (float("nan") if broken else 0.0) for length in lengths]
         prefill = self.slots.prefill(prompts)
         while prefill.left:
@@ -80,7 +80,7 @@ class Compared:
 
 
 def random_operations(compared: Compared, operations: int, seed: int, longest: int = 30) -> None:
-    """Sequences join, go on, are copied, cropped and released in a random order."""
+    """Admit, advance, copy, crop and release sequences in a random order."""
     draw = torch.Generator().manual_seed(seed)
 
     def integer(least: int, end: int) -> int:
@@ -105,10 +105,10 @@ def random_operations(compared: Compared, operations: int, seed: int, longest: i
 
 @torch.inference_mode()
 def greedy(model: OmniLM, engine: Engine, prompts: Sequence[Tensor], steps: int) -> list[Tensor]:
-    """Prompts [S, L_i] answered side by side: in each step every stream's most likely token, fed again.
+    """Decode prompts [S, L_i] greedily in one batch with an engine.
 
     Returns:
-        The tokens [steps, S] of each prompt.
+        The tokens [steps, S] that follow each prompt.
     """
     slots = engine.open(len(prompts))
     prefill = slots.prefill([model.embed(prompt[None, :, :-1])[0] for prompt in prompts])
@@ -125,7 +125,7 @@ def greedy(model: OmniLM, engine: Engine, prompts: Sequence[Tensor], steps: int)
 
 @torch.inference_mode()
 def greedy_alone(model: OmniLM, prompt: Tensor, steps: int) -> Tensor:
-    """The same of one prompt [S, L] by the model itself, which computes all positions again in every step."""
+    """Decode one prompt [S, L] greedily with the model itself, computing all positions again in every step."""
     for _ in range(steps):
         hidden = hidden_alone(model, model.embed(prompt[None])[0])
         text = torch.cat([model.llm.head(hidden.text[-1:]), model.new_text_embeddings.head(hidden.text[-1:])], dim=-1)
@@ -135,6 +135,6 @@ def greedy_alone(model: OmniLM, prompt: Tensor, steps: int) -> Tensor:
 
 
 def most_likely(model: OmniLM, text: Tensor, audio: Tensor) -> Tensor:
-    """Logits [R, V] and [R, sum of V] -> tokens [R, S]."""
+    """Return the most likely tokens [R, S] from text logits [R, V] and audio logits [R, sum of V]."""
     streams = [text, *audio.split(model.layout.sizes[1:], dim=-1)]
     return torch.stack([logits.argmax(dim=-1) for logits in streams], dim=1)

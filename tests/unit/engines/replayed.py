@@ -1,5 +1,7 @@
-"""A stand-in for CUDA graphs on a CPU: it records the operations of a call, not its Python code, and replays them on
-the same tensors."""
+"""A stand-in for CUDA graphs on a CPU.
+
+It records the operations of a call rather than its Python code, and replays them on the same tensors.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ASKING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default}
-"""Operations for which the host would have to wait."""
+"""Operations that make the host wait for a value from the device."""
 
 
 class ReplayedOperations:
-    """Has the methods of `omnikit.cuda_graphs.CudaGraphs`."""
+    """A stand-in for `omnikit.cuda_graphs.CudaGraphs` that counts runs, recordings and replays."""
 
     def __init__(self) -> None:
         self.runs = self.recorded = self.replays = 0
@@ -38,7 +40,7 @@ class ReplayedOperations:
         return replay
 
     def forget(self) -> None:
-        """There is no memory to take."""
+        """Do nothing, because there is no memory pool to replace."""
 
 
 class _Recording(TorchDispatchMode):
@@ -49,7 +51,7 @@ class _Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        with self:  # what is made of several operations is recorded as these
+        with self:  # a composite operation is recorded as the operations it consists of
             if (whole := operation.decompose(*args, **kwargs)) is not NotImplemented:
                 return whole
         assert operation not in ASKING, f"{operation} makes the host wait"
@@ -64,7 +66,7 @@ class _Recording(TorchDispatchMode):
         return out
 
     def undo(self) -> None:
-        """While a graph is recorded, nothing is computed."""
+        """Restore all tensors that the recorded call has written, because recording a CUDA graph computes nothing."""
         for tensor, before in reversed(self.before):
             tensor.copy_(before)
 

@@ -1,4 +1,4 @@
-"""Drive the slots of an engine, and compare each sequence with the model's own computation of it alone."""
+"""Helpers that drive the slots of an engine and compare each sequence with the model's own computation of it alone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from omnikit.model import OmniLM
 
 
 def build(llm: str = "qwen2_0.5b", **options) -> OmniLM:
-    """A narrow system around a backbone."""
+    """Build a narrow system around a backbone."""
     torch.manual_seed(1)
     return omnikit.build(size="tiny", encoder="none", llm=llm, codec="none", adapter="linear", **options).eval()
 
 
 @torch.inference_mode()
 def alone(model: OmniLM, embeddings: Tensor) -> Hidden:
-    """Embeddings [L, D] -> hidden states of all positions [L, D], by the model at once."""
+    """Compute the hidden states [L, D] of embeddings [L, D] with the model itself, all positions at once."""
     positions = torch.arange(len(embeddings), device=embeddings.device)[None]
     trunk = model.llm(embeddings[None], positions)
     text = model.llm.final_norm(trunk)[0]
@@ -29,18 +29,19 @@ def alone(model: OmniLM, embeddings: Tensor) -> Hidden:
 
 @dataclass
 class Sequence:
-    """The embeddings of a sequence, those to come included, and how many were fed."""
+    """Embeddings of one sequence, future positions included, and the number of positions fed so far."""
 
     embeddings: Tensor
     length: int
 
 
 class Batch:
-    """A running batch whose sequences are fed random embeddings; it checks every hidden state that comes out.
+    """A running batch whose sequences are fed random embeddings, and which checks every hidden state.
 
     Args:
-        model: computes what is expected.
-        most: the largest allowed difference, relative to the largest number that is expected.
+        model: model that computes the expected hidden states.
+        slots: slots to test.
+        most: maximum difference, relative to the largest expected number.
     """
 
     def __init__(self, model: OmniLM, slots: Slots, most: float = 1e-5):
@@ -48,7 +49,7 @@ class Batch:
         self.draw = torch.Generator().manual_seed(0)
 
     def new(self, *lengths: int, piece: int = 5, room: int = 80) -> None:
-        """Admit sequences of these lengths, prefilled in pieces of so many positions."""
+        """Admit sequences of some lengths, prefilled `piece` positions at a time."""
         self.sequences += (joining := [Sequence(self._random(room), length) for length in lengths])
         prefill = self.slots.prefill([one.embeddings[: one.length] for one in joining])
         assert prefill.left == sum(lengths)
@@ -76,7 +77,7 @@ class Batch:
 
     def check(self, found: Tensor, expected: Tensor) -> None:
         difference = float((found - expected).abs().max() / expected.abs().max())
-        assert difference < self.most, difference  # also where it is NaN
+        assert difference < self.most, difference  # fails for NaN, too
 
     def release(self, slot: int) -> None:
         self.slots.release(slot)
@@ -85,19 +86,19 @@ class Batch:
         self._check_lengths()
 
     def copy(self, slot: int) -> None:
-        """Append a copy that goes on otherwise."""
+        """Append a copy of a sequence, which continues with other embeddings than the original."""
         self.slots.copy(slot)
         one = self.sequences[slot]
-        self.sequences.append(self._going_on(one, one.length))
+        self.sequences.append(self._continued(one, one.length))
         self._check_lengths()
 
     def crop(self, slot: int, length: int) -> None:
-        """Forget positions; the sequence goes on otherwise."""
+        """Crop a sequence, which then continues with other embeddings than before."""
         self.slots.crop(slot, length)
-        self.sequences[slot] = self._going_on(self.sequences[slot], length)
+        self.sequences[slot] = self._continued(self.sequences[slot], length)
         self._check_lengths()
 
-    def _going_on(self, one: Sequence, length: int) -> Sequence:
+    def _continued(self, one: Sequence, length: int) -> Sequence:
         other = self._random(len(one.embeddings))
         other[:length] = one.embeddings[:length]
         return Sequence(other, length)
@@ -108,10 +109,9 @@ class Batch:
 
 
 class Greedy:
-    """Embeds and chooses the tokens of all streams on the device, in tensors that stay where they are.
+    """The functions `embed` and `choose` of a greedy decode step, over preallocated tensors, see `Slots.step`.
 
-    Args:
-        streams: those of the audio are chosen in the variant `()`; in the variant `("text",)` they stay what they were.
+    Audio streams are chosen in the variant `()`; in the variant `("text",)` their tokens stay what they were.
     """
 
     def __init__(self, engine: Engine, model: OmniLM, capacity: int):
@@ -129,12 +129,12 @@ class Greedy:
             self.tokens[: len(logits), stream] = logits.argmax(dim=-1)
 
     def _choose_text(self, hidden: Hidden) -> None:
-        self.steps += 1  # whatever runs for another reason than to decode a step is counted, too
+        self.steps += 1  # counts every run, also one that decodes no step
         text = self.engine.text_logits(hidden.text).argmax(dim=-1)
         self.tokens[: len(text), 0] = text
 
     def step(self, slots: Slots, *, audio: bool = True) -> Tensor:
-        """Decode a step and return the tokens [R, S]."""
+        """Decode one step and return the tokens [R, S]."""
         if audio:
             slots.step(self.embed, self.choose)
         else:
@@ -144,11 +144,12 @@ class Greedy:
 
 @torch.inference_mode()
 def greedy_alone(model: OmniLM, prompt: Tensor, first: Tensor, steps: int, audio: list[bool] | None = None) -> Tensor:
-    """Return the tokens [steps, S] that follow a prompt's embeddings [L, D] and a first token [S]; the model computes
-    each step from the beginning.
+    """Return the tokens [steps, S] that follow a prompt's embeddings [L, D] and a first token [S].
+
+    The model computes all positions again in every step.
 
     Args:
-        audio: for each step, whether audio streams are chosen, too.
+        audio: whether audio streams are chosen, for each step; None = in every step.
     """
     fed, tokens, found = prompt, first, []
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""OpenVINO computes what the model itself computes."""
+"""The engine `openvino` computes what the model itself computes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from omnikit.engines.openvino import graph_files, let_go
 
 
 def compared(model: OmniLM, folder: Path, capacity: int = 6) -> Compared:
-    """Slots of an engine with the model's own weights."""
+    """Return slots of the engine `openvino` with f32 weights of a model, to be compared with the model."""
     return Compared(model, open_engine("openvino", model, folder, weights="f32").open(capacity))
 
 
 @pytest.mark.parametrize("llm", ["qwen2_0.5b", "llama", "llama3_8b", "mistral_7b", "qwen3_0.6b", "smollm2_135m"])
 def test_hidden_states(llm: str, tmp_path):
-    """Also beyond the window of the one that has some: a tiny one has 8 positions."""
+    """Check hidden states of different backbones, also beyond the window of 8 positions that one of them has."""
     slots = compared(sharpen(build(llm)), tmp_path)
     slots.admit(9, 6, 21, piece=12)
     slots.advance(3)
@@ -61,7 +61,7 @@ def test_neighbours_join_leave_and_are_copied(tmp_path):
     slots = compared(sharpen(build(tts_blocks=1)), tmp_path)
     slots.admit(7)
     slots.advance(2)
-    slots.admit(12, 3)  # one of them is longer than all before
+    slots.admit(12, 3)  # one of them is longer than all earlier ones
     slots.copy(1)
     slots.advance(2)
     slots.release(0)
@@ -84,17 +84,17 @@ def test_random_operations(seed: int, tmp_path):
 def test_columns_that_no_sequence_needs_are_cut(tmp_path):
     slots = compared(sharpen(build()), tmp_path)
     slots.admit(40, 4, 12)
-    slots.release(0)  # of 40 columns the longest needs 12 now
+    slots.release(0)  # the longest sequence needs 12 of 40 columns now
     slots.advance()
     assert slots.slots.batch.columns == 13
     slots.release(0)
-    slots.advance()  # of 13 it needs 5, so those stay
+    slots.advance()  # it needs 5 of 13 columns, so those stay
     assert slots.slots.batch.columns in (6, 14)
     assert slots.worst < 1e-5
 
 
 def test_cropped_is_as_if_it_had_never_had_the_rest(tmp_path):
-    """Also by one, to nearly nothing, and in the row that the columns were kept for."""
+    """Check hidden states after crops by one position, to a single position, and of the longest sequence."""
     slots = compared(sharpen(build(tts_blocks=1)), tmp_path)
     slots.admit(9, 20)
     slots.advance(3)
@@ -124,7 +124,7 @@ def test_release_gives_the_last_slot_its_number(tmp_path):
 
 @pytest.mark.parametrize("weights", ["f32", "int8"])
 def test_what_is_broken_breaks_no_neighbour(weights: str, tmp_path):
-    """Masked or not, a NaN comes through: whatever it is multiplied with."""
+    """Check that NaN in one sequence does not spread: a NaN stays NaN in any product, masked or not."""
     model = build(tts_blocks=1)
     slots = Compared(model, open_engine("openvino", model, tmp_path, weights=weights).open(6))
     slots.admit(6)
@@ -134,14 +134,14 @@ def test_what_is_broken_breaks_no_neighbour(weights: str, tmp_path):
     slots.release(1)
     slots.admit(4, 5)
     slots.advance()
-    slots.release(1)  # and nothing is left of those
+    slots.release(1)  # no broken sequence is left
     slots.copy(0)
     slots.advance(2)
     assert slots.worst < 0.04
 
 
 def test_much_happens_between_two_steps(tmp_path):
-    """Before the first one, too: two prefills meet, a newcomer is copied and cropped, and one is emptied."""
+    """Check slots after admissions, copies, crops and releases between two decode steps and before the first."""
     slots = compared(sharpen(build()), tmp_path)
     slots.admit(6, 3)
     slots.admit(9)
@@ -165,7 +165,7 @@ def test_new_sequences_are_admitted_after_an_error(tmp_path):
     slots.admit(5, 9)
     with pytest.raises(RuntimeError):
         slots.slots.advance(torch.zeros(2, 7))
-    slots.advance()  # nothing has changed
+    slots.advance()  # the failed step has changed nothing
     slots.release(0)
     slots.release(0)
     slots.admit(4)
@@ -175,13 +175,13 @@ def test_new_sequences_are_admitted_after_an_error(tmp_path):
 
 @pytest.mark.parametrize("llm", ["qwen2_0.5b", "qwen3_0.6b", "llama", "mistral_7b"])
 def test_no_decode_step_copies_keys_and_values(llm: str, tmp_path):
-    """OpenVINO makes one operation of each block's attention, its state, and the rows that the state goes on from."""
+    """Check that OpenVINO fuses each block's attention, its state, and the reordering of the state's rows."""
     model = build(llm, tts_blocks=1)
     engine = open_engine("openvino", model, tmp_path, weights="f32")
     operations = engine.trunk.compiled.get_runtime_model().get_ordered_ops()
     kinds = Counter(operation.get_rt_info()["layerType"] for operation in operations)
     assert kinds["ScaledDotProductAttention"] == len(model.llm.trunk.layers) + 1
-    assert kinds["Gather"] <= 1  # of a shape
+    assert kinds["Gather"] <= 1  # that of a shape
 
 
 def test_a_prefill_computes_no_more_than_it_was_told(tmp_path):
@@ -192,7 +192,7 @@ def test_a_prefill_computes_no_more_than_it_was_told(tmp_path):
     while prefill.left:
         prefill.advance(12)
         left.append(prefill.left)
-    assert left == [22, 17, 9, 0]  # by four columns each time, some of them padding
+    assert left == [22, 17, 9, 0]  # four columns at a time, some of them padding
     assert len(slots) == 0
 
 
@@ -211,7 +211,7 @@ def test_it_is_measured(tmp_path):
     engine = open_engine("openvino", toy_model(), tmp_path)
     plan = bench.BenchSizes(seconds=0.1, context=40, steps=3, frames=4, answers=1, repeats=1, gib=0.001)
     figures = bench.measure(Omni(engine.model, engine=engine), plan)
-    assert figures["step_gb"] == [bench.weights_per_step(engine.model) / 1e9]  # a byte each
+    assert figures["step_gb"] == [bench.weights_per_step(engine.model) / 1e9]  # one byte per weight
 
 
 def test_the_second_time_nothing_is_converted(tmp_path, monkeypatch, capsys):
@@ -225,7 +225,7 @@ def test_the_second_time_nothing_is_converted(tmp_path, monkeypatch, capsys):
 
 
 def test_two_threads_have_slots_of_their_own(tmp_path):
-    """Their heads do not mix either."""
+    """Check that two threads with slots and heads of one engine do not disturb each other."""
     model = sharpen(build(tts_blocks=1))
     engine = open_engine("openvino", model, tmp_path, weights="f32")
     head = torch.cat([model.llm.lm_head.weight, model.new_text_embeddings.head.weight])
@@ -245,17 +245,17 @@ def test_two_threads_have_slots_of_their_own(tmp_path):
 
 
 def test_the_shipped_system_from_the_command_line(tmp_path, monkeypatch, capsys):
-    """Its 8-bit answers are those of the model itself; what was made of its weights is found again."""
+    """Check that 8-bit transcripts equal those of the model itself, and that the graphs are stored once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     question = Path(__file__).parents[3] / "egs/mini/questions/sum.wav"
-    heard = {}
+    transcripts = {}
     for engine in ("torch", "openvino"):
         monkeypatch.setattr(sys, "argv", ["omnikit", "transcribe", str(question), "--engine", engine])
         with pytest.raises(SystemExit) as status:
             main()
-        heard[engine] = capsys.readouterr().out
+        transcripts[engine] = capsys.readouterr().out
         assert not status.value.code
-    assert heard["openvino"] == heard["torch"] != ""
+    assert transcripts["openvino"] == transcripts["torch"] != ""
     assert len(list(tmp_path.glob("omnikit/engines/*/*.xml"))) == 3
 
 
@@ -273,7 +273,7 @@ def test_blocks_and_heads_are_not_loaded_twice(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is in memory")
 def test_matrices_are_in_memory_once(tmp_path, monkeypatch):
-    """Not where the graphs are read from as well."""
+    """Check that the files of the weights are out of memory once OpenVINO has its own copy."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     _, engine = load_openvino(None)
     graphs = [file.with_suffix(".bin") for file in graph_files(engine_folder(None), "int8").values()]
@@ -344,7 +344,7 @@ def test_transformers_is_not_imported(tmp_path):
 
 
 def in_memory(file: Path) -> int:
-    """kB of a file that this process has mapped and in memory."""
+    """Return the kB of a mapped file that are resident in this process's memory."""
     found = wanted = 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.partition(" ")[0]:

@@ -1,4 +1,4 @@
-"""Steps over a KV cache of fixed size are those of the model itself, whoever else is in the batch."""
+"""Decode steps over a KV cache of fixed size equal the model's own computation, whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.fixture
 def small(monkeypatch) -> None:
-    """Room for few positions, so that it has to grow soon."""
+    """Reduce the initial size of KV caches to 4 positions, so that they have to grow."""
     monkeypatch.setattr(static, "SMALLEST", 4)
 
 
 @pytest.fixture
 def steps_only(monkeypatch) -> None:
-    """Prefills are not recorded."""
+    """Turn off the recording of prefills."""
     monkeypatch.setattr(static, "MOST_RECORDED", 0)
 
 
 def replayed(slots: StaticSlots) -> ReplayedOperations:
-    """Let slots on a CPU record their steps and prefills as on a GPU."""
+    """Make slots on a CPU record their steps and prefills as on a GPU; return the stand-in for CUDA graphs."""
     graphs = ReplayedOperations()
     slots.recorder = GraphRecorder(graphs)
     return graphs
@@ -49,7 +49,7 @@ def replayed(slots: StaticSlots) -> ReplayedOperations:
 @pytest.mark.parametrize("llm", [name for name in LLMS if name not in OTHERS])
 @torch.inference_mode()
 def test_hidden_states(llm: str):
-    """Also beyond the windows of those that have some: tiny ones have 8 positions."""
+    """Check hidden states of different backbones, also beyond the window of 8 positions that some of them have."""
     model = build(llm, tts_blocks=1)
     batch = Batch(model, open_engine("static", model).open(2))
     batch.new(14, 6)
@@ -71,7 +71,7 @@ def test_blocks_in_a_window_beside_others():
 @pytest.mark.parametrize("seed", range(4))
 @torch.inference_mode()
 def test_sequences_join_and_leave_at_any_time(seed, small):
-    """Copied, cropped and released ones among them, while the room grows."""
+    """Check a random order of admissions, copies, crops and releases while the KV cache grows."""
     model, chance = toy_model(tts_blocks=1), random.Random(seed)
     batch = Batch(model, open_engine("static", model).open(5))
     for _ in range(30):
@@ -132,7 +132,7 @@ def test_a_cropped_sequence_never_had_these_positions():
 @pytest.mark.parametrize("how", ["released", "cropped", "moved", "failed"])
 @torch.inference_mode()
 def test_nothing_is_left_of_a_sequence_that_went_wrong(how):
-    """Masked or not, a NaN comes through: whatever it is multiplied with."""
+    """Check that no NaN of a broken sequence is left in the KV cache: a NaN stays NaN in any product, masked or not."""
     model = toy_model(tts_blocks=1)
     slots = open_engine("static", model).open(2)
     batch = Batch(model, slots)
@@ -145,7 +145,7 @@ def test_nothing_is_left_of_a_sequence_that_went_wrong(how):
         slots.crop(0, 3)
         return batch.advance(12)
     if how == "failed":
-        slots.engine.compute(broken, slots.positions[:1], slots.cache, 13)  # and then an error
+        slots.engine.compute(broken, slots.positions[:1], slots.cache, 13)  # as if an error followed
     if how == "moved":
         slots.admit(_prefilled(slots, batch))
     slots.release(0)
@@ -173,7 +173,7 @@ def test_prompts_of_different_lengths_are_prefilled_in_pieces():
     while prefill.left:
         prefill.advance(6)
         left.append(prefill.left)
-    assert left == [12, 6, 0]  # 2 of each; 3 of the two that have some left; 6 of the longest
+    assert left == [12, 6, 0]  # 2 positions of each prompt; 3 of the two unfinished ones; 6 of the longest
     assert len(slots) == 0
     slots.admit(prefill)
     assert slots.lengths == [2, 11, 5]
@@ -193,7 +193,12 @@ def decode(
     steps: int,
     audio: list[bool] | None = None,
 ) -> tuple[list[torch.Tensor], Greedy]:
-    """Decode greedily while prompts of some lengths join at some steps; compare each one's tokens with those alone."""
+    """Decode greedily while prompts join a batch, and compare the tokens of each with those of decoding it alone.
+
+    Args:
+        joins: mapping from decode step to lengths of the prompts that join before it.
+        audio: whether audio streams are chosen, for each step; None = in every step.
+    """
     draw, greedy = torch.Generator().manual_seed(3), Greedy(engine, model, slots.capacity)
     prompts: list[torch.Tensor] = []
     found: list[list[torch.Tensor]] = []
@@ -226,14 +231,14 @@ def test_greedy_steps(small):
 
 @torch.inference_mode()
 def test_recorded_steps_are_those_that_are_run(small, steps_only):
-    """For powers of two of rows and of columns; what was recorded is dropped when the room grows."""
+    """Check that steps are recorded by powers of two of rows and columns, and dropped when the KV cache grows."""
     model = toy_model(tts_blocks=1)
     engine = open_engine("static", model)
     slots = engine.open(3)
     graphs = replayed(slots)
     steps = 27
     _, greedy = decode(model, slots, engine, {0: (1,), 6: (2,), 16: (4,)}, steps)
-    assert int(greedy.steps) == steps  # neither warming up nor recording chooses any token
+    assert int(greedy.steps) == steps  # neither warm-up nor recording chooses tokens
     assert graphs.runs + graphs.replays == steps
     # 3 steps of (1 row, 4 columns) and of (1, 8), 1 of (2, 8), 8 of (2, 16), 1 of (2, 32), 11 of (3, the capacity, 32)
     assert set(slots.recorder.replays) == {(3, 32, ())}
@@ -242,12 +247,12 @@ def test_recorded_steps_are_those_that_are_run(small, steps_only):
 
 @torch.inference_mode()
 def test_recorded_prefills():
-    """Also with further prompts than there are rows in what was recorded before, and with one dropped."""
+    """Check recorded prefills, also of fewer prompts than the recording has rows, and after one that was dropped."""
     model = toy_model(tts_blocks=1)
     slots = open_engine("static", model).open(12)
     graphs = replayed(slots)
     batch = Batch(model, slots)
-    for length in (1, 9, 64, 33, 7):  # all of them in 64 positions
+    for length in (1, 9, 64, 33, 7):  # each is computed as 64 positions
         batch.new(length, piece=64)
     assert (graphs.runs, graphs.recorded, graphs.replays) == (UNRECORDED, 1, 2)
     slots.prefill([torch.full((5, model.llm.dim), 1e9)]).advance(64)
@@ -261,7 +266,7 @@ def test_recorded_prefills():
 
 @torch.inference_mode()
 def test_prefills_that_are_not_recorded(small, monkeypatch):
-    """More positions than may be computed at a time, than are recorded, or while the place is in use."""
+    """Check prefills that exceed the budget of positions or the recordable size, or find the recording in use."""
     model = toy_model(tts_blocks=1)
     slots = open_engine("static", model).open(8)
     graphs = replayed(slots)
@@ -309,7 +314,7 @@ def test_variants_are_recorded_apart(steps_only):
 
 @torch.inference_mode()
 def test_what_asks_the_device_for_a_value_is_not_recorded():
-    """As on a GPU; the stand-in of these tests would hide it otherwise."""
+    """Check that a step that reads a value from the device fails to be recorded, as it would on a GPU."""
     model = toy_model()
     engine = open_engine("static", model)
     slots = engine.open(1)
@@ -352,7 +357,7 @@ def test_weights_are_in_memory_once_and_the_model_stays_what_it_was(tmp_path):
 
 @torch.inference_mode()
 def test_the_shipped_system():
-    """Built for inference, without transformers' classes, and in bfloat16."""
+    """Check the shipped system in float32 and bfloat16, built for inference without transformers' classes."""
     model, other = checkpoint.load(), checkpoint.load(dtype=torch.bfloat16)
     for one, most in ((model, 1e-5), (other, 0.03)):
         batch = Batch(one, open_engine("static", one).open(2), most)
@@ -372,7 +377,7 @@ def test_lora_is_computed():
 
 
 def compile_by(monkeypatch, backend) -> None:
-    """Let another backend of torch.compile take the place of the usual one, which needs a minute."""
+    """Make `torch.compile` use another backend, because the default one needs a minute."""
     compiling = torch.compile
     monkeypatch.setattr(torch, "compile", lambda call, **options: compiling(call, backend=backend, **options))
 
@@ -400,7 +405,7 @@ def test_really_compiled_once(capsys):
 
 @torch.inference_mode()
 def test_many_shapes_are_compiled(monkeypatch, small):
-    """Torch by itself would go on uncompiled after the eighth."""
+    """Check that more than eight shapes are compiled; torch's own limit would leave the others uncompiled."""
     model, seen = toy_model(), []
 
     def backend(graph, inputs):
@@ -413,7 +418,7 @@ def test_many_shapes_are_compiled(monkeypatch, small):
     for capacity in range(1, 6):
         slots = engine.open(capacity)
         Batch(model, slots).new(*[3] * capacity)
-        for _ in range(2):  # the second step does not fit into the room of the first
+        for _ in range(2):  # the second step needs a larger KV cache
             slots.advance(torch.randn(capacity, model.llm.dim))
     assert len(seen) == 10
 
@@ -423,7 +428,7 @@ def test_many_shapes_are_compiled(monkeypatch, small):
 @pytest.mark.parametrize("name", ["static", "compiled"])
 @torch.inference_mode()
 def test_replayed_on_a_gpu(name, device, small):
-    """Also when a sequence outgrows its room, and when two threads decode at the same time."""
+    """Check replayed decode steps on a GPU, also when the KV cache grows and when two threads decode at once."""
     model = toy_model(tts_blocks=1).to(device)
     engine = open_engine(name, model)
     slots = engine.open(3)
@@ -486,7 +491,7 @@ def test_bad_input(monkeypatch):
 
 
 def test_a_recording_that_fails_is_tried_again():
-    """Another thread may have waited for the GPU meanwhile; the step itself is run."""
+    """Check that a failed recording, as when another thread waits for the GPU, is retried and its step is computed."""
 
     class Graphs(ReplayedOperations):
         failures = 1

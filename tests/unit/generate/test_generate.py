@@ -1,4 +1,4 @@
-"""Training and decoding are one function: what a model has learned by heart, greedy decoding gives back."""
+"""Greedy decoding returns what a model has learned by heart, so training and decoding compute the same function."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANSWERS = ["yes", "the dog hears one", "blue two"]
 
 
 def material(model, task):
-    """Three questions of different lengths with their answers."""
+    """Return three questions of different lengths and their answers (text ids, codes)."""
     generator = torch.Generator().manual_seed(3)
     questions, targets = [], []
     for i, (text, answer) in enumerate(zip(TEXTS, ANSWERS, strict=True)):
@@ -36,8 +36,8 @@ def train(model, tasks, steps=250):
     for task in tasks:
         questions, targets = material(model, task)
         for question, (reply, codes) in zip(questions, targets, strict=True):
-            heard = question.features
-            frames = None if heard is None else model.num_speech_positions(len(heard))
+            speech = question.features
+            frames = None if speech is None else model.num_speech_positions(len(speech))
             samples.append(
                 make_sample(
                     task,
@@ -49,7 +49,7 @@ def train(model, tasks, steps=250):
                     codes=codes if task.speaks else None,
                 )
             )
-            features.append(heard)
+            features.append(speech)
     batch = collate(samples, features, model.layout, model.encoder.dim)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     model.train()
@@ -126,7 +126,7 @@ def test_cache_equals_whole_forward():
 
 
 def test_untrained_model_stays_inside_the_rules():
-    """Constrained decoding of random weights: pads while a stream waits, codes of the right codebook."""
+    """Check constrained decoding with random weights: pads before a stream begins, then codes of the right codebook."""
     for pattern in ("delayed", "parallel", "flattened"):
         model = toy_model(pattern)
         task = TASKS["T1A2"]

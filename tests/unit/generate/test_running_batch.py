@@ -1,4 +1,4 @@
-"""A running batch: whatever its neighbours, each answer is the one that it would be alone."""
+"""Each answer in a running batch equals the answer that the same request gets alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.unit.scripted import emitted
 from tests.unit.toy import toy_model
 
 TIE = 1e-4
-"""Top two logits that are nearer than this, relative to the largest, may change places by rounding."""
+"""Maximum relative difference of the two largest logits at which rounding may swap them."""
 PATTERNS = pytest.mark.parametrize(
     ("pattern", "options"), [("delayed", {"tts_blocks": 1}), ("flattened", {}), ("parallel", {"text_lead": 1})]
 )
@@ -56,11 +56,11 @@ WAYS = (
 
 @dataclass
 class Case:
-    """A request and when it is submitted and cancelled."""
+    """A request with the turns of the batch at which it is submitted and cancelled."""
 
     request: Request
-    arrives: int  # turn
-    cancelled: int | None  # turn
+    arrives: int
+    cancelled: int | None
 
 
 def draw_cases(model: OmniLM, decoder: Decoder, count: int, draw: random.Random) -> list[Case]:
@@ -100,7 +100,7 @@ def decode(decoder: Decoder, cases: list[Case], capacity: int) -> None:
 
 
 def ties(model: OmniLM, request: Request) -> bool:
-    """Whether a request's tokens are those of the plain computation, or differ first where two logits tie."""
+    """Compare a request's tokens with the plain computation; return whether they first differ where two logits tie."""
     asked = {"decoding": request.decoding, "strategy": request.strategy, "seed": request.seed}
     expected, logits = plainly(model, request.task.name, request.question, **asked)
     if request.end == CANCELLED:
@@ -118,7 +118,7 @@ def ties(model: OmniLM, request: Request) -> bool:
 
 
 def check_whole(model: OmniLM, request: Request) -> None:
-    """Chunks, text, codes and sound agree."""
+    """Check that the chunks of a request add up to its text, codes and waveform."""
     chunks, answer = list(request), request.wait(0)
     assert "".join(chunk.text for chunk in chunks) == model.llm.tokenizer.decode(answer.text)
     assert chunks[-1].end == request.end == answer.end
@@ -128,7 +128,7 @@ def check_whole(model: OmniLM, request: Request) -> None:
 
 
 def ends_often(model: OmniLM) -> OmniLM:
-    """Let heads ask for the end about every tenth step: an untrained model seldom does."""
+    """Make a model's heads prefer an end mark about every tenth step, which an untrained model seldom does."""
     text, audio, layout = model.text_logits, model.audio_logits, model.layout
 
     def with_end(logits: torch.Tensor, end: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ def ends_often(model: OmniLM) -> OmniLM:
 
 
 class Recorded(StaticEngine):
-    """Steps are recorded and replayed as on a GPU, for a power of two of rows."""
+    """An engine `static` that records and replays decode steps on a CPU, as on a GPU."""
 
     def open(self, capacity):
         slots = super().open(capacity)
@@ -163,7 +163,7 @@ def check(
     pattern: str, options: dict, count: int, seed: int, engine: str = "torch", folder: Path | None = None
 ) -> None:
     model, draw = toy_model(pattern, **options), random.Random(seed)
-    if engine == "torch":  # the heads of the others are their own
+    if engine == "torch":  # the other engines do not call the model's heads
         model = ends_often(model)
     decoder = Decoder(model, open_named(engine, model, folder))
     cases = draw_cases(model, decoder, count, draw)
@@ -194,7 +194,7 @@ def test_each_answer_is_the_one_that_it_would_be_alone_long(pattern, options, se
 
 
 def test_a_recorded_step_reads_from_its_own_rows_alone():
-    """A batch-parallel answer ends while another goes on, so that a slot which nobody uses is computed."""
+    """Check a batch-parallel answer that ends while another continues, so that an unused slot is computed, too."""
     model = toy_model()
     decoder = Decoder(model, Recorded(model), decoding=Decoding(min_steps=9, max_steps=9))
     short, question = Decoding(min_steps=3, max_steps=3), Question(text=[3])
@@ -223,7 +223,7 @@ def test_a_seed_alone_decides_what_is_sampled():
 
 
 def test_prompts_are_computed_in_bounded_pieces(monkeypatch):
-    """A running answer waits for at most so many positions, and its step comes between any two pieces."""
+    """Check that prefill between two steps of a running answer is bounded by `PREFILL_POSITIONS`."""
     monkeypatch.setattr("omnikit.generate.running_batch.PREFILL_POSITIONS", 8)
     model, seen = toy_model(), []
     hidden = model.hidden
@@ -240,13 +240,13 @@ def test_prompts_are_computed_in_bounded_pieces(monkeypatch):
     joined = next(i for i, (rows, length) in enumerate(seen) if length == 1 and rows == 3)
     pieces = [shape for shape in seen[:joined] if shape[0] == 2]
     assert all(rows * length <= 8 for rows, length in pieces) and len(pieces) >= 8
-    # a piece, a step of the running answer; after the last piece, a step of all three
+    # chunks of the prefill alternate with steps of the running answer; after the last one, a step of all three
     expected = [shape for piece in pieces for shape in (piece, (1, 1))]
     assert seen[: len(expected)] == [*expected[:-1], (3, 1)]
 
 
 def test_questions_are_admitted_in_their_order():
-    """One that needs two slots is not overtaken by one that needs one."""
+    """Check that a request for two slots is not overtaken by one for a single slot."""
     decoder = Decoder(toy_model(), decoding=Decoding(min_steps=5, max_steps=5))
     batch, begun = decoder.batch(2), []
     for name, strategy in (("a", PARALLEL), ("b", BATCH_PARALLEL), ("c", PARALLEL), ("d", PARALLEL)):
@@ -264,7 +264,7 @@ def bad_questions(model: OmniLM) -> dict[str, tuple[str, Question]]:
         "an empty text": ("T1A2", Question(text=[])),
         "not finite": ("A1A2", Question(features=nan)),
         "values that are not finite": ("A1T1", Question(wav=torch.full((3200,), float("inf")))),
-        r"features \[4, 5\] are not of the system's encoder, which makes \[T, 12\]": (
+        r"features \[4, 5\] are not of the system's encoder, which computes \[T, 12\]": (
             "A1T2", Question(features=torch.randn(4, 5))),
         "no features": ("A1A2", Question(features=torch.zeros(0, model.encoder.dim))),
         "a recording without samples": ("A1A2", Question(wav=torch.zeros(0))),
@@ -299,7 +299,7 @@ def test_bad_questions_fail_alone():
 
 
 class Broken(TorchEngine):
-    """An engine that fails once, at the n-th call of one of the methods of its slots."""
+    """An engine that raises an error once, at the n-th call of one method of its slots."""
 
     def __init__(self, model: OmniLM, method: str, call: int = 1):
         super().__init__(model)
@@ -321,7 +321,7 @@ class Broken(TorchEngine):
 
 @pytest.mark.parametrize(("method", "call"), [("advance", 4), ("prefill", 1), ("admit", 1), ("release", 1)])
 def test_an_engine_error_ends_the_answers_of_that_step(method, call):
-    """Those that were running or joining; who waited is answered as if nothing had been."""
+    """Check that an engine error ends the running and joining answers, and that waiting requests are still answered."""
     model = toy_model()
     decoding = Decoding(min_steps=6, max_steps=6)
     decoder = Decoder(model, Broken(model, method, call), decoding=decoding)
@@ -418,7 +418,7 @@ def test_the_queue_is_bounded():
 
 
 def test_three_rows_keep_their_places():
-    """A strategy of three rows beside others; its rows leave in between."""
+    """Check a strategy of three sequences per question beside others whose slots are released in between."""
     model, three = toy_model(), Strategy(text_only=(True, False, True), text_from=2, audio_from=1)
     decoder = Decoder(model, decoding=Decoding(text=Sampling(1.0), min_steps=4, max_steps=20))
     questions = [Question(text=[n, 3]) for n in (4, 5, 6)]
@@ -580,7 +580,7 @@ def resident_mib() -> float:
 
 
 def storm(omni: Omni, count: int, seed: int) -> None:
-    """Ask from eight threads; a third of the answers are cancelled at some moment."""
+    """Submit requests from eight threads, and cancel a third of them at random moments."""
 
     def ask(number: int) -> None:
         draw = random.Random(1000 * seed + number)
@@ -597,7 +597,7 @@ def storm(omni: Omni, count: int, seed: int) -> None:
             asked.wait(120)
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(ask, range(8)))  # raises what one of them raised
+        list(pool.map(ask, range(8)))  # raises the error of any thread
 
 
 @pytest.mark.parametrize("count", [160, pytest.param(3000, marks=pytest.mark.long)])

@@ -1,4 +1,4 @@
-"""How generation ends and what is fed, rule by rule, with logits written by hand."""
+"""Rules for the ends of answers and for the tokens that are fed, each checked with scripted logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tests.unit.toy import toy_model
 
 @pytest.fixture
 def script(monkeypatch):
-    """`script(text, audio, pattern, **options)`, see `Script`."""
+    """Return the constructor of a model with scripted logits, see `Script`: `script(text, audio, pattern, **options)`.
+    """
     return lambda *args, **options: Script(monkeypatch, *args, **options)
 
 
@@ -50,7 +51,7 @@ def test_a_spoken_answer_emits_eot_once_and_then_pads(script, decoding):
     tokens = scripted.run("T1A2", decoding)
     eot, pad = scripted.model.layout.text.eot, scripted.pads[0]
     assert tokens[0] == [WORD, WORD, eot, pad, pad, pad, pad]
-    # the first entry is the last position of the prompt; what is fed is what was emitted
+    # the first entry is the last position of the prompt; emitted tokens are fed afterwards
     assert [step[0][0] for step in scripted.fed[1:]] == tokens[0]
 
 
@@ -73,7 +74,7 @@ def test_after_its_end_a_stream_goes_on_freely_as_published(script):
 
 
 def test_constrained_streams_end_together_and_are_padded(script):
-    """Only the leading stream's end is the network's word; the script has the others go on for ever."""
+    """Check that the end of the leading stream ends the others, whose scripted codes never end."""
     scripted = script([WORD], [[0, 4, 5, "eoa"], [2], [3]])
     tokens = scripted.run("T1A2", SAFE)
     pads, ids = scripted.pads, scripted.model.layout.audio
@@ -95,7 +96,7 @@ def test_constrained_answers_have_a_frame_at_least(script):
     [("delayed", [2, 0, 1]), ("delayed", [0, 0, 2, 1]), ("delayed", [1, 1, 1]), ("parallel", None)],
 )
 def test_streams_end_with_the_frame_of_the_leader(script, pattern, delays, lead):
-    """The stream that begins first speaks two frames; the others follow at their own time, in whatever order."""
+    """Check that all streams end after the two frames of the stream that begins first, for different delays."""
     starts = [lead + d for d in delays or [0, 0, 0]]
     leader = starts.index(min(starts))
     audio = [[2 + s] for s in range(len(starts))]
@@ -113,12 +114,12 @@ def test_streams_end_with_the_frame_of_the_leader(script, pattern, delays, lead)
 
 
 FLAT = [1, 11 + 2, 22 + 3]
-"""A frame of three codebooks of eleven codes in one stream."""
+"""One frame of three codebooks of eleven codes in a single stream."""
 
 
 @pytest.mark.parametrize("lead", [0, 1, 4])
 def test_a_flattened_answer_ends_between_frames(script, lead):
-    """Constrained, an end is not taken inside a frame, where the script begins to ask for it, but after it."""
+    """Check that constrained decoding delays an `eoa` that is scripted inside a frame to the end of the frame."""
     scripted = script([WORD], [[9] * lead + [*FLAT, FLAT[0], "eoa"]], "flattened", text_lead=lead)
     tokens = scripted.run("T1A2", SAFE)
     assert tokens[1][: lead + 4] == [scripted.pads[1]] * lead + [*FLAT, FLAT[0]]
@@ -144,7 +145,7 @@ def test_a_flattened_answer_that_ends_inside_a_frame_loses_that_frame(script):
 
 @pytest.mark.parametrize("decoding", [FREE, SAFE])
 def test_ids_outside_the_codebook(script, decoding):
-    """As published they are emitted and fed; constrained they never appear."""
+    """Check that ids outside the codebook are emitted unconstrained, as published, and never when constrained."""
     scripted = script([WORD], [["answer"], ["input"], ["split"]])
     tokens = scripted.run("T1A2", decoding)
     codes = scripted.model.codec.codebook_size
@@ -187,7 +188,7 @@ def test_batch_parallel_feeds_each_row_its_own(script):
     assert writes == layout.marks(text="answer", audio=False).tolist()
     for step, (first, *second) in enumerate(scripted.fed[1:]):
         assert first == [row[step] for row in tokens]
-        # the text ends at step 2; the row that was asked for it goes no further
+        # the text ends at step 2, and with it the sequence that answers with text alone
         assert second == ([[tokens[0][step], *pads[1:]]] if step < 2 else [])
 
 
@@ -238,7 +239,7 @@ def test_no_stream_ends_before_min_steps(script, decoding):
 @pytest.mark.parametrize("questions", [1, 3])
 @pytest.mark.parametrize("task", ["T1A2", "A1A2"])
 def test_what_is_computed(script, task, questions):
-    """What the rows share once; no text head and no row for text once all texts have ended."""
+    """Check that sequences of a question share their prompt, and that ended texts cost no logits."""
     given = {"T1A2": Question(text=[3, 4]), "A1A2": Question(features=torch.zeros(4, 12))}[task]
     scripted = script([WORD, WORD, "eot"], CODES)
     for strategy, rows in ((PARALLEL, 1), (BATCH_PARALLEL, 2)):
@@ -281,9 +282,11 @@ def test_tokens_are_those_of_computing_everything(monkeypatch, pattern, options,
     assert len(asked) == 4
 
 
-class RequestOptions(TorchDispatchMode):
-    """Counts what makes a GPU and the host wait for each other: values that the host wants to know, places that a mask
-    has to be turned into, and tensors that come from the host."""
+class HostWaits(TorchDispatchMode):
+    """A mode that counts the operations that make a GPU and the host wait for each other.
+
+    These read a value on the host, convert a boolean mask to indices, or copy a tensor from the host.
+    """
 
     def __init__(self):
         super().__init__()
@@ -294,7 +297,7 @@ class RequestOptions(TorchDispatchMode):
         by_mask = name in ("index", "index_put", "index_put_") and torch.bool in [
             i.dtype for i in args[1] if i is not None
         ]
-        from_host = name == "lift_fresh" and args[0].dim() > 0  # numbers are passed on as such
+        from_host = name == "lift_fresh" and args[0].dim() > 0  # numbers are passed as kernel arguments
         if by_mask or from_host or name in ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select"):
             self.names.append(name)
         return function(*args, **(kwargs or {}))
@@ -304,7 +307,7 @@ class RequestOptions(TorchDispatchMode):
 @pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.2)])
 @pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch parallel"])
 def test_the_choice_of_tokens_never_asks_the_device(strategy, how, constrain):
-    """So that a CUDA graph can hold it."""
+    """Check that choosing tokens reads no value from the device, so that a CUDA graph can record it."""
     model = toy_model()
     decoding = Decoding(text=how, audio=how, constrain=constrain, min_steps=9, max_steps=9)
     decoder = Decoder(model, decoding=decoding, strategy=strategy)
@@ -315,10 +318,10 @@ def test_the_choice_of_tokens_never_asks_the_device(strategy, how, constrain):
     batch.turn()
     rows, variant = len(batch.slots), batch._variant()
     hidden = Hidden(torch.randn(rows, model.llm.dim), torch.randn(rows, model.llm.dim))
-    with RequestOptions() as asked, torch.inference_mode():
+    with HostWaits() as asked, torch.inference_mode():
         batch.rules.choose(hidden, variant)
         batch.rules.embed(rows)
     assert asked.names == []
-    with RequestOptions() as asked:  # the check itself
+    with HostWaits() as asked:  # verifies that waits are counted
         bool(hidden.text[0, 0] > 0)
     assert asked.names == ["_local_scalar_dense"] or asked.names == ["is_nonzero"]

@@ -1,4 +1,4 @@
-"""Baichuan's folders as they are published, against a slow twin of their attention and head."""
+"""Baichuan's published folder format, compared with a slow twin of its attention and head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omnikit.llms.tokenizers import SentencePieceTokenizer
 
 WIDTH, HEADS, LAYERS, INNER, VOCAB, EPS = 16, 2, 2, 24, 40, 1e-6
 CLASSES = {"BaiChuanForCausalLM": False, "BaichuanForCausalLM": True}
-"""The class that each generation's `config.json` names, and whether its head's rows are scaled to length 1."""
+"""Mapping from class name in `config.json` to whether the rows of its head are scaled to length 1."""
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -47,7 +47,7 @@ def write(folder, tokenizer: str, architecture: str, form: str, **changes) -> di
     state = weights()
     if form == "bin":
         torch.save(state, folder / "pytorch_model.bin")
-    else:  # in two files
+    else:  # two files, as large models are stored
         names = sorted(state)
         for number, half in enumerate((names[::2], names[1::2]), start=1):
             save_file({name: state[name] for name in half}, folder / f"model-0000{number}-of-00002.safetensors")
@@ -55,7 +55,7 @@ def write(folder, tokenizer: str, architecture: str, form: str, **changes) -> di
 
 
 def turned(x: torch.Tensor, place: int) -> torch.Tensor:
-    """One head's vector [W] by its place: dimension i and its partner half a head on are a point in the plane."""
+    """Apply rotary positions to one head's vector [W]: dimensions i and i + W / 2 are a point that is rotated."""
     half = len(x) // 2
     out = x.clone()
     for i in range(half):
@@ -70,7 +70,7 @@ def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def attend(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """Normed states [L, D] -> [L, D], one head and one place after the other."""
+    """Compute attention for normed states [L, D] -> [L, D], one head and one position after the other."""
     q, k, v = (x @ packed.T).split(WIDTH, dim=-1)
     width, out = WIDTH // HEADS, torch.zeros_like(x)
     for part in (slice(h * width, (h + 1) * width) for h in range(HEADS)):
@@ -82,7 +82,7 @@ def attend(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 def twin(state: dict[str, torch.Tensor], ids: torch.Tensor, normed_head: bool) -> torch.Tensor:
-    """Ids [L] -> logits [L, V]."""
+    """Compute the logits [L, V] of ids [L] as plainly as possible."""
     w = {name.removesuffix(".weight").removeprefix("model."): tensor for name, tensor in state.items()}
     x = w["embed_tokens"][ids]
     for layer in (f"layers.{i}" for i in range(LAYERS)):

@@ -1,4 +1,4 @@
-"""Each class of language model, written by transformers and read as a user's own folder, gives transformers' logits."""
+"""Language models of each supported class, saved by transformers and loaded here, give the logits of transformers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ VOCAB, LENGTH = 300, 20
 
 
 def write(folder, name: str, **numbers):
-    """A random model of a class in transformers' own format; every number of it matters."""
+    """Save a model of a class with random weights, in the format of transformers; all weights affect its logits."""
     kind = name.split()[0]
     options = {"vocab_size": VOCAB, **CLASSES.get(name, {}), **numbers}
     config = make_config({"model_type": kind, **options}, vocab_size=VOCAB, size="tiny", attention=None)
@@ -71,7 +71,7 @@ def test_logits_are_the_librarys(name, tmp_path):
     expected = theirs(ids).logits
     assert expected.std() > 0.01
     torch.testing.assert_close(logits(model, ids, places), expected, atol=1e-5, rtol=1e-5)
-    for hidden in (slice(0, 5), slice(15, 20)):  # padding on the left and on the right
+    for hidden in (slice(0, 5), slice(15, 20)):  # left and right padding
         mask = torch.ones_like(ids)
         mask[0, hidden] = 0
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)

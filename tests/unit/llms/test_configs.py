@@ -1,4 +1,4 @@
-"""Numbers that a backbone is built from."""
+"""Configurations of backbones: tiny sizes, published numbers, and refused values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every backbone of hparams/llm/ keeps: a new one is covered by its part file."""
+"""The contract that every backbone of hparams/llm/ has to keep; a new one is tested through its part file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omnikit.weights import load_into, save_weights
 from tests.unit.toy import ToyCodec, ToyEncoder
 
 NAMES = choices("llm")
-LENGTH = 20  # more than the window of sliding layers in the size tiny
+LENGTH = 20  # longer than the window of sliding layers in the size tiny
 
 
 def build(name: str) -> Backbone:
@@ -43,7 +43,7 @@ def places(batch: int, begin: int, end: int) -> torch.Tensor:
 
 
 def step_by_step(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Inputs [B, L, D] through a cache: the half at once, the rest one by one."""
+    """Compute the outputs of inputs [B, L, D] over a KV cache: the first half at once, then one position at a time."""
     cache, half = module.new_cache(), LENGTH // 2
     ends = [half, *range(half + 1, LENGTH + 1)]
     parts = zip([0, *ends], ends, strict=False)
@@ -79,7 +79,7 @@ def test_a_caches_rows_can_be_selected(llm):
     inputs, half = torch.randn(2, LENGTH, llm.dim), LENGTH // 2
     whole = llm(inputs, places(2, 0, LENGTH))
     cache, begin = llm.new_cache(), 0
-    for end, rows in ((half, [1, 0, 1]), (LENGTH - 1, [2, 1]), (LENGTH, None)):  # of the rows before
+    for end, rows in ((half, [1, 0, 1]), (LENGTH - 1, [2, 1]), (LENGTH, None)):  # indices into the current rows
         hidden = llm(inputs[:, begin:end], places(len(inputs), begin, end), None, cache)
         torch.testing.assert_close(hidden, whole[:, begin:end], atol=1e-5, rtol=1e-4)
         if rows is not None:

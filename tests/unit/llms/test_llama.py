@@ -1,4 +1,4 @@
-"""Backbones of Llama's kind compute what transformers computes, without it."""
+"""Backbones of Llama's kind, computed without transformers, equal those of transformers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ DIM = 32
 
 
 def numbers(case: str) -> dict:
-    """Query heads share key heads, and heads are wider than their share of the width where a type allows for it."""
+    """Return the numbers of a small backbone whose query heads share key heads, with wide heads where possible."""
     kind = case.split(",")[0]
     wide = {"head_dim": 16} if kind != "qwen2" else {}
     return {
@@ -56,7 +56,7 @@ def numbers(case: str) -> dict:
 
 
 def both(case: str) -> tuple[TransformersLM, TransformersLM]:
-    """A backbone computed by transformers and one computed here, with the same weights; all of them matter."""
+    """Return a backbone computed by transformers and one computed here, with the same random weights."""
     torch.manual_seed(0)
     theirs = TransformersLM(config=numbers(case), tokenizer="bytes", attention="eager").eval()
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_through_a_cache_whose_rows_are_selected_and_which_is_cropped(case):
 @pytest.mark.parametrize("case", CASES)
 @torch.inference_mode()
 def test_blocks_of_its_kind(case):
-    """Those of a TTS adapter, with a norm of their own and more blocks than the backbone."""
+    """Check the blocks for a TTS adapter, which have their own norm and are more than the backbone has."""
     theirs, ours = (model.blocks(3).eval() for model in both(case))
     ours.load_state_dict(theirs.state_dict())
     inputs, caches = torch.randn(3, LENGTH, DIM), [ours.new_cache(), theirs.new_cache()]
@@ -178,7 +178,7 @@ def test_the_functions_run_over_transformers_modules(case):
 
 
 def test_joint_layers_share_their_memory():
-    """Also when the same layers are joined twice, as by two engines, and when a layer's weights are loaded."""
+    """Check joined linear layers, also when joined twice and when the weights of one layer are overwritten."""
     torch.manual_seed(0)
     layers = [nn.Linear(8, n) for n in (6, 2, 4)]
     x, state = torch.randn(3, 8), [{**layer.state_dict()} for layer in layers]
@@ -265,7 +265,7 @@ def test_what_is_not_computed_here_says_why(given, reason):
 
 
 def test_the_shapes_of_others_are_transformers(monkeypatch):
-    """Even for inference; also with LoRA, which adds modules of its own."""
+    """Check that unsupported backbones, and those with LoRA, are computed by transformers even for inference."""
     with for_inference():
         phi = build_part("llm", "phi2", size="tiny", tokenizer="bytes")
         lora = build_part("llm", "mini", size="tiny", tokenizer="bytes", lora={"rank": 2})
@@ -291,7 +291,7 @@ def test_a_checkpoint_is_loaded_into_it(tmp_path):
 
 
 def test_it_is_built_without_transformers():
-    """Nor is the compiler imported."""
+    """Check that building and running a backbone imports neither transformers nor the compiler."""
     code = f"""
 import sys, torch
 from omnikit.llms.build_modes import for_inference

@@ -1,4 +1,4 @@
-"""LoRA on a backbone."""
+"""LoRA on a backbone: its parameters, checkpoints and refused options."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_checkpoint_round_trips(tmp_path):
     loaded, steps = checkpoint.load(tmp_path / "stage"), some_steps(model)
     assert logits(loaded, steps).equal(logits(model, steps))
     other = omni(**{"llm.lora": OPTIONS})
-    other.load_state_dict(model.state_dict())  # as SpeechBrain resumes
+    other.load_state_dict(model.state_dict())  # as SpeechBrain does on resuming
     assert logits(other, steps).equal(logits(model, steps))
 
 

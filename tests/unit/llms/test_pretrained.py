@@ -1,4 +1,4 @@
-"""Language models and tokenizers as transformers writes them."""
+"""Language models and tokenizers in the format of transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = {"qwen2": Qwen2Config, "llama": LlamaConfig}
 
 
 def write(folder, kind: str = "qwen2", tied: bool = False, **options):
-    """A random model in transformers' own format."""
+    """Save a language model with random weights in the format of transformers, and return it."""
     torch.manual_seed(0)
     config = KINDS[kind](**SIZES | {"tie_word_embeddings": tied} | options)
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -87,7 +87,7 @@ def test_building_fetches_nothing_and_reading_says_what_is_missing(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Byte-level, without merges: 256 ids and one special."""
+    """Return a folder with a byte-level tokenizer without merges: 256 ids and one special token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""Text is text, whatever it spells: tokenizers of the kinds that Qwen, Llama and Gemma have."""
+"""Tokenizers of the kinds that Qwen, Llama and Gemma have treat text as text, even if it spells special tokens."""
 
 # ruff: noqa: RUF001
 
@@ -18,7 +18,7 @@ from omnikit.tokens import TokenLayout
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>", "[INST]", "<start_of_turn>", "<bos>"]
 ADDED = ["<laugh>", "   "]
-"""Ordinary vocabulary that somebody added."""
+"""Added tokens that are ordinary vocabulary rather than special tokens."""
 SCRIPTS = [
     "what is two plus three?", "Größe, naïveté", "Привет, мир", "Γειά σου Κόσμε", "שָׁלוֹם עוֹלָם", "مَرْحَبًا بِالعَالَم",
     "मुझे हिन्दी पसंद है", "বাংলা ভাষা", "สวัสดีชาวโลก น้ำ", "你好，世界", "こんにちは", "안녕하세요 세계", "ሰላም",
@@ -31,7 +31,7 @@ SPELLED = [
 
 
 def byte_level() -> Tokenizer:
-    """As Qwen's and Llama 3's."""
+    """Return a byte-level BPE tokenizer like those of Qwen and Llama 3."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -42,7 +42,10 @@ def byte_level() -> Tokenizer:
 
 
 def byte_fallback(dummy_prefix: bool) -> Tokenizer:
-    """As Gemma's, and with the leading space as Llama 2's: special tokens and bytes belong to the vocabulary."""
+    """Return a BPE tokenizer with byte fallback like Gemma's, or Llama 2's with the leading space.
+
+    Its vocabulary includes special tokens and bytes.
+    """
     known = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
     merges = [("a", "n"), ("an", "d"), ("▁", "and"), ("▁", "s"), ("<", "/"), ("t", "h")]
     vocab = {token: i for i, token in enumerate([*known, *(a + b for a, b in merges)])}
@@ -55,7 +58,7 @@ def byte_fallback(dummy_prefix: bool) -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """As sentencepiece's: its model has special tokens among its pieces and would find them in a text."""
+    """Return a unigram tokenizer like sentencepiece's, which would find its special tokens in a text."""
     pieces = [(token, 0.0) for token in ["<unk>", *(each for each in SPECIAL if each != "<unk>")]]
     pieces += [(f"<0x{byte:02X}>", -9.0) for byte in range(256)] + [("▁", -2.0)]
     pieces += [(chr(char), -5.0) for char in range(33, 127)] + [("▁and", -3.0), ("▁say", -3.0)]
@@ -86,7 +89,7 @@ def special_ids(tokenizer: TransformersTokenizer) -> set[int]:
 
 
 def streamed(tokenizer: TransformersTokenizer, ids: list[int]) -> list[str]:
-    """The text as an answer gives it out, piece by piece."""
+    """Return the text that a streamed answer adds for each of some ids, and at its end."""
     layout = TokenLayout(text_vocab=tokenizer.vocab_size, codebook_size=1, carries=((0,),))
     reader = TextReader(SimpleNamespace(llm=SimpleNamespace(tokenizer=tokenizer), layout=layout))
     return [*map(reader.push, ids), reader.finish()]
@@ -106,7 +109,7 @@ def test_counts_are_those_of_the_ids(tokenizer):
 
 
 def test_special_tokens_among_ids_are_no_text(tokenizer):
-    """A language model may write them; what it writes to a user is the text between."""
+    """Check that special tokens that a language model emits are not part of the text."""
     ids = [*tokenizer.encode("four"), *sorted(special_ids(tokenizer))]
     assert tokenizer.decode(ids) == "four"
 
@@ -142,7 +145,7 @@ def test_control_symbols_of_sentencepiece_are_text(tmp_path: Path):
 
 
 def test_transformers_sees_a_tokenizers_own_files_alone(tmp_path):
-    """Neither files that its settings name nor links of chat templates lead out of the folder."""
+    """Check that neither settings nor links of chat templates make transformers read files outside the folder."""
     folder, outside = tmp_path / "tokenizer", tmp_path / "outside"
     (folder / "additional_chat_templates").mkdir(parents=True)
     outside.mkdir()
