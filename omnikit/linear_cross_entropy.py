@@ -1,12 +1,12 @@
-"""Cross-entropy of linear heads whose logits exist for one chunk of positions at a time.
+"""Cross-entropy of linear heads that computes logits for one chunk of positions at a time.
 
     hidden [N, D] -> at the labelled positions, chunk by chunk: [C, D] -> logits [C, V] -> loss, gradients
 
-Logits are the largest tensors of a training step by far, and nothing but their loss and two products is ever made of
-them. So the gradients of hidden states and heads are computed together with the loss, while a chunk's logits are there;
-the backward pass multiplies them by the gradient of the loss.
+Logits are by far the largest tensors of a training step, and are needed only for the loss and two matrix products. So
+the gradients of hidden states and heads are computed together with the loss, while a chunk's logits exist; the backward
+pass multiplies them by the gradient of the loss.
 
-Letters: N positions of a batch, P labelled ones, C of a chunk, D width, S streams, V ids of all streams together.
+Letters: N positions of a batch, P labelled positions, C positions of a chunk, D width, S streams, V ids of all streams.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from omnikit.label_positions import MULTIPLE
 from omnikit.tokens import IGNORE
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Bytes that a chunk's float32 logits may take, by type of device. Each chunk adds to the gradients of all head
-weights, and a GPU is soon done with one, so it gets larger ones."""
+"""Maximum size of a chunk's float32 logits in bytes, by device type.
+
+Each chunk accumulates into the gradients of all head weights, a fixed cost that weighs more on a GPU, so its chunks are
+larger."""
 
 
 class Head(NamedTuple):
@@ -34,13 +36,13 @@ class Head(NamedTuple):
     weight: Tensor  # [V, D]
     bias: Tensor | None = None  # [V]
     finish: Callable[[Tensor], Tensor] | None = None
-    """Differentiable function that is applied to the logits [C, V] element by element, such as a soft bound."""
+    """Differentiable element-wise function that is applied to the logits [C, V], such as a soft cap."""
 
 
 class ChunkedLoss(NamedTuple):
-    """What a loss is minimised by, and what it consists of."""
+    """Weighted total of a loss, to minimise, and the sums of its streams, to report."""
 
-    total: Tensor  # [], the streams' sums by weight
+    total: Tensor  # [], weighted sum of the streams' sums
     sums: Tensor  # [S], nats, without gradient
 
 
@@ -55,22 +57,23 @@ def linear_cross_entropy(
     chunk_bytes: int | None = None,
     compiled: bool = False,
 ) -> ChunkedLoss:
-    """Compute the cross-entropy of the logits that the heads side by side give at some positions.
+    """Compute the cross-entropy of linear heads at labelled positions, without storing all logits at once.
 
-    Nothing is fetched from the device. Under autocast, products are computed in its type and all else in float32, as
-    of the plain computation.
+    The logits of the heads are concatenated and split into streams by `sizes`. Nothing is copied from the device. Under
+    autocast, products are computed in its type and everything else in float32, as in the plain computation.
 
     Args:
         hidden: normed hidden states [N, D].
-        heads: those frozen get no gradient.
-        positions: rows of `hidden` that have a label [P], see `omnikit.label_positions`; without any, the total has no
-            gradient at all, so that an optimiser leaves the heads alone.
-        labels: ids within their streams [P, S], `IGNORE` where there is none.
-        weights: of each stream's sum in the total [S], float32. They are needed before the backward pass, because it
-            has no logits any more.
-        sizes: ids of each stream; their sum is that of the heads' rows.
-        chunk_bytes: see `CHUNK_BYTES`, whose number is the default.
-        compiled: let torch compile what lies between the products; it does so at the first call, for some seconds.
+        heads: linear heads; frozen ones get no gradient.
+        positions: rows of `hidden` that have a label [P], see `omnikit.label_positions`. If P is 0, the total has no
+            gradient, so that an optimiser does not change the heads.
+        labels: ids within their streams [P, S], `IGNORE` where a stream has no label.
+        weights: weight of each stream's sum in the total [S], float32. They cannot be applied later, because the
+            backward pass has no logits.
+        sizes: number of ids of each stream; they sum to V, the number of rows of all heads.
+        chunk_bytes: maximum size of a chunk's float32 logits in bytes; the default depends on the device, see
+            `CHUNK_BYTES`.
+        compiled: whether torch compiles the operations between the products, which takes seconds at the first call.
     """
     if not len(positions):
         sums = hidden.new_zeros(len(sizes), dtype=_exact(hidden.dtype))
@@ -90,18 +93,21 @@ def linear_cross_entropy(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What `_LinearCrossEntropy` needs besides tensors."""
+    """Arguments of `_LinearCrossEntropy` that are not tensors."""
 
     sizes: tuple[int, ...]
     finish: tuple[Callable[[Tensor], Tensor] | None, ...]
-    rows: int  # of a chunk
-    dtype: torch.dtype  # of products
+    rows: int  # positions of a chunk
+    dtype: torch.dtype  # type of products
     gradients: bool
     compiled: bool
 
 
 def _rows(positions: int, ids: int, chunk_bytes: int) -> int:
-    """Return the rows of chunks that are about equally large and within `chunk_bytes`, if `MULTIPLE` rows are."""
+    """Return the number of positions per chunk: chunks of about equal size, at most `chunk_bytes` of logits each.
+
+    A chunk has at least `MULTIPLE` positions, even if these exceed `chunk_bytes`.
+    """
     most = max(1, chunk_bytes // (4 * ids * MULTIPLE))  # in multiples
     total = -(-positions // MULTIPLE)
     return -(-total // -(-total // most)) * MULTIPLE
@@ -136,8 +142,8 @@ def _compute(
     parameters: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the sums [S] and the gradients of hidden states and parameters, None in place of those not wanted."""
-    differs = any(wanted)
+    """Return the loss sums [S] and the gradients of hidden states and parameters, None where not wanted."""
+    with_gradient = any(wanted)
     tables = [None if parameter is None else parameter.detach().to(plan.dtype) for parameter in parameters]
     heads = [_Part(*each) for each in zip(tables[::2], tables[1::2], plan.finish, strict=True)]
     to_hidden = torch.zeros_like(hidden) if wanted[0] else None
@@ -145,7 +151,7 @@ def _compute(
         torch.zeros_like(parameter, dtype=_exact(parameter.dtype)) if needed else None
         for parameter, needed in zip(parameters, wanted[1:], strict=True)
     ]
-    judge = _compiled_judge() if plan.compiled else _judge
+    loss_and_gradient = _compiled_loss_and_gradient() if plan.compiled else _loss_and_gradient
     chunk = hidden.new_empty(plan.rows, sum(plan.sizes), dtype=plan.dtype)
     sums = torch.zeros(len(plan.sizes), device=hidden.device, dtype=_exact(hidden.dtype))
     for some, label in zip(positions.split(plan.rows), labels.split(plan.rows), strict=True):
@@ -153,12 +159,12 @@ def _compute(
         logits = chunk[: len(some)]
         pieces = logits.split([len(head.weight) for head in heads], dim=1)
         finishing = [head.compute(rows, piece) for head, piece in zip(heads, pieces, strict=True)]
-        for streams, at in _alike(logits, plan.sizes):
-            found, gradient = judge(streams, label[:, at], weights[at], differs)
+        for streams, at in _split_streams(logits, plan.sizes):
+            found, gradient = loss_and_gradient(streams, label[:, at], weights[at], with_gradient)
             sums[at] += found
-            if differs and gradient is not streams:
+            if with_gradient and gradient is not streams:
                 streams.copy_(gradient)
-        if not differs:
+        if not with_gradient:
             continue
         for number, (head, piece, back) in enumerate(zip(heads, pieces, finishing, strict=True)):
             piece = piece if back is None else back(piece)
@@ -173,15 +179,18 @@ def _compute(
 
 
 class _Part(NamedTuple):
-    """A head in the type of the products."""
+    """A linear head with weight [V, D] and bias [V] in the type of the matrix products."""
 
     weight: Tensor
     bias: Tensor | None
     finish: Callable[[Tensor], Tensor] | None
 
     def compute(self, rows: Tensor, out: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """Write the logits of hidden states [C, D] into `out` [C, V]; return the function from their gradient to that
-        of the logits before `finish`, None where these are the same."""
+        """Write the logits of hidden states [C, D] into `out` [C, V].
+
+        Returns:
+            The function that maps a gradient of the logits to that of the logits before `finish`, or None without one.
+        """
         if self.bias is None:
             torch.mm(rows, self.weight.t(), out=out)
         else:
@@ -195,55 +204,57 @@ class _Part(NamedTuple):
         return lambda gradient: torch.autograd.grad(after, before, gradient.to(after.dtype))[0]
 
 
-def _alike(logits: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, slice]]:
-    """Logits [C, V] -> those of the streams [C, s, V / s], all at once where they have equally many ids, and which."""
+def _split_streams(logits: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, slice]]:
+    """Split logits [C, V] into groups of streams of equal size [C, s, V / s], with the slice of streams of each."""
     if len(set(sizes)) == 1:
         return [(logits.unflatten(1, (len(sizes), -1)), slice(0, len(sizes)))]
     return [(one[:, None], slice(s, s + 1)) for s, one in enumerate(logits.split(list(sizes), dim=1))]
 
 
-def _judge(logits: Tensor, labels: Tensor, weights: Tensor, differs: bool) -> tuple[Tensor, Tensor]:
-    """Logits [C, s, V] and labels [C, s] -> the sums [s], and where it is wanted the gradient of the sums by weight;
-    float32 logits are overwritten by it."""
+def _loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Return the loss sums [s] of logits [C, s, V] with labels [C, s], and the gradient of their weighted total.
+
+    The gradient is computed only if `with_gradient` is true, and overwrites float32 logits.
+    """
     scores, known, index = logits.to(_exact(logits.dtype)), labels != IGNORE, labels.clamp(min=0)[..., None]
     at_label, highest = scores.gather(-1, index), scores.amax(dim=-1, keepdim=True)
     scores = scores.sub_(highest).exp_()
     total = scores.sum(dim=-1, keepdim=True)
     losses = (total.log() + highest - at_label)[..., 0].masked_fill(~known, 0.0)
-    if differs:
+    if with_gradient:
         share = (weights * known)[..., None]
         scores = scores.mul_(share / total).scatter_add_(-1, index, -share)
     return losses.sum(dim=0), scores
 
 
 @cache
-def _compiled_judge() -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return `_judge` as one or two kernels, which read the logits and write their gradient in the logits' type."""
+def _compiled_loss_and_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return a compiled `_loss_and_gradient` of one or two kernels, whose gradient has the type of the logits."""
 
-    def judge(logits: Tensor, labels: Tensor, weights: Tensor, differs: bool) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
         scores, known = logits.to(_exact(logits.dtype)), labels != IGNORE
         log_total = torch.logsumexp(scores, dim=-1)
         at_label = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
         losses = torch.where(known, log_total - at_label, 0.0).sum(dim=0)
-        if not differs:
+        if not with_gradient:
             return losses, logits
         hit = torch.arange(logits.shape[-1], device=logits.device) == labels[..., None]
         gradient = ((scores - log_total[..., None]).exp() - hit.to(scores.dtype)) * (weights * known)[..., None]
         return losses, gradient.to(logits.dtype)
 
-    return torch.compile(judge, dynamic=True)
+    return torch.compile(loss_and_gradient, dynamic=True)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """Return the type of losses and sums beside tensors of a type: at least float32."""
+    """Return the type in which losses and sums of a tensor type are computed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _add_product(table: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add the product of `a` [V, C] and `b` [C, D] to a table [V, D]."""
+    """Add the matrix product of `a` [V, C] and `b` [C, D] to a table [V, D] in place."""
     if a.dtype == table.dtype:
         table.addmm_(a, b)
-    elif a.is_cuda and table.dtype == torch.float32:  # without the product in memory
+    elif a.is_cuda and table.dtype == torch.float32:  # the product is not stored
         torch.addmm(table, a, b, out_dtype=torch.float32, out=table)
     else:
         table += a @ b

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy per stream."""
+"""Next-token cross-entropy of each stream, computed only at positions that have labels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from omnikit.model import Hidden, OmniLM
 from omnikit.tokens import IGNORE
 
-_POSITIONS = 64  # a multiple of so many is computed: few shapes that come again, see `omnikit.data.collate`
+_POSITIONS = 64  # padded to a multiple: few distinct shapes are faster, see `omnikit.data.collate`
 
 
 class StreamLosses(NamedTuple):
     """Summed cross-entropy of each stream and the number of labels that it covers.
 
-    A stream without labels has the count 0, so a loss that is NaN can only mean that something went wrong.
+    A stream without labels has the count 0 and the sum 0, so a NaN always indicates an error.
     """
 
     sums: Tensor  # [S], nats
@@ -29,14 +29,14 @@ class StreamLosses(NamedTuple):
 
 
 class StreamLogits(NamedTuple):
-    """Logits of each stream at the positions that are to be learned, and what they should predict."""
+    """Logits of each stream at the labelled positions, with their labels."""
 
     logits: list[Tensor | None]  # S of [P, V], V the ids of the stream; None for a stream without any label
     labels: list[Tensor]  # S of [P], `IGNORE` where the stream has no label
 
 
 TokenLoss = Callable[[Tensor, Tensor], Tensor]
-"""From logits [P, V] in float32 and labels [P] of one stream to the sum of its losses, in nats."""
+"""Function from float32 logits [P, V] and labels [P] of one stream to the sum of its losses in nats."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -45,9 +45,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def stream_logits(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLogits:
-    """Compute the logits of each stream where there are labels [B, S, L].
+    """Return the logits and labels of each stream at the labelled positions of labels [B, S, L].
 
-    Heads are computed only where some stream of their kind has a label.
+    The text head is computed where the text stream has a label, the audio head where any audio stream has one.
     """
     text, audio = labels[:, :1], labels[:, 1:]
     logits = [model.text_logits(_labelled(hidden.text, text)), *model.audio_logits(_labelled(hidden.audio, audio))]
@@ -57,10 +57,10 @@ def stream_logits(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLogits
 
 
 def sum_losses(predictions: StreamLogits, token_loss: TokenLoss = cross_entropy) -> StreamLosses:
-    """Sum a loss over the labels of each stream.
+    """Return the sum of a loss over the labels of each stream, and the number of labels.
 
-    The sum of a stream without labels is a plain 0: the optimiser skips weights that have no gradient, but would decay
-    those with zeros.
+    The sum of a stream without labels is a constant 0: the optimiser skips weights without a gradient, but would apply
+    weight decay to those with a zero gradient.
     """
     sums = [
         token_loss(logits.float(), labels) if logits is not None else torch.zeros((), device=labels.device)
@@ -70,12 +70,12 @@ def sum_losses(predictions: StreamLogits, token_loss: TokenLoss = cross_entropy)
 
 
 def stream_losses(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLosses:
-    """Compute the cross-entropy of each stream against labels [B, S, L]."""
+    """Return the summed cross-entropy of each stream for hidden states [B, L, D] and labels [B, S, L]."""
     return sum_losses(stream_logits(model, hidden, labels))
 
 
 def weighted_mean(losses: StreamLosses, weights: Tensor) -> Tensor:
-    """Return the mean of the streams' mean losses by weights [S]; streams without labels do not take part."""
+    """Return the mean of the streams' mean losses weighted by [S]; streams without labels are ignored."""
     weights = weights * (losses.counts > 0)
     return (losses.means() * weights).sum() / weights.sum().clamp(min=1e-8)
 
@@ -85,12 +85,12 @@ def _any_label(labels: Tensor) -> Tensor:
 
 
 def _labelled(hidden: Tensor, labels: Tensor) -> Tensor:
-    """Hidden states [B, L, D] at the positions where any of the streams has a label [P, D], then zeros."""
+    """Select hidden states [B, L, D] where any stream has a label, zero-padded to a multiple [P, D]."""
     found = hidden[_any_label(labels)]
     return nn.functional.pad(found, (0, 0, 0, -len(found) % _POSITIONS))
 
 
 def _kept(labels: Tensor) -> Tensor:
-    """Labels [B, s, L] -> those of the labelled positions [s, P], none where there are zeros."""
+    """Select labels [B, s, L] where any stream has a label, padded with `IGNORE` to a multiple [s, P]."""
     found = labels.transpose(1, 2)[_any_label(labels)].T
     return nn.functional.pad(found, (0, -found.shape[1] % _POSITIONS), value=IGNORE)
