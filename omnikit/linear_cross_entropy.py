@@ -143,7 +143,7 @@ def _compute(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the loss sums [S] and the gradients of hidden states and parameters, None where not wanted."""
-    with_gradient = any(wanted)
+    grad = any(wanted)
     tables = [None if parameter is None else parameter.detach().to(plan.dtype) for parameter in parameters]
     heads = [_Part(*each) for each in zip(tables[::2], tables[1::2], plan.finish, strict=True)]
     to_hidden = torch.zeros_like(hidden) if wanted[0] else None
@@ -160,11 +160,11 @@ def _compute(
         pieces = logits.split([len(head.weight) for head in heads], dim=1)
         finishing = [head.compute(rows, piece) for head, piece in zip(heads, pieces, strict=True)]
         for streams, at in _split_streams(logits, plan.sizes):
-            found, gradient = loss_and_gradient(streams, label[:, at], weights[at], with_gradient)
+            found, gradient = loss_and_gradient(streams, label[:, at], weights[at], grad)
             sums[at] += found
-            if with_gradient and gradient is not streams:
+            if grad and gradient is not streams:
                 streams.copy_(gradient)
-        if not with_gradient:
+        if not grad:
             continue
         for number, (head, piece, back) in enumerate(zip(heads, pieces, finishing, strict=True)):
             piece = piece if back is None else back(piece)
@@ -211,17 +211,17 @@ def _split_streams(logits: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, s
     return [(one[:, None], slice(s, s + 1)) for s, one in enumerate(logits.split(list(sizes), dim=1))]
 
 
-def _loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
     """Return the loss sums [s] of logits [C, s, V] with labels [C, s], and the gradient of their weighted total.
 
-    The gradient is computed only if `with_gradient` is true, and overwrites float32 logits.
+    The gradient is computed only if `grad` is true, and overwrites float32 logits.
     """
     scores, known, index = logits.to(_exact(logits.dtype)), labels != IGNORE, labels.clamp(min=0)[..., None]
     at_label, highest = scores.gather(-1, index), scores.amax(dim=-1, keepdim=True)
     scores = scores.sub_(highest).exp_()
     total = scores.sum(dim=-1, keepdim=True)
     losses = (total.log() + highest - at_label)[..., 0].masked_fill(~known, 0.0)
-    if with_gradient:
+    if grad:
         share = (weights * known)[..., None]
         scores = scores.mul_(share / total).scatter_add_(-1, index, -share)
     return losses.sum(dim=0), scores
@@ -231,12 +231,12 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, with_gra
 def _compiled_loss_and_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
     """Return a compiled `_loss_and_gradient` of one or two kernels, whose gradient has the type of the logits."""
 
-    def loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
         scores, known = logits.to(_exact(logits.dtype)), labels != IGNORE
         log_total = torch.logsumexp(scores, dim=-1)
         at_label = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
         losses = torch.where(known, log_total - at_label, 0.0).sum(dim=0)
-        if not with_gradient:
+        if not grad:
             return losses, logits
         hit = torch.arange(logits.shape[-1], device=logits.device) == labels[..., None]
         gradient = ((scores - log_total[..., None]).exp() - hit.to(scores.dtype)) * (weights * known)[..., None]
