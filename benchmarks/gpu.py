@@ -32,7 +32,7 @@ from omnikit import checkpoint  # noqa: E402
 from omnikit.api import Omni  # noqa: E402
 from omnikit.bench import measure as bench  # noqa: E402
 from omnikit.engines import COMPILED, STATIC, TORCH, open_engine  # noqa: E402
-from omnikit.engines.cuda_graphs import UNRECORDED  # noqa: E402
+from omnikit.cuda_graphs import UNRECORDED  # noqa: E402
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
 from omnikit.evaluate.result_tables import markdown_table  # noqa: E402
 from omnikit.files import write_text  # noqa: E402
