@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from omnikit.tokens import IGNORE
 
 MULTIPLE = 64
-"""Number of labelled positions is padded to a multiple of this, since few distinct shapes are faster."""
+"""Multiple to which the number of labelled positions is padded, since few distinct shapes are faster."""
 
 
 class LabelPositions(NamedTuple):

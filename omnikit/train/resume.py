@@ -21,7 +21,7 @@ from omnikit.llms.tokenizers import HubTokenizer
 from omnikit.torchrun import Share
 
 NAME = "run"
-"""Name of the file in a checkpoint that describes its run."""
+"""Name under which checkpoints store the description of their run."""
 _SAMPLED_IDS = 4096
 
 
