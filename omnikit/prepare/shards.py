@@ -141,7 +141,8 @@ def read_if_current(path: Path, fingerprint: str, strict: bool) -> Summary | Non
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """Return the note that `write_with_note` wrote beside a file (fingerprint, summary, `more`); {} if there is none."""
+    """Return the note that `write_with_note` wrote beside a manifest file (fingerprint, summary, `more`); {} without
+    one."""
     note = _note_of(path)
     return json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
 
