@@ -153,7 +153,7 @@ def measure_baseline(model: OmniLM, plan: BenchSizes) -> Figures:
 
     model.encoder.pad_to_30s = True
     baseline, wav = Baseline(model), bench.noise(model, plan)
-    bench.Watched(baseline.steps(torch.zeros(1, model.encoder.dim), bench.UNTIMED_STEPS)).through()  # warms up
+    bench.TimedIterator(baseline.steps(torch.zeros(1, model.encoder.dim), bench.UNTIMED_STEPS)).through()  # warms up
     answers = [time_answer(baseline, wav, plan) for _ in range(plan.answers)]
     figures = {name: [value for answer in answers for value in answer[name]] for name in answers[0]}
     step_bytes = model.dtype.itemsize * (bench.weights_per_step(model) + baseline.cache.numel())
@@ -167,7 +167,7 @@ def time_answer(baseline: Baseline, wav: Tensor, plan: BenchSizes) -> Figures:
     model, sounds, samples, began = baseline.model, [], 0, time.perf_counter()
     features = baseline.hear(wav)
     encoding = time.perf_counter() - began
-    steps = bench.Watched(baseline.steps(features, model.pattern.num_steps(plan.frames)))
+    steps = bench.TimedIterator(baseline.steps(features, model.pattern.num_steps(plan.frames)))
     for chunk in baseline.sounds(steps):
         now = steps.until_now()
         sounds.append((now, now - steps.came[-1]))

@@ -16,6 +16,7 @@ where one of them falls short of its goal. Parts that no time is left for are na
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import math
 import sys
@@ -42,7 +43,7 @@ from benchmarks.earlier_step import Heads, earlier_hidden, earlier_loss  # noqa:
 from benchmarks.training_material import (  # noqa: E402
     STAGES,
     FixedBatch,
-    Stage,
+    MeasuredStage,
     build,
     fixed_batch,
     recipe_sources,
@@ -254,7 +255,7 @@ def uncompile_blocks(model: OmniLM) -> None:
 class BareLoop:
     """Steps over some batches in turn."""
 
-    def __init__(self, model: OmniLM, stage: Stage, rows: int, variant: str):
+    def __init__(self, model: OmniLM, stage: MeasuredStage, rows: int, variant: str):
         self.model, self.variant, self.done = model, variant, 0
         model.freeze_all_but(list(stage.trainable))
         model.train()
@@ -278,7 +279,7 @@ class BareLoop:
         return sum(step_operations(self.model, batch) for batch in self.batches) / len(self.batches)
 
 
-def measure_bare(model: OmniLM, stage: Stage, rows: int, variant: str, plan: Plan) -> dict:
+def measure_bare(model: OmniLM, stage: MeasuredStage, rows: int, variant: str, plan: Plan) -> dict:
     """Measure one bare loop."""
     device, began = model.device, time.perf_counter()
     if variant == COMPILED:
@@ -310,16 +311,24 @@ def measure_bare(model: OmniLM, stage: Stage, rows: int, variant: str, plan: Pla
 # --- through the recipe
 
 
-def measure_recipe(model: OmniLM, stage: Stage, positions: int, plan: Plan) -> dict:
+def recipe_brain() -> type:
+    """Return the Brain of the recipe that trains the stages."""
+    script = ROOT / "recipes" / "VoiceAssistant" / "QA" / "train.py"
+    spec = importlib.util.spec_from_file_location("recipe_train", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.QABrain
+
+
+def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Plan) -> dict:
     """Measure SpeechBrain's loop with all that the recipe does for a batch; each is an optimiser step."""
     from speechbrain.utils.epoch_loop import EpochCounter
 
     from omnikit.data.samples import collate_items, make_dataset
     from omnikit.data.task_sampler import TaskMix
-    from omnikit.train.brain import Losses, OmniBrain
     from omnikit.train.tensorboard import TensorBoard
 
-    class Watched(OmniBrain):
+    class TimedBrain(recipe_brain()):
         """Notes when each step has ended, and its positions; validates and saves nothing."""
 
         def on_fit_start(self) -> None:
@@ -347,8 +356,8 @@ def measure_recipe(model: OmniLM, stage: Stage, positions: int, plan: Plan) -> d
         on_gpu = model.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(model.device)
-        brain = Watched(
-            {"losses": Losses(model)},
+        brain = TimedBrain(
+            {"model": model},
             lambda weights: torch.optim.AdamW(weights, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
             hparams,
             {"device": str(model.device), **({"precision": "bf16"} if on_gpu else {})},
@@ -464,7 +473,7 @@ def print_kernels(model: OmniLM, variant: str) -> None:
 # --- what is measured, in order of what is missed most where time runs out
 
 
-class Run:
+class MeasuredRun:
     """Measures part after part; a part that fails is told and counted, and the others go on."""
 
     def __init__(self, began: float, limit: float, json_file: str | None):
@@ -500,7 +509,7 @@ def _short(one: dict) -> dict:
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in one.items()}
 
 
-def measure_all(run: Run, device: torch.device, plan: Plan, options: object) -> None:
+def measure_all(run: MeasuredRun, device: torch.device, plan: Plan, options: object) -> None:
     gpu = device.type == "cuda"
     if gpu:
         with run.part("products that add up"):
@@ -639,7 +648,7 @@ def main() -> int:
     plan = QUICK if options.quick else WHOLE if device.type == "cuda" else ON_CPU
     if options.variants:
         plan = replace(plan, rows=dict.fromkeys(plan.rows, tuple(options.variants)))
-    run = Run(began, SECONDS if device.type == "cuda" else math.inf, options.json)
+    run = MeasuredRun(began, SECONDS if device.type == "cuda" else math.inf, options.json)
     measure_all(run, device, plan, options)
     missed = report(run.figures)
     print(f"{run.failed} parts failed, {missed} goals missed, {run.elapsed():.0f} s")

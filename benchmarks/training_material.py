@@ -36,7 +36,7 @@ SMALL = {
 
 
 @dataclass(frozen=True)
-class Stage:
+class MeasuredStage:
     """A stage of recipes/VoiceAssistant/QA: what trains, on which tasks."""
 
     name: str
@@ -44,9 +44,10 @@ class Stage:
     tasks: tuple[str, ...]
 
 
+NEW = ("new_text_embeddings", "new_audio_embeddings")
 STAGES = (
-    Stage("stage 1", ("adapter", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"), ("A1T1", "T1A1")),
-    Stage("stage 3", ("adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"), tuple(TASKS)),
+    MeasuredStage("stage 1", ("adapter", "tts_adapter", *NEW), ("A1T1", "T1A1")),
+    MeasuredStage("stage 3", ("adapter", "llm", "tts_adapter", *NEW), tuple(TASKS)),
 )
 
 
@@ -95,7 +96,7 @@ def build(device: torch.device, *, small: bool) -> OmniLM:
     return model
 
 
-def fixed_batch(model: OmniLM, stage: Stage, rows: int, length: int, seed: int) -> FixedBatch:
+def fixed_batch(model: OmniLM, stage: MeasuredStage, rows: int, length: int, seed: int) -> FixedBatch:
     """Draw a batch of `rows` samples of `length` steps; the tasks take turns, another first for each seed."""
     draw = torch.Generator().manual_seed(seed)
     tasks = [TASKS[name] for name in islice(cycle(stage.tasks), seed, seed + rows)]

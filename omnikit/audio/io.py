@@ -1,4 +1,4 @@
-"""Audio files in and out."""
+"""Read and write audio files as waveforms."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from omnikit.files import check_writable, write_bytes
 
 logger = logging.getLogger(__name__)
 MAX_SECONDS = 30.0
-"""What a question may last; the published system's encoder reads no more."""
-LONGEST_NAME = 200  # bytes; file systems take 255, and an ending has to fit
+"""Maximum length of a question in seconds; the published system's encoder takes no more."""
+LONGEST_NAME = 200  # bytes; file systems allow 255, and the extension has to fit
 
 
 def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = MAX_SECONDS) -> Tensor:
-    """Read a sound file as a mono waveform [N], float32 in -1..1; channels are mixed, another rate is resampled.
+    """Read an audio file as a mono waveform [N], float32 in -1..1, mixed down and resampled where necessary.
 
-    What a user should know about it (`omnikit.audio.reader.NOTES`) is logged as a warning.
+    Notes on the recording (`omnikit.audio.reader.NOTES`), such as on cancelling channels, are logged as warnings.
 
     Args:
-        path: any format that libsndfile reads (wav, flac, ogg, mp3 ..).
-        sample_rate: of the result, Hz.
-        max_seconds: longer files are refused; None = `omnikit.audio.reader.LONGEST`.
+        path: audio file in any format that libsndfile reads (wav, flac, ogg, mp3 ..).
+        sample_rate: sample rate of the returned waveform in Hz.
+        max_seconds: maximum length; longer files are refused. None = `omnikit.audio.reader.LONGEST`.
 
     Raises:
         Unusable: see `omnikit.audio.reader.read`.
@@ -41,7 +41,7 @@ def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = M
 
 
 def load_source(source: Source, name: str, sample_rate: int, max_seconds: float | None = None) -> Tensor:
-    """`load_audio` of a path or of the bytes of a sound file, which messages call `name`."""
+    """Read an audio file, given by its path or its bytes, like `load_audio`; messages call it `name`."""
     sound = read(source, name, max_seconds)
     for note in sound.notes:
         logger.warning("%s: %s (%s)", name, note, NOTES[note])
@@ -49,7 +49,7 @@ def load_source(source: Source, name: str, sample_rate: int, max_seconds: float 
 
 
 def waveform(sound: Sound, sample_rate: int) -> Tensor:
-    """The waveform [N] of a decoded recording at another rate (Hz), float32; never empty."""
+    """Return the waveform [N] of a decoded recording, float32, resampled to `sample_rate` Hz; it is never empty."""
     mono = sound.mono
     if sound.rate != sample_rate:
         resampled = soxr.resample(mono, sound.rate, sample_rate)
@@ -58,7 +58,9 @@ def waveform(sound: Sound, sample_rate: int) -> Tensor:
 
 
 def save_audio(path: str | Path, wav: Tensor, sample_rate: int) -> None:
-    """Write a waveform [N] or [1, N] in -1..1; the file's ending names the format, 16 bit where it has bits.
+    """Write a waveform [N] or [1, N] in -1..1 to an audio file.
+
+    The file's extension names the format; PCM formats get 16 bits per sample.
 
     The file is whole or absent, see `omnikit.files.whole_file`.
 
@@ -67,13 +69,17 @@ def save_audio(path: str | Path, wav: Tensor, sample_rate: int) -> None:
     """
     check_target(path)
     samples = wav.detach().to("cpu", torch.float32).reshape(-1).clamp(-1, 1).numpy()
-    buffer = io.BytesIO()  # libsndfile does not tell of every write that fails
+    buffer = io.BytesIO()  # libsndfile does not report every failed write to a disk
     soundfile.write(buffer, samples, sample_rate, format=_format(path))
     write_bytes(path, buffer.getbuffer())
 
 
 def wav_name(name: str) -> str:
-    """The file of a row's speech: its id, what file systems do not take in it as `%` and two hexadecimal digits."""
+    """Return the file name for the generated speech of a manifest entry: its id and `.wav`.
+
+    Characters that file systems do not allow become `%` and two hexadecimal digits; an id that is too long becomes its
+    SHA-256.
+    """
     safe = re.sub(r'[%/\\:*?"<>|\x00-\x1f]', lambda found: f"%{ord(found[0]):02X}", name)
     if len(os.fsencode(safe)) > LONGEST_NAME:
         safe = hashlib.sha256(os.fsencode(name)).hexdigest()
@@ -81,10 +87,11 @@ def wav_name(name: str) -> str:
 
 
 def check_target(path: str | Path) -> None:
-    """Refuse a file that `save_audio` could not write, before the work is done.
+    """Refuse an output path that `save_audio` could not write, before anything is computed.
 
     Raises:
-        ValueError: no such folder, an ending that libsndfile does not write, or a file that the system refuses.
+        ValueError: the folder does not exist, libsndfile does not write the extension's format, or the path is not
+            writable.
     """
     if _format(path) not in soundfile.available_formats():
         ending = Path(path).suffix or "a file without an ending"

@@ -1,4 +1,4 @@
-"""How libsndfile is given a file: through a view that may patch its header, and read in one direction."""
+"""Let libsndfile read a file through a view that can patch the header, in one direction only."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import soundfile
 from omnikit.audio.containers import Patch
 
 ENDLESS = 2**40
-"""Bytes that a file pretends to have, so that no length guessed from its size is below the true one."""
-_TAG = 128  # bytes of an ID3v1 tag, which is looked for at the end
+"""File size in bytes that is reported to libsndfile where the length of a file's sound is unknown; it is so large that
+no length guessed from it is below the true one."""
+_TAG = 128  # bytes of an ID3v1 tag, which libsndfile looks for at the file's end
 
 
 class View:
-    """The bytes of a file as libsndfile sees them.
+    """A file-like view of an audio file, for libsndfile, in which some bytes and the size can be replaced.
 
-    libsndfile calls these methods from C, where an exception would be printed and ignored. So none is raised; what the
-    disk said last is kept in `error`.
+    libsndfile calls these methods from C, where an exception would be printed and ignored. So none is raised; `error`
+    holds the last error of the disk.
 
     Args:
-        file: open for reading; the view moves its position.
-        size: of the file, in bytes.
-        patches: bytes that stand in the place of its own.
-        seeming_size: what libsndfile takes for the size; None = `size`.
+        file: file that is open for reading; the view moves its position.
+        size: size of the file in bytes.
+        patches: offsets and the bytes that replace those of the file there.
+        seeming_size: file size that is reported to libsndfile; None = `size`.
     """
 
     def __init__(self, file: BinaryIO, size: int, patches: tuple[Patch, ...] = (), seeming_size: int | None = None):
@@ -49,12 +50,12 @@ class View:
         return len(data)
 
     def read(self, count: int) -> bytes:
-        """soundfile asks whether this method is there, and calls `readinto`."""
+        """Read up to `count` bytes at the current position; soundfile requires this method but calls `readinto`."""
         buffer = bytearray(max(0, min(count, self.size)))
         return bytes(buffer[: self.readinto(buffer)])
 
     def peek(self, at: int, count: int) -> bytes:
-        """Up to `count` bytes from an offset on; fewer at the end. The position stays where it is."""
+        """Return up to `count` bytes from offset `at` on, fewer at the end, without moving the position."""
         count = max(0, min(count, self.size - at))
         try:
             self.file.seek(max(0, at))
@@ -69,16 +70,16 @@ class View:
 
 
 class Stream(soundfile.SoundFile):
-    """A sound file that is read in one direction.
+    """An audio file that is only read forward.
 
-    soundfile would seek after each block, which damaged and compressed files answer with errors or with other samples.
+    soundfile would seek after each block, which fails or yields other samples in damaged and in compressed files.
     """
 
     def seekable(self) -> bool:
         return False
 
     def end_is_there(self) -> bool:
-        """Whether the last of the announced samples can be decoded. Nothing else can be read afterwards."""
+        """Return whether the last of the announced samples can be decoded; nothing can be read afterwards."""
         try:
             self.seek(self.frames - 1)
             return len(self.read(1, dtype="float32")) == 1
@@ -87,7 +88,7 @@ class Stream(soundfile.SoundFile):
 
 
 def _patched(data: bytes, start: int, patch: bytes) -> bytes:
-    """`patch` in place of what stands from `start` on, which may be negative."""
+    """Return the data with its bytes from `start` on replaced by those of `patch`; `start` may be negative."""
     whole = bytearray(data)
     for place, byte in enumerate(patch, start):
         if 0 <= place < len(whole):

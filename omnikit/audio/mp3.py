@@ -1,4 +1,7 @@
-"""How many frames an MP3 has and how many it announces: the index in its first frame may speak of a part of the file.
+"""Compare the number of frames that an MP3 file announces with the number that it has.
+
+The header in the first frame (Xing, Info or VBRI) may count only a part of the file, for example where files were
+joined.
 
 Sources: ISO 11172-3 and 13818-3 (frame headers), Xing's and Fraunhofer's descriptions of their headers, id3.org.
 """
@@ -11,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Peek = Callable[[int, int], bytes]
-"""Offset and count -> so many bytes of a file, fewer at its end."""
+"""A function (offset, count) -> bytes that reads `count` bytes of a file from an offset on, fewer at the file's end."""
 _BITRATES = (
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
     (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
@@ -24,15 +27,15 @@ _CHUNK = 2**18
 
 @dataclass(frozen=True)
 class Index:
-    """The header in an MP3's first frame that holds its length."""
+    """The header in an MP3 file's first frame that announces the number of frames."""
 
-    place: int  # of its four letters
-    frames: int  # how many follow it; 0 where it does not say so or libmpg123 does not look
-    end: int  # of its own frame
+    place: int  # offset of its four-letter name
+    frames: int  # number of frames that follow; 0 where the header does not say or libmpg123 ignores it
+    end: int  # offset behind the frame that holds it
 
 
 def frame_bytes(head: bytes) -> int:
-    """Length of the frame of layer 3 that begins with these bytes; 0 if none does."""
+    """Return the length in bytes of the MPEG layer 3 frame that begins with the given bytes; 0 if none does."""
     if len(head) < _HEAD or not _START.match(head):
         return 0
     version = head[1] >> 3 & 3  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
@@ -42,9 +45,9 @@ def frame_bytes(head: bytes) -> int:
 
 
 def find_index(peek: Peek) -> Index | None:
-    """Find the Xing, Info or VBRI header of an MP3, behind ID3v2 tags.
+    """Find the Xing, Info or VBRI header of an MP3 file, behind its ID3v2 tags; None if there is none.
 
-    Without one libsndfile guesses the length from the size of the file, pictures included.
+    Without one libsndfile guesses the length from the size of the file, embedded pictures included.
     """
     at = 0
     while (tag := peek(at, 10))[:3] == b"ID3" and len(tag) == 10:
@@ -59,7 +62,8 @@ def find_index(peek: Peek) -> Index | None:
 
 
 def _index_place(frame: bytes) -> int:
-    """Where libmpg123 looks for Xing and Info in a frame: behind its head and side information."""
+    """Return the offset within an MP3 frame at which libmpg123 looks for a Xing or Info header: behind the frame
+    header and the side information."""
     mono = frame[3] >> 6 == 3
     if frame[1] >> 3 & 3 == 3:
         return _HEAD + (17 if mono else 32)
@@ -67,10 +71,11 @@ def _index_place(frame: bytes) -> int:
 
 
 def is_exceeded(index: Index, peek: Peek, size: int) -> bool:
-    """Whether a file of `size` bytes holds more frames than its index says, or the index does not say.
+    """Return whether an MP3 file of `size` bytes holds more frames than its index announces, or the index announces no
+    number.
 
-    This is so where files were joined, with or without tags or stray bytes between them, and where the index is wrong.
-    One frame more is tolerated, as encoders differ in whether they count the index's own.
+    This happens where files were joined, with or without tags or stray bytes between them, and where the index is
+    wrong. One frame more is tolerated, because encoders differ in whether they count the index's own frame.
     """
     if not index.frames:
         return True
@@ -92,7 +97,8 @@ def is_exceeded(index: Index, peek: Peek, size: int) -> bool:
 
 
 def _follows(head: bytes, peek: Peek, at: int, size: int, chunk: bytes, start: int) -> bool:
-    """Whether another frame of the kind that `head` begins stands at an offset, or a tag, or the end of the file."""
+    """Return whether offset `at` of an MP3 file holds a frame of the same kind as the one with the header `head`, a
+    tag, or the end of the file."""
     behind = at - start
     following = chunk[behind : behind + _HEAD] if behind + _HEAD <= len(chunk) else peek(at, _HEAD)
     if at >= size or following[:3] in (b"TAG", b"ID3") or following == b"APET":

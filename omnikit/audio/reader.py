@@ -1,7 +1,7 @@
-"""The one reader of sound files: every command, recipe and training step gets its recordings from here.
+"""Read, measure and check recordings; all commands, recipes and trainings read audio files with this module.
 
 A recording is a path or the bytes of a file. libsndfile decodes it block by block and never beyond a limit, so that a
-small file cannot fill the memory. docs/data_rules.md lists what is accepted, noted and refused.
+small file cannot fill the memory. docs/data_rules.md lists which files are accepted, accepted with a note, and refused.
 """
 
 from __future__ import annotations
@@ -23,41 +23,43 @@ from omnikit.audio.libsndfile import ENDLESS, Stream, View
 from omnikit.audio.mp3 import Peek, find_index, is_exceeded
 
 Source = str | Path | bytes
-"""A sound file, or the bytes of one."""
+"""Path of an audio file, or its content as bytes."""
 READER_VERSION = 1
-"""Goes up when a file that was refused is read, or the other way round; caches then ask again."""
+"""Version of the rules that accept or refuse audio files; cached verdicts of another version are not used."""
 LONGEST = 600.0
-"""Seconds; longer recordings are refused, whatever the caller allows."""
+"""Maximum length of a recording in seconds; longer ones are refused, whatever the caller allows."""
 MOST_VALUES = 2**26
-"""Samples, those of all channels together, that are decoded at most: some more than 600 s of stereo at 48 kHz."""
+"""Maximum number of audio samples that are decoded of a recording, the sum over all channels: a little more than 600 s
+of stereo at 48 kHz."""
 CLIPPED_SHARE = 0.01
-"""Share of full-scale samples from which a recording counts as clipped."""
+"""Minimum share of full-scale samples for which a recording counts as clipped."""
 MOST_LACKING = 80
-"""Bytes of sound that a header may announce beyond the file's end: firmware counts the header in, whose length is 44 to
-80 bytes, or the padding of an odd length is left out. At 16 kHz and 16 bit these are 2.5 ms."""
+"""Maximum number of bytes of sound that a header may announce beyond the file's end. Firmware may include the header of
+44 to 80 bytes in the size, and the padding of an odd length may be missing. At 16 kHz and 16 bit 80 bytes are 2.5 ms.
+"""
 NOTES = {
     "over full scale": "samples are far beyond 1, as of integers stored as floats; they are used as they are",
     "channels cancel": "the channels are of opposite phase, so that almost nothing is left when they are mixed",
     "less than announced": "an MP3 is cut short or ends in what is no sound; what can be decoded is used",
 }
-"""What a user should know about a recording that is used all the same."""
+"""Mapping from the name of each note that a usable recording may get to an explanation for the user."""
 _OVER, _CANCEL, _LESS = NOTES
 _BLOCK = 2**18  # values
-_MP3_BLOCK = 1152  # samples, those of a frame: where decoding fails, the frames before are kept
+_MP3_BLOCK = 1152  # samples of one frame: where decoding fails, the frames before are still returned
 _FULL_SCALE = 32767 / 32768
 _FAR_OVER = 16.0  # 24 dB over full scale: more than loud music in floats has, less than integers of 16 bit have
-_LEFT = 1e-3  # share of the channels' mean power from which they do not cancel
-_UNKNOWN = 2**36  # samples; a length beyond is libsndfile's word for "unknown", or the guess for an endless file
+_LEFT = 1e-3  # channels cancel if their mix has less than this share of their mean power
+_UNKNOWN = 2**36  # samples; a greater length is libsndfile's "unknown" or its guess for an `ENDLESS` file
 _WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "ULAW": 1, "ALAW": 1}
-"""Bytes of a sample in the encodings in which any bytes are samples, so that decoding cannot fail."""
+"""Mapping from encodings whose decoding cannot fail, as any bytes are valid samples, to the bytes of a sample."""
 
 
 class Unusable(ValueError):
-    """A recording that cannot be used.
+    """Error raised when a recording cannot be used.
 
-    The message says why in one line, and names the recording; `reason` is the key of `omnikit.data.skipped.REASONS`
-    under which it is counted. `transient` tells whether the same file may be usable later, as it is missing or the disk
-    or its permissions failed; a verdict about its content holds until the content changes.
+    The message gives the recording's name and the cause in one line. `reason` is the key of
+    `omnikit.data.skipped.REASONS` under which the recording is counted. `transient` says whether the same file may be
+    usable later, because it is missing or could not be read; otherwise its content would have to change.
     """
 
     def __init__(self, reason: str, message: str, *, transient: bool = False):
@@ -67,14 +69,14 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Sound:
-    """A recording that can be used."""
+    """Length, format, notes and perhaps samples of a usable recording."""
 
     frames: int  # N, samples of each channel
     rate: int  # Hz
     channels: int
     notes: tuple[str, ...] = ()  # keys of `NOTES`
-    clipped: bool = False  # found only in what was decoded
-    mono: np.ndarray | None = None  # [N] float32, the mean of the channels; None where it was only measured
+    clipped: bool = False  # False also where nothing was decoded
+    mono: np.ndarray | None = None  # [N] float32, the mean of the channels; None where the samples were not kept
 
     @property
     def seconds(self) -> float:
@@ -82,12 +84,12 @@ class Sound:
 
 
 def read(source: Source, name: str, max_seconds: float | None = None) -> Sound:
-    """Decode a recording to a mono waveform at its own rate.
+    """Decode a recording to a mono waveform at the recording's own sample rate.
 
     Args:
-        source: a path or the bytes of a sound file, in any format that libsndfile reads.
-        name: what messages call it.
-        max_seconds: longer ones are refused; None = `LONGEST`.
+        source: path or bytes of an audio file in any format that libsndfile reads.
+        name: name of the recording in messages.
+        max_seconds: maximum length; longer recordings are refused. None = `LONGEST`.
 
     Raises:
         Unusable: missing, empty, unreadable (no audio, damaged or cut short) or too long.
@@ -97,15 +99,15 @@ def read(source: Source, name: str, max_seconds: float | None = None) -> Sound:
 
 
 def measure(source: Source, name: str, max_seconds: float | None = None, *, decode_all: bool = False) -> Sound:
-    """Give the length that `read` gives, or its verdict, without keeping samples.
+    """Return the length and format of a recording without its samples, or raise the error that `read` would raise.
 
-    Of integer samples in wav and its like, whose decoding cannot fail, and of FLAC no more than the header and the last
-    sample is read; damage in the middle of FLAC is then not found. Of Ogg the checksums of all pages are compared
-    instead of decoding.
+    Files are decoded only where necessary. For integer samples in wav and similar containers, whose decoding cannot
+    fail, and for FLAC only the header and the last sample are read, so damage in the middle of a FLAC file is not
+    found. For Ogg the checksums of all pages are verified instead.
 
     Args:
         source, name, max_seconds: see `read`.
-        decode_all: decode these, too.
+        decode_all: decode all files completely.
 
     Raises:
         Unusable: see `read`.
@@ -144,7 +146,7 @@ def _opened(source: Source, name: str) -> Iterator[_Recording]:
 
 
 def _check_kind(path: Path, name: str) -> None:
-    """Refuse a folder, and a pipe or device, which opening might wait for."""
+    """Refuse a path that is a folder, a pipe or a device; opening a pipe or a device might block."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
@@ -152,20 +154,20 @@ def _check_kind(path: Path, name: str) -> None:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether a name can be written into manifests and results; Python has surrogates for bytes that are no UTF-8."""
+    """Return whether a file's name is UTF-8 and can be written to manifests; Python uses surrogates for other bytes."""
     return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 class _Recording:
-    """An open recording, which is decoded at most once."""
+    """An open recording that can be decoded once."""
 
     def __init__(self, file: BinaryIO, size: int, name: str):
         self.name, self.size = name, size
         if not size:
             raise Unusable("empty", f"{name}: empty file (0 bytes)")
         peek = View(file, size).peek
-        self.told = announced(peek, size)
-        self.stream = self._open(View(file, size, () if self.told is None else self.told.patches))
+        self.header = announced(peek, size)
+        self.stream = self._open(View(file, size, () if self.header is None else self.header.patches))
         self.is_mp3 = self.stream.format == "MP3"
         if self.is_mp3:
             self._open_mp3(file, size, peek)
@@ -176,7 +178,10 @@ class _Recording:
         self._check_bytes()
 
     def is_trusted(self) -> bool:
-        """Whether the announced length is what decoding gives. Nothing can be decoded afterwards."""
+        """Return whether the length that a recording's header announces is certain to be the decoded one.
+
+        Nothing can be decoded afterwards.
+        """
         if not self.expected:
             return False
         if self.stream.format == "FLAC":
@@ -184,21 +189,25 @@ class _Recording:
         if self.stream.format == "OGG":
             return is_intact(self.view.peek, self.size) and self.stream.end_is_there()
         width = _WIDTHS.get(self.stream.subtype)
-        if width is None or self.told is None:
+        if width is None or self.header is None:
             return False
-        return self.told.begin + self.expected * self.channels * width <= self.size and self.stream.end_is_there()
+        return self.header.begin + self.expected * self.channels * width <= self.size and self.stream.end_is_there()
 
     def announced_sound(self, limit: float) -> Sound:
-        """Return length, rate and channels by the header alone, without decoding.
+        """Return the length, sample rate and channels of a recording from its header, without decoding.
 
         Raises:
-            Unusable: it is too long.
+            Unusable: the recording is too long.
         """
         self._check_length(self.expected, limit)
         return Sound(self.expected, self.rate, self.channels)
 
     def decode(self, limit: float, *, keep: bool) -> Sound:
-        """See `omnikit.audio.reader.read`."""
+        """Decode a recording of at most `limit` seconds; see `omnikit.audio.reader.read`.
+
+        Args:
+            keep: whether the result holds the mono samples.
+        """
         if self.expected and not self.is_mp3:
             self._check_announced(limit)
         tally, kept, failure = _Tally(self.channels), [], None
@@ -234,7 +243,7 @@ class _Recording:
         return stream
 
     def _open_mp3(self, file: BinaryIO, size: int, peek: Peek) -> None:
-        """Let decoding find the length, where nothing tells it or there is more sound than that of which it is told."""
+        """Reopen an MP3 file without its announced length if there is none or the file holds more sound than that."""
         index = find_index(peek)
         if index is None:
             self.stream = self._open(View(file, size, seeming_size=ENDLESS))
@@ -242,7 +251,10 @@ class _Recording:
             self.stream = self._open(View(file, size, ((index.place, bytes(4)),), ENDLESS))
 
     def _blocks(self) -> Iterator[np.ndarray]:
-        """Yield decoded samples [n, channels], n > 0, up to the announced length: libFLAC would run into a tag."""
+        """Yield blocks of decoded samples [n, channels], n > 0, up to the announced length.
+
+        Beyond it libFLAC would decode a tag.
+        """
         size = _MP3_BLOCK if self.is_mp3 else max(1, _BLOCK // self.channels)
         left = math.inf if self.is_mp3 or not self.expected else self.expected
         while left and len(block := self.stream.read(int(min(size, left)), dtype="float32", always_2d=True)):
@@ -250,20 +262,21 @@ class _Recording:
             yield block
 
     def _check_bytes(self) -> None:
-        """Refuse a file that is smaller than its header says; libsndfile would read what there is and say nothing."""
-        if self.told is None or self.told.size is None:
+        """Refuse a file that is smaller than its header announces; libsndfile would read such a file without error."""
+        if self.header is None or self.header.size is None:
             return
-        lacking = self.told.begin + self.told.size - self.size
+        lacking = self.header.begin + self.header.size - self.size
         if lacking <= MOST_LACKING:
             return
-        there = self.told.size - lacking
+        there = self.header.size - lacking
         if there <= 0:
-            raise self._unreadable(f"cut short: 0.0 s, {self.told.size} bytes of sound announced")
+            raise self._unreadable(f"cut short: 0.0 s, {self.header.size} bytes of sound announced")
         seconds = (self.expected or 0) / self.rate
-        raise self._unreadable(f"cut short: {_part(seconds, seconds * self.told.size / there)}")
+        raise self._unreadable(f"cut short: {_part(seconds, seconds * self.header.size / there)}")
 
     def _check_announced(self, limit: float) -> None:
-        """Refuse what the header says is too long, or what is said to be and is not there."""
+        """Refuse a recording whose announced length exceeds the limit, as too long or, if its end is missing, as
+        truncated."""
         if self.expected <= self._most(limit):
             return
         if not self.stream.end_is_there():
@@ -281,7 +294,7 @@ class _Recording:
         raise Unusable("too long", f"{self.name}: {message}")
 
     def _most(self, limit: float) -> float:
-        """Return how many samples of each channel are decoded at most."""
+        """Return the maximum number of samples per channel that are decoded for a limit in seconds."""
         return min(limit * self.rate, MOST_VALUES / self.channels)
 
     def _lacking(self, frames: int, failure: str | None) -> str:
@@ -298,7 +311,7 @@ class _Recording:
 
 
 class _Tally:
-    """Collects peak, power and finiteness over the decoded blocks of a recording, for its notes."""
+    """Statistics of a recording's samples for its notes: peak, power and finiteness, collected block by block."""
 
     def __init__(self, channels: int):
         self.channels, self.frames, self.full, self.peak = channels, 0, 0, 0.0
@@ -306,14 +319,14 @@ class _Tally:
         self.finite = True
 
     def add(self, block: np.ndarray) -> np.ndarray:
-        """Add a block of samples [n, channels] and return its mix-down [n]."""
+        """Add a block of samples [n, channels] to the statistics and return its mix-down to mono [n]."""
         self.frames += len(block)
         low, high = float(block.min()), float(block.max())
         if max(-low, high) >= _FULL_SCALE:
             self.full += int(np.count_nonzero(np.abs(block) >= _FULL_SCALE))
         self.peak = max(self.peak, -low, high)
         if self.channels == 1:
-            self.finite &= math.isfinite(low) and math.isfinite(high)  # a NaN is the least and the greatest
+            self.finite &= math.isfinite(low) and math.isfinite(high)  # min and max of a block with a NaN are NaN
             return block[:, 0]
         with np.errstate(over="ignore", invalid="ignore"):
             mono = block.mean(axis=1)
@@ -332,13 +345,13 @@ class _Tally:
 
 
 def _part(seconds: float, whole: float) -> str:
-    """How much there is of what was announced, in digits that show the difference."""
+    """Describe how many of the announced seconds a recording has, with enough digits to show the difference."""
     if 0 <= whole - seconds < 0.1:
         return f"the last {1000 * (whole - seconds):.2g} ms of {whole:.1f} s announced are lacking"
     return f"{seconds:.1f} s of {whole:.1f} s announced"
 
 
 def _beyond(seconds: float, limit: float) -> str:
-    """Seconds in as many digits as tell them from the limit, one at least."""
+    """Format seconds that exceed a limit with as many decimals, at least one, as show that they do."""
     digits = next((n for n in range(1, 9) if float(f"{seconds:.{n}f}") > limit), 9)
     return f"{seconds:.{digits}f}"

@@ -150,12 +150,12 @@ def _first_sound(omni: Omni, wav: Tensor) -> Tensor:
 
 
 def _real_time_factor(omni: Omni, wav: Tensor) -> float:
-    chunks = Watched(omni.stream(wav))
+    chunks = TimedIterator(omni.stream(wav))
     samples = sum(len(chunk.wav) for chunk in chunks)
     return real_time_factor(chunks, samples, omni.model)
 
 
-def real_time_factor(steps: Watched, samples: int, model: OmniLM) -> float:
+def real_time_factor(steps: TimedIterator, samples: int, model: OmniLM) -> float:
     """Return the seconds of computing per second of generated speech, without what precedes the first frame.
 
     Timing starts at the first step that may complete a frame: the steps before it would count more, the shorter an
@@ -170,7 +170,7 @@ def real_time_factor(steps: Watched, samples: int, model: OmniLM) -> float:
     return (steps.until_now() - steps.came[begin]) * model.codec.sample_rate / samples
 
 
-class Watched:
+class TimedIterator:
     """An iterator that times the items of another one.
 
     Attributes:
@@ -183,7 +183,7 @@ class Watched:
         self.taken: list[float] = []
         self.came: list[float] = []
 
-    def __iter__(self) -> Watched:
+    def __iter__(self) -> TimedIterator:
         return self
 
     def __next__(self) -> Any:
@@ -197,7 +197,7 @@ class Watched:
         """Return the seconds since construction."""
         return time.perf_counter() - self.began
 
-    def through(self) -> Watched:
+    def through(self) -> TimedIterator:
         """Exhaust the iterator, discarding its items, and return it."""
         for _ in self:
             pass

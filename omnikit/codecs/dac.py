@@ -1,4 +1,4 @@
-"""DAC (Kumar et al. 2023, arXiv 2306.06546), from transformers."""
+"""DAC, the Descript Audio Codec (Kumar et al. 2023, arXiv 2306.06546), with the network of transformers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TINY = {"encoder_hidden_size": 4, "decoder_hidden_size": 32}
 
 
 class DacCodec(ResidualCodec):
-    """See `ResidualCodec`.
+    """The DAC codec with the network of transformers; its arguments are those of `ResidualCodec`.
 
-    The network gives a few samples less than whole frames where a rate is odd (8 of 24 kHz audio, as the published
-    code does): they are silence at the end.
+    Where an upsampling rate is odd, the network's output is a few samples shorter than whole frames (8 at 24 kHz, as
+    in the published code). It is padded with silence.
     """
 
     config_class, network_class = DacConfig, DacModel

@@ -1,4 +1,4 @@
-"""EnCodec (Défossez et al. 2022, arXiv 2210.13438), the causal model for 24 kHz, from transformers."""
+"""EnCodec (Défossez et al. 2022, arXiv 2210.13438), the causal model for 24 kHz, with the network of transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import EncodecConfig, EncodecModel
 from omnikit.codecs.streaming_causal import CausalCodec, Memory, run
 
 TINY = {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "num_lstm_layers": 1}
-# the model for 48 kHz is stereo, normalises over time and decodes overlapping seconds: another codec
+# the model for 48 kHz is another codec: it is stereo, normalises over time and decodes overlapping segments of 1 s
 FIXED = {
     "use_causal_conv": True,
     "trim_right_ratio": 1.0,
@@ -22,7 +22,10 @@ FIXED = {
 
 
 class EncodecCodec(CausalCodec):
-    """See `ResidualCodec`. The number of codebooks that the network has follows from `target_bandwidths`."""
+    """The causal EnCodec codec with the network of transformers; its arguments are those of `ResidualCodec`.
+
+    The network's number of codebooks follows from `target_bandwidths` of its configuration.
+    """
 
     config_class, network_class = EncodecConfig, EncodecModel
     tiny, fixed = TINY, FIXED

@@ -1,7 +1,7 @@
-"""Streams that begin and end at different times, decoded together: those in like states are joined into one stream with
-a row for each.
+"""Batched streaming decoding of utterances that begin and end at different times.
 
-Once joined they stay so until others come or some go, because joining copies all that the streams remember.
+Decode streams in equal states are joined into one stream with a batch row for each. They stay joined until streams are
+added or removed, because joining copies the state of all of them.
 """
 
 from __future__ import annotations
@@ -23,56 +23,65 @@ Value = TypeVar("Value")
 
 
 class Joinable:
-    """State of a batch whose rows can be taken apart and put together with those of others."""
+    """Base class for the state of a batch whose rows can be separated and joined with those of other batches."""
 
     rows: ClassVar[tuple[str, ...]]
-    """Names of the attributes that hold a value per row, see `join`; all others are equal in what is joined."""
+    """Names of the attributes that hold a value per batch row, see `join`; all other attributes are equal in states
+    that are joined."""
 
 
 class JoinableStream(Joinable, DecodeStream):
-    """A stream that can be joined with others."""
+    """Base class for a decode stream that can be joined with others into one batch."""
 
     nothing: Tensor
-    """No samples [B, 0]."""
+    """A waveform of no samples [B, 0], where B is the batch size of the stream."""
     recordable: ClassVar[bool] = False
-    """Whether `advance` can be recorded as a CUDA graph: it never waits for the GPU, and there are few states."""
+    """Whether `advance` can be recorded as a CUDA graph, as it never waits for the GPU and there are few states."""
 
     @abstractmethod
     def state(self) -> Hashable:
-        """Return what is equal for two streams exactly if they can be joined: all they remember has the same shapes."""
+        """Return a key that is equal for two decode streams exactly if they can be joined.
+
+        They can be joined if all tensors of their states have the same shapes.
+        """
 
     def advance(self, codes: Tensor) -> Tensor:
-        """Decode further frames as `push` does; their codes [B, K, T] have been checked."""
+        """Decode further codes [B, K, T] like `push`, but without checking that they are inside the codebook."""
         return self.push(codes)
 
 
 def join(values: Sequence[Value]) -> Value:
-    """Put rows together: tensors [B_i, ...] -> [sum of B_i, ...], also within tuples, dictionaries and `Joinable`.
-    Anything else must be equal in all, and is taken from the first."""
+    """Concatenate the batch rows of several states: tensors [B_i, ...] -> [sum of B_i, ...].
+
+    This includes the tensors within tuples, dictionaries and `Joinable` objects. Values of any other type must be equal
+    in all states; the first one is returned.
+    """
     return _map(torch.cat, values)
 
 
 def pick(value: Value, row: int) -> Value:
-    """Return one row of what `join` put together, as views of its tensors."""
+    """Return one batch row of a state that `join` returned, as views of its tensors."""
     return _map(lambda tensors: tensors[0][row : row + 1], [value])
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Return all tensors that `join` would put together with others."""
+    """Return all tensors of a state that `join` would concatenate with those of other states."""
     found: list[Tensor] = []
     _map(lambda tensors: found.append(tensors[0]), [value])
     return found
 
 
 def with_tensors(value: Value, tensors: Iterable[Tensor]) -> Value:
-    """Return a copy of a value with other tensors in place of `tensors_of(value)`."""
+    """Return a copy of a state in which the tensors that `tensors_of` returns are replaced with others."""
     others = iter(tensors)
     return _map(lambda _: next(others), [value])
 
 
 def _map(function: Callable[[list[Tensor]], Any], values: Sequence[Value]) -> Value:
-    """Return the first of some like values with the result of a function in place of each tensor; the function is given
-    the tensors that all values have there."""
+    """Return a copy of the first of several states of equal structure, in which each tensor is replaced.
+
+    The replacement is the result of a function of the list of tensors that the states have at this place.
+    """
     first = values[0]
     if isinstance(first, Tensor):
         return function(list(values))
@@ -88,15 +97,17 @@ def _map(function: Callable[[list[Tensor]], Any], values: Sequence[Value]) -> Va
 
 
 class JoinedStreams(DecodeStreams):
-    """Streams of a codec whose `stream` returns a `JoinableStream`. Those in equal states that are given equally many
-    frames are decoded in one call."""
+    """Streaming decodings of one codec whose `stream` returns a `JoinableStream`.
+
+    Streams in equal states that get the same number of frames are decoded in one batch.
+    """
 
     def __init__(self, codec: Codec, mode: str = EXACT):
         check_mode(mode)
         self.codec, self.mode, self.opened = codec, mode, 0
-        self.places: dict[int, tuple[JoinableStream, int]] = {}  # of each stream: what it is joined into, and its row
-        self.recorded: RecordedFunction | None = None  # on a GPU, from the first push on
-        self._after: dict[Hashable, JoinableStream] = {}  # streams as a recorded call leaves them, by its key
+        self.places: dict[int, tuple[JoinableStream, int]] = {}  # stream -> the joined stream and its batch row there
+        self.recorded: RecordedFunction | None = None  # set at the first push on a GPU
+        self._after: dict[Hashable, JoinableStream] = {}  # key of a recorded call -> the stream in the state after it
 
     def open(self) -> int:
         self.opened += 1
@@ -106,13 +117,13 @@ class JoinedStreams(DecodeStreams):
     def push(self, codes: Mapping[int, Tensor]) -> dict[int, Tensor]:
         check_frames(self.codec, codes)
         given = {}
-        for numbers in self._alike({number: frames.shape[-1] for number, frames in codes.items()}):
+        for numbers in self._groups({number: frames.shape[-1] for number, frames in codes.items()}):
             wavs = self._advance(numbers, torch.stack([codes[number] for number in numbers]))
             given.update(zip(numbers, wavs, strict=True))
         return given
 
     def _advance(self, numbers: Sequence[int], codes: Tensor) -> Tensor:
-        """Decode further frames [B, K, T] of streams in equal states; return their samples [B, n]."""
+        """Decode further codes [B, K, T] of B streams in equal states and return their samples [B, n]."""
         stream = self._joined(numbers)
         if codes.is_cuda and self.recorded is None and stream.recordable:
             self.recorded = RecordedFunction(CudaGraphs(codes.device))
@@ -133,7 +144,7 @@ class JoinedStreams(DecodeStreams):
 
     def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:
         given = {}
-        for numbers in self._alike(dict.fromkeys(streams, 0)):
+        for numbers in self._groups(dict.fromkeys(streams, 0)):
             given.update(zip(numbers, self._joined(numbers).finish(), strict=True))
         for number in given:
             self.drop(number)
@@ -142,15 +153,15 @@ class JoinedStreams(DecodeStreams):
     def drop(self, stream: int) -> None:
         del self.places[stream]
 
-    def _alike(self, frames: Mapping[int, int]) -> Iterable[Sequence[int]]:
-        """Group the streams, given how many frames each is to take, into those that can be decoded in one call."""
+    def _groups(self, frames: Mapping[int, int]) -> Iterable[Sequence[int]]:
+        """Group streams that can be decoded in one batch, given the number of frames that each of them gets."""
         groups = defaultdict(list)
         for number in sorted(frames):
             groups[self.places[number][0].state(), frames[number]].append(number)
         return groups.values()
 
     def _joined(self, numbers: Sequence[int]) -> JoinableStream:
-        """Return one stream whose rows are those of the given streams, in this order."""
+        """Return one decode stream whose batch rows are the streams of the given numbers, in this order."""
         places = [self.places[number] for number in numbers]
         stream = places[0][0]
         if places != [(stream, row) for row in range(len(stream.nothing))]:

@@ -1,4 +1,4 @@
-"""A codec without a network: residual k-means over patches of log-mel, and a vocoder that searches phases.
+"""A codec without a neural network: residual k-means over patches of log-mel, and a vocoder that searches phases.
 
 Letters: B batch, N samples, T frames, K codebooks, C codes per codebook, P mel frames per patch, M mel bands.
 """
@@ -19,23 +19,26 @@ from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, check_frames, 
 from omnikit.weights import load_into
 
 LARGEST_FFT, MOST_BANDS = 16384, 512
-"""Samples (a second of 16 kHz) and mel bands; the filters grow with their product."""
+"""Maximum window in samples (about 1 s at 16 kHz) and maximum number of mel bands; the memory that the mel filters take
+grows with their product."""
 FLOOR = 1e-3
-"""Amplitude below which a band counts as silent; 1 is a full-scale sine."""
+"""Amplitude below which a mel band counts as silent; a full-scale sine has amplitude 1."""
 
 
 class MelRVQ(Codec):
-    """One frame = `patch` columns of log-mel, quantised `num_codebooks` times, each time what is still left over.
+    """A codec that quantises patches of a log-mel spectrogram with residual vector quantisation (RVQ).
+
+    A frame is a patch of `patch` mel frames. Each codebook quantises the residual of those before it.
 
     Args:
-        sample_rate: of the waveform (Hz).
-        n_mels: M.
-        n_fft: window in samples; columns are a quarter of it apart.
-        patch: P.
-        num_codebooks: K; of weights that have more, the first K are taken.
-        codebook_size: C.
-        iterations: rounds of the phase search per column.
-        weights: where trained codebooks lie; see `Part`.
+        sample_rate: sample rate of the waveforms (Hz).
+        n_mels: M, number of mel bands.
+        n_fft: length of the analysis window in samples; mel frames are a quarter of it apart.
+        patch: P, mel frames per patch.
+        num_codebooks: K; if the weights have more codebooks, the first K are used.
+        codebook_size: C, codes per codebook.
+        iterations: rounds of the phase search per mel frame.
+        weights: file, folder or hub id of trained codebooks, see `Part`.
     """
 
     encodes_padded = True
@@ -60,7 +63,7 @@ class MelRVQ(Codec):
         self.sample_rate, self.n_fft, self.patch, self.iterations = sample_rate, n_fft, patch, iterations
         self.num_codebooks, self.codebook_size, self.weights = num_codebooks, codebook_size, weights
         self.hop = n_fft // 4
-        self.margin = (n_fft - self.hop) // 2  # so that P columns are centred in the samples of their patch
+        self.margin = (n_fft - self.hop) // 2  # centres the P mel frames of a patch in the patch's samples
         self.frame_samples = patch * self.hop
         self.lookahead = n_fft - self.hop + self.margin
         filters = mel_filters(sample_rate, n_fft, n_mels)
@@ -71,10 +74,10 @@ class MelRVQ(Codec):
         self.register_buffer("codebooks", empty_on_meta(shape, lambda: torch.randn(shape)))
 
     def load_weights(self) -> None:
-        """See `Part`.
+        """Read the trained codebooks that `self.weights` names; see `Part.load_weights`.
 
         Raises:
-            ValueError: also where the weights have fewer than K codebooks.
+            ValueError: also if the weights have fewer than K codebooks.
         """
         if self.weights is not None:
             load_into(self, self.weights, fit=self._first_codebooks)
@@ -88,7 +91,7 @@ class MelRVQ(Codec):
         return {**stored, "codebooks": found[: self.num_codebooks]}
 
     def encode(self, wav: Tensor) -> Tensor:
-        """Waveform [B, N] -> codes [B, K, ceil(N / frame_samples)]."""
+        """Encode waveforms [B, N] as codes [B, K, ceil(N / frame_samples)]."""
         rest = self.patches(wav)
         codes = []
         for codebook in self.codebooks:
@@ -97,12 +100,12 @@ class MelRVQ(Codec):
         return torch.stack(codes, dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, K, T] -> waveform [B, T * frame_samples]."""
+        """Decode codes [B, K, T] to waveforms [B, T * frame_samples]."""
         with self.stream(len(codes)) as stream:
             return torch.cat([stream.push(codes), stream.finish()], dim=-1)
 
     def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
-        """Alike in all modes: a sound is known a window after its frame."""
+        """Return a decode stream; it is the same in all modes and lags about one window behind its frames."""
         check_mode(mode)
         return MelRVQStream(self, batch_size)
 
@@ -111,24 +114,30 @@ class MelRVQ(Codec):
         return MelRVQStreams(self)
 
     def patches(self, wav: Tensor) -> Tensor:
-        """Waveform [B, N] -> log-mel patches [B, T, P * M] of the waveform padded to whole frames."""
+        """Compute the log-mel patches [B, T, P * M] of waveforms [B, N], padded to whole frames."""
         mel = (self.magnitudes(wav) @ self.filters).clamp(min=FLOOR).log()
         return mel.unflatten(1, (-1, self.patch)).flatten(2)
 
     def magnitudes(self, wav: Tensor) -> Tensor:
-        """Waveform [B, N], padded to whole frames -> amplitudes [B, T * P, F]; a full-scale sine has 1."""
+        """Compute the amplitude spectra [B, T * P, F] of waveforms [B, N], padded to whole frames.
+
+        F is the number of frequency bins; a full-scale sine has amplitude 1.
+        """
         padding = -wav.shape[-1] % self.frame_samples
         wav = torch.nn.functional.pad(wav, (self.margin, self.margin + padding))
         spectrum = torch.fft.rfft(wav.unfold(-1, self.n_fft, self.hop) * self.window)
         return spectrum.abs() * (2 / self.window.sum())
 
     def linear(self, log_mel: Tensor) -> Tensor:
-        """Log-mel [..., M] -> magnitudes [..., F] as `PhaseSearch` wants them."""
+        """Convert log-mel spectra [..., M] to linear magnitudes [..., F] in the scale of `PhaseSearch`."""
         return (log_mel.exp() @ self.inverse).clamp_(min=0).mul_(self.n_fft / 4)  # half the sum of the window
 
     def columns(self, codes: Tensor) -> Tensor:
-        """Return the magnitudes [P, F] of one frame's codes [K]. One frame at a time, whatever the batch and the chunk,
-        because a product of another shape rounds differently, which the phase search amplifies."""
+        """Return the magnitudes [P, F] of one frame's codes [K].
+
+        Frames are converted one at a time, whatever the batch and the chunk, because a matrix product of another shape
+        rounds differently, and the phase search amplifies such differences.
+        """
         patch = self.codebooks[torch.arange(self.num_codebooks, device=codes.device), codes].sum(dim=0)
         return self.linear(patch.unflatten(0, (self.patch, -1)))
 
@@ -137,9 +146,17 @@ class MelRVQ(Codec):
 
     @torch.no_grad()
     def fit(self, wavs: Iterable[Tensor], *, rounds: int = 20, max_patches: int = 40_000, seed: int = 0) -> list[float]:
-        """Find the codebooks on waveforms [N] each.
+        """Train the codebooks by residual k-means on the log-mel patches of waveforms [N].
 
-        Returns the share of variance left after each codebook.
+        Args:
+            wavs: waveforms to train on.
+            rounds: iterations of k-means per codebook.
+            max_patches: number of patches, chosen at random, that are used at most.
+            seed: seed of all random choices.
+
+        Returns:
+            The share of the patches' variance that is left after each codebook.
+
         Raises:
             ValueError: there are fewer patches than codes in a codebook.
         """
@@ -157,13 +174,15 @@ class MelRVQ(Codec):
 
 
 class MelRVQStreams(DecodeStreams):
-    """Streams of which, frame by frame, all that have one go through the phase search together. The samples of each are
-    bit for bit those that it gives alone."""
+    """Streaming decodings of one `MelRVQ` codec whose frames go through the phase search in one batch.
+
+    Each stream's samples are bit for bit those of decoding it alone.
+    """
 
     def __init__(self, codec: MelRVQ):
         self.codec, self.search, self.opened = codec, codec.phase_search(), 0
         self.streams: dict[int, Search] = {}
-        self.skip: dict[int, int] = {}  # samples that the search gives before those of the first frame
+        self.skip: dict[int, int] = {}  # samples from the search that still precede those of the first frame
 
     def open(self) -> int:
         self.opened += 1
@@ -198,7 +217,7 @@ class MelRVQStreams(DecodeStreams):
         del self.streams[stream], self.skip[stream]
 
     def _sound(self, numbers: Sequence[int], columns: Tensor) -> Tensor:
-        """Return the samples [R, P * hop] that the search gives for the next magnitudes [R, P, F] of some streams."""
+        """Return the next samples [R, P * hop] of R streams, given their next magnitudes [R, P, F]."""
         together = Search(*map(torch.cat, zip(*(self.streams[number] for number in numbers), strict=True)))
         wavs, together = self.search.push(together, columns)
         rows = zip(*(tensor.split(1) for tensor in together), strict=True)
@@ -213,7 +232,7 @@ class MelRVQStreams(DecodeStreams):
 
 
 class MelRVQStream(DecodeStream):
-    """One stream of `MelRVQStreams` for each row of a batch, all of which begin and end together."""
+    """A streaming decoding by a `MelRVQ` codec of a batch whose utterances begin and end together."""
 
     def __init__(self, codec: MelRVQ, batch_size: int):
         self.codec, self.streams = codec, MelRVQStreams(codec)
@@ -230,12 +249,15 @@ class MelRVQStream(DecodeStream):
 
 
 def nearest(points: Tensor, codebook: Tensor) -> Tensor:
-    """Points [..., D] and codebook [C, D] -> index of the nearest code [...]."""
+    """Return for each point [..., D] the index [...] of the nearest entry of a codebook [C, D]."""
     return (codebook.square().sum(dim=-1) - 2 * points @ codebook.T).argmin(dim=-1)
 
 
 def kmeans(points: Tensor, size: int, rounds: int, rng: torch.Generator) -> Tensor:
-    """Lloyd's algorithm on points [N, D] -> centres [size, D]; an empty centre restarts at a random point."""
+    """Cluster points [N, D] with Lloyd's algorithm and return the centres [size, D].
+
+    A centre without points restarts at a random point.
+    """
     centres = points[torch.randperm(len(points), generator=rng)[:size]]
     for _ in range(rounds):
         owner = nearest(points, centres)
@@ -247,7 +269,10 @@ def kmeans(points: Tensor, size: int, rounds: int, rng: torch.Generator) -> Tens
 
 
 def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
-    """Triangles on the mel scale (2595 log10(1 + f / 700)), each adding up to 1 [n_fft / 2 + 1, n_mels]."""
+    """Return triangular filters on the mel scale (2595 log10(1 + f / 700)) [n_fft / 2 + 1, n_mels].
+
+    The weights of each filter sum to 1.
+    """
     top = 2595 * math.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, n_mels + 2) / 2595) - 1)
     bins = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)[:, None]

@@ -1,4 +1,4 @@
-"""Mimi (Défossez et al. 2024, arXiv 2410.00037), the codec of Moshi, from transformers."""
+"""Mimi (Défossez et al. 2024, arXiv 2410.00037), the codec of Moshi, with the network of transformers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ TINY = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-# with one codebook of meaning, any number of codebooks from 1 can be asked for
+# with one semantic codebook, `num_codebooks` can be any number from 1
 FIXED = {"use_causal_conv": True, "trim_right_ratio": 1.0, "audio_channels": 1, "num_semantic_quantizers": 1}
 
 
 class MimiCodec(CausalCodec):
-    """See `ResidualCodec`. The first codebook was trained to carry what is said, the others how it sounds."""
+    """The Mimi codec with the network of transformers; its arguments are those of `ResidualCodec`.
+
+    The first codebook is semantic: it was distilled from a speech encoder. The others are acoustic.
+    """
 
     config_class, network_class = MimiConfig, MimiModel
     tiny, fixed = TINY, FIXED
-    encodes_padded = True  # causal, and with zeros at the start where EnCodec has a mirror
+    encodes_padded = True  # the encoder is causal, and pads the start with zeros where EnCodec reflects the input
 
     def samples_per_frame(self) -> int:
         return self.network.config.frame_size
@@ -47,15 +50,15 @@ class MimiCodec(CausalCodec):
         return self.network.decoder.decoder_seanet.layers
 
     def encode_frames(self, wav: Tensor) -> Tensor:
-        self._forget_tables()
+        self._drop_cached_tables()
         return self.network.encode(wav, num_quantizers=self.num_codebooks).audio_codes
 
     def decode_frames(self, codes: Tensor) -> Tensor:
-        self._forget_tables()
+        self._drop_cached_tables()
         return self.network.decode(codes).audio_values[:, 0]
 
     def stream(self, batch_size: int = 1, mode: str = EXACT) -> DecodeStream:
-        self._forget_tables()
+        self._drop_cached_tables()
         return super().stream(batch_size, mode)
 
     def decode_next(self, codes: Tensor, memory: Memory) -> Tensor:
@@ -64,8 +67,8 @@ class MimiCodec(CausalCodec):
         x = transform(decoder.decoder_transformer, x.transpose(1, 2), memory)
         return run(self.decoder_layers(), x.transpose(1, 2), memory)[:, 0]
 
-    def _forget_tables(self) -> None:
-        """transformers keeps each codebook's entries once computed, also when weights or device change later."""
+    def _drop_cached_tables(self) -> None:
+        """Drop the codebook entries that transformers caches; a change of weights or device would make them stale."""
         for layers in self.quantizers():
             for layer in layers:
                 layer.codebook._embed = None

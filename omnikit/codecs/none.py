@@ -1,4 +1,4 @@
-"""No codec: a system that writes and never speaks."""
+"""The placeholder codec of a system that answers in text only."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from torch import Tensor
 from omnikit.interfaces import Codec
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams
 
-MESSAGE = "codec: this system has none, so it only writes; to hear it speak, build or convert it with a --codec"
+MESSAGE = "codec: this system has none, so it answers in text only; for speech, build or convert it with a --codec"
 
 
 class NoCodec(Codec):
-    """Stands where a codec would, so that the model has its audio streams and heads.
+    """A placeholder codec that neither encodes nor decodes.
+
+    It gives the model the numbers from which its audio streams and heads follow.
 
     Args:
-        num_codebooks, codebook_size: of the codec that the model was trained with.
+        num_codebooks: number of codebooks of the codec that the model was trained with.
+        codebook_size: codes per codebook of that codec.
     """
 
     sample_rate = frame_rate = frame_samples = lookahead = None

@@ -1,4 +1,4 @@
-"""Noise that depends on where it stands and on nothing else, so that pieces hear what the whole does."""
+"""Noise that depends on the position alone, so that a streaming decoder adds the same noise as a whole decoding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from omnikit.counter_rng import GOLDEN, hash32
 
 
 class PositionNoise(nn.Module):
-    """Does what SNAC's `NoiseBlock` does, with normal noise drawn by position instead of by a generator.
+    """A replacement of SNAC's `NoiseBlock` whose normal noise is a function of the position instead of random draws.
 
     Args:
-        linear: the block's own projection, kept under its name so that trained weights fit.
-        salt: makes the noise of one block differ from that of another.
+        linear: projection of the replaced block, under the same name so that trained weights fit.
+        salt: number by which the noise of different blocks differs.
     """
 
     def __init__(self, linear: nn.Module, salt: int):
@@ -23,12 +23,18 @@ class PositionNoise(nn.Module):
         self.linear, self.salt = linear, salt
 
     def forward(self, x: Tensor) -> Tensor:
-        """The whole input [B, D, N] -> [B, D, N]."""
+        """Add noise to a whole input [B, D, N] and return it [B, D, N]."""
         return x + self.noise(x, first=torch.zeros(1, dtype=torch.int64, device=x.device)) * self.linear(x)
 
     def noise(self, x: Tensor, first: Tensor) -> Tensor:
-        """Return what the projection of x [B, D, N] is multiplied with [B, 1, N], or [1, 1, N] where `first`, the
-        position of the whole at which each row begins [B], is one for all [1]. In training the noise is fresh."""
+        """Return the noise for a chunk x [B, D, N] of the input: [B, 1, N], or [1, 1, N] where `first` is [1].
+
+        In training mode the noise is drawn anew for each call.
+
+        Args:
+            x: chunk of the input [B, D, N].
+            first: position in the whole input at which each batch row's chunk begins [B], or one for all of them [1].
+        """
         if self.training:
             return torch.randn_like(x[:, :1])
         positions = first[:, None] + torch.arange(x.shape[-1], device=x.device)
@@ -36,7 +42,7 @@ class PositionNoise(nn.Module):
 
 
 def replace_noise(decoder: nn.Module) -> None:
-    """Put a `PositionNoise` in place of every noise block of SNAC's decoder, salted with the samples per position."""
+    """Replace every noise block of SNAC's decoder with a `PositionNoise`, whose salt is its samples per position."""
     blocks, samples = [block for block in decoder.model if hasattr(block, "block")], 1
     for block in reversed(blocks):
         for name, layer in block.block.named_children():
@@ -48,11 +54,11 @@ def replace_noise(decoder: nn.Module) -> None:
 
 
 def normal_at(positions: Tensor, salt: int) -> Tensor:
-    """Standard normal values [...] that depend on integer positions [...] alone (Box-Muller on hashed positions)."""
+    """Return standard normal values [...] as a function of integer positions [...] (Box-Muller on hashed positions)."""
     first, second = (uniform_at(positions * 2 + half, salt) for half in (0, 1))
     return (-2 * first.log()).sqrt() * torch.cos(2 * math.pi * second)
 
 
 def uniform_at(positions: Tensor, salt: int) -> Tensor:
-    """Values in (0, 1], float64, from hashed positions."""
+    """Return uniform values in (0, 1], float64 [...], as a function of integer positions [...], which are hashed."""
     return (hash32(positions + salt * GOLDEN).double() + 1) / 2**32

@@ -1,4 +1,4 @@
-"""Codecs as transformers publishes them: a folder of `save_pretrained`, or a hub id."""
+"""Read the weights of codecs that were published for transformers: a folder of `save_pretrained`, or a hub id."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 
 def read_network(weights: str, network: PreTrainedModel, numbers: Mapping[str, Any]) -> None:
-    """Copy published weights into a network of the same class; what the network lacks of them is left out.
+    """Copy published weights into a network of the same class; tensors that the network does not have are ignored.
 
     Args:
-        numbers: of the network's configuration, which the published one must have, too.
+        weights: folder or hub id of the published weights.
+        network: network to be filled.
+        numbers: values of the network's configuration with which the published one has to agree.
 
     Raises:
-        ValueError: not to be had, not readable, or of another shape; the message names what is expected and found.
+        ValueError: the weights cannot be found or read, are incomplete or have another shape; the message gives the
+            expected and the found values.
     """
     folder = hub_folder(weights) if is_hub_id(weights) else Path(weights)
     _check_config(folder / CONFIG, type(network.config), numbers)
@@ -41,20 +44,25 @@ def read_network(weights: str, network: PreTrainedModel, numbers: Mapping[str, A
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The numbers in a `config.json`.
+    """Read the configuration in a `config.json`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the file cannot be read or is no configuration.
     """
     with _errors_in_one_line(f"weights {file}: not a configuration"):
         return dict(read_json(file))
 
 
 def refuse_other_numbers(file: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Compare the numbers that a codec was built from with those of a file, where it has them.
+    """Refuse a configuration file whose values differ from those that a codec was built from.
+
+    Args:
+        file: path of the configuration file, for the message.
+        expected: values that the codec was built from.
+        found: values of the file; keys that it lacks are not compared.
 
     Raises:
-        ValueError: some differ; the message names them.
+        ValueError: some values differ; the message lists them.
     """
     other = [
         f"{name} is {found[name]}, expected {value}"
@@ -69,7 +77,7 @@ def _check_config(file: Path, kind: type[PreTrainedConfig], numbers: Mapping[str
     stored = read_config(file)
     refuse_other_numbers(file, {"model_type": kind.model_type}, stored)
     with _errors_in_one_line(f"weights {file}"):
-        config = kind.from_dict(stored)  # what is not stored is the class's default
+        config = kind.from_dict(stored)  # fills in the class's defaults
     refuse_other_numbers(file, numbers, {name: getattr(config, name) for name in numbers})
 
 
@@ -79,7 +87,10 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _errors_in_one_line(what: str) -> Iterator[None]:
-    """transformers, safetensors and json raise many kinds of errors, some many lines long."""
+    """Turn any exception of a block into a `ValueError` of one line that begins with `what`.
+
+    transformers, safetensors and json raise many kinds of errors, some of them many lines long.
+    """
     try:
         yield
     except Exception as error:

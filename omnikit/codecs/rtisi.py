@@ -1,17 +1,19 @@
-"""Magnitudes to sound, frame by frame with a fixed lag.
+"""Streaming conversion of magnitude spectra to waveforms, frame by frame with a fixed lag.
 
 Real-time iterative spectrogram inversion with look-ahead: X. Zhu, G. Beauregard, L. Wyse, "Real-Time Signal Estimation
-from Modified Short-Time Fourier Transform Magnitude Spectra", IEEE TASLP 15(5), 2007. A frame's phase is searched for
-together with those of the frames that overlap it from the right, then fixed for ever. Nothing depends on frames still
-to come, so a stream gives bit for bit what the whole utterance gives.
+from Modified Short-Time Fourier Transform Magnitude Spectra", IEEE TASLP 15(5), 2007. A frame's phase is searched
+together with those of the frames that overlap it from the right, and then fixed. The output does not depend on later
+frames, so streaming yields bit for bit the waveform of decoding the whole utterance.
 
-The search amplifies the last bits, so the rows of a batch get the bits that they get alone only if no operation's
-rounding depends on the batch. Torch computes the ends of a tensor, and what falls to another thread, by other code than
-its middle. So besides the Fourier transforms, which treat each row by itself, there are only operations that IEEE 754
+The search amplifies rounding errors, so each batch row gets the same bits as alone only if no operation's rounding
+depends on the batch. Torch computes the ends of a tensor, and the parts of other threads, by other code than the
+middle. So besides the Fourier transforms, which handle each row separately, only operations are used that IEEE 754
 rounds exactly in any code: sums, products (also complex ones with a real number), and 1 / sqrt, for which torch has no
-approximation, as it has for sqrt. No matrix products, no sums by `sum`, no `alpha`, which may or may not be fused.
+approximation, unlike for sqrt. There are no matrix products, no sums by `sum`, and no `alpha`, which may or may not be
+fused.
 
-Letters: B batch, F frequency bins, A frames still being searched, H hop in samples, P frames given at a time.
+Letters: B batch, F frequency bins, A active frames (those whose phase is being searched), H hop in samples, P frames
+per call.
 """
 
 from __future__ import annotations
@@ -23,26 +25,26 @@ from torch import Tensor
 from torch.nn import functional
 
 TINY = 1e-30
-"""Power that keeps silence, whose phase does not matter, from being divided by zero."""
+"""Power that is added to that of each frequency bin, so that silence does not cause a division by zero."""
 
 
 class Search(NamedTuple):
-    """State of B inversions, each row independent of the others."""
+    """State of the streaming phase search for B independent spectrograms."""
 
-    magnitude: Tensor  # [B, A - 1, F] of the frames whose phases are not fixed
-    past: Tensor  # [B, (2A - 1) * H] sum of the fixed frames, from the next hop to be given on
-    signal: Tensor  # [B, (2A - 1) * H] sum of all frames, from there on
+    magnitude: Tensor  # [B, A - 1, F] magnitudes of the frames whose phases are not fixed
+    past: Tensor  # [B, (2A - 1) * H] sum of the fixed frames, from the next output sample on
+    signal: Tensor  # [B, (2A - 1) * H] sum of all frames, from the same sample on
 
 
 class PhaseSearch:
-    """Finds signals whose short-time spectra have given magnitudes.
+    """A streaming search for waveforms whose short-time spectra have given magnitudes.
 
     Args:
         window: analysis and synthesis window [A * H]; its squares, overlapped at hop H, must add up to a constant.
-        hop: H; the window's length is a multiple of it.
+        hop: H, hop in samples; the window's length is a multiple of it.
         iterations: rounds of refinement per frame.
-        momentum: how far a round overshoots (fast Griffin-Lim, Perraudin et al. 2013); 0 is the plain algorithm,
-            0.9 gained 2 dB of spectral convergence at eight rounds.
+        momentum: factor by which a round overshoots (fast Griffin-Lim, Perraudin et al. 2013). 0 is the plain
+            algorithm; 0.9 gained 2 dB of spectral convergence at eight rounds.
     """
 
     def __init__(self, window: Tensor, *, hop: int, iterations: int, momentum: float = 0.9):
@@ -54,22 +56,24 @@ class PhaseSearch:
         self.scale = hop / window.square().sum()  # one over the constant that the squared windows add up to
         self.scaled_window = window * self.scale
         alternating = 1 - 2 * (torch.arange(self.bins, device=window.device) % 2)
-        self.start = 1e-7 * alternating.to(torch.complex64)  # where nothing is known: a pulse amid the window
+        self.start = 1e-7 * alternating.to(torch.complex64)  # initial phases after silence: a pulse amid the window
 
     @property
     def lag(self) -> int:
-        """Samples by which the output of `push` trails the start of the first frame that it takes."""
+        """Number of samples by which the output of `push` lags behind the start of the first frame of its input."""
         return len(self.window) - self.hop
 
     def begin(self, batch_size: int = 1) -> Search:
-        """Return the state before the first frame."""
+        """Return the initial state of the phase search for a batch, before the first frame."""
         magnitude = self.window.new_zeros(batch_size, self.active - 1, self.bins)
         signal = self.window.new_zeros(batch_size, (2 * self.active - 1) * self.hop)
         return Search(magnitude, signal, signal)
 
     def push(self, search: Search, magnitude: Tensor) -> tuple[Tensor, Search]:
-        """Take the magnitudes of further frames [B, P, F]; return the next samples [B, P * H] and the state after
-        them. The given state stays as it is."""
+        """Process the magnitudes of the next frames [B, P, F]; return the next samples [B, P * H] and the new state.
+
+        The given state is not changed.
+        """
         magnitude = torch.cat([search.magnitude, magnitude], dim=1)
         overlap, past, signal = _Overlap(len(magnitude), self.window, self.hop), search.past, search.signal
         hops = []
@@ -80,8 +84,10 @@ class PhaseSearch:
         return torch.cat(hops, dim=1) * self.scale, Search(magnitude[:, 1 - self.active :], past, signal)
 
     def _refine(self, overlap: _Overlap, past: Tensor, signal: Tensor, magnitude: Tensor) -> Tensor:
-        """Add the newest frame to the signal [B, (2A - 1) * H], given the magnitudes of the active frames [B, A, F].
-        It enters with the phase that the overlapped frames before it already have where it stands."""
+        """Search the phases of the active frames with magnitudes [B, A, F] and return the signal [B, (2A - 1) * H].
+
+        The newest frame starts with the phases that the overlapping earlier frames have at its place.
+        """
         spectrum = _with_magnitude(self._analyse(signal).add_(self.start), magnitude)
         for round_ in range(self.iterations):
             before, signal = signal, overlap.add(past, torch.fft.irfft(spectrum, n=len(self.window)))
@@ -90,19 +96,19 @@ class PhaseSearch:
         return overlap.add(past, torch.fft.irfft(spectrum, n=len(self.window)))
 
     def _analyse(self, signal: Tensor) -> Tensor:
-        """Return the spectra [B, A, F] of the active frames of a signal [B, (2A - 1) * H]."""
+        """Compute the spectra [B, A, F] of the active frames of a signal [B, (2A - 1) * H]."""
         return torch.fft.rfft(signal.unfold(-1, len(self.window), self.hop) * self.scaled_window)
 
     def _next(self, signal: Tensor) -> Tensor:
-        """Return the signal from its second hop on, with a hop of silence at its end."""
+        """Return a signal moved forward by one hop, with a hop of silence at its end."""
         return functional.pad(signal[:, self.hop :], (0, self.hop))
 
 
 class _Overlap:
-    """Overlap-add of windowed frames, each a hop behind the one before.
+    """Overlap-add of windowed frames, each of which begins a hop after the one before.
 
-    They are laid out in rows of 2A hops, half of them zeros; read as rows of 2A - 1 hops, row a is frame a moved by a
-    hops.
+    The frames are stored in rows of 2A hops, half of them zeros. Read as rows of 2A - 1 hops, row a is frame a shifted
+    by a hops.
     """
 
     def __init__(self, batch_size: int, window: Tensor, hop: int):
@@ -112,7 +118,8 @@ class _Overlap:
         self.oldest, *self.newer = rows.flatten(1)[:, : active * signal].unflatten(1, (active, signal)).unbind(1)
 
     def add(self, past: Tensor, frames: Tensor) -> Tensor:
-        """Return the sum of the past [B, (2A - 1) * H] and of the active frames [B, A, A * H], windowed here."""
+        """Window the active frames [B, A, A * H], overlap-add them and return their sum with the past frames' signal
+        [B, (2A - 1) * H]."""
         torch.mul(frames, self.window, out=self.frames)
         signal = past + self.oldest
         for frame in self.newer:
@@ -121,6 +128,7 @@ class _Overlap:
 
 
 def _with_magnitude(spectrum: Tensor, magnitude: Tensor) -> Tensor:
-    """Return spectra with the phases of `spectrum` and other magnitudes [B, A, F]."""
+    """Return spectra [B, A, F] with the phases of the given complex spectra, which are overwritten, and the given
+    magnitudes."""
     real, imaginary = torch.view_as_real(spectrum).square().unbind(-1)
-    return spectrum * (real + imaginary).add_(TINY).rsqrt_().mul_(magnitude)
+    return spectrum.mul_((real + imaginary).add_(TINY).rsqrt_().mul_(magnitude))

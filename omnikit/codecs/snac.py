@@ -1,7 +1,7 @@
 """SNAC (Siuzdak et al. 2024, arXiv 2410.14411) as a codec with a rectangular code matrix.
 
-The network is the snac package's own class. Its codebooks run at different rates; one frame is the span of one code of
-the slowest, and its codes are put in the order of a depth-first walk of the tree of rates. With strides 4, 2, 1:
+The network is the snac package's own class, whose codebooks have different rates. A frame of this codec spans one code
+of the slowest codebook; its codes are in the order of a depth-first walk of the tree of rates. With strides 4, 2, 1:
 
     slowest   c                      one column of the matrix:  c  m0  f0  f1  m1  f2  f3
     middle    m0        m1
@@ -40,16 +40,18 @@ TINY = {"encoder_dim": 4, "decoder_dim": 64}  # an attention head of the package
 
 
 class SnacCodec(Codec):
-    """The arguments are those of the package's `config.json`, under the same names; `weights` see `Part`.
+    """The SNAC codec with the network of the snac package.
 
-    Attention within windows wants whole windows. So the whole decoding is that of the codes with their last frame
-    repeated up to a whole window, and a stream lags a window more.
+    Networks with local attention decode whole windows of frames. So `decode` repeats the last frame up to a whole
+    window, and a decode stream lags by one more window.
 
     Args:
-        size: see `omnikit.part_sizes`.
+        sampling_rate, vq_strides, config: the values of the package's `config.json`, under the same names.
+        size: `published`, or `tiny` for few and narrow layers, see `omnikit.part_sizes`.
+        weights: see `Part`; or a folder or hub id in the format in which SNAC is published.
 
     Raises:
-        ValueError: the strides do not fall, each a multiple of the next, down to 1; or no such size.
+        ValueError: the strides do not fall, each a multiple of the next, down to 1; or the size is unknown.
     """
 
     def __init__(
@@ -76,11 +78,11 @@ class SnacCodec(Codec):
         self.lookahead = self.decoder.lookahead
 
     def load_weights(self) -> None:
-        """From safetensors as every part, or from `pytorch_model.bin` of a folder or hub id as SNAC is published.
+        """Read weights from safetensors, or from the `pytorch_model.bin` of a folder or hub id as SNAC is published.
 
         Raises:
-            ValueError: also where the `config.json` beside it has other numbers; sample rates leave no trace in
-                the shapes.
+            ValueError: the weights do not fit, or the `config.json` beside them has other values, such as another
+                sample rate, which does not show in the shapes.
         """
         file = published_file(self.weights)
         if file is None:
@@ -94,13 +96,13 @@ class SnacCodec(Codec):
             raise ValueError(f"{file} does not fit this SNAC: {one_line(error)}") from None
 
     def encode(self, wav: Tensor) -> Tensor:
-        """Waveform [B, N] -> codes [B, K, ceil(N / frame_samples)]."""
+        """Encode waveforms [B, N] as codes [B, K, ceil(N / frame_samples)]."""
         frames = math.ceil(wav.shape[-1] / self.frame_samples)
         wav = nn.functional.pad(wav, (0, frames * self.frame_samples - wav.shape[-1]))
         return self.pack(self.snac.encode(wav[:, None]))[..., :frames]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, K, T] -> waveform [B, T * frame_samples]."""
+        """Decode codes [B, K, T] to waveforms [B, T * frame_samples]."""
         self.check_codes(codes)
         frames = codes.shape[-1]
         if not frames:
@@ -116,13 +118,13 @@ class SnacCodec(Codec):
         return JoinedStreams(self, mode)
 
     def pack(self, codes: Sequence[Tensor]) -> Tensor:
-        """The package's R lists [B, T * codes per frame of that rate] -> [B, K, T]."""
+        """Arrange the snac package's R code tensors [B, T * codes per frame of that rate] as one matrix [B, K, T]."""
         per_frame = [[place for place in self.places if place[0] == rate] for rate in range(len(codes))]
         frames = [level.unflatten(1, (-1, len(places))) for level, places in zip(codes, per_frame, strict=True)]
         return torch.stack([frames[rate][..., nth] for rate, nth in self.places], dim=1)
 
     def unpack(self, codes: Tensor) -> list[Tensor]:
-        """The inverse of `pack`."""
+        """Split a code matrix [B, K, T] into the snac package's R code tensors; the inverse of `pack`."""
         rows = dict(zip(self.places, codes.unbind(1), strict=True))
         rates = range(1 + max(rate for rate, _ in self.places))
         return [
@@ -131,15 +133,15 @@ class SnacCodec(Codec):
         ]
 
     def _latents(self, codes: Tensor) -> Tensor:
-        """Codes [B, K, T] -> what the decoder takes [B, D, T * codes of the fastest rate per frame]."""
+        """Return the decoder's input [B, D, T * codes of the fastest rate per frame] for codes [B, K, T]."""
         return self.snac.quantizer.from_codes(self.unpack(codes))
 
 
 def published_file(weights: str | None) -> Path | None:
-    """The `pytorch_model.bin` that `weights` means; None where it means something else.
+    """Return the path of the `pytorch_model.bin` in the folder or hub id `weights`; None if `weights` is neither.
 
     Raises:
-        ValueError: it can only be a hub id, and the hub does not give the file.
+        ValueError: `weights` is a hub id and the file cannot be fetched.
     """
     if weights is None or Path(weights).is_file():
         return None
@@ -150,14 +152,21 @@ def published_file(weights: str | None) -> Path | None:
 
 
 def _check_rates(config: Mapping[str, Any]) -> None:
-    """Refuse a decoder that makes another number of samples than the encoder took."""
+    """Refuse a configuration whose decoder produces another number of samples than its encoder consumes."""
     down, up = (config.get(name) for name in ("encoder_rates", "decoder_rates"))
     if down and up and math.prod(down) != math.prod(up):
         raise ValueError(f"--codec.encoder_rates {down}: their product must be that of the decoder_rates {up}")
 
 
 def depth_first(strides: Sequence[int]) -> list[tuple[int, int]]:
-    """Where each code of a frame comes from: (rate, which one of that rate within the frame), parents first."""
+    """Return for each code of a SNAC frame its rate and its index among the frame's codes of that rate, depth-first.
+
+    Args:
+        strides: frames of the fastest rate per code of each rate, slowest rate first.
+
+    Raises:
+        ValueError: the strides do not fall, each a multiple of the next, down to 1.
+    """
     check_count("codec.vq_strides", max(strides, default=0))
     uneven = any(slow % fast for slow, fast in itertools.pairwise(strides))
     if not strides or strides[-1] != 1 or uneven:

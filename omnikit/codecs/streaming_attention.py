@@ -1,9 +1,9 @@
-"""Streaming for Mimi's transformer, whose rows may stand at different positions.
+"""Streaming attention for Mimi's transformer, in which the rows of a batch may be at different positions.
 
-transformers keeps one position for a whole batch. Here each row has its own, and as many keys and values are remembered
-as a position may attend to, from the start on, so that all memory has one shape.
+transformers has one position for a whole batch. Here each row has its own. The cached keys and values are from the
+start as many as a position may attend to, so that all caches have the same shape.
 
-Letters: B batch, n positions of a piece, W window, D width, h heads, d width of a head.
+Letters: B batch, n positions of a chunk, W window, D width, h heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from transformers.models.mimi.modeling_mimi import apply_rotary_pos_emb
 
 
 def transform(transformer: nn.Module, x: Tensor, memory: dict[nn.Module, Any]) -> Tensor:
-    """Return the outputs [B, n, D] of a `MimiTransformerModel` for the next piece of its input [B, n, D]."""
+    """Return the outputs [B, n, D] of a `MimiTransformerModel` for the next chunk of its input [B, n, D].
+
+    Args:
+        transformer: the model.
+        x: chunk of the input.
+        memory: positions, keys and values of the earlier chunks, which are updated.
+    """
     before = memory.get(transformer, torch.zeros(len(x), dtype=torch.int64, device=x.device))
     positions = before[:, None] + torch.arange(x.shape[1], device=x.device)
     memory[transformer] = before + x.shape[1]
@@ -30,8 +36,13 @@ def transform(transformer: nn.Module, x: Tensor, memory: dict[nn.Module, Any]) -
 
 
 def visible(before: Tensor, positions: int, window: int) -> Tensor:
-    """Return which of the W - 1 positions before the next n, and of these themselves, each of the n may attend to
-    [B, 1, n, W - 1 + n]; the rows have had `before` positions [B]."""
+    """Return the attention mask [B, 1, n, W - 1 + n] of the next n positions over the W - 1 before them and themselves.
+
+    Args:
+        before: number of positions that each batch row has had so far [B].
+        positions: n.
+        window: W, number of positions, itself included, that a position may attend to.
+    """
     query = torch.arange(positions, device=before.device)[:, None]
     key = torch.arange(1 - window, positions, device=before.device)
     return ((key <= query) & (key > query - window) & (key >= -before[:, None, None]))[:, None]
@@ -47,8 +58,8 @@ def _attend(layer: nn.Module, x: Tensor, turns: tuple[Tensor, Tensor], mask: Ten
     past = memory.get(layer, (nothing, nothing))
     key, value = (torch.cat(both, dim=2) for both in zip(past, (key, value), strict=True))
     memory[layer] = key[:, :, x.shape[1] :], value[:, :, x.shape[1] :]
-    heads_alike = layer.num_key_value_groups == 1
+    grouped = layer.num_key_value_groups != 1
     y = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=layer.scaling, enable_gqa=not heads_alike
+        query, key, value, attn_mask=mask, scale=layer.scaling, enable_gqa=grouped
     )
     return layer.o_proj(y.transpose(1, 2).flatten(2))

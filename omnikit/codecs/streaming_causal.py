@@ -1,9 +1,9 @@
 """Streaming for decoders of causal convolutions and LSTMs (SEANet, as in EnCodec and Mimi).
 
-Nothing is computed twice and, but for the start, nothing lags: each layer remembers the end of its input, and what
-comes next is joined to it. All memory lies in a `dict` from layer to tensors [B, ...] that the stream holds.
+Each layer stores the end of its input and prepends it to the next chunk, so nothing is computed twice and, except for
+the start, there is no lag. The state is a `dict` from layer to tensors [B, ...] that the decode stream holds.
 
-Letters: B batch, D channels, n positions of a piece, K codebooks.
+Letters: B batch, D channels, n positions of a chunk, K codebooks.
 """
 
 from __future__ import annotations
@@ -24,16 +24,23 @@ Memory = dict[nn.Module, Any]
 
 
 class CausalCodec(ResidualCodec):
-    """A residual codec whose decoder never looks ahead. So its streams are alike in all modes, and only the mirror at
-    the start, where there is one, makes them wait."""
+    """Base class for residual codecs whose decoder is causal.
+
+    Decode streams are the same in all modes. They lag only where the decoder pads its start by reflection.
+    """
 
     @abstractmethod
     def decoder_layers(self) -> Iterable[nn.Module]:
-        """The convolutional decoder's layers in their order."""
+        """Return the layers of the convolutional decoder in their order."""
 
     @abstractmethod
     def decode_next(self, codes: Tensor, memory: Memory) -> Tensor:
-        """The next frames' codes [B, K, n] -> their samples [B, n * frame_samples]."""
+        """Decode the codes of the next frames [B, K, n] to samples [B, n * frame_samples], given the layers' state.
+
+        Args:
+            codes: codes of the next frames.
+            memory: state of the layers after the earlier frames, which is updated.
+        """
 
     def lag(self) -> int:
         return (first_frames(self.decoder_layers()) - 1) * self.frame_samples
@@ -47,7 +54,8 @@ class CausalCodec(ResidualCodec):
 
 
 class CausalStream(JoinableStream):
-    """Stream that waits for the frames that the mirror at the start shows, then decodes whatever comes."""
+    """A decode stream of a causal codec: it waits for the frames that padding the start by reflection needs, and then
+    decodes frames as they come."""
 
     rows = ("nothing", "memory", "waiting")
 
@@ -77,15 +85,24 @@ class CausalStream(JoinableStream):
 
 
 def run(layers: Iterable[nn.Module], x: Tensor, memory: Memory) -> Tensor:
-    """The next piece [B, D, n] through layers of EnCodec or Mimi, one after another -> [B, D', n']."""
+    """Apply layers of EnCodec or Mimi, one after another, to the next chunk [B, D, n] and return the output
+    [B, D', n'].
+
+    Args:
+        layers: layers in their order.
+        x: chunk of the input.
+        memory: state of the layers after the earlier chunks, which is updated.
+    """
     for layer in layers:
         x = _step(layer, x, memory)
     return x
 
 
 def first_frames(layers: Iterable[nn.Module]) -> int:
-    """Frames without which the first sample cannot be had: a convolution that mirrors its input at the start shows
-    as many positions as it looks back, and one more."""
+    """Return the number of frames that a causal decoder needs before its first sample is final.
+
+    A convolution that pads its start by reflection needs one position more than it looks back.
+    """
     rate = frames = 1
     for layer in (inner for outer in layers for inner in outer.modules()):
         conv = getattr(layer, "conv", None)
@@ -109,7 +126,7 @@ def _step(layer: nn.Module, x: Tensor, memory: Memory) -> Tensor:
         return _upsample(layer, x, memory)
     if isinstance(conv, nn.Conv1d):
         return _convolve(layer, x, memory)
-    return layer(x)  # an activation or nothing: no memory
+    return layer(x)  # an activation or the identity: no state
 
 
 def _looks_back(conv: nn.Conv1d) -> int:
@@ -118,7 +135,7 @@ def _looks_back(conv: nn.Conv1d) -> int:
 
 def _convolve(layer: nn.Module, x: Tensor, memory: Memory) -> Tensor:
     back = _looks_back(layer.conv)
-    # the start is padded as the whole is, by the layer's own function
+    # the start is padded by the layer's own function, as in a whole decoding
     x = torch.cat([memory[layer], x], dim=-1) if layer in memory else layer._pad1d(x, (back, 0), layer.pad_mode)
     memory[layer] = x[..., x.shape[-1] - back :]
     return layer.conv(x)
@@ -126,7 +143,7 @@ def _convolve(layer: nn.Module, x: Tensor, memory: Memory) -> Tensor:
 
 def _upsample(layer: nn.Module, x: Tensor, memory: Memory) -> Tensor:
     (kernel,), (stride,) = layer.conv.kernel_size, layer.conv.stride
-    back = math.ceil(kernel / stride) - 1  # former inputs that still sound in the next outputs
+    back = math.ceil(kernel / stride) - 1  # earlier inputs that contribute to the next outputs
     x = torch.cat([memory.get(layer, x.new_zeros(*x.shape[:2], back)), x], dim=-1)
     memory[layer] = x[..., x.shape[-1] - back :]
     return layer.conv(x)[..., back * stride : x.shape[-1] * stride]

@@ -1,10 +1,10 @@
 """Streaming for decoders of centred convolutions (SNAC, DAC), in which every sample is computed once.
 
-Each layer keeps the end of its input and gives what no later input can change, so the layers' lags add up to that of
-the decoder; at the end, the zeros that pad the whole are put behind the last input. All memory lies in the stream; its
-shapes follow from how many frames came, however they were cut.
+Each layer stores the end of its input and returns the outputs that no later input can change, so the decoder's lag is
+the sum of the layers' lags. At the end, the zeros that pad a whole decoding follow the last input. All state is in the
+decode stream; its shapes depend on the number of frames so far, but not on their division into chunks.
 
-Letters: B batch, K codebooks, D channels, n positions of a piece, N samples.
+Letters: B batch, K codebooks, D channels, n positions of a chunk, N samples.
 """
 
 from __future__ import annotations
@@ -25,20 +25,23 @@ from omnikit.size_limits import check_count
 from omnikit.streaming import LOW_LATENCY, check_mode
 
 FADE = 0.0025
-"""Seconds in which a low-latency stream goes from what it took for the future to what has come."""
+"""Length in seconds of the cross-fade of a low-latency decode stream from estimated to decoded samples."""
 WINDOWED = ("snac.attention.LocalMHA",)
+"""Names of the layer classes that attend within windows."""
 _DAC = "transformers.models.dac.modeling_dac"
+# layer classes are given by name, so that neither package is imported for the other's codec
 RESIDUAL = ("snac.layers.ResidualUnit", f"{_DAC}.DacResidualUnit")
+"""Names of the layer classes that add their inner layers' output to their input."""
 SNAKE = ("snac.layers.Snake1d", f"{_DAC}.Snake1d")
-"""Classes of layers by name, so that neither package is imported for the other's codec."""
+"""Names of the classes of the snake activation function."""
 
 
 class CentredDecoder:
-    """What the streams over one decoder have in common.
+    """A decoder of centred convolutions, prepared for streaming: its layers, lags and folded weights.
 
     Args:
-        layers: of the decoder, in their order. Attention within windows may come before the first upsampling.
-        latents: codes [B, K, T] -> the decoder's input [B, D, T * positions], each frame by itself.
+        layers: layers of the decoder in their order. Attention within windows may come before the first upsampling.
+        latents: function from codes [B, K, T] to the decoder's input [B, D, T * positions], frame by frame.
         frame_samples: samples per frame.
     """
 
@@ -48,8 +51,8 @@ class CentredDecoder:
         window = layers[split - 1].window_size if windowed else 1
         self.front, self.back, self.latents, self.frame_samples = layers[:split], layers[split:], latents, frame_samples
         self.lag = -final_outputs(self.back, 0)  # samples
-        self.positions = frame_samples // (final_outputs(self.back, 1) + self.lag)  # of the input, per frame
-        self.align = math.lcm(self.positions, window) // self.positions  # frames that are whole windows
+        self.positions = frame_samples // (final_outputs(self.back, 1) + self.lag)  # input positions per frame
+        self.align = math.lcm(self.positions, window) // self.positions  # least number of frames in whole windows
         check_count("codec: frames that make whole windows of its attention:", self.align)
         self.lookahead = max(
             frames * frame_samples - final_outputs(layers, frames * self.positions) for frames in range(self.align)
@@ -63,15 +66,17 @@ class CentredDecoder:
         return LowLatencyStream(codec, exact) if mode == LOW_LATENCY else exact
 
     def positions_for(self, samples: int) -> int:
-        """Positions behind the windows, without which so many samples are not final. A frame more needs as many
-        positions more as it has."""
+        """Return the number of positions behind the windowed attention that make the first `samples` samples final.
+
+        For each further frame of samples it grows by the positions of a frame.
+        """
         return math.ceil((samples + self.lag) * self.positions / self.frame_samples)
 
     @torch.no_grad()
     def folded(self) -> Mapping[nn.Module, Tensor]:
-        """`weights_of` the convolutions: once, and again when torch counts a change of theirs.
+        """Return `weights_of` the decoder's convolutions, which are computed anew only after a change of parameters.
 
-        The layers themselves stay as they are: they can be trained on and are saved under the same names.
+        The layers themselves are not changed: they can be trained further and are saved under the same names.
         """
         layers = _convolutions([*self.front, *self.back])
         parameters = [parameter for layer in layers for parameter in layer.parameters()]
@@ -82,7 +87,7 @@ class CentredDecoder:
 
 
 class CentredStream(JoinableStream):
-    """Gives each sample as soon as no further frame can change it."""
+    """A decode stream that returns each sample as soon as no later frame can change it."""
 
     rows = ("nothing", "front", "back", "last")
     recordable = True
@@ -93,12 +98,15 @@ class CentredStream(JoinableStream):
         weights = decoder.folded()
         self.front, self.back = Pieces(decoder.front, weights), Pieces(decoder.back, weights)
         self.last: Tensor | None = None  # latents of the last frame
-        self.begun = False  # whether a sample was given
-        self.over = 0  # frames behind the last one that ended where a window does
-        self.pending = self.owed = 0  # positions that are not behind the windows, and samples that are not final
+        self.begun = False  # whether a sample was returned
+        self.over = 0  # frames since the last end of a window
+        self.pending = self.owed = 0  # input positions that wait for a whole window, and samples that are not final
 
     def state(self) -> Hashable:
-        """Once every layer has given something, only where the frames stand among the windows makes a difference."""
+        """Return the key that is equal for decode streams that can be joined.
+
+        Once every layer has returned output, it depends only on the position within the windows of attention.
+        """
         return self.begun, self.over, self.pending, self.owed
 
     def push(self, codes: Tensor) -> Tensor:
@@ -128,24 +136,28 @@ class CentredStream(JoinableStream):
 
     @torch.no_grad()
     def ahead(self, further: int) -> Tensor:
-        """From the first sample that is not final to some further than the frames go [B, N], as they would be if the
-        frames ended here and zeros followed. The stream stays where it is."""
+        """Estimate the samples that are not final yet, and `further` samples beyond the frames so far [B, N].
+
+        They are decoded as if there were no more frames and zeros followed. The state of the stream is not changed.
+        """
         x = self._end(self.front.copy())[..., : self.pending]
         x = functional.pad(x, (0, self.decoder.positions_for(further)))
         return self.back.copy().push(x)[:, 0, : self.owed + further]
 
     def _end(self, front: Pieces) -> Tensor:
-        """What comes out behind the windows if there are no more frames, the last window filled with the last frame
-        [B, D, n]."""
+        """End the windowed attention and return its remaining outputs [B, D, n].
+
+        The last window is filled up with the last frame.
+        """
         return front.push(self.last.repeat(1, 1, -self.over % self.decoder.align), last=True)
 
 
 class LowLatencyStream(JoinableStream):
-    """Gives as many samples as the frames given to it cover, always.
+    """A decode stream that always returns as many samples as the frames so far cover.
 
-    Where they are not known yet, they are those of a decoding of the codes so far, behind which zeros follow (on speech
-    and `snac_mini` this came closer than holding the last frame or position, and the fade cost little). When further
-    codes come, that decoding goes on for `FADE` and fades into the next one, so that there is no click.
+    Samples that are not final are estimated by decoding the codes so far, followed by zeros (on speech and `snac_mini`
+    this was closer than repeating the last frame or position, and the fade cost little). When further codes come, the
+    estimate is continued for `FADE` and cross-faded into the new decoding, to avoid clicks.
     """
 
     rows = ("nothing", "exact", "expected")
@@ -154,7 +166,7 @@ class LowLatencyStream(JoinableStream):
     def __init__(self, codec: Codec, exact: CentredStream):
         self.exact, self.nothing = exact, exact.nothing
         self.rise = rising(max(1, min(codec.frame_samples, round(FADE * codec.sample_rate)))).to(self.nothing)
-        self.expected: Tensor | None = None  # how the sound given out would go on
+        self.expected: Tensor | None = None  # continuation of the returned samples, for the cross-fade
 
     def state(self) -> Hashable:
         return self.exact.state()
@@ -164,7 +176,7 @@ class LowLatencyStream(JoinableStream):
         return self.advance(codes)
 
     def advance(self, codes: Tensor) -> Tensor:
-        given, fade = self.exact.owed, len(self.rise)  # samples that are not final but were given
+        given, fade = self.exact.owed, len(self.rise)  # `given`: samples that were returned but are not final
         final = self.exact.advance(codes)
         if not codes.shape[-1]:
             return final
@@ -176,37 +188,43 @@ class LowLatencyStream(JoinableStream):
         return wav[:, :-fade]
 
     def finish(self) -> Tensor:
-        """Nothing: all samples were given."""
+        """Return no samples [B, 0]: a low-latency stream has returned all of them before."""
         return self.nothing
 
 
 class Pieces(Joinable):
-    """Layers, one after another, whose input comes in pieces.
+    """A sequence of decoder layers that processes its input in chunks.
 
     Args:
-        weights: `weights_of` the convolutions in them.
+        layers: layers in their order.
+        weights: result of `weights_of` for the convolutions in the layers.
     """
 
     rows = ("memory",)
 
     def __init__(self, layers: Sequence[nn.Module], weights: Mapping[nn.Module, Tensor]):
         self.layers, self.weights = layers, weights
-        self.memory: dict[nn.Module, Any] = {}  # its tensors are replaced, never changed
-        self.goes_on = True  # whether what the next piece needs is remembered
+        self.memory: dict[nn.Module, Any] = {}  # its tensors are replaced, never changed, as copies share them
+        self.stores_state = True  # False in a copy, which gets no further chunk
 
     def copy(self) -> Pieces:
-        """Return layers in the same state, for one further piece."""
+        """Return a copy in the same state that processes one chunk and leaves the state of the original unchanged."""
         other = Pieces(self.layers, self.weights)
-        other.memory, other.goes_on = dict(self.memory), False
+        other.memory, other.stores_state = dict(self.memory), False
         return other
 
     def push(self, x: Tensor, last: bool = False) -> Tensor:
-        """The next piece [B, D, n] -> the outputs [B, D', n'] that are final now, all that are due with the last."""
+        """Process the next chunk [B, D, n] and return the outputs [B, D', n'] that are now final.
+
+        Args:
+            x: chunk of the input.
+            last: whether the input ends with this chunk, so that all remaining outputs are returned.
+        """
         return self._run(self.layers, x, last)
 
-    def _remember(self, layer: nn.Module, kept: Tensor, skip: int | None = None) -> None:
-        """Keep what a layer needs for the next piece, its last inputs or outputs, and how many outputs to skip."""
-        if self.goes_on:
+    def _store(self, layer: nn.Module, kept: Tensor, skip: int | None = None) -> None:
+        """Store a layer's state for the next chunk: its last inputs or outputs, and the number of outputs to skip."""
+        if self.stores_state:
             self.memory[layer] = kept.clone() if skip is None else (skip, kept.clone())
 
     def _run(self, layers: Iterable[nn.Module], x: Tensor, last: bool) -> Tensor:
@@ -229,25 +247,28 @@ class Pieces(Joinable):
             return self._run(layer.children(), x, last)
         if _is(layer, SNAKE):
             return _snake(x, layer.alpha)
-        return layer(x) if x.shape[-1] else x  # another activation: no memory
+        return layer(x) if x.shape[-1] else x  # another activation: no state
 
     def _convolve(self, layer: nn.Conv1d, x: Tensor, last: bool) -> Tensor:
         zeros = x.new_zeros(*x.shape[:2], layer.padding[0])
         x = torch.cat([self.memory.get(layer, zeros), x, *([zeros] if last else [])], dim=-1)
         outputs = max(0, x.shape[-1] - _span(layer))
-        self._remember(layer, x[..., outputs:])
+        self._store(layer, x[..., outputs:])
         if not outputs:
             return x.new_zeros(len(x), layer.out_channels, 0)
         return functional.conv1d(x, self.weights[layer], layer.bias, dilation=layer.dilation, groups=layer.groups)
 
     def _upsample(self, layer: nn.ConvTranspose1d, x: Tensor, last: bool) -> Tensor:
-        """Remembered are the outputs to which further inputs add, and how many at the start are padding."""
+        """Apply a transposed convolution to the next chunk.
+
+        Its state is the outputs to which later inputs contribute, and the number of padding outputs still to skip.
+        """
         (kernel,), (stride,), (padding,) = layer.kernel_size, layer.stride, layer.padding
         begun = x.new_zeros(len(x), layer.out_channels, kernel - stride)
         skip, begun = self.memory.get(layer, (padding, begun))
         if final := x.shape[-1] * stride:
             size = (1, final + kernel - stride)
-            # one product for all rows, so that the weights are read once
+            # one matrix product for all batch rows, so that the weights are read once
             y = (self.weights[layer] @ x.transpose(0, 1).flatten(1)).unflatten(1, (len(x), -1)).transpose(0, 1)
             y = functional.fold(y, size, (1, kernel), stride=(1, stride))[:, :, 0]
             y[..., : begun.shape[-1]] += begun
@@ -256,14 +277,14 @@ class Pieces(Joinable):
         end = y.shape[-1] - padding + layer.output_padding[0] if last else final
         out = y[..., :end]
         dropped = min(skip, out.shape[-1])
-        self._remember(layer, y[..., final:], skip - dropped)
+        self._store(layer, y[..., final:], skip - dropped)
         out = out[..., dropped:]
         return out if layer.bias is None else out.add_(layer.bias[:, None])
 
     def _attend(self, layer: nn.Module, x: Tensor) -> Tensor:
         x = torch.cat([self.memory.get(layer, x[..., :0]), x], dim=-1)
         whole = x.shape[-1] // layer.window_size * layer.window_size
-        self._remember(layer, x[..., whole:])
+        self._store(layer, x[..., whole:])
         return layer(x[..., :whole]) if whole else x[..., :0]
 
     def _add_noise(self, layer: PositionNoise, x: Tensor, last: bool) -> Tensor:
@@ -274,15 +295,15 @@ class Pieces(Joinable):
     def _add(self, unit: nn.Module, x: Tensor, last: bool) -> Tensor:
         y = self._run(unit.children(), x, last)
         x = torch.cat([self.memory.get(unit, x[..., :0]), x], dim=-1)
-        self._remember(unit, x[..., y.shape[-1] :])
+        self._store(unit, x[..., y.shape[-1] :])
         return y.add_(x[..., : y.shape[-1]])
 
 
 def weights_of(convolutions: Iterable[nn.Module]) -> dict[nn.Module, Tensor]:
-    """Their weights, weight norm multiplied out.
+    """Return the weights of convolutions, computed from their weight norm, by layer.
 
-    Those that upsample are laid out as [outputs * kernel, inputs]: with as few positions as a stream has, a product
-    takes a third of the time then. Their channels are not in groups.
+    Weights of transposed convolutions are laid out as [outputs * kernel, inputs]: with the few positions of a stream's
+    chunk, the matrix product then takes a third of the time. Transposed convolutions must not be grouped.
     """
     return {
         layer: layer.weight.flatten(1).t().contiguous() if isinstance(layer, nn.ConvTranspose1d) else layer.weight
@@ -291,7 +312,10 @@ def weights_of(convolutions: Iterable[nn.Module]) -> dict[nn.Module, Tensor]:
 
 
 def final_outputs(layers: Iterable[nn.Module], inputs: int) -> int:
-    """How many outputs so many inputs settle; below zero where the first is not among them."""
+    """Return the number of outputs of decoder layers that are final after `inputs` inputs.
+
+    A negative number says how many more outputs are missing before the first one is final.
+    """
     for layer in layers:
         if isinstance(layer, nn.Conv1d):
             inputs -= _span(layer) - layer.padding[0]
@@ -305,7 +329,7 @@ def final_outputs(layers: Iterable[nn.Module], inputs: int) -> int:
 
 
 def rising(length: int) -> Tensor:
-    """Half a period of a cosine from near 0 to near 1 [length]."""
+    """Return a raised-cosine fade-in [length], from near 0 to near 1."""
     return (1 - torch.cos(math.pi * (torch.arange(length) + 0.5) / length)) / 2
 
 
@@ -315,16 +339,16 @@ def _convolutions(layers: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def _snake(x: Tensor, alpha: Tensor) -> Tensor:
-    """x + sin(alpha x)^2 / alpha as both packages have it, with one new tensor for the four that they make."""
+    """Compute the snake activation x + sin(alpha x)^2 / alpha; it allocates one tensor where snac allocates four."""
     y = alpha * x
     return y.sin_().square_().mul_((alpha + 1e-9).reciprocal()).add_(x)
 
 
 def _is(layer: nn.Module, classes: tuple[str, ...]) -> bool:
-    """Return whether a layer is of one of these classes."""
+    """Return whether a layer's class is one of those with the given qualified names."""
     return f"{type(layer).__module__}.{type(layer).__qualname__}" in classes
 
 
 def _span(layer: nn.Conv1d) -> int:
-    """Inputs that an output needs, but for the first."""
+    """Return the distance between the first and the last input position that an output of a convolution depends on."""
     return (layer.kernel_size[0] - 1) * layer.dilation[0]

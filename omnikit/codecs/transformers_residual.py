@@ -1,5 +1,6 @@
-"""What the residual codecs of transformers have in common: each codebook says what those before it left over, so the
-first few of them are a codec of their own, at a lower rate.
+"""Base class of the codecs with residual vector quantisation (RVQ) from transformers.
+
+Each codebook quantises the residual of those before it, so the first few codebooks are a codec at a lower bit rate.
 
 Letters: B batch, N samples, T frames, K codebooks in use.
 """
@@ -24,24 +25,24 @@ from omnikit.weights import load_into
 
 
 class ResidualCodec(Codec):
-    """A codec of transformers, built from its configuration.
+    """Base class for a codec whose network is a model of transformers, built from its configuration.
 
     Args:
-        config: numbers of the transformers configuration, under its names.
-        num_codebooks: K, the first of those that the network has; the others are not kept.
-        size: see `omnikit.part_sizes`.
-        weights: see `Part`; or a folder or hub id as transformers writes it.
+        config: values of the transformers configuration, under its names.
+        num_codebooks: K, number of codebooks in use, the first of the network's; the others are dropped.
+        size: `published`, or `tiny` for few and narrow layers, see `omnikit.part_sizes`.
+        weights: see `Part`; or a folder or hub id in the format of transformers.
 
     Raises:
-        ValueError: more codebooks than the network has, no such size, or a configuration that cannot be streamed.
+        ValueError: the network has fewer codebooks, the size is unknown, or the configuration cannot be streamed.
     """
 
     config_class: ClassVar[type[PreTrainedConfig]]
     network_class: ClassVar[type[PreTrainedModel]]
     tiny: ClassVar[Mapping[str, Any]]
-    """Numbers of the configuration at `size: tiny`."""
+    """Values that replace those of the configuration at `size: tiny`."""
     fixed: ClassVar[Mapping[str, Any]] = {}
-    """Numbers of the configuration that this class relies on."""
+    """Values of the configuration that the codec relies on; other values are refused."""
 
     def __init__(
         self, *, config: Mapping[str, Any], num_codebooks: int, size: str = PUBLISHED, weights: str | None = None
@@ -57,7 +58,7 @@ class ResidualCodec(Codec):
         self.frame_samples = self.samples_per_frame()
         self._unused = self._keep_first(num_codebooks)
         for table in self.tables():
-            nn.init.normal_(table)  # transformers starts them at zero, and all codes would sound the same
+            nn.init.normal_(table)  # transformers initialises them with zeros, so that all codes would decode alike
         self.lookahead = self.lag()
 
     @abstractmethod
@@ -65,26 +66,30 @@ class ResidualCodec(Codec):
 
     @abstractmethod
     def lag(self) -> int:
-        """Samples by which a stream trails, see `Codec.lookahead`."""
+        """Return the samples by which an exact decode stream lags behind its frames, which become `lookahead`."""
 
     @abstractmethod
     def quantizers(self) -> list[nn.ModuleList]:
-        """The network's codebooks in their order, in one or more lists."""
+        """Return the network's codebooks in their order, in one or more lists."""
 
     @abstractmethod
     def tables(self) -> list[Tensor]:
-        """The entries [C, D] of each codebook that is in use."""
+        """Return the entries [C, D] of each codebook in use, where C is the number of codes."""
 
     @abstractmethod
     def encode_frames(self, wav: Tensor) -> Tensor:
-        """Waveform of whole frames [B, 1, T * frame_samples] -> codes [B, K, T]."""
+        """Encode waveforms of whole frames [B, 1, T * frame_samples] as codes [B, K, T]."""
 
     @abstractmethod
     def decode_frames(self, codes: Tensor) -> Tensor:
-        """Codes [B, K, T], T > 0 -> waveform [B, N], N <= T * frame_samples."""
+        """Decode codes [B, K, T], T > 0, to waveforms [B, N], N <= T * frame_samples."""
 
     def load_weights(self) -> None:
-        """From safetensors as every part, or from what transformers' `save_pretrained` writes."""
+        """Read weights from safetensors like every part, or from the format of transformers' `save_pretrained`.
+
+        Raises:
+            ValueError: the weights cannot be read or do not fit.
+        """
         if self.weights is None:
             return
         if holds_transformers(self.weights):
@@ -94,13 +99,13 @@ class ResidualCodec(Codec):
 
     @torch.no_grad()
     def encode(self, wav: Tensor) -> Tensor:
-        """Waveform [B, N] -> codes [B, K, ceil(N / frame_samples)]; what is missing of the last frame is silence."""
+        """Encode waveforms [B, N] as codes [B, K, ceil(N / frame_samples)]; silence fills up the last frame."""
         padding = -wav.shape[-1] % self.frame_samples
         return self.encode_frames(nn.functional.pad(wav, (0, padding))[:, None])
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, K, T] -> waveform [B, T * frame_samples]."""
+        """Decode codes [B, K, T] to waveforms [B, T * frame_samples]."""
         self.check_codes(codes)
         samples = codes.shape[-1] * self.frame_samples
         if not samples:
@@ -114,7 +119,7 @@ class ResidualCodec(Codec):
                 raise ValueError(f"codec.config.{name} {self.numbers[name]}: {type(self).__name__} is for {value} only")
 
     def _keep_first(self, wanted: int) -> set[str]:
-        """Drop the codebooks behind the first `wanted`; the names of their tensors."""
+        """Drop the network's codebooks behind the first `wanted` and return the names of the dropped tensors."""
         lists = self.quantizers()
         has = sum(map(len, lists))
         if not 1 <= wanted <= has:

@@ -16,27 +16,27 @@ from omnikit.interfaces import lengths_to_mask
 
 SAMPLE_RATE = 16000
 N_FFT, HOP_LENGTH = 400, 160
-"""Window and its hop in samples: 25 and 10 ms."""
+"""Length and hop of the analysis window in samples: 25 ms and 10 ms."""
 MEL_BANDS = (80, 128)
-"""Numbers of bands that Whisper was published with."""
+"""Numbers of mel bands that published Whisper models have."""
 _LINEAR_UP_TO = 1000.0  # Hz; Slaney's mel scale is linear below and logarithmic above
 _MELS_PER_HZ = 3 / 200
 _MELS_PER_E = 27 / math.log(6.4)  # 27 mels for each factor of 6.4
 
 
 def log_mel(wav: Tensor, lengths: Tensor, n_mels: int) -> tuple[Tensor, Tensor]:
-    """Compute Whisper's log-mel features, each sample as if it were alone.
+    """Compute Whisper's log-mel spectrogram of each waveform of a batch independently of the others.
 
     openai-whisper's own function reflects at the end of the padded batch and clamps by the maximum of the whole batch,
-    so a sample's features would depend on its neighbours.
+    so a waveform's spectrogram would depend on the rest of the batch.
 
     Args:
-        wav: [B, N] in -1..1.
-        lengths: [B] in samples.
-        n_mels: M.
+        wav: waveforms [B, N] in -1..1.
+        lengths: lengths of the waveforms [B] in samples.
+        n_mels: M, number of mel bands.
 
     Returns:
-        Features [B, M, T], zero behind a sample's end, and their lengths [B] in frames of 10 ms.
+        Log-mel spectrograms [B, M, T], zero behind each waveform's end, and their lengths [B] in frames of 10 ms.
     """
     frames = lengths // HOP_LENGTH
     window = torch.hann_window(N_FFT, device=wav.device)
@@ -49,7 +49,7 @@ def log_mel(wav: Tensor, lengths: Tensor, n_mels: int) -> tuple[Tensor, Tensor]:
 
 
 def _reflected(wav: Tensor, lengths: Tensor) -> Tensor:
-    """[B, N] -> [B, N + N_FFT]: half a window more at both ends of each sample, mirrored there."""
+    """Pad waveforms [B, N] to [B, N + N_FFT]: half a window on each side, by reflection at each waveform's own ends."""
     half, last = N_FFT // 2, lengths[:, None] - 1
     position = torch.arange(-half, wav.shape[1] + half, device=wav.device)[None].abs()
     position = torch.where(position > last, 2 * last - position, position)
@@ -60,8 +60,8 @@ def _reflected(wav: Tensor, lengths: Tensor) -> Tensor:
 def mel_filters(n_mels: int) -> np.ndarray:
     """Return triangular filters of equal area on Slaney's mel scale, float32 [M, N_FFT / 2 + 1].
 
-    The bands are M. Slaney's ("Auditory Toolbox", 1998), from 0 Hz to half the sample rate. The rounding is that of the
-    table that openai-whisper ships (made with librosa), so that the two are equal bit for bit.
+    The bands are those of M. Slaney ("Auditory Toolbox", 1998), from 0 Hz to half the sample rate. The rounding follows
+    the table that openai-whisper ships (computed with librosa), so that both are equal bit for bit.
     """
     edges = _mel_to_hz(np.linspace(0.0, _hz_to_mel(SAMPLE_RATE / 2), n_mels + 2))[:, None]
     bins = np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE)
@@ -72,7 +72,7 @@ def mel_filters(n_mels: int) -> np.ndarray:
 
 
 def _hz_to_mel(hz: float) -> float:
-    """Convert a frequency above `_LINEAR_UP_TO`."""
+    """Convert a frequency in Hz, at least `_LINEAR_UP_TO`, to Slaney's mel scale."""
     return _LINEAR_UP_TO * _MELS_PER_HZ + math.log(hz / _LINEAR_UP_TO) * _MELS_PER_E
 
 

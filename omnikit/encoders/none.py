@@ -1,4 +1,4 @@
-"""No encoder: a system that is given ready features."""
+"""The placeholder encoder of a system whose input is stored features."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from omnikit.interfaces import AudioEncoder
 
 
 class NoEncoder(AudioEncoder):
-    """Stands where an encoder would; features are computed elsewhere.
+    """A placeholder encoder that encodes nothing; the system's features are computed elsewhere.
 
     Args:
         dim: D, width of the features.
-        frame_rate: of the features (Hz).
-        sample_rate: of the recordings that they are made from (Hz).
+        frame_rate: frame rate of the features (Hz).
+        sample_rate: sample rate of the recordings from which the features are computed (Hz).
     """
 
     def __init__(self, *, dim: int, frame_rate: float, sample_rate: int):
@@ -21,4 +21,4 @@ class NoEncoder(AudioEncoder):
         self.dim, self.frame_rate, self.sample_rate = dim, frame_rate, sample_rate
 
     def forward(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        raise ValueError("encoder: this system has none, so it cannot hear; give it features, or choose an --encoder")
+        raise ValueError("encoder: this system has none; give it features, not recordings, or choose an --encoder")

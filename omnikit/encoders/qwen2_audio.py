@@ -1,4 +1,4 @@
-"""Qwen2-Audio's encoder (Chu et al. 2024, arXiv 2407.10759): Whisper large-v3's, trained on, at half the frame rate."""
+"""Qwen2-Audio's encoder (Chu et al. 2024, arXiv 2407.10759): Whisper large-v3's, fine-tuned, at half the frame rate."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ POOL = 2
 
 
 class Qwen2AudioEncoder(WhisperEncoder):
-    """Whisper's encoder with an average over two neighbouring features before the last norm.
+    """Qwen2-Audio's encoder: Whisper's, with average pooling over two features before the last norm.
 
-    The arguments are those of `WhisperEncoder`. With `pad_to_30s` the log-mel spectrogram is that of 30 s, as
-    published; the blocks see nothing behind a recording's end, which is as published, too.
+    The arguments are those of `WhisperEncoder`. With `pad_to_30s` the log-mel spectrogram spans 30 s, as published; the
+    blocks do not attend to frames behind a recording's end, which is as published, too.
     """
 
     frame_samples = POOL * FRAME_SAMPLES
@@ -24,7 +24,7 @@ class Qwen2AudioEncoder(WhisperEncoder):
     families = ("qwen2_audio", "qwen2_audio_encoder")
 
     def num_frames(self, samples: int) -> int:
-        """See `AudioEncoder.num_frames`."""
+        """Return the number of features of a recording of N samples; see `AudioEncoder.num_frames`."""
         self._check(samples, samples)
         return -(-samples // FRAME_SAMPLES if self.pad_to_30s else -(samples // HOP_LENGTH) // CONV_STRIDE) // POOL
 
@@ -34,7 +34,11 @@ class Qwen2AudioEncoder(WhisperEncoder):
         return self._pooled(x[:, : int(frames.max())], frames)
 
     def encode_mel(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mel [B, n_mels, T] with lengths [B] in frames of 10 ms -> features [B, ceil(T / 2) // 2, D], lengths."""
+        """Encode log-mel spectrograms [B, n_mels, T] with lengths [B] in frames of 10 ms.
+
+        Returns:
+            Features [B, ceil(T / 2) // 2, D] and their lengths [B].
+        """
         return self._pooled(self.encoder.convolve(mel, lengths), -(-lengths // CONV_STRIDE))
 
     def _pooled(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
-"""Checkpoints as transformers writes them: a folder of `save_pretrained`, or a hub id of which only what is needed is
-fetched."""
+"""Read checkpoints in the format of transformers: a folder of `save_pretrained`, or a hub id.
+
+From the hub only the files that are needed are fetched.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "py
 
 
 def read_config(weights: str) -> PretrainedConfig:
-    """The configuration of a checkpoint.
+    """Read the configuration of a transformers checkpoint, given as a folder or a hub id.
 
     Raises:
-        ValueError: it is not to be had, or transformers cannot read it.
+        ValueError: the configuration is missing, or transformers cannot read it.
     """
     from transformers import AutoConfig
 
@@ -36,16 +38,21 @@ def read_config(weights: str) -> PretrainedConfig:
 
 
 def weights_file(weights: str) -> Path:
-    """The file with the tensors, or with the list of files where there are several.
+    """Return the path of a transformers checkpoint's weights: the file with all tensors, or the index of several files.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the checkpoint has no such file.
     """
     return _first(weights, WHOLE, INDEX, PICKLED)
 
 
 def read_tensors(weights: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors whose names start with one of `prefixes`, by what comes after it; files without any are not fetched.
+    """Read the tensors of a transformers checkpoint whose names start with one of `prefixes`.
+
+    Files that hold none of them are not fetched.
+
+    Returns:
+        Tensors by their names without the prefix.
 
     Raises:
         ValueError: a file is missing or cannot be read.
@@ -66,7 +73,11 @@ def read_tensors(weights: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def _first(weights: str, *names: str) -> Path:
-    """The first of these files that a folder or a hub id has."""
+    """Return the path of the first of the given files that a folder or a hub id has, fetching it where necessary.
+
+    Raises:
+        ValueError: none of them exists.
+    """
     problem = ValueError(f"weights {weights}: {' or '.join(names)} is missing")
     for name in names:
         if not is_hub_id(weights):

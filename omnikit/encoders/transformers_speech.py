@@ -1,4 +1,4 @@
-"""HuBERT, wav2vec 2.0 and WavLM from transformers: one kind of network, fed with waveforms."""
+"""HuBERT, wav2vec 2.0 and WavLM, the speech encoders of transformers that take waveforms as input."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ NO_CHANCE = {
     "layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "hidden_dropout": 0.0,
     "activation_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0,
 }  # fmt: skip
-"""What transformers turns on by default, for training these networks themselves."""
+"""Options of transformers with which dropout and masking are off; its defaults are meant for pre-training."""
 
 
 class TransformersSpeechEncoder(AudioEncoder):
-    """The last hidden states of a network built from its configuration.
+    """A HuBERT, wav2vec 2.0 or WavLM encoder, whose features are the network's last hidden states.
 
-    Samples of equal length go through the network together and unpadded, because it mixes padding in: the group norm
-    of the base networks runs over time. Features in training and evaluation mode are alike: dropped layers, dropout
-    and masked frames are off unless `config` names them.
+    Waveforms of equal length are encoded together and unpadded, because padding would change the features: the group
+    norm of the base networks runs over time. Features are the same in training and in evaluation mode: layer drop,
+    dropout and masking are off unless `config` sets them.
 
     Args:
-        config: `model_type` (hubert, wav2vec2, wavlm) and the numbers of its transformers configuration.
-        normalize: whether each recording gets zero mean and unit variance first (`do_normalize` of the published
-            `preprocessor_config.json`).
-        weights: see `Part`; or a folder or hub id as transformers writes it.
+        config: `model_type` (hubert, wav2vec2, wavlm) and the values of its transformers configuration.
+        normalize: whether each waveform is first normalised to zero mean and unit variance (`do_normalize` of the
+            published `preprocessor_config.json`).
+        weights: see `Part`; or a folder or hub id in the format of transformers.
         size: `published`, or `tiny` for few and narrow layers, see `omnikit.part_sizes`.
 
     Raises:
-        ValueError: another `model_type`, or no such size.
+        ValueError: the `model_type` or the size is unknown.
     """
 
     sample_rate = SAMPLE_RATE
@@ -61,18 +61,23 @@ class TransformersSpeechEncoder(AudioEncoder):
         self.shortest = shortest_input(numbers.conv_kernel, numbers.conv_stride)
 
     def load_weights(self) -> None:
-        """From safetensors as every part, or from what transformers writes."""
+        """Read weights from safetensors like every part, or from the format of transformers.
+
+        Raises:
+            ValueError: the weights cannot be read or do not fit.
+        """
         if self.weights is not None and holds_transformers(self.weights):
             read_speech(self.weights, self.net)
         else:
             super().load_weights()
 
     def forward(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AudioEncoder.forward`; the convolutions are not padded, so N samples of the published networks give
-        `(N - 80) // 320` frames.
+        """Encode waveforms [B, N] with lengths [B] in samples as features [B, T, D]; see `AudioEncoder.forward`.
+
+        The convolutions are not padded, so the published networks have `(N - 80) // 320` frames for N samples.
 
         Raises:
-            ValueError: a recording too short for one frame.
+            ValueError: a recording is too short for one frame.
         """
         self._check(int(lengths.min()))
         rows: dict[int, Tensor] = {}
@@ -83,7 +88,7 @@ class TransformersSpeechEncoder(AudioEncoder):
         return pad_sequence(features, batch_first=True), lengths.new_tensor([len(row) for row in features])
 
     def num_frames(self, samples: int) -> int:
-        """See `AudioEncoder.num_frames`."""
+        """Return the number of features of a recording of N samples; see `AudioEncoder.num_frames`."""
         self._check(samples)
         for kernel, stride in self.convolutions:
             samples = (samples - kernel) // stride + 1
@@ -94,7 +99,7 @@ class TransformersSpeechEncoder(AudioEncoder):
             raise ValueError(f"a recording of {shortest} samples is shorter than one frame ({self.shortest} samples)")
 
     def _encode(self, wav: Tensor) -> Tensor:
-        """Whole recordings of equal length [B, N] -> features [B, T, D]."""
+        """Encode waveforms of equal length [B, N] as features [B, T, D]."""
         if self.normalize:
             # as Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
             variance, mean = torch.var_mean(wav, dim=1, correction=0, keepdim=True)
@@ -103,7 +108,7 @@ class TransformersSpeechEncoder(AudioEncoder):
 
 
 def shortest_input(kernels: list[int], strides: list[int]) -> int:
-    """Samples that unpadded convolutions need for one frame."""
+    """Return the minimum number of samples from which a stack of unpadded convolutions computes one frame."""
     samples = 1
     for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
         samples = (samples - 1) * stride + kernel

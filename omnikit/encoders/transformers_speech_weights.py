@@ -1,4 +1,4 @@
-"""Weights of HuBERT, wav2vec 2.0 and WavLM as transformers writes them, by its own loader."""
+"""Read the weights of HuBERT, wav2vec 2.0 and WavLM in the format of transformers, with its own loader."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SHOWN = 3
 
 
 def read_speech(weights: str, net: PreTrainedModel) -> None:
-    """Copy the weights of a folder or hub id into a network; what the checkpoint has beyond it is left out.
+    """Copy the weights of a folder or hub id into a speech encoder; tensors that it does not have are ignored.
 
     Raises:
-        ValueError: not to be had, not readable, incomplete or of another shape; the message names what is expected and
-            found.
+        ValueError: the weights are missing, not readable, incomplete or of another shape; the message gives the
+            expected and the found values.
     """
     _check_sizes(weights, net.config, read_config(weights))
     file = weights_file(weights)
@@ -45,7 +45,7 @@ def read_speech(weights: str, net: PreTrainedModel) -> None:
 
 def _check_sizes(weights: str, expected: PretrainedConfig, found: PretrainedConfig) -> None:
     pairs = {name: (_plain(expected, name), _plain(found, name)) for name in _SIZES}
-    if pairs["model_type"][0] != pairs["model_type"][1]:  # the other numbers of another family say nothing
+    if pairs["model_type"][0] != pairs["model_type"][1]:  # values of another family are not comparable
         pairs = {"model_type": pairs["model_type"]}
     other = [f"{name} is {there}, expected {here}" for name, (here, there) in pairs.items() if here != there]
     if other:

@@ -1,4 +1,4 @@
-"""Whisper's audio encoder (Radford et al. 2022, arXiv 2212.04356), as published or without the padding to 30 s."""
+"""Whisper's audio encoder (Radford et al. 2022, arXiv 2212.04356), with or without the published padding to 30 s."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ from omnikit.part_sizes import PUBLISHED, sized
 from omnikit.size_limits import check_count
 
 FRAME_SAMPLES = HOP_LENGTH * CONV_STRIDE
-WINDOW_SAMPLES = 30 * SAMPLE_RATE  # what the published encoder always sees
+WINDOW_SAMPLES = 30 * SAMPLE_RATE  # length to which the published encoder pads every input
 TINY = {"width": 16, "heads": 2, "layers": 2}
 
 
 class WhisperEncoder(AudioEncoder):
-    """Whisper's encoder, fed with waveforms.
+    """Whisper's audio encoder, which takes waveforms and computes 50 features per second.
 
     Args:
-        n_mels: mel bands, 80 or 128.
-        n_ctx: longest input in frames of 20 ms; 1500 as published.
-        width: D.
-        heads: attention heads.
-        layers: transformer blocks.
-        pad_to_30s: as published: every input is filled with silence to 30 s and the features are cut to
+        n_mels: number of mel bands, 80 or 128.
+        n_ctx: maximum length of the input in frames of 20 ms; 1500 as published.
+        width: D, width of the features.
+        heads: number of attention heads.
+        layers: number of transformer blocks.
+        pad_to_30s: whether, as published, every input is padded with silence to 30 s and the features are truncated to
             `int(ms / 20) + 1` frames. Otherwise nothing is padded, which is many times cheaper, and padding inside a
             batch is masked out.
         weights: see `Part`; or a `.pt` file of openai-whisper, or the name of one (`tiny`, `small`, `large-v3` ..); or
-            a folder or hub id as transformers writes it.
-        size: `published`, or `tiny` for another width, heads and layers, see `omnikit.part_sizes`.
+            a folder or hub id in the format of transformers.
+        size: `published`, or `tiny` for few and narrow layers, see `omnikit.part_sizes`.
+
+    Raises:
+        ValueError: an option has a value that the network cannot have, or the size is unknown.
     """
 
     frame_samples = FRAME_SAMPLES
     frame_rate = SAMPLE_RATE / FRAME_SAMPLES
     sample_rate = SAMPLE_RATE
     families: tuple[str, ...] = ("whisper",)
-    """What transformers calls the models whose weights fit."""
+    """Values of `model_type` of transformers checkpoints whose weights fit this encoder."""
 
     def __init__(
         self,
@@ -69,7 +72,11 @@ class WhisperEncoder(AudioEncoder):
         self.encoder = WhisperNetwork(n_mels, n_ctx, width, heads, layers)
 
     def load_weights(self) -> None:
-        """From safetensors as every part, or from what openai-whisper reads, or what transformers writes."""
+        """Read weights from safetensors like every part, or from the format of openai-whisper or of transformers.
+
+        Raises:
+            ValueError: the weights cannot be read or do not fit.
+        """
         if self.weights is not None and is_published(self.weights):
             read_encoder(self.weights, self.encoder)
         elif self.weights is not None and holds_transformers(self.weights):
@@ -78,16 +85,16 @@ class WhisperEncoder(AudioEncoder):
             super().load_weights()
 
     def forward(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AudioEncoder.forward`; 50 frames/s.
+        """Encode waveforms [B, N] with lengths [B] in samples as features [B, T, D]; see `AudioEncoder.forward`.
 
         Raises:
-            ValueError: a recording shorter than one frame (20 ms) or longer than `n_ctx` frames.
+            ValueError: a recording is shorter than one frame or longer than `n_ctx` frames of 20 ms.
         """
         self._check(int(lengths.min()), int(lengths.max()))
         return self._padded(wav, lengths) if self.pad_to_30s else self.encode_mel(*log_mel(wav, lengths, self.n_mels))
 
     def num_frames(self, samples: int) -> int:
-        """See `AudioEncoder.num_frames`."""
+        """Return the number of features of a recording of N samples; see `AudioEncoder.num_frames`."""
         self._check(samples, samples)
         if self.pad_to_30s:
             return min(samples // FRAME_SAMPLES + 1, self.n_ctx)
@@ -109,12 +116,19 @@ class WhisperEncoder(AudioEncoder):
         return features[:, : int(frames.max())], frames
 
     def mel_of_30s(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill waveforms [B, N] with lengths [B] in samples up to 30 s with silence, and compute the log-mel of all
-        that: [B, n_mels, 3000], and the lengths [B] in frames of 10 ms."""
+        """Pad waveforms [B, N] with lengths [B] in samples to 30 s with silence and compute their log-mel spectrograms.
+
+        Returns:
+            Log-mel spectrograms [B, n_mels, 3000] and their lengths [B], 3000 frames of 10 ms each.
+        """
         wav = wav * lengths_to_mask(lengths, wav.shape[1])
         filled = F.pad(wav, (0, WINDOW_SAMPLES - wav.shape[1]))
         return log_mel(filled, torch.full_like(lengths, WINDOW_SAMPLES), self.n_mels)
 
     def encode_mel(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode log-mel [B, n_mels, T] with lengths [B] in frames of 10 ms to [B, ceil(T / 2), D], lengths [B]."""
+        """Encode log-mel spectrograms [B, n_mels, T] with lengths [B] in frames of 10 ms.
+
+        Returns:
+            Features [B, ceil(T / 2), D] and their lengths [B].
+        """
         return self.encoder(mel, lengths)

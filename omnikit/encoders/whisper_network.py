@@ -1,7 +1,7 @@
 """The network of Whisper's audio encoder (Radford et al. 2022, arXiv 2212.04356, section 2.2).
 
-Modules and parameters are named as in openai-whisper, so that published weights fit. In a batch each sample is encoded
-as if it were alone, which openai-whisper's own module does not promise.
+Modules and parameters are named as in openai-whisper, so that published weights fit. The features of each item of a
+batch are independent of the other items, which openai-whisper's own module does not guarantee.
 
 Letters: B batch, M mel bands, T frames, D width, H heads.
 """
@@ -17,19 +17,19 @@ from torch.nn import functional as F
 from omnikit.interfaces import lengths_to_mask
 from omnikit.skip_init import empty_on_meta
 
-CONV_STRIDE = 2  # of the second convolution
-LONGEST_PERIOD = 10_000  # over 2 pi: frames of the slowest sinusoid
+CONV_STRIDE = 2  # stride of the second convolution
+LONGEST_PERIOD = 10_000  # period of the slowest sinusoid in frames, divided by 2 pi
 
 
 class WhisperNetwork(nn.Module):
-    """Two convolutions, sinusoidal positions and transformer blocks with the norm first.
+    """The network of Whisper's encoder: two convolutions, sinusoidal position embeddings, pre-norm transformer blocks.
 
     Args:
-        n_mels: M.
-        n_ctx: number of position embeddings, the longest input in frames of 20 ms.
-        width: D, even.
-        heads: H.
-        layers: number of blocks.
+        n_mels: M, number of mel bands.
+        n_ctx: number of position embeddings, which is the maximum length of the input in frames of 20 ms.
+        width: D, an even number.
+        heads: H, number of attention heads.
+        layers: number of transformer blocks.
     """
 
     def __init__(self, n_mels: int, n_ctx: int, width: int, heads: int, layers: int):
@@ -42,18 +42,31 @@ class WhisperNetwork(nn.Module):
         self.ln_post = nn.LayerNorm(width)
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode log-mel [B, M, T] with lengths [B] in frames of 10 ms to features [B, ceil(T / 2), D], lengths [B]."""
+        """Encode log-mel spectrograms [B, M, T] with lengths [B] in frames of 10 ms.
+
+        Returns:
+            Features [B, ceil(T / 2), D] and their lengths [B].
+        """
         frames = -(-lengths // CONV_STRIDE)
         return self.ln_post(self.transform(self.convolve(mel, lengths), frames)), frames
 
     def convolve(self, mel: Tensor, lengths: Tensor) -> Tensor:
-        """Apply both convolutions: log-mel [B, M, T] with lengths [B] in frames of 10 ms -> [B, ceil(T / 2), D]."""
-        # a convolution must see zeros behind a sample's end, as it would if the sample were alone
+        """Apply both convolutions to log-mel spectrograms [B, M, T] with lengths [B] in frames of 10 ms.
+
+        Returns:
+            Hidden states [B, ceil(T / 2), D].
+        """
+        # the second convolution has to see zeros behind each item's end, as if the item were alone
         x = F.gelu(self.conv1(mel)) * lengths_to_mask(lengths, mel.shape[-1])[:, None]
         return F.gelu(self.conv2(x)).transpose(1, 2)
 
     def transform(self, x: Tensor, frames: Tensor) -> Tensor:
-        """Apply the blocks to [B, T, D], of which a sample sees its first `frames` [B]; the last norm is left out."""
+        """Add position embeddings to hidden states [B, T, D] and apply the transformer blocks without the final norm.
+
+        Args:
+            x: hidden states [B, T, D].
+            frames: number of frames of each item [B]; the blocks do not attend to frames behind them.
+        """
         x = x + self.positional_embedding[: x.shape[1]]
         mask = lengths_to_mask(frames, x.shape[1])
         bias = None if bool(mask.all()) else torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
@@ -63,7 +76,8 @@ class WhisperNetwork(nn.Module):
 
 
 class WhisperBlock(nn.Module):
-    """Self-attention and a two-layer MLP, each on normed input and added to it."""
+    """A pre-norm transformer block of Whisper's encoder: self-attention and a two-layer MLP, each with a residual
+    connection."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -72,13 +86,18 @@ class WhisperBlock(nn.Module):
         self.mlp_ln = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Map [B, T, D] to [B, T, D]; `bias` [B, T] is added to the attention scores of each key."""
+        """Apply a transformer block of Whisper's encoder to hidden states [B, T, D].
+
+        Args:
+            x: hidden states [B, T, D].
+            bias: values [B, T] that are added to the attention scores of each key; None = no bias.
+        """
         x = x + self.attn(self.attn_ln(x), bias)
         return x + self.mlp(self.mlp_ln(x))
 
 
 class WhisperAttention(nn.Module):
-    """Multi-head self-attention over all positions."""
+    """Multi-head self-attention without a causal mask, with the module names of openai-whisper."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -89,7 +108,7 @@ class WhisperAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Map [B, T, D] to [B, T, D]; see `WhisperBlock.forward`."""
+        """Apply multi-head self-attention to hidden states [B, T, D]; `bias` as in `WhisperBlock.forward`."""
         q, k, v = (
             layer(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
@@ -97,10 +116,10 @@ class WhisperAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Map queries, keys and values [B, H, T, D / H] to [B, H, T, D / H]."""
+    """Compute the attention of queries to keys and values, all [B, H, T, D / H], with a bias [B, T] for each key."""
     if not torch.is_grad_enabled() or q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias[:, None, None])
-    # on the CPU the fused kernel's backward is slower than these three plain steps
+    # on the CPU the backward pass of the fused kernel is slower than these three operations
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias[:, None, None]
@@ -108,7 +127,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Return position embeddings [length, width]: sines, then cosines, of width / 2 frequencies each."""
+    """Return sinusoidal position embeddings [length, width]: sines, then cosines, of width / 2 frequencies each."""
     steps = max(width // 2 - 1, 1)
     rates = torch.exp(torch.arange(width // 2) * (-math.log(LONGEST_PERIOD) / steps))
     angles = torch.arange(length)[:, None] * rates
@@ -116,7 +135,7 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 def encoder_sizes(encoder: nn.Module) -> dict[str, int]:
-    """Return the options of `WhisperNetwork` that decide about shapes, of such a network or openai-whisper's own."""
+    """Return the options of `WhisperNetwork` that determine shapes, for such a network or openai-whisper's own."""
     n_ctx, width = encoder.positional_embedding.shape
     heads = encoder.blocks[0].attn.n_head if len(encoder.blocks) else 1
     layers = len(encoder.blocks)

@@ -1,4 +1,4 @@
-"""Weights of Whisper's kind of encoder as transformers writes them: Whisper itself and Qwen2-Audio's tower."""
+"""Read the weights of Whisper's and Qwen2-Audio's encoders in the format of transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREFIXES = {
     "qwen2_audio": ("audio_tower.", "model.audio_tower."),
     "qwen2_audio_encoder": ("",),
 }
-"""What stands before the encoder's names, by transformers' `model_type`."""
+"""Mapping from transformers' `model_type` to the prefixes that the names of the encoder's tensors may have."""
 _NAMES = (
     (r"^embed_positions\.weight$", "positional_embedding"),
     (r"^layer_norm\.", "ln_post."),
@@ -36,13 +36,16 @@ _NAMES = (
 
 
 def read_transformers(weights: str, encoder: nn.Module, families: tuple[str, ...]) -> None:
-    """Copy the weights of a folder or hub id into an encoder.
+    """Copy the weights of a transformers checkpoint into a Whisper encoder.
 
     Args:
-        families: the `model_type`s that fit.
+        weights: folder or hub id of the checkpoint.
+        encoder: network to be filled.
+        families: values of `model_type` that fit.
 
     Raises:
-        ValueError: not to be had, of another family or another shape; the message names what is expected and found.
+        ValueError: the weights are missing, of another family or of another shape; the message gives the expected and
+            the found values.
     """
     config = read_config(weights)
     if config.model_type not in families:
@@ -59,7 +62,7 @@ def read_transformers(weights: str, encoder: nn.Module, families: tuple[str, ...
 
 
 def transformers_sizes(config: PretrainedConfig) -> dict[str, int]:
-    """See `encoder_sizes`."""
+    """Return the options of `WhisperNetwork` that fit a transformers configuration; see `encoder_sizes`."""
     audio = getattr(config, "audio_config", config)
     return {
         "n_mels": audio.num_mel_bins,
@@ -71,11 +74,11 @@ def transformers_sizes(config: PretrainedConfig) -> dict[str, int]:
 
 
 def our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by transformers' names -> by openai-whisper's."""
-    return {_our_name(name): tensor for name, tensor in state.items()}
+    """Rename tensors from transformers' names to those of openai-whisper."""
+    return {_whisper_name(name): tensor for name, tensor in state.items()}
 
 
-def _our_name(name: str) -> str:
+def _whisper_name(name: str) -> str:
     for theirs, ours in _NAMES:
         name = re.sub(theirs, ours, name)
     return name

@@ -1,4 +1,4 @@
-"""Weights as openai-whisper publishes them: a `.pt` file with `dims` and `model_state_dict`, or the name of one."""
+"""Read weights in the format of openai-whisper: a `.pt` file with `dims` and `model_state_dict`, or the name of one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _SAFE = ".safetensors"
 
 
 def is_published(weights: str) -> bool:
-    """Whether `weights` is one of openai-whisper's names or a `.pt` file."""
+    """Return whether `weights` is the name of an openai-whisper model or a `.pt` file."""
     suffix = Path(weights).suffix
     return suffix == ".pt" or (suffix != _SAFE and weights in _names())
 
 
 def read_encoder(weights: str, encoder: nn.Module) -> None:
-    """Copy published weights into an encoder.
+    """Copy the encoder weights of an openai-whisper model into a Whisper encoder.
 
     Raises:
-        ValueError: see `read_whisper`; or another shape, the message names what is expected and found.
+        ValueError: see `read_whisper`; or the weights have another shape, the message gives the expected and the found
+            values.
     """
     found = read_whisper(weights).encoder
     expected, there = encoder_sizes(encoder), encoder_sizes(found)
@@ -38,10 +39,10 @@ def read_encoder(weights: str, encoder: nn.Module) -> None:
 
 
 def read_whisper(weights: str) -> Whisper:
-    """The whole model of a published file, by openai-whisper's own loader.
+    """Load a whole Whisper model, given by name or `.pt` file, with openai-whisper's own loader.
 
     Raises:
-        ValueError: no such file, not a file of openai-whisper, or its name is known and it cannot be fetched.
+        ValueError: the file does not exist, is not a file of openai-whisper, or cannot be fetched by its name.
     """
     import whisper
 
@@ -51,13 +52,13 @@ def read_whisper(weights: str) -> Whisper:
     try:
         return whisper.load_model(weights, device="cpu")
     except OSError as error:
-        raise ValueError(f"weights {weights}: not here, and not to be fetched ({error})") from None
+        raise ValueError(f"weights {weights}: does not exist here and cannot be fetched ({error})") from None
     except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"weights {weights}: not a file of openai-whisper ({one_line(error)})") from None
 
 
 def _names() -> list[str]:
-    """The names of openai-whisper's models; the package takes longer to import than the rest of this one."""
-    import whisper
+    """Return the names of openai-whisper's models."""
+    import whisper  # takes long to import
 
     return whisper.available_models()

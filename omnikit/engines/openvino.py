@@ -64,7 +64,7 @@ class OpenVINOEngine(Engine):
         core = ov.Core()
         compiled = {name: core.compile_model(file, "CPU", settings) for name, file in files.items()}
         self.trunk = CompiledTrunk(compiled["blocks"], window)
-        self.heads = {name: Head(compiled[name]) for name in GRAPHS[1:]}
+        self.heads = {name: CompiledHead(compiled[name]) for name in GRAPHS[1:]}
         self._warm_up(files)
 
     def _warm_up(self, files: dict[str, Path]) -> None:
@@ -75,10 +75,10 @@ class OpenVINOEngine(Engine):
         """
         one = torch.zeros(1, self.model.llm.dim)
         self.open(1).prefill([one]).advance(1)
-        let_go(files["blocks"].with_suffix(".bin"))
+        release_memory_of(files["blocks"].with_suffix(".bin"))
         for name, head in self.heads.items():
             head.logits(one)
-            let_go(files[name].with_suffix(".bin"))
+            release_memory_of(files[name].with_suffix(".bin"))
 
     def open(self, capacity: int) -> OpenVINOSlots:
         return OpenVINOSlots(self.trunk, capacity)
@@ -90,7 +90,7 @@ class OpenVINOEngine(Engine):
         return self.heads["audio_head"].logits(hidden)
 
 
-class Head:
+class CompiledHead:
     """A compiled head with one infer request, which threads take turns to use."""
 
     def __init__(self, compiled: ov.CompiledModel):
@@ -170,7 +170,7 @@ def _write(graph: ov.Model, file: Path) -> None:
             remove(folder)
 
 
-def let_go(file: Path) -> None:
+def release_memory_of(file: Path) -> None:
     """Drop the pages that this process has mapped of a file from memory (Linux); they are read again when accessed."""
     maps = Path("/proc/self/maps")
     for line in maps.read_text().splitlines() if maps.exists() else ():

@@ -1,4 +1,4 @@
-"""Speech recognition: transcripts of whole splits, their error rates, and the files that keep them."""
+"""Evaluate speech recognition: transcribe the splits of a corpus, compute error rates and write result files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from omnikit.offline.batches import Respond, gather
 from omnikit.tasks import TASKS
 
 ALL = "all"
-"""The group of every utterance of a split."""
+"""Name of the group that holds every utterance of a split."""
 
 
 @dataclass(frozen=True)
 class SplitResult:
-    """What was measured on one split."""
+    """Error rates of speech recognition on one split of a corpus, and the entries that were skipped."""
 
     split: str
-    rates: dict[str, ErrorRates]  # by group; `all` comes first
+    rates: dict[str, ErrorRates]  # group -> its rates; `all` comes first
     skipped: Skipped
 
 
@@ -41,11 +41,16 @@ def evaluate_split(
     groups: Mapping[str, str],
     folder: Path,
 ) -> SplitResult:
-    """Transcribes and scores a split; writes `wer_<split>.txt` and `hypotheses_<split>.jsonl` to the folder.
+    """Transcribe and score a split, and write `wer_<split>.txt` and `hypotheses_<split>.jsonl` to a folder.
 
     Args:
-        respond: a system or a baseline that transcribes, see `by_model` and `by_recogniser`.
-        groups: name -> regular expression looked for in utterance ids; such a group is also scored by itself.
+        respond: function by which a system or a baseline transcribes a batch, see `by_model` and `by_recogniser`.
+        split: name of the split.
+        entries: manifest entries of the split.
+        batch_size: number of recordings that are transcribed together.
+        normalize: text normalisation of references and hypotheses.
+        groups: name of a group -> regular expression; the utterances whose ids match are also scored separately.
+        folder: existing folder for the files.
 
     Raises:
         ValueError: no recording of the split can be read.
@@ -77,9 +82,13 @@ def _write_hypotheses(path: Path, pairs: list[Pair], normalize: Normalizer) -> N
 
 
 def published_wer(result: SplitResult, published: Mapping[str, Any] | None) -> float | None:
-    """The published rate of a split, if this is that split and was scored whole.
+    """Return the published word error rate of a split in percent; None if there is none for exactly these utterances.
 
     A mini corpus has splits of the same names, so the number of utterances has to agree as well.
+
+    Args:
+        result: result of the split.
+        published: split -> `{wer, utterances}`.
     """
     figures = (published or {}).get(result.split)
     if figures is None or figures["utterances"] != result.rates[ALL].utterances:
@@ -90,11 +99,13 @@ def published_wer(result: SplitResult, published: Mapping[str, Any] | None) -> f
 def write_report(
     folder: Path, results: Sequence[SplitResult], *, about: Mapping[str, Any], published: Mapping[str, Any] | None
 ) -> str:
-    """Writes `asr.json` and `asr.md`; returns the Markdown.
+    """Write the results of speech recognition to `asr.json` and `asr.md` in a folder, and return the Markdown.
 
     Args:
-        about: what the figures belong to (checkpoint, normalizer ..), kept beside them.
-        published: split -> `{wer, utterances}`.
+        folder: existing folder for the files.
+        results: results of each split.
+        about: what the figures were measured with (checkpoint, normalizer ..), which is written next to them.
+        published: split -> `{wer, utterances}` as published.
     """
     splits = {
         r.split: {
@@ -123,6 +134,6 @@ def _markdown(results: Sequence[SplitResult], about: Mapping[str, Any], publishe
             known = published_wer(result, published) if group == ALL else None
             rows.append(row + ([percent(known)] if beside else []))
     notes = [f"- {key}: {value}" for key, value in about.items()]
-    notes += [f"- {r.split}, left out: {r.skipped}" for r in results]
+    notes += [f"- {r.split}, skipped: {r.skipped}" for r in results]
     notes += [f"- {r.split}, {empty_references(r.rates[ALL])}" for r in results if r.rates[ALL].empty_references]
     return "\n".join(["# Speech recognition", "", markdown_table(header, rows), "", *notes, ""])

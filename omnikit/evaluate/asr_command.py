@@ -1,4 +1,4 @@
-"""What all `recipes/<Corpus>/ASR/evaluate.py` share: from a recipe's YAML file to error rates."""
+"""The command that all `recipes/<Corpus>/ASR/evaluate.py` share: from a recipe's YAML file to error rates."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from omnikit.tasks import TASKS
 
 
 def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]]) -> None:
-    """Transcribe and score what this process' command line describes.
+    """Evaluate speech recognition as this process's command line and its recipe say, and write and print the results.
 
     Args:
-        splits: the recipe's hparams -> the splits that are scored.
+        corpus: corpus that is evaluated on.
+        splits: function from the recipe's hparams to the names of the splits to be scored.
 
     Raises:
-        ValueError: bad file, flag, value or data; the message is one line for the user.
+        ValueError: a file, flag, value or the data is unusable; the message is one line for the user.
     """
     recipe = load_recipe(check=check_evaluation)
     hparams = recipe.hparams
@@ -44,17 +45,20 @@ def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]]) -> N
         print(summary)
         entries = read_manifest(corpus.manifest(folder / "manifests", summary.split), folder / "tables")
         result = evaluate_split(respond, summary.split, entries, **options)
-        result.skipped.update(summary.skipped)  # what was left out when the manifest was written counts as well
+        result.skipped.update(summary.skipped)  # entries skipped when the manifest was written count as well
         results.append(result)
     about = {**name, "normalizer": normalizer_version(hparams["normalizer"])}
     print(write_report(folder, results, about=about, published=hparams["published"]))
 
 
 def open_system(hparams: dict[str, Any], device: str) -> tuple[Respond, dict[str, str]]:
-    """What transcribes, and what it is called in the results.
+    """Open the system or baseline that a recipe chooses for transcribing.
+
+    Returns:
+        The function that transcribes a batch, and the entries that name the system in the results.
 
     Raises:
-        ValueError: there is no such system or baseline, or both are given.
+        ValueError: the system or baseline does not exist, or both are given.
     """
     baseline, checkpoint = hparams["baseline"], hparams["checkpoint"]
     if baseline is None:

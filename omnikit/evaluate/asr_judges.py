@@ -1,7 +1,8 @@
-"""Is it intelligible? A recogniser listens: pocketsphinx under one grammar of the whole domain, or any other one.
+"""Judges of intelligibility: recognisers that transcribe generated speech, so that it can be scored by WER.
 
-The grammar must be made from what *can* be said (templates and word lists), never from the sentences under test, or it
-hands the judge the answers. Acoustic model and pronunciations are those of the pocketsphinx wheel (US English).
+The judge is pocketsphinx with one grammar for the whole domain, or any other recogniser. The grammar must be built from
+the templates and word lists of the domain, never from the sentences under test, which would give the judge the answers.
+pocketsphinx's acoustic model and pronunciations are those of its wheel (US English).
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ from omnikit.evaluate.baseline_recognisers import Recogniser
 
 SAMPLE_RATE = 16000
 MARGIN = 0.15
-"""Seconds of near-silence around an utterance; the recogniser expects some."""
+"""Length in seconds of the near-silence that is added before and after an utterance; pocketsphinx expects some."""
 HISS = 1e-3
-"""Deviation of the noise laid under everything. Synthetic speech has digital silence, whose logarithm upsets the
-recogniser's normalisation: 23 % word errors on perfectly clear speech without, 1 % with."""
+"""Standard deviation of the noise that is added to an utterance for pocketsphinx. Synthetic speech has digital silence,
+whose logarithm upsets the recogniser's normalisation: WER 23 % on clear speech without the noise, 1 % with it."""
 SILENT = 0.01
-"""Peak below which nobody has said anything; the recogniser would find words in the hiss."""
+"""Peak amplitude below which a waveform counts as silence; a recogniser could find words in noise."""
 
 
 class PocketsphinxJudge:
-    """Args:
+    """A judge of intelligibility that recognises speech with pocketsphinx and a grammar.
+
+    Args:
         grammar: JSGF text with one public rule.
-        beam: how much less likely than the best a path may become; smaller is slower and more exact.
+        beam: likelihood relative to the best path below which a path is pruned; smaller is slower and more exact.
 
     Raises:
         ValueError: the grammar does not parse, or has words without a known pronunciation.
@@ -52,7 +55,7 @@ class PocketsphinxJudge:
         self.decoder.activate_search("domain")
 
     def transcribe(self, wav: Tensor | np.ndarray, sample_rate: int) -> str:
-        """Waveform [N] in -1..1 -> the words heard; empty for silence and where nothing fits the grammar."""
+        """Transcribe a waveform [N] in -1..1 at a rate in Hz; empty for silence and where nothing fits the grammar."""
         samples = _at_rate(wav, sample_rate, SAMPLE_RATE)
         if np.abs(samples).max(initial=0) < SILENT:
             return ""
@@ -66,13 +69,13 @@ class PocketsphinxJudge:
 
 
 class RecogniserJudge:
-    """A published recogniser, or a system of ours, as a judge."""
+    """A judge of intelligibility that transcribes with any `Recogniser`."""
 
     def __init__(self, recogniser: Recogniser):
         self.recogniser = recogniser
 
     def transcribe(self, wav: Tensor | np.ndarray, sample_rate: int) -> str:
-        """Waveform [N] in -1..1 -> the text heard; empty for silence."""
+        """Transcribe a waveform [N] in -1..1 at a rate in Hz; empty for silence."""
         samples = _at_rate(wav, sample_rate, self.recogniser.sample_rate)
         if np.abs(samples).max(initial=0) < SILENT:
             return ""
@@ -80,13 +83,16 @@ class RecogniserJudge:
 
 
 class SystemRecogniser:
-    """A system of ours as a `Recogniser`; what its encoder refuses (too short, too long) it does not understand."""
+    """A `Recogniser` that transcribes with an omnikit system.
+
+    The transcript of a recording that its encoder refuses, as too short or too long, is empty.
+    """
 
     def __init__(self, omni: Omni):
         self.omni, self.sample_rate = omni, omni.model.encoder.sample_rate
 
     def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
-        """See `Recogniser`."""
+        """Transcribe waveforms [N] one by one; see `Recogniser.transcribe`."""
         return [self._transcribe(wav) for wav in wavs]
 
     def _transcribe(self, wav: Tensor) -> str:
@@ -102,7 +108,7 @@ def _at_rate(wav: Tensor | np.ndarray, sample_rate: int, wanted: int) -> np.ndar
 
 
 def grammar_words(grammar: str) -> set[str]:
-    """The words that a JSGF text lets one say."""
-    body = grammar.split(";", 2)[-1]  # after the header and the grammar's name
+    """Return the words that occur in a JSGF grammar."""
+    body = grammar.split(";", 2)[-1]  # behind the header and the grammar's name
     body = re.sub(r"(public\s+)?<[^>]*>(\s*=)?", " ", body)
     return set(re.findall(r"[^\s|;()\[\]*+]+", body))

@@ -1,4 +1,4 @@
-"""Recognisers that others have published, to be scored by the same script as a system of ours."""
+"""Published speech recognisers as baselines, scored by the same evaluation as an omnikit system."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from omnikit.offline.batches import DecodedAnswer, Replied, Respond, load_record
 from omnikit.untrusted_models import read_network, read_settings
 
 SAMPLE_RATE = 16000
-"""Hz; of all that are published here."""
+"""Sample rate in Hz of the input of all baseline recognisers."""
 LANGUAGE = "en"
 NO_CODES = torch.zeros(0, 0, dtype=torch.long)
 CTC = {"wav2vec2_base": "facebook/wav2vec2-base-960h", "wav2vec2_large": "facebook/wav2vec2-large-960h"}
-"""Fine-tuned on the 960 hours of LibriSpeech."""
+"""Mapping from baseline names to hub ids of wav2vec 2.0 models with a CTC head, fine-tuned on 960 h of LibriSpeech."""
 MASK = "wav2vec2.masked_spec_embed"
-"""Only training needs it; published files may lack it."""
+"""Name of a tensor that only training needs and that published weights may lack."""
 WHISPER = {
     f"whisper_{name.replace('-', '_')}": name for name in ("tiny", "base", "small", "medium", "large-v3", "turbo")
 }
@@ -31,26 +31,26 @@ BASELINES = (*WHISPER, *CTC)
 
 
 class Recogniser(Protocol):
-    """Writes what is said.
-
-    Args:
-        sample_rate: Hz, of what it is given.
-    """
+    """Interface of a speech recogniser that transcribes batches of waveforms."""
 
     sample_rate: int
+    """Sample rate in Hz of the waveforms that a recogniser transcribes."""
 
     def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
-        """Waveforms [N] -> their texts, each as if it were alone."""
+        """Return the transcripts of waveforms [N]; each is independent of the other waveforms."""
 
 
 def open_baseline(name: str, weights: str | None = None, device: str = "cpu") -> Recogniser:
-    """The recogniser of a name in `BASELINES`.
+    """Return the published recogniser of a name in `BASELINES`.
 
     Args:
-        weights: in place of the published ones: a `.pt` file of openai-whisper, or a folder or hub id of transformers.
+        name: name of the baseline.
+        weights: weights instead of the published ones: a `.pt` file of openai-whisper, or a folder or hub id in the
+            format of transformers.
+        device: device that it runs on.
 
     Raises:
-        ValueError: no such name, or its weights are not to be had.
+        ValueError: the name is unknown, or the weights cannot be loaded.
     """
     if name not in BASELINES:
         raise ValueError(f"--baseline {name}: no such baseline (choices: {', '.join(BASELINES)})")
@@ -60,11 +60,14 @@ def open_baseline(name: str, weights: str | None = None, device: str = "cpu") ->
 
 
 class WhisperBaseline:
-    """openai-whisper's own greedy decoding, as its authors evaluate LibriSpeech: English, without timestamps, in a
-    window of 30 s. A longer recording is transcribed window by window.
+    """A baseline recogniser that transcribes with openai-whisper's own greedy decoding.
+
+    It decodes as Whisper's authors evaluate LibriSpeech: English, without timestamps, in a window of 30 s. A longer
+    recording is transcribed window by window.
 
     Args:
-        weights: a name of openai-whisper's or a `.pt` file.
+        weights: name of an openai-whisper model, or a `.pt` file.
+        device: device that it runs on.
     """
 
     sample_rate = SAMPLE_RATE
@@ -74,7 +77,7 @@ class WhisperBaseline:
         self.fp16 = torch.device(device).type == "cuda"
 
     def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
-        """See `Recogniser`."""
+        """Transcribe waveforms [N], those of up to 30 s in one batch; see `Recogniser.transcribe`."""
         import whisper
 
         texts = {i: self._transcribe_long(wav) for i, wav in enumerate(wavs) if len(wav) > whisper.audio.N_SAMPLES}
@@ -87,7 +90,7 @@ class WhisperBaseline:
         return [texts[i].strip() for i in range(len(wavs))]
 
     def _mel(self, wav: Tensor) -> Tensor:
-        """[N] -> log-mel [M, 3000]."""
+        """Compute Whisper's log-mel spectrogram [M, 3000] of a waveform [N], padded or truncated to 30 s."""
         import whisper
 
         return whisper.log_mel_spectrogram(whisper.pad_or_trim(wav), self.model.dims.n_mels).to(self.model.device)
@@ -98,12 +101,17 @@ class WhisperBaseline:
 
 
 class CTCBaseline:
-    """A wav2vec 2.0 with its CTC head, by transformers: the best label of each frame, without a language model.
+    """A baseline recogniser with wav2vec 2.0 and CTC, from transformers, decoded greedily without a language model.
 
-    One recording at a time: its group norm runs over the padding as well, so in a batch the texts would change.
+    Recordings are transcribed one at a time: the network's group norm includes padding, which would change the
+    transcripts in a batch.
 
     Args:
-        weights: a folder or hub id with model, feature extractor and tokenizer.
+        weights: folder or hub id with model, feature extractor and tokenizer.
+        device: device that it runs on.
+
+    Raises:
+        ValueError: the folder does not exist or holds no such model.
     """
 
     sample_rate = SAMPLE_RATE
@@ -125,7 +133,7 @@ class CTCBaseline:
         self.model = model.to(device).eval()
 
     def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
-        """See `Recogniser`."""
+        """Transcribe waveforms [N] one by one; see `Recogniser.transcribe`."""
         return [self._transcribe(wav) for wav in wavs]
 
     def _transcribe(self, wav: Tensor) -> str:
@@ -138,12 +146,12 @@ class CTCBaseline:
 
 
 def by_recogniser(recogniser: Recogniser) -> Respond:
-    """Its transcripts of rows, as the replies of a model."""
+    """Return a function that transcribes batches of manifest entries by a recogniser, the counterpart of `by_model`."""
 
     def respond(entries: list[ManifestEntry]) -> Replied:
-        heard, problems = load_recordings(entries, recogniser.sample_rate)
+        loaded, problems = load_recordings(entries, recogniser.sample_rate)
         yield from problems
-        texts = recogniser.transcribe([wav for _, wav in heard]) if heard else []
-        yield from ((entry, DecodedAnswer(text, NO_CODES)) for (entry, _), text in zip(heard, texts, strict=True))
+        texts = recogniser.transcribe([wav for _, wav in loaded]) if loaded else []
+        yield from ((entry, DecodedAnswer(text, NO_CODES)) for (entry, _), text in zip(loaded, texts, strict=True))
 
     return respond

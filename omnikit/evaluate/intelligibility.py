@@ -1,4 +1,7 @@
-"""Is speech understood by a recogniser? Recordings, what a codec keeps of them, and spoken answers."""
+"""Measure the intelligibility of speech by the WER of a recogniser, the judge.
+
+Recordings, their resynthesis by codecs, and spoken answers are judged.
+"""
 
 from __future__ import annotations
 
@@ -27,32 +30,34 @@ from omnikit.offline.batches import sound
 from omnikit.tasks import Task
 
 POCKETSPHINX = "pocketsphinx"
-NOT_JUDGED = f"Not judged: {POCKETSPHINX} wants a `--grammar_file`; or choose another `--judge`."
+NOT_JUDGED = f"Not judged: {POCKETSPHINX} needs a `--grammar_file`; or choose another `--judge`."
 SpokenText = tuple[str, str, Tensor]
-"""Id, the text that should be heard, and the waveform [N]."""
+"""Id of an utterance, its reference text and its waveform [N]."""
 Judgement = tuple[ErrorRates, list[Pair]]
-"""How much of it was understood, and what."""
+"""Error rates of a judge's transcripts of some speech, and the pairs of reference and transcript."""
 
 
 class Judge(Protocol):
-    """A judge."""
+    """Interface of a judge of intelligibility, which transcribes speech."""
 
     def transcribe(self, wav: Tensor, sample_rate: int) -> str:
-        """Waveform [N] in -1..1 at a rate in Hz -> what is heard; empty for silence."""
+        """Transcribe a waveform [N] in -1..1 at a rate in Hz; empty for silence."""
 
 
 def open_judge(
     judge: str, grammar_file: str | None = None, weights: str | None = None, device: str = "cpu"
 ) -> Judge | None:
-    """Who listens: None where it is pocketsphinx and no grammar is named; nothing is judged then.
+    """Return the judge of intelligibility of a name; None if it is pocketsphinx and no grammar is given.
 
     Args:
-        judge: `pocketsphinx`, a name in `BASELINES`, or the folder or hub id of a system of ours.
-        grammar_file: the sentences that pocketsphinx knows, as JSGF.
-        weights: of a baseline, see `open_baseline`.
+        judge: `pocketsphinx`, a name in `BASELINES`, or the folder or hub id of an omnikit system.
+        grammar_file: file with the sentences that pocketsphinx recognises, as JSGF.
+        weights: weights of a baseline, see `open_baseline`.
+        device: device that a baseline or a system runs on.
 
     Raises:
-        ValueError: there is no such judge, file or checkpoint, it is no grammar, or pocketsphinx is not installed.
+        ValueError: the judge, the file or the checkpoint does not exist, the grammar does not parse, or pocketsphinx
+            is not installed.
     """
     if judge == POCKETSPHINX:
         return None if grammar_file is None else _with_grammar(grammar_file)
@@ -78,7 +83,15 @@ def _with_grammar(file: str) -> PocketsphinxJudge:
 def judged(
     judge: Judge, utterances: Iterable[SpokenText], sample_rate: int, title: str, normalize: Normalizer = plain
 ) -> Judgement:
-    """Error rates of what the judge hears, and what that is."""
+    """Transcribe utterances with a judge of intelligibility; return the transcripts and their error rates.
+
+    Args:
+        judge: judge that transcribes.
+        utterances: ids, texts and waveforms [N].
+        sample_rate: sample rate of the waveforms in Hz.
+        title: label of the progress bar.
+        normalize: text normalisation of texts and transcripts.
+    """
     pairs = [
         Pair(name, text, judge.transcribe(wav, sample_rate)) for name, text, wav in tqdm(list(utterances), desc=title)
     ]
@@ -87,7 +100,7 @@ def judged(
 
 @dataclass(frozen=True)
 class Reference:
-    """How a text was said: a recording, or codes of the system's codec."""
+    """A text with its recording, or with codes of its recording."""
 
     id: str
     text: str
@@ -96,7 +109,10 @@ class Reference:
 
 
 def references(entries: Iterable[ManifestEntry], task: Task, codec_name: str | None) -> list[Reference]:
-    """What a task should say of rows, where that is a recording that can be read, or codes of that codec."""
+    """Return the target text and speech of a task for each manifest entry that has both.
+
+    The speech is a readable recording, or codes of the codec `codec_name`; other entries are left out.
+    """
     found = []
     for entry in entries:
         text, recording, codes = entry.target_text(task), entry.target_recording(task), entry.target_codes(task)
@@ -108,7 +124,7 @@ def references(entries: Iterable[ManifestEntry], task: Task, codec_name: str | N
 
 
 def encoded(codec: Codec, reference: Reference) -> Tensor:
-    """Codes of a reference [K, T]: its own, else those of its recording."""
+    """Return the codes [K, T] of a reference: those of its recording if it has one, else its stored codes."""
     device = next((tensor.device for tensor in codec.state_dict().values()), None)
     if reference.recording is None:
         return reference.codes.load().long().to(device)
@@ -117,24 +133,34 @@ def encoded(codec: Codec, reference: Reference) -> Tensor:
 
 
 def shuffled(codes: Tensor, generator: torch.Generator) -> Tensor:
-    """Codes [K, T] with each codebook's own put in random order: what a judge still understands of it, it guessed."""
+    """Return codes [K, T] with the frames of each codebook in random order.
+
+    Words that a judge recognises in this speech are guesses.
+    """
     order = torch.stack([torch.randperm(codes.shape[1], generator=generator) for _ in codes])
     return codes.gather(1, order.to(codes.device))
 
 
 @dataclass(frozen=True)
 class SpeechSet:
-    """Utterances of one kind, each made when it is listened to."""
+    """A set of utterances that are judged together; each waveform is computed when it is needed."""
 
-    sample_rate: int
+    sample_rate: int  # Hz
     utterances: Callable[[], Iterable[SpokenText]]
 
 
 def reference_speech(codecs: dict[str, Codec], utterances: Sequence[Reference], *, own: str) -> dict[str, SpeechSet]:
-    """Recordings, each codec's resynthesis of them, and shuffled codes; nothing of what there is none of.
+    """Return sets of speech with which spoken answers are compared: recordings, resynthesis by codecs, shuffled codes.
+
+    Empty sets are left out.
 
     Args:
-        own: name of the system's codec, whose codes may stand in place of recordings, and are shuffled.
+        codecs: codecs by name.
+        utterances: texts with their recordings or codes.
+        own: name of the system's codec, whose stored codes are used where there is no recording, and are shuffled.
+
+    Returns:
+        Sets of utterances by the title that they have in results.
     """
     first, recorded = codecs[own], [each for each in utterances if each.recording is not None]
 
@@ -142,7 +168,7 @@ def reference_speech(codecs: dict[str, Codec], utterances: Sequence[Reference], 
         return SpeechSet(codec.sample_rate, lambda: ((each.id, each.text, make(each)) for each in of))
 
     def mixed() -> Iterator[SpokenText]:
-        generator = torch.Generator().manual_seed(0)  # the same order for whoever listens
+        generator = torch.Generator().manual_seed(0)  # the same order for all judges
         for each in utterances:
             yield each.id, each.text, sound(first, shuffled(encoded(first, each), generator))
 
@@ -158,17 +184,17 @@ def reference_speech(codecs: dict[str, Codec], utterances: Sequence[Reference], 
 
 
 def judge_all(judge: Judge, speech: dict[str, SpeechSet], normalize: Normalizer = plain) -> dict[str, Judgement]:
-    """`judged`, for each kind of speech."""
+    """Transcribe several sets of utterances with a judge and return the result of `judged` for each by its title."""
     return {
         title: judged(judge, kind.utterances(), kind.sample_rate, title, normalize) for title, kind in speech.items()
     }
 
 
 def keep_wavs(utterances: Sequence[SpokenText], folder: Path, sample_rate: int, count: int) -> None:
-    """Write the first `count` of them, see `wav_name`.
+    """Write the first `count` utterances to a folder as wav files, named by `wav_name`.
 
     Raises:
-        ValueError: the disk refuses.
+        ValueError: the folder cannot be written to.
     """
     with writing(folder):
         make_folder(folder)
@@ -177,7 +203,7 @@ def keep_wavs(utterances: Sequence[SpokenText], folder: Path, sample_rate: int, 
 
 
 def rates_table(rates: dict[str, ErrorRates]) -> str:
-    """Markdown: one line per kind of sound, and below a remark for each that has texts without a word."""
+    """Return error rates as a Markdown table with a line per kind of speech, and remarks about empty references."""
     rows = [[name, str(r.utterances), percent(r.wer), percent(r.exact)] for name, r in rates.items()]
     remarks = [f"- {name}, {empty_references(r)}" for name, r in rates.items() if r.empty_references]
     table = markdown_table(["Sound", "Utterances", "Judged WER %", "Without an error %"], rows)

@@ -1,4 +1,4 @@
-"""Does it sound natural? A network's guess of what listeners would give it, 1 to 5 (mean opinion score, MOS)."""
+"""Estimate the naturalness of speech with a network that predicts listeners' mean opinion scores (MOS), 1 to 5."""
 
 from __future__ import annotations
 
@@ -16,51 +16,59 @@ from omnikit.evaluate.result_tables import markdown_table, seconds
 
 UTMOS = "utmos"
 REPOSITORY, ENTRY = "tarepan/SpeechMOS:v1.2.0", "utmos22_strong"
-"""UTMOS' strong learner (Saeki et al. 2022, arXiv 2204.02152), as this repository of GitHub gives it to torch.hub."""
+"""GitHub repository and torch.hub entry point of UTMOS's strong learner (Saeki et al. 2022, arXiv 2204.02152)."""
 
 
 @dataclass(frozen=True)
 class MosScore:
-    """Of one kind of speech."""
+    """Predicted mean opinion scores of a set of utterances, 1 to 5."""
 
     mean: float
     worst: float
-    utterances: int  # those with sound
+    utterances: int  # number of utterances with sound
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Return predicted mean opinion scores as a dictionary for JSON."""
         return asdict(self)
 
 
 class Utmos:
-    """Args:
-        source: a folder with the repository's code; None = GitHub. Weights are downloaded by that code, once.
+    """The UTMOS network, which predicts the mean opinion score of an utterance.
+
+    Args:
+        source: folder with the code of `REPOSITORY`; None = GitHub. That code downloads the weights once.
+        device: device that it runs on.
 
     Raises:
-        ValueError: it cannot be had.
+        ValueError: the code or the weights cannot be loaded.
     """
 
     def __init__(self, source: str | None = None, device: str = "cpu"):
         where = {"source": "local"} if source else {"trust_repo": True}
         if source and not (Path(source) / "hubconf.py").is_file():
-            raise ValueError(f"--mos_source {source}: has no hubconf.py; wanted is the code of {REPOSITORY}")
+            raise ValueError(f"--mos_source {source}: has no hubconf.py; give a folder with the code of {REPOSITORY}")
         try:
             network = torch.hub.load(source or REPOSITORY, ENTRY, **where)
-        except Exception as error:  # of whatever the code of somebody else raises
+        except Exception as error:  # the repository's code may raise anything
             raise ValueError(f"--mos {UTMOS}: {source or REPOSITORY} cannot be loaded: {one_line(error)}") from None
         self.network, self.device = network.to(device).eval(), device
 
     @torch.inference_mode()
     def score(self, wav: Tensor, sample_rate: int) -> float:
-        """Waveform [N] in -1..1 at a rate in Hz -> 1 to 5."""
+        """Predict the mean opinion score, 1 to 5, of a waveform [N] in -1..1 at a rate in Hz."""
         return float(self.network(wav[None].to(self.device), sample_rate).squeeze())
 
 
 def open_mos(name: str | None, source: str | None = None, device: str = "cpu") -> Utmos | None:
-    """Who guesses; None where nobody is wanted.
+    """Return the predictor of mean opinion scores of a name; None if the name is None.
+
+    Args:
+        name: `utmos` or None.
+        source: see `Utmos`.
+        device: device that it runs on.
 
     Raises:
-        ValueError: there is nobody of that name, or the network cannot be had.
+        ValueError: the name is unknown, or the network cannot be loaded.
     """
     if name is None:
         return None
@@ -70,7 +78,10 @@ def open_mos(name: str | None, source: str | None = None, device: str = "cpu") -
 
 
 def mos_scores(mos: Utmos | None, speech: dict[str, SpeechSet]) -> dict[str, MosScore]:
-    """The guesses for each kind of speech; an utterance without sound has none."""
+    """Predict mean opinion scores for sets of utterances by title; utterances without sound are ignored.
+
+    Without a predictor (None) and for sets without sound there is no score.
+    """
     found = {}
     for title, kind in speech.items() if mos is not None else ():
         wavs = tqdm((wav for _, _, wav in kind.utterances() if len(wav)), desc=f"{title}, MOS")
@@ -81,6 +92,6 @@ def mos_scores(mos: Utmos | None, speech: dict[str, SpeechSet]) -> dict[str, Mos
 
 
 def mos_table(found: dict[str, MosScore]) -> str:
-    """Markdown: one line per kind of speech."""
+    """Return mean opinion scores as a Markdown table with a line per kind of speech."""
     rows = [[title, str(o.utterances), seconds(o.mean), seconds(o.worst)] for title, o in found.items()]
     return markdown_table(["Sound", "Utterances", "UTMOS, mean", "worst"], rows)

@@ -1,4 +1,4 @@
-"""Question answering: how many answers are right, by kind of question."""
+"""Evaluate question answering: the share of right answers, by kind of question."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from omnikit.tasks import TASKS, Task
 
 @dataclass(frozen=True)
 class AnswerMode:
-    """One way of answering a question."""
+    """A way of answering questions: a task and a decoding strategy, under a name."""
 
     name: str
     task: Task
@@ -31,10 +31,10 @@ class AnswerMode:
 
     @classmethod
     def of(cls, name: str, options: dict) -> AnswerMode:
-        """From `{task: A1A2, strategy: <strategy>}`.
+        """Return the answer mode of a name with options such as `{task: A1A2, strategy: <strategy>}`.
 
         Raises:
-            ValueError: no task of that name, or one that answers no question.
+            ValueError: the task is unknown, or does not answer questions.
         """
         known = [task for task in TASKS.values() if task.text_mark == "answer"]
         task = next((task for task in known if task.name == options["task"]), None)
@@ -46,35 +46,35 @@ class AnswerMode:
 
 @dataclass(frozen=True)
 class QAScores:
-    """Right answers of one split, given in one way."""
+    """Numbers of right answers to the questions of one split in one answer mode."""
 
-    right: dict[str, int]  # by kind of question; "" where the manifest names none
-    asked: dict[str, int]
-    exact: int  # right letter by letter
-    containing: int  # right, or with the expected words one after the other somewhere in them
-    truncated: int  # see `cut_short`
+    right: dict[str, int]  # kind of question -> number of right answers; "" where the manifest names no kind
+    asked: dict[str, int]  # kind of question -> number of questions
+    exact: int  # answers that are right without normalisation
+    containing: int  # answers that are right, or contain a right answer as consecutive words
+    truncated: int  # answers that are truncated, see `cut_short`
     skipped: Skipped
 
     @property
     def percent(self) -> float:
-        """Of all questions."""
+        """Percentage of all questions that were answered right."""
         return self.share(sum(self.right.values()))
 
     def share(self, count: int) -> float:
-        """Percent of all questions."""
+        """Return a number of questions as a percentage of all questions."""
         return 100 * count / sum(self.asked.values())
 
     def percent_of(self, kind: str) -> float | None:
-        """Of the questions of one kind; None if there is none."""
+        """Return the percentage of the questions of one kind that were answered right; None if there are none."""
         return 100 * self.right[kind] / self.asked[kind] if self.asked.get(kind) else None
 
     @property
     def kinds(self) -> list[str]:
-        """Those that the manifest names."""
+        """Kinds of question that the manifest names."""
         return [kind for kind in self.asked if kind]
 
     def as_dict(self) -> dict:
-        """For JSON."""
+        """Return the numbers and percentages of right answers as a dictionary for JSON."""
         kinds = {k: {"right": self.right[k], "asked": self.asked[k], "percent": self.percent_of(k)} for k in self.kinds}
         return {
             "percent": self.percent,
@@ -95,8 +95,17 @@ def count_right(
     skipped: Skipped,
     normalize: Normalizer,
 ) -> QAScores:
-    """An answer is right if its text is, after normalisation, one of those that the row accepts. Where nothing is left
-    of a text by that (`...`), only the same text is right.
+    """Count the right answers to the questions of manifest entries.
+
+    An answer is right if its normalised text equals one of the entry's normalised reference answers. References that
+    normalisation leaves empty, such as `...`, have to be matched without normalisation.
+
+    Args:
+        task: task of the answers.
+        entries: manifest entries of the questions.
+        replies: answers by the entries' ids.
+        skipped: entries without an answer, which the result holds.
+        normalize: text normalisation of answers and references.
 
     Raises:
         ValueError: no question could be read.
@@ -119,7 +128,7 @@ def count_right(
 
 
 def write_answers(path: Path, entries: Sequence[ManifestEntry], replies: dict[str, DecodedAnswer]) -> None:
-    """One line of JSON per answered question."""
+    """Write the answered questions to a file as lines of JSON with question, reference answers and answer."""
     with whole_text(path) as file:
         for entry in entries:
             if entry.id in replies:
@@ -130,10 +139,10 @@ def write_answers(path: Path, entries: Sequence[ManifestEntry], replies: dict[st
 
 
 def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[ManifestEntry]:
-    """The rows of a source, see `read_entries`.
+    """Read the questions of a source and refuse entries without a reference answer; see `read_entries`.
 
     Raises:
-        ValueError: the source cannot be read, or a row has no answer that would be right.
+        ValueError: the source cannot be read, or an entry has no reference answer.
     """
     entries = read_entries(name, options, cache_folder)
     without = next((entry.id for entry in entries if not entry.reference_answers()), None)
@@ -143,20 +152,23 @@ def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path)
 
 
 def some(entries: Sequence[ManifestEntry], limit: int | None) -> list[ManifestEntry]:
-    """All rows, or a part of them that is the same each time."""
+    """Return `limit` entries drawn at random with a fixed seed; all entries if there are no more or `limit` is None."""
     if limit is None or limit >= len(entries):
         return list(entries)
     return [entries[i] for i in random.Random(0).sample(range(len(entries)), limit)]
 
 
 def qa_table(results: dict[str, dict[str, QAScores]]) -> str:
-    """Markdown of split -> way -> shares: one line per split and way, one column per kind of question."""
-    kinds = sorted({kind for ways in results.values() for shares in ways.values() for kind in shares.kinds})
+    """Return QA scores, by split and answer mode, as a Markdown table with a line for each of them.
+
+    It has a column for each kind of question.
+    """
+    kinds = sorted({kind for modes in results.values() for scores in modes.values() for kind in scores.kinds})
     rows = []
-    for split, ways in results.items():
-        for way, shares in ways.items():
-            row = [f"{split}, {way}", str(sum(shares.asked.values())), percent(shares.percent)]
-            row += [percent(shares.share(n)) for n in (shares.exact, shares.containing, shares.truncated)]
-            rows.append(row + [percent(shares.percent_of(kind)) for kind in kinds])
+    for split, modes in results.items():
+        for mode, scores in modes.items():
+            row = [f"{split}, {mode}", str(sum(scores.asked.values())), percent(scores.percent)]
+            row += [percent(scores.share(n)) for n in (scores.exact, scores.containing, scores.truncated)]
+            rows.append(row + [percent(scores.percent_of(kind)) for kind in kinds])
     header = ["Questions, how answered", "Asked", "Right %", "Exact %", "Containing %", "Truncated %"]
     return markdown_table([*header, *(f"{kind} %" for kind in kinds)], rows)

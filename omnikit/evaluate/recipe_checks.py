@@ -1,4 +1,4 @@
-"""The values of an evaluation's recipe, checked before anything is built or written."""
+"""Check the values of an evaluation's recipe before anything is built or written."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ RANGES = {
     "groups": Items({"name": PATH, "ids": Regex()}),
     "codecs": Items({"name": PATH}),
 }
-"""Key of an evaluation's file -> what it takes."""
+"""Mapping from the keys of an evaluation's recipe to the values that each of them accepts."""
 
 
 def check_evaluation(tree: Mapping[str, Any]) -> None:
-    """Check the values of an evaluation's recipe, see `omnikit.hparams.load_recipe`.
+    """Check the keys and values of an evaluation's recipe; for `omnikit.hparams.load_recipe`.
 
     Raises:
-        ValueError: a value of the wrong kind or outside its range.
+        ValueError: a key has been renamed, or a value has the wrong type or is outside its range.
     """
     refuse_old_keys(tree)
     check_ranges(tree, RANGES)

@@ -1,4 +1,4 @@
-"""How fast speech comes, one question or text at a time, as a user gives them."""
+"""Measure real-time factor and latency of generated speech, one question or text at a time."""
 
 from __future__ import annotations
 
@@ -17,36 +17,42 @@ from omnikit.evaluate.result_tables import markdown_table, seconds
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured on this machine with the given number of threads."""
+    """Real-time factors and latencies of answers, measured on this machine; p95 is the 95th percentile."""
 
-    questions: int  # or texts
-    threads: int
-    real_time_factor: float  # wall time over seconds of answer audio, of all questions together
+    questions: int  # number of questions or texts that were answered with sound
+    threads: int  # number of CPU threads
+    real_time_factor: float  # wall time divided by the length of the generated speech, over all answers
     median_real_time_factor: float
-    p95_real_time_factor: float  # of 100 answers 95 are not slower
-    median_first_audio: float  # seconds from the question to the first sound
+    p95_real_time_factor: float
+    median_first_audio: float  # first-sound latency in seconds
     p95_first_audio: float
-    median_first_text: float
+    median_first_text: float  # first-text latency in seconds
     p95_first_text: float
-    audio_seconds: float  # of all answers
+    audio_seconds: float  # length of the generated speech of all answers
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Return real-time factors and latencies as a dictionary for JSON, rounded to four decimals."""
         return {key: round(value, 4) for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one answer, all in seconds."""
+    """Timing of one answer in seconds."""
 
-    wall: float
-    audio: float
-    first_audio: float
-    first_text: float
+    wall: float  # from the question to the end of the answer
+    audio: float  # length of the generated speech
+    first_audio: float  # first-sound latency
+    first_text: float  # first-text latency; `wall` if the answer has no text
 
 
 def time_answer(stream: Callable[[Any], Iterator[Chunk]], asked: Any, sample_rate: int) -> Timing | None:
-    """Times the chunks of one answer at a sample rate in Hz; None where no sound came."""
+    """Measure the timing of one streamed answer; None if it has no sound.
+
+    Args:
+        stream: function from a question or text to the chunks of its answer.
+        asked: question or text.
+        sample_rate: sample rate of the chunks in Hz.
+    """
     began = time.perf_counter()
     samples, first_audio, first_text = 0, None, None
     for chunk in stream(asked):
@@ -65,12 +71,13 @@ def time_answer(stream: Callable[[Any], Iterator[Chunk]], asked: Any, sample_rat
 def measure(
     stream: Callable[[Any], Iterator[Chunk]], asked: Sequence[Any], *, sample_rate: int, threads: int
 ) -> Speed | None:
-    """Answers one by one, after one that is not counted; None where no answer had sound.
+    """Measure the speed of answering questions one by one, after one for warming up; None if no answer has sound.
 
     Args:
         stream: `Omni.stream` or `Omni.stream_speech`.
-        asked: what is given to it.
-        sample_rate: of what it gives, Hz.
+        asked: questions or texts, the arguments of `stream`.
+        sample_rate: sample rate of the chunks in Hz.
+        threads: number of CPU threads of torch during the measurement.
     """
     with _threads(threads):
         time_answer(stream, asked[0], sample_rate)
@@ -95,7 +102,7 @@ def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def speed_table(measured: dict[str, Speed | None]) -> str:
-    """Markdown of way -> speed."""
+    """Return measured speeds as a Markdown table with a line for each way of answering."""
     header = ["Speech", "Given", "Threads", "Real-time factor", "p50 / p95", "First text, s, p50 / p95"]
     header += ["First sound, s, p50 / p95"]
     rows = [

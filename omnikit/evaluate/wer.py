@@ -1,4 +1,4 @@
-"""Word and character error rates, counted by SpeechBrain's ErrorRateStats."""
+"""Compute word and character error rates (WER, CER) with SpeechBrain's ErrorRateStats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omnikit.files import whole_text
 
 @dataclass(frozen=True)
 class Pair:
-    """What was said and what was understood."""
+    """Reference and hypothesis of an utterance."""
 
     id: str
     reference: str
@@ -22,17 +22,19 @@ class Pair:
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """Rates in percent: errors of all utterances over their reference words (or characters, spaces included), and the
-    mean of the utterances' own rates.
+    """Word and character error rates of a set of utterances, in percent.
 
-    What is understood where the reference is empty after normalisation counts as insertions. Such an utterance has no
-    rate of its own; where there is no other, errors are divided by one word, as jiwer does, so that errors are never a
-    rate of 0 %.
+    WER (CER) is the number of errors in all utterances divided by the number of words (characters, spaces included) in
+    the references. The mean of the utterances' own rates is given as well.
+
+    If a reference is empty after normalisation, the words of its hypothesis count as insertions, and the utterance has
+    no rate of its own. If all references are empty, the errors are divided by one word, as jiwer does, so that errors
+    never result in a rate of 0 %.
     """
 
     utterances: int
-    empty_references: int  # utterances without a reference word
-    words: int  # in the references
+    empty_references: int  # number of references that are empty after normalisation
+    words: int  # number of words in the references
     wer: float
     wer_utterance_mean: float
     cer: float
@@ -40,25 +42,25 @@ class ErrorRates:
     insertions: int
     deletions: int
     substitutions: int
-    exact: float  # share of utterances without an error
+    exact: float  # percentage of utterances without an error
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Return error rates and counts of errors as a dictionary for JSON, rounded to four decimals."""
         return {key: round(value, 4) for key, value in asdict(self).items()}
 
 
 def empty_references(rates: ErrorRates) -> str:
-    """Return the remark that a report makes where references are empty after normalisation."""
+    """Return the remark that a report contains if references are empty after normalisation."""
     return f"empty references: {rates.empty_references} (their words are insertions)"
 
 
 def score(pairs: Sequence[Pair], normalize: Normalizer, alignments: Path | None = None) -> ErrorRates:
-    """Error rates of pairs after normalisation.
+    """Compute the word and character error rates of hypotheses after text normalisation.
 
     Args:
-        pairs: at least one; ids are distinct.
-        normalize: applied to both texts.
-        alignments: file for the summary and the alignment of every utterance.
+        pairs: references and hypotheses, at least one pair, with distinct ids.
+        normalize: text normalisation of both texts.
+        alignments: file to which a summary and the alignment of every utterance are written; None = no file.
     """
     assert pairs, "nothing to score"
     texts = [(pair.id, normalize(pair.reference), normalize(pair.hypothesis)) for pair in pairs]
@@ -84,7 +86,10 @@ def score(pairs: Sequence[Pair], normalize: Normalizer, alignments: Path | None 
 
 
 def _stats(utterances: list[tuple[str, list[str], list[str]]]):
-    """(id, reference tokens, hypothesis tokens) -> ErrorRateStats with its summary."""
+    """Return SpeechBrain's ErrorRateStats, with its summary, of utterances (id, reference tokens, hypothesis tokens).
+
+    The summary's WER is replaced with one that is defined also for empty references.
+    """
     from speechbrain.utils.metric_stats import ErrorRateStats
 
     stats = ErrorRateStats()

@@ -112,10 +112,10 @@ class LlamaConfig:
         if other:
             raise ValueError(f"{other[0]} {numbers[other[0]]!r} is not known here")
         _check(kind, known)
-        return cls._made(kind, known, _rope(numbers, known["max_position_embeddings"]))
+        return cls._from_mapping(kind, known, _rope(numbers, known["max_position_embeddings"]))
 
     @classmethod
-    def _made(cls, kind: str, known: Mapping[str, Any], rope: dict[str, Any]) -> LlamaConfig:
+    def _from_mapping(cls, kind: str, known: Mapping[str, Any], rope: dict[str, Any]) -> LlamaConfig:
         heads, attention_bias = known["num_attention_heads"], known.get("attention_bias", False)
         window = known.get("sliding_window") if known.get("use_sliding_window", True) else None
         size = known["head_dim"] or known["hidden_size"] // heads

@@ -1,7 +1,7 @@
-"""Offline inference: many recordings or texts through a system, results as lines of JSON beside the wavs.
+"""Offline batch inference: answer many recordings or texts, and write lines of JSON and wav files to a folder.
 
-Guide: docs/batch.md. Each process of torchrun takes every n-th row and writes a file of its own; what was finished
-stands in the files of all and is not done again, whatever the number of processes is then.
+Guide: docs/batch.md. Each of n torchrun processes answers every n-th entry and writes its own results file. A job that
+is run again skips the entries with a result in any of these files, also with another number of processes.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from omnikit.torchrun import Share
 from omnikit.weights import FILE_NAME
 
 RUN = "run.json"
-"""What the results of a folder belong to."""
+"""Name of the file in an output folder that says what the results were computed with: task, source, system."""
 OTHER_FILE = "other file"
-"""The reason under which a folder's files that are no recordings are counted."""
+"""Reason under which files of an input folder that are no recordings are counted."""
 NOTHING = {"text": None, "wav": None, "seconds": None, "truncated": None, "skipped": None}
-"""The fields of a line besides `id`."""
+"""Fields of a result line besides `id`, with the value null."""
 SURROGATES = "backslashreplace"
-"""Of file names that are not UTF-8: they are written as JSON's own escapes."""
+"""Encoding error handler by which file names that are not UTF-8 are written as escapes of JSON."""
 
 
 @dataclass
 class Counts:
-    """What one process did of its share."""
+    """Counts of the entries that one process answered, skipped or found finished; printed as a summary."""
 
-    entries: int = 0
-    kept: int = 0  # finished before
-    done: int = 0
+    entries: int = 0  # entries of this process
+    kept: int = 0  # entries with a result of an earlier run
+    done: int = 0  # entries that were answered in this run
     truncated: int = 0
-    seconds: float = 0.0  # of speech
+    seconds: float = 0.0  # length of the generated speech
     skipped: Skipped = field(default_factory=Skipped)
-    others: Skipped = field(default_factory=Skipped)  # files of the folder that are no recordings
+    others: Skipped = field(default_factory=Skipped)  # files of the input folder that are no recordings
 
     def __str__(self) -> str:
         words = [f"{self.done} of {self.entries} done"]
@@ -58,16 +58,17 @@ class Counts:
         words += [f"{self.truncated} truncated"] if self.truncated else []
         words += [f"{self.seconds:.1f} s of speech"] if self.seconds else []
         words += [f"skipped: {self.skipped}"]
-        words += [f"not taken: {self.others}"] if self.others else []
+        words += [f"ignored: {self.others}"] if self.others else []
         return ", ".join(words)
 
 
 def read_entries(source: Path, task: Task) -> ListedEntries | TableEntries:
-    """The rows of a folder of recordings, of a manifest, or of a text file with a text in each line; `skipped` counts
-    what makes no row.
+    """Read the manifest entries of a folder of recordings, a manifest, or a text file with a text in each line.
+
+    Unusable entries of a manifest are skipped and counted in `skipped` of the result.
 
     Raises:
-        ValueError: there is no such thing, it holds nothing, or two rows share an id.
+        ValueError: the source does not exist or has no entries, or two entries have the same id.
     """
     if source.suffix == TEXT:
         entries = ListedEntries(_lines(source))
@@ -83,7 +84,7 @@ def read_entries(source: Path, task: Task) -> ListedEntries | TableEntries:
 
 
 def other_files(source: Path) -> Skipped:
-    """Count the files below a folder that are no recordings; nothing where the source is no folder of them."""
+    """Count the files below a folder of recordings that are no recordings; none for a source of another kind."""
     found = Skipped()
     if source.is_dir() and not is_sharded(source):
         for path in walk(source):
@@ -93,7 +94,10 @@ def other_files(source: Path) -> Skipped:
 
 
 def _recordings(folder: Path) -> list[ManifestEntry]:
-    """Every recording below a folder; its id is its path there, with its ending where two differ in nothing else."""
+    """Return an entry for every recording below a folder.
+
+    Its id is its path in the folder, with the file extension only where two paths differ in nothing else.
+    """
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(walk(folder)) if is_recording(path)}
     alike = Counter(_stem(name) for name in paths)
     ids = {name: _stem(name) if alike[_stem(name)] == 1 else name for name in paths}
@@ -105,7 +109,7 @@ def _stem(name: str) -> str:
 
 
 def _lines(path: Path) -> list[ManifestEntry]:
-    """The lines of a file that are not blank, with their numbers as ids."""
+    """Return an entry for every line of a text file that is not blank, with the line number as its id."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     lines = read_text(path, "utf-8-sig").split("\n")
@@ -113,17 +117,22 @@ def _lines(path: Path) -> list[ManifestEntry]:
 
 
 class Job:
-    """Rows to be answered, and the folder that takes the results.
+    """A batch inference job: the entries that this process answers, and the folder for the results.
+
+    A job that was interrupted is resumed by creating it again with the same arguments.
 
     Args:
-        task: a name in `TASKS`.
-        source: see `read_entries`.
-        folder: made if it is not there.
-        about: what the results depend on besides the rows; has to agree with what the folder's results were made with.
+        task: name of a task in `TASKS`.
+        source: folder, manifest or text file with the questions, see `read_entries`.
+        folder: output folder, which is created if it does not exist.
+        batch_size: number of entries that are answered together.
+        about: what the results depend on besides task and source, such as checkpoint and options; it has to agree with
+            that of results which the folder already holds.
+        share: this process's rank among the processes of the job; None = as torchrun says.
 
     Raises:
-        ValueError: see `read_entries`; or the folder holds results of another run, or lies in a folder of questions,
-            where answers would be taken for questions.
+        ValueError: see `read_entries`; or the folder holds results of another run, or is inside a folder of questions,
+            where spoken answers would be taken for questions.
     """
 
     def __init__(
@@ -141,7 +150,7 @@ class Job:
         self._check_same()
 
     def run(self, omni: Omni) -> Counts:
-        """Answer what is not finished yet.
+        """Answer the entries that have no result yet, write the results and return the counts.
 
         Raises:
             ValueError: the folder cannot be written to.
@@ -158,7 +167,7 @@ class Job:
             by_model(omni.decoder.of_capacity(self.batch_size), self.task), self.task, entries,
             batch_size=self.batch_size, title=self.task.name, quiet=self.share.rank > 0, max_seconds=MAX_SECONDS,
         )  # fmt: skip
-        with closing(found):  # the progress bar ends before an error is told
+        with closing(found):  # so that the progress bar ends before an error is printed
             for entry, reply in found:
                 if isinstance(reply, Problem):
                     counts.skipped.add(reply.reason, entry.id)
@@ -173,11 +182,15 @@ class Job:
 
     @property
     def results(self) -> Path:
-        """The file of this process."""
+        """Path of the file to which this process writes its results."""
         return self.folder / _results_name(self.share.rank)
 
     def _own(self, entries: Sequence[ManifestEntry], source: str) -> list[ManifestEntry]:
-        """This process's share of rows."""
+        """Return this process's share of the entries.
+
+        Raises:
+            ValueError: two entries of the source have the same id.
+        """
         seen, own = set(), []
         for number, entry in enumerate(entries):
             if entry.id in seen:
@@ -200,7 +213,11 @@ class Job:
             raise ValueError(f"--output {self.folder}: holds results of another run ({'; '.join(other)})")
 
     def _finished(self) -> set[str]:
-        """Ids in the files of all processes. This one cleans its own, and those of former processes that fall to it."""
+        """Return the ids of entries with a result in the results file of any process.
+
+        The lines of skipped entries and truncated lines are removed from this process's file, and from those that
+        earlier processes of a higher rank left and that fall to it.
+        """
         finished = set()
         for path in self.folder.glob("results*.jsonl"):
             number = re.fullmatch(r"results(?:\.(\d+))?\.jsonl", path.name)
@@ -213,7 +230,7 @@ class Job:
         return finished
 
     def _keep(self, omni: Omni, entry: ManifestEntry, reply: DecodedAnswer) -> dict[str, Any]:
-        """Write the wav of a reply, if it has sound -> its line."""
+        """Write the wav file of an answer, if it has sound, and return the result line."""
         line = {"id": entry.id, **NOTHING, "text": reply.text, "truncated": reply.truncated}
         if not self.task.speaks:
             return line
@@ -224,7 +241,10 @@ class Job:
         return {**line, "seconds": round(len(wav) / omni.sample_rate, 4)}
 
     def _write(self, line: dict[str, Any]) -> None:
-        """Append a line, whole or not at all. It counts as finished, so the wav is there before."""
+        """Append a result line to this process's file, whole or not at all.
+
+        The line marks the entry as finished, so its wav file must have been written before.
+        """
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode(errors=SURROGATES)
         with writing(self.results):
             before = self.results.stat().st_size if self.results.exists() else 0
@@ -238,10 +258,10 @@ class Job:
 
 
 def checkpoint_stamp(checkpoint: str | None) -> dict[str, Any]:
-    """What tells a checkpoint from another, and from itself before it was trained further.
+    """Return the path and the modification time (ns) by which the weights of a checkpoint are recognised.
 
     Raises:
-        ValueError: it is not to be had.
+        ValueError: the checkpoint cannot be found.
     """
     folder = existing(SHIPPED if checkpoint is None else checkpoint)
     weights = folder / FILE_NAME
@@ -254,10 +274,13 @@ def _results_name(rank: int) -> str:
 
 
 def _finished_lines(path: Path) -> dict[str, bytes]:
-    """Id -> line, without those of skipped rows or lost wavs, which are tried again, and without what a kill cut short.
+    """Read the lines of finished entries, by id, from a results file.
+
+    Lines of skipped entries and of entries whose wav file is missing are left out, so that these are tried again. A
+    last line that is truncated, because the process was killed, is left out as well.
 
     Raises:
-        ValueError: another line is no result.
+        ValueError: another line is not a result.
     """
     kept = {}
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
@@ -268,5 +291,5 @@ def _finished_lines(path: Path) -> dict[str, bytes]:
             if line["skipped"] is None and (line["wav"] is None or (path.parent / line["wav"]).is_file()):
                 kept[line["id"]] = text
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: line {number} is no result of this command") from None
+            raise ValueError(f"{path}: line {number} is not a result of this command") from None
     return kept

@@ -1,4 +1,4 @@
-"""Many rows through a model: batches of like lengths, a progress bar, and for each row a reply or why there is none."""
+"""Answer many manifest entries in batches of similar lengths, with a progress bar; each gets an answer or a problem."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class DecodedAnswer:
-    """What a model made of a row."""
+    """Answer of a model to a manifest entry: decoded text and audio codes."""
 
     text: str
-    codes: Tensor  # [K, T]; T = 0 where the task does not speak
-    truncated: bool = False  # cut by a limit of `Decoding`
+    codes: Tensor  # [K, T]; T = 0 where the task has no spoken answer
+    truncated: bool = False  # whether the answer was ended by a limit of `Decoding`
 
 
 def cut_short(reply: DecodedAnswer, task: Task) -> bool:
-    """Whether a reply was cut; a spoken one also where there is text and no sound of it."""
+    """Return whether an answer was truncated; so is a spoken answer that has text but no audio."""
     return reply.truncated or (task.speaks and bool(reply.text) and not reply.codes.shape[1])
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a row has no reply."""
+    """Reason why a manifest entry has no answer."""
 
-    reason: str  # one of few, for counting
-    detail: str = ""
+    reason: str  # short name under which such entries are counted
+    detail: str = ""  # explanation, such as the message of an error
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
@@ -55,14 +55,14 @@ class Problem:
 NO_RECORDING = Problem("no recording")
 Replied = Iterable[tuple[ManifestEntry, DecodedAnswer | Problem]]
 Respond = Callable[[list[ManifestEntry]], Replied]
-"""A batch of rows -> each with its reply or problem, in any order."""
+"""A function that answers a batch of manifest entries; it yields each with its answer or problem, in any order."""
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuse what is no whole number or below 1.
+    """Refuse a batch size that is not an integer or is below 1.
 
     Raises:
-        ValueError: the message names the flag.
+        ValueError: the message names the flag `--batch_size`.
     """
     COUNT.check("batch_size", batch_size)
 
@@ -70,8 +70,17 @@ def check_batch_size(batch_size: int) -> None:
 def in_batches(
     items: Sequence[Item], length: Callable[[Item], float], batch_size: int, title: str, *, quiet: bool = False
 ) -> Iterator[list[Item]]:
-    """Batches of items of like lengths under a progress bar, the longest first: a batch too big for the memory fails at
-    once and not after an hour."""
+    """Yield batches of items of similar lengths under a progress bar, the longest first.
+
+    So a batch that is too large for the memory fails at once and not after an hour.
+
+    Args:
+        items: items to be divided into batches.
+        length: function that returns the length of an item, in any unit.
+        batch_size: maximum number of items per batch.
+        title: label of the progress bar.
+        quiet: whether to show no progress bar.
+    """
     check_batch_size(batch_size)
     ordered = sorted(items, key=length, reverse=True)
     with tqdm(total=len(ordered), desc=title, dynamic_ncols=True, disable=quiet or not ordered) as bar:
@@ -91,11 +100,18 @@ def each_reply(
     quiet: bool = False,
     max_seconds: float | None = None,
 ) -> Iterator[tuple[ManifestEntry, DecodedAnswer | Problem]]:
-    """Each row once, as soon as its batch is done; first those that cannot be asked at all.
+    """Answer manifest entries in batches and yield each with its answer or problem as soon as its batch is done.
+
+    Entries without a usable question come first.
 
     Args:
-        quiet: no progress bar.
-        max_seconds: longer recordings are a problem; None = `omnikit.audio.reader.LONGEST`.
+        respond: function that answers a batch.
+        task: task of the answers.
+        entries: manifest entries of the questions.
+        batch_size: maximum number of entries that are answered together.
+        title: label of the progress bar; the default is the name of the task.
+        quiet: whether to show no progress bar.
+        max_seconds: maximum length of a recording; longer ones are a problem. None = `omnikit.audio.reader.LONGEST`.
     """
     usable = []
     for entry in entries:
@@ -111,7 +127,11 @@ def each_reply(
 def gather(
     respond: Respond, task: Task, entries: Sequence[ManifestEntry], *, batch_size: int, title: str = ""
 ) -> tuple[dict[str, DecodedAnswer], Skipped]:
-    """All replies by the rows' ids in their order, and the count of rows without one."""
+    """Answer manifest entries in batches and return all answers by id, in the order of the entries.
+
+    Returns:
+        Answers by id, and the counts of the entries without an answer by reason.
+    """
     skipped, found = Skipped(), {}
     for entry, reply in each_reply(respond, task, entries, batch_size=batch_size, title=title):
         if isinstance(reply, Problem):
@@ -131,13 +151,16 @@ def replies(
     batch_size: int = 16,
     title: str = "",
 ) -> tuple[dict[str, DecodedAnswer], Skipped]:
-    """`gather` of what a model replies."""
+    """Answer manifest entries with a model in batches and return all answers by id; see `gather`."""
     respond = by_model(Decoder(model, decoding=decoding, strategy=strategy).of_capacity(batch_size), task)
     return gather(respond, task, entries, batch_size=batch_size, title=title)
 
 
 def by_model(decoder: Decoder, task: Task) -> Respond:
-    """A model's replies to a task; with greedy sampling those that each row would get alone."""
+    """Return a function that answers batches of manifest entries with a model.
+
+    With greedy sampling the answers are the same as without batching.
+    """
     model, batch = decoder.model, decoder.batch()
     encoder = functools.cache(lambda: fingerprint(model.encoder))
 
@@ -162,7 +185,7 @@ def _reply(model: OmniLM, outcome: Answer | BadQuestion) -> DecodedAnswer | Prob
 
 
 def sound(codec: Codec, codes: Tensor) -> Tensor:
-    """Codes of one utterance [K, T] -> waveform [N]; without a frame there is no sound."""
+    """Decode the codes [K, T] of one utterance to a waveform [N] on the CPU; N = 0 if T = 0."""
     if not codes.shape[1]:
         return torch.zeros(0)
     with torch.inference_mode():
@@ -172,21 +195,28 @@ def sound(codec: Codec, codes: Tensor) -> Tensor:
 def load_recordings(
     entries: Sequence[ManifestEntry], sample_rate: int
 ) -> tuple[list[tuple[ManifestEntry, Tensor]], list[tuple[ManifestEntry, Problem]]]:
-    """What is heard of rows: waveforms [N], and the rows whose recording cannot be read or that have none."""
-    heard, problems = [], []
+    """Load the recordings of manifest entries as waveforms [N] at a sample rate in Hz.
+
+    Returns:
+        Entries with their waveforms, and the entries whose recording is missing or unusable with their problems.
+    """
+    loaded, problems = [], []
     for entry in entries:
         if entry.a1 is None:
             problems.append((entry, NO_RECORDING))
             continue
         try:
-            heard.append((entry, entry.a1.load(sample_rate)))
+            loaded.append((entry, entry.a1.load(sample_rate)))
         except Unusable as error:
             problems.append((entry, Problem(error.reason, str(error))))
-    return heard, problems
+    return loaded, problems
 
 
 def _length(task: Task, entry: ManifestEntry, max_seconds: float | None) -> float | Problem:
-    """Of what a row asks: characters, seconds, or feature frames where it has no recording."""
+    """Return the length of an entry's question, or the problem for which it cannot be answered.
+
+    The length is in characters, seconds, or frames if features are stored instead of a recording.
+    """
     if task.given == "text":
         return len(entry.t1) if entry.t1.strip() else Problem("no text")
     if entry.a1 is None:
@@ -198,25 +228,28 @@ def _length(task: Task, entry: ManifestEntry, max_seconds: float | None) -> floa
 def _questions(
     model: OmniLM, task: Task, entries: list[ManifestEntry], encoder: Callable[[], str]
 ) -> Iterator[tuple[ManifestEntry, Question | Problem]]:
-    """`encoder` gives the fingerprint of the model's."""
+    """Yield each entry with the question that the model is asked, or with a problem.
+
+    `encoder` is a function that returns the fingerprint of the model's encoder, which takes long to compute.
+    """
     if task.given == "text":
-        yield from ((entry, _read(model, entry.t1)) for entry in entries)
+        yield from ((entry, _text_question(model, entry.t1)) for entry in entries)
         return
-    ready = [entry for entry in entries if entry.a1 is None and entry.features is not None]
-    yield from ((entry, _ready(model, entry.features, encoder())) for entry in ready)
+    encoded = [entry for entry in entries if entry.a1 is None and entry.features is not None]
+    yield from ((entry, _features_question(model, entry.features, encoder())) for entry in encoded)
     recorded = [entry for entry in entries if entry.a1 is not None or entry.features is None]
-    heard, problems = load_recordings(recorded, model.encoder.sample_rate)
+    loaded, problems = load_recordings(recorded, model.encoder.sample_rate)
     yield from problems
-    yield from ((entry, Question(wav=wav)) for entry, wav in heard)
+    yield from ((entry, Question(wav=wav)) for entry, wav in loaded)
 
 
-def _ready(model: OmniLM, features: Features, encoder: str) -> Question | Problem:
+def _features_question(model: OmniLM, features: Features, encoder: str) -> Question | Problem:
     if features.encoder != encoder:
         return Problem("foreign", f"features of the encoder {features.encoder}, the system's is {encoder}")
     return Question(features=features.load().to(model.device, torch.float32))
 
 
-def _read(model: OmniLM, text: str) -> Question | Problem:
+def _text_question(model: OmniLM, text: str) -> Question | Problem:
     try:
         return Question(text=model.llm.tokenizer.encode(text))
     except ValueError as error:  # characters that the tokenizer lacks

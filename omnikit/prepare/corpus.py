@@ -26,11 +26,11 @@ from omnikit.prepare.shards import (
     ManifestPart,
     Summary,
     fingerprint_of,
-    kept,
-    make,
     problem_of_texts,
+    read_if_current,
     remove_others,
     write_rows,
+    write_with_note,
 )
 
 THREADS = 4  # opening files waits on the disk more than on the processor
@@ -155,14 +155,14 @@ class _Split:
         path = self.manifest / f"{part.name}.parquet" if self.corpus.shards else self.manifest
         depends_on = (VERSION, self.corpus.fields, self.checks.decode_all, self.checks.max_seconds)
         fingerprint = fingerprint_of(replace(part, recordings=lambda: self._recordings(part)), *depends_on)
-        summary = kept(path, fingerprint, self.checks.strict)
+        summary = read_if_current(path, fingerprint, self.checks.strict)
         if summary is not None:
             self.unread += [path] if summary.rows else []
             return summary
         for made in self.unread:
             self.ids.update(pq.read_table(made, columns=["id"])["id"].to_pylist())
         self.unread.clear()
-        return make(path, fingerprint, lambda: self._write(part, path, title))
+        return write_with_note(path, fingerprint, lambda: self._write(part, path, title))
 
     def _recordings(self, part: ManifestPart) -> Iterator[str]:
         """The recordings that rows of a part name, also those that are missing or broken."""

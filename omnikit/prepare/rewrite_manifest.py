@@ -30,11 +30,11 @@ from omnikit.prepare.shards import (
     ManifestPart,
     Summary,
     fingerprint_of,
-    kept,
-    make,
     problem_of_texts,
+    read_if_current,
     remove_others,
     write_rows,
+    write_with_note,
 )
 from omnikit.torchrun import Share
 
@@ -235,12 +235,14 @@ def _shard(
 ) -> Summary:
     path = folder / f"{part.name}.parquet"
     fingerprint = fingerprint_of(part, VERSION, shard_size, columns, *step.depends_on)
-    summary = kept(path, fingerprint, strict)
+    summary = read_if_current(path, fingerprint, strict)
     if summary is not None:
         return summary
     earlier = FormerShard.read(path, repr((VERSION, columns, step.depends_on)), step.computed)
     note = earlier.new_note()
-    return make(path, fingerprint, lambda: _write(path, part, step, columns, strict, title, earlier, note), note)
+    return write_with_note(
+        path, fingerprint, lambda: _write(path, part, step, columns, strict, title, earlier, note), note
+    )
 
 
 def _write(

@@ -116,7 +116,7 @@ def fingerprint_of(part: ManifestPart, *depends_on: object) -> str:
     return digest.hexdigest()
 
 
-def kept(path: Path, fingerprint: str, strict: bool) -> Summary | None:
+def read_if_current(path: Path, fingerprint: str, strict: bool) -> Summary | None:
     """The summary of a file that is whole and up to date.
 
     Raises:
@@ -132,12 +132,14 @@ def kept(path: Path, fingerprint: str, strict: bool) -> Summary | None:
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """Return what `make` noted of a file: fingerprint, summary and `more`; empty where there is nothing."""
+    """Return what `write_with_note` noted of a file: fingerprint, summary and `more`; empty where there is nothing."""
     note = _note_of(path)
     return json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
 
 
-def make(path: Path, fingerprint: str, write: Callable[[], Summary], more: Mapping[str, Any] | None = None) -> Summary:
+def write_with_note(
+    path: Path, fingerprint: str, write: Callable[[], Summary], more: Mapping[str, Any] | None = None
+) -> Summary:
     """Let `write` write a file (none where there is no row), then its note.
 
     Args:

@@ -134,11 +134,11 @@ class SynthesizedSpeech:
 def synthesize_all(voice: Voice, requests: Sequence[SynthesisRequest]) -> list[SynthesizedSpeech]:
     """What the voice makes of texts, whatever it said before."""
     if not voice.depends_on_history:
-        return _say(voice, requests)
+        return _synthesize_here(voice, requests)
     # not forked: a child would have said before what its parent has
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    fresh = context.Process(target=_say_to, args=(sender, voice, requests), daemon=True)
+    fresh = context.Process(target=_send_synthesized, args=(sender, voice, requests), daemon=True)
     fresh.start()
     sender.close()
     try:
@@ -150,11 +150,11 @@ def synthesize_all(voice: Voice, requests: Sequence[SynthesisRequest]) -> list[S
         fresh.join()
 
 
-def _say_to(sender: Connection, voice: Voice, requests: Sequence[SynthesisRequest]) -> None:
-    sender.send(_say(voice, requests))
+def _send_synthesized(sender: Connection, voice: Voice, requests: Sequence[SynthesisRequest]) -> None:
+    sender.send(_synthesize_here(voice, requests))
 
 
-def _say(voice: Voice, requests: Sequence[SynthesisRequest]) -> list[SynthesizedSpeech]:
+def _synthesize_here(voice: Voice, requests: Sequence[SynthesisRequest]) -> list[SynthesizedSpeech]:
     return [_flac(voice, request) for request in requests]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from omnikit.hparams.yaml_tree import read_tree, write_tree
+from omnikit.hparams.include import read_recipe
+from omnikit.hparams.yaml_tree import write_tree
 from tests.recipes.trees import RECIPES, TREES, librispeech
 
 DECODED = 1  # rows of a validation source
@@ -48,7 +49,7 @@ def run(run_here):
 
 def only(recipe: Path, own: dict) -> dict:
     """Overrides by which a recipe has one source, for training and validation."""
-    tree = read_tree(recipe)
+    tree = read_recipe(recipe)
     none = {key: dict.fromkeys(tree[key]) for key in ("sources", "valid_sources")}
     tasks = {task: float(task in own["tasks"]) for task in tree["tasks"]}
     return {

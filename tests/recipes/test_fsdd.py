@@ -92,7 +92,7 @@ def test_a_held_out_speaker_is_in_no_training_string(tmp_path: Path):
     uses = {"train-without-ben": ("anna", 3 * 4), "valid-without-ben": ("anna", 2 * 2), "test-ben": ("ben", 5 * 2)}
     for split, (speaker, count) in uses.items():
         entries = rows_of(tmp_path / "out", split)
-        assert summaries[split].entries == len({entry.id for entry in entries}) == len(entries)
+        assert summaries[split].rows == len({entry.id for entry in entries}) == len(entries)
         assert Counter(word for entry in entries for word in entry.t1.split()) == {"three": count, "seven": count}
         for entry in entries:
             digits = entry.id.rsplit("-", 1)[1]

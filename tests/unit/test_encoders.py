@@ -96,5 +96,5 @@ def test_it_has_its_numbers_at_true_size(name):
 
 
 def test_no_encoder_says_so():
-    with pytest.raises(ValueError, match="encoder: this system has none, so it cannot hear"):
+    with pytest.raises(ValueError, match="encoder: this system has none; give it features, not recordings"):
         build_part("encoder", "none")(torch.zeros(1, 16000), torch.tensor([16000]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ from full_disk import full_disk
 
 from omnikit.audio.io import check_target, load_audio, save_audio
 from omnikit.errors import Unwritable
-from omnikit.files import check_unicode, read_text, whole_text, write_bytes, write_text
+from omnikit.files import (
+    FORMER,
+    check_unicode,
+    present_folder,
+    read_text,
+    whole_folder,
+    whole_text,
+    write_bytes,
+    write_text,
+)
 from omnikit.weights import save_weights
 
 
@@ -90,3 +100,29 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
         read_text(tmp_path / "a.yaml")
     with pytest.raises(ValueError, match=r"text 'a\\udcff': not UTF-8"):
         check_unicode("a\udcff")
+
+
+def test_files_and_folders_are_put_in_their_place_by_one_module():
+    """But for SpeechBrain's checkpoints, whose names say whether they are whole, and files that openvino writes in
+    pairs."""
+    root = Path(__file__).parents[2]
+    allowed = {"omnikit/files.py", "omnikit/train/checkpointer.py", "omnikit/engines/openvino.py"}
+    renames = re.compile(r"os\.(replace|rename)\(|shutil\.move\(|\.rename\(")
+    paths = (path for folder in ("omnikit", "recipes", "egs", "benchmarks") for path in (root / folder).rglob("*.py"))
+    found = {str(path.relative_to(root)) for path in paths if renames.search(path.read_text(encoding="utf-8"))}
+    assert found == allowed
+
+
+def test_a_folder_is_exchanged_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "folder"
+    with whole_folder(folder) as aside:
+        (aside / "a").write_text("first")
+    with pytest.raises(KeyError), whole_folder(folder) as aside:
+        (aside / "a").write_text("second")
+        raise KeyError
+    assert (folder / "a").read_text() == "first" and list(tmp_path.iterdir()) == [folder]
+    folder.rename(tmp_path / f"folder{FORMER}")  # as a kill leaves it
+    assert (present_folder(folder) / "a").read_text() == "first"
+    with whole_folder(folder) as aside:
+        (aside / "b").write_text("third")
+    assert [path.name for path in present_folder(folder).iterdir()] == ["b"] and list(tmp_path.iterdir()) == [folder]

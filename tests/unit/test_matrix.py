@@ -16,6 +16,7 @@ from omnikit.data.collate import Batch, collate
 from omnikit.encoders.none import NoEncoder
 from omnikit.generate import Decoder, Decoding, Question
 from omnikit.hparams import KINDS, build_part, build_parts, choices, pick, resolve
+from omnikit.hparams.include import read_recipe
 from omnikit.hparams.overrides import PICK
 from omnikit.hparams.yaml_tree import has_tag, read_tree, read_tree_text, tag_of, walk
 from omnikit.interfaces import count_parameters
@@ -38,7 +39,7 @@ FAST = 15_000_000
 
 def needed(path: Path) -> dict[str, str]:
     """Return a value for each key that a recipe requires."""
-    return {key: "given" for key, node in walk(read_tree(path)) if tag_of(node) == "!PLACEHOLDER"}
+    return {key: "given" for key, node in walk(read_recipe(path)) if tag_of(node) == "!PLACEHOLDER"}
 
 
 def resolved(path: Path, settings: dict) -> dict:
@@ -47,7 +48,7 @@ def resolved(path: Path, settings: dict) -> dict:
 
 def picked(path: Path) -> dict[str, str]:
     """Return the kind of each part that a recipe chooses by name, by its key."""
-    return {key: node["part"] for key, node in read_tree(path).items() if has_tag(node, PICK)}
+    return {key: node["part"] for key, node in read_recipe(path).items() if has_tag(node, PICK)}
 
 
 def recipe_of(overrides: Path) -> Path | None:
@@ -91,7 +92,7 @@ def test_every_override_file_says_what_it_is_for():
     """Files of the mini system that do not name a recipe to override are recipes, since they choose a part."""
     alone = set(MINI) & set(RECIPES)
     assert alone
-    assert all("encoder" in read_tree(path) or "codec" in read_tree(path) for path in alone)
+    assert all("encoder" in read_recipe(path) or "codec" in read_recipe(path) for path in alone)
     assert set(MINI) - alone
 
 

@@ -1,4 +1,4 @@
-"""Sound files: what is read, what is refused."""
+"""Test reading and writing audio files, and which of them are refused."""
 
 from __future__ import annotations
 

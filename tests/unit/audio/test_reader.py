@@ -1,4 +1,4 @@
-"""The one reader of sound files: every path gives the same samples or the same reason, and none fills the memory."""
+"""Test the reader of recordings: all commands get the same samples or the same error, and no file fills the memory."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ GIGABYTE = 2**20  # KiB
 
 
 def wav(riff: int, data: int, samples: np.ndarray | None = None, rate: int = RATE, after: bytes = b"") -> bytes:
-    """A mono wav of 16 bit with whatever sizes in its header."""
+    """Return a mono wav file of 16 bit with the given RIFF and data sizes in its header."""
     pcm = (noise(SAMPLES) * 32767).astype("<i2").tobytes() if samples is None else samples.astype("<i2").tobytes()
     head = struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16)
     return b"".join([b"RIFF", struct.pack("<I", riff), b"WAVEfmt ", head, b"data", struct.pack("<I", data), pcm, after])
 
 
 def changed(data: bytes, mark: bytes, offset: int, code: str, value: int) -> bytes:
-    """A sound file with a number behind a mark replaced."""
+    """Return an audio file in which a number at an offset behind the start of a mark is replaced."""
     at = data.index(mark) + offset
     return data[:at] + struct.pack(code, value) + data[at + struct.calcsize(code) :]
 
 
 def frames_of(data: bytes, max_seconds: float | None = None) -> int:
-    """Samples, which are the same from a header that is trusted and by decoding."""
+    """Return the length of a recording in samples, and check that `read` and `measure` agree on it."""
     found = read(data, "x", max_seconds)
     quick = measure(data, "x", max_seconds)
     assert quick.frames == found.frames == len(found.mono) and quick.rate == found.rate
@@ -44,7 +44,7 @@ def frames_of(data: bytes, max_seconds: float | None = None) -> int:
 
 
 def reason_of(data: bytes | Path, max_seconds: float | None = None) -> tuple[str, str]:
-    """Why a recording is refused, which is the same both ways."""
+    """Return the reason and message with which a recording is refused, and check that `read` and `measure` agree."""
     reasons = []
     for look in (read, measure):
         with pytest.raises(Unusable) as error:
@@ -81,7 +81,7 @@ def test_silence_of_unknown_length_is_no_empty_file():
 def test_a_file_cut_short_is_never_taken_for_whole(name: str, share: float):
     data = encoded(name)
     cut = data[: int(len(data) * share)]
-    if name == "mp3":  # frames that stand alone: what is there is used
+    if name == "mp3":  # its frames are decoded independently, so the complete ones are used
         found = read(cut, "x")
         assert "less than announced" in found.notes and 0 < found.frames < SAMPLES
     else:
@@ -128,14 +128,14 @@ def test_the_length_of_an_mp3_is_what_decoding_gives():
     data = encoded("mp3")
     assert frames_of(data) == SAMPLES
     bare = without_index(data)
-    whole = frames_of(bare)  # the index is a frame, too, and nothing says what to leave out at both ends
+    whole = frames_of(bare)  # the index is decoded as a frame, and the encoder's padding at both ends is not removed
     assert SAMPLES < whole <= SAMPLES + 4 * 1152 and whole % 576 == 0
     assert frames_of(bare + b"TAG" + b"x" * 125) == whole
     picture = b"APIC" + struct.pack(">I", 200_000) + b"\0\0" + b"\x89PNG" + bytes(range(1, 251)) * 800
     size = bytes((len(picture) >> shift) & 127 for shift in (21, 14, 7, 0))
     assert frames_of(b"ID3\3\0\0" + size + picture + bare) == whole
-    assert frames_of(changed(data, data[xing(data) : xing(data) + 4], 8, ">I", 5000)) <= whole  # an index that lies
-    assert frames_of(data + data) == 2 * whole  # joined by cat; the index speaks of the first alone
+    assert frames_of(changed(data, data[xing(data) : xing(data) + 4], 8, ">I", 5000)) <= whole  # a wrong index
+    assert frames_of(data + data) == 2 * whole  # joined by `cat`; the index counts the frames of the first file only
 
 
 def test_an_mp3_whose_frames_get_shorter_is_not_ended_early():
@@ -193,7 +193,7 @@ def test_what_follows_a_flac_is_no_damage(tail: bytes):
 
 
 def peak_memory() -> int:
-    """KiB that this process ever held, since the mark was reset."""
+    """Return the peak memory of this process in KiB since `reset_peak_memory`."""
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
@@ -204,13 +204,13 @@ def reset_peak_memory() -> int:
 
 @pytest.fixture(scope="module")
 def silence() -> bytes:
-    """Two hours of silence as flac."""
+    """Return two hours of silence as a FLAC file."""
     return encoded("flac", np.zeros(2 * 3600 * 4000, np.int16), 4000)
 
 
 @pytest.mark.parametrize("seconds", [30.0, None])
 def test_small_files_do_not_fill_the_memory(silence: bytes, seconds: float | None):
-    """A wav at 1 Hz, and silence of hours as flac: refused before they are decoded or resampled as a whole."""
+    """Small files of great length, a wav at 1 Hz and hours of silence as FLAC, are refused without decoding all."""
     unknown = bytearray(silence)
     unknown[21] &= 0xF0
     unknown[22:26] = bytes(4)
@@ -326,7 +326,7 @@ def test_only_verdicts_about_content_are_lasting(tmp_path: Path):
 
 
 def agree(files: list[Path], folder: Path) -> dict[str, list]:
-    """The outcomes by path; the test fails where two differ."""
+    """Read files in all ways in which the package reads them, check that the outcomes are equal, and return them."""
     found = by_all_paths(files, folder)
     for name, outcomes in found.items():
         pairs = zip(files, found["singly"], outcomes, strict=True)
@@ -342,7 +342,7 @@ def put(folder: Path, files: dict[str, bytes]) -> list[Path]:
 
 
 def test_all_paths_agree_on_odd_files(tmp_path: Path):
-    """What tools write into pipes, what is cut short, what other players take: of one length or of one reason."""
+    """Unusual files (written into pipes, truncated, readable by some players only) have the same outcome everywhere."""
     mp3, ogg = encoded("mp3"), encoded("ogg")
     files = {f"whole.{name}": encoded(name) for name in FORMATS}
     files |= {f"cut.{name}": data[: len(data) // 2] for name, data in ((n, encoded(n)) for n in FORMATS)}
@@ -385,7 +385,10 @@ def test_all_paths_agree_on_many_damaged_files(seed: int, tmp_path: Path, capfd)
 
 
 def test_a_trusted_header_gives_what_decoding_gives():
-    """Of damaged files, too, but for FLAC, which is trusted if its end is there."""
+    """The length by the header, where it is trusted, is the decoded one, in damaged files too.
+
+    FLAC is the exception: it is trusted if its end can be decoded.
+    """
     for i, data in enumerate(mutated(200, 3, tuple(name for name in FORMATS if name != "flac"))):
         looks = [check_recording(data, decode_all=decode_all) for decode_all in (False, True)]
         quick, full = ((found.problem, found.seconds) for found in looks)

@@ -78,7 +78,7 @@ def test_real_time_factor(monkeypatch):
     seconds = count()
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(seconds) / 2)  # looked at twice for each step
     model = toy_model()
-    steps = bench.Watched(iter(range(13))).through()
+    steps = bench.TimedIterator(iter(range(13))).through()
     samples = model.codec.frame_samples * (13 - 3)
     found = bench.real_time_factor(steps, samples, model) * samples / model.codec.sample_rate
     assert found == pytest.approx(10, abs=1)

@@ -1,4 +1,4 @@
-"""What every codec promises. A codec is covered by adding its YAML file: tiny where it can be, else as it is."""
+"""Test the contract of `Codec` for every codec that has a YAML file, at size tiny where it has one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def random_codes(codec: Codec, batch: int, frames: int) -> Tensor:
 
 
 def enough_frames(codec: Codec) -> int:
-    """So many that a stream gives most of them before its end."""
+    """Return a number of frames for which a decode stream returns most samples before its end."""
     return 2 * math.ceil(codec.lookahead / codec.frame_samples) + 5
 
 
@@ -76,7 +76,7 @@ def test_encode_has_a_frame_for_every_begun_one(codec):
 
 
 def test_encode_hears(codec):
-    """Noise and silence, and the rows of a batch, have codes of their own."""
+    """Noise and silence, and different waveforms of a batch, are encoded as different codes."""
     wav = torch.rand(2, 4 * codec.frame_samples) - 0.5
     codes = codec.encode(wav)
     assert not torch.equal(codes, codec.encode(0 * wav)) and not torch.equal(codes[0], codes[1])
@@ -85,7 +85,7 @@ def test_encode_hears(codec):
 
 def test_padding_changes_no_code_where_a_codec_says_so(codec):
     if not codec.encodes_padded:
-        pytest.skip("it says that it does")
+        pytest.skip("padding changes codes of this codec")
     frame = codec.frame_samples
     wavs = [torch.rand(samples) - 0.5 for samples in (1, frame - 1, frame, 2 * frame + 7, 5 * frame, 12 * frame + 3)]
     for wav, codes in zip(wavs, codec.encode(pad_sequence(wavs, batch_first=True)), strict=True):
@@ -99,7 +99,7 @@ def test_decode_gives_whole_frames(codec, frames):
 
 
 def test_every_codebook_is_heard(codec):
-    """Without which the tests of streams would show nothing."""
+    """Every codebook changes the decoded waveform; otherwise the tests of streaming would prove nothing."""
     codes = random_codes(codec, 1, 4)
     whole = codec.decode(codes)
     for k in range(codec.num_codebooks):
@@ -169,7 +169,7 @@ def test_what_is_no_code_is_refused(codec):
 
 
 def alone(codec: Codec, pushed: list[Tensor], mode: str) -> Tensor:
-    """The samples [N] of a stream by itself that is given the same pieces [K, t]."""
+    """Return the samples [N] of a separate decode stream that gets the given chunks of codes [K, t]."""
     with codec.stream(mode=mode) as stream:
         return torch.cat([*(stream.push(codes[None])[0] for codes in pushed), stream.finish()[0]])
 
@@ -234,7 +234,7 @@ def test_a_bad_stream_harms_no_other(codec, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_streams_that_began_at_different_times_are_decoded_together(codec, mode, monkeypatch):
-    """Once each gives samples, as many frames of each are one call."""
+    """Streams that began at different times are decoded in one call once all of them return samples."""
     calls, kind = [], PhaseSearch if isinstance(codec, MelRVQ) else type(codec.stream(mode=mode))
     name = "push" if isinstance(codec, MelRVQ) else "advance"
     decode = getattr(kind, name)
@@ -243,7 +243,7 @@ def test_streams_that_began_at_different_times_are_decoded_together(codec, mode,
         calls.append(len(args[-1]))
         return decode(self, *args)
 
-    align = codec.decoder.align if hasattr(codec, "decoder") else 1  # at the same place in a window
+    align = codec.decoder.align if hasattr(codec, "decoder") else 1  # so that windows of all streams end together
     frames, streams, numbers = math.ceil(enough_frames(codec) / align) * align, codec.streams(mode), []
     for count in range(1, 4):
         numbers.append(streams.open())

@@ -1,4 +1,4 @@
-"""The k-means codec: it finds its codebooks, gives back what it was given, and streams exactly."""
+"""Test the `MelRVQ` codec: training of codebooks, resynthesis, the phase search, and exact streaming."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omnikit.weights import save_weights
 
 
 def tones(count: int, seed: int = 0, samples: int = 6400) -> list[torch.Tensor]:
-    """Gliding tones with two overtones."""
+    """Return waveforms of gliding tones with two overtones."""
     rng = torch.Generator().manual_seed(seed)
     time = torch.arange(samples) / 16000
     starts = 150 + 600 * torch.rand(count, generator=rng)
@@ -35,7 +35,7 @@ def codec() -> MelRVQ:
 
 
 def loudness_error(codec: MelRVQ, wav: torch.Tensor, other: torch.Tensor) -> float:
-    """Distance of two waveforms' magnitudes, relative to the first's."""
+    """Return the distance between the magnitude spectra of two waveforms, relative to the norm of the first one's."""
     ours, theirs = codec.magnitudes(wav), codec.magnitudes(other)
     return ((ours - theirs).norm() / ours.norm()).item()
 
@@ -66,8 +66,8 @@ def test_nearest_against_slow_twin():
 
 @pytest.mark.parametrize("seed", range(10))
 def test_kmeans_moves_empty_centres_until_every_point_has_its_own(seed: int):
-    """Most random starts of 8 centres among 8 x 20 equal points take some point twice and leave others out."""
-    # whole numbers: with rounding, equal points may fall to different ones of two equal centres
+    """K-means finds all of 8 distinct points, 20 of each, although most random starts draw some of them twice."""
+    # integers: with rounding, equal points may be assigned to different ones of two equal centres
     distinct = torch.randint(-9, 10, (8, 5), generator=torch.Generator().manual_seed(seed)).float()
     points = distinct.repeat_interleave(20, 0)
     found = kmeans(points, 8, 100, torch.Generator().manual_seed(0))
@@ -82,7 +82,7 @@ def test_resynthesis_is_near_the_original(codec):
 
 
 def test_phase_search_alone_is_nearly_exact(codec):
-    """From the true magnitudes the search must get back a signal that has them."""
+    """The phase search turns the magnitudes of a waveform into a waveform with nearly the same magnitudes."""
     wav = tones(1, seed=3)[0][None]
     wanted = codec.magnitudes(wav)
     search = codec.phase_search()
@@ -92,7 +92,10 @@ def test_phase_search_alone_is_nearly_exact(codec):
 
 
 def in_pairs(search: PhaseSearch, magnitudes: torch.Tensor) -> torch.Tensor:
-    """Column by column with plain means: complex signs and loops over overlapping frames. Magnitudes [T, F]."""
+    """Convert magnitudes [T, F] to a waveform by a simple implementation of the phase search.
+
+    It works frame by frame, with complex signs and loops over the overlapping frames.
+    """
     window, hop, n = search.window.double(), search.hop, len(search.window)
     active, scale = n // hop, search.scale.double()
     frames, past, out = torch.zeros(active, n).double(), torch.zeros(2 * n).double(), []
@@ -127,7 +130,7 @@ def in_pairs(search: PhaseSearch, magnitudes: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("n_fft, hop", [(64, 16), (40, 20), (48, 8)])
 def test_phase_search_against_slow_twin(n_fft, hop):
-    """In double precision, of which the search leaves enough."""
+    """The phase search agrees with its simple implementation; in double precision, as the search amplifies rounding."""
     search = PhaseSearch(torch.hann_window(n_fft).double(), hop=hop, iterations=3)
     magnitudes = torch.rand(3, 12, n_fft // 2 + 1, generator=torch.Generator().manual_seed(0)).double()
     first, state = search.push(search.begin(3), magnitudes[:, :5])
@@ -159,7 +162,10 @@ for threads in (1, 2):
 
 @pytest.mark.parametrize("n_fft, n_mels, patch", SIZES)
 def test_rows_have_the_bits_that_they_have_alone(n_fft, n_mels, patch):
-    """In batches of all sizes in which a row moves between the middle and the end of what a CPU computes at once."""
+    """Decoding gives each batch row the same bits as alone, for many batch sizes and places in the batch.
+
+    Torch computes the end of a tensor, which does not fill a vector register, by other code than its middle.
+    """
     torch.manual_seed(n_fft)
     codec = MelRVQ(16000, n_mels=n_mels, n_fft=n_fft, patch=patch, num_codebooks=3, codebook_size=16, iterations=3)
     codes = torch.randint(16, (33, 3, 3))
@@ -172,7 +178,10 @@ def test_rows_have_the_bits_that_they_have_alone(n_fft, n_mels, patch):
 
 @pytest.mark.parametrize("kind", ["default", "avx2", None])
 def test_rows_have_the_same_bits_with_any_threads_and_instructions(kind):
-    """In a process of its own, as torch chooses its instructions once."""
+    """Decoding gives the same bits with any number of threads and any CPU instructions.
+
+    Each case runs in its own process, because torch chooses its instructions once.
+    """
     chosen = {} if kind is None else {"ATEN_CPU_CAPABILITY": kind}
     subprocess.run([sys.executable, "-c", IN_BATCHES], env={**os.environ, **chosen}, check=True)
 

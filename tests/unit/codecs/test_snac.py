@@ -1,4 +1,7 @@
-"""SNAC as a rectangular codec: packing against a slow twin, decoding against the package, chunks against the whole."""
+"""Test SNAC as a codec with a rectangular code matrix.
+
+Packing is compared with a simple implementation, decoding with the snac package, and streaming with whole decoding.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +34,18 @@ def small_codec(strides=(4, 2, 1), noise=False, gain=1.2, **changes) -> SnacCode
     torch.manual_seed(0)
     codec = SnacCodec(16000, vq_strides=list(strides), noise=noise, **{**SMALL, **changes}).eval()
     for name, parameter in codec.named_parameters():
-        if name.endswith("original0"):  # the weight norm's gain: a random network is nearly silent, which tests nothing
+        if name.endswith("original0"):  # the gain of the weight norm; without it a random network is nearly silent
             parameter.data.mul_(gain)
     return codec
 
 
 def windowed(window: int | None) -> dict:
-    """With attention, whose heads are 64 wide."""
+    """Return the options of a SNAC with local attention, whose heads have width 64; none if `window` is None."""
     return {} if window is None else {"attn_window_size": window, "encoder_dim": 8, "decoder_dim": 64}
 
 
 def pack_slowly(codes: list[list[int]], strides: list[int], frame: int) -> list[int]:
-    """One column of the matrix, found by cutting each list in halves, quarters and so on."""
+    """Return one frame of the code matrix by a recursive implementation of `SnacCodec.pack`."""
     if len(strides) == 1:
         return [codes[0][frame]]
     fan = strides[0] // strides[1]
@@ -90,7 +93,7 @@ def test_decode_is_the_package_decode(strides):
 
 
 def test_noise_stands_where_the_package_has_it(monkeypatch):
-    """With the package's generator replaced by ours, the two networks are one function."""
+    """The codec decodes like the snac package if the package's random generator is replaced with the codec's noise."""
     from omnikit.codecs.position_noise import normal_at
 
     codec = small_codec(noise=True)
@@ -121,7 +124,7 @@ def test_noise_is_normal():
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("window", [None, 4, 6, 8])
 def test_chunks_equal_the_whole(strides, noise, window):
-    """A window of 6 codes ends where a frame of 4 ends after three of them."""
+    """Streaming equals whole decoding, also for a window of 6 codes, which ends with every third frame of 4 codes."""
     codec = small_codec(strides, noise, **windowed(window))
     assert codec.decoder.align == {None: 1, 4: 4 // strides[0], 6: 3, 8: 8 // strides[0]}[window]
     codes = torch.randint(16, (2, codec.num_codebooks, 37))
@@ -144,7 +147,7 @@ def test_codes_are_filled_up_to_whole_windows():
 
 @pytest.mark.parametrize("window", [None, 8])
 def test_lookahead_is_the_measured_one(window):
-    """Further back nothing changes when what follows does; one sample nearer, something does."""
+    """The lookahead is the distance from the end of the frames to the first sample that later frames change."""
     codec = small_codec(gain=1.4, **windowed(window)).double()
     codes = torch.randint(16, (1, codec.num_codebooks, 80))
     middle = 40 * codec.frame_samples
@@ -171,7 +174,7 @@ def test_numbers_come_from_the_configuration():
 def test_weights_as_published(tmp_path):
     codec, other = small_codec(noise=True), small_codec(noise=True, gain=1.0)
     package = SNAC(sampling_rate=16000, vq_strides=[4, 2, 1], noise=True, **SMALL)
-    package.load_state_dict(codec.snac.state_dict())  # its own noise blocks have the same names
+    package.load_state_dict(codec.snac.state_dict())  # the package's noise blocks have the same names
     torch.save(package.state_dict(), tmp_path / "pytorch_model.bin")
     other.weights = str(tmp_path)
     other.load_weights()
@@ -189,7 +192,7 @@ def test_published_weights_of_another_size(tmp_path):
 
 
 def test_published_weights_of_another_sample_rate(tmp_path):
-    """Which all tensors of the right shape would not show."""
+    """Weights of another sample rate are refused by their `config.json`; their tensors have the same shapes."""
     codec = small_codec()
     torch.save(codec.snac.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(codec.numbers | {"sampling_rate": 44100}))
@@ -211,7 +214,10 @@ def test_weights_that_the_hub_does_not_give(monkeypatch):
     [("snac_24khz", 19.8, 980, 4757), ("snac_32khz", 54.5, 1900, 14735), ("snac_44khz", 54.5, 2600, 14735)],
 )
 def test_published_sizes(name, millions, bits, lookahead):
-    """Parameters and bits per second as the package's README gives them; with windows, a window more."""
+    """The published SNACs have the parameters and bits per second that the package's README gives.
+
+    Those with local attention have a lookahead that is one window longer.
+    """
     with torch.device("meta"):
         codec = build_part("codec", name)
     assert round(count_parameters(codec) / 1e6, 1) == millions

@@ -1,4 +1,4 @@
-"""Streams over centred convolutions: no sample is computed twice, and what comes early is close to what is right."""
+"""Test streaming through centred convolutions: samples are computed once, and low-latency estimates are close."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def repeatable():
 
 
 @torch.no_grad()
-def heard(name: str, **options: object) -> Codec:
-    """A random codec that is about as loud as speech."""
+def audible(name: str, **options: object) -> Codec:
+    """Return a codec with random weights whose output is about as loud as speech."""
     codec = loud(build_part("codec", name, **options).eval())
     last = [layer for layer in codec.modules() if isinstance(layer, nn.Conv1d) and layer.out_channels == 1][-1]
     weight = last.parametrizations.weight.original0 if hasattr(last, "parametrizations") else last.weight
@@ -58,7 +58,7 @@ def heard(name: str, **options: object) -> Codec:
 
 @pytest.fixture(scope="module", params=NAMES)
 def codec(request) -> Codec:
-    return heard(request.param, size="tiny")
+    return audible(request.param, size="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_random_chunks_equal_the_whole(codec, seed):
 
 @pytest.mark.long
 def test_random_chunks_equal_the_whole_at_true_size():
-    codec = heard("snac_24khz")
+    codec = audible("snac_24khz")
     codes = random_codes(codec, 1, 12)
     whole = codec.decode(codes)
     assert whole.std() > 0.01
@@ -89,7 +89,10 @@ def test_random_chunks_equal_the_whole_at_true_size():
 
 @pytest.mark.parametrize("seed", range(2))
 def test_samples_are_computed_once(codec, seed, monkeypatch):
-    """Counted at the decoder's last convolution, the only one with one channel out."""
+    """Streaming computes each sample once, as counted at the decoder's last convolution.
+
+    It is the only convolution with one output channel.
+    """
     computed, convolve = [], nn.functional.conv1d
 
     def counting(*args, **kwargs):
@@ -103,7 +106,7 @@ def test_samples_are_computed_once(codec, seed, monkeypatch):
 
 
 def test_streams_interleave(codec):
-    """Two of either mode over one codec, each as it is alone."""
+    """Streams of both modes over one codec, advanced in turn, return the same samples as alone."""
     modes = ["exact", "low_latency", "exact"]
     all_codes = [random_codes(codec, 1, 5) for _ in modes]
     alone = [in_chunks(codec, codes, [1], mode)[0] for mode, codes in zip(modes, all_codes, strict=True)]
@@ -117,7 +120,10 @@ def test_streams_interleave(codec):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_recorded_pushes_are_those_that_are_run(codec, mode):
-    """Of streams that begin at different times, so that each state and number of rows comes several times."""
+    """Recorded and replayed pushes return the samples of streams that are decoded alone.
+
+    The streams begin at different times, so that each state and number of batch rows occurs several times.
+    """
     streams, graphs, rng = codec.streams(mode), ReplayedOperations(), random.Random(0)
     streams.recorded = RecordedFunction(graphs)
     codes, given = {}, {}
@@ -166,7 +172,7 @@ def test_low_latency_gives_what_its_frames_cover(codec):
 
 
 def test_low_latency_is_exact_where_it_can_be(codec):
-    """In a long push: behind the fade and before what later frames change."""
+    """Samples of a long low-latency chunk are exact behind the cross-fade and before those that later frames change."""
     codes = random_codes(codec, 1, 18)
     whole, fade = codec.decode(codes), round(streaming_centred.FADE * codec.sample_rate)
     wav, _ = in_chunks(codec, codes, [3, 15], "low_latency")
@@ -177,8 +183,10 @@ def test_low_latency_is_exact_where_it_can_be(codec):
 
 
 def in_low_latency_slowly(codec: Codec, codes: Tensor) -> Tensor:
-    """Frame by frame: the decoder over all latents so far and zeros behind, faded by hand; for codecs without windows
-    and noise."""
+    """Decode in low-latency mode by a simple implementation, for codecs without attention and noise.
+
+    For each frame it decodes all latents so far, followed by zeros, and computes the cross-fade sample by sample.
+    """
     frame, fade, out, before = codec.frame_samples, round(streaming_centred.FADE * codec.sample_rate), [], None
     for frames in range(1, codes.shape[-1] + 1):
         latents = codec.snac.quantizer.from_codes(codec.unpack(codes[..., :frames]))
@@ -199,8 +207,11 @@ def test_low_latency_against_slow_twin(mini):
 
 
 def errors(wav: Tensor, whole: Tensor, joints: list[int], rate: int) -> tuple[float, float, float]:
-    """Of waveforms [N]: RMS of the error over that of the signal, overall and within 10 ms of the joints; and the
-    sharpest bend (second difference) at a joint over that of the whole, RMS."""
+    """Return three relative errors of a streamed waveform [N] with respect to the whole decoding [N].
+
+    These are the RMS of the error over that of the signal, overall and within 10 ms of the joints of chunks, and the
+    RMS of the largest second differences at the joints over the RMS of the whole decoding's second differences.
+    """
     near = torch.zeros(len(whole), dtype=torch.bool)
     for joint in joints:
         near[joint - rate // 100 : joint + rate // 100] = True
@@ -214,7 +225,7 @@ def errors(wav: Tensor, whole: Tensor, joints: list[int], rate: int) -> tuple[fl
 
 @pytest.mark.parametrize("sizes, bound", [([1], 0.32), ([1, 2, 4, 8, 8], 0.2)], ids=["single", "growing"])
 def test_low_latency_errs_less_than_chunks_alone(mini, sizes, bound):
-    """On a spoken answer, with trained weights."""
+    """On a spoken answer and with trained weights, low-latency streaming errs less than decoding chunks separately."""
     wav = load_audio(MINI / "answers" / "capital.wav", mini.sample_rate)
     codes = mini.encode(wav[None])[..., :23]
     ends = [n for n in itertools.accumulate(itertools.islice(itertools.cycle(sizes), 24)) if n < codes.shape[-1]]
@@ -241,7 +252,7 @@ def test_weight_norm_is_folded_once_and_again_when_weights_change(mini):
 
 @pytest.mark.parametrize("kernel, stride, padding, more", [(4, 2, 1, 0), (10, 5, 3, 0), (10, 5, 3, 1), (7, 3, 2, 1)])
 def test_layers_against_torch(kernel, stride, padding, more):
-    """Input by input, final as soon as `final_outputs` says."""
+    """Chunked layers return torch's outputs, each as soon as `final_outputs` says that it is final."""
     layers = nn.Sequential(
         nn.Conv1d(2, 4, 7, padding=9, dilation=3, groups=2),
         nn.ConvTranspose1d(4, 3, kernel, stride=stride, padding=padding, output_padding=more),

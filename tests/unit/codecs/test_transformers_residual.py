@@ -1,4 +1,4 @@
-"""Residual codecs from transformers: they are the library's networks and read what it writes."""
+"""Test the residual codecs from transformers: they compute what the library computes and read its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omnikit.codecs.mimi import MimiCodec
 from omnikit.codecs.transformers_residual import ResidualCodec
 from omnikit.hparams import build_part, pick
 
-ENCODE = {  # by the library's own function, with 8 codebooks
+ENCODE = {  # encode with 8 codebooks by the library's own function
     "mimi": lambda net, wav: net.encode(wav, num_quantizers=8).audio_codes,
     "encodec_24khz": lambda net, wav: net.encode(wav, bandwidth=6.0).audio_codes[0],
     "dac_24khz": lambda net, wav: net.encode(wav, n_quantizers=8).audio_codes,
@@ -35,7 +35,7 @@ def tiny(name: str, weights: Path | None = None, **options: object) -> ResidualC
 
 
 def theirs(name: str, **changes: object) -> PreTrainedModel:
-    """The library's own network at the numbers of the tiny codec, all its codebooks included."""
+    """Return the library's own network with the configuration of the tiny codec and all its codebooks."""
     codec = tiny(name)
     network = loud(codec.network_class(codec.config_class(**{**codec.numbers, **changes})).eval())
     for key, buffer in network.named_buffers():
@@ -51,7 +51,7 @@ def test_it_is_the_librarys_codec(name, tmp_path):
     network.save_pretrained(tmp_path)
     codec = tiny(name, tmp_path)
     wav = torch.rand(2, 9 * codec.frame_samples) - 0.5
-    codec.decode(codec.encode(wav))  # what was computed from other weights must be forgotten
+    codec.decode(codec.encode(wav))  # the tables that this caches must not outlive the weights
     codec.load_weights()
     codes = codec.encode(wav)
     assert torch.equal(codes, ENCODE[name](network, wav[:, None]))
@@ -61,7 +61,7 @@ def test_it_is_the_librarys_codec(name, tmp_path):
     assert not ours[:, expected.shape[-1] :].any()
 
 
-PUBLISHED_NAMES = {  # kyutai/mimi is flat; facebook/encodec_24khz has the names of torch's former weight norm
+PUBLISHED_NAMES = {  # kyutai/mimi has a flat layout; facebook/encodec_24khz the names of torch's former weight norm
     "mimi": [
         ("encoder.encoder_seanet.", "encoder."), ("encoder.encoder_transformer.", "encoder_transformer."),
         ("encoder.downsample.", "downsample."), ("decoder.decoder_seanet.", "decoder."),
@@ -89,7 +89,7 @@ def test_weights_under_their_published_names(name, tmp_path):
 
 @pytest.mark.parametrize("sizes", [[1], [2, 5], [1000]], ids=str)
 def test_attention_with_a_short_window_streams(sizes):
-    """40 positions, of which each sees 6."""
+    """Streaming equals whole decoding if each of Mimi's 40 positions attends to 6 positions."""
     config = dict(pick("codec", "mimi")["config"])
     short, long = (MimiCodec(config={**config, "sliding_window": n}, num_codebooks=4, size="tiny") for n in (6, 250))
     long.load_state_dict(loud(short.eval()).state_dict())
@@ -101,7 +101,7 @@ def test_attention_with_a_short_window_streams(sizes):
 
 
 def test_rows_at_other_positions_attend_to_their_own_window():
-    """Three streams that began some frames apart, before and behind a window of 6 positions."""
+    """Three streams of Mimi that began some frames apart attend to their own windows of 6 positions."""
     config = {**pick("codec", "mimi")["config"], "sliding_window": 6}
     codec = loud(MimiCodec(config=config, num_codebooks=4, size="tiny").eval())
     codes, streams = torch.randint(2048, (3, 4, 12)), codec.streams()
@@ -118,7 +118,7 @@ def test_rows_at_other_positions_attend_to_their_own_window():
 
 @pytest.mark.parametrize("name, samples", [("mimi", 0), ("encodec_24khz", 6 * 320), ("dac_24khz", 3141)])
 def test_lookahead(name, samples):
-    """EnCodec's first convolution mirrors six frames; DAC's decoder is counted by hand."""
+    """Lookaheads are those expected: EnCodec's first convolution reflects six frames; DAC's was counted by hand."""
     assert tiny(name).lookahead == samples
 
 

@@ -1,4 +1,4 @@
-"""What an encoder tells of a recording's features without encoding it."""
+"""Test `AudioEncoder.num_frames`, which gives the number of a recording's features without encoding it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen2-Audio's encoder: what transformers' whole model hears, from a folder that it wrote."""
+"""Test Qwen2-Audio's encoder: its features are those of transformers' whole model, with weights in its format."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def folder(theirs, tmp_path_factory):
-    """In one file."""
+    """Return the folder of a Qwen2-Audio model in the format of transformers, with all weights in one file."""
     folder = tmp_path_factory.mktemp("whole")
     theirs.save_pretrained(folder)
     return folder
@@ -62,14 +62,14 @@ def sounds() -> list[torch.Tensor]:
     return [torch.randn(n, generator=generator) * 0.1 for n in LENGTHS]
 
 
-def heard(model, wav: torch.Tensor, frames: int) -> torch.Tensor:
-    """What the audio tower gives while the whole model runs, as far as the model uses it."""
+def their_features(model, wav: torch.Tensor, frames: int) -> torch.Tensor:
+    """Return the features of the audio tower that the whole Qwen2-Audio model uses [frames, D]."""
     extract = WhisperFeatureExtractor(feature_size=128)
     inputs = extract(wav.numpy(), sampling_rate=16000, return_attention_mask=True, return_tensors="pt")
     caught = []
     hook = model.model.audio_tower.register_forward_hook(lambda *args: caught.append(args[-1].last_hidden_state))
     try:
-        # the model refuses another number of audio tokens than it has features
+        # the model requires as many audio tokens as there are features
         ids = torch.tensor([[1, *[AUDIO_ID] * frames, 2]])
         model(
             input_ids=ids,
@@ -88,13 +88,13 @@ def test_weights_give_transformers_own_features(theirs, folder):
     with torch.inference_mode():
         for wav in sounds()[2:]:
             features, (frames,) = net(wav[None], torch.tensor([len(wav)]))
-            expected = heard(theirs, wav, int(frames))
+            expected = their_features(theirs, wav, int(frames))
             assert expected.std() > 0.01
             torch.testing.assert_close(features[0], expected, atol=1e-5, rtol=0)
 
 
 def test_unpadded_is_the_same_inside():
-    """Only the spectrogram's end differs: with silence to 30 s there are frames behind it."""
+    """Features with and without padding to 30 s are similar; they differ near the recording's end."""
     padded, short = ours(), ours(pad_to_30s=False)
     wav, lengths = sounds()[-2][None], torch.tensor([16000])
     with torch.inference_mode():
@@ -105,11 +105,11 @@ def test_unpadded_is_the_same_inside():
 
 @pytest.mark.parametrize("pad_to_30s", [True, False])
 def test_frames(pad_to_30s):
-    """Half of Whisper's, the odd one left out."""
+    """The encoder computes half of Whisper's number of frames, rounded down."""
     net = ours(pad_to_30s=pad_to_30s)
     for wav in sounds():
         features, (frames,) = net(wav[None], torch.tensor([len(wav)]))
-        columns = -(-len(wav) // 160) if pad_to_30s else len(wav) // 160  # of the spectrogram, 10 ms each
+        columns = -(-len(wav) // 160) if pad_to_30s else len(wav) // 160  # frames of the spectrogram, 10 ms each
         assert frames == features.shape[1] == ((columns - 1) // 2 + 1) // 2
     with pytest.raises(ValueError, match=r"a recording of 30\.1 s is longer than the encoder's 30 s"):
         net(torch.zeros(1, 481600), torch.tensor([481600]))
@@ -127,7 +127,7 @@ def test_files_of_several_shards(theirs, folder, tmp_path):
     theirs.save_pretrained(tmp_path, max_shard_size="2KB")
     whole, parts = ours(folder), ours(tmp_path)
     whole.load_weights()
-    # those without a tensor of the encoder are not read
+    # shards without a tensor of the encoder are not read
     listed = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     used = {file for name, file in listed.items() if "audio_tower." in name}
     assert 1 < len(used) < len(set(listed.values()))

@@ -1,4 +1,4 @@
-"""HuBERT, wav2vec 2.0 and WavLM: transformers' own features, from weights as transformers writes them."""
+"""Test HuBERT, wav2vec 2.0 and WavLM: their features are those of transformers, with weights in its format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ours(name: str, **changes) -> TransformersSpeechEncoder:
 
 
 def write(folder, name: str, auto=AutoModel, **changes):
-    """A random model in transformers' own format, of the kind that a part file builds."""
+    """Write and return a random model in the format of transformers, like the one that a part file builds."""
     torch.manual_seed(3)
     like = ours(name).net.config
     numbers = TINY | {key: getattr(like, key) for key in OF_ITS_OWN} | changes
@@ -39,7 +39,7 @@ def sound(samples: int = 4000) -> torch.Tensor:
 
 
 def check_features(net: TransformersSpeechEncoder, theirs) -> None:
-    """Through transformers' own feature extractor."""
+    """Check that an encoder computes the features of transformers' model and feature extractor."""
     extract = Wav2Vec2FeatureExtractor(do_normalize=net.normalize)
     with torch.inference_mode():
         values = extract(sound().numpy(), sampling_rate=16000, return_tensors="pt").input_values
@@ -57,7 +57,10 @@ def test_weights_give_transformers_own_features(tmp_path, name):
 
 
 def test_weights_as_they_were_written_once(tmp_path):
-    """The hub's files: pickled, a network for pre-training around this one, the old names of the weight norm."""
+    """Weights are read from files like those of the hub.
+
+    They are pickled, hold a network for pre-training, and use the old names of torch's weight norm.
+    """
     theirs = write(tmp_path, "wav2vec2_base", AutoModelForPreTraining)
     (tmp_path / "model.safetensors").unlink()
     norm = "conv.parametrizations.weight.original"
@@ -85,7 +88,7 @@ def test_omnikits_own_weights(tmp_path):
 
 @pytest.mark.parametrize("name", ["hubert_base", "wav2vec2_large", "wavlm_large"])
 def test_frames_of_every_length(name):
-    """As many as transformers itself expects."""
+    """The number of frames for each length is the one that transformers expects."""
     net = ours(name)
     assert net.shortest == 400
     lengths = [*range(400, 1500, 53), 719, 720, 1039, 1040, 15999, 16000]

@@ -1,4 +1,4 @@
-"""WhisperEncoder: padding changes nothing, and with padding to 30 s it is whisper's own encoder."""
+"""Test `WhisperEncoder`: padding in a batch changes no feature, and features are those of openai-whisper."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoder(**changes) -> WhisperEncoder:
 
 
 def sounds() -> list[torch.Tensor]:
-    """Noise of several lengths and very different loudness."""
+    """Return waveforms of noise of several lengths and very different loudness."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(n, generator=generator) * 10.0 ** -(i % 4) for i, n in enumerate(LENGTHS)]
 
@@ -54,7 +54,7 @@ def test_mel_filters_are_the_table_of_openai_whisper(n_mels: int):
 
 
 def openais(net: WhisperNetwork) -> whisper.model.AudioEncoder:
-    """openai-whisper's own module with the weights of one of ours, of the sizes of `SMALL`."""
+    """Return openai-whisper's own encoder module with the weights of a `WhisperNetwork` of the sizes of `SMALL`."""
     theirs = whisper.model.AudioEncoder(*SMALL.values()).eval()
     theirs.load_state_dict(net.state_dict())
     return theirs
@@ -62,7 +62,7 @@ def openais(net: WhisperNetwork) -> whisper.model.AudioEncoder:
 
 @pytest.mark.parametrize("sizes", [tuple(SMALL.values()), (128, 40, 24, 3, 1)])
 def test_the_network_is_openai_whispers(sizes: tuple[int, ...]):
-    """From the same seed the two begin with the same weights under the same names, and compute the same."""
+    """The network has openai-whisper's parameter names, initial weights for a seed, and outputs."""
     torch.manual_seed(3)
     mine = WhisperNetwork(*sizes)
     torch.manual_seed(3)
@@ -70,13 +70,13 @@ def test_the_network_is_openai_whispers(sizes: tuple[int, ...]):
     assert list(mine.state_dict()) == list(theirs.state_dict())
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(mine.state_dict()[name], tensor), name
-    frames = 2 * sizes[1]  # whisper's own takes the longest input alone
+    frames = 2 * sizes[1]  # openai-whisper's module takes only inputs of the maximum length
     mel = torch.randn(2, sizes[0], frames, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         features, lengths = mine(mel, torch.tensor([frames, frames]))
         torch.testing.assert_close(features, theirs(mel), atol=1e-6, rtol=0)
     assert lengths.tolist() == [sizes[1]] * 2
-    assert features.std() > 0.5  # normed, so that 1e-6 is little
+    assert features.std() > 0.5  # so that a tolerance of 1e-6 is small
 
 
 def test_log_mel_is_whispers():
@@ -104,7 +104,7 @@ def test_unpadded_is_whispers_own_forward_on_a_full_window():
 
 
 def test_unpadded_frames():
-    """Two columns of the spectrogram, 10 ms each, make a frame; the last may be alone."""
+    """Each feature spans two frames of the spectrogram, 10 ms each; the last one may span one."""
     net = encoder(size="tiny")
     for samples in (*range(320, 1300, 49), 479, 480, 639, 640, 15999, 16000):
         features, (frames,) = net(torch.ones(1, samples), torch.tensor([samples]))
@@ -133,7 +133,7 @@ def test_numbers_it_exposes():
 
 
 def published(file, **changes) -> whisper.model.Whisper:
-    """A small model, written as openai-whisper's files are."""
+    """Write and return a small Whisper model in the format of openai-whisper."""
     dims = whisper.model.ModelDimensions(80, 1500, 32, 2, 2, 40, 4, 32, 2, 1)
     dims = dataclasses.replace(dims, **changes)
     model = whisper.model.Whisper(dims).eval()
@@ -169,7 +169,7 @@ def test_published_weights_that_do_not_fit(tmp_path):
     ("name", "millions"), [("tiny", 39), ("base", 74), ("small", 244), ("medium", 769), ("large_v3", 1550)]
 )
 def test_sizes_by_name_are_whispers(name, millions):
-    """With a decoder of the same width and depth they make the totals that openai-whisper's table gives."""
+    """The encoders, with decoders of the same width and depth, have the parameters of openai-whisper's table."""
     with torch.device("meta"):
         net = build_part("encoder", f"whisper_{name}")
         width, heads, layers = net.dim, net.encoder.blocks[0].attn.n_head, len(net.encoder.blocks)
@@ -186,7 +186,7 @@ TRANSFORMERS = {
 
 
 def transformers_model(folder, **changes) -> WhisperForConditionalGeneration:
-    """A small model, written as transformers' are."""
+    """Write and return a small Whisper model in the format of transformers."""
     torch.manual_seed(5)
     model = WhisperForConditionalGeneration(WhisperConfig(**TRANSFORMERS | changes)).eval()
     for parameter in model.parameters():
@@ -208,7 +208,7 @@ def test_transformers_weights_give_its_own_features(tmp_path, name):
 
 
 def test_openais_and_transformers_files_of_the_same_weights(tmp_path):
-    """Named after another in transformers' way, openai-whisper's encoder is the same."""
+    """Weights in the formats of openai-whisper and of transformers give the same encoder."""
     transformers_model(tmp_path)
     mine = encoder(weights=str(tmp_path))
     mine.load_weights()

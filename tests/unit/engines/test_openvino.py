@@ -24,7 +24,7 @@ from tests.unit.toy import toy_model
 
 pytest.importorskip("openvino", reason="omnikit[openvino] is not installed")
 
-from omnikit.engines.openvino import graph_files, let_go
+from omnikit.engines.openvino import graph_files, release_memory_of
 
 
 def compared(model: OmniLM, folder: Path, capacity: int = 6) -> Compared:
@@ -280,7 +280,7 @@ def test_matrices_are_in_memory_once(tmp_path, monkeypatch):
     assert [in_memory(graph) for graph in graphs] == [0] * len(graphs)
     x = torch.randn(2, engine.model.llm.dim)
     before = engine.text_logits(x)
-    let_go(graphs[1])
+    release_memory_of(graphs[1])
     assert torch.equal(engine.text_logits(x), before)
 
 

@@ -46,7 +46,7 @@ def test_batches_hold_each_item_once_longest_first():
 def test_batched_replies_are_those_of_single_questions(entries, name, batch_size):
     model = toy_model()
     found, skipped = replies(model, TASKS[name], entries, decoding=DECODING, batch_size=batch_size)
-    assert list(found) == list(TEXTS)  # in the order of the rows
+    assert list(found) == list(TEXTS)  # in the order of the entries
     assert dict(skipped.reasons) == {"unreadable": 1} and "7-1-0009" in str(skipped)
     for entry in entries:
         if entry.id in found:

@@ -1,4 +1,4 @@
-"""The judge hears what espeak says, and nothing where nothing is said."""
+"""Test that the judge transcribes speech of espeak right, and silence and noise as nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MINI = Path(__file__).resolve().parents[3] / "egs" / "mini"
 
 
 def mini_module(name: str):
-    """A module of `egs/mini`, which is no package."""
+    """Import a module of `egs/mini`, which is not a package."""
     sys.path.insert(0, str(MINI))
     try:
         return importlib.import_module(name)
@@ -52,8 +52,8 @@ def test_silence_and_noise_are_not_speech(judge):
 
     text = "seven plus eight is fifteen"
     wav, _ = synthesize(text, "en-us", sample_rate=16000)
-    heard = judge.transcribe(0.3 * rng.standard_normal(len(wav)), 16000)
-    assert sum(a == b for a, b in zip(heard.split(), text.split(), strict=False)) <= 2
+    hypothesis = judge.transcribe(0.3 * rng.standard_normal(len(wav)), 16000)
+    assert sum(a == b for a, b in zip(hypothesis.split(), text.split(), strict=False)) <= 2
 
 
 def test_one_utterance_leaves_nothing_behind(judge):

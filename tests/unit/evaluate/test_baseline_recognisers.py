@@ -1,4 +1,4 @@
-"""Published recognisers at a tiny size: what they write through us is what their own code writes."""
+"""Test published recognisers at a tiny size: their transcripts are those of their own code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sounds() -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def whisper_file(tmp_path_factory) -> str:
-    """A multilingual Whisper of few numbers, as openai-whisper's files are; it writes no more than 6 tokens."""
+    """Return the file of a tiny multilingual Whisper in openai-whisper's format that generates at most 6 tokens."""
     torch.manual_seed(3)
     dims = whisper.model.ModelDimensions(80, 1500, 16, 2, 1, 51865, 12, 16, 2, 1)
     model = whisper.model.Whisper(dims)
@@ -49,7 +49,7 @@ def whisper_file(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def ctc_folder(tmp_path_factory) -> str:
-    """A wav2vec 2.0 with its CTC head, as transformers writes it."""
+    """Return the folder of a tiny wav2vec 2.0 with a CTC head in the format of transformers."""
     folder = tmp_path_factory.mktemp("ctc")
     (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
     tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))

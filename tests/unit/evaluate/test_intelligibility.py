@@ -27,7 +27,7 @@ from omnikit.tasks import TASKS
 
 @dataclass
 class Recorded:
-    """A clip that is in memory."""
+    """A recording in memory that has any sample rate it is asked for."""
 
     wav: Tensor
 
@@ -36,7 +36,7 @@ class Recorded:
 
 
 class Ear:
-    """Understands a waveform if it is, within the codec's coarseness, one that it knows."""
+    """A judge that recognises the waveforms it was given, within the error of a coarse codec, and no others."""
 
     def __init__(self, known: dict[str, Tensor]):
         self.known = known

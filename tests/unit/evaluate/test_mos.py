@@ -1,4 +1,4 @@
-"""How natural speech sounds, by a network that torch.hub loads."""
+"""Test the prediction of mean opinion scores by a network that torch.hub loads."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from omnikit.evaluate.speed import Timing, measure, speed_table, time_answer
 
 @dataclass
 class SlowOmni:
-    """Says a word at once, sound after `wait` seconds and again after as long."""
+    """A system that streams a word at once and then two chunks of sound, `wait` seconds apart."""
 
     wait: float = 0.05
     samples: int = 1600
@@ -28,7 +28,7 @@ class SlowOmni:
 def test_timing_of_one_answer():
     timing = time_answer(SlowOmni().stream, torch.zeros(10), 16000)
     assert timing.audio == pytest.approx(0.2)
-    assert timing.first_audio - timing.first_text >= 0.05  # each sound comes a pause after what was before it
+    assert timing.first_audio - timing.first_text >= 0.05  # each chunk of sound comes `wait` after the chunk before
     assert timing.wall - timing.first_audio >= 0.05
 
 
@@ -37,12 +37,12 @@ def test_real_time_factor_is_wall_over_audio_and_threads_are_put_back():
     speed = measure(omni.stream, [torch.zeros(10)] * 2, sample_rate=16000, threads=2)
     assert omni.threads_seen == 2 and torch.get_num_threads() == before
     assert speed.questions == 2 and speed.audio_seconds == pytest.approx(0.4)
-    assert 0.5 <= speed.real_time_factor < 1.5  # 0.1 s for 0.2 s of sound, and a busy machine's delays
+    assert 0.5 <= speed.real_time_factor < 1.5  # 0.1 s for 0.2 s of sound; the bound leaves room for a busy machine
     assert "| way | 2 | 2 |" in speed_table({"way": speed})
 
 
 def test_the_middle_and_the_slow_end_are_those_of_the_answers(monkeypatch):
-    waits = iter([9.0, *(i / 100 for i in range(1, 101))])  # the first one is not counted
+    waits = iter([9.0, *(i / 100 for i in range(1, 101))])  # the first answer is for warming up
 
     def timed(stream, asked, sample_rate):
         first = next(waits)

@@ -1,4 +1,4 @@
-"""Offline inference: the same results as one by one, whatever is killed, damaged or shared out in between."""
+"""Test offline batch inference: results are those of single answers, also after kills, damage and with processes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from omnikit.offline.single_or_many import holds_many
 from omnikit.strategies import BATCH_PARALLEL
 from omnikit.torchrun import Share
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAMES = ["a", "b", "deep/c", "deep/d", "e"]
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Five recordings, and what cannot be read."""
+    """Return a folder of five recordings, two unreadable ones and a text file."""
     place = tmp_path / "questions"
     (place / "deep").mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -87,7 +87,7 @@ def test_trained_answers_of_many_lengths_are_those_of_one_by_one(tmp_path):
         both = [
             load_audio(path, alone.sample_rate) for path in (tmp_path / "alone.wav", tmp_path / "out" / line["wav"])
         ]
-        assert both[0].shape == both[1].shape and (both[0] - both[1]).abs().max() < 1e-3  # other codes differ by far
+        assert both[0].shape == both[1].shape and (both[0] - both[1]).abs().max() < 1e-3  # other codes differ by more
 
 
 def test_transcripts_and_speech_of_manifest_and_lines(folder, tmp_path):
@@ -122,7 +122,7 @@ def test_one_recording_that_the_encoder_refuses_does_not_stop_its_batch(folder, 
 
 
 def test_folders_as_people_have_them(folder, tmp_path):
-    """A recording beyond the limit of one that is given singly, one without an ending, a foreign one, hidden ones."""
+    """A folder may hold a recording that is too long, one without extension, one in an unknown format, hidden files."""
     save_audio(folder / "long.flac", torch.zeros(30 * 16000 + 64), 16000)
     (folder / "e.flac").rename(folder / "e")
     (folder / "film.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
@@ -133,11 +133,14 @@ def test_folders_as_people_have_them(folder, tmp_path):
     assert found["long"]["skipped"] == f"too long: {folder / 'long.flac'}: 30.004 s long, the limit is 30 s"
     assert found["film"]["skipped"].startswith(f"unreadable: {folder / 'film.m4a'}: not an audio file")
     assert set(found) == {*NAMES, "cut", "broken", "long", "film"} and found["e"]["text"] is not None
-    assert str(counts).endswith("1 too long (such as long), not taken: 1 other file (such as notes.md)")
+    assert str(counts).endswith("1 too long (such as long), ignored: 1 other file (such as notes.md)")
 
 
 def test_a_killed_run_goes_on(folder, tmp_path, monkeypatch):
-    """Nothing finished is done again, a half line is dropped, what was skipped or lost is tried again."""
+    """A killed job is resumed: finished entries are kept, others are answered, and a truncated line is dropped.
+
+    Entries that were skipped or whose wav file is missing are tried again.
+    """
     out = tmp_path / "out"
     asked = []
     real = Decoder.run
@@ -171,7 +174,7 @@ def test_processes_share_the_rows_and_their_number_may_change(folder, tmp_path):
     job("A1A2", folder, out, share=Share(2, 3)).run(omni())
     files = [out / "results.jsonl", out / "results.2.jsonl"]
     assert len(lines(*files)) < 7 and not (out / "results.1.jsonl").exists()
-    files[1].write_text(files[1].read_text()[:-5])  # killed, and nobody is number 2 any more
+    files[1].write_text(files[1].read_text()[:-5])  # killed; there is no process of rank 2 in the next run
     kept = sum(job("A1A2", folder, out, share=Share(rank, 2)).run(omni()).kept for rank in range(2))
     files.append(out / "results.1.jsonl")
     assert lines(*files) == lines(whole / "results.jsonl") and kept > 0
@@ -198,7 +201,7 @@ def test_results_of_another_run_are_not_mixed_in(folder, tmp_path):
         job("A1T1", folder, out, {"checkpoint": "one"})
     (out / "kept.json").rename(out / "run.json")
     (out / "results.jsonl").write_text("[]\n")
-    with pytest.raises(ValueError, match=r"results\.jsonl: line 1 is no result"):
+    with pytest.raises(ValueError, match=r"results\.jsonl: line 1 is not a result"):
         job("A1T1", folder, out, {"checkpoint": "one"}).run(omni())
 
 
@@ -229,7 +232,7 @@ def test_one_or_many(folder, tmp_path):
 def test_ids_become_files(folder, tmp_path):
     assert wav_name("1-a b") == "1-a b.wav" and wav_name("../x%") == "..%2Fx%25.wav"
     assert len(wav_name("ü" * 300)) < 100 and wav_name("ü" * 300) != wav_name("ü" * 301)
-    (folder / "a.flac").rename(folder / "b.wav")  # two that differ in their endings
+    (folder / "a.flac").rename(folder / "b.wav")  # two paths that differ in the extension only
     (folder / os.fsdecode(b"\xff.flac")).write_bytes((folder / "b.flac").read_bytes())
     for _ in range(2):
         counts = job("A1A2", folder, tmp_path / "out").run(omni())

@@ -1,4 +1,4 @@
-"""Rows that cannot be asked, and rows that have features in place of a recording."""
+"""Test entries without a usable question, and entries that have features instead of a recording."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def without_recordings(manifest: Path, encoder: ToyEncoder, name: str):
 def test_features_are_asked_where_there_is_no_recording(manifest, tmp_path):
     model = toy_model()
     recorded = read_manifest(manifest, tmp_path / "cache")
-    ready = without_recordings(manifest, model.encoder, "ready")
-    assert all(entry.a1 is None for entry in ready)
+    encoded = without_recordings(manifest, model.encoder, "encoded")
+    assert all(entry.a1 is None for entry in encoded)
     expected, _ = replies(model, TASKS["A1T1"], recorded, **SHORT)
-    found, skipped = replies(model, TASKS["A1T1"], [ready[0], recorded[1], ready[2]], **SHORT)
+    found, skipped = replies(model, TASKS["A1T1"], [encoded[0], recorded[1], encoded[2]], **SHORT)
     assert not skipped and {name: reply.text for name, reply in found.items()} == {
         name: reply.text for name, reply in expected.items()
     }
@@ -49,8 +49,8 @@ def test_features_are_asked_where_there_is_no_recording(manifest, tmp_path):
 def test_another_encoders_features_and_nothing_at_all_are_counted(manifest):
     model = toy_model()
     torch.manual_seed(1)
-    ready = without_recordings(manifest, ToyEncoder(), "foreign")
-    found, skipped = replies(model, TASKS["A1T1"], [*ready, ManifestEntry("written", "x")], **SHORT)
+    foreign = without_recordings(manifest, ToyEncoder(), "foreign")
+    found, skipped = replies(model, TASKS["A1T1"], [*foreign, ManifestEntry("written", "x")], **SHORT)
     assert not found and skipped.reasons == {"no recording": 1, "foreign": 3}
 
 
@@ -62,7 +62,7 @@ def test_a_recogniser_hears_recordings_alone(manifest, tmp_path):
             return [str(len(wav)) for wav in wavs]
 
     recorded = read_manifest(manifest, tmp_path / "cache")
-    ready = without_recordings(manifest, ToyEncoder(), "ready")
-    found, skipped = gather(by_recogniser(Ear()), TASKS["A1T1"], [recorded[0], ready[1]], batch_size=2)
+    encoded = without_recordings(manifest, ToyEncoder(), "encoded")
+    found, skipped = gather(by_recogniser(Ear()), TASKS["A1T1"], [recorded[0], encoded[1]], batch_size=2)
     assert {name: reply.text for name, reply in found.items()} == {"0": "1600"}
     assert skipped.reasons == {"no recording": 1}

@@ -136,7 +136,7 @@ def test_features_of_another_encoder(model, tmp_path: Path):
     assert torch.equal(torch.cat(features(tmp_path / "kept")), torch.cat(features(path)))
     tokenize(path, tmp_path / "dropped", other, drop=("a1",))
     with pytest.raises(
-        ValueError, match=rf"sources.asr: row r0: holds features of the encoder {fingerprint(other.encoder)}"
+        ValueError, match=rf"sources.asr: entry r0: holds features of the encoder {fingerprint(other.encoder)}"
     ):
         features(tmp_path / "dropped")
     summary = tokenize(tmp_path / "kept", tmp_path / "again", Parts(encoder=model.encoder), drop=("a1",))
