@@ -1,7 +1,7 @@
-"""A training step as it was before logits were computed chunk by chunk; benchmarks/train_step.py compares with it.
+"""Baseline of benchmarks/train_step.py: forward pass and loss before logits were computed in chunks.
 
-It is a frozen, minimal copy of the network's forward pass and the loss as they stood then. All logits of the labelled
-positions are there at once and joined by a copy, and the device is asked which positions these are.
+This is a frozen, minimal copy of the code of that time. It stores all logits of the labelled positions, concatenates
+them by a copy, and synchronises with the device to find these positions.
 
 Letters: B batch, T frames, D width, S streams, L steps, V vocabulary, P labelled positions.
 """
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 IGNORE = -100
 AUDIO_START = 1
-POSITIONS = 64  # a multiple of so many is computed
+POSITIONS = 64  # labelled positions are padded to a multiple
 
 
 class Heads(NamedTuple):
-    """The linear layers behind the network, and the ids of each stream."""
+    """Linear layers from hidden states to logits, with the number of ids of each stream."""
 
     text: tuple[nn.Linear, ...]
     audio: nn.Linear
@@ -33,7 +33,7 @@ class Heads(NamedTuple):
 
 
 def earlier_loss(heads: Heads, text: Tensor, audio: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Hidden states [B, L, D] for text and audio heads, labels [B, S, L] -> the streams' mean losses by weights [S]."""
+    """Return the mean loss over streams, weighted by [S], of hidden states [B, L, D] with labels [B, S, L]."""
     of_text, of_audio = labels[:, :1], labels[:, 1:]
     logits = [heads.text_logits(_labelled(text, of_text)), *heads.audio_logits(_labelled(audio, of_audio))]
     wanted = [*_kept(of_text), *_kept(of_audio)]
@@ -64,7 +64,7 @@ def _kept(labels: Tensor) -> Tensor:
 
 
 def earlier_hidden(model: nn.Module, steps: Tensor, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps [B, S, L] of an `OmniLM` and features [B, T, D] -> hidden states [B, L, D] for text and audio heads."""
+    """Return the hidden states [B, L, D] of text and audio heads for steps [B, S, L] and features [B, T, D]."""
     adapted, lengths = model.adapter(features, lengths)
     streams = steps.shape[1]
     audio = model.new_audio_embeddings.embed(steps[:, 1:] + model.audio_offsets).sum(dim=1, dtype=torch.float32)

@@ -1,16 +1,16 @@
-"""Training steps of the recipe's stages 1 and 3: as they were, with chunked logits, compiled, and through the recipe.
+"""Benchmark of training steps in stages 1 and 3: baseline, chunked logits, compiled, and the recipe's own loop.
 
     python benchmarks/train_step.py                          # true size on a GPU, bfloat16; at most 3 minutes
-    python benchmarks/train_step.py --profile                # and what a step's time goes to, kernel by kernel
+    python benchmarks/train_step.py --profile                # also list the kernels that take most of a step
     python benchmarks/train_step.py --quick --device cpu     # a small network and a small vocabulary; 50 s on two cores
     python benchmarks/train_step.py --device cpu             # heads and loss at true size, the network small; minutes
 
-A step is forward, backward and the optimiser (AdamW, fused) over a batch of random tokens that is on the device.
-Weights are float32 and drawn; on a GPU products are bfloat16 by autocast. The bare loops do nothing else; "recipe" is
-SpeechBrain's loop with the recipe's sampler, collate function and brain, over entries in memory. MFU is the operations
-that a step needs (`benchmarks.training_material.step_operations`) per second, relative to what the GPU's data sheet
-names for dense bfloat16 products. Everything is measured in one process; ratios come last, and the exit status is 1
-where one of them falls short of its goal. Parts that no time is left for are named.
+A step is a forward pass, a backward pass and an optimiser step (AdamW, fused) on a batch of random tokens that is
+already on the device. Weights are random float32 values; on a GPU, products are bfloat16 by autocast. The bare loops do
+nothing else; "recipe" is SpeechBrain's loop with the recipe's sampler, collate function and Brain, over entries in
+memory. MFU is the number of operations per second (`benchmarks.training_material.step_operations`) relative to the
+dense bfloat16 peak in the GPU's data sheet. Everything is measured in one process. Ratios are printed last; the exit
+status is 1 if one of them misses its goal. Measurements for which no time is left are listed.
 """
 
 from __future__ import annotations
@@ -64,38 +64,40 @@ from omnikit.tokens import IGNORE  # noqa: E402
 from omnikit.torchrun import check_device  # noqa: E402
 
 SECONDS = 165.0
-"""On a GPU nothing new is begun after so many since the start, so that all of it ends within three minutes."""
+"""Seconds from the start after which no measurement is begun on a GPU, so that all ends within three minutes."""
 PEAK = {"H100": 989e12, "H200": 989e12}
-"""GPU -> operations per second of dense bfloat16 products by its data sheet (SXM)."""
+"""Mapping from GPU to operations per second of dense bfloat16 products in its data sheet (SXM)."""
 LENGTH = 512
-"""Steps of a sample."""
+"""Number of steps of a sample."""
 EARLIER, CHUNKED, FUSED, COMPILED = "earlier", "chunked", "fused", "compiled"
-"""The loop as it was; with chunked logits; with what lies between their products compiled; and all blocks, too."""
+"""Names of the bare loops: the baseline; chunked logits; chunked logits with the operations between the products
+compiled; and this with all blocks compiled, too."""
 VARIANTS = (EARLIER, CHUNKED, FUSED, COMPILED)
 RECIPE = "recipe"
 COMPILING = 40.0
-"""Seconds that compiling the blocks for one shape may take."""
+"""Maximum number of seconds for compiling the blocks for one shape."""
 HEAD_PEAK, HEAD_LOGITS, HEAD_TIME = 0.35, 0.2, 1.05
-"""Heads and loss, at most: peak relative to the earlier one and to float32 logits at all positions; time relative to
-the earlier one."""
+"""Upper limits for heads and loss: peak memory relative to the baseline, peak memory relative to float32 logits at all
+positions, and time relative to the baseline."""
 GRADIENT_ERROR = {"cpu": 1e-5, "cuda": 2e-2}
-"""Relative to a gradient's norm, at most: of float32 and of bfloat16 products."""
+"""Maximum difference of a gradient relative to its norm, by device: float32 or bfloat16 products."""
 SPEEDUP, RECIPE_SHARE, MFU = 1.5, 0.95, 0.40
-"""At least: the recipe's positions per second relative to the earlier bare loop, and to the best bare loop; MFU."""
+"""Lower limits: positions per second of the recipe relative to the baseline loop, the same relative to the fastest
+bare loop, and MFU."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes and repeats."""
+    """Sizes of the network and its batches, and numbers of repeats, for one run of the benchmark."""
 
-    small: bool  # the network
-    vocabulary: int  # part of the true one that heads and loss are measured with, its denominator
-    width: int  # likewise of the hidden states
-    rows: dict[int, tuple[str, ...]]  # of batches -> loops
-    steps: int  # that are timed together
+    small: bool  # whether the network is small
+    vocabulary: int  # divisor of the true vocabulary for heads and loss
+    width: int  # divisor of the true hidden width for heads and loss
+    rows: dict[int, tuple[str, ...]]  # mapping from batch size to the loops that are measured with it
+    steps: int  # steps that are timed together
     repeats: int
-    pairs: int  # of heads and loss
-    entries: int  # of each corpus of the recipe
+    pairs: int  # interleaved timings of heads and loss
+    entries: int  # manifest entries of each source of the recipe
     recipe_steps: int
 
 
@@ -112,8 +114,11 @@ QUICK = Plan(True, 8, 4, {2: (EARLIER, CHUNKED)}, steps=1, repeats=3, pairs=5, e
 
 @dataclass
 class HeadCase:
-    """Hidden states [8, 512, 896] and the heads of Mini-Omni: 151936 + 64 text ids and 7 x 4160 audio ids. Half of the
-    text positions and all audio positions of the second half have a label."""
+    """Random hidden states [8, 512, 896] with labels, and the heads of Mini-Omni, to measure heads and loss alone.
+
+    The heads have 151936 + 64 text ids and 7 x 4160 audio ids. In the second half of each sample, every second position
+    has a text label and every position has audio labels.
+    """
 
     heads: Heads
     text: Tensor  # [B, L, D]
@@ -164,7 +169,7 @@ def chunked_loss(
     heads: Heads, text: Tensor, audio: Tensor, of_text: LabelPositions, of_audio: LabelPositions, weights: Tensor,
     compiled: bool, chunk_bytes: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Hidden states [N, D] -> the streams' mean losses by weights [S], as `earlier_loss` computes it."""
+    """Return the weighted mean loss of hidden states [N, D] like `earlier_loss`, with logits computed in chunks."""
     counts = torch.cat([of_text.counts, of_audio.counts])
     weights = weights * (counts > 0)
     weights = weights / weights.sum().clamp(min=1e-8) / counts.clamp(min=1)
@@ -181,9 +186,9 @@ def chunked_loss(
 
 
 def heads_and_loss(device: torch.device, plan: Plan) -> Iterator[dict]:
-    """Yield peak memory and times of heads and loss, their text head trainable and frozen."""
+    """Yield peak memory and time of heads and loss for each variant, with a trainable and with a frozen text head."""
     variants = (EARLIER, CHUNKED, FUSED) if device.type == "cuda" else (EARLIER, CHUNKED)
-    chunk_bytes = chunking.CHUNK_BYTES["cpu"] // plan.vocabulary  # on a GPU, too: the peak is what is compared
+    chunk_bytes = chunking.CHUNK_BYTES["cpu"] // plan.vocabulary  # on a GPU, too, because peaks are compared
     for trainable in (True, False):
         case = HeadCase.draw(device, plan, trainable=trainable)
         logits = 4 * case.labels.shape[0] * LENGTH * sum(case.heads.sizes)
@@ -215,7 +220,7 @@ def heads_and_loss(device: torch.device, plan: Plan) -> Iterator[dict]:
 
 
 def _largest_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """Return the largest difference of gradients, relative to the norm of each."""
+    """Return the largest difference between two lists of gradients, relative to the norm of each gradient."""
     return max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -223,7 +228,7 @@ def _largest_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def bare_loss(model: OmniLM, batch: FixedBatch, variant: str) -> Tensor:
-    """Compute the loss of a batch in one of the ways."""
+    """Compute the loss of a batch with one of the `VARIANTS`."""
     of_text = model.llm.lm_head, model.new_text_embeddings.head
     heads = Heads(of_text, model.new_audio_embeddings.head, model.layout.sizes)
     weights = torch.ones(model.layout.num_streams, device=model.device)
@@ -241,19 +246,19 @@ def blocks_of(model: OmniLM) -> list[nn.Module]:
 
 
 def compile_blocks(model: OmniLM) -> None:
-    """Let torch compile each block for the shapes that come."""
-    torch._dynamo.config.recompile_limit = 64  # of all shapes, and blocks that train and do not, in one process
+    """Compile each transformer block with `torch.compile`, for static shapes."""
+    torch._dynamo.config.recompile_limit = 64  # one process compiles for all shapes, trainable and frozen
     for block in blocks_of(model):
         block.compile(dynamic=False)
 
 
 def uncompile_blocks(model: OmniLM) -> None:
     for block in blocks_of(model):
-        block._compiled_call_impl = None  # what `compile` sets; there is no public way back
+        block._compiled_call_impl = None  # set by `compile`; there is no public way to undo it
 
 
 class BareLoop:
-    """Steps over some batches in turn."""
+    """A minimal training loop that cycles through fixed batches."""
 
     def __init__(self, model: OmniLM, stage: MeasuredStage, rows: int, variant: str):
         self.model, self.variant, self.done = model, variant, 0
@@ -275,12 +280,12 @@ class BareLoop:
         return loss.detach()
 
     def operations(self) -> float:
-        """Return those of a step, the mean over the batches."""
+        """Return the mean number of floating-point operations per step over the batches."""
         return sum(step_operations(self.model, batch) for batch in self.batches) / len(self.batches)
 
 
 def measure_bare(model: OmniLM, stage: MeasuredStage, rows: int, variant: str, plan: Plan) -> dict:
-    """Measure one bare loop."""
+    """Return the speed, MFU and peak memory of one bare training loop."""
     device, began = model.device, time.perf_counter()
     if variant == COMPILED:
         compile_blocks(model)
@@ -321,7 +326,7 @@ def recipe_brain() -> type:
 
 
 def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Plan) -> dict:
-    """Measure SpeechBrain's loop with all that the recipe does for a batch; each is an optimiser step."""
+    """Return the speed and peak memory of the recipe's whole loop; each batch is an optimiser step."""
     from speechbrain.utils.epoch_loop import EpochCounter
 
     from omnikit.data.samples import collate_items, make_dataset
@@ -329,7 +334,7 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
     from omnikit.train.tensorboard import TensorBoard
 
     class TimedBrain(recipe_brain()):
-        """Notes when each step has ended, and its positions; validates and saves nothing."""
+        """A Brain that records end time, positions and sequences of each step."""
 
         def on_fit_start(self) -> None:
             super().on_fit_start()
@@ -383,13 +388,13 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def finish(device: torch.device) -> None:
-    """Wait for what a GPU was told to do."""
+    """Wait until all pending work of a GPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def synchronises(call: Callable[[], object], device: torch.device) -> dict[str, int]:
-    """Return the places at which a call has the CPU wait for a GPU, and how often each does."""
+    """Return the source lines at which a call makes the CPU wait for the GPU, with their counts."""
     if device.type != "cuda":
         return {}
     torch.cuda.set_sync_debug_mode("warn")
@@ -404,7 +409,10 @@ def synchronises(call: Callable[[], object], device: torch.device) -> dict[str, 
 
 
 def check_products(device: torch.device) -> None:
-    """Compare a sum of products as it is computed on a GPU with the plain one; use the plain one where it fails."""
+    """Compare the fused accumulation of products with the plain one on a GPU.
+
+    Raises if they differ, after replacing the fused function by the plain one for later measurements.
+    """
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(128, n, generator=draw).to(device, torch.bfloat16) for n in (256, 64))
     table = torch.ones(256, 64, device=device)
@@ -418,14 +426,14 @@ def check_products(device: torch.device) -> None:
 
 
 def clear(device: torch.device) -> None:
-    """Give back the memory of what is gone."""
+    """Collect garbage and release cached GPU memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Return the bytes that a call holds in tensors at most, beyond those that were there."""
+    """Return the peak of tensor memory during a call in bytes, beyond what was allocated before."""
     if device.type == "cuda":
         finish(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -444,13 +452,13 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def peak_operations(device: torch.device) -> float:
-    """Return the operations per second of `PEAK`; not a number where it has no entry."""
+    """Return a GPU's peak operations per second by `PEAK`, or NaN if it is not listed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for key, peak in PEAK.items() if key in name), math.nan)
 
 
 def print_kernels(model: OmniLM, variant: str) -> None:
-    """Print the kernels, or operations on a CPU, that take most of a stage-3 step's time."""
+    """Print the kernels (operations on a CPU) that take most of the time of a stage-3 step."""
     device = model.device
     if variant == COMPILED:
         compile_blocks(model)
@@ -470,11 +478,11 @@ def print_kernels(model: OmniLM, variant: str) -> None:
         uncompile_blocks(model)
 
 
-# --- what is measured, in order of what is missed most where time runs out
+# --- measurements, the most important first, as time may run out
 
 
 class MeasuredRun:
-    """Measures part after part; a part that fails is told and counted, and the others go on."""
+    """A sequence of measurements with a time limit; a failed one is printed and counted, and the next is run."""
 
     def __init__(self, began: float, limit: float, json_file: str | None):
         self.began, self.limit, self.json_file, self.failed = began, limit, json_file, 0
@@ -491,14 +499,14 @@ class MeasuredRun:
 
     @contextmanager
     def part(self, name: str, needs: float = 8.0) -> Iterator[bool]:
-        """Yield whether there is time for it."""
+        """Yield whether there is time for a measurement of `needs` seconds; print and count an exception in it."""
         if self.elapsed() + needs > self.limit:
             print(f"{self.elapsed():.0f} s: no time is left for: {name}", flush=True)
             yield False
             return
         try:
             yield True
-        except Exception:  # the others are to be measured nevertheless, in the one run that there may be
+        except Exception:  # one failure must not lose the other measurements
             self.failed += 1
             print(f"{self.elapsed():.0f} s: failed: {name}", flush=True)
             traceback.print_exc()
@@ -553,7 +561,7 @@ def _needs(variant: str) -> float:
 
 
 def report(figures: list[dict]) -> int:
-    """Print tables and ratios; return the number of goals that are missed."""
+    """Print tables and ratios of the measurements and return the number of missed goals."""
     heads = [one for one in figures if one["name"] == "heads"]
     loops = [one for one in figures if one["name"] in ("bare", "recipe")]
     if heads:
@@ -576,24 +584,24 @@ def report(figures: list[dict]) -> int:
         print("\nSteps\n")
         print(markdown_table(titles, rows))
     print()
-    return sum([*_judge_heads(heads), *_judge_loops(loops)])
+    return sum([*_check_heads(heads), *_check_loops(loops)])
 
 
-def _judge_heads(heads: list[dict]) -> Iterator[bool]:
-    """Judge the better one of the chunked variants."""
+def _check_heads(heads: list[dict]) -> Iterator[bool]:
+    """Yield for each goal of heads and loss whether the faster chunked variant misses it."""
     for trainable in (True, False):
         found = [one for one in heads if one["trainable"] is trainable and one["variant"] != EARLIER]
         if found:
             best = min(found, key=lambda one: one["time"])
             what = f"heads and loss, text head {'trainable' if trainable else 'frozen'}, {best['variant']}"
-            yield _judge(f"{what}: peak to the earlier one's", best["to_earlier"], HEAD_PEAK, most=True)
-            yield _judge(f"{what}: peak to float32 logits at all positions", best["to_logits"], HEAD_LOGITS, most=True)
-            yield _judge(f"{what}: time to the earlier one's", best["time"], HEAD_TIME, most=True)
+            yield _check(f"{what}: peak to the earlier one's", best["to_earlier"], HEAD_PEAK, most=True)
+            yield _check(f"{what}: peak to float32 logits at all positions", best["to_logits"], HEAD_LOGITS, most=True)
+            yield _check(f"{what}: time to the earlier one's", best["time"], HEAD_TIME, most=True)
             worst = max(one["gradient_error"] for one in found)
-            yield _judge(f"{what}: largest difference of a gradient", worst, best["gradient_goal"], most=True)
+            yield _check(f"{what}: largest difference of a gradient", worst, best["gradient_goal"], most=True)
 
 
-def _judge_loops(loops: list[dict]) -> Iterator[bool]:
+def _check_loops(loops: list[dict]) -> Iterator[bool]:
     by = {(one["stage"], one["positions"], one["variant"]): one for one in loops}
     gpu = any(one["gib"] is not None for one in loops)
     for stage, positions in dict.fromkeys(key[:2] for key in by):
@@ -612,17 +620,17 @@ def _judge_loops(loops: list[dict]) -> Iterator[bool]:
                 print(f"{what}: a step of {variant} waits for the GPU, missed: {waits}")
                 yield True
         if not gpu:
-            continue  # a small network on a CPU: for trying this script
+            continue  # a small network on a CPU only shows that this script works
         if COMPILED in bare:
-            yield _judge(f"{what}: MFU of {COMPILED}", by[(stage, positions, COMPILED)]["mfu"], MFU)
+            yield _check(f"{what}: MFU of {COMPILED}", by[(stage, positions, COMPILED)]["mfu"], MFU)
         recipe = speed(RECIPE)
         if recipe and earlier:
-            yield _judge(f"{what}: recipe to the earlier bare loop", recipe / earlier, SPEEDUP)
+            yield _check(f"{what}: recipe to the earlier bare loop", recipe / earlier, SPEEDUP)
         if recipe and bare:
-            yield _judge(f"{what}: recipe to the fastest bare loop", recipe / max(bare.values()), RECIPE_SHARE)
+            yield _check(f"{what}: recipe to the fastest bare loop", recipe / max(bare.values()), RECIPE_SHARE)
 
 
-def _judge(what: str, found: float, goal: float, *, most: bool = False) -> bool:
+def _check(what: str, found: float, goal: float, *, most: bool = False) -> bool:
     missed = not (found <= goal if most else found >= goal)
     print(f"{what}: {found:.3g} (goal {goal:g} at {'most' if most else 'least'}{', missed' if missed else ''})")
     return missed
@@ -631,13 +639,14 @@ def _judge(what: str, found: float, goal: float, *, most: bool = False) -> bool:
 def main() -> int:
     began = time.perf_counter()
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small network and a small vocabulary")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
-    parser.add_argument("--parts", nargs="+", default=["heads", "bare", "recipe"], choices=["heads", "bare", "recipe"])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="bare loops")
+    parser.add_argument("--quick", action="store_true", help="use a small network and a small vocabulary")
+    parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1 or cpu")
+    parser.add_argument("--parts", nargs="+", default=["heads", "bare", "recipe"], choices=["heads", "bare", "recipe"],
+                        help="measurements to run, default all")  # fmt: skip
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="bare loops to measure, default all")
     parser.add_argument("--profile", action="store_true", help="print the kernels that take most of a stage-3 step")
-    parser.add_argument("--threads", type=COUNT, default=2, help="of a CPU")
-    parser.add_argument("--json", help="also write what was measured to this file, as it comes")
+    parser.add_argument("--threads", type=COUNT, default=2, help="number of CPU threads, default 2")
+    parser.add_argument("--json", help="file to which measurements are also written, one by one")
     options = parser.parse_args()
     check_device(options.device)
     device = torch.device(options.device)

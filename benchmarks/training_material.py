@@ -1,4 +1,4 @@
-"""What benchmarks/train_step.py trains: a system of random weights, batches of one shape, and the entries of a recipe.
+"""Synthetic training data for benchmarks/train_step.py: a random system, fixed batches and manifest entries.
 
 Letters: B batch, T frames, D width, S streams, L steps.
 """
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from omnikit.data.samples import Source
 
 PARTS = {"encoder": "none", "adapter": "mlp", "llm": "qwen2_0.5b", "codec": "none", "llm.tokenizer": "bytes"}
-"""Parts of the recipe's stages; encoder and codec are left out, since features and codes are made before."""
+"""Part names of the benchmarked system; it has no encoder and codec, as features and codes are precomputed."""
 TTS_BLOCKS = 6
 SMALL = {
     "llm.config.hidden_size": 128, "llm.config.intermediate_size": 512, "llm.config.num_hidden_layers": 4,
     "llm.config.num_attention_heads": 4, "llm.config.num_key_value_heads": 2, "llm.config.head_dim": 32,
     "llm.config.vocab_size": 16000,
 }  # fmt: skip
-"""Options that make the backbone small enough for a CPU."""
+"""Options of a backbone that is small enough for a CPU."""
 
 
 @dataclass(frozen=True)
 class MeasuredStage:
-    """A stage of recipes/VoiceAssistant/QA: what trains, on which tasks."""
+    """A training stage of recipes/VoiceAssistant/QA: its name, trainable parts and tasks."""
 
     name: str
     trainable: tuple[str, ...]
@@ -53,7 +53,7 @@ STAGES = (
 
 @dataclass
 class FixedBatch:
-    """A batch of which every sample fills all of its steps."""
+    """A batch without padding: every sample has L steps."""
 
     steps: Tensor  # [B, S, L]
     labels: Tensor  # [B, S, L]
@@ -73,12 +73,12 @@ class FixedBatch:
 
     @property
     def positions(self) -> int:
-        """B * L"""
+        """Number of positions in the batch, B * L."""
         return self.steps.shape[0] * self.steps.shape[2]
 
 
 def build(device: torch.device, *, small: bool) -> OmniLM:
-    """Build the system with random weights, which are drawn where they are to be."""
+    """Build the benchmarked system with random weights that are drawn on the device."""
     with SkipInit():
         model = omnikit.build(**PARTS, **(SMALL if small else {}), tts_blocks=TTS_BLOCKS if not small else 1)
     model.to(device)
@@ -97,7 +97,7 @@ def build(device: torch.device, *, small: bool) -> OmniLM:
 
 
 def fixed_batch(model: OmniLM, stage: MeasuredStage, rows: int, length: int, seed: int) -> FixedBatch:
-    """Draw a batch of `rows` samples of `length` steps; the tasks take turns, another first for each seed."""
+    """Draw a batch of `rows` random samples of `length` steps; the tasks cycle from number `seed`."""
     draw = torch.Generator().manual_seed(seed)
     tasks = [TASKS[name] for name in islice(cycle(stage.tasks), seed, seed + rows)]
     samples = [_sample(model, task, length, draw) for task in tasks]
@@ -110,8 +110,11 @@ def fixed_batch(model: OmniLM, stage: MeasuredStage, rows: int, length: int, see
 
 
 def _sample(model: OmniLM, task: Task, length: int, draw: torch.Generator) -> Sample:
-    """Draw a sample of `length` steps. About a quarter of a spoken answer's steps hold text; of a written one that is
-    an eighth of the length for a transcript, a quarter for an answer to speech, three quarters for one to text."""
+    """Draw a random sample of `length` steps for a task.
+
+    A spoken answer has length / 8 text tokens. A written answer takes an eighth of the length for a transcript, a
+    quarter for an answer to speech and three quarters for an answer to text.
+    """
     last = model.pattern.end(len(model.pattern.carries) - 1, 0)
     if task.speaks:
         answer = length // 2 if task.given == "speech" else 7 * length // 8
@@ -138,12 +141,12 @@ def _sample(model: OmniLM, task: Task, length: int, draw: torch.Generator) -> Sa
 
 
 def step_operations(model: OmniLM, batch: FixedBatch) -> float:
-    """Return the floating-point operations that a training step needs.
+    """Return the number of floating-point operations of a training step.
 
-    A product of a matrix of n weights with a position takes 2 n, and as many for each gradient: that of its input,
-    which every matrix needs that lies above something trainable, and that of the weights where these train. A position
-    attends to L / 2 others in the mean, for 2 L D operations, and twice as many in the backward pass. Heads count at
-    the positions of their labels, the adapter at all frames, norms and the optimiser not at all.
+    Multiplying one position by a matrix of n weights takes 2 n operations, and as many again for each gradient: of the
+    input, for every matrix above a trainable one, and of the weights, if these train. A position attends to L / 2
+    others on average, which takes 2 L D operations, and twice as many in the backward pass. Heads count at labelled
+    positions and the adapter at all frames; norms and the optimiser are not counted.
     """
     total = attention_operations(model, batch)
     for block in _blocks(model):
@@ -155,7 +158,7 @@ def step_operations(model: OmniLM, batch: FixedBatch) -> float:
     ):  # fmt: skip
         found = int((labels.labels != IGNORE).any(dim=1).sum())
         total += found * (6 if head.weight.requires_grad else 4) * head.weight.numel()
-    frames, lowest = batch.features.shape[0] * batch.features.shape[1], 4  # nothing below needs a gradient
+    frames, lowest = batch.features.shape[0] * batch.features.shape[1], 4  # no input gradient at first
     for layer in model.adapter.modules():
         if isinstance(layer, nn.Linear):
             total, lowest = total + frames * lowest * layer.weight.numel(), 6
@@ -163,7 +166,7 @@ def step_operations(model: OmniLM, batch: FixedBatch) -> float:
 
 
 def attention_operations(model: OmniLM, batch: FixedBatch) -> float:
-    """Return the part of `step_operations` that is attention."""
+    """Return the number of floating-point operations that attention takes in a training step."""
     widths = [block.self_attn.config.num_attention_heads * block.self_attn.head_dim for block in _blocks(model)]
     return batch.positions * 3 * 2 * batch.steps.shape[2] * sum(widths)
 
@@ -177,7 +180,7 @@ def _matrix_weights(module: nn.Module) -> int:
 
 
 class InMemory:
-    """A table whose rows are in memory, as manifests of Parquet are read from the disk's cache."""
+    """A table of rows in memory, in place of a memory-mapped Parquet manifest."""
 
     def __init__(self, rows: list[dict[str, object]]):
         self.rows = rows
@@ -187,8 +190,10 @@ class InMemory:
 
 
 def recipe_sources(model: OmniLM, entries: int) -> list[Source]:
-    """Return a corpus of read speech and one of spoken questions and answers, with features and codes of 50 and 11.7
-    frames per second; lengths are drawn so that no sample has more than about 800 steps."""
+    """Return two synthetic sources: read speech, and spoken questions with answers.
+
+    Features have 50 frames per second and codes 11.7. Lengths are drawn so that samples have at most about 800 steps.
+    """
     from omnikit.data.manifest_reader import Codes, Features, ManifestEntry
     from omnikit.data.samples import Source, SpeechInputs, codec_name
 

@@ -68,7 +68,8 @@ TimeLimit = Annotated[
 Manifest = Annotated[str, typer.Argument(metavar="MANIFEST", help="Manifest file (docs/data.md) or folder of shards.")]
 SaveFolder = Annotated[str, typer.Option("--save_folder", metavar="DIR", help="Folder that the shards are written to.")]
 ShardSize = Annotated[
-    int | None, typer.Option("--shard_size", metavar="N", help="Minimum number of entries in a shard. (default: 2048)")
+    int | None,
+    typer.Option("--shard_size", metavar="N", help="Minimum number of manifest entries in a shard. (default: 2048)"),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unusable entry instead of skipping it.")]
 BatchSize = Annotated[int, typer.Option("--batch_size", help="Batch size for a folder or a manifest.")]

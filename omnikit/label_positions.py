@@ -1,4 +1,4 @@
-"""Positions of the labels of a batch, found once on the CPU so that the training step never waits for the device."""
+"""Positions of the labels in a batch, found on the CPU so that training does not synchronise with the device."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from omnikit.tokens import IGNORE
 
 MULTIPLE = 64
-"""Number to a multiple of which labelled positions are padded: few shapes that recur are faster than new ones."""
+"""Number of labelled positions is padded to a multiple of this, since few distinct shapes are faster."""
 
 
 class LabelPositions(NamedTuple):
-    """Positions of a batch at which at least one of several streams has a label.
+    """Positions of a batch at which any of a group of streams has a label, with these labels.
 
-    This is a tuple because DistributedDataParallel looks for tensors in what a module is given.
+    A tuple, because DistributedDataParallel finds tensors only in tuples, lists and dicts.
     """
 
-    positions: Tensor  # [P], index into the B * L positions of the batch; 0 where padded
-    labels: Tensor  # [P, s], IGNORE where a stream has none
+    positions: Tensor  # [P], index into the B * L positions of the batch; 0 in the padding
+    labels: Tensor  # [P, s], IGNORE where a stream has no label
     counts: Tensor  # [s], number of labels of each stream
 
 
 def label_positions(labels: Tensor) -> LabelPositions:
-    """Find the positions of the labels [B, s, L] of s streams that share a head; P is 0 if there is no label."""
+    """Return the labelled positions of labels [B, s, L], for s streams that share a head; P is 0 without labels."""
     by_position = labels.transpose(1, 2).flatten(0, 1)
     found = (by_position != IGNORE).any(dim=1).nonzero()[:, 0]
     missing = -len(found) % MULTIPLE

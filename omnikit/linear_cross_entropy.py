@@ -1,12 +1,12 @@
-"""Cross-entropy of linear heads whose logits exist for one chunk of positions at a time.
+"""Cross-entropy of linear heads that computes logits for one chunk of positions at a time.
 
     hidden [N, D] -> at the labelled positions, chunk by chunk: [C, D] -> logits [C, V] -> loss, gradients
 
-Logits are the largest tensors of a training step by far, and are used for nothing but their loss and two products. So
+Logits are by far the largest tensors of a training step, and are needed only for the loss and two matrix products. So
 the gradients of hidden states and heads are computed together with the loss, while a chunk's logits exist; the backward
 pass multiplies them by the gradient of the loss.
 
-Letters: N positions of a batch, P labelled ones, C of a chunk, D width, S streams, V ids of all streams together.
+Letters: N positions of a batch, P labelled positions, C positions of a chunk, D width, S streams, V ids of all streams.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from omnikit.label_positions import MULTIPLE
 from omnikit.tokens import IGNORE
 
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Maximum bytes of a chunk's float32 logits, by type of device.
+"""Maximum size of a chunk's float32 logits in bytes, by device type.
 
-Each chunk adds to the gradients of all head weights, and a GPU computes a chunk quickly, so it gets larger ones.
-"""
+Each chunk accumulates into the gradients of all head weights, a fixed cost that weighs more on a GPU, so its chunks are
+larger."""
 
 
 class Head(NamedTuple):
@@ -36,13 +36,13 @@ class Head(NamedTuple):
     weight: Tensor  # [V, D]
     bias: Tensor | None = None  # [V]
     finish: Callable[[Tensor], Tensor] | None = None
-    """Differentiable function that is applied to the logits [C, V] element by element, such as soft-capping."""
+    """Differentiable element-wise function that is applied to the logits [C, V], such as a soft cap."""
 
 
 class ChunkedLoss(NamedTuple):
-    """A weighted loss that can be minimised, and the summed loss of each stream."""
+    """Weighted total of a loss, to minimise, and the sums of its streams, to report."""
 
-    total: Tensor  # [], the weighted total of the streams' sums
+    total: Tensor  # [], weighted sum of the streams' sums
     sums: Tensor  # [S], nats, without gradient
 
 
@@ -57,22 +57,23 @@ def linear_cross_entropy(
     chunk_bytes: int | None = None,
     compiled: bool = False,
 ) -> ChunkedLoss:
-    """Compute the cross-entropy of the logits that linear heads, side by side, have at labelled positions.
+    """Compute the cross-entropy of linear heads at labelled positions, without storing all logits at once.
 
-    No value is read back from the device. Under autocast, products are computed in its type and everything else in
-    float32, like in the plain computation.
+    The logits of the heads are concatenated and split into streams by `sizes`. Nothing is copied from the device. Under
+    autocast, products are computed in its type and everything else in float32, as in the plain computation.
 
     Args:
         hidden: normed hidden states [N, D].
-        heads: the heads; frozen ones get no gradient.
-        positions: rows of `hidden` that have a label [P], see `omnikit.label_positions`; without any, the total has no
-            gradient at all, so that an optimiser leaves the heads unchanged.
-        labels: ids within their streams [P, S], `IGNORE` where there is none.
-        weights: weight of each stream's sum in the total [S], float32. They are needed before the backward pass, which
-            has no logits any more.
-        sizes: number of ids of each stream; their sum is the number of rows of all heads.
-        chunk_bytes: maximum bytes of a chunk's logits; None = `CHUNK_BYTES` of the device.
-        compiled: let torch compile the operations between the products, which takes some seconds at the first call.
+        heads: linear heads; frozen ones get no gradient.
+        positions: rows of `hidden` that have a label [P], see `omnikit.label_positions`. If P is 0, the total has no
+            gradient, so that an optimiser does not change the heads.
+        labels: ids within their streams [P, S], `IGNORE` where a stream has no label.
+        weights: weight of each stream's sum in the total [S], float32. They cannot be applied later, because the
+            backward pass has no logits.
+        sizes: number of ids of each stream; they sum to V, the number of rows of all heads.
+        chunk_bytes: maximum size of a chunk's float32 logits in bytes; the default depends on the device, see
+            `CHUNK_BYTES`.
+        compiled: whether torch compiles the operations between the products, which takes seconds at the first call.
     """
     if not len(positions):
         sums = hidden.new_zeros(len(sizes), dtype=_exact(hidden.dtype))
@@ -96,16 +97,16 @@ class _Plan:
 
     sizes: tuple[int, ...]
     finish: tuple[Callable[[Tensor], Tensor] | None, ...]
-    rows: int  # of a chunk
-    dtype: torch.dtype  # of products
+    rows: int  # positions of a chunk
+    dtype: torch.dtype  # type of products
     gradients: bool
     compiled: bool
 
 
 def _rows(positions: int, ids: int, chunk_bytes: int) -> int:
-    """Return the number of positions of a chunk, such that chunks have similar sizes and fit in `chunk_bytes`.
+    """Return the number of positions per chunk: chunks of about equal size, at most `chunk_bytes` of logits each.
 
-    A chunk has at least `MULTIPLE` positions.
+    A chunk has at least `MULTIPLE` positions, even if these exceed `chunk_bytes`.
     """
     most = max(1, chunk_bytes // (4 * ids * MULTIPLE))  # in multiples
     total = -(-positions // MULTIPLE)
@@ -141,8 +142,8 @@ def _compute(
     parameters: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the sums [S] and the gradients of hidden states and parameters, None for those that are not wanted."""
-    differs = any(wanted)
+    """Return the loss sums [S] and the gradients of hidden states and parameters, None where not wanted."""
+    grad = any(wanted)
     tables = [None if parameter is None else parameter.detach().to(plan.dtype) for parameter in parameters]
     heads = [_Part(*each) for each in zip(tables[::2], tables[1::2], plan.finish, strict=True)]
     to_hidden = torch.zeros_like(hidden) if wanted[0] else None
@@ -150,7 +151,7 @@ def _compute(
         torch.zeros_like(parameter, dtype=_exact(parameter.dtype)) if needed else None
         for parameter, needed in zip(parameters, wanted[1:], strict=True)
     ]
-    judge = _compiled_judge() if plan.compiled else _judge
+    loss_and_gradient = _compiled_loss_and_gradient() if plan.compiled else _loss_and_gradient
     chunk = hidden.new_empty(plan.rows, sum(plan.sizes), dtype=plan.dtype)
     sums = torch.zeros(len(plan.sizes), device=hidden.device, dtype=_exact(hidden.dtype))
     for some, label in zip(positions.split(plan.rows), labels.split(plan.rows), strict=True):
@@ -158,12 +159,12 @@ def _compute(
         logits = chunk[: len(some)]
         pieces = logits.split([len(head.weight) for head in heads], dim=1)
         finishing = [head.compute(rows, piece) for head, piece in zip(heads, pieces, strict=True)]
-        for streams, at in _alike(logits, plan.sizes):
-            found, gradient = judge(streams, label[:, at], weights[at], differs)
+        for streams, at in _split_streams(logits, plan.sizes):
+            found, gradient = loss_and_gradient(streams, label[:, at], weights[at], grad)
             sums[at] += found
-            if differs and gradient is not streams:
+            if grad and gradient is not streams:
                 streams.copy_(gradient)
-        if not differs:
+        if not grad:
             continue
         for number, (head, piece, back) in enumerate(zip(heads, pieces, finishing, strict=True)):
             piece = piece if back is None else back(piece)
@@ -178,16 +179,17 @@ def _compute(
 
 
 class _Part(NamedTuple):
-    """A head whose weights have been converted to the type of the products."""
+    """A linear head with weight [V, D] and bias [V] in the type of the matrix products."""
 
     weight: Tensor
     bias: Tensor | None
     finish: Callable[[Tensor], Tensor] | None
 
     def compute(self, rows: Tensor, out: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """Write the logits of hidden states [C, D] into `out` [C, V], with `finish` applied.
+        """Write the logits of hidden states [C, D] into `out` [C, V].
 
-        Return the function that maps their gradient to that of the logits before `finish`; None if these are the same.
+        Returns:
+            The function that maps a gradient of the logits to that of the logits before `finish`, or None without one.
         """
         if self.bias is None:
             torch.mm(rows, self.weight.t(), out=out)
@@ -202,60 +204,57 @@ class _Part(NamedTuple):
         return lambda gradient: torch.autograd.grad(after, before, gradient.to(after.dtype))[0]
 
 
-def _alike(logits: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, slice]]:
-    """Split logits [C, V] into those of the streams, as pairs of logits [C, s, V / s] and the slice of streams.
-
-    Streams with equally many ids form one pair.
-    """
+def _split_streams(logits: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, slice]]:
+    """Split logits [C, V] into groups of streams of equal size [C, s, V / s], with the slice of streams of each."""
     if len(set(sizes)) == 1:
         return [(logits.unflatten(1, (len(sizes), -1)), slice(0, len(sizes)))]
     return [(one[:, None], slice(s, s + 1)) for s, one in enumerate(logits.split(list(sizes), dim=1))]
 
 
-def _judge(logits: Tensor, labels: Tensor, weights: Tensor, differs: bool) -> tuple[Tensor, Tensor]:
-    """Return the summed loss [s] of logits [C, s, V] and labels [C, s], and the gradient of the weighted sums.
+def _loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
+    """Return the loss sums [s] of logits [C, s, V] with labels [C, s], and the gradient of their weighted total.
 
-    The gradient is computed only if `differs`; float32 logits are overwritten by it.
+    The gradient is computed only if `grad` is true, and overwrites float32 logits.
     """
     scores, known, index = logits.to(_exact(logits.dtype)), labels != IGNORE, labels.clamp(min=0)[..., None]
     at_label, highest = scores.gather(-1, index), scores.amax(dim=-1, keepdim=True)
     scores = scores.sub_(highest).exp_()
     total = scores.sum(dim=-1, keepdim=True)
     losses = (total.log() + highest - at_label)[..., 0].masked_fill(~known, 0.0)
-    if differs:
+    if grad:
         share = (weights * known)[..., None]
         scores = scores.mul_(share / total).scatter_add_(-1, index, -share)
     return losses.sum(dim=0), scores
 
 
 @cache
-def _compiled_judge() -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return a compiled version of `_judge`: one or two kernels that write the gradient in the type of the logits."""
+def _compiled_loss_and_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return a compiled `_loss_and_gradient` of one or two kernels, whose gradient has the type of the logits."""
 
-    def judge(logits: Tensor, labels: Tensor, weights: Tensor, differs: bool) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
         scores, known = logits.to(_exact(logits.dtype)), labels != IGNORE
         log_total = torch.logsumexp(scores, dim=-1)
         at_label = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
         losses = torch.where(known, log_total - at_label, 0.0).sum(dim=0)
-        if not differs:
+        if not grad:
             return losses, logits
         hit = torch.arange(logits.shape[-1], device=logits.device) == labels[..., None]
         gradient = ((scores - log_total[..., None]).exp() - hit.to(scores.dtype)) * (weights * known)[..., None]
         return losses, gradient.to(logits.dtype)
 
-    return torch.compile(judge, dynamic=True)
+    return torch.compile(loss_and_gradient, dynamic=True)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which losses and sums of tensors of a type are computed: at least float32."""
+    """Return the type in which losses and sums of a tensor type are computed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _add_product(table: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add the product of `a` [V, C] and `b` [C, D] to a table [V, D]."""
+    """Add the matrix product of `a` [V, C] and `b` [C, D] to a table [V, D] in place."""
     if a.dtype == table.dtype:
         table.addmm_(a, b)
-    elif a.is_cuda and table.dtype == torch.float32:  # accumulates without storing the product
+    elif a.is_cuda and table.dtype == torch.float32:  # the product is not stored
         torch.addmm(table, a, b, out_dtype=torch.float32, out=table)
     else:
         table += a @ b

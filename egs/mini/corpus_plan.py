@@ -1,4 +1,4 @@
-"""What the mini corpus says and who says it: a pure function of seed and scale, no sound made here."""
+"""Plans the texts and speakers of the mini corpus as a pure function of seed and scale, without synthesizing speech."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import voices
 import world
 
 TEMPLATE_CHAPTER, RANDOM_CHAPTER = 1, 2
-"""Chapter ids of the LibriSpeech layout: sentences from templates, and random word strings."""
+"""Chapter ids in the LibriSpeech layout of sentences from templates and of random word strings."""
 
 SENTENCES = {"train": 10200, "dev-clean": 200, "test-clean": 300, "test-other": 300}
 VOICE_SENTENCES = 30600
-"""Further training sentences that only the answer voice reads: saying the unseen takes more of them than hearing it."""
+"""Number of additional training sentences that are read by the answer voice alone.
+
+Synthesis of unseen sentences needs more training sentences than their recognition.
+"""
 QA_TRAIN, QA_DEV, QA_HELD_OUT_READINGS = 8000, 200, 4
 NOISE_SNR_DB = (15.0, 20.0)
 
 
 @dataclass(frozen=True)
 class PlannedReading:
-    """One text read once."""
+    """One planned recording: a text with its split, voice, speed, pitch and noise."""
 
     split: str
     text: str
@@ -46,7 +49,7 @@ def scaled(count: int, scale: float) -> int:
 
 
 def plan_corpus(seed: int, scale: float = 1.0) -> list[PlannedReading]:
-    """All recordings of the ASR / TTS splits, with LibriSpeech ids."""
+    """Return the planned recordings of all ASR and TTS splits, with ids as in LibriSpeech."""
     rng = random.Random(f"corpus {seed}")
     sentences = draw_sentences(rng, scale)
     train, dev, clean, other = (sentences[name] for name in SENTENCES)
@@ -67,9 +70,9 @@ def plan_corpus(seed: int, scale: float = 1.0) -> list[PlannedReading]:
 
 
 def draw_sentences(rng: random.Random, scale: float) -> dict[str, list[tuple[str, int]]]:
-    """Distinct (text, chapter) for each of `SENTENCES`, a third of each random word strings.
+    """Return distinct pairs of text and chapter for each split in `SENTENCES`; a third are random word strings.
 
-    The known questions and answers are training sentences too, so that no test sentence is one of them.
+    The known questions and answers are among the training sentences, so that no test sentence is one of them.
     """
     readable = [q for q in world.known_questions() if not world.mentions_sum(q.text, world.UNREAD_SUMS)]
     known = [text for q in readable for text in (q.text, q.answer)]
@@ -88,7 +91,10 @@ def draw_sentences(rng: random.Random, scale: float) -> dict[str, list[tuple[str
 def draw_voice_sentences(
     rng: random.Random, scale: float, others: dict[str, list[tuple[str, int]]]
 ) -> list[tuple[str, int]]:
-    """`VOICE_SENTENCES` (text, chapter) that are none of the others and no question or answer."""
+    """Return the additional sentences of the answer voice as pairs of text and chapter.
+
+    None of them is a question, an answer, or one of the sentences in `others`.
+    """
     size = scaled(VOICE_SENTENCES, scale)
     seen = _said_in_questions() | {text for sentences in others.values() for text, _ in sentences}
     return _draw(size - size // 3, size // 3, seen, rng)
@@ -99,7 +105,7 @@ def _said_in_questions() -> set[str]:
 
 
 def _draw(templates: int, strings: int, seen: set[str], rng: random.Random) -> list[tuple[str, int]]:
-    """New (text, chapter): sentences from templates, then random word strings."""
+    """Return pairs of text and chapter that are not in `seen` yet: template sentences, then random word strings."""
     sentences = _distinct(world.template_sentence, templates, seen, rng)
     words = _distinct(world.random_words, strings, seen, rng)
     return [(text, TEMPLATE_CHAPTER) for text in sentences] + [(text, RANDOM_CHAPTER) for text in words]
@@ -138,7 +144,7 @@ def _noisy(recording: PlannedReading, rng: random.Random) -> PlannedReading:
 
 
 def _with_ids(readings: list[PlannedReading]) -> list[PlannedReading]:
-    """Speaker-chapter-number, counted through all splits so that no id stands for two recordings."""
+    """Return readings with ids `<speaker>-<chapter>-<number>`, which are unique over all splits."""
     counts: Counter[tuple[int, int]] = Counter()
     found = []
     for r in readings:
@@ -149,19 +155,19 @@ def _with_ids(readings: list[PlannedReading]) -> list[PlannedReading]:
 
 
 def plan_questions(seed: int, scale: float = 1.0) -> list[PlannedReading]:
-    """All recordings of the QA part: train, dev, test_seen, test_unseen, test_heldout."""
+    """Return the planned recordings of all question splits: train, dev, test_seen, test_unseen, test_heldout."""
     rng = random.Random(f"questions {seed}")
     known, held_out = world.known_questions(), world.held_out_questions()
     known = rng.sample(known, min(len(known), scaled(len(known), scale)))
     held_out = rng.sample(held_out, min(len(held_out), scaled(len(held_out), scale)))
     seen, unseen = voices.TRAIN_VOICES, voices.TEST_VOICES
     trained = (voices.SPEEDS, voices.PITCHES)
-    kept = (voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES)
+    untrained = (voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES)
     taken: set[tuple] = set()
-    rows = _ask("test_seen", known, len(known), seen, kept, rng, taken)
-    rows += _ask("test_unseen", known, len(known), unseen, kept, rng, taken)
-    rows += _ask("test_heldout", held_out, QA_HELD_OUT_READINGS * len(held_out), seen, kept, rng, taken)
-    rows += _ask("dev", known, scaled(QA_DEV, scale), seen, kept, rng, taken)
+    rows = _ask("test_seen", known, len(known), seen, untrained, rng, taken)
+    rows += _ask("test_unseen", known, len(known), unseen, untrained, rng, taken)
+    rows += _ask("test_heldout", held_out, QA_HELD_OUT_READINGS * len(held_out), seen, untrained, rng, taken)
+    rows += _ask("dev", known, scaled(QA_DEV, scale), seen, untrained, rng, taken)
     rows += _ask("train", known, scaled(QA_TRAIN, scale), seen, trained, rng, taken)
     return rows
 
@@ -175,7 +181,10 @@ def _ask(
     rng: random.Random,
     taken: set[tuple],
 ) -> list[PlannedReading]:
-    """`count` recordings, the questions in turn, none recorded twice in the same voice, speed and pitch."""
+    """Return `count` planned recordings that cycle through the questions.
+
+    No question is read twice with the same voice, speed and pitch, over all calls that share `taken`.
+    """
     speeds, pitches = manner
     rows: list[PlannedReading] = []
     while len(rows) < count:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole journey in minutes: a smaller corpus, the shipped base parts, three short stages, scores, a spoken answer.
+# The whole pipeline in minutes: a smaller corpus, the shipped base parts, three short stages, scores, a spoken answer.
 #
 #   demo.sh [--device cuda]  (default: cpu)
 set -euo pipefail
@@ -16,8 +16,8 @@ done
 began=$SECONDS
 "$here/run.sh" --speed demo --scale 0.3 --data "$results/data" --results "$results" --device "$device"
 question=$here/questions/sum.wav
-echo "the shipped system, which the same steps trained for longer, hears $question and answers:"
+echo "the shipped system, trained longer in the same way, answers $question:"
 omnikit ask "$question" -o "$results/answer_shipped.wav" --device "$device"
-echo "the whole journey took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
+echo "the whole pipeline took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
 echo "look at     $results/report.html"
 echo "listen to   $results/answer.wav"

@@ -1,4 +1,4 @@
-"""Take the backbone out of a checkpoint folder, as a base part: `model.safetensors`, tokenizer and card.
+"""Exports the backbone of a checkpoint as a base part: `model.safetensors`, tokenizer and model card.
 
     python export_backbone.py --checkpoint results/backbone --output_folder pretrained/llm
 """
@@ -18,20 +18,20 @@ from omnikit.weights import save_weights
 CARD = """# Mini backbone
 
 A Qwen2 of transformers ({parameters:,} parameters; 4 blocks, width 256) with a sentencepiece vocabulary of {vocabulary}
-pieces, pre-trained from nothing through the whole model: text in the text stream, pads in the audio streams. Its text
-is that of `egs/mini/make_text.py`: the known questions of the closed world with their answers, and
-sentences to repeat. Held-out sums and the sentences of the dev and test splits are not in it.
+pieces, pre-trained from random weights through the whole model: text in the text stream, pads in the audio streams. The
+text is that of `egs/mini/make_text.py`: the known questions of the closed domain with their answers, and sentences to
+repeat, without held-out sums and the sentences of the dev and test splits.
 
-Made by `egs/mini/run.sh --from-scratch --stage 4 --stop_stage 5`: {steps} optimiser steps, one run. At its end, on the
-written questions of the validation set: cross-entropy {loss:.3f} nats per token, {wrong:.1f} % of the
-answers decoded there not the right text.
+Trained by `egs/mini/run.sh --from-scratch --stage 4 --stop_stage 5`: {steps} optimiser steps, one run. At its end, on
+the written questions of the validation set: cross-entropy {loss:.3f} nats per token, {wrong:.1f} % of the decoded
+answers wrong.
 """
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--output_folder", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder of the backbone's training")
+    parser.add_argument("--output_folder", type=Path, required=True, help="folder for weights, tokenizer and card")
     arguments = parser.parse_args()
     model = checkpoint.load(arguments.checkpoint)
     last = json.loads((arguments.checkpoint / LOG).read_text(encoding="utf-8").splitlines()[-1])

@@ -1,7 +1,7 @@
-"""The judge's grammar: everything that can be said in the closed world, as JSGF.
+"""The judge's grammar in JSGF, which covers all sentences, questions and answers of the closed domain.
 
-Templates with slots stay as they are. Questions and answers get their slots back (`paris is the capital of france`
-becomes `{city} is the capital of {country}`), so that the judge must hear which city and country it was.
+Sentence templates are used as they are. Questions and answers are generalised to templates (`paris is the capital of
+france` becomes `{city} is the capital of {country}`), so that the judge has to recognise which city and country it is.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import world
 
 SLOT_ORDER = ("number", "day", "color", "thing", "country", "city", "adj", "way", "time", "when")
-"""Which slot a word is taken to fill where several could; the wider one first."""
+"""Names of the slots in order of preference for a word that fits several; the wider slot comes first."""
 
 
 def grammar() -> str:
-    """The whole world as one JSGF grammar."""
+    """Return the grammar of all sentences, questions and answers as JSGF text."""
     rules = [f"<{name}> = {' | '.join(values)};" for name, values in world.SLOTS.items()]
     sentences = [template.replace("{", "<").replace("}", ">") for template in templates()]
     return "\n".join(["#JSGF V1.0;", "grammar world;", *rules, f"public <sentence> = {' | '.join(sentences)};"])
 
 
 def templates() -> list[str]:
-    """The sentence templates, and those of all questions and answers."""
+    """Return the sorted templates of all sentences, questions and answers."""
     spoken = {text for question in world.questions() for text in (question.text, question.answer)}
     return sorted({generalised(text) for text in spoken} | set(world.SENTENCE_TEMPLATES))
 
 
 def generalised(text: str) -> str:
-    """A sentence with every word that can fill a slot replaced by that slot."""
+    """Return a sentence in which every word that is a value of a slot is replaced by that slot."""
     return " ".join(f"{{{slot}}}" if (slot := _slot_of(word)) else word for word in text.split())
 
 

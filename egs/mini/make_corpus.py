@@ -1,10 +1,11 @@
-"""Make the mini corpus with espeak-ng: speech in LibriSpeech's layout, questions and answers as Parquet.
+"""Synthesizes the mini corpus with espeak-ng: sentences in LibriSpeech's layout, questions and answers as Parquet.
 
     python make_corpus.py --data_folder data [--seed 1] [--scale 1.0]
 
-gives `<data_folder>/corpus` (`train-clean` .. `test-voice`, `SPEAKERS.TXT`, `RECORDINGS.CSV`, `READY`) and
-`<data_folder>/qa` (`train`, `dev`, `test_seen`, `test_unseen`, `test_heldout` and `answers`, all `.parquet`; a question
-row's `t2` names its answer's row in `answers.parquet`). Both are made aside and renamed when whole; `READY` comes last.
+This writes `<data_folder>/corpus` (`train-clean` .. `test-voice`, `SPEAKERS.TXT`, `RECORDINGS.CSV`, `READY`) and
+`<data_folder>/qa` (`train`, `dev`, `test_seen`, `test_unseen`, `test_heldout` and `answers`, all `.parquet`; the
+recording of an answer is found in `answers.parquet` by its text `t2`). Both are written to temporary folders that are
+renamed when they are complete; `READY` is written last.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ CHUNK = 300  # recordings per worker process
 
 
 def render(recording: PlannedReading) -> bytes:
-    """The recording as the bytes of a FLAC file, 16 kHz, 16 bit."""
+    """Return a planned reading, synthesized with its noise, as the bytes of a FLAC file (16 kHz, 16 bit)."""
     wav, _ = synthesize(
         recording.text, recording.voice, speed=recording.speed, pitch=recording.pitch, sample_rate=SAMPLE_RATE
     )
@@ -52,14 +53,14 @@ def _render_chunk(chunk: list[PlannedReading]) -> list[tuple[str, str, bytes]]:
 
 
 def render_all(recordings: list[PlannedReading], workers: int, title: str):
-    """Yields (split, id, FLAC bytes).
+    """Synthesize readings in worker processes, and yield split, id and FLAC bytes of each, in arbitrary order.
 
-    espeak-ng remembers a little of what it said before; chunks of fixed content, each in a fresh process, make the
-    result independent of how the work happens to be shared out.
+    The output of espeak-ng depends slightly on the texts before. Chunks of fixed content, each in a new process, make
+    the result independent of the distribution of the work.
     """
     ordered = sorted(recordings, key=lambda r: (r.voice, r.split, r.id))
     chunks = [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
-    # never forked from here: the pool's own threads may hold a lock at that moment, and the child would wait forever
+    # not "fork": a thread of the pool may hold a lock at that moment, on which the child would wait forever
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     with context.Pool(workers, maxtasksperchild=1) as pool, tqdm(total=len(ordered), desc=title) as bar:
@@ -69,7 +70,7 @@ def render_all(recordings: list[PlannedReading], workers: int, title: str):
 
 
 def write_corpus(recordings: list[PlannedReading], folder: Path, workers: int) -> None:
-    """The ASR / TTS splits in LibriSpeech's layout."""
+    """Synthesize the readings of the ASR and TTS splits and write them to a folder in LibriSpeech's layout."""
     where = {r.id: folder / r.split / str(r.speaker) / str(r.chapter) for r in recordings}
     for place in set(where.values()):
         place.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ def _write_speakers(recordings: list[PlannedReading], minutes: dict[int, float],
 
 
 def _write_recordings(recordings: list[PlannedReading], path: Path) -> None:
-    """How each recording was made; LibriSpeech has nothing of the kind and readers of the layout ignore it."""
+    """Write voice, speed, pitch and noise level of each recording to a CSV file, which LibriSpeech does not have."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "split", "voice", "speed", "pitch", "snr_db"])
@@ -111,7 +112,7 @@ def _write_recordings(recordings: list[PlannedReading], path: Path) -> None:
 
 
 def write_questions(recordings: list[PlannedReading], folder: Path, workers: int) -> None:
-    """The QA part: one Parquet file per split, and one for the answers."""
+    """Synthesize the questions and write a Parquet file for each split, and one with the recordings of the answers."""
     sound = {name: data for _, name, data in render_all(recordings, workers, "questions")}
     for split in sorted({r.split for r in recordings}):
         rows = [r for r in recordings if r.split == split]
@@ -133,10 +134,14 @@ def counts_of(recordings: list[PlannedReading]) -> dict[str, int]:
 
 
 def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, workers: int = 2) -> Path:
-    """Make corpus and questions unless the same ones are there already; returns the corpus folder.
+    """Synthesize sentences and questions unless the data folder has them already, and return the corpus folder.
+
+    Args:
+        scale: share of the full size, above 0 and at most 1.
+        workers: number of processes.
 
     Raises:
-        ValueError: a corpus of another seed or scale is in the way.
+        ValueError: the data folder holds a corpus of another seed or scale.
     """
     if not 0 < scale <= 1:
         raise ValueError(f"--scale {scale}: must be above 0 and at most 1")
@@ -149,7 +154,7 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
             print(f"{corpus} is up to date")
             return corpus
         raise ValueError(f"--data_folder {data_folder}: holds another corpus ({ready.read_text().strip()}); remove it")
-    for leftover in (corpus, qa):  # without READY none of them can be trusted
+    for leftover in (corpus, qa):  # without READY they may be incomplete
         shutil.rmtree(leftover, ignore_errors=True)
     with whole_folder(qa) as aside:
         write_questions(questions, aside, workers)
@@ -161,10 +166,10 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_folder", default=str(Path(__file__).parent / "data"))
-    parser.add_argument("--seed", type=SEED, default=1)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the full size, for tests")
-    parser.add_argument("--workers", type=THREADS, default=2)
+    parser.add_argument("--data_folder", default=str(Path(__file__).parent / "data"), help="default: %(default)s")
+    parser.add_argument("--seed", type=SEED, default=1, help="seed of texts and voices; default: %(default)s")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full size; default: %(default)s")
+    parser.add_argument("--workers", type=THREADS, default=2, help="number of processes; default: %(default)s")
     options = parser.parse_args()
     with full_disk_names(options.data_folder):
         corpus = make_corpus(options.data_folder, options.seed, options.scale, options.workers)

@@ -1,10 +1,10 @@
-"""Make the text on which the mini backbone is pre-trained: written questions with answers, and sentences to repeat.
+"""Writes the text for pre-training the mini backbone: written questions with answers, and sentences to repeat.
 
     python make_text.py --data_folder data
 
-gives `<data_folder>/qa/text.parquet` (id, t1, t2, kind). Repeating is an instruction of its own (`repeat ..`), which no
-recording says: a language model that can copy its prompt is what the later stages teach to hear and to speak. No
-sentence of the corpus' dev and test splits, which must be there already, is among them.
+This writes `<data_folder>/qa/text.parquet` (id, t1, t2, kind). Repetition is a separate instruction (`repeat ..`) that
+occurs in no recording; it teaches the language model to copy its prompt, on which the later stages build. Sentences of
+the corpus' dev and test splits, which must exist already, are excluded.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.files import whole_file
 from omnikit.option_ranges import SEED
 
-QUESTION_ROUNDS = 20
-SENTENCES = 12000
+QUESTION_ROUNDS = 20  # number of times that each question is used
+SENTENCES = 12000  # sentences to repeat
 
 
 def evaluated(corpus: Path) -> set[str]:
-    """The texts of a corpus' dev and test splits.
+    """Return the transcripts of a corpus' dev and test splits.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the corpus has no such splits.
     """
     files = [file for kind in ("dev", "test") for file in visible(corpus, f"{kind}-*/*/*/*.trans.txt")]
     if not files:
@@ -39,7 +39,10 @@ def evaluated(corpus: Path) -> set[str]:
 
 
 def rows(seed: int, left_out: set[str]) -> list[dict[str, str]]:
-    """Known questions and sentences, held-out sums and the texts `left_out` nowhere among them."""
+    """Return the entries of the text corpus in random order: known questions, and sentences to repeat.
+
+    Sentences with held-out sums and those in `left_out` are excluded.
+    """
     rng = random.Random(seed)
     pairs = [(q.text, q.answer, q.kind) for q in world.known_questions()] * QUESTION_ROUNDS
     sentences = [world.template_sentence(rng) for _ in range(SENTENCES // 2)]
@@ -51,12 +54,14 @@ def rows(seed: int, left_out: set[str]) -> list[dict[str, str]]:
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--data_folder", type=Path, default=Path(__file__).parent / "data")
-    parser.add_argument("--seed", type=SEED, default=1)
+    parser.add_argument(
+        "--data_folder", type=Path, default=Path(__file__).parent / "data", help="default: %(default)s"
+    )
+    parser.add_argument("--seed", type=SEED, default=1, help="seed of sentences and order; default: %(default)s")
     with bad_input_exits():
         arguments = parser.parse_args()
         target = arguments.data_folder / "qa" / "text.parquet"
         made = rows(arguments.seed, evaluated(arguments.data_folder / "corpus"))
         with whole_file(target) as aside:
             pq.write_table(pa.Table.from_pylist(made), aside)
-        print(f"{target}: {len(made)} rows")
+        print(f"{target}: {len(made)} entries")

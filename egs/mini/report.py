@@ -1,8 +1,8 @@
-"""One self-contained page about a run: `python report.py --results results` writes `results/report.html`.
+"""Writes a self-contained HTML report about a run: `python report.py --results results` writes `results/report.html`.
 
-Shows whatever is there of `stage1..3/train_log.jsonl`, `asr/asr.json`, `qa/qa.json`, `tts/tts.json`, and says of the
-rest that it was not run. Before that, the system in `--checkpoint` is asked the questions in `--questions`; the answers
-are kept in `<results>/answers`, the first one also as `<results>/answer.wav` and `answer.txt`.
+The report shows what exists of `stage1..3/train_log.jsonl`, `asr/asr.json`, `qa/qa.json` and `tts/tts.json`, and lists
+the rest as not run. Before that, the system in `--checkpoint` answers the questions in `--questions`; the answers are
+stored in `<results>/answers`, the first one also as `<results>/answer.wav` and `answer.txt`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from omnikit.train.plot_curves import read_log
 HERE = Path(__file__).parent
 STAGES = {"backbone": "Backbone", "stage1": "Stage 1", "stage2": "Stage 2", "stage3": "Stage 3"}
 QUESTIONS = [HERE / "questions" / f"{name}.wav" for name in ("capital", "sum", "color", "day", "opposite", "greeting")]
-RATE = 16000  # Hz, of the spectrograms
+RATE = 16000  # sample rate of the spectrograms in Hz
 
 
 @dataclass(frozen=True)
 class AnsweredQuestion:
-    """A question that was asked, and the answer."""
+    """A spoken question and its answer: sound files, the answer's text, and the seconds that it took."""
 
     name: str
     question: Path
@@ -45,7 +45,10 @@ class AnsweredQuestion:
 
 
 def ask(omni: Omni, questions: list[Path], folder: Path) -> None:
-    """Keeps each question file, its answer and what is known of it in the folder, which is emptied first."""
+    """Ask a system questions, and store each question with its answer, text and duration in a folder.
+
+    The folder is emptied first. The first answer is also stored in the parent folder.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number, question in enumerate(questions):
@@ -62,7 +65,7 @@ def ask(omni: Omni, questions: list[Path], folder: Path) -> None:
 
 
 def read_answers(folder: Path) -> list[AnsweredQuestion]:
-    """What `ask` left, in the order asked."""
+    """Return the questions and answers that `ask` has stored in a folder, in the order in which they were asked."""
     found = []
     for path in sorted(folder.glob("*.json")):
         question, answer = next(folder.glob(f"{path.stem}-question.*"), None), folder / f"{path.stem}-answer.wav"
@@ -74,18 +77,18 @@ def read_answers(folder: Path) -> list[AnsweredQuestion]:
 
 
 def player(path: Path) -> str:
-    """A sound file as an audio element that carries it."""
+    """Return an HTML audio element with an embedded sound file."""
     kind, data = mimetypes.guess_type(path)[0], base64.b64encode(path.read_bytes()).decode()
     return f'<audio controls preload="metadata" src="data:{kind};base64,{data}"></audio>'
 
 
 def picture(png: bytes, text: str) -> str:
-    """A picture that the page carries."""
+    """Return an HTML image element with an embedded PNG and an alternative text."""
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def conversation(spoken: list[AnsweredQuestion]) -> str:
-    """The first question at length, the others in a table."""
+    """Return HTML with the first question and answer and their spectrograms, and a table of the others."""
     if not spoken:
         return tables.not_run("no question was asked (no trained system in stage3/)")
     first, *others = spoken
@@ -104,7 +107,7 @@ def conversation(spoken: list[AnsweredQuestion]) -> str:
 
 
 def learning(results: Path) -> str:
-    """Curves of the stages that were trained."""
+    """Return HTML with the learning curves of the stages that were trained, and a list of those that were not."""
     files = {title: results / name / "train_log.jsonl" for name, title in STAGES.items()}
     logs = {title: lines for title, file in files.items() if file.is_file() and (lines := read_log(file))}
     missing = [title for title in STAGES.values() if title not in logs and title != "Backbone"]
@@ -119,7 +122,7 @@ def learning(results: Path) -> str:
 
 
 def build_page(results: Path) -> str:
-    """The whole page."""
+    """Return the complete HTML page of the report."""
     asr, qa, tts = (_json(results / name / f"{name}.json") for name in ("asr", "qa", "tts"))
     return Template((HERE / "report_page.html").read_text(encoding="utf-8")).substitute(
         words=len(world.vocabulary()),
@@ -140,10 +143,12 @@ def _json(path: Path) -> dict | None:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", default=str(HERE / "results"))
-    parser.add_argument("--checkpoint", help="the system that is asked; default: stage3 of the results, if trained")
-    parser.add_argument("--device", default="cpu", help="where the system runs: cpu, cuda ..")
-    parser.add_argument("--questions", nargs="*", default=QUESTIONS, type=Path, help="sound files; none: ask nothing")
+    parser.add_argument("--results", default=str(HERE / "results"), help="folder of the run; default: %(default)s")
+    parser.add_argument("--checkpoint", help="system that answers; default: stage3 of the results, if it exists")
+    parser.add_argument("--device", default="cpu", help="device of the system, such as cuda; default: %(default)s")
+    parser.add_argument(
+        "--questions", nargs="*", default=QUESTIONS, type=Path, help="sound files, or none; default: six in questions/"
+    )
     options = parser.parse_args()
     results = Path(options.results)
     if not results.is_dir():

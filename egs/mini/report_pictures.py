@@ -1,4 +1,4 @@
-"""The pictures of the report as PNG."""
+"""Draws the pictures of the report (spectrograms and learning curves) as PNG."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ STYLE = {
 WIDTH = 10.4  # inches
 
 Logs = dict[str, list[dict]]
-"""Title of a stage -> lines of its training log."""
+"""Mapping from the title of a stage to the lines of its training log."""
 
 
 def spectrogram(wav: Tensor, sample_rate: int, seconds: float) -> bytes:
-    """Waveform [N] -> log spectrogram up to half the sample rate, on a time axis `seconds` long."""
+    """Return the log spectrogram of a waveform [N] as PNG, with a time axis of at least `seconds`."""
     window = torch.hann_window(400)
     padded = torch.nn.functional.pad(wav, (0, max(0, 800 - len(wav))))
     power = torch.stft(padded, 512, 80, 400, window, return_complex=True).abs().square()
@@ -55,7 +55,7 @@ def spectrogram(wav: Tensor, sample_rate: int, seconds: float) -> bytes:
 
 
 def progress(logs: Logs) -> bytes | None:
-    """Validation figures in percent over all stages, one panel each; None where the logs have none."""
+    """Return curves of the validation error rates in percent over all stages as PNG; None if the logs have none."""
     names = list(dict.fromkeys(k for lines in logs.values() for line in lines for k in line["valid"] if _is_figure(k)))
     if not names:
         return None
@@ -77,7 +77,7 @@ def progress(logs: Logs) -> bytes | None:
 
 
 def losses(logs: Logs) -> bytes:
-    """Loss per stream, one panel per stage: validation solid, training dashed."""
+    """Return curves of the loss per stream as PNG, one panel per stage: validation solid, training dashed."""
     count = 1 + max(_streams(lines)[-1] for lines in logs.values())
     colors = [TEXT_COLOR, *pyplot.get_cmap("viridis")(np.linspace(0.05, 0.9, max(1, count - 1)))]
     with pyplot.rc_context(STYLE):
@@ -102,7 +102,7 @@ def losses(logs: Logs) -> bytes:
 
 
 def _spans(logs: Logs) -> tuple[dict[str, int], dict[str, int]]:
-    """Where each stage begins and ends, counted in steps of all stages."""
+    """Return the first and the last optimiser step of each stage, counted over all stages."""
     starts, ends, done = {}, {}, 0
     for title, lines in logs.items():
         starts[title], done = done, done + lines[-1]["step"]
@@ -124,7 +124,7 @@ def _mark_stages(axis, starts: dict[str, int], ends: dict[str, int]) -> None:
 
 
 def _streams(lines: list[dict]) -> list[int]:
-    """Numbers of the streams with a loss: 0 text, 1.. audio."""
+    """Return the sorted numbers of the streams that have a loss in a log: 0 for text, 1 and up for audio."""
     names = {name for line in lines for part in ("train", "valid") for name in line[part]}
     audio = {int(name.removeprefix("audio")) for name in names if name.startswith("audio")}
     return sorted(audio | {0} if "text" in names else audio)

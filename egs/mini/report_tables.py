@@ -1,4 +1,4 @@
-"""Results as pieces of HTML."""
+"""Renders the results of the mini system as HTML fragments for the report."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from torch import Tensor
 
 Json = dict
 NO_BREAK = "\u2011"
-"""A hyphen at which no line is broken."""
+"""Non-breaking hyphen."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "figures") -> str:
-    """Cells are HTML. Of the kind `figures` all columns but the first stand to the right, of `named` all but two, of
-    `mixed` none."""
+    """Return an HTML table, whose cells are HTML themselves.
+
+    Args:
+        kind: CSS class: `figures` aligns all columns but the first to the right, `named` all but two, `mixed` none.
+    """
     head = "".join(f"<th>{cell}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def not_run(why: str) -> str:
-    """Stands where a result is missing."""
+    """Return an HTML paragraph that takes the place of a missing result and gives the reason."""
     return f'<p class="missing">Not run: {html.escape(why)}.</p>'
 
 
@@ -31,7 +34,7 @@ def percent(value: float | None) -> str:
 
 
 def sound_facts(wav: Tensor, sample_rate: int, seconds_taken: float) -> str:
-    """Length, level and speed of an answer [N], for a reader who cannot listen."""
+    """Return a sentence about the length, level and generation time of an answer's waveform [N]."""
     if not len(wav):
         return "The answer has no sound."
     seconds, peak = len(wav) / sample_rate, float(wav.abs().max())
@@ -39,12 +42,12 @@ def sound_facts(wav: Tensor, sample_rate: int, seconds_taken: float) -> str:
     clipped = 100 * float((wav.abs() > 0.999).float().mean())
     return (
         f"{seconds:.2f} s of sound, peak {peak:.2f}, level {level:.0f} dB, {clipped:.2f} % of samples clipped; "
-        f"made in {seconds_taken:.2f} s, {seconds_taken / seconds:.2f} of its length."
+        f"generated in {seconds_taken:.2f} s, {seconds_taken / seconds:.2f} of its length."
     )
 
 
 def tiles(asr: Json | None, qa: Json | None, tts: Json | None) -> str:
-    """The figures that matter most, those that are there."""
+    """Return HTML tiles with the most important figures among the results that exist."""
     found = []
     for split in ("test-clean", "test-other"):
         for group, words in (("template sentences", "sentences"), ("random word strings", "random words")):
@@ -71,7 +74,7 @@ def _group(asr: Json | None, split: str, group: str) -> Json | None:
 
 
 def recognition(asr: Json | None) -> str:
-    """Word error rates by split and group."""
+    """Return an HTML table of word and character error rates by split and group."""
     if asr is None:
         return not_run("speech recognition was not evaluated")
     rows = []
@@ -87,7 +90,7 @@ def recognition(asr: Json | None) -> str:
 
 
 def questions(qa: Json | None) -> str:
-    """Right answers by split, way and kind of question."""
+    """Return an HTML table of the share of correct answers by split, answer mode and kind of question."""
     if qa is None:
         return not_run("question answering was not evaluated")
     kinds = sorted({kind for ways in qa["splits"].values() for way in ways.values() for kind in way["kinds"]})
@@ -102,7 +105,7 @@ def questions(qa: Json | None) -> str:
 
 
 def intelligibility(qa: Json | None, tts: Json | None) -> str:
-    """What the judge understands, of speech from text and of spoken answers."""
+    """Return HTML tables of the judge's word error rates on synthesized texts and on spoken answers."""
     parts = []
     for title, result in (("Speech from text", tts), ("Spoken answers", qa)):
         rates = (result or {}).get("intelligibility") or {}
@@ -115,7 +118,7 @@ def intelligibility(qa: Json | None, tts: Json | None) -> str:
 
 
 def speed(qa: Json | None, tts: Json | None) -> str:
-    """How fast spoken answers, and speech from text, come; times to the first of it as p50 / p95, too."""
+    """Return an HTML table of the speed of spoken answers and of synthesis: real-time factors and latencies."""
     measured = {way: s for result in (qa, tts) for way, s in ((result or {}).get("speed") or {}).items() if s}
     if not measured:
         return not_run("speed was not measured")
@@ -129,7 +132,7 @@ def speed(qa: Json | None, tts: Json | None) -> str:
 
 
 def bar(value: float) -> str:
-    """A share of 100 as a bar."""
+    """Return a percentage as an HTML bar."""
     return f'<span class="bar"><i style="width:{min(100.0, value):.1f}%"></i></span>'
 
 

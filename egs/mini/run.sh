@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# The whole journey of the mini system. Every step leaves its result on disk; a killed one goes on when started again.
+# The whole pipeline of the mini system. Each step writes its result to disk; a killed step resumes when run again.
 #
 #   run.sh                           steps 6-11 from the shipped base parts
-#   run.sh --from-scratch            all steps, everything from nothing
-#   run.sh --stage 8 --stop_stage 9  some steps (with --from-scratch: of that journey)
+#   run.sh --from-scratch            all steps, all parts from random weights
+#   run.sh --stage 8 --stop_stage 9  some steps (with --from-scratch: of all steps)
 #   run.sh --device cuda             on a GPU (default: cpu)
 #
-#    1 corpus     speech by espeak-ng, texts, manifests      7 stage 2    the language model learns to answer
-#    2 encoder    CTC pre-training on phonemes               8 stage 3    everything but the encoder, speech output
+#    1 corpus     speech by espeak-ng, texts, manifests      7 stage 2    the backbone learns to answer
+#    2 encoder    CTC pre-training on phonemes               8 stage 3    all parts but the encoder, speech output
 #    3 codecs     mel_rvq and snac_mini                      9 ASR        WER of test-clean and test-other
-#    4 tokenizer  sentencepiece                             10 QA, TTS    right answers, judged speech
+#    4 tokenizer  sentencepiece                             10 QA, TTS    correct answers, WER of generated speech
 #    5 backbone   text pre-training                         11 report     report.html with a spoken answer
-#    6 stage 1    the adapters learn to hear and to speak
+#    6 stage 1    the adapters learn ASR and TTS
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -41,11 +41,11 @@ case $speed in full | demo) ;; *) stop "--speed $speed (choices: full, demo)" ;;
 case $precision in
   fp32 | bf16) ;;
   auto)
-    precision=fp32 # on a CPU without such instructions bf16 is slower
+    precision=fp32 # without these instructions bf16 is slower on a CPU
     if [ "$device" = cpu ] && grep -qsE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then precision=bf16; fi ;;
   *) stop "--precision $precision (choices: auto, fp32, bf16)" ;;
 esac
-if [ "$device" != cpu ]; then # ask torch before hours of work
+if [ "$device" != cpu ]; then # check the device before hours of work
   refusal=$("$PYTHON" -c 'import sys, torch; torch.ones(1, device=sys.argv[1]).item()' "$device" 2>&1) \
     || stop "--device $device: cannot be used (${refusal##*$'\n'}; choices: cpu, and cuda where there is a GPU)"
 fi
@@ -57,7 +57,7 @@ data=$(cd "$data" && pwd) results=$(cd "$results" && pwd)
 
 wanted() { [ "$1" -ge "$stage" ] && [ "$1" -le "$stop_stage" ] && echo "== $1 $2 ($(date +%H:%M:%S))"; }
 
-train() { # name of the recipe's stage file, name of the mini stage, then further flags
+train() { # arguments: the recipe's stage file, the mini stage, then further flags
   local recipe=$1 name=$2
   shift 2
   local overrides=("$here/hparams/system.yaml" "$here/hparams/$name.yaml")

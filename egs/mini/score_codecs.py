@@ -1,10 +1,10 @@
-"""Which codec keeps speech intelligible? Word errors of a recogniser that is not ours, on held-out sentences.
+"""Measures the intelligibility of speech after each mini codec by the word errors of an external recogniser.
 
     python score_codecs.py [--data_folder data] [--pretrained pretrained] [--limit 0] [--output_folder results/codecs]
 
-Judged are template sentences of `test-voice` (the judge's grammar knows no words in random order): the recordings, what
-each codec gives back, and for reference the same mel spectrogram without quantisation through two vocoders. Shuffled
-codes show what the judge guesses from nothing.
+The recogniser transcribes template sentences of `test-voice` (its grammar has no random word strings): the recordings,
+their resynthesis by each codec, and for reference the mel spectrogram without quantisation through two vocoders.
+Shuffled codes show the result of guessing.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ TEMPLATE_CHAPTER = "1"
 KEPT_WAVS = 4
 
 Item = tuple[str, str, Recording]
-"""Id, text, recording."""
+"""Id, transcript and recording of an utterance."""
 
 
 def template_sentences(corpus: Path, split: str, limit: int) -> list[Item]:
-    """The first `limit` recordings of a split's template sentences; 0 = all."""
+    """Return the first `limit` recordings of a split's template sentences; 0 = all.
+
+    Raises:
+        ValueError: the split has no template sentences.
+    """
     found = []
     for transcript in sorted(visible(corpus / split, f"*/{TEMPLATE_CHAPTER}/*.trans.txt")):
         for line in transcript.read_text(encoding="utf-8").splitlines():
@@ -56,7 +60,7 @@ def load_codec(name: str, pretrained: Path) -> Codec:
 
 
 def searched(codec: MelRVQ, wav: Tensor) -> Tensor:
-    """The codec's vocoder on the mel spectrogram that was not quantised; [N] -> [N']."""
+    """Resynthesize a waveform [N] as [N'] with the codec's vocoder, from its mel spectrogram without quantisation."""
     columns = codec.linear(codec.patches(wav[None])[0].unflatten(1, (codec.patch, -1)).flatten(0, 1))
     search = codec.phase_search()
     silence = columns.new_zeros(codec.lookahead // codec.hop + 1, columns.shape[1])
@@ -65,7 +69,10 @@ def searched(codec: MelRVQ, wav: Tensor) -> Tensor:
 
 
 def griffin_lim(codec: MelRVQ, wav: Tensor, rounds: int = 60) -> Tensor:
-    """The whole utterance's phases at once, the usual way; [N] -> [N']."""
+    """Resynthesize a waveform [N] as [N'] with Griffin-Lim, from its mel spectrogram without quantisation.
+
+    Unlike the codec's streaming vocoder, it optimises the phases of the whole utterance at once.
+    """
     magnitude = codec.linear(codec.patches(wav[None])[0].unflatten(1, (codec.patch, -1)).flatten(0, 1))
     spectrum, samples = magnitude.to(torch.complex64), (len(magnitude) - 1) * codec.hop + codec.n_fft
     scale = codec.hop / codec.window.square().sum()
@@ -78,7 +85,7 @@ def griffin_lim(codec: MelRVQ, wav: Tensor, rounds: int = 60) -> Tensor:
 
 
 def sounds(codecs: dict[str, Codec]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What is judged: title -> recording [N] to sound [N']."""
+    """Return the versions of a recording to be judged, by title, as functions from its waveform [N] to another [N']."""
     rng = torch.Generator().manual_seed(0)
     mel = codecs["mel_rvq"]
     kinds: dict[str, Callable[[Tensor], Tensor]] = {"original recordings": lambda wav: wav}
@@ -95,16 +102,16 @@ def sounds(codecs: dict[str, Codec]) -> dict[str, Callable[[Tensor], Tensor]]:
 
 @torch.inference_mode()
 def score_all(items: list[Item], codecs: dict[str, Codec], folder: Path) -> None:
-    """Print the table and write it, with what was heard, to `folder`."""
-    judge, rates, heard = PocketsphinxJudge(grammar()), {}, {}
+    """Score all versions of the recordings, print the table, and write it with the hypotheses to a folder."""
+    judge, rates, hypotheses = PocketsphinxJudge(grammar()), {}, {}
     sample_rate = codecs["mel_rvq"].sample_rate
     for title, make in sounds(codecs).items():
         utterances = [(name, text, make(recording.load(sample_rate))) for name, text, recording in items]
         rates[title], pairs = judged(judge, utterances, sample_rate, title)
         print(f"{title}: WER {rates[title].wer:.1f} %", flush=True)
-        heard[title] = {pair.id: [pair.reference, pair.hypothesis] for pair in pairs}
+        hypotheses[title] = {pair.id: [pair.reference, pair.hypothesis] for pair in pairs}
         keep_wavs(utterances, folder / title.replace(" ", "_").replace(",", ""), sample_rate, KEPT_WAVS)
-    write_json(folder / "heard.json", heard)
+    write_json(folder / "heard.json", hypotheses)
     write_json(folder / "rates.json", {title: rate.as_dict() for title, rate in rates.items()})
     write_text(folder / "wer.md", rates_table(rates) + "\n")
     print(rates_table(rates))
@@ -113,11 +120,15 @@ def score_all(items: list[Item], codecs: dict[str, Codec], folder: Path) -> None
 def main() -> None:
     here = Path(__file__).parent
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_folder", type=Path, default=here / "data")
-    parser.add_argument("--pretrained", type=Path, default=here / "pretrained")
-    parser.add_argument("--output_folder", type=Path, default=here / "results" / "codecs")
-    parser.add_argument("--split", default="test-voice")
-    parser.add_argument("--limit", type=FROM_ZERO, default=0, help="recordings; 0 = all")
+    parser.add_argument("--data_folder", type=Path, default=here / "data", help="default: %(default)s")
+    parser.add_argument(
+        "--pretrained", type=Path, default=here / "pretrained", help="folder of the codecs; default: %(default)s"
+    )
+    parser.add_argument(
+        "--output_folder", type=Path, default=here / "results" / "codecs", help="default: %(default)s"
+    )
+    parser.add_argument("--split", default="test-voice", help="split of the recordings; default: %(default)s")
+    parser.add_argument("--limit", type=FROM_ZERO, default=0, help="number of recordings; 0 = all, the default")
     options = parser.parse_args()
     items = template_sentences(options.data_folder / "corpus", options.split, options.limit)
     codecs = {name: load_codec(name, options.pretrained) for name in CODECS}

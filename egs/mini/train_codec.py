@@ -1,11 +1,11 @@
-"""Make a mini codec from the answer voice's recordings.
+"""Trains a codec of the mini system on the recordings of the answer voice.
 
     python train_codec.py hparams/codec_mel_rvq.yaml [--data_folder DIR] ...
     python train_codec.py hparams/codec_snac_mini.yaml ...
 
-`mel_rvq` is fitted in a minute. `snac_mini` is trained in two phases: everything, then the decoder alone, while encoder
-and codes stay as they are; it resumes from its last checkpoint, and `--codec.weights FILE` starts from weights. At the
-end the weights are written to `export_folder`.
+`mel_rvq` is fitted in a minute. `snac_mini` is trained in two phases: first all of it, then the decoder alone with
+frozen encoder and codebooks. Its training resumes from the last checkpoint, and `--codec.weights FILE` starts it from
+given weights. At the end the weights are written to `export_folder`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ RANGES = {
     "warmup_share": Range(0, 1, above=True),
     **dict.fromkeys(("grad_clip", "quantiser_weight", "optimizer.weight_decay"), NOT_NEGATIVE),
 }
-"""Dotted key of a codec's recipe -> what it takes."""
+"""Mapping from dotted keys of a codec's recipe to the values that they accept."""
 
 
 class SnacBrain(RobustBrain):
-    """Reconstruction through the quantiser; after `joint_epochs` the decoder learns alone."""
+    """SpeechBrain's brain for training SNAC by reconstruction; after `joint_epochs` only the decoder is trained."""
 
     def compute_forward(self, batch, stage):
         wav = batch.wav.data
@@ -91,7 +91,7 @@ class SnacBrain(RobustBrain):
             group["lr"] = self.rate_at(self.epoch, self.step)
 
     def rate_at(self, epoch: int, step: int) -> float:
-        """In each phase: up linearly, then half a cosine down to a twentieth."""
+        """Return the learning rate of a step: in each phase a linear warm-up, then cosine decay to a twentieth."""
         hp = self.hparams
         first, last = (1, hp.joint_epochs) if epoch <= hp.joint_epochs else (hp.joint_epochs + 1, hp.epochs)
         done = ((epoch - first) * hp.epoch_steps + step) / ((last - first + 1) * hp.epoch_steps)
@@ -119,10 +119,10 @@ class SnacBrain(RobustBrain):
 
 
 def recordings(folder: str | Path) -> list[Path]:
-    """The flac files below a split's folder, in order.
+    """Return the sorted paths of the FLAC files below the folder of a split.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no such files.
     """
     files = sorted(visible(Path(folder), "**/*.flac"))
     if not files:
@@ -131,7 +131,11 @@ def recordings(folder: str | Path) -> list[Path]:
 
 
 def crops(files: list[Path], samples: int, sample_rate: int, seed: int | None = None) -> DynamicItemDataset:
-    """Pieces of `samples` from random places; with a seed always the same place of each file."""
+    """Return a data set of crops [samples] of recordings, at random positions.
+
+    Args:
+        seed: makes the position in each file the same at every access; None = a new position each time.
+    """
 
     def crop(path: str) -> Tensor:
         wav = load_audio(path, sample_rate)
@@ -188,7 +192,7 @@ def fit_mel_rvq(hparams: dict) -> None:
 
 
 def make(recipe: Recipe) -> Codec:
-    """Train or fit the codec that the recipe describes."""
+    """Train or fit the codec that a recipe describes, and return it."""
     codec = recipe.hparams["codec"]
     if hasattr(codec, "fit"):
         fit_mel_rvq(recipe.hparams)

@@ -1,8 +1,9 @@
-"""Pre-train the mini encoder: CTC on the phonemes of the mini corpus.
+"""Pre-trains the encoder of the mini system with CTC on the phonemes of the mini corpus.
 
     python train_encoder.py hparams/encoder.yaml [--steps 2400] [--output_folder DIR] ...
 
-Resumes from its last checkpoint. At the end the encoder's weights are written to `export_folder`, with a card.
+A killed training resumes from its last checkpoint. At the end the weights of the encoder are written to
+`export_folder`, with a model card.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ from prepare import CORPUS
 VALID_SPLITS = ("dev-clean", "test-clean", "test-other")
 CARD = """# The mini encoder
 
-What: Whisper's encoder, 192 wide, 4 blocks, {parameters} parameters, unpadded input, 50 features/s
+Architecture: Whisper's encoder, width 192, 4 blocks, {parameters} parameters, unpadded input, 50 features/s
 (`hparams/encoder/mini.yaml`). `model.safetensors` holds the weights in bf16.
 
-How it was trained: from nothing by `python train_encoder.py hparams/encoder.yaml` in `egs/mini`, {steps} steps of CTC
+Training: from random weights by `python train_encoder.py hparams/encoder.yaml` in `egs/mini`, {steps} steps of CTC
 on phonemes, on `train-clean`, a part of `train-voice` and the training questions of the mini corpus, all of it
 synthetic speech of espeak-ng; with noise, resampling, silence and masks on log-mel.
 
-Phone error rate of these weights, greedy decoding with the CTC head (which is not kept). The references are American
-phonemes whatever the accent of the voice; the voices of `test-other` (with noise) and `questions-unseen` were never
-trained on.
+Phone error rate of these weights with greedy decoding by the CTC head (which is not part of the file). The references
+are American phonemes whatever the accent of the voice; the voices of `test-other` (with noise) and `questions-unseen`
+do not occur in training.
 
 {table}
 
-For: the mini corpus and experiments around it. Human voices were never heard in training.
+Intended use: the mini corpus and experiments with it. No human voices occur in training.
 """
 
 
 def sentences(split: str, entries: Sequence[ManifestEntry]) -> dict[str, dict[str, Any]]:
-    """`heard`, random word strings in a group of their own."""
+    """Return the entries of a split with their phonemes, by id; random word strings form a separate group."""
     found = entries_with_phonemes(entries, split)
     for name, entry in found.items():
         if name.split("-")[-2] == str(RANDOM_CHAPTER):
@@ -58,7 +59,7 @@ def sentences(split: str, entries: Sequence[ManifestEntry]) -> dict[str, dict[st
 
 
 def read_data(hparams: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Manifests, made if need be -> rows {id: ...} for training and for validation."""
+    """Return the entries for training and for validation, by id, after writing missing manifests."""
     splits = ["train-clean", "train-voice", *VALID_SPLITS]
     data, folder = Path(hparams["data_folder"]), Path(hparams["manifests"])
     for summary in prepare(CORPUS, data / "corpus", folder, splits):
@@ -76,7 +77,7 @@ def read_data(hparams: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[
 
 
 def some(entries: Sequence[ManifestEntry], share: float, seed: int = 1) -> list[ManifestEntry]:
-    """A random share of rows."""
+    """Return a random subset of manifest entries that makes up the given share of them."""
     return random.Random(seed).sample(entries, round(share * len(entries)))
 
 

@@ -1,4 +1,4 @@
-"""Train the mini backbone's sentencepiece model: every word of the closed world one piece, all letters known.
+"""Trains the sentencepiece model of the mini backbone, in which every word of the closed domain is one piece.
 
     python train_tokenizer.py --output_folder pretrained/llm
 """
@@ -24,14 +24,14 @@ VOCABULARY = 512
 
 
 def normalisation(path: Path) -> None:
-    """Capitals become small letters and punctuation is dropped, inside the tokenizer, wherever text comes from."""
+    """Write the tokenizer's normalisation rules: upper case becomes lower case, and punctuation is removed."""
     rules = [(ord(a), f"{ord(b):X}") for a, b in zip(string.ascii_uppercase, string.ascii_lowercase, strict=True)]
     rules += [(ord(mark), "") for mark in PUNCTUATION]
     path.write_text("".join(f"{source:X}\t{target}\n" for source, target in rules), encoding="utf-8")
 
 
 def sentences(seed: int) -> list[str]:
-    """Text of the closed world, each word and each letter among it."""
+    """Return random sentences of the closed domain as training text, with every word and letter among them."""
     rng = random.Random(seed)
     drawn = [world.template_sentence(rng) for _ in range(SENTENCES // 2)]
     drawn += [world.random_words(rng) for _ in range(SENTENCES // 2)]
@@ -39,10 +39,10 @@ def sentences(seed: int) -> list[str]:
 
 
 def train(folder: Path, seed: int = 1) -> Path:
-    """Train and write `tokenizer.model`; returns its path.
+    """Train the tokenizer, write it to `tokenizer.model` in a folder, and return the path.
 
     Raises:
-        ValueError: a word of the world came out in several pieces.
+        ValueError: a word of the vocabulary is split into several pieces.
     """
     made = io.BytesIO()
     with tempfile.TemporaryDirectory() as scratch:
@@ -50,7 +50,7 @@ def train(folder: Path, seed: int = 1) -> Path:
         normalisation(rules)
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences(seed)),
-            model_writer=made,  # sentencepiece does not tell of a file that it could not write
+            model_writer=made,  # sentencepiece reports no error if it cannot write a file itself
             model_type="bpe",
             vocab_size=VOCABULARY,
             hard_vocab_limit=False,
@@ -70,8 +70,13 @@ def train(folder: Path, seed: int = 1) -> Path:
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output_folder", type=Path, default=Path(__file__).parent / "pretrained" / "llm")
-    parser.add_argument("--seed", type=SEED, default=1)
+    parser.add_argument(
+        "--output_folder",
+        type=Path,
+        default=Path(__file__).parent / "pretrained" / "llm",
+        help="folder for tokenizer.model; default: %(default)s",
+    )
+    parser.add_argument("--seed", type=SEED, default=1, help="seed of the training text; default: %(default)s")
     with bad_input_exits():
         arguments = parser.parse_args()
         with full_disk_names(arguments.output_folder):

@@ -1,7 +1,7 @@
-"""Who speaks in the mini corpus. A voice is an accent of espeak-ng and one of its variants.
+"""The voices of the mini corpus, each an accent of espeak-ng with one of its variants.
 
-Variants that are hard to understand or no voices at all (whispering, croaking, robots) are left out. A test voice's
-*variant* occurs in no training voice, whatever the accent.
+Variants that are hard to understand or not natural voices (whispering, croaking, robots) are excluded. The *variants*
+of test voices occur in no training voice, whatever the accent.
 """
 
 from __future__ import annotations
@@ -54,5 +54,5 @@ FEMALE = _names("Alicia Andrea Annie anika aunty belinda f1 f2 f3 f4 f5 grandma 
 
 
 def is_female(voice: str) -> bool:
-    """As espeak-ng's own description of the variant says; plain accents and undescribed ones are male."""
+    """Return whether a voice is female by espeak-ng's description of its variant; others are taken to be male."""
     return voice.partition("+")[2] in FEMALE

@@ -1,7 +1,7 @@
-"""The closed world of the mini corpus: its words, sentence templates, questions and answers.
+"""The closed domain of the mini corpus: its words, sentence templates, questions and answers.
 
-A template is text with slots in braces; `SLOTS` says what may stand in a slot. All text is lower case without
-punctuation. Everything that speaks about this world (corpus, tokenizer, the judge's grammar, scores) reads it here.
+A template is text with slots in braces; `SLOTS` lists the values of each slot. All text is lower case without
+punctuation. The corpus, the tokenizer, the judge's grammar and the scores are derived from this file.
 """
 
 from __future__ import annotations
@@ -65,12 +65,18 @@ OPPOSITES = (
 ADJECTIVES = [word for pair in OPPOSITES for word in pair if word not in {"up", "down", "left", "right"}]
 
 HELD_OUT_SUMS = frozenset({(0, 6), (1, 4), (2, 5), (2, 9), (3, 3), (3, 8), (5, 9), (6, 8), (7, 7)})
-"""Pairs a <= b whose sum, in either order, no training text mentions. A constant rather than drawn with the corpus
-seed: parts trained on one corpus must not have seen what another corpus holds out."""
+"""Pairs of numbers a <= b whose sum, in either order, occurs in no training text.
+
+They are constant and not drawn with the corpus seed: a part trained on one corpus must not have seen the sums that
+another corpus holds out.
+"""
 
 UNREAD_SUMS = HELD_OUT_SUMS | {(4, 10)}
-"""Pairs whose sum no ASR / TTS sentence mentions: the held-out ones, and one that is asked and answered but never read
-as a sentence, the only sum of fourteen that is trained on at all."""
+"""Pairs of numbers whose sum occurs in no ASR or TTS sentence.
+
+These are the held-out pairs and (4, 10), which occurs in questions and answers only. It is the only sum of fourteen in
+the training data.
+"""
 
 SUM_PHRASINGS = ("what is {a} plus {b}", "how much is {a} plus {b}")
 GREETINGS = (
@@ -162,7 +168,7 @@ _SUM = re.compile(r"(\w+)(?= plus (\w+))")
 
 @dataclass(frozen=True)
 class WorldQuestion:
-    """One question of the world and its only right answer."""
+    """One question of the mini corpus with its only correct answer."""
 
     kind: str  # sum, day, color, capital, opposite or greeting
     text: str
@@ -170,7 +176,7 @@ class WorldQuestion:
 
 
 def questions() -> list[WorldQuestion]:
-    """Every question, those of the held-out sums included."""
+    """Return all questions, including those about held-out sums."""
     return (
         _sums() + _days() + _colors() + _capitals() + _opposites() + [WorldQuestion("greeting", *g) for g in GREETINGS]
     )
@@ -231,14 +237,14 @@ def _opposites() -> list[WorldQuestion]:
 
 
 def mentions_sum(text: str, pairs: frozenset[tuple[int, int]] = HELD_OUT_SUMS) -> bool:
-    """Whether `<a> plus <b>` of one of the pairs, in either order, stands anywhere in the text."""
+    """Return whether a text contains `<a> plus <b>` for one of the pairs of numbers, in either order."""
     value = {word: i for i, word in enumerate(NUMBERS)}
     found = ((value.get(a), value.get(b)) for a, b in _SUM.findall(text))
     return any(None not in pair and tuple(sorted(pair)) in pairs for pair in found)
 
 
 def known_questions() -> list[WorldQuestion]:
-    """The questions that may be trained on."""
+    """Return the questions that may be used in training, which are all but those about held-out sums."""
     return [q for q in questions() if not mentions_sum(q.text)]
 
 
@@ -248,7 +254,7 @@ def held_out_questions() -> list[WorldQuestion]:
 
 @lru_cache(maxsize=1)
 def vocabulary() -> tuple[str, ...]:
-    """All words, sorted."""
+    """Return the sorted words of all questions, answers and sentence templates."""
     words = {word for q in questions() for word in f"{q.text} {q.answer}".split()}
     words.update(word for values in SLOTS.values() for word in values)
     words.update(word for t in SENTENCE_TEMPLATES for word in t.split() if not word.startswith("{"))
@@ -256,7 +262,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def fill(template: str, rng: random.Random) -> str:
-    """A template with each slot filled at random, no value twice."""
+    """Return a sentence template with each slot replaced by a random value, none of which is used twice."""
     used: set[str] = set()
     words = []
     for word in template.split():
@@ -272,5 +278,5 @@ def template_sentence(rng: random.Random) -> str:
 
 
 def random_words(rng: random.Random) -> str:
-    """2..6 words in no order."""
+    """Return a string of 2 to 6 random words of the vocabulary."""
     return " ".join(rng.choice(vocabulary()) for _ in range(rng.randint(2, 6)))

@@ -1,4 +1,4 @@
-"""Write the judge's grammar of the closed world to a file: `python write_grammar.py results/world.jsgf`."""
+"""Writes the judge's grammar of the closed domain to a file: `python write_grammar.py results/world.jsgf`."""
 
 from __future__ import annotations
 

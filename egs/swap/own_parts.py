@@ -1,4 +1,4 @@
-"""Parts of one's own: an adapter and a codec. Nothing in omnikit knows them; the YAML files beside name them."""
+"""An adapter and a codec as examples of user-defined parts; only the YAML files in this folder refer to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOUDEST, STEP = 0.5, 0.8
 
 
 class Averaging(Adapter):
-    """The mean of `stride` neighbouring frames, then one layer."""
+    """An adapter that averages `stride` neighbouring frames and applies a linear layer."""
 
     def __init__(self, *, dim_in: int, dim_out: int, stride: int):
         super().__init__()
@@ -28,14 +28,14 @@ class Averaging(Adapter):
 
 
 class Whistle(Codec):
-    """Two codes per frame: the loudest pitch and how loud it is. Speech becomes a whistled tune.
+    """A codec with two codes per frame, the loudest pitch and its loudness, which turns speech into a whistled tune.
 
-    Each frame holds a whole number of periods, so it begins and ends at zero and needs no neighbours.
+    A frame holds a whole number of periods. It therefore begins and ends at zero and is decoded without its neighbours.
 
     Args:
-        codebook_size: pitches, and steps of loudness.
-        frame_samples: samples per frame.
-        spacing: periods per frame from one pitch to the next.
+        codebook_size: number of pitches and of loudness steps.
+        frame_samples: number of audio samples per frame.
+        spacing: difference between neighbouring pitches in periods per frame.
     """
 
     num_codebooks, sample_rate, lookahead = 2, 16000, 0

@@ -1,7 +1,7 @@
-"""Swap parts by name, and for parts of one's own: `python swap.py [--steps 120] [--output_folder results]`.
+"""Swaps parts of a system by name and for user-defined ones: `python swap.py [--steps 120] [--output_folder results]`.
 
-Two systems differ in adapter, codec and pattern alone. Each is shown, learns two tunes by heart (it hears one, names it
-and plays it back), and is then asked.
+Two systems differ only in adapter, codec and pattern. Each is described, trained to memorise two tunes (the question is
+a tune, the answer its name and the same tune), and then asked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TASK = TASKS["A1A2"]
 
 
 def tunes(rate: int) -> dict[str, Tensor]:
-    """Two tunes of eight tones [N] in -1..1, one rising and one falling."""
+    """Return two tunes by name as waveforms [N] of eight tones, one rising and one falling, at a sample rate in Hz."""
     time = torch.arange(round(0.08 * rate)) / rate
     tones = {"low": [200 + 50 * n for n in range(8)], "high": [2400 - 150 * n for n in range(8)]}
     return {
@@ -49,21 +49,21 @@ def tunes(rate: int) -> dict[str, Tensor]:
 
 
 def lesson(model: OmniLM, wavs: dict[str, Tensor]) -> Batch:
-    """Both tunes as questions, their names and themselves as answers."""
+    """Return a training batch in which each tune is the question, and its name and the tune itself are the answer."""
     with torch.no_grad():
-        heard = encode(model, list(wavs.values()))
+        encoded = encode(model, list(wavs.values()))
     samples = [
         make_sample(
             TASK, model.layout, model.pattern, audio_frames=model.num_speech_positions(len(features)),
             answer=model.llm.tokenizer.encode(name), codes=model.codec.encode(wav[None])[0],
         )
-        for (name, wav), features in zip(wavs.items(), heard, strict=True)
+        for (name, wav), features in zip(wavs.items(), encoded, strict=True)
     ]  # fmt: skip
-    return collate(samples, heard, model.layout, model.encoder.dim)
+    return collate(samples, encoded, model.layout, model.encoder.dim)
 
 
 def learn(model: OmniLM, batch: Batch, steps: int) -> list[float]:
-    """The loss of every step."""
+    """Train a model on one batch for a number of optimiser steps, and return the loss of each."""
     model.freeze_all_but(["adapter", "llm", "new_text_embeddings", "new_audio_embeddings"])
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     losses = []
@@ -85,8 +85,10 @@ def _plain(parts: dict) -> dict:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=COUNT, default=120)
-    parser.add_argument("--output_folder", type=Path, default=HERE / "results")
+    parser.add_argument("--steps", type=COUNT, default=120, help="number of optimiser steps; default: %(default)s")
+    parser.add_argument(
+        "--output_folder", type=Path, default=HERE / "results", help="folder for answers; default: %(default)s"
+    )
     arguments = parser.parse_args()
     arguments.output_folder.mkdir(parents=True, exist_ok=True)
     for title, parts in SYSTEMS.items():
@@ -100,7 +102,7 @@ def main() -> None:
             reply = Omni(model).ask(wav)
             file = arguments.output_folder / f"{title}-{name}.wav"
             save_audio(file, reply.wav, reply.sample_rate)
-            print(f"it heard {name!r} and says {reply.text!r}, {len(reply.wav) / reply.sample_rate:.2f} s: {file}")
+            print(f"question {name!r}, answer {reply.text!r}, {len(reply.wav) / reply.sample_rate:.2f} s: {file}")
         print()
 
 

@@ -1,9 +1,9 @@
-"""Arrays on disk: what a frozen encoder or a codec computed from each recording, kept so that it is computed once.
+"""On-disk cache of the features or codes that a frozen encoder or a codec computes from recordings.
 
-A cache holds the arrays of one part in a folder of its own. They are found by the digest of the recording's content:
-a recording that was replaced has no array yet, and one that was moved has. `<name>.bin` files are appended to and
-memory-mapped, and `index.sqlite` says where each array stands. An array is flushed to the disk before the index names
-it, so a process that is killed loses the arrays of its last `add` at most.
+A cache holds the arrays of one part in a folder of its own. The key of an array is the digest of the recording's
+content: a replaced recording is encoded again, a moved one is not. Arrays are appended to `<name>.bin` files, which
+are memory-mapped for reading, and `index.sqlite` stores the position of each array. An array is flushed to the disk
+before it is entered in the index, so a process that is killed loses at most the arrays of its last `add`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from omnikit.errors import writing
 logger = logging.getLogger(__name__)
 INDEX = "index.sqlite"
 _READER = f"reader {READER_VERSION} of libsndfile {soundfile.__libsndfile_version__}"
-"""Whose verdict it is that a recording has no array; it stands in the place of the file's name."""
-_TOGETHER = 2048  # places that are looked up while the index is locked
+"""Versions of the reader and of libsndfile, stored in place of a file name where a recording could not be encoded."""
+_TOGETHER = 2048  # digests that are looked up while the index is locked
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS arrays (digest BLOB PRIMARY KEY, file TEXT, begin INTEGER, rows INTEGER,"
     " columns INTEGER, dtype TEXT, problem TEXT) WITHOUT ROWID"
@@ -43,7 +43,7 @@ _SCHEMA = (
 
 @dataclass(frozen=True)
 class ArrayLocation:
-    """Where the array [rows, columns] of a recording stands; `problem` is the reason why it has none."""
+    """Position of a recording's array [rows, columns] in a cache file, or the reason (`problem`) why there is none."""
 
     file: str = ""
     begin: int = 0  # bytes
@@ -58,24 +58,24 @@ class ArrayLocation:
 
 
 class ArrayStore:
-    """Arrays [rows, columns] by key, each read from a memory-mapped file when it is asked for.
+    """A read-only mapping from keys to arrays [rows, columns], which are read from memory-mapped files on access.
 
     Args:
-        folder: of the cache.
-        places: where the array of each key stands.
+        folder: folder of the cache.
+        places: pairs of key and position of the array.
     """
 
     def __init__(self, folder: Path, places: Iterable[tuple[str, ArrayLocation]] = ()):
         self.folder = folder
         self.index: dict[str, int] = {}
         self._maps: dict[str, np.memmap] = {}
-        table = array("q")  # plain numbers, for there can be many millions
+        table = array("q")  # plain numbers: there can be millions of arrays
         numbers: dict[tuple[str, str], int] = {}
         for key, place in places:
             self.index[key] = len(self.index)
             number = numbers.setdefault((place.file, place.dtype), len(numbers))
             table.extend((number, place.begin, place.rows, place.columns))
-        self._files = list(numbers)  # name, and type of the numbers in it
+        self._files = list(numbers)  # pairs of file name and dtype
         self._table = np.array(table, dtype=np.int64).reshape(-1, 4)
 
     def __contains__(self, key: str) -> bool:
@@ -92,38 +92,41 @@ class ArrayStore:
         return torch.from_numpy(np.array(stored).view(dtype).reshape(rows, columns))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_maps": {}}  # a process that loads samples maps the files itself
+        return {**vars(self), "_maps": {}}  # each worker process of a data loader maps the files itself
 
     def shape(self, key: str) -> list[int]:
-        """Return the shape of an array without reading it."""
+        """Return the shape of the array stored under a key without reading the array."""
         return self._table[self.index[key], 2:].tolist()
 
 
 class ArrayCache:
-    """The arrays of one part by the digest of the recording; see `open_cache`."""
+    """An open on-disk cache of the arrays that one part computed, keyed by the digest of the recording.
+
+    Use `open_cache` to create one.
+    """
 
     def __init__(self, folder: Path, connection: sqlite3.Connection):
         self.folder, self.connection = folder, connection
         self._file: BinaryIO | None = None
-        self._path = folder / f"{uuid.uuid4().hex}.bin"  # of this process alone
-        self._end = 0  # bytes of the file that the index knows of
+        self._path = folder / f"{uuid.uuid4().hex}.bin"  # written by this process alone
+        self._end = 0  # bytes of the file that the index refers to
         self._sizes: dict[str, int] = {}
         self._reported: set[str] = set()
 
     def find(self, digests: Iterable[bytes]) -> Iterator[ArrayLocation | None]:
-        """Yield where the array of each recording stands, or why it has none; None if it is still to be computed."""
+        """Yield the position of each recording's array, or the reason why it has none; None if it must be computed."""
         for some in in_batches(digests, _TOGETHER):
             with reading(self.connection):
                 found = [self._find(digest) for digest in some]
             yield from found
 
     def add(self, computed: Iterable[tuple[bytes, Tensor | str]]) -> None:
-        """Store arrays [rows, columns] by digest, or in their place the reason why a recording has none.
+        """Store the arrays [rows, columns] of recordings, or the reasons why recordings have none, by digest.
 
         Raises:
             ValueError: the disk is full; the message names the file.
         """
-        computed = list(computed)  # what fails in computing is no fault of the file
+        computed = list(computed)  # before `writing`, which would report errors of the computation as the file's
         with writing(self._path):
             if self._file is None:
                 self._file = self._path.open("xb")
@@ -136,9 +139,9 @@ class ArrayCache:
         self._end = self._file.tell()
 
     def close(self) -> None:
-        """Close the file, and cut off what an `add` that failed has left in it."""
+        """Close the cache file and truncate what a failed `add` has left at its end."""
         if self._file is not None:
-            with suppress(OSError):  # of a full disk, which was reported; what the index names is on the disk
+            with suppress(OSError):  # a full disk was reported by `add`; all arrays of the index are on the disk
                 self._file.close()
             os.truncate(self._path, self._end)
             if not self._end:
@@ -150,7 +153,7 @@ class ArrayCache:
         if row is None:
             return None
         place = ArrayLocation(*row)
-        if place.problem is not None:  # another reader may be able to read it
+        if place.problem is not None:  # another version of the reader may be able to read the recording
             return place if place.file == _READER else None
         return None if self._is_cut_short(place) else place
 
@@ -163,21 +166,21 @@ class ArrayCache:
         return ArrayLocation(self._path.name, begin, *values.shape, str(values.dtype))
 
     def _is_cut_short(self, place: ArrayLocation) -> bool:
-        """Whether an array reaches beyond the end of its file, which was damaged or removed."""
+        """Return whether an array extends beyond the end of its cache file, because that was damaged or removed."""
         if place.end <= self._sizes.get(place.file, 0):
             return False
-        path = self.folder / place.file  # another process may have appended to it meanwhile
+        path = self.folder / place.file  # stat again: another process may have appended to it
         self._sizes[place.file] = path.stat().st_size if path.is_file() else 0
         cut_short = place.end > self._sizes[place.file]
         if cut_short and place.file not in self._reported:
             self._reported.add(place.file)
-            logger.warning("%s: is missing or cut short; the arrays that it held are computed again", path)
+            logger.warning("%s: is missing or cut short; its arrays are computed again", path)
         return cut_short
 
 
 @contextmanager
 def open_cache(folder: Path) -> Iterator[ArrayCache]:
-    """Open the cache of one part for a `with` block; processes may share it.
+    """Open the array cache in a folder for the duration of a `with` block; several processes may share it.
 
     Raises:
         ValueError: see `open_database`.
@@ -191,14 +194,15 @@ def open_cache(folder: Path) -> Iterator[ArrayCache]:
 
 
 def fingerprint(module: nn.Module, *more: str) -> str:
-    """A short name for what a module computes: its class, plain options and weights, and whatever else matters.
+    """Return a hash (16 hex digits) of a module's class, plain options and weights, and of further strings.
 
-    Weights count as checkpoints keep them (bfloat16), so that a part is the same one before and after it was saved.
+    Weights are hashed as bfloat16, the type in which checkpoints store them, so that saving and loading a part does
+    not change its fingerprint.
     """
     digest = hashlib.sha256(type(module).__qualname__.encode())
     plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str))}
     plain.pop("training", None)
-    plain.pop("weights", None)  # where they came from, not what they are
+    plain.pop("weights", None)  # the path they were loaded from; their values are hashed below
     digest.update(repr(sorted(plain.items())).encode())
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())

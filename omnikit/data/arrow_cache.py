@@ -1,4 +1,7 @@
-"""Parquet files as one memory-mapped table, which `datasets` lays out in a cache folder once for each content."""
+"""Converts Parquet files into one memory-mapped Arrow table with `datasets`.
+
+The table is written to a cache folder and reused as long as the content of the files is the same.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LaidOut:
-    """A `datasets.Dataset`, and a name for the content of the files that it was made from."""
+    """A memory-mapped `datasets.Dataset` and a digest of the content of the Parquet files that it was built from."""
 
     data: Any
     version: str
@@ -29,12 +32,13 @@ class LaidOut:
 def lay_out(
     files: Sequence[Path], cache_folder: str | Path | None, schema: pa.Schema, *, only: bool = True
 ) -> LaidOut:
-    """Return the rows of Parquet files, one file after the other.
+    """Return the rows of Parquet files, in the order of the files, as one memory-mapped table.
 
     Args:
-        cache_folder: where the table and the ledger of the files are kept; None = where `datasets` keeps its own.
-        schema: the columns, with the types to which those of the files are cast.
-        only: other columns are left out; then each file needs these. Else files may lack some, but have no others.
+        cache_folder: folder for the table and the ledger of the files; None = the cache folder of `datasets`.
+        schema: the columns to read, with the types to which they are cast.
+        only: if true, every file must have these columns, and others are ignored; if false, a file may lack some of
+            them but must not have others.
 
     Raises:
         ValueError: the cache folder's disk is full, or a file is damaged; the message names both.
@@ -73,6 +77,6 @@ def _version(files: Sequence[Path], folder: Path, which: str) -> str:
 
 @cache
 def _report_old(folder: Path) -> None:
-    """Warn once of tables that were laid out when only the names and times of their files were noted."""
+    """Warn once about tables of an earlier version, whose names were not derived from the content of the files."""
     if (folder / "parquet").is_dir():
         logger.warning("%s: tables of an earlier version, which are not used any more; delete it", folder / "parquet")

@@ -1,4 +1,4 @@
-"""Changes to training speech: to its waveform (size of the speaker, noise, silence, level) and to log-mel (masks)."""
+"""Data augmentation for speech: resampling, noise, silence and gain for waveforms, SpecAugment masks for log-mel."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ SAMPLE_RATE = 16000
 
 
 class Augment:
-    """Changes to a training waveform of 16 kHz.
+    """Random augmentation of 16 kHz training waveforms: resampling, silence, noise and gain.
 
     Args:
-        noise_prob: share of the recordings that get noise.
-        snr_db: range of its level.
-        warp_prob: share of the recordings that are resampled.
-        warp: by at most this share.
-        silence: longest silence put before and after, seconds; noise, where there is some, covers it.
-        gain: range of the factor that sets the level.
-        rng: what decides; None = another one in each process.
+        noise_prob: probability of adding noise.
+        snr_db: range of the signal-to-noise ratio in dB.
+        warp_prob: probability of resampling, which changes speed and pitch.
+        warp: maximum relative change of the sample rate.
+        silence: maximum silence added before and after the speech, each in seconds; added noise covers it, too.
+        gain: range of the factor that the waveform is multiplied by.
+        rng: random generator; None = a new, unseeded one in each process.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Augment:
         self.rng = np.random.default_rng() if rng is None else rng
 
     def __call__(self, wav: np.ndarray) -> np.ndarray:
-        """[N] -> [N']."""
+        """Return an augmented copy [N'] of a waveform [N]."""
         rng = self.rng
         if rng.random() < self.warp_prob:
             rate = SAMPLE_RATE * rng.uniform(1 - self.warp, 1 + self.warp)
@@ -54,13 +54,20 @@ class Augment:
 
 
 class SpecMask:
-    """SpecAugment's masks (Park et al. 2019, section 2) without time warping, drawn per sample."""
+    """Random time and frequency masks of SpecAugment (Park et al. 2019, section 2), drawn per sample, without warping.
+
+    Args:
+        time_masks: number of masks along time.
+        time_width: maximum width of a time mask in frames.
+        freq_masks: number of masks along frequency.
+        freq_width: maximum width of a frequency mask in mel bands.
+    """
 
     def __init__(self, *, time_masks: int, time_width: int, freq_masks: int, freq_width: int):
         self.along_time, self.along_freq = (time_masks, time_width), (freq_masks, freq_width)
 
     def __call__(self, mel: Tensor, lengths: Tensor) -> Tensor:
-        """[B, n_mels, T] with lengths [B] in frames -> the same with stripes set to zero."""
+        """Return log-mel spectrograms [B, n_mels, T], `lengths` [B] in frames, with masked stripes set to zero."""
         hide_time = _stripes(lengths, mel.shape[-1], *self.along_time)
         bands = torch.full_like(lengths, mel.shape[1])
         hide_freq = _stripes(bands, mel.shape[1], *self.along_freq)
@@ -68,7 +75,7 @@ class SpecMask:
 
 
 def _stripes(lengths: Tensor, size: int, count: int, width: int) -> Tensor:
-    """Lengths [B] -> [B, size], True in `count` stripes of 0..width within each length."""
+    """Return a mask [B, size] that is True in `count` random stripes of width 0..`width`, starting within `lengths`."""
     hidden = torch.zeros(len(lengths), size, dtype=torch.bool)
     position = torch.arange(size)[None]
     for _ in range(count):

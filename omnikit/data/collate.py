@@ -1,4 +1,4 @@
-"""From samples of any mix of tasks to one batch."""
+"""Pads training samples of any mix of tasks into one batch."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from omnikit.tasks import AUDIO_START, Sample
 from omnikit.tokens import IGNORE, TokenLayout
 
 STEPS, FRAMES = 8, 32
-"""Batches are filled up to multiples of so many steps and feature frames. On a CPU, few shapes that come again are much
-faster than new ones: oneDNN compiles a kernel for each shape, and the allocator cuts its memory to pieces."""
+"""Batches are padded to multiples of this many steps and feature frames.
+
+Few, recurring shapes are much faster on a CPU: oneDNN compiles a kernel for each shape, and memory fragments less.
+"""
 
 
 def rounded(length: int | np.ndarray, multiple: int) -> int | np.ndarray:
-    """The next multiple, of a number or of each of an array."""
+    """Return a length, or each length of an array, rounded up to a multiple."""
     return -(-length // multiple) * multiple
 
 
 @dataclass
 class Batch:
-    """A training batch. Rows without speech have no features and the length 0; likewise those whose features are still
-    to be made of a recording, see `with_features`."""
+    """A training batch of B padded samples.
+
+    A sample without speech has the feature length 0. So has a sample whose features are to be computed in the training
+    step from its recording in `wav`; see `with_features`.
+    """
 
     steps: Tensor  # [B, S, L]
     labels: Tensor  # [B, S, L]
     features: Tensor  # [B, T, D] encoder features
-    lengths: Tensor  # [B]
-    wav: Tensor  # [B, N] recordings without features
-    samples: Tensor  # [B] their lengths; 0 where there is none
-    ids: tuple[str, ...] = ()  # of the entries, for logs
+    lengths: Tensor  # [B] number of feature frames
+    wav: Tensor  # [B, N] recordings whose features are to be computed
+    samples: Tensor  # [B] lengths of these recordings in audio samples; 0 where there is none
+    ids: tuple[str, ...] = ()  # ids of the manifest entries, for logs
 
     def to(self, device: torch.device | str) -> Batch:
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
@@ -48,11 +53,19 @@ class Batch:
 
     @property
     def to_encode(self) -> Tensor:
-        """Rows of which there is a recording in place of features [B], bool."""
+        """Mask [B] of the samples that have a recording in place of features."""
         return self.samples > 0
 
     def with_features(self, made: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Features made of the recordings [b, T, D] with lengths [b] -> those of all rows [B, T, D], lengths [B]."""
+        """Insert features that were computed from the batch's recordings among its stored features.
+
+        Args:
+            made: features [b, T, D] of the b samples that have a recording.
+            counts: their lengths [b] in frames.
+
+        Returns:
+            Features [B, T, D] and lengths [B] of all samples.
+        """
         at, ready, inside = self.to_encode, self.features, lengths_to_mask(counts, made.shape[1])
         longest = rounded(max(made.shape[1], ready.shape[1]), FRAMES)
         features = ready.new_zeros(len(at), longest, ready.shape[2])
@@ -61,7 +74,7 @@ class Batch:
         return features, self.lengths.masked_scatter(at, counts.to(self.lengths.dtype))
 
     def speech(self, adapted: Tensor, lengths: Tensor) -> AdaptedSpeech:
-        """Adapted features of this batch, placed where its prompts expect them."""
+        """Return adapted features [B, T, D] of this batch together with their start position in the prompts."""
         return AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
 
 
@@ -73,12 +86,15 @@ def collate(
     wavs: Sequence[Tensor | None] = (),
     ids: Sequence[str] = (),
 ) -> Batch:
-    """Samples and the encoder features [T, dim] of those that are given speech -> a batch padded on the right
-    to a multiple of `STEPS`, its features to one of `FRAMES`.
+    """Pad samples on the right and return them as one batch.
+
+    Steps are padded to a multiple of `STEPS`, features to a multiple of `FRAMES`.
 
     Args:
-        wavs: recordings [N] of samples that are given speech without features; () = there are none.
-        ids: names of the entries that the samples were made of.
+        features: encoder features [T, dim] of each sample; None for samples without speech or with a recording.
+        dim: width of the encoder features.
+        wavs: recordings [N] whose features are still to be computed, None for other samples; () = none at all.
+        ids: ids of the manifest entries of the samples.
     """
     longest = rounded(max(s.steps.shape[1] for s in samples), STEPS)
     steps = layout.pads()[None, :, None].repeat(len(samples), 1, longest)

@@ -1,4 +1,4 @@
-"""Recordings and files as caches know them: where they are, how large and how old they are, and what is in them."""
+"""Identity of recordings and files for caches: address, size and modification time, and a digest of the content."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from pathlib import Path
 
 from omnikit.data.batched import in_batches
 
-THREADS = 4  # reading waits on the disk more than on the processor
+THREADS = 4  # reading files is bound by the disk, not by the processor
 TOGETHER = 2048
-"""Contents that are looked at together."""
-_STATS = 64  # of files, in one task of a thread
+"""Number of files or embedded recordings whose size and time are read before their digests are looked up."""
+_STATS = 64  # files per task of a thread
 
 Stamp = tuple[int, int]
-"""Size in bytes and modification time in nanoseconds."""
+"""Size of a file in bytes and its modification time in nanoseconds."""
 UNREADABLE: Stamp = (-1, -1)
+"""Size and modification time that stand for a file that does not exist or cannot be accessed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A file, or bytes that stand in a table.
+    """A file, or a recording embedded in a table, whose content can be identified by a digest.
 
     Args:
-        address: what the ledger calls it: the absolute path, or the version of the table and the key.
-        read: returns the bytes of what is no file.
-        fixed: bytes of this address never change, because the address names the version of their table.
+        address: key in the ledger: the absolute path, or the table's version, the column and the recording's key.
+        path: path of the file; None for an embedded recording.
+        read: returns the bytes of an embedded recording.
+        fixed: whether the bytes at this address never change because the address names the version of their table.
     """
 
     address: str
@@ -42,18 +44,22 @@ class Content:
         return cls(os.path.abspath(path), path=str(path))
 
     def stamp(self) -> Stamp | None:
-        """Size and time of a file, `UNREADABLE` where there is none; of bytes that never change zeros; None for bytes
-        of which nothing tells whether they have changed."""
+        """Return the size and modification time by which a change of the content is noticed.
+
+        Returns:
+            `UNREADABLE` for a file that cannot be accessed, zeros for embedded bytes that never change, and None for
+            embedded bytes whose changes cannot be noticed.
+        """
         if self.path is None:
             return (0, 0) if self.fixed else None
         try:
             found = os.stat(self.path)
-        except (OSError, ValueError):  # the latter: no file can have such a name
+        except (OSError, ValueError):  # ValueError: the path holds a null character
             return UNREADABLE
         return found.st_size, found.st_mtime_ns
 
     def digest(self) -> bytes:
-        """Return the BLAKE2b digest [16 bytes] of the content.
+        """Return the BLAKE2b digest (16 bytes) of the file or of the embedded recording.
 
         Raises:
             OSError: the file cannot be read.
@@ -65,12 +71,12 @@ class Content:
 
 
 def digest_of(data: bytes) -> bytes:
-    """Return the BLAKE2b digest [16 bytes] of bytes."""
+    """Return the BLAKE2b digest (16 bytes) of `data`."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def stamped(contents: Iterable[Content], pool: ThreadPoolExecutor) -> Iterator[list[tuple[Content, Stamp | None]]]:
-    """Yield contents with their stamps, `TOGETHER` at a time."""
+    """Yield lists of up to `TOGETHER` files or embedded recordings, each with its size and modification time."""
     for some in in_batches(contents, TOGETHER):
         stamps = chain.from_iterable(pool.map(_stamps, in_batches(some, _STATS)))
         yield list(zip(some, stamps, strict=True))

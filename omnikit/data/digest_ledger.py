@@ -1,7 +1,7 @@
-"""What files and embedded recordings contain: a digest of each, noted with the size and modification time it had.
+"""A database of the digests of files and embedded recordings, each with the size and modification time it had.
 
-A digest is trusted while size and time are the noted ones. Otherwise the content is read again, so that data which
-was copied or touched is verified once, and data which was replaced is noticed.
+A stored digest is trusted as long as size and time are unchanged. Otherwise the content is read again: data that was
+copied or touched is verified once, and data that was replaced is noticed.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ _SCHEMA = (
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The digest of a content, and its stamp from before it was read."""
+    """The digest of a file or an embedded recording, with its size and modification time from before it was read."""
 
     digest: bytes
     stamp: Stamp | None
 
 
 class Ledger:
-    """The digests that were noted in a folder; see `open_ledger`."""
+    """An open database of content digests, stored in a cache folder; use `open_ledger` to create one."""
 
     def __init__(self, connection: sqlite3.Connection):
         self.connection = connection
 
     def look_up(self, contents: Iterable[Content], title: str, total: int | None = None) -> list[Seen | None]:
-        """Return the digest of each content, reading those that are new or have another stamp than the noted one.
+        """Return the digests of files or embedded recordings, reading those that are new or have another size or time.
 
         Args:
-            title: what the progress bar and the log call them.
-            total: how many there are, for the bar.
+            title: name for the progress bar and the log.
+            total: number of contents, for the progress bar.
 
         Returns:
-            In the order of `contents`; None for what cannot be read.
+            A digest and stamp for each content, in order; None for a content that cannot be read.
         """
         found: list[Seen | None] = []
         changed: list[str] = []
@@ -62,7 +62,7 @@ class Ledger:
         return found
 
     def distrust(self) -> None:
-        """Have every content read again when it is next looked up, even if size and time are the noted ones."""
+        """Mark all stored digests as untrusted, so that each content is read again when it is next looked up."""
         with self.connection:
             self.connection.execute("UPDATE contents SET trusted = 0")
 
@@ -84,7 +84,7 @@ class Ledger:
         return seen
 
     def _noted(self, content: Content) -> tuple[Stamp | None, bytes] | None:
-        """The noted stamp (None where it is not trusted) and digest."""
+        """Return the stored size and time (None if untrusted) and digest of a content; None if nothing is stored."""
         sql = "SELECT size, time, trusted, digest FROM contents WHERE address = ?"
         row = self.connection.execute(sql, (_key(content),)).fetchone()
         return None if row is None else ((row[0], row[1]) if row[2] else None, row[3])
@@ -97,7 +97,7 @@ class Ledger:
 
 @contextmanager
 def open_ledger(folder: str | Path) -> Iterator[Ledger]:
-    """Open the ledger of a cache folder for a `with` block; processes may share it.
+    """Open the digest ledger of a cache folder for the duration of a `with` block; several processes may share it.
 
     Raises:
         ValueError: see `open_database`.
@@ -114,5 +114,5 @@ def _digest(content: Content) -> bytes | None:
 
 
 def _key(content: Content) -> bytes:
-    """The address as bytes: names of files need not be text."""
+    """Return the database key of a file or embedded recording: its address as bytes, since it may not be UTF-8."""
     return content.address.encode("utf-8", "surrogatepass")

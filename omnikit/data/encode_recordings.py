@@ -1,4 +1,4 @@
-"""Encoder features and codec codes of recordings: how many are made at a time, and where they are kept for training."""
+"""Computes encoder features and codec codes of recordings in batches and caches them for training."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ from omnikit.interfaces import AudioEncoder, Codec
 
 logger = logging.getLogger(__name__)
 BATCH_SECONDS = 40.0
-"""Of recordings that are encoded together, padding included."""
+"""Maximum total length in seconds, padding included, of the recordings that are encoded in one batch."""
 CHUNK = 512
-"""Recordings sorted by length together."""
+"""Number of recordings that are sorted by length together before they are split into batches."""
 HELD = 2**27
-"""Samples of recordings that are in memory at a time, about: 512 MiB."""
+"""Approximate maximum number of audio samples in memory at a time (512 MiB as float32)."""
 Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
 class BatchEncoder:
-    """What a part makes of recordings, in an order and in batches that depend on the recordings alone.
+    """Runs an encoder or a codec over recordings, in batches of similar length that depend on the recordings alone.
 
     Args:
-        encode: waveforms [N] -> an array of each, on the CPU.
+        part: the encoder or the codec.
+        encode: function from a list of waveforms [N] to a list of their arrays on the CPU.
+        batch_seconds: maximum total length of a batch in seconds, padding included.
     """
 
     part: AudioEncoder | Codec
@@ -48,7 +50,7 @@ class BatchEncoder:
 
     @torch.inference_mode()
     def batch(self, wavs: list[Tensor]) -> list[Tensor | None]:
-        """Of each waveform [N] its array; None where the part refuses it, such as one that is too short."""
+        """Return the array of each waveform [N]; None where the part refuses the waveform, for example as too short."""
         try:
             return self.encode(wavs)
         except ValueError as error:
@@ -58,7 +60,10 @@ class BatchEncoder:
             return [None]
 
     def __call__(self, loaded: Iterable[tuple[Key, Tensor]]) -> Iterator[tuple[Key, Tensor | None]]:
-        """Key and waveform [N] of recordings -> key and array, those of like lengths together."""
+        """Yield key and array for each pair of key and waveform [N], shortest waveforms first.
+
+        The array is None where the part refuses the waveform.
+        """
         batch: list[tuple[Key, Tensor]] = []
         for item in sorted(loaded, key=lambda item: len(item[1])):
             if batch and (len(batch) + 1) * len(item[1]) > self.batch_seconds * self.part.sample_rate:
@@ -73,7 +78,7 @@ class BatchEncoder:
 
 
 def feature_encoder(encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS) -> BatchEncoder:
-    """Encoder features [T, D], float16."""
+    """Return a batch encoder that computes the features [T, D] (float16) of recordings."""
 
     def encode(wavs: list[Tensor]) -> list[Tensor]:
         lengths = torch.tensor([len(w) for w in wavs], device=_device(encoder))
@@ -84,7 +89,10 @@ def feature_encoder(encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS)
 
 
 def code_encoder(codec: Codec, batch_seconds: float = BATCH_SECONDS) -> BatchEncoder:
-    """Codes [K, T], int16: one recording at a time where padding would change them."""
+    """Return a batch encoder that computes the codes [K, T] (int16) of recordings.
+
+    Recordings are encoded one at a time if the codec's codes change with padding.
+    """
 
     def together(wavs: list[Tensor]) -> list[Tensor]:
         codes = codec.encode(pad_sequence(wavs, batch_first=True).to(_device(codec))).to(torch.int16).cpu()
@@ -100,7 +108,7 @@ def cached_features(encoder: AudioEncoder, recordings: list[Recording], folder: 
     """Return the encoder features [T, D] (float16) of recordings, computing those that the cache folder lacks.
 
     Args:
-        name: of the source, for the progress bar and the log.
+        name: name of the source, for the progress bar and the log.
 
     Raises:
         ValueError: the cache cannot be read or written; the message names the file.
@@ -121,7 +129,7 @@ def _device(module: torch.nn.Module) -> torch.device:
 
 
 def _stored(encoder: BatchEncoder, recordings: list[Recording], folder: Path, kind: str, name: str) -> ArrayStore:
-    """Arrays by the keys of the clips; those of recordings that cannot be used are missing, which the log tells."""
+    """Return the cached arrays by recording key, computing missing ones; unusable recordings are logged and absent."""
     recordings = list({recording.key: recording for recording in recordings}.values())
     title = f"{name}-{kind}"
     _report_old(folder, title)
@@ -138,7 +146,7 @@ def _stored(encoder: BatchEncoder, recordings: list[Recording], folder: Path, ki
 
 
 def _fill(cache: ArrayCache, encoder: BatchEncoder, recordings: list[tuple[Recording, Seen]], title: str) -> None:
-    """Encode the recordings that the cache has nothing of, each content once."""
+    """Encode the recordings that the cache has no result for; recordings of the same content are encoded once."""
     places = cache.find(seen.digest for _, seen in recordings)
     wanted = {
         seen.digest: (recording, seen)
@@ -156,7 +164,10 @@ def _fill(cache: ArrayCache, encoder: BatchEncoder, recordings: list[tuple[Recor
 
 
 def _encoded(encoder: BatchEncoder, chunk: list[tuple[Recording, Seen]]) -> Iterator[tuple[bytes, Tensor | str]]:
-    """Digest -> array, or the reason why there is none; nothing of a file that changed after its digest was taken."""
+    """Yield digest and array of each recording, or digest and the reason why it cannot be encoded.
+
+    Recordings that have changed since their digest was computed are omitted, since the digest is not theirs any more.
+    """
     loaded: list[tuple[bytes, Tensor]] = []
     for recording, seen in chunk:
         try:
@@ -187,7 +198,7 @@ def _report_skipped(recordings: list[Recording], places: dict[str, ArrayLocation
     skipped = Skipped()
     for recording in recordings:
         place = places.get(recording.key)
-        if place is None:  # it is tried again at the next start
+        if place is None:  # not cached as unusable, so the next run tries again
             exists = recording.path is None or os.path.exists(recording.path)
             skipped.add("not readable now" if exists else "missing", recording.path or recording.key)
         elif place.problem:
@@ -198,6 +209,6 @@ def _report_skipped(recordings: list[Recording], places: dict[str, ArrayLocation
 
 @functools.cache
 def _report_old(folder: Path, title: str) -> None:
-    """Warn once of arrays that were stored when nothing was noted of the recordings that they were computed from."""
+    """Warn once about cache files of an earlier version, which did not store the digests of the recordings."""
     for file in folder.glob(f"{title}-*.arrow"):
         logger.warning("%s: arrays of an earlier version, which does not say of which recordings; delete it", file)

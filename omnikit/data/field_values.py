@@ -1,5 +1,7 @@
-"""The forms in which a manifest may give a value: functions from each accepted one to the type of its field, and the
-Parquet types that can hold them. `manifest_columns.py` says which column takes which."""
+"""Converters from the accepted forms of a manifest value to the type of its field, and tests of Parquet types.
+
+`manifest_columns.py` assigns them to the columns.
+"""
 
 from __future__ import annotations
 
@@ -11,41 +13,45 @@ import numpy as np
 import pyarrow as pa
 
 BETWEEN = "|"
-"""Separates accepted answers that are written as one text, as in CSV."""
+"""Separator of several accepted answers in one text, as in CSV files."""
 MALFORMED, NOT_UTF8 = "malformed", "not UTF-8"
-"""Reasons under which an entry is counted."""
+"""Reasons (keys of `skipped.REASONS`) under which an entry with an invalid value is counted."""
 LARGEST_CODE = np.iinfo(np.int16).max
-_LONGEST_NAME = 255  # bytes; no common file system takes a longer part of a path
+_LONGEST_NAME = 255  # bytes; common file systems allow no longer component of a path
 
 
 class Unfit(Exception):
-    """A value that is not of the form wanted; `reason` is the one under which its entry is counted."""
+    """Error raised for a manifest value of an invalid form; `reason` is the reason under which its entry is skipped."""
 
     def __init__(self, reason: str = MALFORMED):
         self.reason = reason
 
 
 def text(value: Any) -> str:
-    """Return a text as it is and a whole number in digits."""
+    """Return a string unchanged, or an integer as a string of digits.
+
+    Raises:
+        Unfit: the value is neither, or not encodable as UTF-8.
+    """
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         raise Unfit
     try:
-        value.encode()  # bytes that are no UTF-8 stand in a text as surrogates
+        value.encode()  # fails for surrogates, which stand for bytes that are not UTF-8
     except UnicodeEncodeError:
         raise Unfit(NOT_UTF8) from None
     return value
 
 
 def accepted_answers(value: Any) -> list[str]:
-    """Accepted answers from a list, or from one text with `BETWEEN` between them; blank ones are dropped."""
+    """Return the accepted answers of a list, or of one string with `BETWEEN` between them, without blank ones."""
     texts = value if isinstance(value, (list, tuple)) else text(value).split(BETWEEN)
     return [answer for each in texts if each is not None and (answer := text(each).strip())]
 
 
 def name(value: Any) -> str:
-    """Return a text that is not blank, or a whole number in digits."""
+    """Return a string that is not blank unchanged, or an integer as a string of digits."""
     found = text(value)
     if not found.strip():
         raise Unfit
@@ -53,7 +59,7 @@ def name(value: Any) -> str:
 
 
 def recording(value: Any) -> str | bytes | None:
-    """Return a path or the bytes of a sound file, given as such or as `{bytes, path}`; None where all are absent."""
+    """Return the path or the bytes of a sound file, given directly or as a dict `{bytes, path}`; None if absent."""
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if value is None:
@@ -73,8 +79,7 @@ def _path(value: str) -> str:
 
 
 def seconds(value: Any) -> float | None:
-    """Return a number, or one written as text, that is finite and not negative; None for NaN, with which tables say
-    that a number is absent."""
+    """Return a finite, non-negative number, given as a number or as text; None for NaN, which tables use for absent."""
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -89,7 +94,7 @@ def seconds(value: Any) -> float | None:
 
 
 def count(value: Any) -> int | None:
-    """Return a whole number above 0 that fits in 32 bits; None for NaN, see `seconds`."""
+    """Return a positive integer that fits in 32 bits; None for NaN, which tables use for absent values."""
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
@@ -98,7 +103,11 @@ def count(value: Any) -> int | None:
 
 
 def codes(value: Any) -> np.ndarray:
-    """Codes as int16 [K, T]."""
+    """Return nested lists of codes as an int16 array [K, T].
+
+    Raises:
+        Unfit: the lists are empty or of unequal lengths, or hold anything but integers in 0 .. `LARGEST_CODE`.
+    """
     try:
         found = np.array(value)
     except (ValueError, OverflowError):  # lists of unequal lengths
@@ -111,25 +120,29 @@ def codes(value: Any) -> np.ndarray:
 
 
 def data(value: Any) -> bytes:
-    """Return bytes as they are."""
+    """Return the bytes of encoder features unchanged.
+
+    Raises:
+        Unfit: the value is not bytes.
+    """
     if not isinstance(value, bytes):
         raise Unfit
     return value
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a Parquet type is text of any width, or a dictionary of such."""
+    """Return whether a Parquet type is a string type of any width, or a dictionary of strings."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a Parquet type is bytes of any width."""
+    """Return whether a Parquet type is a binary type of any width."""
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def is_sound_struct(kind: pa.DataType) -> bool:
-    """Whether a Parquet type is `{bytes, path}`, as `datasets` writes recordings."""
+    """Return whether a Parquet type is a struct `{bytes, path}`, in which `datasets` stores recordings."""
     if not pa.types.is_struct(kind):
         return False
     parts = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
@@ -138,38 +151,40 @@ def is_sound_struct(kind: pa.DataType) -> bool:
 
 
 def is_name(kind: pa.DataType) -> bool:
-    """Whether a Parquet type is text or whole numbers."""
+    """Return whether a Parquet type is a string or an integer type."""
     return is_text(kind) or pa.types.is_integer(kind)
 
 
 def is_list(kind: pa.DataType, of: Callable[[pa.DataType], bool]) -> bool:
-    """Whether a Parquet type is lists of a type for which `of` holds."""
+    """Return whether a Parquet type is a list whose element type satisfies the predicate `of`."""
     return _lists(kind) and of(kind.value_type)
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether a Parquet type is numbers, or text that may hold them."""
+    """Return whether a Parquet type is numeric, or a string type that may hold numbers."""
     return is_name(kind) or pa.types.is_floating(kind)
 
 
 def is_sound(kind: pa.DataType) -> bool:
-    """Whether a Parquet type can hold recordings or their paths."""
+    """Return whether a Parquet type can hold recordings or their paths."""
     return is_text(kind) or is_bytes(kind) or is_sound_struct(kind)
 
 
 def is_answers(kind: pa.DataType) -> bool:
-    """Whether a Parquet type can hold several answers."""
+    """Return whether a Parquet type can hold several accepted answers."""
     return is_name(kind) or is_list(kind, is_name)
 
 
 def is_codes(kind: pa.DataType) -> bool:
-    """Whether a Parquet type can hold codes [K, T]."""
+    """Return whether a Parquet type can hold codes [K, T], as lists of lists of integers."""
     return is_list(kind, lambda books: is_list(books, pa.types.is_integer))
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Return the plain Parquet type to which both can be cast without loss of what a manifest means; None if there is
-    none. Plain types are neither dictionaries nor views."""
+    """Return the Parquet type to which two types can be cast without loss for a manifest; None if there is none.
+
+    Dictionaries and views are never returned, only the types of their values.
+    """
     if pa.types.is_null(one) or pa.types.is_null(other):
         kind = other if pa.types.is_null(one) else one
         return kind if pa.types.is_null(kind) else common_type(kind, kind)
@@ -191,7 +206,7 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _common_struct(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Return the struct of the fields of the first one, each of the type that both have in common."""
+    """Return a struct with the fields of the first struct, each of the common type of both; None if one has none."""
     others = {other.field(i).name: other.field(i).type for i in range(other.num_fields)}
     parts = {one.field(i).name: one.field(i).type for i in range(one.num_fields)}
     found = [(name, common_type(kind, others.get(name, kind))) for name, kind in parts.items()]

@@ -1,6 +1,6 @@
-"""The columns of a manifest: which names, Parquet types and values each accepts, and the typed value that they become.
+"""The table of manifest columns: the names, Parquet types and values that each accepts, and their conversion.
 
-CSV, JSON, JSONL and Parquet manifests and the published corpora are read through this one table;
+Manifests of all formats (CSV, JSON, JSONL, Parquet) and the published corpora are read through this table;
 docs/data_rules.md lists it.
 """
 
@@ -19,18 +19,19 @@ from omnikit.data import field_values
 from omnikit.errors import one_line
 
 CSV_ID = "ID"
-"""SpeechBrain's name of the column `id`."""
+"""SpeechBrain's name of the column `id`, which is also written to CSV files."""
 AUDIO = ("a1", "a2")
+"""Fields that hold recordings: of the question and of the answer."""
 CODES_OF = {"a1": "codes1", "a2": "codes"}
-"""Recording -> its codes."""
+"""Mapping from the field of a recording to the field of its codes."""
 NEEDED = ("id", "t1")
-"""Columns that every manifest has."""
-_SHOWN = 30  # columns that an error lists
+"""Fields that every manifest must have a column for."""
+_SHOWN = 30  # maximum number of columns that an error lists
 _DATA_ROOT = re.compile(r"^(\$data_root|\{data_root\})(/+|$)")
 
 
 class Malformed(ValueError):
-    """An entry that makes no row; `reason` is the one under which it is counted."""
+    """Error raised for an invalid manifest entry, which is then skipped and counted under its `reason`."""
 
     def __init__(self, message: str, reason: str = field_values.MALFORMED):
         super().__init__(message)
@@ -39,14 +40,14 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True)
 class Column:
-    """The description of one column.
+    """The description of one manifest column: its types, its accepted values and its names.
 
     Args:
-        type: the Parquet type that is written.
-        value: converts an accepted value; raises `field_values.Unfit` for any other.
-        accepts: the accepted values in words, for errors.
-        stored: whether a Parquet type is accepted when read.
-        also: names of the column in other toolkits' manifests.
+        type: Parquet type with which the column is written.
+        value: function that converts an accepted value and raises `field_values.Unfit` for any other.
+        accepts: description of the accepted values for error messages.
+        stored: predicate that says whether a Parquet type is accepted when reading.
+        also: names of the column in manifests of other toolkits.
     """
 
     type: pa.DataType
@@ -57,13 +58,20 @@ class Column:
 
 
 def located(path: str, folder: Path) -> str:
-    """The absolute path of a recording: a relative one begins at the manifest's `folder`, and SpeechBrain's placeholder
-    `$data_root` or `{data_root}` stands for that folder."""
+    """Return the absolute path of a recording whose manifest is in `folder`.
+
+    Relative paths are relative to that folder, and so is a path that begins with SpeechBrain's placeholder `$data_root`
+    or `{data_root}`.
+    """
     return str((folder / _DATA_ROOT.sub("", path, count=1)).absolute())
 
 
 def fields_named(found: Sequence[str], needed: Iterable[str] = NEEDED) -> dict[str, str]:
-    """Map the columns of a manifest that are known to the fields that they hold.
+    """Return a mapping from the known columns of a manifest to the fields that they hold.
+
+    Args:
+        found: names of all columns.
+        needed: fields that must be among them.
 
     Raises:
         ValueError: two columns hold the same field.
@@ -87,12 +95,12 @@ def fields_named(found: Sequence[str], needed: Iterable[str] = NEEDED) -> dict[s
 
 
 def typed(entry: Mapping[str, Any], fields: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    """Convert the values of an entry; absent values (None) are left out.
+    """Return the values of a manifest entry by field, converted to the fields' types; absent values are omitted.
 
     Args:
         entry: values by the manifest's own column names.
-        fields: see `fields_named`.
-        folder: of the manifest, where relative paths begin.
+        fields: mapping from column names to fields, see `fields_named`.
+        folder: folder of the manifest, to which relative paths refer.
 
     Raises:
         Malformed: a value is not accepted; the message names column, value and what is accepted.
@@ -108,10 +116,10 @@ def typed(entry: Mapping[str, Any], fields: Mapping[str, str], folder: Path) -> 
 
 
 def converted(name: str, value: Any, field: str) -> Any:
-    """Convert one value of the column `name` as the manifest's column `field` does.
+    """Return one value of the column `name`, converted to the type of `field`.
 
     Raises:
-        Malformed: see `typed`.
+        Malformed: the value is not accepted; the message names column, value and what is accepted.
     """
     try:
         return COLUMNS[field].value(value)
@@ -121,17 +129,17 @@ def converted(name: str, value: Any, field: str) -> Any:
 
 
 def entry_called(entry: Mapping[str, Any], fields: Mapping[str, str]) -> str:
-    """The words with which an error names the row of an entry by its id; none where that is not usable."""
+    """Return the prefix `entry '<id>': ` of error messages about a manifest entry; "" if it has no usable id."""
     name = next((name for name, field in fields.items() if field == "id"), None)
     value = None if name is None else entry.get(name)
     return f"entry {shortened(value)}: " if isinstance(value, (str, int)) and str(value).strip() else ""
 
 
 def checked(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the typed fields of an entry after checking those that belong together.
+    """Return the typed fields of a manifest entry unchanged, after checking that features and `frames` match.
 
     Raises:
-        Malformed: features that are not `frames` vectors of float16.
+        Malformed: the features are not `frames` vectors of float16.
     """
     if "features" in found and not features_fit(len(found["features"]), found.get("frames")):
         size = len(found["features"])
@@ -140,7 +148,7 @@ def checked(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def features_fit(size: int, frames: int | None) -> bool:
-    """Whether so many bytes can be `frames` vectors of float16."""
+    """Return whether features of `size` bytes can hold `frames` float16 vectors of equal width."""
     return frames is not None and frames > 0 and size > 0 and size % (2 * frames) == 0
 
 
@@ -178,12 +186,12 @@ COLUMNS = {
     "frames": Column(pa.int32(), field_values.count, "whole number above 0", pa.types.is_integer),
     "encoder": Column(pa.string(), *_NAME),
 }
-"""Field -> its column, in the order in which manifests are written."""
+"""Mapping from each field to the description of its column, in the order in which manifests are written."""
 _FIELD_OF = {name: field for field, column in COLUMNS.items() for name in (field, *column.also)}
 
 
 class _Short(reprlib.Repr):
-    """Shows a value in one line of bearable length, without going through all of it."""
+    """A `reprlib.Repr` that abbreviates values for error messages without formatting all of a long value."""
 
     def __init__(self):
         super().__init__()
@@ -197,7 +205,7 @@ _short = _Short()
 
 
 def shortened(value: Any) -> str:
-    """A value in one printable line of bearable length."""
+    """Return the abbreviated representation of a value in one printable line of at most 200 characters."""
     return _printable(_short.repr(value))
 
 

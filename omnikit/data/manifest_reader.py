@@ -1,8 +1,8 @@
-"""Rows: what a manifest gives, whichever way it is stored (docs/data.md).
+"""Reads manifests of all formats (docs/data.md) as sequences of manifest entries.
 
-A row has up to two texts (`t1` the question or transcript, `t2` the answer) and two recordings (`a1`, `a2`), in whose
-place may stand what was made of them: codes where they are said, features where they are heard. It serves every task
-whose fields it has.
+An entry has up to two texts (`t1` the question or transcript, `t2` the answer) and two recordings (`a1`, `a2`). In
+place of a recording it may have the codes or the encoder features computed from it. It serves every task whose fields
+it has.
 """
 
 from __future__ import annotations
@@ -46,39 +46,39 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording: a file, or an encoded one inside a table. `key` names it in caches."""
+    """A recording of a manifest entry: a sound file, or the bytes of one embedded in a table."""
 
-    key: str
+    key: str  # name in caches
     path: str | None = None
     table: Any = None  # a `datasets.Dataset`
-    index: int = 0
+    index: int = 0  # row of the table
     column: str = ""
-    version: str = ""  # names the content of the table, as long as it is unchanged
+    version: str = ""  # digest of the table's content; "" = unknown, then the bytes are read to notice changes
 
     @property
     def name(self) -> str:
-        """The path, or the key of a recording inside a table; messages begin with it."""
+        """Name of the recording in messages: its path, or its key if it is embedded in a table."""
         return self.key if self.path is None else self.path
 
     @property
     def source(self) -> Source:
-        """The path, or the bytes from the table."""
+        """Path of the sound file, or its bytes if it is embedded in a table."""
         return self.table[self.index][self.column] if self.path is None else self.path
 
     def load(self, sample_rate: int) -> Tensor:
-        """Return the waveform [N]; its notes are logged.
+        """Return the waveform [N] of the recording at a sample rate in Hz, and log notes about its quality.
 
         Raises:
-            Unusable: see `omnikit.audio.reader.read`.
+            Unusable: the recording cannot be read, see `omnikit.audio.reader.read`.
         """
         return load_source(self.source, self.name, sample_rate)
 
     def check(self, max_seconds: float | None = None) -> RecordingCheck:
-        """Check whether it can be used, and give its length; see `omnikit.audio.reader.measure`."""
+        """Return whether the recording can be used, and its length and format; see `omnikit.audio.reader.measure`."""
         return check_recording(self.source, self.name, max_seconds=max_seconds)
 
     def content(self) -> Content:
-        """Return the file or the embedded bytes by which caches recognise the recording."""
+        """Return the file or the embedded bytes whose digest identifies the recording in caches."""
         if self.path is not None:
             return Content.of_file(self.path)
         fixed = bool(self.version)
@@ -87,89 +87,89 @@ class Recording:
 
 @dataclass(frozen=True)
 class Codes:
-    """The codes of a recording, [K, T] with T = `frames`: in a table, or lists from a JSON file."""
+    """The codes [K, T] of a recording, as lists from a JSON file or in a table from which they are read on demand."""
 
-    codec: str
-    frames: int
+    codec: str  # name of the codec
+    frames: int  # T
     table: Any = None  # a `datasets.Dataset`
-    index: int = 0
+    index: int = 0  # row of the table
     column: str = ""
     values: Sequence[Sequence[int]] = ()
 
     def load(self) -> Tensor:
-        """The codes [K, T], int16."""
+        """Return the codes [K, T] as an int16 tensor."""
         values = self.values if self.table is None else self.table[self.index][self.column]
         return torch.from_numpy(np.array(values, dtype=np.int16))
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder made of a recording, [T, D] with T = `frames`; `encoder` is its fingerprint."""
+    """The encoder features [T, D] of a recording, in a table from which they are read on demand."""
 
-    encoder: str
-    frames: int
+    encoder: str  # fingerprint of the encoder
+    frames: int  # T
     table: Any  # a `datasets.Dataset`
-    index: int
+    index: int  # row of the table
 
     def load(self) -> Tensor:
-        """The features [T, D], float16."""
+        """Return the encoder features [T, D] as a float16 tensor."""
         values = np.frombuffer(self.table[self.index]["features"], dtype="<f2")
         return torch.from_numpy(values.reshape(self.frames, -1).copy())
 
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """One example of a corpus."""
+    """One manifest entry: the texts, recordings, codes and features of an example."""
 
     id: str
-    t1: str
-    t2: str | None = None
-    accepted: tuple[str, ...] = ()  # answers, any of which is right; evaluation alone asks for them
-    a1: Recording | None = None
-    a2: Recording | None = None
+    t1: str  # transcript or question
+    t2: str | None = None  # answer
+    accepted: tuple[str, ...] = ()  # answers that are counted as correct; used in evaluation only
+    a1: Recording | None = None  # recording of t1
+    a2: Recording | None = None  # recording of t2
     kind: str = ""
-    codes1: Codes | None = None
-    codes: Codes | None = None
-    features: Features | None = None
-    duration: float | None = None  # of the recording, seconds
+    codes1: Codes | None = None  # of a1
+    codes: Codes | None = None  # of a2
+    features: Features | None = None  # of a1
+    duration: float | None = None  # of the (first) recording, in seconds
     speaker: str = ""
     language: str = ""
 
     def input_recording(self, task: Task) -> Recording | None:
-        """What a task listens to."""
+        """Return the recording that a task takes as its question; None where the task or the entry has none."""
         return self.a1 if task.given == "speech" else None
 
     def target_recording(self, task: Task) -> Recording | None:
-        """Return the recording of the answer, None where the task or the entry has none."""
+        """Return the recording of the answer for a task; None where the task or the entry has none."""
         if not task.speaks:
             return None
         return self.a1 if task.repeats else self.a2
 
     def target_codes(self, task: Task) -> Codes | None:
-        """Return the codes of the answer, None where the task or the entry has none."""
+        """Return the codes of the answer for a task; None where the task or the entry has none."""
         if not task.speaks:
             return None
         return self.codes1 if task.repeats else self.codes
 
     def target_text(self, task: Task) -> str | None:
-        """Return the text of the answer, None where the entry has none."""
+        """Return the text of the answer for a task; None where the entry has none."""
         return self.t1 if task.repeats else self.t2
 
     def reference_answers(self) -> tuple[str, ...]:
-        """Those accepted, else the answer; none where it has neither."""
+        """Return the texts that count as a correct answer: the accepted ones, or else the entry's answer, if any."""
         return self.accepted or (() if self.t2 is None else (self.t2,))
 
     def serves(self, task: Task) -> bool:
-        """Whether all fields that the task needs are there."""
+        """Return whether the entry has all fields that a task needs."""
         speech = task.given != "speech" or self.a1 is not None or self.features is not None
         voice = not task.speaks or self.target_recording(task) is not None or self.target_codes(task) is not None
         return speech and voice and self.target_text(task) is not None
 
     def answer_wav(self, codec: Codec, codec_name: str) -> Tensor:
-        """The spoken answer [N] at the codec's rate: the recording, or the codes decoded.
+        """Return the waveform [N] of the answer at the codec's sample rate, from its recording or else from its codes.
 
         Raises:
-            ValueError: the row has neither, or codes of another codec.
+            ValueError: the entry has neither, or codes of another codec.
         """
         if self.a2 is not None:
             return self.a2.load(codec.sample_rate)
@@ -181,15 +181,19 @@ class ManifestEntry:
 
 
 def check_codec(codes: Codes, codec: Codec, codec_name: str | None, where: str) -> None:
-    """Refuse codes of another codec.
+    """Raise an error if codes were not computed by the given codec.
+
+    Args:
+        codec_name: name of the codec; None if it is unknown.
+        where: prefix of the error message.
 
     Raises:
-        ValueError: the message names both.
+        ValueError: the codec's name or its number of codebooks differs; the message names both.
     """
     if codes.codec != codec_name:
         raise ValueError(
             f"{where}: holds codes of the codec {codes.codec!r}, but the system's is {codec_name or 'unnamed'!r}; "
-            f"choose --codec {codes.codec}, or give the recordings that they were made of"
+            f"choose --codec {codes.codec}, or give the recordings that they were computed from"
         )
     found = len(codes.load())
     if found != codec.num_codebooks:
@@ -197,7 +201,7 @@ def check_codec(codes: Codes, codec: Codec, codec_name: str | None, where: str) 
 
 
 class ListedEntries(list[ManifestEntry]):
-    """The rows of a CSV, JSON or JSONL manifest; `skipped` counts its entries that make no row."""
+    """The usable entries of a CSV, JSON or JSONL manifest as a list; `skipped` counts the malformed ones by reason."""
 
     def __init__(self, entries: Iterable[ManifestEntry] = (), skipped: Skipped | None = None):
         super().__init__(entries)
@@ -207,22 +211,23 @@ class ListedEntries(list[ManifestEntry]):
 def read_manifest(
     path: str | Path, cache_folder: str | Path | None = None, answers: str | Path | None = None
 ) -> ListedEntries | TableEntries:
-    """The rows of a manifest: a `.csv`, `.json`, `.jsonl` or `.parquet` file, or a folder of Parquet shards.
+    """Return the entries of a manifest: a `.csv`, `.json`, `.jsonl` or `.parquet` file, or a folder of Parquet shards.
 
-    Of Parquet, rows are made when they are asked for; texts and recordings stay in a memory-mapped table. An entry that
-    is malformed makes no row: it is counted in the result's `skipped`, and one warning says how many there are.
+    The entries of a Parquet manifest are created on access; texts and recordings stay in a memory-mapped table.
+    Malformed entries are skipped: they are counted in the result's `skipped` and reported by one warning.
 
     Args:
-        cache_folder: where Parquet tables are laid out for memory mapping; None = where `datasets` keeps such.
-        answers: a Parquet manifest with `t2` and `a2`, where rows share the recordings of their answers.
+        cache_folder: folder for memory-mapped copies of Parquet manifests; None = the cache folder of `datasets`.
+        answers: a Parquet manifest with `t2` and `a2` that holds recordings of answers; an entry without a recording of
+            its answer gets the one with the same text.
 
     Raises:
         ValueError: no such file or folder, another format, a column that is missing, given twice or of a wrong type,
-            two rows of one id, or no entry is usable.
+            two entries with one id, or no usable entry.
     """
     path = Path(path)
     if in_parquet(path):
-        spoken = dict(_spoken(Path(answers), cache_folder)) if answers is not None else {}
+        spoken = dict(_answer_recordings(Path(answers), cache_folder)) if answers is not None else {}
         table = _read_table(path, cache_folder, NEEDED)
         entries = ListedEntries() if table is None else TableEntries(table, spoken)
     else:
@@ -231,43 +236,43 @@ def read_manifest(
             if isinstance(each, Remark):
                 skipped.add(each.reason, each.example)
         entries = ListedEntries((_entry_of_files(each) for each in found if not isinstance(each, Remark)), skipped)
-    _tell(path, entries.skipped)
+    _warn_of_skipped(path, entries.skipped)
     return entries
 
 
-def _tell(path: Path, skipped: Skipped) -> None:
+def _warn_of_skipped(path: Path, skipped: Skipped) -> None:
     if skipped:
         logger.warning("manifest %s: entries skipped: %s", path, skipped)
 
 
 def in_parquet(path: Path) -> bool:
-    """Whether a manifest is a Parquet file or a folder of them."""
+    """Return whether the path of a manifest is that of a Parquet file or of a folder of Parquet files."""
     return path.is_dir() or path.suffix == ".parquet"
 
 
 @dataclass(frozen=True)
 class _ParquetTable:
-    """A Parquet manifest whose columns are named by fields; `{bytes, path}` recordings are two columns each."""
+    """A Parquet manifest as a table with columns named by fields; a `{bytes, path}` recording takes two columns."""
 
     dataset: Any  # a `datasets.Dataset`
-    folder: Path  # where relative paths begin
-    places: np.ndarray  # rows that are not malformed
+    folder: Path  # relative paths refer to it
+    places: np.ndarray  # indices of the rows that are not malformed
     skipped: Skipped
-    version: str  # names the content of its files, see `Recording`
+    version: str  # digest of the content of its files, see `Recording`
 
     def type(self, column: str) -> pa.DataType:
         return self.dataset.data.column(column).type
 
 
 class _Recordings:
-    """The recordings of a table: paths, or bytes that stay in it."""
+    """Access to the recordings of a Parquet manifest: paths of sound files, or bytes that stay in the table."""
 
     def __init__(self, table: _ParquetTable):
         self.paths: dict[str, str] = {}
-        """Recording -> the column of its path."""
+        """Mapping from the field of a recording to the column of its path."""
         self.version = table.version
         self.inside: dict[str, tuple[Any, str, np.ndarray]] = {}
-        """Recording -> a table of its bytes, the column there, and which rows have some."""
+        """Mapping from the field of a recording to the table and column of its bytes and the mask of rows with any."""
         for name in AUDIO:
             for column in {name, f"{name}.bytes", f"{name}.path"}.intersection(table.dataset.column_names):
                 if is_bytes(table.type(column)):
@@ -278,17 +283,17 @@ class _Recordings:
 
     @property
     def columns(self) -> set[str]:
-        """Names of the columns that hold the bytes of sound files."""
+        """Names of the table's columns that hold bytes of sound files."""
         return {column for _, column, _ in self.inside.values()}
 
     def paths_named(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Name the paths of a row by their recordings."""
+        """Rename the path columns of a row, in place, to the fields of their recordings, and return the row."""
         for name, column in self.paths.items():
             fields[name] = fields.pop(column)
         return fields
 
     def recording(self, name: str, key: str, index: int, path: str | None) -> Recording | None:
-        """A recording of the row at `index`, None where it has none; bytes come before a path."""
+        """Return a recording of the row at `index`, None where it has none; bytes take precedence over a path."""
         if name in self.inside:
             table, column, present = self.inside[name]
             if present[index]:
@@ -297,11 +302,11 @@ class _Recordings:
 
 
 class TableEntries(Sequence[ManifestEntry]):
-    """Rows of a memory-mapped table, made when they are asked for.
+    """The entries of a Parquet manifest as a sequence; each entry is created from a memory-mapped table on access.
 
     Args:
-        table: of columns named by `manifest_columns.COLUMNS`; its malformed rows are left out.
-        spoken: text of an answer -> its recording, for rows without one of their own.
+        table: the table, with columns named by `manifest_columns.COLUMNS`; its malformed rows are skipped.
+        spoken: mapping from the text of an answer to its recording, for entries without a recording of their answer.
     """
 
     def __init__(self, table: _ParquetTable, spoken: dict[str, Recording]):
@@ -352,7 +357,7 @@ class TableEntries(Sequence[ManifestEntry]):
 
 
 class EntrySubset(Sequence[ManifestEntry]):
-    """Some rows of a manifest, by their places in it; made when they are asked for."""
+    """A view of some entries of a manifest, selected by their indices."""
 
     def __init__(self, entries: Sequence[ManifestEntry], places: Sequence[int]):
         self.entries, self.places = entries, places
@@ -366,22 +371,22 @@ class EntrySubset(Sequence[ManifestEntry]):
 
 
 def recording_key(entry: str, name: str) -> str:
-    """What a row's recording is called in caches."""
+    """Return the key of a recording in caches, from the id of its entry and the field (`a1` or `a2`)."""
     return entry if name == "a1" else f"{entry} {name}"
 
 
 def _frames(table: Any, column: str) -> np.ndarray:
-    """Frames of each row's codes [rows]; -1 where it has none."""
+    """Return the number of frames of each row's codes [rows]; -1 where a row has no codes."""
     return np.concatenate([code_frames(chunk)[0] for chunk in table.data.column(column).chunks] or [np.zeros(0, int)])
 
 
 def _present(table: Any, column: str) -> np.ndarray:
-    """Which rows have a value [rows], bool."""
+    """Return a mask [rows] of the rows that have a value in a column."""
     return table.data.column(column).is_valid().to_numpy()
 
 
 def _entry_of_files(fields: dict[str, Any]) -> ManifestEntry:
-    """A row whose recordings are files."""
+    """Return the manifest entry of fields that were read from a CSV, JSON or JSONL file, with recordings as paths."""
     recordings = {
         name: Recording(recording_key(fields["id"], name), path=fields[name]) for name in AUDIO if name in fields
     }
@@ -397,11 +402,11 @@ def _entry_of_files(fields: dict[str, Any]) -> ManifestEntry:
     )
 
 
-def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, Recording]]:
+def _answer_recordings(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, Recording]]:
     table = _read_table(path, cache_folder, ("t2", "a2"))
     if table is None:
         return
-    _tell(path, table.skipped)
+    _warn_of_skipped(path, table.skipped)
     recordings = _Recordings(table)
     texts = table.dataset.select_columns(["t2", *recordings.paths.values()])
     for place in table.places.tolist():
@@ -413,7 +418,7 @@ def _spoken(path: Path, cache_folder: str | Path | None) -> Iterator[tuple[str, 
 
 
 def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[str]) -> _ParquetTable | None:
-    """A Parquet file, or a folder of them in the order of their names; None where they hold no row.
+    """Return a Parquet file, or the files of a folder in the order of their names, as one table; None without rows.
 
     Raises:
         ValueError: see `read_manifest`.
@@ -441,15 +446,15 @@ def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[st
 
 
 def _as_table(shards: Sequence[Shard], cache_folder: str | Path | None, schema: pa.Schema) -> LaidOut:
-    """Lay shards out as one table of the columns of `schema`.
+    """Return the rows of shards as one memory-mapped table with the columns of `schema`.
 
     Raises:
-        ValueError: they cannot be read as one.
+        ValueError: the shards cannot be read as one table.
     """
     from datasets.exceptions import DatasetsError
 
     complete = all(len(shard.fields) == len(schema) for shard in shards)
-    if not complete:  # `datasets` fills a column that a file lacks only where it reads all columns
+    if not complete:  # `datasets` fills columns that a file lacks only if it reads all columns
         known = {field.name: field for field in schema}
         schema = pa.schema([known.get(field.name, field) for field in shards[0].schema], schema.metadata)
     try:
@@ -459,7 +464,7 @@ def _as_table(shards: Sequence[Shard], cache_folder: str | Path | None, schema: 
 
 
 def _named_by_fields(dataset: Any, fields: dict[str, str]) -> Any:
-    """A dataset of the known columns that are not null throughout, named by their fields; structs are flat."""
+    """Return the known columns of a dataset, renamed to their fields, without all-null columns, structs flattened."""
     from datasets import Audio
 
     kept = {name: field for name, field in fields.items() if not pa.types.is_null(dataset.data.column(name).type)}

@@ -1,6 +1,6 @@
-"""The manifest: the fields of a row, and how rows are written as CSV, JSON or Parquet; `manifest_reader.py` reads them.
+"""Writes manifest entries as CSV, JSON or Parquet; `manifest_reader.py` reads them.
 
-docs/data.md says what each field means. Neither torch nor a model is needed here, so that preparing starts at once.
+docs/data.md explains the fields. This module does not import torch, so that the preparation of corpora starts quickly.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ from omnikit.errors import unwritable
 from omnikit.files import whole_file
 
 FIELDS = {name: column.type for name, column in COLUMNS.items()}
-"""Field -> its type in Parquet; `a1` and `a2` are paths, or binary where recordings are embedded."""
+"""Mapping from each manifest field to its Parquet type; `a1` and `a2` are paths, or binary if embedded."""
 WRITTEN = (".csv", ".json", ".parquet")
-"""Endings of the formats that are written."""
-_REPEATED = ("speaker", "language", "kind", "codec", "encoder")  # few values: worth a dictionary in Parquet
+"""File name endings of the manifest formats that can be written."""
+_REPEATED = ("speaker", "language", "kind", "codec", "encoder")  # few distinct values: dictionary-encoded in Parquet
 
 
 def schema(fields: Sequence[str], embedded: Collection[str] = ()) -> pa.Schema:
-    """The columns of a Parquet manifest; `embedded` recordings stand in it as encoded sound files."""
+    """Return the Arrow schema of a Parquet manifest; recordings in `embedded` are stored as bytes of sound files."""
     return pa.schema([(name, pa.binary() if name in embedded else FIELDS[name]) for name in fields])
 
 
 class ManifestWriter:
-    """Writes rows aside and renames at the end of its `with` block, so that the file is whole or absent.
+    """A context manager that writes manifest entries to a file, which is whole or absent.
+
+    Entries are written to a temporary file that is renamed at the end of the `with` block.
 
     Args:
-        path: the ending names the format, see `WRITTEN`.
-        fields: names of `FIELDS`; `id` first.
-        embedded: which of `a1` and `a2` are bytes (Parquet only); True = both.
+        path: path of the manifest; its ending selects the format, see `WRITTEN`.
+        fields: names of the fields to write, keys of `FIELDS`; `id` first.
+        embedded: which of `a1` and `a2` are stored as bytes (Parquet only); True = both.
 
     Raises:
-        ValueError: another ending, a field that the format cannot hold, or the disk is full; what was at `path` before
-            then stays.
+        ValueError: another ending, a field that the format cannot hold, or the disk is full; a file that was at `path`
+            before remains unchanged.
     """
 
     def __init__(self, path: str | Path, fields: Sequence[str], embedded: bool | Collection[str] = False):
@@ -56,12 +58,15 @@ class ManifestWriter:
             self.format = _FORMATS[self.path.suffix](aside, schema(fields, self.embedded))
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write entries with any of the fields; what is missing or None stays empty. Codes are int16 [K, T]."""
+        """Write manifest entries, given as dicts of fields; fields that are missing or None stay empty.
+
+        Codes are int16 arrays [K, T].
+        """
         with self._refusals():
             self.format.write(rows)
 
     def discard(self) -> None:
-        """Leave no file at the end."""
+        """Remove the temporary file at the end of the `with` block instead of renaming it, so that no file results."""
         self.kept = False
 
     def __enter__(self) -> ManifestWriter:
@@ -78,12 +83,12 @@ class ManifestWriter:
             self._remove()
 
     def _remove(self) -> None:
-        """End `whole_file` with an error that is none of the disk's, so that it only removes what was written."""
+        """Exit `whole_file` with an error that is not an `OSError`, so that it only removes the temporary file."""
         self._whole.__exit__(_Discarded, _Discarded(), None)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Name the manifest where the disk refuses to write it; errors of those who read entries meanwhile pass."""
+        """Convert an `OSError` of writing into an error that names the manifest, and remove the temporary file."""
         try:
             yield
         except OSError as error:
@@ -92,11 +97,11 @@ class ManifestWriter:
 
 
 class _Discarded(Exception):
-    """A manifest that is not kept."""
+    """Exception that makes `whole_file` discard a manifest; it never reaches the caller."""
 
 
 class _Csv:
-    """As SpeechBrain reads it: a header, and one line a row."""
+    """A writer of CSV manifests in SpeechBrain's layout: a header and one line per entry."""
 
     def __init__(self, path: Path, columns: pa.Schema):
         _refuse(path, columns, *CODES_OF.values())
@@ -113,7 +118,7 @@ class _Csv:
 
 
 class _Json:
-    """As SpeechBrain reads it: one object, id -> fields."""
+    """A writer of JSON manifests in SpeechBrain's layout: one object that maps ids to fields."""
 
     def __init__(self, path: Path, columns: pa.Schema):
         _refuse(path, columns)
@@ -133,14 +138,14 @@ class _Json:
 
 
 class _Parquet:
-    """One row group for each call of `write`."""
+    """A writer of Parquet manifests; each call of `write` makes one row group."""
 
     def __init__(self, path: Path, columns: pa.Schema):
         repeated = [name for name in _REPEATED if name in columns.names]
         self.writer = pq.ParquetWriter(path, columns, compression="zstd", use_dictionary=repeated)
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        # arrow takes a list of vectors, not a matrix
+        # Arrow converts lists of vectors, but not matrices
         codes = [{name: list(row[name]) for name in CODES_OF.values() if row.get(name) is not None} for row in rows]
         rows = [{**row, **each} for row, each in zip(rows, codes, strict=True)]
         self.writer.write_table(pa.Table.from_pylist(rows, schema=self.writer.schema))
@@ -153,17 +158,17 @@ _FORMATS = dict(zip(WRITTEN, (_Csv, _Json, _Parquet), strict=True))
 
 
 def _refuse(path: Path, columns: pa.Schema, *names: str) -> None:
-    """Bytes, and columns `names`."""
+    """Raise `ValueError` if a manifest that is not Parquet has columns of bytes or columns among `names`."""
     unfit = [name for name in columns.names if name in names or columns.field(name).type == pa.binary()]
     if unfit:
         raise ValueError(f"manifest {path.stem}: cannot hold {unfit[0]}; choices: .parquet")
 
 
 def _cell(value: Any) -> Any:
-    """Accepted answers as one text."""
+    """Return the value of a CSV cell; a list of accepted answers is joined with `BETWEEN`."""
     return BETWEEN.join(value) if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:
-    """Codes [K, T] as lists."""
+    """Return a value that JSON can hold: codes [K, T] as nested lists, other values unchanged."""
     return value.tolist() if hasattr(value, "tolist") else value

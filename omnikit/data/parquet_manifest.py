@@ -1,8 +1,7 @@
-"""Parquet manifests before their rows are read: their files, whether the columns fit, and which rows are malformed.
+"""Validates Parquet manifests before their entries are read: files, columns and types, and malformed rows.
 
-The rules are those of `manifest_columns.py`. A rule that holds for a whole Arrow array is tested at once;
-`manifest_columns.typed` then decides about the rows that are left, so that manifests of millions of rows are looked
-through in seconds.
+The rules are those of `manifest_columns.py`. They are first applied to whole Arrow arrays; only rows that may violate
+them are converted one by one, so that manifests of millions of rows are validated in seconds.
 """
 
 from __future__ import annotations
@@ -35,30 +34,30 @@ from omnikit.data.text_manifest import about
 from omnikit.errors import one_line
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
-"""Raised by pyarrow for a Parquet file that is cut short or damaged."""
-_VISIBLE = r"[^\s\pZ\pC]"  # no white space, control or unassigned character
-_UNUSUAL_PATH = 200  # bytes; a longer path may have a part that is too long for a file system
+"""Exceptions that pyarrow raises for a truncated or damaged Parquet file."""
+_VISIBLE = r"[^\s\pZ\pC]"  # any character but white space, control and unassigned ones
+_UNUSUAL_PATH = 200  # bytes; only a longer path may have a component that is too long for a file system
 
 
 class Damaged(ValueError):
-    """A Parquet file of which not even the columns can be read."""
+    """Error raised for a Parquet file whose columns cannot be read."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A Parquet file of a manifest."""
+    """The schema of one Parquet file of a manifest, its number of rows, and the fields that its columns hold."""
 
     file: Path
     schema: pa.Schema
     rows: int
-    fields: dict[str, str]  # column -> field
+    fields: dict[str, str]  # column name -> field
 
 
 def shard_files(manifest: Path) -> list[Path]:
-    """The Parquet files of a manifest, which is one or a folder of them, in the order of their names.
+    """Return the Parquet files of a manifest, which is one file or a folder, in the order of their names.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no such file, or a folder without Parquet files.
     """
     files = sorted(visible(manifest, "*.parquet")) if manifest.is_dir() else [manifest]
     if not files or not files[0].is_file():
@@ -67,10 +66,13 @@ def shard_files(manifest: Path) -> list[Path]:
 
 
 def read_shard(file: Path, needed: Iterable[str] = NEEDED) -> Shard:
-    """Read the columns of a Parquet file.
+    """Read the schema of a Parquet file and match its columns to manifest fields, without reading rows.
+
+    Args:
+        needed: fields that the file must have.
 
     Raises:
-        Damaged: it cannot be read.
+        Damaged: the file cannot be read.
         ValueError: a column is missing or given twice, or its type is not accepted.
     """
     try:
@@ -89,11 +91,11 @@ def read_shard(file: Path, needed: Iterable[str] = NEEDED) -> Shard:
 
 
 def check_alike(shards: Sequence[Shard]) -> pa.Schema:
-    """Return the known columns of shards that are read as one table, each with the type to which all shards' are cast.
+    """Return the common schema of shards that are read as one table: their known columns with common types.
 
     Raises:
-        ValueError: a shard has a known column that the first one lacks, or one of a type that cannot be cast so; the
-            message names shard and column.
+        ValueError: a shard has a known column that the first one lacks, or types have no common type; the message names
+            shard and column.
     """
     first = shards[0]
     kinds: dict[str, pa.DataType] = {name: pa.null() for name in first.fields}
@@ -119,10 +121,10 @@ def check_alike(shards: Sequence[Shard]) -> pa.Schema:
 
 
 def check_ids(ids: Iterable[pa.ChunkedArray]) -> None:
-    """Refuse an id that two rows have; rows without an id are none of its business.
+    """Raise an error if two rows of a manifest have the same id; rows without an id are ignored.
 
     Raises:
-        ValueError: the message names the id.
+        ValueError: two rows have the same id, which the message names.
     """
     chunks = [chunk for each in ids for chunk in each.chunks if not pa.types.is_null(chunk.type)]
     if not chunks:
@@ -139,7 +141,7 @@ def check_ids(ids: Iterable[pa.ChunkedArray]) -> None:
 
 
 def malformed_rows(table: pa.Table, fields: dict[str, str]) -> dict[int, Malformed]:
-    """Find the rows of a table with a value that its column does not accept: place of the row -> what is wrong."""
+    """Return a mapping from the index of each row with a value that its column does not accept to the error."""
     found: dict[int, Malformed] = {}
     for name, field in fields.items():
         start = 0
@@ -158,12 +160,12 @@ def malformed_rows(table: pa.Table, fields: dict[str, str]) -> dict[int, Malform
 
 
 def values(array: pa.Array) -> list[Any]:
-    """The values of an Arrow array, see `value_of`."""
+    """Return the values of an Arrow array as Python objects; bytes that are not UTF-8 become surrogates in strings."""
     return array.to_pylist() if _is_utf8(array) else [value_of(scalar) for scalar in array]
 
 
 def value_of(scalar: pa.Scalar) -> Any:
-    """A value of an Arrow array as Python's; bytes of a text that are no UTF-8 become surrogates."""
+    """Return an Arrow scalar as a Python object; bytes of a string that are not UTF-8 become surrogates."""
     if is_text(scalar.type):
         data = scalar.cast(pa.string()).cast(pa.binary()).as_py()
         return None if data is None else data.decode("utf-8", "surrogateescape")
@@ -175,7 +177,11 @@ def value_of(scalar: pa.Scalar) -> Any:
 
 
 def code_frames(chunk: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The fewest and the most codes of a codebook in each row of a column of codes [rows]; -1 where it has no codes."""
+    """Return the minimum and the maximum number of codes per codebook in each row of a column of codes.
+
+    Returns:
+        Two int64 arrays [rows], which differ where lists are of unequal lengths; -1 where a row has no codes.
+    """
     rows = len(chunk)
     books = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     lengths = pc.fill_null(pc.list_value_length(pc.list_flatten(chunk)), 0).to_numpy(zero_copy_only=False)
@@ -188,7 +194,7 @@ def code_frames(chunk: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _suspects(field: str, chunk: pa.Array) -> Iterator[int] | np.ndarray | range:
-    """Places of an array whose values may not be accepted."""
+    """Return the indices of the values of an array that may be invalid for a field and must be checked one by one."""
     if field == "id":
         return _unusual_ids(chunk)
     if pa.types.is_null(chunk.type):
@@ -250,7 +256,7 @@ def _about_row(bad: Malformed, table: pa.Table, fields: dict[str, str], place: i
 
 
 def _plain(chunk: pa.Array) -> pa.Array:
-    """An array of text without the types that few functions of Arrow take."""
+    """Return an array of strings without dictionary and view types, which few functions of Arrow accept."""
     return chunk if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type) else chunk.cast(pa.string())
 
 

@@ -1,4 +1,4 @@
-"""Recordings as rows name them: whether one can be used, and FLAC bytes of a waveform."""
+"""Checks whether the recording of a manifest entry can be used, and encodes waveforms as FLAC."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from omnikit.audio.reader import Source, Unusable, measure
 
 @dataclass(frozen=True)
 class RecordingCheck:
-    """Result of checking a recording: its length and format, or the reason for leaving it out."""
+    """The result of checking a recording: its length and format, or the reason for skipping it."""
 
-    problem: str | None = None  # a key of `skipped.REASONS`: why the recording is left out
+    problem: str | None = None  # reason for skipping the recording, a key of `skipped.REASONS`
     seconds: float = 0.0
     rate: int = 0  # Hz
     channels: int = 0
     notes: tuple[str, ...] = ()  # keys of `reader.NOTES`
-    detail: str = ""  # of the problem, in one line that names the recording
+    detail: str = ""  # the problem in one line that names the recording
 
 
 def check_recording(
     source: Source, name: str = "", *, decode_all: bool = False, max_seconds: float | None = None
 ) -> RecordingCheck:
-    """Check a sound file or its bytes; the verdict is that of `omnikit.audio.reader.measure`.
+    """Return whether a sound file, given by its path or its bytes, can be used, and its length and format.
 
     Args:
-        name: what the detail calls the recording; "" = its path.
-        decode_all: decode what would be trusted by its header; only then clipping is looked for.
-        max_seconds: longer ones are a problem; None = `omnikit.audio.reader.LONGEST`.
+        name: name of the recording in messages; "" = its path.
+        decode_all: decode the whole file even where its header can be trusted; clipping is detected only then.
+        max_seconds: maximum length in seconds; None = `omnikit.audio.reader.LONGEST`.
     """
     name = name or ("recording" if isinstance(source, bytes) else str(source))
     try:
@@ -44,7 +44,7 @@ def check_recording(
 
 
 def encode_flac(wav: np.ndarray, sample_rate: int) -> bytes:
-    """A waveform [N] in -1..1 as a FLAC file of 16 bit; what is outside is clipped."""
+    """Return the bytes of a 16-bit FLAC file with a waveform [N]; samples outside -1..1 are clipped."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(wav, -1.0, 1.0), sample_rate, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""From rows and stored arrays to training samples."""
+"""Builds training samples from manifest entries and from the features and codes of their recordings."""
 
 from __future__ import annotations
 
@@ -25,28 +25,35 @@ from omnikit.tasks import TASKS, Task, make_sample, sample_length
 logger = logging.getLogger(__name__)
 NAMES = list(TASKS)
 Item = dict[str, Any]
-"""`id` of the row; `sample`, a `Sample`; `features` [T, D] of the encoder, or `wav` [N], a recording of which they are
-still to be made; None in place of what it has not."""
-_TOGETHER = 2048  # rows
+"""One item of the data set, before collation.
+
+Keys: `id` of the manifest entry; `sample`, a `Sample`; `features` [T, D] of the encoder, or `wav` [N], a recording from
+which the training step computes them. Absent values are None.
+"""
+_TOGETHER = 2048  # entries whose texts are tokenized together
 
 
 class UnusableRecording(ValueError):
-    """A recording of which the training step was to make features cannot be used."""
+    """Error raised when a recording whose features the training step should compute cannot be used."""
 
 
 @dataclass(frozen=True)
 class SpeechInputs:
-    """Encoder features of rows: their own where they are of the system's encoder, else those made of the recordings;
-    with `live` in their place the recordings, of which the training step makes features."""
+    """Access to the encoder features of manifest entries, or to recordings that the training step is to encode.
+
+    Features stored in the manifest are used if the system's encoder computed them. Otherwise features are taken from
+    the cache or, with `live`, the recording is given to the training step.
+    """
 
     encoder: str | None = None
-    """Fingerprint of the system's; None where no row has features."""
+    """Fingerprint of the system's encoder; None where no entry has features."""
     made: ArrayStore | None = None
+    """Cached features by recording key; None where there are none."""
     live: AudioEncoder | None = None
-    """The system's; None where features were made before."""
+    """The system's encoder if the training step computes features; None where they are cached."""
 
     def own(self, entry: ManifestEntry) -> Features | None:
-        """The row's own features, of this encoder."""
+        """Return the features stored in the manifest entry if the system's encoder computed them, else None."""
         return entry.features if entry.features is not None and entry.features.encoder == self.encoder else None
 
     def __contains__(self, entry: ManifestEntry) -> bool:
@@ -57,22 +64,25 @@ class SpeechInputs:
         return entry.a1 is not None and _holds(self.made, entry.a1.key)
 
     def __getitem__(self, entry: ManifestEntry) -> Tensor:
-        """[T, D], float16"""
+        """Return the stored or cached encoder features [T, D] (float16) of a manifest entry."""
         own = self.own(entry)
         return self.made[entry.a1.key] if own is None else own.load()
 
     def frames(self, entry: ManifestEntry) -> int:
-        """T, without reading them; of a recording about so many, by its length in seconds."""
+        """Return the number of feature frames T of an entry without reading features.
+
+        For a recording that the training step encodes, T is estimated from its length in seconds.
+        """
         own = self.own(entry)
         if own is not None:
             return own.frames
         return self.made.shape(entry.a1.key)[0] if self.live is None else self.expected(entry)
 
     def wav(self, entry: ManifestEntry) -> Tensor | None:
-        """The recording [N] of which the training step makes features; None where the row has features.
+        """Return the waveform [N] from which the training step computes features; None where the entry has features.
 
         Raises:
-            UnusableRecording: it cannot be read, or the encoder takes no recording of that length.
+            UnusableRecording: the recording cannot be read, or the encoder refuses its length.
         """
         if self.live is None or self.own(entry) is not None:
             return None
@@ -80,12 +90,15 @@ class SpeechInputs:
             wav = entry.a1.load(self.live.sample_rate)
             self.live.num_frames(len(wav))
         except ValueError as error:
-            raise UnusableRecording(f"entry {entry.id} is left out of its batch: {one_line(error)}") from None
+            raise UnusableRecording(f"entry {entry.id} is skipped in its batch: {one_line(error)}") from None
         return wav
 
     def expected(self, entry: ManifestEntry) -> int | str:
-        """About how many frames T the encoder makes of a row's recording, by its length in seconds; in their place the
-        reason (of `skipped.REASONS`) for which it cannot be used."""
+        """Return the number of feature frames of an entry's recording, estimated from its length in seconds.
+
+        Returns:
+            The number of frames, or the reason (a key of `skipped.REASONS`) why the recording cannot be used.
+        """
         seconds = entry.duration
         if not seconds:
             found = entry.a1.check()
@@ -100,24 +113,25 @@ class SpeechInputs:
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of one corpus, the tasks that they serve, and what was made of their recordings."""
+    """The manifest entries of one source of a recipe, the tasks that they serve, and their features and codes."""
 
     entries: Sequence[ManifestEntry]
     tasks: tuple[str, ...]
     speech_inputs: SpeechInputs = field(default_factory=SpeechInputs)
     codes: ArrayStore | None = None
     name: str = ""
-    """Its key in the recipe's `sources`, for messages."""
+    """Key of the source in the recipe's `sources`, for messages."""
 
 
 class SampleMaker:
-    """Makes the sample of a source's row for a task.
+    """Builds the training sample of a source's manifest entry for a task.
 
-    What is said comes from the row's own codes if they are of the model's codec, else from those made of its recording.
+    The codes of the answer are those stored in the entry if the model's codec computed them, and otherwise the cached
+    ones of its recording.
 
     Args:
-        model: gives layout, pattern, tokenizer and the adapter's stride.
-        source: gives the stored arrays by clip.
+        model: model whose token layout, pattern, tokenizer and adapter stride are used.
+        source: source whose cached features and codes are used.
     """
 
     def __init__(self, model: OmniLM, source: Source):
@@ -125,7 +139,7 @@ class SampleMaker:
         self.codec = codec_name(model)
 
     def usable(self, entry: ManifestEntry, task: Task) -> bool:
-        """Whether the row serves the task and its recordings could be read."""
+        """Return whether an entry has all fields that a task needs and the features and codes of its recordings."""
         if not entry.serves(task):
             return False
         spoken = entry.target_recording(task)
@@ -136,11 +150,15 @@ class SampleMaker:
         )
 
     def texts(self, entry: ManifestEntry, task: Task) -> list[str]:
-        """What is read and written in the sample."""
+        """Return the texts in an entry's sample for a task: the answer and, if given as text, the question."""
         return [entry.target_text(task), *([entry.t1] if task.given == "text" else [])]
 
     def length(self, entry: ManifestEntry, task: Task, tokens: dict[str, int]) -> int:
-        """Steps of the sample, without making it; `tokens`: how many each of its texts has."""
+        """Return the number of steps of an entry's sample for a task, without building the sample.
+
+        Args:
+            tokens: mapping from each text of the sample to its number of tokens.
+        """
         given = (
             self.model.num_speech_positions(self.speech_inputs.frames(entry))
             if task.given == "speech"
@@ -150,10 +168,10 @@ class SampleMaker:
         return sample_length(task, self.model.pattern, given=given, text=tokens[entry.target_text(task)], frames=frames)
 
     def __call__(self, entry: ManifestEntry, task: Task) -> Item:
-        """Row and task -> the sample and what it hears.
+        """Return the training sample of a manifest entry for a task, with its features or its recording.
 
         Raises:
-            UnusableRecording: see `SpeechInputs.wav`.
+            UnusableRecording: the recording cannot be used, see `SpeechInputs.wav`.
         """
         encode = self.model.llm.tokenizer.encode
         features = wav = frames = None
@@ -181,13 +199,12 @@ class SampleMaker:
         return self.codes.shape(entry.target_recording(task).key)[1] if own is None else own.frames
 
     def _codes(self, entry: ManifestEntry, task: Task) -> Tensor:
-        """[K, T]"""
         own = self._own_codes(entry, task)
         return (self.codes[entry.target_recording(task).key] if own is None else own.load()).long()
 
 
 def codec_name(model: OmniLM) -> str | None:
-    """What the model's codec is called (`--codec`); None for a model that was not built from hparams."""
+    """Return the name (`--codec`) of a model's codec; None for a model that was not built from a recipe."""
     recipe = getattr(model, "recipe", "")
     return names_of(recipe).get("codec") if recipe else None
 
@@ -197,14 +214,14 @@ def _holds(store: ArrayStore | None, key: str) -> bool:
 
 
 class Samples(Dataset):
-    """Samples, each made when it is asked for; None for one whose recording cannot be read then.
+    """A data set of training samples that are built on access; None for one whose recording can then not be used.
 
-    Nothing is kept of a sample but where it comes from, so that there can be many millions.
+    Only the origin of each sample is kept in memory, so that there can be many millions.
 
     Args:
-        makers: of each source.
-        sources: where rows are; of a large corpus they stay in its table.
-        places: source, row of it, and task (its place in `TASKS`) of each sample [samples, 3].
+        makers: builder of the samples of each source.
+        sources: sources of the manifest entries.
+        places: index of the source, of its entry, and of the task in `TASKS` for each sample [samples, 3].
     """
 
     def __init__(self, makers: list[SampleMaker], sources: list[Source], places: np.ndarray):
@@ -225,18 +242,19 @@ class Samples(Dataset):
 def make_dataset(
     model: OmniLM, sources: list[Source], tasks: dict[str, float], longest: int | None = None
 ) -> tuple[Samples, np.ndarray, np.ndarray]:
-    """All samples of the wanted tasks: source after source, in it task after task, in it row after row.
+    """Return the data set of all samples of the tasks with a positive weight, ordered by source, task and entry.
 
     Args:
-        longest: samples of more steps are left out.
+        tasks: weight of each task in the mix.
+        longest: maximum number of steps; longer samples are skipped. None = no limit.
 
     Returns:
-        The samples, the task of each, and the steps of each.
+        The data set, the task name of each sample, and the number of steps of each sample.
 
     Raises:
         ValueError: there is no sample.
     """
-    model.llm.tokenizer.encode("")  # one that cannot be loaded says so here, before texts are blamed
+    model.llm.tokenizer.encode("")  # a tokenizer that cannot be loaded fails here, not as if it refused a text
     makers, places, lengths = [SampleMaker(model, source) for source in sources], [], []
     for number, (source, make) in enumerate(zip(sources, makers, strict=True)):
         wanted = [name for name in source.tasks if tasks.get(name, 0) > 0]
@@ -252,16 +270,19 @@ def make_dataset(
         wanted = ", ".join(name for name, weight in tasks.items() if weight > 0)
         raise ValueError(f"no entry of the sources serves a task of {wanted}; {len(steps)} samples are too long")
     if not kept.all():
-        logger.warning("%d samples of more than %d steps left out", len(kept) - kept.sum(), longest)
+        logger.warning("%d samples of more than %d steps skipped", len(kept) - kept.sum(), longest)
     chosen = np.concatenate(places)[kept]
     return Samples(makers, sources, chosen), np.array(NAMES)[chosen[:, 2]], steps[kept]
 
 
 def _measured(make: SampleMaker, source: Source, tasks: list[str]) -> dict[str, array[int]]:
-    """Measure the samples of a source: by task, the row and the steps of every sample, one after the other.
+    """Return the number of steps of each sample of a source, without building samples.
 
-    Rows are gone through once, and the texts of some thousand are counted together. A row with a text that the
-    tokenizer refuses makes no sample; one warning counts such rows.
+    The source's entries are read once, and the texts of many of them are tokenized together. An entry with a text that
+    the tokenizer refuses is skipped; one warning counts such entries.
+
+    Returns:
+        For each task a flat array of pairs: index of the entry, number of steps of its sample.
     """
     found = {name: array("i") for name in tasks}
     refused: dict[int, str] = {}
@@ -285,7 +306,7 @@ def _measured(make: SampleMaker, source: Source, tasks: list[str]) -> dict[str, 
 
 
 def _counted(tokenizer: Tokenizer, texts: list[str]) -> dict[str, int | ValueError]:
-    """Text -> how many tokens it has, or the error with which the tokenizer refuses it."""
+    """Return the number of tokens of each text, or the error with which the tokenizer refuses the text."""
     if not texts:
         return {}
     try:
@@ -298,16 +319,15 @@ def _counted(tokenizer: Tokenizer, texts: list[str]) -> dict[str, int | ValueErr
 
 
 def collate_items(model: OmniLM):
-    """A collate function for that dataset's items.
+    """Return a collate function that pads items of `Samples` into a `Batch` and ignores items that are None.
 
-    Raises:
-        ValueError: of a batch without any.
+    The function raises `ValueError` if all items of a batch are None.
     """
 
     def join(items: list[Item | None]) -> Batch:
         items = [item for item in items if item is not None]
         if not items:
-            raise ValueError("none of the recordings of a batch can be read (see the log); make the manifest anew")
+            raise ValueError("none of the recordings of a batch can be read (see the log); prepare the manifest again")
         names = ("sample", "features", "wav", "id")
         samples, features, wavs, ids = ([item[name] for item in items] for name in names)
         return collate(samples, features, model.layout, model.encoder.dim, wavs, ids)

@@ -1,4 +1,4 @@
-"""What was left out of a corpus, and why."""
+"""Reasons for which recordings and manifest entries are skipped, notes about those that are used, and their counts."""
 
 from __future__ import annotations
 
@@ -17,57 +17,57 @@ REASONS = {
     "no text": "the text is blank",
     "audio without text": "no text names the recording",
     "not UTF-8": "a text or a file name is in another encoding",
-    "duplicate id": "a row of the split has that id already",
+    "duplicate id": "an entry of the split has that id already",
     "malformed": "a line or an entry is not what the layout says",
     "bad codes": "not the codec's number of codes in each frame, or a code outside the codebook",
     "shard unreadable": "an upstream Parquet file is cut short or damaged",
-    "foreign": "codes or features of another codec or encoder, without the recording that they were made of",
+    "foreign": "codes or features of another codec or encoder, without the recording that they were computed from",
     "refused": "the codec or the encoder takes no recording of that length",
-    "not said": "the voice cannot say the text",
+    "not synthesized": "the voice cannot synthesize the text",
 }
-"""Why something makes no row."""
+"""Mapping from each reason for skipping a recording or an entry to its explanation for users."""
 NOTES = {
     "another rate": "the recording has not the corpus' sample rate; it is resampled when loaded",
     "several channels": "they are mixed when loaded",
-    "later turn": "only the first turn of a conversation can be understood alone; the others make no row",
-    "no recording": "there is nothing to make codes or features of; the row is carried over as it is",
+    "later turn": "only the first turn of a conversation can be understood alone; the others are skipped",
+    "no recording": "there is no recording to compute codes or features from; the entry is copied unchanged",
     "another ending": "the recording has another ending than the corpus gives it, `.wav` for `.flac`; it is used",
     **reader.NOTES,
 }
-"""What is counted and does no harm."""
+"""Mapping from each note, which is counted but is no reason for skipping, to its explanation for users."""
 
 Item = dict[str, Any]
-"""A row by the names of `manifest_writer.FIELDS`."""
+"""A manifest entry as a dict from field names (`manifest_writer.FIELDS`) to values."""
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that makes no row: one of `REASONS`, or of `NOTES`."""
+    """A reason (key of `REASONS`) for which an item was skipped or a note (key of `NOTES`), with an example."""
 
     reason: str
     example: str
     detail: str = ""
-    """The fault of this very recording or entry in one line; "" = there is no more to say than `REASONS` does."""
+    """Description of the fault of this recording or entry in one line; "" = only the explanation in `REASONS`."""
 
 
 @dataclass
 class Skipped:
-    """Recordings or rows that were left out, by reason."""
+    """Counts of skipped recordings or manifest entries by reason, with one example of each."""
 
     reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)  # reason -> the first of them
+    examples: dict[str, str] = field(default_factory=dict)  # reason -> the first example
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
         self.reasons[reason] += count
         self.examples.setdefault(reason, example)
 
     def update(self, other: Skipped) -> None:
-        """Add what another one counted."""
+        """Add the counts and examples of another object of this class."""
         for reason, count in other.reasons.items():
             self.add(reason, other.examples[reason], count)
 
     def total(self) -> int:
-        """How many were left out."""
+        """Return the number of skipped items over all reasons."""
         return self.reasons.total()
 
     def __bool__(self) -> bool:

@@ -1,4 +1,4 @@
-"""The `sources` of a recipe: where rows come from and which tasks they serve."""
+"""Reads the `sources` of a recipe: manifest entries, the tasks that they serve, and their features and codes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from omnikit.tasks import TASKS, Task
 
 logger = logging.getLogger(__name__)
 CACHED, ON_THE_FLY = "cached", "on_the_fly"
-"""Features of the frozen encoder: made once and kept in the cache folder, or in each training step."""
+"""Choices for when the frozen encoder computes features: once, to be cached on disk, or in each training step."""
 TABLES = "tables"
-"""Folder in the cache folder where Parquet manifests are laid out."""
+"""Name of the folder in the cache folder that holds memory-mapped copies of Parquet manifests."""
 
 
 def read_sources(
@@ -33,13 +33,14 @@ def read_sources(
     cache_folder: str | Path,
     features: str = CACHED,
 ) -> list[Source]:
-    """Rows with encoder features and codes, as far as the wanted tasks need them.
+    """Read the sources of a recipe, and compute the encoder features and codes that their tasks need.
 
     Args:
-        sources: name -> `{manifest: FILE or FOLDER}`, with `tasks: [..]` that it may serve, `limit: N` for a part of
-            its rows, chosen at random, `answers: FILE` where rows share the recordings of their answers, and
-            `without_held_out: N` or `only_held_out: N`, see `read_entries`; None for a source that is not wanted.
-        tasks: the mix; what no wanted task needs is not made.
+        sources: mapping from names to options: `manifest: FILE or FOLDER`, `tasks: [..]` that it may serve, and
+            optionally `limit: N` for N entries chosen at random, `answers: FILE` with recordings of answers, and
+            `without_held_out: N` or `only_held_out: N`, see `read_entries`. A source that is None is ignored.
+        tasks: weight of each task in the mix; features and codes that only tasks of weight 0 need are not computed.
+        cache_folder: folder for features, codes and memory-mapped copies of Parquet manifests.
         features: `CACHED` or `ON_THE_FLY`.
 
     Raises:
@@ -51,8 +52,10 @@ def read_sources(
 
 
 def verify_cache(cache_folder: str | Path) -> None:
-    """Have the content of every recording and Parquet manifest verified when it is next read, whatever size and
-    modification time it has.
+    """Mark all digests in a cache folder as untrusted.
+
+    The content of every recording and Parquet manifest is then read and compared when it is next used, even if its size
+    and modification time are unchanged.
 
     Raises:
         ValueError: the cache cannot be written.
@@ -72,10 +75,17 @@ def _live(features: str, encoder: AudioEncoder) -> bool:
 
 
 def read_entries(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[ManifestEntry]:
-    """The rows of one source; with `without_held_out: N` all but N chosen at random, with `only_held_out: N` these.
+    """Return the manifest entries of one source.
+
+    N entries, chosen at random, can be held out for validation: `without_held_out: N` returns all other entries, and
+    `only_held_out: N` returns these N.
+
+    Args:
+        name: name of the source, for messages.
+        options: options of the source, see `read_sources`.
 
     Raises:
-        ValueError: no manifest is named, it cannot be read, or has no more than N rows.
+        ValueError: no manifest is named, it cannot be read, or it does not have more than N entries.
     """
     if "manifest" not in options:
         raise ValueError(f"sources.{name}: no manifest; it has {', '.join(options) or 'nothing'}")
@@ -91,7 +101,7 @@ def read_entries(name: str, options: dict[str, Any], cache_folder: str | Path) -
 
 
 def _parted(name: str, key: str, count: int, entries: int) -> list[int]:
-    """Indices of the rows that are held out, or of the others."""
+    """Return the sorted indices of `count` randomly chosen entries, or of all others, depending on the option `key`."""
     if not 0 <= count < entries:
         raise ValueError(f"sources.{name}.{key}: {count}; the manifest has {entries} entries")
     held = sorted(random.Random(1).sample(range(entries), count))
@@ -108,7 +118,7 @@ def _read(
     if not wanted:
         return Source([], ())
     entries = read_entries(name, options, cache_folder)
-    # written rows, of which there are millions, are not gone through
+    # tasks with text answers need no codes: their entries, which can be millions, are not iterated over
     spoken = _with_recordings(_to_encode(entries, [task for task in wanted if task.speaks], model, f"sources.{name}"))
     return Source(
         entries,
@@ -124,14 +134,14 @@ def _read(
 def read_features(
     model: OmniLM, entries: Sequence[ManifestEntry], cache_folder: str | Path, name: str, live: bool = False
 ) -> SpeechInputs:
-    """Encoder features of rows that have them or a recording.
+    """Return the encoder features of manifest entries that have features or a recording, computing missing ones.
 
     Args:
-        name: of the source.
-        live: nothing is made of recordings before the training step.
+        name: name of the source, for messages.
+        live: whether the training step computes features; then recordings are only checked.
 
     Raises:
-        ValueError: a row holds another encoder's features and no recording.
+        ValueError: an entry holds another encoder's features and no recording.
     """
     encoder, recordings, skipped = None, [], Skipped()
     in_step = SpeechInputs(live=model.encoder)
@@ -149,7 +159,7 @@ def read_features(
         elif entry.features is not None:
             raise ValueError(
                 f"sources.{name}: entry {entry.id}: holds features of the encoder {entry.features.encoder}, but the "
-                f"system's is {encoder}; make them again (omnikit tokenize), or give the recordings (a1)"
+                f"system's is {encoder}; compute them again (omnikit tokenize), or give the recordings (a1)"
             )
     if skipped:
         logger.warning("%s: %d of %d recordings skipped: %s", name, skipped.total(), len(entries), skipped)
@@ -161,10 +171,10 @@ def read_features(
 def _to_encode(
     entries: Sequence[ManifestEntry], tasks: list[Task], model: OmniLM, where: str
 ) -> list[Recording | None]:
-    """Recordings of what is said, of rows that hold no codes of the system's codec.
+    """Return the recordings of answers whose codes must be computed: entries without codes of the system's codec.
 
     Raises:
-        ValueError: a row holds another codec's codes and no recording.
+        ValueError: an entry holds another codec's codes and no recording.
     """
     codec, own, recordings = codec_name(model), None, []
     for task in tasks:
@@ -173,7 +183,7 @@ def _to_encode(
             if codes is None or (codes.codec != codec and recording is not None):
                 recordings.append(recording)
             elif own is None or codes.codec != codec:
-                check_codec(codes, model.codec, codec, where)  # one stands for all of the same codec
+                check_codec(codes, model.codec, codec, where)  # checks one entry for all of the codec; loading is slow
                 own = codes
     return recordings
 

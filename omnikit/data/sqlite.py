@@ -1,4 +1,4 @@
-"""Small SQLite files that several processes share: how they are opened, and how their errors are reported."""
+"""Opens small SQLite databases that several processes share, and reports their errors in one line."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 
 from omnikit.errors import one_line, unwritable
 
-WAIT = 120.0  # seconds until another process that writes is given up on
+WAIT = 120.0  # seconds to wait for a lock that another process holds
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _PRIMARY = 0xFF  # https://sqlite.org/rescode.html: the low byte of an extended error code
 
 
 @contextmanager
 def open_database(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
-    """Open a database, which is created with the statement `schema` if it is missing, for a `with` block.
+    """Open an SQLite database for the duration of a `with` block; a missing one is created with the statement `schema`.
 
-    SQLite's rollback journal is used and not its write-ahead log, which needs memory that processes on different
-    machines cannot share (https://sqlite.org/wal.html).
+    SQLite's rollback journal is used rather than its write-ahead log, which needs shared memory and therefore does not
+    work across machines (https://sqlite.org/wal.html).
 
     Raises:
-        ValueError: the file is damaged, the disk is full, or another process holds it; the message names the file.
+        ValueError: the file is damaged, the disk is full, or another process holds a lock; the message names the file.
     """
     with _reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def open_database(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def reading(connection: sqlite3.Connection) -> Iterator[None]:
-    """Lock the database once for all that is read in a `with` block, where nothing may be written."""
+    """Hold one read transaction for all queries of a `with` block, which must not write to the database."""
     connection.execute("BEGIN")
     try:
         yield

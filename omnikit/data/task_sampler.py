@@ -1,4 +1,4 @@
-"""Which samples come together, and in which order: a mix of tasks in batches of similar length."""
+"""A batch sampler that mixes tasks by weight and batches samples of similar length."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _MANY = 4 * _POOL
 
 
 class TaskMix(Sampler[list[int]]):
-    """Batches of sample indices for one epoch after another; an epoch is a number of batches.
+    """A sampler of batches (lists of sample indices) that draws tasks by weight; an epoch is a number of batches.
 
-    Tasks are drawn by weight, so that none starves another however many samples each has; a task's samples are drawn
-    at random, none twice among the batches that are sorted together. Every epoch's batches follow from the seed and the
-    epoch's number, so a resumed run sees what the first would have seen.
+    The share of a task in the batches depends on its weight and not on its number of samples. Its samples are drawn at
+    random, without repetition among the batches that are sorted together if there are enough. The batches of an epoch
+    are a function of the seed and the epoch's number, so that a resumed run gets the same ones.
 
     Args:
-        tasks: the task of each sample.
-        lengths: steps of each sample.
-        weights: task -> how often it is drawn, relative to the others.
-        max_batch_length: steps in a batch, padding included.
-        batches: per epoch, of all processes together (SpeechBrain shares them out); may be set later.
+        tasks: task of each sample.
+        lengths: number of steps of each sample.
+        weights: relative frequency of each task.
+        max_batch_length: maximum number of steps in a batch, padding included.
+        batches: batches per epoch, over all processes (SpeechBrain distributes them); may be set later.
 
     Raises:
-        ValueError: a task without samples, or a sample longer than a batch.
+        ValueError: a task has no samples, or a sample is longer than a batch.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TaskMix(Sampler[list[int]]):
         self.samples_per_pool = max(1, int(_POOL * max_batch_length / mean))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
+        """Set the number of the epoch whose batches the next iteration yields."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -69,11 +69,11 @@ class TaskMix(Sampler[list[int]]):
         return itertools.islice(self._endless(), self.batches)
 
     def sequences_per_batch(self) -> float:
-        """How many samples a batch holds, in the mean over some pools."""
+        """Return the mean number of samples in a batch, measured over the first batches of the current epoch."""
         return sum(map(len, itertools.islice(self._endless(), _MANY))) / _MANY
 
     def cover(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Batches that hold each of other samples once, for validation."""
+        """Return batches that contain each of the samples with the given lengths in steps once, for validation."""
         lengths = rounded(np.asarray(lengths), STEPS)
         return self._cut_by(sorted(range(len(lengths)), key=lengths.__getitem__), lengths)
 
@@ -89,7 +89,7 @@ class TaskMix(Sampler[list[int]]):
             pool_number += 1
 
     def _some(self, task: str, count: int, rng: random.Random) -> list[int]:
-        """`count` samples of a task: whole rounds, then a random rest."""
+        """Return the indices of `count` samples of a task: all samples as often as they fit, then a random subset."""
         samples = self.of_task[task]
         whole, rest = divmod(count, len(samples))
         rounds = samples.tolist() * whole if whole else []

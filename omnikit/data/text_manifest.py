@@ -1,4 +1,4 @@
-"""The entries of CSV, JSON and JSONL manifests, as typed fields or with the reason why they make no row."""
+"""Reads the entries of CSV, JSON and JSONL manifests as typed fields, or as the reason why an entry is skipped."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from omnikit.data.skipped import Item, Remark
 from omnikit.errors import Unwritable, one_line
 
 DELIMITERS = ",;\t"
-"""Between the cells of a CSV file; spreadsheets write all three."""
+"""Delimiters that are recognised between the cells of a CSV file; spreadsheets write all three."""
 _ID = ("id", *COLUMNS["id"].also)
 _Found = tuple[str, dict[str, Any] | Malformed]
-"""Where an entry stands, and its values by the manifest's own column names."""
+"""Position of an entry in its file, for messages, and its values by the manifest's own column names."""
 
 
 def read_fields(path: Path) -> Iterator[Item | Remark]:
-    """Yield the fields of each entry of a `.csv`, `.json` or `.jsonl` manifest by the names of
-    `manifest_columns.COLUMNS`, or a remark for an entry that is skipped. Paths of recordings are absolute; relative
-    ones begin at the manifest.
+    """Yield the typed fields of each entry of a `.csv`, `.json` or `.jsonl` manifest, or a remark if it is skipped.
+
+    The names of the fields are those of `manifest_columns.COLUMNS`. Paths of recordings are made absolute, relative to
+    the manifest's folder.
 
     Raises:
-        ValueError: no such file, it cannot be read as what its ending says, a column is missing or given twice, two
+        ValueError: no such file, it is not of the format that its ending says, a column is missing or given twice, two
             entries have the same id, or no entry is usable.
     """
     if not path.is_file():
@@ -53,20 +54,20 @@ def read_fields(path: Path) -> Iterator[Item | Remark]:
 
 @contextmanager
 def about(path: Path) -> Iterator[None]:
-    """Let each `ValueError` begin with the manifest that it is about."""
+    """Prefix each `ValueError` raised in a `with` block with the path of the manifest."""
     try:
         yield
     except UnicodeDecodeError as error:
         kind = path.suffix[1:].upper()
         raise ValueError(f"manifest {path}: not a {kind} file in UTF-8 ({one_line(error)})") from None
-    except Unwritable:  # a cache is, which is not about the manifest
+    except Unwritable:  # concerns a cache, not the manifest
         raise
     except ValueError as error:
         raise ValueError(f"manifest {path}: {error}") from None
 
 
 class _Typing:
-    """Converts the entries of one manifest."""
+    """Converts the entries of one manifest to typed fields; it matches the columns of each set of names once."""
 
     def __init__(self, path: Path):
         self.folder, self.name = path.parent, f"{path.name}: "
@@ -105,12 +106,13 @@ def _read_csv(path: Path) -> Iterator[_Found]:
 
 
 def _lines(reader: Any) -> Iterator[list[str] | Malformed]:
-    """Yield the cells of each line that a strict `csv.reader` gives; a line with text after a closing quotation mark,
-    such as `"Yes" he said`, is malformed.
+    """Yield the cells of each line of a strict `csv.reader`, or an error for a malformed line.
+
+    A line is malformed if text follows a closing quotation mark, as in `"Yes" he said`.
 
     Raises:
-        csv.Error: the quotation mark is in a later line than the one that opens the cell, or missing, so that it is
-            unknown where the cell should have ended.
+        csv.Error: the closing quotation mark is missing or in a later line than the opening one, so that the end of the
+            cell cannot be determined.
     """
     while True:
         begin = reader.line_num
@@ -125,7 +127,7 @@ def _lines(reader: Any) -> Iterator[list[str] | Malformed]:
 
 
 def _delimiter(header: str) -> str:
-    """Return the delimiter with which the header names the needed columns, and a comma where none does."""
+    """Return the delimiter that splits the header of a CSV file into the needed columns; a comma where none does."""
     for delimiter in DELIMITERS:
         try:
             fields_named([name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])])
@@ -178,10 +180,10 @@ def _read_jsonl(path: Path) -> Iterator[_Found]:
 
 
 def _loads(text: str) -> Any:
-    """Read JSON in which no object has a key twice.
+    """Return the value of a JSON text, and refuse objects with duplicate keys.
 
     Raises:
-        ValueError: it is no JSON, a key is given twice, or it is nested too deeply.
+        ValueError: the text is not JSON, has a duplicate key, or is nested too deeply.
     """
     try:
         return json.loads(text, object_pairs_hook=_once)

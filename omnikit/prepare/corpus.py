@@ -1,6 +1,7 @@
-"""What all `recipes/<Corpus>/prepare.py` share: from a corpus as it was downloaded to manifests.
+"""Converts a downloaded corpus to manifests; shared by all `recipes/<Corpus>/prepare.py`.
 
-A corpus has splits, a split has parts, and a part makes one file: `<split>.csv` (one part) or `<split>/<part>.parquet`.
+A corpus has splits and a split has parts. Each part becomes one file: `<split>.csv` (one part) or
+`<split>/<part>.parquet`.
 """
 
 from __future__ import annotations
@@ -33,43 +34,47 @@ from omnikit.prepare.shards import (
     write_with_note,
 )
 
-THREADS = 4  # opening files waits on the disk more than on the processor
+THREADS = 4  # opening files is bound by the disk, not by the processor
 VERSION = 2
-"""Goes up when the same sources make other rows, so that manifests are made again."""
+"""Version of this code, increased when the same sources give other entries, so that manifests are written again."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """How a corpus lies on the disk."""
+    """The description of a corpus: its layout on disk, its splits, and the form of its manifests."""
 
     layout: str
-    """In one line, for users."""
+    """Description of the files and folders of the corpus in one line, for users."""
     fields: tuple[str, ...]
+    """Names of the manifest fields that the corpus provides."""
     splits: Callable[[Path], dict[str, Path]]
-    """The data folder -> name of each split that it holds, and where the split is."""
+    """Function from the data folder to the name and path of each split in it."""
     parts: Callable[[str, Path], list[ManifestPart]]
-    """A split's name and place -> its parts."""
+    """Function from a split's name and path to its parts, each of which becomes one file."""
     shards: bool = False
-    """Parquet shards instead of one CSV file."""
+    """Whether a split becomes a folder of Parquet shards instead of one CSV file."""
     embedded: bool = False
-    """Recordings stand in the shards."""
+    """Whether recordings are stored as bytes in the Parquet shards instead of as paths."""
     sample_rate: int | None = None
-    """Hz, as published."""
+    """Sample rate of the published recordings in Hz; None = not checked."""
     default_splits: tuple[str, ...] = ()
-    """Where no splits are asked for; () = all."""
+    """Names of the splits that are prepared by default; () = all."""
 
     def manifest(self, save_folder: Path, split: str) -> Path:
-        """The manifest of a split: a folder of shards, or a file."""
+        """Return the path of a split's manifest: a folder of Parquet shards, or a CSV file."""
         return save_folder / split if self.shards else save_folder / f"{split}.csv"
 
 
 @dataclass(frozen=True)
 class Checks:
-    """How closely things are looked at."""
+    """Options for checking recordings and entries while a corpus is prepared."""
 
     strict: bool = False
+    """Whether the first unusable item is an error instead of being skipped."""
     decode_all: bool = False
+    """Whether recordings are decoded completely, which also detects clipping."""
     max_seconds: float | None = None
+    """Maximum length of recordings in seconds, longer ones are skipped; None = `omnikit.audio.reader.LONGEST`."""
 
 
 def prepare(
@@ -79,11 +84,16 @@ def prepare(
     splits: Sequence[str] | None = None,
     checks: Checks | None = None,
 ) -> Iterator[Summary]:
-    """Writes the manifests of splits (None: of all), and yields the summary of each when it is whole.
+    """Write the manifests of a corpus, and yield the summary of each split when its manifest is complete.
+
+    Args:
+        data_folder: folder of the downloaded corpus.
+        save_folder: folder for the manifests.
+        splits: names of the splits to prepare; None = the corpus' default splits, or else all.
 
     Raises:
-        ValueError: no such folder or split, a limit out of range, a split without a single usable row, a disk that is
-            full; with `strict`, the first thing that makes no row.
+        ValueError: no such folder or split, a limit out of range, a split without a usable entry, a full disk; with
+            `strict`, the first unusable item.
     """
     checks = checks or Checks()
     if checks.max_seconds is not None and not 0 < checks.max_seconds <= LONGEST:
@@ -98,15 +108,15 @@ def prepare(
 
 
 def command(corpus: Corpus, description: str, argv: Sequence[str] | None = None) -> None:
-    """The command line of a `prepare.py`; bad input is one line and status 2."""
+    """Run the command line of a `prepare.py`; bad input prints one line and exits with status 2."""
     parser = ArgumentParser(description=description)
-    parser.add_argument("--data_folder", required=True, metavar="DIR", help=f"holds {corpus.layout}")
-    parser.add_argument("--save_folder", required=True, metavar="DIR", help="where manifests go; made if missing")
+    parser.add_argument("--data_folder", required=True, metavar="DIR", help=f"folder that holds {corpus.layout}")
+    parser.add_argument("--save_folder", required=True, metavar="DIR", help="folder for manifests; created if missing")
     default = " ".join(corpus.default_splits) or "all"
-    parser.add_argument("--splits", nargs="+", metavar="NAME", help=f"default: {default}")
-    parser.add_argument("--strict", action="store_true", help="stop at the first thing that makes no row")
-    parser.add_argument("--decode_all", action="store_true", help="read recordings to their end, look for clipping")
-    most = f"leave longer recordings out; default and most: {LONGEST:g}"
+    parser.add_argument("--splits", nargs="+", metavar="NAME", help=f"splits to prepare; default: {default}")
+    parser.add_argument("--strict", action="store_true", help="stop at the first unusable item instead of skipping it")
+    parser.add_argument("--decode_all", action="store_true", help="decode recordings completely and detect clipping")
+    most = f"skip longer recordings; default and maximum: {LONGEST:g}"
     parser.add_argument("--max_seconds", type=Range(0, LONGEST, above=True), help=most)
     with bad_input_exits():
         options = parser.parse_args(argv)
@@ -125,28 +135,32 @@ def _places(corpus: Corpus, data_folder: Path) -> dict[str, Path]:
 
 
 def _present(path: str) -> str:
-    """Return the file that a row's recording is taken from: its path, or the one that is there in another format."""
+    """Return the path of a recording, or of a file of the same name in another format if it does not exist."""
     return path if os.path.exists(path) else str(with_other_ending(Path(path)) or path)
 
 
 class _Split:
-    """Makes one split."""
+    """Writes the manifest of one split, part by part."""
 
     def __init__(self, corpus: Corpus, split: str, save_folder: Path, checks: Checks):
         self.corpus, self.split, self.checks = corpus, split, checks
         self.manifest = corpus.manifest(save_folder, split)
         self.ids: set[str] = set()
-        self.unread: list[Path] = []  # shards made before, whose ids have not been needed
+        self.unread: list[Path] = []  # reused shards, whose ids are read only when a new shard is written
 
     def make(self, place: Path) -> Summary:
-        """All of its parts."""
+        """Write all parts of the split that are not up to date, and return the summary of the split.
+
+        Raises:
+            ValueError: no entry of the split is usable.
+        """
         total = Summary(self.split)
         parts = self.corpus.parts(self.split, place)
         for i, part in enumerate(parts):
             title = f"{self.split} {i + 1}/{len(parts)}" if len(parts) > 1 else self.split
             total.update(self._part(part, title))
         if not total.rows:
-            raise ValueError(f"{place}: no usable row; {total}")
+            raise ValueError(f"{place}: no usable entry; {total}")
         if self.corpus.shards:
             remove_others(self.manifest, {part.name for part in parts})
         return total
@@ -165,7 +179,7 @@ class _Split:
         return write_with_note(path, fingerprint, lambda: self._write(part, path, title))
 
     def _recordings(self, part: ManifestPart) -> Iterator[str]:
-        """The recordings that rows of a part name, also those that are missing or broken."""
+        """Yield the paths of all recordings that entries of a part name, including missing and damaged ones."""
         if not self.corpus.embedded and {*AUDIO} & {*self.corpus.fields}:
             for item in part.items():
                 if not isinstance(item, Remark):
@@ -185,7 +199,7 @@ class _Split:
             yield self._row(item, found, summary)
 
     def _check(self, item: Item | Remark) -> RecordingCheck:
-        """What can be said of an item alone: its first recording, or the first one with a problem."""
+        """Return the first problem of an item's texts and recordings, or else the result of its first recording."""
         problem = None if isinstance(item, Remark) else problem_of_texts(item)
         if isinstance(item, Remark) or problem:
             return RecordingCheck(problem)
@@ -194,7 +208,7 @@ class _Split:
         return next((each for each in found if each.problem), found[0] if found else RecordingCheck())
 
     def _row(self, item: Item | Remark, found: RecordingCheck, summary: Summary) -> Item | Remark:
-        """The item with its duration, or why it is no row; `summary` gets the notes."""
+        """Return an item with its duration, or the reason why it is skipped; notes are added to `summary`."""
         if isinstance(item, Remark):
             return item
         if found.problem:
@@ -212,10 +226,10 @@ class _Split:
 
 
 def _checked(item: Item, name: str, **options: Any) -> RecordingCheck:
-    """Check a recording of an item, which stands there as a path or as bytes.
+    """Check a recording of an item, given as a path or as bytes.
 
-    Where the path is missing, a recording of the same name with another ending takes its place in the item, as in a
-    corpus that was converted to wav.
+    If the path does not exist, a recording of the same name with another ending replaces it in the item, as in a corpus
+    that was converted to WAV.
     """
     source = item[name]
     if isinstance(source, bytes):

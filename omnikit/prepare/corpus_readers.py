@@ -1,4 +1,4 @@
-"""Reading what corpora are published as: folders of splits, lines of text, Parquet tables."""
+"""Readers of the forms in which corpora are published: folders of splits, text files, Parquet tables."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from omnikit.data.parquet_manifest import DAMAGED, values
 from omnikit.data.skipped import Item, Remark
 from omnikit.prepare.shards import ManifestPart
 
-_READ_ROWS = 256  # of a table at a time
+_READ_ROWS = 256  # rows of a table that are read at a time
 
 
 def split_folders(data_folder: Path, inner: Sequence[str], pattern: str) -> dict[str, Path]:
-    """The folders that hold a file of `pattern`: in the data folder, else in one of the folders `inner` of it."""
+    """Return the name and path of each folder with a file that matches `pattern`.
+
+    Folders are looked for in the data folder, or else in the first of its subfolders `inner` that has any.
+    """
     for root in (data_folder, *(data_folder / name for name in inner)):
         folders = sorted(p for p in visible(root, "*") if p.is_dir())
         found = {p.name: p for p in folders if next(visible(p, pattern), None) is not None}
@@ -30,13 +33,14 @@ def split_folders(data_folder: Path, inner: Sequence[str], pattern: str) -> dict
 
 
 def first_with(data_folder: Path, inner: Sequence[str], name: str) -> Path | None:
-    """The data folder, or one of the folders `inner` of it: the first that holds `name`."""
+    """Return the first that contains `name`: the data folder or one of its subfolders `inner`; None if none does."""
     return next((root for root in (data_folder, *(data_folder / i for i in inner)) if (root / name).exists()), None)
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines that are not blank, without white space at their ends; bytes that are no UTF-8 become surrogates, which
-    `shards` finds.
+    """Yield the lines of a text file that are not blank, stripped of white space.
+
+    Bytes that are not UTF-8 become surrogates, which `shards.problem_of_texts` detects.
 
     Raises:
         ValueError: the file cannot be read.
@@ -49,17 +53,17 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def text_of(row: dict[str, Any], column: str) -> str:
-    """A text of an upstream row without white space at its ends; "" where it is absent.
+    """Return a text column of a row of a published table, stripped of white space; "" if it is absent.
 
     Raises:
-        Malformed: it is no text and no whole number.
+        Malformed: the value is neither a string nor an integer.
     """
     value = row.get(column)
     return "" if value is None else converted(column, value, "t1").strip()
 
 
 def audio_without_text(folder: Path, named: set[str], pattern: str = "*") -> Iterator[Remark]:
-    """Yield a remark for each recording in a folder whose name without its ending is not among `named`."""
+    """Yield a remark for each recording in a folder whose file name without its ending is not in `named`."""
     found = recordings(folder, pattern)
     return (Remark("audio without text", path.name) for path in found if path.stem not in named)
 
@@ -70,20 +74,21 @@ def parquet_parts(
     to_item: Callable[[dict[str, Any]], Item | Remark],
     rows_per_part: int | None = None,
 ) -> list[ManifestPart]:
-    """Parts of a Parquet file, each a fixed range of its row groups.
+    """Return the parts of a Parquet file, each a fixed range of its row groups.
 
     Args:
-        columns: those that are read.
-        to_item: from a row, its columns by name, to an item; a `Malformed` that it raises becomes a remark that names
-            the row.
-        rows_per_part: a part ends with the row group that fills it; None = the whole file is one.
+        columns: names of the columns to read.
+        to_item: function from a row, as a dict of these columns, to an item; a `Malformed` that it raises becomes a
+            remark that names the row.
+        rows_per_part: minimum number of rows in a part, which ends with the row group that reaches it; None = the whole
+            file is one part.
 
     Raises:
         ValueError: a column is missing.
     """
     try:
         file = pq.ParquetFile(path)
-    except DAMAGED:  # the end of the file says what is in it
+    except DAMAGED:  # without the metadata at its end nothing of the file can be read
         return [ManifestPart(path.stem, [path], lambda: [Remark("shard unreadable", path.name)])]
     for column in columns:
         if column not in file.schema_arrow.names:
@@ -101,7 +106,7 @@ def parquet_parts(
 
 
 def _ranges(sizes: Sequence[int], rows: int | None) -> list[list[int]]:
-    """Indices of row groups, together up to the group that makes `rows` full."""
+    """Return the indices of row groups as consecutive ranges that hold at least `rows` rows each, but for the last."""
     ranges: list[list[int]] = []
     held = 0
     for group, size in enumerate(sizes):
@@ -119,7 +124,7 @@ def _read(
     try:
         file = pq.ParquetFile(path)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        for group in groups:  # one by one: a batch does not reach from a whole group into a damaged one
+        for group in groups:  # one at a time, so that no batch extends from an intact group into a damaged one
             numbers = itertools.count(sum(sizes[:group]) + 1)
             for batch in file.iter_batches(_READ_ROWS, row_groups=[group], columns=list(columns)):
                 for row in _rows(batch):

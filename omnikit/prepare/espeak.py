@@ -1,7 +1,7 @@
-"""Speech from text without a download: espeak-ng's shared library, as the package `espeakng_loader` carries it.
+"""Speech synthesis with the shared library of espeak-ng from the package `espeakng_loader`; nothing is downloaded.
 
-espeak-ng keeps its voice and its parameters in global state, so there is one synthesiser per process: neither threads
-nor interleaved use of two voices within a call are possible. Several processes are independent of each other.
+espeak-ng stores voice and parameters in global state, so there is one synthesiser per process: it must not be used by
+several threads, or with two voices within one call. Processes are independent of each other.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 SYNCHRONOUS = 2  # espeak_Initialize: espeak_Synth returns when the callback has received all samples
 UTF8 = 1
 RATE, PITCH, WORD_GAP = 1, 3, 7  # espeak_PARAMETER
-TRIM_THRESHOLD = 0.01  # of the peak; espeak's own silence is exact zeros and rounding
-MARGIN_SECONDS = 0.05
-STRESS_AND_PAUSES = "',%=_:|;!-"  # marks in espeak's phoneme mnemonics that are no sounds
+TRIM_THRESHOLD = 0.01  # share of the peak; silence of espeak-ng is zero but for rounding
+MARGIN_SECONDS = 0.05  # silence around the speech
+STRESS_AND_PAUSES = "',%=_:|;!-"  # marks in espeak-ng's phoneme mnemonics that are not sounds
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 class _Engine:
-    """The loaded library, its sample rate (Hz) and the samples of the utterance being spoken."""
+    """The loaded espeak-ng library, its sample rate in Hz, and the samples of the utterance being synthesized."""
 
     def __init__(self) -> None:
         try:
@@ -37,7 +37,7 @@ class _Engine:
         if self.rate <= 0:
             raise ValueError(f"espeak-ng does not start with the data in {self.data}")
         self.pieces: list[np.ndarray] = []
-        self.callback = _Callback(self._receive)  # kept: the library holds a bare pointer to it
+        self.callback = _Callback(self._receive)  # a reference, since the library holds only a pointer
         self.lib.espeak_SetSynthCallback(self.callback)
         self.lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self.voice: str | None = None
@@ -56,9 +56,13 @@ class _Engine:
         self.voice = voice
 
     def speak(self, text: str) -> np.ndarray:
-        """The samples [N], int16, at `self.rate`."""
+        """Return the synthesized samples [N] (int16) of a text at `self.rate`.
+
+        Raises:
+            ValueError: espeak-ng cannot synthesize the text.
+        """
         self.pieces.clear()
-        self.lib.espeak_ng_SetRandSeed(1)  # breath noise: the same in every call, in whatever order
+        self.lib.espeak_ng_SetRandSeed(1)  # breath noise does not depend on previous calls
         data = text.encode()
         status = self.lib.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, UTF8, None, None)
         if status != 0:
@@ -73,7 +77,10 @@ def _engine() -> _Engine:
 
 @lru_cache(maxsize=1)
 def languages() -> dict[str, str]:
-    """Names that can stand before the `+` of a voice, and the file of each (its own name is not always accepted)."""
+    """Return the language names that can precede the `+` of a voice, each with its file.
+
+    espeak-ng is given the file, since it does not accept all of the names.
+    """
     folder = _engine().data / "lang"
     found: dict[str, str] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -85,15 +92,15 @@ def languages() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def variants() -> tuple[str, ...]:
-    """Names that can stand behind the `+` of a voice."""
+    """Return the variant names that can follow the `+` of a voice."""
     return tuple(sorted(path.name for path in (_engine().data / "voices" / "!v").iterdir()))
 
 
 def check_voice(voice: str) -> str:
-    """The file of a voice's language.
+    """Return the language file of a voice after checking its language and variant.
 
     Raises:
-        ValueError: espeak-ng lacks its language or variant (by itself it would quietly speak in another).
+        ValueError: espeak-ng lacks the language or the variant; the library itself would silently use another.
     """
     language, plus, variant = voice.partition("+")
     _check_known(voice, "language", language.lower(), tuple(languages()))
@@ -117,21 +124,22 @@ def synthesize(
     word_gap: int = 0,
     sample_rate: int | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Speak a text.
+    """Return the speech that espeak-ng synthesizes for a text.
 
     Args:
-        text: what to say.
+        text: text to synthesize.
         voice: a language and optionally a variant, such as `en-us+m3`.
         speed: words per minute, 80..450.
-        pitch: 0..99.
+        pitch: pitch in espeak-ng's units, 0..99.
         word_gap: pause between words in units of 10 ms at normal speed.
-        sample_rate: of the result in Hz; `None` = espeak-ng's own.
+        sample_rate: sample rate of the result in Hz; None = espeak-ng's own.
 
     Returns:
-        The waveform [N], float32 in -1..1, with 50 ms of margin around the speech, and its sample rate in Hz.
+        The waveform [N], float32 in -1..1, with `MARGIN_SECONDS` of silence around the speech, and its sample rate in
+        Hz.
 
     Raises:
-        ValueError: an unknown voice, a value out of range, or a text with nothing to say.
+        ValueError: an unknown voice, a value out of range, or a text without speech.
     """
     _check_range("speed", speed, 80, 450)
     _check_range("pitch", pitch, 0, 99)
@@ -141,7 +149,7 @@ def synthesize(
         engine.lib.espeak_SetParameter(parameter, value, 0)
     wav = trim(engine.speak(text).astype(np.float32) / 32768.0, engine.rate)
     if not len(wav):
-        raise ValueError(f"espeak-ng says nothing for the text {text!r}")
+        raise ValueError(f"espeak-ng generates no speech for the text {text!r}")
     if sample_rate is None or sample_rate == engine.rate:
         return wav, engine.rate
     import soxr
@@ -155,7 +163,7 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 
 def trim(wav: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Cut silence from both ends of [N] so that exactly `MARGIN_SECONDS` remain (zeros are added where it lacks)."""
+    """Return a waveform [N] with exactly `MARGIN_SECONDS` of silence at both ends, by trimming or adding zeros."""
     loud = np.flatnonzero(np.abs(wav) > TRIM_THRESHOLD * np.abs(wav).max(initial=1e-9))
     if not len(loud):
         return wav[:0]
@@ -165,17 +173,17 @@ def trim(wav: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def phonemes(text: str, voice: str = "en-us") -> list[str]:
-    """The sounds of a text in espeak-ng's mnemonics, without stress marks; a word boundary is no symbol."""
+    """Return the phonemes of a text in espeak-ng's mnemonics, without stress marks and word boundaries."""
     engine = _engine()
     engine.set_voice(voice)
     position = ctypes.c_char_p(text.encode())
     found: list[str] = []
-    while position.value is not None:  # one clause a call; the library moves the pointer and nulls it at the end
+    while position.value is not None:  # one clause per call: the library advances the pointer, at the end to null
         clause = engine.lib.espeak_TextToPhonemes(ctypes.byref(position), UTF8, ord("_") << 8)
         found += [_bare(sound) for word in clause.decode().split() for sound in word.split("_")]
     return [sound for sound in found if sound]
 
 
 def _bare(sound: str) -> str:
-    """A mnemonic without stress, pause and length marks at its ends (a colon inside, as in `i:`, is kept)."""
+    """Return a phoneme mnemonic without stress and pause marks at its ends; a final length mark (`i:`) remains."""
     return sound.lstrip(STRESS_AND_PAUSES).rstrip("',%=_|;!-")

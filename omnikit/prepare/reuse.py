@@ -1,4 +1,4 @@
-"""The shard that a new one replaces: what it holds of recordings that have not changed since."""
+"""Reuses codes and features from the shard that a new one replaces, for recordings that have not changed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ MADE_BY, RECORDINGS = "made_by", "recordings"
 
 @dataclass(frozen=True)
 class FormerShard:
-    """A shard, with a digest for each of its rows of the recordings that the row was computed from.
+    """A shard that was written before, with a digest of the recordings that each of its entries was computed from.
 
     Args:
-        made_by: digest of the parts and options.
-        computed: fields that follow from the recordings.
-        digests: by the ids of the rows; empty where there is no such shard, or other parts made it.
+        path: path of the shard.
+        depends_on: digest of the parts and options that compute the fields.
+        computed: names of the fields that are computed from recordings.
+        digests: digest of the recordings by the id of the entry; empty if there is no such shard or if other parts or
+            options computed it.
     """
 
     path: Path
@@ -38,7 +40,7 @@ class FormerShard:
 
     @classmethod
     def read(cls, path: Path, depends_on: str, computed: tuple[str, ...]) -> FormerShard:
-        """Look for the shard at `path`, and warn where its note says nothing of recordings."""
+        """Return the shard at `path` with the digests in its note, and warn if an earlier version stored none."""
         note, depends_on = read_note(path), hashlib.sha256(depends_on.encode()).hexdigest()
         if computed and note and RECORDINGS not in note:
             _report_old(path.parent)
@@ -46,11 +48,15 @@ class FormerShard:
         return cls(path, depends_on, computed, note[RECORDINGS] if usable else {})
 
     def new_note(self) -> dict[str, Any]:
-        """Return the note of the new shard, still without digests; empty where no field is computed from recordings."""
+        """Return the note for the new shard, still without digests; empty if no field is computed from recordings."""
         return {MADE_BY: self.depends_on, RECORDINGS: {}} if self.computed else {}
 
     def fill(self, items: Sequence[Item], digests: Mapping[str, str]) -> None:
-        """Give items the computed fields that the shard has for the same recordings."""
+        """Copy the computed fields of this shard to items with the same id and unchanged recordings, in place.
+
+        Args:
+            digests: digest of each item's recordings by id.
+        """
         same = {i["id"]: i for i in items if i["id"] in digests and self.digests.get(i["id"]) == digests[i["id"]]}
         if not same:
             return
@@ -61,13 +67,13 @@ class FormerShard:
 
 
 def digest_recordings(items: Sequence[Item], reads: Callable[[Item], list[str]]) -> dict[str, str]:
-    """Return a digest of the recordings that each item is computed from, by id.
+    """Return a digest of the recordings that each item is computed from, by the item's id.
 
     Args:
-        reads: from an item to the names of the fields that hold these recordings.
+        reads: function from an item to the names of the fields that hold these recordings.
 
     Returns:
-        Items without such recordings, or with one that cannot be read, are missing.
+        A mapping without the items that have no such recording or one that cannot be read.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda item: _digest(item, reads(item)), items)
@@ -77,7 +83,7 @@ def digest_recordings(items: Sequence[Item], reads: Callable[[Item], list[str]])
 def _digest(item: Item, names: Sequence[str]) -> str | None:
     try:
         found = [name.encode() + _content(item[name]).digest() for name in names]
-    except (OSError, ValueError):  # the step says so
+    except (OSError, ValueError):  # `ManifestTransform.rows` reports the recording
         return None
     return digest_of(b"".join(found)).hex() if found else None
 
@@ -88,5 +94,5 @@ def _content(recording: str | bytes) -> Content:
 
 @cache
 def _report_old(folder: Path) -> None:
-    """Warn once of shards whose notes say nothing of the recordings."""
-    logger.warning("%s: shards of an earlier version, which noted nothing of their recordings; made anew", folder)
+    """Warn once about shards of an earlier version, whose notes have no digests of the recordings."""
+    logger.warning("%s: shards of an earlier version, without digests of their recordings; computed again", folder)

@@ -1,6 +1,7 @@
-"""From a manifest to one with more fields, shard by shard: what `omnikit tokenize` and `omnikit synthesize` share.
+"""Rewrites a manifest with additional fields, shard by shard; the common part of `omnikit tokenize` and `synthesize`.
 
-A shard follows from its rows of the manifest and from the options alone, not from when or by whom it was made.
+The content of a shard depends on its entries and the options alone, not on the process that writes it or on earlier
+runs.
 """
 
 from __future__ import annotations
@@ -39,19 +40,20 @@ from omnikit.prepare.shards import (
 from omnikit.torchrun import Share
 
 SHARD_SIZE = 2048
+"""Default minimum number of entries in a shard."""
 VERSION = 2
-"""Goes up when the same rows make other shards, so that they are made again."""
+"""Version of this code, increased when the same entries give other shards, so that shards are written again."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The fields of a manifest, and in which of them recordings are bytes."""
+    """The names of a manifest's fields, and the names of those in which recordings are embedded as bytes."""
 
     names: tuple[str, ...]
     embedded: tuple[str, ...] = ()
 
     def with_more(self, names: Iterable[str], embedded: Iterable[str] = ()) -> Columns:
-        """And these."""
+        """Return a copy of these columns with further fields added, in the order of `FIELDS`."""
         return self._of({*self.names, *names}, {*self.embedded, *embedded})
 
     def without(self, names: Iterable[str]) -> Columns:
@@ -63,33 +65,33 @@ class Columns:
 
 
 class ManifestTransform(ABC):
-    """What is done with the rows."""
+    """Abstract base class of the transformations of manifest entries that `rewrite` applies."""
 
     name: str
-    """Of the command, for the summary."""
+    """Name of the command, for the summary and the progress bar."""
     depends_on: tuple[object, ...]
-    """What the rows depend on but for those of the manifest."""
+    """Everything but the manifest's entries that the new entries depend on, such as parts and options."""
     chunk: int
-    """Rows that are worked on together."""
+    """Number of entries that are transformed in one call of `rows`."""
     recordings: tuple[str, ...] = ()
-    """Fields whose recordings rows are computed from; shards are made again when one of these files changes."""
+    """Names of the fields whose recordings entries are computed from; a change of such a file invalidates shards."""
     computed: tuple[str, ...] = ()
-    """Fields that follow from these recordings and `depends_on`: where a recording is unchanged they are kept."""
+    """Names of fields that depend only on these recordings and `depends_on`, and are reused if both are unchanged."""
 
     @abstractmethod
     def columns(self, found: Columns) -> Columns:
-        """The fields of the manifest -> those of the shards. Called once, before the first row.
+        """Return the columns of the new shards, given those of the manifest; called once, before the first entry.
 
         Raises:
-            ValueError: a field that the options name is not there.
+            ValueError: the manifest lacks a field that the options name.
         """
 
     @abstractmethod
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
-        """Rows -> rows in their order, or why there is none."""
+        """Yield the transformed manifest entries in the order of `items`, or the reason why one is skipped."""
 
     def reads(self, item: Item) -> list[str]:
-        """Return those of the fields `recordings` from which fields of this item are computed."""
+        """Return the names of the fields whose recordings must be read to compute this item's new fields."""
         return []
 
 
@@ -101,14 +103,22 @@ def rewrite(
     shard_size: int = SHARD_SIZE,
     strict: bool = False,
 ) -> Summary:
-    """Write the shards that are not there yet; under torchrun, those of this process: every `WORLD_SIZE`-th.
+    """Apply a transformation to a manifest and write the shards that are missing or out of date.
+
+    Under torchrun, each process writes every `WORLD_SIZE`-th shard.
 
     Args:
-        shard_size: of a shard, at least: of Parquet, a shard ends with the row group that makes it full.
-        strict: the first thing that makes no row is an error.
+        manifest: path of the manifest to read.
+        save_folder: folder for the new shards, which form a manifest again.
+        step: transformation of the entries.
+        shard_size: minimum number of entries in a shard; a Parquet shard ends with the row group that reaches it.
+        strict: whether the first unusable item is an error instead of being skipped.
+
+    Returns:
+        The summary of the shards of this process.
 
     Raises:
-        ValueError: the manifest cannot be read, gives no row, or stands in the save folder; the disk is full.
+        ValueError: the manifest cannot be read, has no usable entry, or lies in the save folder; the disk is full.
     """
     manifest, save_folder = Path(manifest), Path(save_folder)
     COUNT.check("shard_size", shard_size)
@@ -126,18 +136,19 @@ def rewrite(
     if share.rank == 0:
         remove_others(save_folder, {part.name for part in parts})
     if not total.rows and share.processes == 1:
-        raise ValueError(f"{manifest}: no usable row; {total}")
+        raise ValueError(f"{manifest}: no usable entry; {total}")
     return total
 
 
 def read_parts(manifest: Path, shard_size: int, recordings: Sequence[str] = ()) -> tuple[Columns, list[ManifestPart]]:
-    """The fields of a manifest, and its rows as parts that become a shard each.
+    """Return the columns of a manifest, and its entries as parts, each of which becomes one shard.
 
     Args:
-        recordings: names of recordings whose files, where rows name such, count as sources of the part.
+        shard_size: minimum number of entries in a part.
+        recordings: names of the fields whose recordings, if they are files, count as sources of the parts.
 
     Raises:
-        ValueError: see `rewrite`.
+        ValueError: the manifest cannot be read.
     """
     if in_parquet(manifest):
         return _parquet_parts(manifest, shard_size, recordings)
@@ -160,7 +171,7 @@ def _copy(item: Item | Remark) -> Item | Remark:
 
 
 def _paths(rows: Iterable[Item | Remark], names: Sequence[str]) -> Iterator[str]:
-    """The files of the recordings that rows name."""
+    """Yield the paths of the recordings that entries have in the fields `names`."""
     for row in rows:
         if not isinstance(row, Remark):
             yield from (row[name] for name in names if isinstance(row.get(name), str))
@@ -171,7 +182,7 @@ def _parquet_parts(manifest: Path, shard_size: int, recordings: Sequence[str]) -
     for file in shard_files(manifest):
         try:
             shard = read_shard(file)
-        except Damaged:  # its part is a remark that says so
+        except Damaged:  # its part yields a remark that reports the damage
             parts += parquet_parts(file, (), dict)
             continue
         shards.append(shard)
@@ -185,7 +196,10 @@ def _parquet_parts(manifest: Path, shard_size: int, recordings: Sequence[str]) -
 
 
 def _parts_of(shard: Shard, shard_size: int, recordings: Sequence[str]) -> list[ManifestPart]:
-    """The parts of a shard; recordings that stand in it as bytes are its own content."""
+    """Return the parts of a Parquet file with the recordings that they depend on.
+
+    Embedded recordings are covered by the state of the file itself.
+    """
     parts = parquet_parts(shard.file, tuple(shard.fields), _typing(shard), shard_size)
     kinds = {name: shard.schema.field(name).type for name, field in shard.fields.items() if field in recordings}
     named = [name for name, kind in kinds.items() if not is_bytes(kind)]
@@ -201,7 +215,7 @@ def _parts_of(shard: Shard, shard_size: int, recordings: Sequence[str]) -> list[
 
 
 def _fields_of(shard: Shard) -> tuple[list[str], list[str]]:
-    """The fields of a shard, and the recordings among them that are bytes, with paths or without."""
+    """Return the fields of a shard, and those of them whose recordings are embedded as bytes."""
     kinds = {field: shard.schema.field(name).type for name, field in shard.fields.items()}
     sounds = [(field, kinds[field]) for field in AUDIO if field in kinds]
     return list(kinds), [field for field, kind in sounds if is_bytes(kind) or is_sound_struct(kind)]
@@ -210,7 +224,7 @@ def _fields_of(shard: Shard) -> tuple[list[str], list[str]]:
 def _ids(shards: Sequence[Shard]) -> Iterator[pa.ChunkedArray]:
     for shard in shards:
         name = next(name for name, field in shard.fields.items() if field == "id")
-        with suppress(*DAMAGED):  # its part is a remark that says so
+        with suppress(*DAMAGED):  # its part yields a remark that reports the damage
             yield pq.read_table(shard.file, columns=[name]).column(name)
 
 
@@ -256,14 +270,15 @@ def _write(
     note: dict,
 ) -> Summary:
     with ManifestWriter(path, columns.names, columns.embedded) as writer:
-        batches = ((len(batch), _made(batch, step, earlier, note)) for batch in in_batches(part.items(), step.chunk))
+        some = in_batches(part.items(), step.chunk)
+        batches = ((len(batch), _new_entries(batch, step, earlier, note)) for batch in some)
         return write_rows(writer, Summary(part.name), batches, total=part.rows, title=title, strict=strict)
 
 
-def _made(
+def _new_entries(
     batch: Sequence[Item | Remark], step: ManifestTransform, earlier: FormerShard, note: dict
 ) -> Iterator[Item | Remark]:
-    """What stands between usable rows is told first."""
+    """Yield the transformed entries of a batch, after the remarks about its unusable entries."""
     items = []
     for item in batch:
         if isinstance(item, Remark):
@@ -280,7 +295,7 @@ def _made(
 
 
 def check_recordings(flag: str, names: Sequence[str]) -> None:
-    """Raises `ValueError` naming the choices where one is no recording of `manifest_columns.AUDIO`."""
+    """Raise `ValueError` with the choices if one of the names given for a flag is not a field of recordings."""
     unknown = [name for name in names if name not in AUDIO]
     if unknown:
         raise ValueError(f"{flag} {','.join(names)}: no such recording: {unknown[0]!r} (choices: {', '.join(AUDIO)})")

@@ -1,7 +1,7 @@
-"""Files that are whole or absent, what each was made from, and what was left out of it.
+"""Writes manifest files that are whole or absent, with a note on their sources and on skipped items.
 
-Beside each file `<name>.summary.json` says both. A file that is whole and whose sources have not changed is not made
-again, so a run that was killed goes on where it was.
+The note stands beside each file as `<name>.summary.json`. A complete file whose sources have not changed is not written
+again, so a run that was killed resumes after its last complete file.
 """
 
 from __future__ import annotations
@@ -25,23 +25,26 @@ from omnikit.files import write_json
 
 @dataclass(frozen=True)
 class ManifestPart:
-    """What one file is made from."""
+    """The part of a split that becomes one manifest file: its sources and its items."""
 
     name: str
+    """Name of the part, and of its file without the ending."""
     sources: Sequence[Path]
-    """The part is made again when one of these files or folders has changed."""
+    """Files or folders that the part is read from; the part is written again when one has changed."""
     items: Callable[[], Iterable[Item | Remark]]
-    """The same ones in the same order at each call."""
+    """Function that returns the part's items or remarks, the same ones in the same order at each call."""
     rows: int | None = None
-    """How many, if that is known beforehand."""
+    """Number of items, for the progress bar; None = unknown."""
     recordings: Callable[[], Iterable[str]] = tuple
-    """Paths of the recordings that the rows name and that are not among the sources; the part is made again when the
-    size or the modification time of one changes."""
+    """Function that returns the paths of the recordings that the items name and that are not among the sources.
+
+    The part is written again when the size or modification time of one changes.
+    """
 
 
 @dataclass
 class Summary:
-    """What a split's manifest holds, or a part of it."""
+    """Statistics of the manifest of a split or of a part: entries, hours, speakers, and skipped items by reason."""
 
     split: str
     rows: int = 0
@@ -57,10 +60,10 @@ class Summary:
             self.speakers.add(row["speaker"])
 
     def leave_out(self, remark: Remark, strict: bool) -> None:
-        """Count a remark.
+        """Count a remark about an item, under the skipped items or under the notes.
 
         Raises:
-            ValueError: `strict`, and it is no mere note.
+            ValueError: `strict` is set and the remark is a reason for skipping, not a note.
         """
         if remark.reason in NOTES:
             self.notes.add(remark.reason, remark.example)
@@ -73,7 +76,7 @@ class Summary:
         self.skipped.add(remark.reason, example)
 
     def update(self, part: Summary) -> None:
-        """Add what a part of the split holds."""
+        """Add the statistics of a part of the split."""
         self.rows += part.rows
         self.hours += part.hours
         self.speakers |= part.speakers
@@ -86,7 +89,7 @@ class Summary:
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Summary:
-        """The inverse of `as_dict`."""
+        """Return the summary that a dict from `as_dict` describes."""
         summary = cls(stored["split"], stored["rows"], stored["hours"], set(stored["speakers"]))
         for name in ("skipped", "notes"):
             for reason, count in stored[name]["reasons"].items():
@@ -94,14 +97,17 @@ class Summary:
         return summary
 
     def __str__(self) -> str:
-        size = f"{self.rows} rows, {self.hours:.2f} h, {len(self.speakers)} speakers"
+        size = f"{self.rows} entries, {self.hours:.2f} h, {len(self.speakers)} speakers"
         noted = f"; notes: {self.notes}" if self.notes else ""
         return f"{self.split}: {size}; skipped: {self.skipped}{noted}"
 
 
 def fingerprint_of(part: ManifestPart, *depends_on: object) -> str:
-    """A name for what a file is made from: the state of its sources and recordings, the part, and whatever else
-    matters. It asks the file system once for each recording."""
+    """Return a hash of everything that a manifest file is computed from.
+
+    It covers the part's name, the sizes and modification times of its sources and recordings, and the values
+    `depends_on`. Each recording costs one call of `stat`.
+    """
     stamps = []
     for source in part.sources:
         stat = source.stat()
@@ -117,10 +123,13 @@ def fingerprint_of(part: ManifestPart, *depends_on: object) -> str:
 
 
 def read_if_current(path: Path, fingerprint: str, strict: bool) -> Summary | None:
-    """The summary of a file that is whole and up to date.
+    """Return the summary of a manifest file that is complete and up to date, else None.
+
+    Args:
+        fingerprint: hash of what the file should have been computed from, see `fingerprint_of`.
 
     Raises:
-        ValueError: `strict`, and something was left out of it.
+        ValueError: `strict` is set and items of the file were skipped.
     """
     stored = read_note(path)
     if not stored or stored["fingerprint"] != fingerprint or (stored["summary"]["rows"] and not path.exists()):
@@ -132,7 +141,8 @@ def read_if_current(path: Path, fingerprint: str, strict: bool) -> Summary | Non
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """Return what `write_with_note` noted of a file: fingerprint, summary and `more`; empty where there is nothing."""
+    """Return the note that `write_with_note` wrote beside a manifest file (fingerprint, summary, `more`); {} without
+    one."""
     note = _note_of(path)
     return json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
 
@@ -140,14 +150,16 @@ def read_note(path: Path) -> dict[str, Any]:
 def write_with_note(
     path: Path, fingerprint: str, write: Callable[[], Summary], more: Mapping[str, Any] | None = None
 ) -> Summary:
-    """Let `write` write a file (none where there is no row), then its note.
+    """Write a manifest file by calling `write`, then its note; without entries the file is removed.
 
     Args:
-        more: is noted as well; `write` may fill it.
+        fingerprint: hash of what the file is computed from, for the note.
+        write: function that writes the file and returns its summary.
+        more: further values for the note; `write` may fill them in.
     """
     note = _note_of(path)
     with writing(note):
-        note.unlink(missing_ok=True)  # until the new one is whole the old manifest must not pass for up to date
+        note.unlink(missing_ok=True)  # the old file must not count as up to date while the new one is written
     summary = write()
     if not summary.rows:
         path.unlink(missing_ok=True)
@@ -164,12 +176,16 @@ def write_rows(
     title: str,
     strict: bool,
 ) -> Summary:
-    """Write the rows of each batch together and count the rest, with a progress bar; no file where there is no row.
+    """Write the entries of each batch, count entries and remarks in `summary`, and show a progress bar.
+
+    If there is no entry at all, the file is discarded.
 
     Args:
-        writer: entered, so that an error leaves nothing behind.
-        batches: how many things were looked at, and what came of them in their order.
-        total: things in all, if that is known.
+        writer: writer whose `with` block has been entered, so that an error leaves no file behind.
+        batches: for each batch the number of items that were checked, and the resulting entries and remarks in order.
+        total: total number of items; None = unknown.
+        title: title of the progress bar.
+        strict: whether the first unusable item is an error.
     """
     with tqdm(total=total, desc=title, leave=False, dynamic_ncols=True) as bar:
         for count, found in batches:
@@ -190,7 +206,10 @@ def write_rows(
 
 
 def _with_bytes(row: Item, embedded: Sequence[str]) -> Item | Remark:
-    """A row in whose `embedded` recordings the bytes of a file stand in place of its path."""
+    """Return an entry with the paths of its `embedded` recordings replaced by the bytes of the files.
+
+    A remark is returned instead if a file is missing or cannot be read.
+    """
     try:
         return row | {name: Path(row[name]).read_bytes() for name in embedded if isinstance(row.get(name), str)}
     except FileNotFoundError:
@@ -200,7 +219,7 @@ def _with_bytes(row: Item, embedded: Sequence[str]) -> Item | Remark:
 
 
 def remove_others(folder: Path, names: Collection[str]) -> None:
-    """Shards of parts that are no more."""
+    """Remove the shards in a folder, with their notes, whose parts are not among `names`."""
     for note in folder.glob(f"*{_NOTE}"):
         name = note.name.removesuffix(_NOTE)
         if name not in names:
@@ -209,11 +228,11 @@ def remove_others(folder: Path, names: Collection[str]) -> None:
 
 
 def problem_of_texts(item: Item) -> str | None:
-    """Why the texts of an item make no row."""
+    """Return the reason (a key of `REASONS`) why the texts of an item make it unusable; None if there is none."""
     try:
         for value in item.values():
             if isinstance(value, str):
-                value.encode()  # what was no UTF-8 stands there as surrogates, see `corpus_readers.read_lines`
+                value.encode()  # fails for surrogates, which `corpus_readers.read_lines` puts for invalid UTF-8
     except UnicodeEncodeError:
         return "not UTF-8"
     blank = any(name in item and not (item[name] or "").strip() for name in ("t1", "t2"))

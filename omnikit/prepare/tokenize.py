@@ -1,5 +1,7 @@
-"""`omnikit tokenize`: recordings of a manifest become codes of a codec and features of a frozen encoder, once for all
-trainings that use the same ones."""
+"""Adds codes of a codec and features of a frozen encoder to a manifest; implements `omnikit tokenize`.
+
+They are computed once for all trainings that use the same codec and encoder.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,15 @@ from omnikit.prepare.shards import Summary
 from omnikit.torchrun import check_device, own_device
 
 HEARD = "a1"
-"""The recording that the tasks listen to."""
+"""Field of the recording from which encoder features are computed, that of the question."""
 FEATURES = ("features", "frames", "encoder")
-THREADS = 4  # that load recordings
+"""Names of the manifest fields that store encoder features."""
+THREADS = 4  # threads that load recordings
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What encodes."""
+    """The codec and the encoder with which recordings are encoded; None for one that is not used."""
 
     codec: Codec | None = None
     codec_name: str = ""
@@ -53,16 +56,17 @@ def tokenize(
     shard_size: int = SHARD_SIZE,
     strict: bool = False,
 ) -> Summary:
-    """Write a manifest's rows with codes and features as shards that are a manifest again.
+    """Write the entries of a manifest with codes and features of their recordings as the shards of a new manifest.
 
     Args:
-        fields: recordings that become codes; () = the answers, `a2`, or `a1` where the manifest has none.
-        drop: recordings that are left out of the shards.
-        batch_seconds: of recordings that are encoded together, padding included.
+        parts: codec and encoder that are used.
+        fields: fields of the recordings to encode with the codec; () = `a2`, or `a1` if the manifest has no `a2`.
+        drop: fields of recordings that are omitted from the shards.
+        batch_seconds: maximum total length in seconds, padding included, of the recordings encoded in one batch.
         shard_size, strict: see `rewrite`.
 
     Raises:
-        ValueError: bad options; see `rewrite`.
+        ValueError: invalid options; see also `rewrite`.
     """
     check_recordings("--fields", fields)
     check_recordings("--drop", drop)
@@ -76,15 +80,16 @@ def tokenize(
 def read_parts(
     settings: Mapping[str, Any], checkpoint_folder: str | None, *, features: bool = False, device: str = "cpu"
 ) -> Parts:
-    """The codec and the encoder that a command line names.
+    """Return the codec and the encoder that a command line names, with their weights, in evaluation mode.
 
     Args:
-        settings: `codec`, `encoder` and their options with dots.
-        checkpoint_folder: in their place, the checkpoint that has them.
-        features: whether the checkpoint's encoder is wanted.
+        settings: values of `codec`, `encoder` and their dotted options, such as `codec.num_codebooks`.
+        checkpoint_folder: a checkpoint whose codec and encoder are used instead; None = those in `settings`.
+        features: whether features are computed, for which the checkpoint's encoder or `--encoder` is needed.
+        device: device for the parts.
 
     Raises:
-        ValueError: none is named, one has no weights, or what is named cannot be built or loaded.
+        ValueError: no part is named, one has no weights, or one cannot be built or loaded.
     """
     device = own_device(device)
     check_device(device)
@@ -133,10 +138,10 @@ def _with_codes(codec: Codec, name: str) -> Codec:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The recordings of a row."""
+    """The loaded recordings of a manifest entry, and notes about them."""
 
     wavs: dict[str, Tensor]
-    """The field that is to be filled -> the waveform [N] that is encoded for it."""
+    """Mapping from the field to compute, codes or features, to the waveform [N] that is encoded for it."""
     notes: list[Remark]
 
 
@@ -145,13 +150,13 @@ def _has(found: _Loaded | Remark, name: str) -> bool:
 
 
 class _Tokenizing(ManifestTransform):
-    """A row gets codes for each recording in `fields` and features of `HEARD`, where it has not the same ones already.
+    """The transformation that adds codes of the recordings `fields` and features of `HEARD` to manifest entries.
 
-    Codes of another codec, and features of another encoder, are made anew, too, wherever they stand.
+    Codes of another codec and features of another encoder are replaced, also in other fields.
     """
 
     name = "tokenize"
-    chunk = 256  # their recordings stand in memory, and are sorted by length
+    chunk = 256  # recordings of a chunk are in memory and are sorted by length
     computed = (*CODES_OF.values(), "codec", *FEATURES, "duration")
 
     def __init__(self, parts: Parts, fields: Sequence[str], drop: Sequence[str], batch_seconds: float):
@@ -186,7 +191,7 @@ class _Tokenizing(ManifestTransform):
     def _portions(
         self, items: list[Item], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[list[Item], list[_Loaded | Remark]]]:
-        """Rows with their recordings, as many at a time as the memory should hold."""
+        """Yield entries with their loaded recordings, in groups of about `HELD` audio samples at most."""
         some: list[Item] = []
         loaded: list[_Loaded | Remark] = []
         for few in in_batches(items, 2 * THREADS):
@@ -200,7 +205,7 @@ class _Tokenizing(ManifestTransform):
             yield some, loaded
 
     def _encoded(self, items: list[Item], loaded: list[_Loaded | Remark]) -> Iterator[Item | Remark]:
-        """Rows with what is made of their recordings, in their order."""
+        """Yield entries with the codes and features of their recordings, in order, or remarks for skipped ones."""
         refused = self._fill(items, loaded)
         for number, (item, found) in enumerate(zip(items, loaded, strict=True)):
             if isinstance(found, Remark):
@@ -214,7 +219,7 @@ class _Tokenizing(ManifestTransform):
                 yield {name: value for name, value in item.items() if name not in self.drop}
 
     def _load(self, item: Item) -> _Loaded | Remark:
-        """Read the recordings of a row that are to be encoded."""
+        """Return the loaded recordings of an entry that are to be encoded, or a remark if one cannot be read."""
         sources = self._to_make(item)
         if any(source not in item for source in sources.values()):
             return Remark("foreign", item["id"])
@@ -230,7 +235,10 @@ class _Tokenizing(ManifestTransform):
         return _Loaded(wavs, [Remark(note, item["id"]) for sound in sounds.values() for note in sound.notes])
 
     def _to_make(self, item: Item) -> dict[str, str]:
-        """Field that is to be filled -> recording; also what of another codec or encoder has none."""
+        """Return a mapping from each field to compute to the field of its recording.
+
+        It includes codes and features of another codec or encoder whose recording the entry lacks.
+        """
         made = {}
         for source in AUDIO if self.codes else ():
             target = CODES_OF[source]
@@ -247,7 +255,11 @@ class _Tokenizing(ManifestTransform):
         return any(CODES_OF[name] in item for name in self.fields) or (self.features is not None and "features" in item)
 
     def _fill(self, items: list[Item], loaded: list[_Loaded | Remark]) -> set[int]:
-        """Put what is made of the waveforms into the items; which items hold a recording that is refused."""
+        """Store the codes and features of loaded waveforms in the items.
+
+        Returns:
+            Indices of the items with a recording that the codec or the encoder refuses.
+        """
         refused = set()
         for field in (*CODES_OF.values(), "features"):
             wavs = [(n, found.wavs[field]) for n, found in enumerate(loaded) if _has(found, field)]

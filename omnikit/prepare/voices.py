@@ -1,6 +1,6 @@
-"""Voices that say texts: espeak-ng, and the project's own trained systems. torch is imported by the latter alone.
+"""Voices for speech synthesis: espeak-ng, and trained systems of this toolkit (which alone need torch).
 
-A voice of one's own is a class like these, named with its module: `--voice my_package.my_module.MyVoice`.
+A subclass of `Voice` in your own package is named with its module: `--voice my_package.my_module.MyVoice`.
 """
 
 from __future__ import annotations
@@ -22,42 +22,46 @@ from omnikit.errors import one_line
 from omnikit.prepare.espeak import check_voice, synthesize
 
 ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029")
-"""Of espeak-ng, those that are easy to understand."""
+"""English accents of espeak-ng that are easy to understand; the first one speaks the answers."""
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5")
-SPEEDS, PITCHES = (140, 190), (30, 70)  # from .. to, espeak-ng's units
+"""Voice variants of espeak-ng among which the speakers of questions are chosen."""
+SPEEDS, PITCHES = (140, 190), (30, 70)  # minimum and maximum in espeak-ng's units
 
 
 class Voice(ABC):
-    """Built without arguments, or with `checkpoint` and `device` where these are given."""
+    """Abstract base class of voices that synthesize speech from text.
+
+    `open_voice` creates a subclass without arguments, or with those of `checkpoint` and `device` that the user gives.
+    """
 
     sample_rate: int
-    """Hz"""
+    """Sample rate of the synthesized speech in Hz."""
     depends_on_history = False
-    """Whether what it says depends on what the process had it say before. Such a voice can be pickled."""
+    """Whether synthesized speech depends on what the process synthesized before; such a voice must be picklable."""
     depends_on: tuple[object, ...] = ()
-    """What its speech depends on."""
+    """Values that the synthesized speech depends on, such as a fingerprint of weights."""
 
     @abstractmethod
     def synthesize(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
-        """The waveform [N], float32 in -1..1.
+        """Return the synthesized speech of a text as a waveform [N], float32 in -1..1, at `sample_rate`.
 
         Args:
-            seed: chooses among the speakers that it has; None = the one who gives the answers.
-            language: ISO 639-1; "" = not known.
+            seed: number that selects one of the voice's speakers; None = the speaker of answers.
+            language: ISO 639-1 code of the text's language; "" = unknown.
 
         Raises:
-            ValueError: it cannot say the text.
+            ValueError: the voice cannot synthesize the text.
         """
 
 
 class EspeakVoice(Voice):
-    """espeak-ng: answers in one voice, questions in many, at various speeds and pitches."""
+    """The voice of espeak-ng: one speaker for answers, and speakers of various accents and speeds for questions."""
 
     sample_rate = 22050
     depends_on_history = True
 
     def __init__(self) -> None:
-        check_voice(ACCENTS[0])  # that espeak-ng is there at all
+        check_voice(ACCENTS[0])  # raises an error early if espeak-ng is missing
 
     def synthesize(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
         accents = ACCENTS if language in ("", "en") else (language,)
@@ -70,10 +74,11 @@ class EspeakVoice(Voice):
 
 
 class CheckpointVoice(Voice):
-    """A trained system, which has one voice.
+    """The voice of a trained system, which has a single speaker.
 
     Args:
-        checkpoint: folder or hub id; None = the system of the package.
+        checkpoint: folder or hub id of the system; None = the system shipped with the package.
+        device: device for the system.
     """
 
     def __init__(self, checkpoint: str | None = None, device: str = "cpu"):
@@ -87,7 +92,7 @@ class CheckpointVoice(Voice):
     def synthesize(self, text: str, seed: int | None = None, language: str = "") -> np.ndarray:
         wav = self.omni.speak(text).wav
         if not len(wav):
-            raise ValueError(f"the system says nothing for the text {text!r}")
+            raise ValueError(f"the system generates no speech for the text {text!r}")
         return wav.float().cpu().numpy()
 
 
@@ -95,10 +100,13 @@ VOICES = {"espeak": EspeakVoice, "checkpoint": CheckpointVoice}
 
 
 def open_voice(name: str, **options: Any) -> Voice:
-    """A voice by its name in `VOICES`, or that of a class with its module.
+    """Return a new voice by its name in `VOICES`, or by the dotted name of a class.
+
+    Args:
+        options: arguments of the class, such as `checkpoint` and `device`.
 
     Raises:
-        ValueError: there is none, or it does not take the options.
+        ValueError: there is no such voice, or it does not accept an option.
     """
     try:
         found = VOICES.get(name) or (pydoc.locate(name) if "." in name else None)
@@ -116,7 +124,7 @@ def open_voice(name: str, **options: Any) -> Voice:
 
 @dataclass(frozen=True)
 class SynthesisRequest:
-    """What is to be said."""
+    """A text to be synthesized, with the seed that selects its speaker and its language; see `Voice.synthesize`."""
 
     text: str
     seed: int | None = None
@@ -125,17 +133,23 @@ class SynthesisRequest:
 
 @dataclass(frozen=True)
 class SynthesizedSpeech:
-    """A FLAC file's bytes and its length; no data where the voice could not say the text."""
+    """The bytes of a FLAC file with synthesized speech and its length; no data if the voice refused the text."""
 
     data: bytes | None = None
     seconds: float = 0.0
 
 
 def synthesize_all(voice: Voice, requests: Sequence[SynthesisRequest]) -> list[SynthesizedSpeech]:
-    """What the voice makes of texts, whatever it said before."""
+    """Return the synthesized speech of each request, independently of what the process synthesized before.
+
+    A voice that depends on its history runs in a new process.
+
+    Raises:
+        RuntimeError: the process of the voice ended without a result.
+    """
     if not voice.depends_on_history:
         return _synthesize_here(voice, requests)
-    # not forked: a child would have said before what its parent has
+    # spawned, since a forked process would inherit the voice's history
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     fresh = context.Process(target=_send_synthesized, args=(sender, voice, requests), daemon=True)

@@ -1,4 +1,4 @@
-"""Training of an OmniLM with SpeechBrain's Brain."""
+"""SpeechBrain's Brain for training an `OmniLM`: schedule, loss sums, progress bar, log and validation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOG = "train_log.jsonl"
 
 
 def cosine_rate(step: int, *, peak: float, lowest: float, warmup: int, total: int) -> float:
-    """Learning rate at an optimiser step: linear warm-up, then half a cosine from `peak` down to `lowest`."""
+    """Return the learning rate at an optimiser step: linear warm-up, then half a cosine from `peak` to `lowest`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -36,7 +36,7 @@ def cosine_rate(step: int, *, peak: float, lowest: float, warmup: int, total: in
 
 
 def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str] | None = None) -> Table:
-    """What trains and what is frozen, by part; `origins` says where weights came from."""
+    """Return a table of the model's parts: parameters, trainable or frozen, and the origin of their weights."""
     table = Table(title="Parameters by part")
     for column, justify in (("part", "left"), ("parameters", "right"), ("state", "left"), ("weights from", "left")):
         table.add_column(column, justify=justify)
@@ -51,8 +51,8 @@ def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str]
 def encoded(model: OmniLM, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return encoder features [B, T, D] of a batch and their lengths [B].
 
-    Stored ones are taken as they are. Recordings without are encoded here, by the encoder as it is in evaluation, in
-    float32 and without gradients.
+    Stored features are returned unchanged. Recordings without features are encoded here as in evaluation: in float32
+    and without gradients.
     """
     at = batch.to_encode
     if not at.any():
@@ -62,10 +62,10 @@ def encoded(model: OmniLM, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 class OneForward(nn.Module):
-    """The model as one `forward` that runs a given function.
+    """A wrapper of the model whose `forward` calls a given function.
 
-    DistributedDataParallel wraps it and averages the gradients of what is computed in there, so both the forward pass
-    and the loss have to be.
+    DistributedDataParallel averages only gradients of what its module's `forward` computes, so forward pass and loss
+    run inside it.
     """
 
     def __init__(self, model: OmniLM):
@@ -77,16 +77,18 @@ class OneForward(nn.Module):
 
 
 class OmniBrain(RobustBrain):
-    """Trains an OmniLM with warm-up, a cosine schedule and task-mixed batches.
+    """A Brain that trains an `OmniLM` with warm-up, a cosine schedule and task-mixed batches.
 
-    A recipe's subclass says what is learned: `compute_forward` from a batch to predictions, and `compute_objectives`
-    from those to the loss, which calls `log_losses`. Under torchrun each process has its own batches.
+    A recipe's subclass implements `compute_forward`, from a batch to predictions, and `compute_objectives`, from
+    predictions to the loss, which calls `log_losses`. Under torchrun each process draws its own batches.
 
-    What is frozen must be so before: processes share, and the optimiser gets, what needs gradients.
+    Freeze parameters before the Brain is built: only those that require gradients are optimised and synchronised.
 
-    Needs the module `model`, and in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`,
+    Requires the module `model`, and in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`,
     `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`,
-    `tensorboard`, `mix` (the batch sampler) and `validate` (called with the brain after each epoch, gives figures)."""
+    `tensorboard`, `mix` (the batch sampler) and `validate` (a function from the brain to validation figures, called
+    after each epoch).
+    """
 
     bar: tqdm | None = None
 
@@ -98,7 +100,7 @@ class OmniBrain(RobustBrain):
         return batch.ids
 
     def fit_batch(self, batch: Batch) -> Tensor:
-        """Learn from a batch as SpeechBrain does, but with forward pass and loss in one, see `OneForward`."""
+        """Train on one batch as SpeechBrain does, but compute forward pass and loss inside `OneForward`."""
         self.current = self.entries(batch)
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batch, should_step)
@@ -118,7 +120,7 @@ class OmniBrain(RobustBrain):
         return self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
 
     def log_losses(self, loss: Tensor, losses: StreamLosses, stage: sb.Stage) -> None:
-        """Add the losses of a batch to the figures of the epoch, unless its mean loss is unusable."""
+        """Add the losses of a batch to the sums of the epoch, unless its mean loss is not finite or too large."""
         if self.usable(loss):
             (self.progress.sums if stage == sb.Stage.TRAIN else self.valid_sums).add(losses)
 
@@ -126,13 +128,13 @@ class OmniBrain(RobustBrain):
         try:
             super().fit(*args, **kwargs)
         finally:
-            if self.bar is not None:  # its line would come after that of an error
+            if self.bar is not None:  # or its line would be printed after the error message
                 self.bar.close()
 
     def on_fit_start(self) -> None:
         layout = self.model.layout
         self.progress = EpochProgress(layout.num_streams)
-        if self.checkpointer is not None:  # checkpoints from before do not have it
+        if self.checkpointer is not None:  # older checkpoints lack it
             self.checkpointer.add_recoverable("progress", self.progress, optional_load=True)
         super().on_fit_start()
         text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
@@ -166,7 +168,7 @@ class OmniBrain(RobustBrain):
         if stage != sb.Stage.TRAIN:
             self.valid_sums = StreamSums(self.model.layout.num_streams)
             return
-        if not self.step:  # else a checkpoint in the middle of the epoch has given its figures so far
+        if not self.step:  # otherwise an intra-epoch checkpoint has restored the sums
             self.progress.restart()
         self.hparams.mix.set_epoch(epoch)
         title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
@@ -200,7 +202,7 @@ class OmniBrain(RobustBrain):
         super()._save_intra_epoch_ckpt()
 
     def _figures(self, sums: StreamSums) -> dict[str, float]:
-        """Return the weighted mean loss and the mean loss of each stream; nothing where no batch was usable."""
+        """Return the weighted mean loss and the mean loss of each stream, or an empty dict if no batch was usable."""
         means = sums.means()
         return {"loss": float(weighted_mean(sums.losses(), self.stream_weights.cpu())), **means} if means else {}
 
@@ -213,7 +215,7 @@ class OmniBrain(RobustBrain):
     def _log(self, where: dict, valid: dict) -> None:
         line = {**where, "train": _rounded(self.train_figures), "valid": _rounded(valid)}
         path = Path(self.hparams.output_folder) / LOG
-        # an epoch that a kill made the run do again replaces its first line
+        # an epoch that is repeated after a kill replaces its earlier line
         kept = [old for old in read_log(path) if old["epoch"] < line["epoch"]] if path.exists() else []
         write_text(path, "".join(json.dumps(each) + "\n" for each in [*kept, line]))
         self.hparams.tensorboard.log_stats(where, line["train"], line["valid"])

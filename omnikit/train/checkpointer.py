@@ -1,4 +1,4 @@
-"""SpeechBrain's Checkpointer, safe against kills, full disks and damaged files."""
+"""SpeechBrain's Checkpointer made safe against kills, full disks and damaged files."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from omnikit.weights import refuse_not_finite
 logger = logging.getLogger(__name__)
 
 KEPT = 2
-"""The newest checkpoints that are never deleted: when one turns out to be damaged, another is there."""
+"""Number of newest checkpoints that are never deleted, so that another is left if one is damaged."""
 UNFINISHED = "unfinished-"
-"""What the name of a folder begins with while it is being written or deleted."""
+"""Prefix of the name of a checkpoint folder while it is being written or deleted."""
 
 
 class WholeCheckpointer(Checkpointer):
-    """Loads a checkpoint only when every file of it is as it was saved, and the newest of those.
+    """A Checkpointer that loads the newest checkpoint whose files match their checksums.
 
-    A checkpoint is written into a folder `unfinished-CKPT...`. When all of it is on the disk, with the sum of each file
-    in `SUMS.json`, the folder is renamed to `CKPT...`. So a folder of that name was whole once, and a file that does
-    not agree with its sum is damaged. Checkpoints of versions that kept no sums are loaded as well.
+    A checkpoint is written to a folder `unfinished-CKPT...`. When all of it is on the disk, with the checksum of each
+    file in `SUMS.json`, the folder is renamed to `CKPT...`. A folder of that name was therefore complete once, and a
+    file that does not match its checksum is damaged. Checkpoints of versions without checksums are loaded, too.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._damaged: dict[Path, str] = {}  # checkpoint -> what is wrong with it, as found when one was looked for
+        self._damaged: dict[Path, str] = {}  # checkpoint -> damage that the last search found
         self._whole: set[Path] = set()  # checkpoints that this process has verified
 
     def save_checkpoint(
@@ -47,13 +47,13 @@ class WholeCheckpointer(Checkpointer):
         name: str | None = None,
         verbosity: int = logging.INFO,
     ) -> Checkpoint | None:
-        """Save a checkpoint, after removing unfinished ones; remove damaged ones after it.
+        """Save a checkpoint; unfinished checkpoints are removed before, damaged ones afterwards.
 
         Raises:
-            ValueError: weights are not finite, or the disk does not take it; the checkpoints that are there stay.
+            ValueError: weights are not finite, or the disk is full; existing checkpoints stay.
         """
         for key, module in self.recoverables.items():
-            if isinstance(module, torch.nn.Module):  # the same ones in all processes
+            if isinstance(module, torch.nn.Module):  # the weights are equal in all processes
                 refuse_not_finite(module.state_dict(), f"{self.checkpoints_dir}: no checkpoint is saved: {key}")
         with self._writing():
             if if_main_process():
@@ -66,12 +66,12 @@ class WholeCheckpointer(Checkpointer):
         return saved
 
     def find_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
-        """Verify checkpoints, the most important one first, and return the first that is whole.
+        """Return the first undamaged checkpoint, in order of importance, or None if there are no checkpoints.
 
-        The main process does so, with a warning for each damaged one, and tells the others.
+        The main process verifies the checksums, logs a warning for each damaged checkpoint and broadcasts the result.
 
         Raises:
-            ValueError: there are checkpoints, and all of them are damaged.
+            ValueError: all checkpoints are damaged.
         """
         found, problem = self._find_whole(*args, **kwargs)
         if problem is not None:
@@ -79,10 +79,10 @@ class WholeCheckpointer(Checkpointer):
         return found
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint; torch reads nothing from it but tensors and plain values.
+        """Load a checkpoint; only tensors and plain values are unpickled.
 
         Raises:
-            ValueError: it holds other Python objects.
+            ValueError: the checkpoint holds other Python objects.
         """
         try:
             super().load_checkpoint(checkpoint)
@@ -99,7 +99,10 @@ class WholeCheckpointer(Checkpointer):
         ckpt_predicate: Callable[[Checkpoint], bool] | None = None,
         verbosity: int = logging.INFO,
     ) -> None:
-        """Delete as SpeechBrain does, but never the newest `KEPT`, and so that a kill leaves no half of one."""
+        """Delete checkpoints as SpeechBrain does, except for the newest `KEPT`.
+
+        A folder is renamed before it is deleted, so that a kill leaves no partial checkpoint under a valid name.
+        """
         choices: list[dict[str, Any]] = [{"min_key": key} for key in min_keys or ()]
         choices += [{"max_key": key} for key in max_keys or ()]
         choices += [{"importance_key": key} for key in dict.fromkeys(importance_keys)]
@@ -118,7 +121,7 @@ class WholeCheckpointer(Checkpointer):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Tell of a disk that takes no more in one line, and give back what an unfinished checkpoint occupies."""
+        """Turn a write error such as a full disk into a one-line error, and delete the unfinished checkpoint."""
         try:
             with writing(self.checkpoints_dir):
                 try:
@@ -134,7 +137,7 @@ class WholeCheckpointer(Checkpointer):
             raise
 
     def _finish(self, saved: Checkpoint, verbosity: int) -> Checkpoint:
-        """Give a checkpoint its name when all of it is on the disk."""
+        """Write the checksums of a saved checkpoint, rename it to its final name and return it."""
         write_sums(saved.path)
         path = saved.path.with_name(saved.path.name.removeprefix(UNFINISHED))
         saved.path.rename(path)
@@ -149,12 +152,12 @@ class WholeCheckpointer(Checkpointer):
 
     @main_process_only
     def _find_whole(self, *args: Any, **kwargs: Any) -> tuple[Checkpoint | None, str | None]:
-        """Return the checkpoint to load, or None and, where there should be one, what to tell the user."""
+        """Return the checkpoint to load and None, or None and an error message if all checkpoints are damaged."""
         known, damaged, chosen = set(self._damaged), self._look(), None
         for checkpoint in self.find_checkpoints(*args, **kwargs):
             damage = None if checkpoint.path in self._whole else self._verify(checkpoint)
             if damage is None:
-                if _has_sums(checkpoint.path, checkpoint.meta):  # of others not every expected file may be known yet
+                if _has_sums(checkpoint.path, checkpoint.meta):  # else not all expected files may be known yet
                     self._whole.add(checkpoint.path)
                 chosen = checkpoint
                 break
@@ -173,11 +176,11 @@ class WholeCheckpointer(Checkpointer):
         return chosen, None
 
     def _paths(self, **choice: Any) -> list[Path]:
-        # not the checkpoints themselves: two readings of one differ where its description has a NaN
+        # paths, because two reads of one checkpoint compare unequal if its metadata holds a NaN
         return [checkpoint.path for checkpoint in self.find_checkpoints(**choice)]
 
     def _look(self) -> dict[Path, str]:
-        """Return the checkpoints that are known to be damaged, or seem so without reading their large files."""
+        """Return the damage of each checkpoint that is known or, without reading large files, found to be damaged."""
         seen = {path: self._damaged.get(path) or _glance(path) for path in self._folders()}
         return {path: damage for path, damage in seen.items() if damage is not None}
 
@@ -218,7 +221,7 @@ def _has_sums(path: Path, meta: Mapping[str, Any]) -> bool:
 
 
 def _glance(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint as far as its description and the sizes of its files tell."""
+    """Return the damage that a checkpoint's metadata and file sizes show, or None; large files are not read."""
     try:
         meta = yaml.safe_load((path / METAFNAME).read_text(encoding="utf-8"))
     except FileNotFoundError:

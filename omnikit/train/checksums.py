@@ -1,4 +1,4 @@
-"""Sums of a folder's files: written and flushed to the disk when the folder is whole, compared before it is read."""
+"""SHA-256 checksums of a folder's files: written when the folder is complete, compared before it is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def write_sums(folder: Path) -> None:
-    """Flush a folder and its files to the disk, and list the size and the SHA-256 of each file in `SUMS.json`."""
+    """Flush a folder to the disk and write the size and the SHA-256 of each of its files to `SUMS.json`."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor() as pool:  # hashlib and fsync let other threads run
         listed = dict(zip(names, pool.map(lambda name: _flushed(folder / name), names), strict=True))
@@ -33,25 +33,25 @@ def write_sums(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk, on file systems that can."""
+    """Flush a folder's directory entries to the disk, on file systems that support it."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
     except OSError as error:
-        if error.errno not in _CANNOT_FLUSH:  # some network file systems flush files only
+        if error.errno not in _CANNOT_FLUSH:  # some network file systems flush files alone
             raise
     finally:
         os.close(number)
 
 
 def find_damage(folder: Path, only: str | None = None) -> str | None:
-    """Compare a folder with its `SUMS.json`.
+    """Compare the files of a folder with the sizes and checksums in its `SUMS.json`.
 
     Args:
-        only: compute the sum of this file alone, which is quick; of the others only the sizes are compared.
+        only: name of the only file whose checksum is computed, which is fast; for the others only sizes are compared.
 
     Returns:
-        Which file is damaged and how, or None if all agree.
+        The name and the damage of a damaged file, or None if all files match.
     """
     try:
         entries = json.loads((folder / SUMS).read_text(encoding="utf-8")).items()
@@ -72,15 +72,15 @@ def find_damage(folder: Path, only: str | None = None) -> str | None:
 
 
 def find_unreadable(folder: Path, expected: Iterable[str]) -> str | None:
-    """Look for the damage that files without sums show by themselves.
+    """Return the damage that is visible without checksums in the `.ckpt` files of a folder.
 
     Files of `torch.save` are zip archives, which hold a CRC-32 of each tensor; SpeechBrain's others are short YAML.
 
     Args:
-        expected: names of files that must be there; all others in the folder are looked at, too.
+        expected: names of files that must exist; other `.ckpt` files of the folder are checked, too.
 
     Returns:
-        Which file is damaged and how, or None if none shows any.
+        The name and the damage of a damaged file, or None if no damage is visible.
     """
     for name in sorted({*expected, *(path.name for path in folder.glob("*.ckpt"))}):
         if not (folder / name).is_file():

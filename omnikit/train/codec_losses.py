@@ -1,4 +1,4 @@
-"""What trains a small SNAC without an adversary: spectral losses, quantiser losses, a start that depends on the data.
+"""Losses and data-dependent initialisation for training a small SNAC codec without an adversary.
 
 Letters: B batch, N samples, D width, T latent frames, C codes.
 """
@@ -17,18 +17,18 @@ from torch.nn import functional
 from omnikit.codecs.mel_rvq import kmeans, mel_filters
 
 SILENT = 1e-3
-"""Amplitude (1 is a full-scale sine) below which spectra count as equal."""
+"""Floor of spectral amplitudes (1 is a full-scale sine): differences below it do not count."""
 
 
 class SpectralLoss(nn.Module):
-    """Mean distance of log-mel, log and linear magnitudes over several window lengths.
+    """Spectral distance of two waveforms: log-mel, log and linear magnitudes, averaged over several window lengths.
 
-    Mel alone leaves the harmonics to chance: an output with noise where the voice should be nearly satisfies it.
+    A log-mel distance alone does not constrain the harmonics: noise in place of a voice nearly minimises it.
 
     Args:
         sample_rate: in Hz.
-        windows: lengths in samples; the hop is a quarter.
-        n_mels: bands of each.
+        windows: window lengths in samples; the hop is a quarter of the length.
+        n_mels: number of mel bands for each window length.
     """
 
     def __init__(self, sample_rate: int, *, windows: Sequence[int], n_mels: Sequence[int]):
@@ -40,7 +40,7 @@ class SpectralLoss(nn.Module):
             self.register_buffer(f"filters{length}", filters[:, filters.any(dim=0)])
 
     def forward(self, wav: Tensor, target: Tensor) -> Tensor:
-        """Waveforms [B, N] -> scalar."""
+        """Return the scalar spectral distance of waveforms [B, N] from target waveforms [B, N]."""
         return sum(self._at(length, wav, target) for length in self.windows) / len(self.windows)
 
     def _at(self, length: int, wav: Tensor, target: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class SpectralLoss(nn.Module):
 
 
 def quantise(snac: SNAC, latent: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """What the package's quantiser does, and the two losses that it does not return.
+    """Quantise a latent with SNAC's residual quantiser and compute its codebook and commitment losses.
 
     Args:
         latent: encoder output [B, D, T].
@@ -83,18 +83,19 @@ def _quantiser_loss(quantizer: VectorQuantize, rest: Tensor, index: Tensor) -> T
 
 
 def _projected(quantizer: VectorQuantize, rest: Tensor) -> Tensor:
-    """What the quantiser looks up [B, codebook_dim, T / stride]."""
+    """Return the vectors that a quantiser looks up in its codebook [B, codebook_dim, T / stride]."""
     return quantizer.in_proj(functional.avg_pool1d(rest, quantizer.stride, quantizer.stride))
 
 
 @torch.no_grad()
 def start_from_data(snac: SNAC, wav: Tensor, seed: int = 0) -> None:
-    """Set a random network up so that signals of unit size run through it and codes cover what occurs.
+    """Initialise a SNAC network from training audio: layers of unit variance and codebooks from k-means.
 
-    From the package's own initialisation a network this small stays at noise for a long time.
+    With the initialisation of the `snac` package, a network this small produces noise for a long time.
 
     Args:
-        wav: a batch of the training audio [B, N], whole frames; some thousand latent frames in all.
+        wav: batch of training audio [B, N] with N a multiple of the frame; about a thousand latent frames or more.
+        seed: of the random generator of k-means.
     """
     with unit_outputs(snac.encoder):
         latent = snac.encoder(wav[:, None])
@@ -108,12 +109,13 @@ def start_from_data(snac: SNAC, wav: Tensor, seed: int = 0) -> None:
 
 @contextmanager
 def unit_outputs(network: nn.Module, last: float | Tensor = 1.0) -> Iterator[None]:
-    """While a batch runs through, scale each convolution so that its output has deviation 1; biases become 0.
+    """Scale each convolution of a network so that its output has standard deviation 1, and set its bias to 0.
 
-    Layer-sequential unit variance (Mishkin & Matas 2016), in one pass: each layer's input is already the scaled one.
+    The scaling happens in forward hooks while a batch runs through the network in the `with` block. This is
+    layer-sequential unit variance (Mishkin & Matas 2016) in one pass: each layer's input is already scaled.
 
     Args:
-        last: the deviation of the last convolution's output.
+        last: standard deviation of the last convolution's output.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d)]
 
@@ -134,7 +136,7 @@ def unit_outputs(network: nn.Module, last: float | Tensor = 1.0) -> Iterator[Non
 
 
 def _start_quantiser(quantizer: VectorQuantize, rest: Tensor, rng: torch.Generator) -> None:
-    """Project on the principal directions of what is left, and put the codes at the centres of what occurs there."""
+    """Initialise a quantiser from the residual [B, D, T]: projections from PCA, codebook vectors from k-means."""
     pooled = functional.avg_pool1d(rest, quantizer.stride, quantizer.stride)
     points = pooled.transpose(1, 2).flatten(0, 1)
     directions = torch.linalg.eigh(points.T.cov()).eigenvectors[:, -quantizer.codebook_dim :]
@@ -152,11 +154,11 @@ def _set_weight(layer: nn.Module, weight: Tensor) -> None:
 
 @torch.no_grad()
 def revive_unused(snac: SNAC, latent: Tensor, used: Sequence[Tensor]) -> int:
-    """Move codes that no longer occur to points that do; returns how many.
+    """Replace the vectors of unused codes by random projected latents and return the number of replaced codes.
 
     Args:
-        latent: encoder output [B, D, T] to take points from.
-        used: per codebook, whether each code occurred lately [C].
+        latent: encoder output [B, D, T] from which the new vectors are drawn.
+        used: for each codebook, whether each code occurred recently [C].
     """
     revived, rest = 0, latent
     for quantizer, alive in zip(snac.quantizer.quantizers, used, strict=True):

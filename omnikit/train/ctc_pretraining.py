@@ -1,4 +1,4 @@
-"""CTC pre-training of a small encoder of Whisper's kind on phonemes."""
+"""CTC pre-training of a small Whisper-like encoder on phonemes, and the export of its weights."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ from omnikit.weights import load_into, save_weights
 
 logger = logging.getLogger(__name__)
 HEAD_RATE = 1e-2
-"""Learning rate of the CTC head alone, a linear layer on normalised features."""
+"""Learning rate while only the CTC head trains, a linear layer on normalised features."""
 
 
 class EncoderBrain(RobustBrain):
-    """CTC over the encoder's features. In the first `head_only_steps` the head learns alone: the gradients of a random
-    one would undo what a trained encoder knows.
+    """A Brain that trains an encoder with a linear CTC head.
 
-    Needs in hparams: `encoder`, `mask`, `lr`, `head_only_steps`, `warmup_steps`, `steps` (of both), `log_every`,
-    `train_logger`."""
+    The encoder is frozen for the first `head_only_steps`: the gradients of a random head would damage trained weights.
+
+    Requires in hparams: `encoder`, `mask`, `lr`, `head_only_steps`, `warmup_steps`, `steps` (in total), `log_every` and
+    `train_logger`.
+    """
 
     def compute_forward(self, batch, stage):
         wav, relative = batch.wav
@@ -70,7 +72,7 @@ class EncoderBrain(RobustBrain):
             group["lr"] = rate
 
     def rate_at(self, step: int) -> float:
-        """The head's; then linear warm-up, and half a cosine to zero at the last step."""
+        """Return the learning rate at a step: `HEAD_RATE` at first, then linear warm-up and half a cosine to zero."""
         hp = self.hparams
         if step < hp.head_only_steps:
             return HEAD_RATE
@@ -88,7 +90,7 @@ class EncoderBrain(RobustBrain):
             self.recent.clear()
 
     def note(self, line: str) -> None:
-        """A line for the log that does not break the progress bar."""
+        """Append a line to the log file without printing it, which would break the progress bar."""
         with open(self.hparams.train_logger.save_file, "a", encoding="utf-8") as file:
             print(line, file=file)
 
@@ -108,7 +110,7 @@ class EncoderBrain(RobustBrain):
 
 
 def greedy(log_probs: Tensor, frames: Tensor) -> list[list[int]]:
-    """Log-probabilities [B, T, V] and lengths [B] -> the best path's symbols, repeats and blanks taken out."""
+    """Decode log-probabilities [B, T, V] of lengths [B] by best-path CTC; repeats and blanks are removed."""
     best = log_probs.argmax(dim=-1)
     merged = (torch.unique_consecutive(entry[:n]).tolist() for entry, n in zip(best, frames, strict=True))
     return [[i for i in entry if i != BLANK] for entry in merged]
@@ -116,10 +118,10 @@ def greedy(log_probs: Tensor, frames: Tensor) -> list[list[int]]:
 
 @torch.no_grad()
 def wake_convolutions(encoder: WhisperEncoder, examples: list[Tensor]) -> None:
-    """Scale the two convolutions so that each channel has mean 0 and variance 1 on some waveforms [N].
+    """Scale the encoder's two convolutions so that each channel has mean 0 and variance 1 on example waveforms [N].
 
     With the default initialisation their output varies fifty times less than the position embedding that is added to
-    it: at first the blocks would hear next to nothing.
+    it, so that at first the blocks would receive almost no signal.
     """
     lengths = torch.tensor([len(wav) for wav in examples])
     x, _ = log_mel(pad_sequence(examples, batch_first=True), lengths, encoder.n_mels)
@@ -139,19 +141,21 @@ def train_encoder(
     device: str | None = None,
     fixed: Mapping[str, Any] | None = None,
 ) -> tuple[EncoderBrain, DynamicItemDataset]:
-    """Fit until `steps` are done, from the weights that the encoder names or from nothing; goes on from the last
-    checkpoint in `save_folder`.
+    """Train an encoder by CTC for `steps` optimiser steps, or resume from the last checkpoint in `save_folder`.
+
+    Training starts from the encoder's `weights`, or from random weights if it names none.
 
     Args:
-        recipe: has in its hparams what `EncoderBrain` needs, and `augment`, `save_folder`, `epoch_counter`,
-            `weight_decay`, `grad_clip`, `ckpt_interval_minutes`, `batch_seconds` and `num_buckets` of a batch, and
-            `seed` of their order.
-        train_rows, valid_rows: see `phoneme_dataset.entries_with_phonemes`.
-        device: where it trains if the command line does not say it.
-        fixed: what else must be the same when a run is resumed, see `RunIdentity`.
+        recipe: recipe whose hparams hold what `EncoderBrain` requires, and `augment`, `save_folder`, `epoch_counter`,
+            `weight_decay`, `grad_clip`, `ckpt_interval_minutes`, `batch_seconds` and `num_buckets` of the batch
+            sampler, and its `seed`.
+        train_entries: training examples, see `phoneme_dataset.entries_with_phonemes`.
+        valid_entries: validation examples, in the same form.
+        device: device to train on if the command line names none.
+        fixed: further values that must not change when the run is resumed, see `RunIdentity`.
 
     Returns:
-        The Brain, and the data that it was validated on.
+        The Brain and the validation dataset.
 
     Raises:
         ValueError: `save_folder` holds checkpoints of another run.
@@ -199,10 +203,13 @@ def train_encoder(
 
 
 def export(brain: EncoderBrain, valid_set: DynamicItemDataset, card: str, **facts: object) -> None:
-    """Write the encoder's weights, and then a card with what these very weights reach.
+    """Save the encoder's weights, and a README with the phone error rates of these rounded weights.
 
     Args:
-        card: text with `{parameters}`, `{steps}`, `{table}` (phone error rates) and the names of `facts`.
+        brain: Brain that has trained the encoder.
+        valid_set: dataset on which the error rates are computed.
+        card: template of the README with `{parameters}`, `{steps}`, `{table}` (phone error rates) and keys of `facts`.
+        facts: further values for the template.
     """
     encoder, folder = brain.hparams.encoder, Path(brain.hparams.export_folder)
     load_into(encoder, save_weights(encoder, folder))

@@ -1,4 +1,4 @@
-"""Training figures of the current epoch, saved with each checkpoint so that a resumed epoch reports all of it."""
+"""Loss sums of the current epoch, saved with each checkpoint so that a resumed epoch reports all its batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SLOW = 0.95  # weight of the past in the running mean that the progress bar sho
 
 
 class StreamSums:
-    """Losses and label counts per stream, added up over batches, and a running mean of the latest losses.
+    """Sums of the losses and label counts of each stream over batches, and a running mean of recent losses.
 
     Args:
         streams: number of streams S.
@@ -29,7 +29,7 @@ class StreamSums:
         self.late = torch.full((streams,), torch.nan)
 
     def add(self, losses: StreamLosses) -> None:
-        """Add the losses of a batch that was learned from."""
+        """Add the losses of one training or validation batch to the sums."""
         sums, counts = losses.sums.detach().cpu(), losses.counts.cpu()
         self.sums += sums
         self.counts += counts
@@ -38,7 +38,7 @@ class StreamSums:
         self.late = torch.where(counts > 0, moved, self.late)
 
     def gather(self) -> None:
-        """Move the sums of all processes to the main one; the others begin again at zero."""
+        """Add the sums of all processes to those of the main process, and reset those of the others to zero."""
         if not sb.utils.distributed.is_distributed_initialized():
             return
         for total in (self.sums, self.counts):
@@ -47,28 +47,28 @@ class StreamSums:
             total.copy_(moved if sb.utils.distributed.if_main_process() else torch.zeros_like(moved))
 
     def losses(self) -> StreamLosses:
-        """Return everything that was added so far, on the CPU."""
+        """Return the loss sums and label counts of each stream since the last reset, on the CPU."""
         return StreamLosses(self.sums.float(), self.counts)
 
     def means(self) -> dict[str, float]:
-        """Return the mean loss in nats of each stream that had labels, by the stream's name."""
+        """Return the mean loss in nats by stream name, without streams that had no labels."""
         return _named((self.sums / self.counts).tolist())
 
     def recent(self) -> dict[str, float]:
-        """Return a running mean of the latest losses of each stream, by the stream's name."""
+        """Return a running mean of recent losses in nats by stream name."""
         return _named(self.late.tolist())
 
 
 @register_checkpoint_hooks
 class EpochProgress:
-    """Holds the loss sums, seconds and skipped optimiser steps from which an epoch's training figures are computed."""
+    """State of the training figures of one epoch: loss sums, seconds and skipped optimiser steps."""
 
     def __init__(self, streams: int):
         self.streams = streams
         self.restart()
 
     def restart(self) -> None:
-        """Begin an epoch."""
+        """Reset sums, skipped steps and clock at the start of an epoch."""
         self.sums = StreamSums(self.streams)
         self.skipped = 0
         self.before = 0.0  # seconds until the run was interrupted
@@ -76,12 +76,12 @@ class EpochProgress:
 
     @property
     def seconds(self) -> float:
-        """Time that the epoch's training has taken, in seconds, without the breaks between an end and a resume."""
+        """Training time of the epoch in seconds, without interruptions between a stop and a resume."""
         return self.before + time.monotonic() - self.began
 
     @mark_as_saver
     def save(self, path: str | Path) -> None:
-        """Write the state as JSON; call `StreamSums.gather` on all processes before."""
+        """Write the training figures of the epoch as JSON; call `StreamSums.gather` on all processes before."""
         state = {
             "sums": self.sums.sums.tolist(),
             "counts": self.sums.counts.tolist(),
@@ -92,7 +92,10 @@ class EpochProgress:
 
     @mark_as_loader
     def load(self, path: str | Path, end_of_epoch: bool) -> None:
-        """Go on from a state in the middle of an epoch; sums are those of all processes, so only one takes them."""
+        """Restore the figures of an epoch that was interrupted, or reset them if the epoch had ended.
+
+        The saved sums cover all processes, so only rank 0 loads them.
+        """
         self.restart()
         if end_of_epoch:
             return
@@ -109,6 +112,6 @@ def _named(values: list[float]) -> dict[str, float]:
 
 
 def collective_device() -> torch.device:
-    """Return where tensors must be for a collective operation: NCCL knows GPUs alone."""
+    """Return the device of tensors for collective operations: the GPU with NCCL, else the CPU."""
     nccl = sb.utils.distributed.is_distributed_initialized() and torch.distributed.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""How many batches make one optimiser step."""
+"""Gradient accumulation: the number of batches of one optimiser step for a wanted effective batch size."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GradAccumulation:
-    """What one optimiser step sees: batches of every process, their gradients averaged."""
+    """The batches whose gradients are averaged for one optimiser step."""
 
-    sequences: float  # in the mean
-    accumulated: int  # batches of each process
+    sequences: float  # mean number of sequences
+    accumulated: int  # batches per process
     processes: int
 
     @property
     def batches(self) -> int:
-        """Batches of all processes together."""
+        """Number of batches of all processes in one optimiser step."""
         return self.accumulated * self.processes
 
     def __str__(self) -> str:
@@ -27,15 +27,16 @@ class GradAccumulation:
 def plan_accumulation(
     wanted: int | None, per_batch: float, processes: int, accumulated: int | None = None
 ) -> GradAccumulation:
-    """Batches are as large as their steps allow, so the number of sequences is met as nearly as whole batches can.
+    """Return the number of batches to accumulate so that their sequences are as close to `wanted` as possible.
 
     Args:
-        wanted: sequences; None = one batch of each process.
-        per_batch: sequences of a batch, in the mean.
-        accumulated: batches of each process, where that is fixed.
+        wanted: sequences per optimiser step; None means one batch of each process.
+        per_batch: mean number of sequences in a batch.
+        processes: number of processes.
+        accumulated: batches per process, if the command line fixes it; `wanted` is ignored then.
 
     Raises:
-        ValueError: fewer than one sequence.
+        ValueError: `wanted` is below 1.
     """
     if wanted is not None and wanted < 1:
         raise ValueError(f"effective_batch_size: {wanted}; must be 1 sequence or more, or null")

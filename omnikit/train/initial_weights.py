@@ -1,4 +1,4 @@
-"""Where a stage's weights come from."""
+"""Initial weights of a training: those of an earlier stage's checkpoint, or those that the parts name."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from omnikit.model import OmniLM
 
 
 def load_initial_weights(model: OmniLM, initial_weights: str | None) -> dict[str, str]:
-    """Fill a built model: from the former stage's folder, or from the weights that its parts name.
+    """Load the weights of a model from an earlier checkpoint or, if `initial_weights` is None, part by part.
+
+    Args:
+        model: model with random weights.
+        initial_weights: checkpoint folder; None loads the weights that each part's options name.
 
     Returns:
-        Part -> where its weights came from; parts that stay random are not in it.
+        Mapping from part to the origin of its weights; parts that stay random are absent.
 
     Raises:
-        ValueError: the folder is no checkpoint, or its parts are not this model's; the message names what differs.
+        ValueError: the folder is not a checkpoint, or has other parts than the model; the message names them.
     """
     if initial_weights is not None:
         checkpoint.restore(model, initial_weights)

@@ -1,4 +1,4 @@
-"""Recordings and the phonemes of what they say, as targets of CTC."""
+"""Dataset of recordings with the phoneme ids of their transcripts, as targets of CTC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLANK = 0
 
 
 class Phones:
-    """Phoneme symbols and their CTC ids; 0 is the blank."""
+    """Mapping from phoneme symbols to CTC ids 1, 2 ..; id 0 is the blank."""
 
     def __init__(self, symbols: list[str]):
         self.symbols = symbols
@@ -35,8 +35,10 @@ class Phones:
 
 
 def entries_with_phonemes(entries: Iterable[ManifestEntry], group: str) -> dict[str, dict[str, Any]]:
-    """Rows of a manifest as {id: {clip, text, duration, group}}, ids with the group in front; rows without a duration
-    whose recording cannot be read are left out."""
+    """Return manifest entries as `{"<group>/<id>": {clip, text, duration, group}}`, with durations in seconds.
+
+    Entries without a duration whose recording cannot be read are skipped.
+    """
     found = {}
     for entry in entries:
         seconds = entry.duration or entry.a1.check().seconds
@@ -48,7 +50,7 @@ def entries_with_phonemes(entries: Iterable[ManifestEntry], group: str) -> dict[
 def make_dataset(
     entries: dict[str, dict[str, Any]], phones: Phones, augment: Augment | None = None
 ) -> DynamicItemDataset:
-    """Rows of `entries_with_phonemes` -> items with `id`, `group`, `wav` [N] at 16 kHz and `phones` [L]."""
+    """Return a dataset over `entries_with_phonemes` with `id`, `group`, `wav` [N] at 16 kHz and `phones` [L]."""
     targets = {text: phones.encode(text) for text in {entry["text"] for entry in entries.values()}}
 
     def wav(recording: Recording) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training curves as a picture."""
+"""Plot of training and validation curves from a run's `train_log.jsonl`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from omnikit.files import whole_file
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """The lines of a `train_log.jsonl`."""
+    """Return the parsed lines of a `train_log.jsonl`, one dict per epoch."""
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def draw_curves(log: str | Path, picture: str | Path) -> None:
-    """Loss per stream (validation solid, training dashed) and validation figures such as WER over the steps."""
+    """Plot loss per stream (validation solid, training dashed) and figures such as WER over optimiser steps."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The values of a training recipe, checked before anything is built or written."""
+"""Checks of the values in a training recipe, made before any part is built or file written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RANGES = {
     "warmup_steps": FROM_ZERO,
     "epochs.limit": COUNT,
 }
-"""Dotted key of a stage's file -> what it takes."""
+"""Mapping from dotted keys of a training stage's recipe to their accepted ranges."""
 SOURCE_RANGES = {
     "manifest": PATH,
     "answers": PATH_OR_NONE,
@@ -47,7 +47,7 @@ SOURCE_RANGES = {
     "without_held_out": Range(0, whole=True, null=True),
     "only_held_out": Range(0, whole=True, null=True),
 }
-"""Option of a source -> what it takes."""
+"""Mapping from options of a source to their accepted ranges."""
 
 ENCODER_RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder", "save_folder", "export_folder", "system_folder"), PATH),
@@ -59,11 +59,11 @@ ENCODER_RANGES = {
     **dict.fromkeys(("weight_decay", "grad_clip", "ckpt_interval_minutes", "augment.silence"), NOT_NEGATIVE),
     **dict.fromkeys(("augment.noise_prob", "augment.warp_prob", "augment.warp"), Range(0, 1)),
 }
-"""Dotted key of an encoder's training recipe -> what it takes."""
+"""Mapping from dotted keys of an encoder's CTC training recipe to their accepted ranges."""
 
 
 def check_encoder(tree: Mapping[str, Any]) -> None:
-    """Check the values of a recipe that trains an encoder by CTC, before anything is built.
+    """Check the values of a recipe that trains an encoder by CTC.
 
     Raises:
         ValueError: a value of the wrong kind or outside its range.
@@ -73,7 +73,7 @@ def check_encoder(tree: Mapping[str, Any]) -> None:
 
 
 def check_stage(tree: Mapping[str, Any]) -> None:
-    """Check the values of a stage's recipe, see `omnikit.hparams.load_recipe`.
+    """Check the values of a training stage's recipe; passed to `omnikit.hparams.load_recipe`.
 
     Raises:
         ValueError: a value of the wrong kind or outside its range, or one that would have no effect.
@@ -92,12 +92,14 @@ def check_stage(tree: Mapping[str, Any]) -> None:
 
 
 def check_optimizer(tree: Mapping[str, Any], key: str, rate: str) -> None:
-    """Refuse a learning rate of the optimiser's own where a schedule sets it in each step.
+    """Raise a `ValueError` if the optimiser's own learning rate differs from the schedule's, which overrides it.
+
+    Weight decay and epsilon of the optimiser are checked, too.
 
     Args:
-        tree: the recipe.
-        key: of the optimiser, a node with options.
-        rate: key of the number that the schedule starts from.
+        tree: the recipe's values.
+        key: key of the optimiser, a mapping of options.
+        rate: key of the schedule's peak learning rate.
     """
     options = tree.get(key)
     if not isinstance(options, Mapping):
@@ -108,7 +110,7 @@ def check_optimizer(tree: Mapping[str, Any], key: str, rate: str) -> None:
 
 
 def check_tasks(tasks: Any) -> None:
-    """Refuse a mix with unknown tasks, with weights below 0, or without any task."""
+    """Raise a `ValueError` if task weights name an unknown task, are negative, or are all 0."""
     if not isinstance(tasks, Mapping):
         return
     for name, weight in tasks.items():
@@ -120,7 +122,7 @@ def check_tasks(tasks: Any) -> None:
 
 
 def check_sources(sources: Any, table: str) -> None:
-    """Check the options of each source; those that are null are not wanted."""
+    """Check the options of each source of a recipe; sources that are null are ignored."""
     for name, options in sources.items() if isinstance(sources, Mapping) else ():
         if isinstance(options, Mapping):
             refuse_old_keys(options, SOURCE_OPTIONS, f"{table}.{name}.")

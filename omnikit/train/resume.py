@@ -1,7 +1,8 @@
-"""Whether a run may go on from the checkpoints in its output folder.
+"""Check whether a run may be resumed from the checkpoints in its output folder.
 
-Every checkpoint says what was trained. What decides about the meaning of weights and data (parts, vocabulary, tasks,
-what trains) must be the same when it is resumed; rates, lengths, precision and the number of processes may change.
+Every checkpoint describes its run. Settings that determine the meaning of weights and data (parts, vocabulary, tasks,
+trainable parts) must be unchanged when a run is resumed; rates, lengths, precision and the number of processes may
+change.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from omnikit.llms.tokenizers import HubTokenizer
 from omnikit.torchrun import Share
 
 NAME = "run"
-"""What checkpoints call it."""
+"""Name of the file in a checkpoint that describes its run."""
 _SAMPLED_IDS = 4096
 
 
 @register_checkpoint_hooks
 class RunIdentity:
-    """Describes what a run trains and with which settings; saved with each of its checkpoints.
+    """Description of a run: its parts, fixed values and settings; saved with each of its checkpoints.
 
     Args:
-        recipe: what the command line describes.
-        fixed: names and values that may not change, besides the parts; JSON must be able to hold them.
+        recipe: recipe of the run.
+        fixed: JSON values by name that, besides the parts, must not change when the run is resumed.
     """
 
     def __init__(self, recipe: Recipe, fixed: Mapping[str, Any]):
@@ -41,24 +42,24 @@ class RunIdentity:
 
     @mark_as_saver
     def save(self, path: str | Path) -> None:
-        """Write the identity as JSON."""
+        """Write the description of the run as JSON."""
         Path(path).write_text(json.dumps(self.state, indent=1), encoding="utf-8")
 
     @mark_as_loader
     def load(self, path: str | Path, end_of_epoch: bool) -> None:
-        """Keep this run's own identity: `resumes` has compared it with the checkpoint's."""
+        """Keep the description of the running process: `resumes` has compared it with the checkpoint's."""
 
 
 def resumes(checkpointer: Checkpointer, identity: RunIdentity) -> list[str]:
-    """Compare a run with the checkpoint that it would go on from, and let its own checkpoints carry its identity.
+    """Compare a run with the checkpoint that it would resume from, and save its description with new checkpoints.
 
     Returns:
-        What has changed and may change, in words for the log.
+        One line for the log for each setting that has changed and may change.
 
     Raises:
-        ValueError: something else has changed; the message names all of it.
+        ValueError: parts or fixed values have changed; the message names all of them.
     """
-    checkpointer.add_recoverable(NAME, identity, optional_load=True)  # checkpoints from before do not have it
+    checkpointer.add_recoverable(NAME, identity, optional_load=True)  # older checkpoints lack it
     found = checkpointer.find_checkpoint()
     if found is None:
         return []
@@ -77,8 +78,8 @@ def resumes(checkpointer: Checkpointer, identity: RunIdentity) -> list[str]:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> str:
-    """Return a short name for what a tokenizer's ids mean: a digest of the texts of ids from all over its range."""
-    tokenizer = tokenizer.loaded if isinstance(tokenizer, HubTokenizer) else tokenizer  # ids by what is in the files
+    """Return the size of a tokenizer's vocabulary and a digest of the texts of ids sampled from all of it."""
+    tokenizer = tokenizer.loaded if isinstance(tokenizer, HubTokenizer) else tokenizer  # names differ, files decide
     digest = hashlib.sha256(str(tokenizer.vocab_size).encode())
     for i in range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // _SAMPLED_IDS)):
         digest.update(tokenizer.decode([i]).encode(errors="surrogatepass") + b"\0")
@@ -86,6 +87,6 @@ def vocabulary_of(tokenizer: Tokenizer) -> str:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the names whose values differ, with both values."""
+    """Return the names whose values differ between two mappings, with both values."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return {name: (before.get(name), now.get(name)) for name in names}

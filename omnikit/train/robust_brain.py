@@ -1,8 +1,8 @@
-"""A SpeechBrain Brain whose training cannot be spoilt by a bad batch, a diverged loss or a signal.
+"""A SpeechBrain Brain that withstands bad batches, diverged losses and stop signals.
 
-An optimiser step is skipped on all processes alike when the loss of one of its batches or one of its gradients is not
-finite, or when a loss is far above that of a guess. The entries of its batches stand in the log. After too many skipped
-steps in a row the run stops, and what is unusable never replaces a good checkpoint.
+All processes skip an optimiser step together if a loss or a gradient of one of its batches is not finite, or if a loss
+is far above that of a uniform guess. The log names the manifest entries of these batches. After too many skipped steps
+in a row the run stops, and no checkpoint is saved while steps are being skipped.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from omnikit.train.stop_signals import StopRequest, stopped_by
 
 logger = logging.getLogger(__name__)
 PATIENCE = 10
-"""Default of `--nonfinite_patience`, the optimiser steps in a row whose skipping stops a run."""
+"""Default of `--nonfinite_patience`: number of consecutively skipped optimiser steps that stops a run."""
 _ABOVE_GUESS = 20
 
 
 def highest_loss(classes: int) -> float:
-    """Return the cross-entropy (nats) from which a batch counts as diverged: 20 times that of a uniform guess."""
+    """Return the cross-entropy (nats) above which a batch counts as diverged: 20 times that of a uniform guess."""
     return _ABOVE_GUESS * math.log(classes)
 
 
 class RobustBrain(sb.Brain):
-    """Skips optimiser steps that would spoil the weights, see the top of this file.
+    """A SpeechBrain Brain that skips optimiser steps whose loss or gradients are not finite, and stops on signals.
 
     Subclasses may set `highest_loss`, and call `check_validation` and `save_epoch` at the end of a validation stage.
-    Needs `output_folder` in hparams. The run option `nonfinite_patience` (default 10) is the number of optimiser steps
-    that may be skipped in a row. There is one optimiser, `self.optimizer`.
+    Requires `output_folder` in hparams. The run option `nonfinite_patience` (default 10) is the number of consecutively
+    skipped optimiser steps that stops the run. There is one optimiser, `self.optimizer`.
     """
 
     highest_loss = torch.finfo(torch.float32).max
-    """A batch whose mean loss is above it is not learned from."""
+    """Mean loss of a batch, in nats, above which its optimiser step is skipped."""
     in_a_row = 0
-    """Optimiser steps that were skipped since the last one that was taken."""
+    """Number of optimiser steps skipped since the last one that was taken."""
     judged = unusable = 0
-    """Batches of the validation stage, and those whose loss is unusable."""
+    """Number of batches in the validation stage, and of those whose loss is not finite or too large."""
     signal = 0
-    """Signal that any process got before the last optimiser step."""
+    """Number of a stop signal that any process received before the last optimiser step; 0 means none."""
 
     def __init__(
         self,
@@ -64,20 +64,20 @@ class RobustBrain(sb.Brain):
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
 
     def entries(self, batch: Any) -> Sequence[str]:
-        """Return the ids of a batch's entries, which the log names where the batch is unusable."""
+        """Return the ids of a batch's manifest entries, for the log."""
         return batch.id
 
     def usable(self, loss: Tensor) -> Tensor:
-        """Return whether a mean loss is finite and not above `highest_loss` (bool tensor)."""
+        """Return a bool tensor that says whether a mean loss is finite and at most `highest_loss`."""
         return loss <= self.highest_loss  # false for NaN
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
-        """Train; SIGINT and SIGTERM end it after an optimiser step and a checkpoint.
+        """Train the model; SIGINT and SIGTERM stop training after an optimiser step and a checkpoint.
 
         Raises:
-            Stopped: by a signal, or because nothing more can be learned.
+            Stopped: a signal was received, or too many optimiser steps or validation batches were unusable.
         """
-        self.batches: list[tuple[Sequence[str], Tensor]] = []  # of the next step: ids, whether the loss is unusable
+        self.batches: list[tuple[Sequence[str], Tensor]] = []  # of the next step: ids, unusable
         with StopRequest() as self.request:
             super().fit(*args, **kwargs)
 
@@ -86,30 +86,30 @@ class RobustBrain(sb.Brain):
         return super().fit_batch(batch)
 
     def check_loss_isfinite(self, loss: Tensor) -> None:
-        """Note whether a batch can be learned from; the device is not waited for before the optimiser step.
+        """Record whether the loss of a batch is usable, without synchronising with the device.
 
         Args:
-            loss: scaled, and divided for accumulation, as SpeechBrain gives it.
+            loss: loss after gradient scaling and division by the accumulation factor, as SpeechBrain passes it.
         """
         whole = loss.detach() * self.grad_accumulation_factor / self.scaler.get_scale()
         self.batches.append((self.current, ~self.usable(whole)))
 
     def optimizers_step(self) -> None:
-        """Take an optimiser step, or skip it on all processes alike.
+        """Take an optimiser step, or skip it on all processes if a loss or gradient is unusable.
 
         Raises:
-            Stopped: too many were skipped in a row.
+            Stopped: too many optimiser steps were skipped in a row.
         """
         self.scaler.unscale_(self.optimizer)
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        # SpeechBrain's "negative for none" would turn the gradients around
+        # SpeechBrain's negative value for no limit would flip the sign of the gradients
         norm = torch.nn.utils.clip_grad_norm_(weights, self.max_grad_norm if self.max_grad_norm > 0 else math.inf)
         bad_loss, bad_gradient, self.signal = self._agree(norm)
         if bad_loss or (bad_gradient and not self._overflowed()):
             self._skip(bool(bad_loss))
         else:
             self.scaler.step(self.optimizer)
-            self.in_a_row *= bad_gradient  # float16's scaler has skipped a step with one
+            self.in_a_row *= bad_gradient  # a step with one was skipped by float16's gradient scaler
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
@@ -118,7 +118,7 @@ class RobustBrain(sb.Brain):
             raise Stopped(f"training stopped after {self.in_a_row} unusable optimiser steps in a row; {self._advice()}")
 
     def evaluate_batch(self, batch: Any, stage: sb.Stage) -> Tensor:
-        """Compute a batch's loss; NaN, which SpeechBrain leaves out of its mean, where it is unusable."""
+        """Return a validation batch's loss, or NaN, which SpeechBrain's mean ignores, if the loss is unusable."""
         loss = super().evaluate_batch(batch, stage)
         self.judged += 1
         if self.usable(loss):
@@ -130,22 +130,24 @@ class RobustBrain(sb.Brain):
         return torch.full_like(loss, torch.nan)
 
     def check_validation(self) -> None:
-        """Refuse to go on from weights with which no validation batch has a usable loss, or some have none while
-        optimiser steps are being skipped.
+        """Stop the run if validation shows that its weights are unusable.
 
         Raises:
-            Stopped: they are such weights.
+            Stopped: no validation batch has a usable loss, or some have none while optimiser steps are being skipped.
         """
         if self.unusable and (self.in_a_row or self.unusable == self.judged):
             found = f"{self.unusable} of {self.judged} validation batches have no usable loss"
             raise Stopped(f"training stopped: {found}; {self._advice()}")
 
     def save_epoch(self, meta: dict[str, Any], **options: Any) -> None:
-        """Save a checkpoint at the end of an epoch, then stop if a signal has asked for it.
+        """Save a checkpoint at the end of an epoch, then stop if a signal was received.
 
         Args:
-            meta: figures that the checkpoint is listed with.
+            meta: validation figures, stored as the checkpoint's metadata.
             options: see SpeechBrain's `Checkpointer.save_and_keep_only`.
+
+        Raises:
+            Stopped: a process has received a signal.
         """
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(meta=meta, **options)
@@ -161,11 +163,13 @@ class RobustBrain(sb.Brain):
         super()._fit_valid(valid_set, epoch, enable)
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
-        """Not between two batches of an optimiser step: the gradients so far would be lost. Not while steps are being
-        skipped either: the weights before may be what spoils the loss.
+        """Return whether to save an intra-epoch checkpoint now.
+
+        None is saved between two batches of an optimiser step, since the accumulated gradients would be lost, nor while
+        steps are being skipped, since the current weights may be the reason.
 
         Raises:
-            Stopped: a signal asks for it.
+            Stopped: a process has received a signal.
         """
         if self.step % self.grad_accumulation_factor:
             return False
@@ -178,25 +182,28 @@ class RobustBrain(sb.Brain):
         return not self.in_a_row and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
     def _save_intra_epoch_ckpt(self) -> None:
-        """Save as SpeechBrain does, but keep no more than the checkpointer does by itself: SpeechBrain would keep the
-        checkpoint of the last whole epoch besides."""
+        """Save an intra-epoch checkpoint without also keeping that of the last epoch, as SpeechBrain would do."""
         self.checkpointer.save_and_keep_only(end_of_epoch=False, verbosity=logging.DEBUG)
 
     def _agree(self, norm: Tensor) -> tuple[int, int, int]:
-        """Return whether any process has an unusable loss or gradient, and a signal that reached one."""
+        """Return whether any process has an unusable loss, a non-finite gradient, and the signal received, else 0."""
         bad_loss = torch.stack([bad for _, bad in self.batches]).any().to(norm.device)
         flags = torch.stack([bad_loss, ~norm.isfinite()]).int()
         flags = torch.cat([flags, flags.new_tensor([self.request.signal])])
         return tuple(_highest(flags).tolist())
 
     def _overflowed(self) -> bool:
-        """Return whether float16's scale may be what made a gradient infinite; the scaler then lowers it and skips the
-        step by itself."""
+        """Return whether float16's loss scale may have caused an infinite gradient.
+
+        The gradient scaler then skips the step and lowers the scale by itself.
+        """
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
     def _skip(self, bad_loss: bool) -> None:
-        """Count a step that is not taken, and name the entries of the batches with an unusable loss; of all batches
-        where it is a gradient that is not finite."""
+        """Count a skipped optimiser step and log the entries of its unusable batches.
+
+        If a gradient is not finite, the entries of all its batches are logged.
+        """
         self.in_a_row += 1
         unusable = [ids for ids, bad in self.batches if bad or not bad_loss]
         entries = [str(name) for ids in _of_all_processes(unusable) for name in ids]
@@ -212,7 +219,7 @@ class RobustBrain(sb.Brain):
 
     def _advice(self) -> str:
         newest = "there is no checkpoint from before"
-        with suppress(ValueError):  # all are damaged, which is not why the run stops
+        with suppress(ValueError):  # all checkpoints are damaged, but the run stops for another reason
             if self.checkpointer is not None and (found := self.checkpointer.find_checkpoint()) is not None:
                 newest = f"the newest checkpoint is {found.path}"
         log = Path(self.hparams.output_folder) / "log.txt"
@@ -220,14 +227,14 @@ class RobustBrain(sb.Brain):
 
 
 def _highest(values: Tensor) -> Tensor:
-    """Return the highest values of all processes."""
+    """Return the element-wise maximum of a tensor over all processes."""
     if is_distributed_initialized():
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
     return values
 
 
 def _of_all_processes(found: list[Any]) -> list[Any]:
-    """Return the lists of all processes as one."""
+    """Return the concatenated lists of all processes."""
     if not is_distributed_initialized():
         return found
     every: list[Any] = [None] * torch.distributed.get_world_size()

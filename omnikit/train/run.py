@@ -1,4 +1,4 @@
-"""What the training scripts of `recipes/<Corpus>/<Task>/train.py` share around their loop, data and loss."""
+"""Functions shared by the training scripts `recipes/<Corpus>/<Task>/train.py`: set-up, data, saving."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def open_run(recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """Set up the processes, the output folder and its log, and name that folder where the disk fills up in the block.
+    """Set up distributed processes, the output folder and its log for the training in a `with` block.
 
     Yields:
-        SpeechBrain's run options, those of the command line among them.
+        SpeechBrain's run options, including those of the command line.
 
     Raises:
-        ValueError: the output folder holds checkpoints of another run.
+        ValueError: the output folder holds checkpoints of another run, or the disk is full in the block.
     """
     hparams, run_opts = recipe.hparams, {**_run_options(recipe.run_opts), **recipe.run_opts}
     sb.utils.distributed.ddp_init_group(run_opts)
@@ -55,8 +55,10 @@ def open_run(recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def make_output_folder(recipe: Recipe) -> None:
-    """Make the output folder of a recipe with `log.txt`, a copy of the script and `hyperparams.yaml`, which holds all
-    that the recipe takes in."""
+    """Create the output folder of a recipe with `log.txt`, a copy of the script and `hyperparams.yaml`.
+
+    `hyperparams.yaml` is the complete recipe, with the files that it includes.
+    """
     folder = Path(recipe.hparams["output_folder"])
     sb.create_experiment_directory(str(folder))
     if not sb.utils.distributed.if_main_process():
@@ -69,17 +71,17 @@ def make_output_folder(recipe: Recipe) -> None:
 
 
 def start_model(hparams: dict[str, Any], run_opts: dict[str, Any]) -> OmniLM:
-    """Return the model with the weights that it starts from, on its device; what does not train is frozen."""
+    """Return the recipe's model with its initial weights, on its device, with all but `trainable` parts frozen."""
     model = hparams["model"]
     origins = load_initial_weights(model, hparams["initial_weights"])
     model.freeze_all_but(hparams["trainable"])
     if sb.utils.distributed.if_main_process():
         Console().print(parameter_table(model, hparams["trainable"], origins))
-    return model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # encoder and codec work there, too
+    return model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # including encoder and codec
 
 
 class SampleSet(NamedTuple):
-    """Samples, and what the task sampler knows of each."""
+    """Training samples with the task and the length of each."""
 
     samples: Samples
     tasks: np.ndarray  # name of the task of each sample
@@ -87,12 +89,12 @@ class SampleSet(NamedTuple):
 
 
 def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: dict[str, Any]) -> SampleSet:
-    """From the manifests of some sources to samples of the recipe's tasks.
+    """Read the manifests of sources and return samples of the recipe's tasks.
 
-    What frozen parts compute of recordings comes from `cache_folder`, where what is missing is added.
+    Features and codes of recordings come from `cache_folder`; missing ones are computed and added to it.
 
     Raises:
-        ValueError: a manifest cannot be read, or there is no sample.
+        ValueError: a manifest cannot be read, or it gives no sample.
     """
     options = {name: hparams[name] for name in ("tasks", "cache_folder", "features")}
     read = read_sources(sources, model, **options)
@@ -100,8 +102,10 @@ def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hpara
 
 
 def task_sampler(found: SampleSet, hparams: dict[str, Any], run_opts: dict[str, Any]) -> TaskMix:
-    """Return the sampler of training batches; `run_opts` gets how many make one optimiser step of about
-    `effective_batch_size` sequences, unless the command line says it."""
+    """Return the sampler of training batches, and set the accumulation factor in `run_opts`.
+
+    The factor makes optimiser steps of about `effective_batch_size` sequences, unless the command line sets it.
+    """
     options = {"weights": hparams["tasks"], "max_batch_length": hparams["max_batch_length"], "seed": hparams["seed"]}
     mix = TaskMix(found.tasks, found.lengths, **options)
     fixed = run_opts.get("grad_accumulation_factor")
@@ -113,14 +117,14 @@ def task_sampler(found: SampleSet, hparams: dict[str, Any], run_opts: dict[str, 
 
 
 def save_system(model: OmniLM, hparams: dict[str, Any]) -> None:
-    """Save the trained model in the output folder, as `omnikit.load` reads it."""
+    """Save the trained model to the output folder as a checkpoint for `omnikit.load`."""
     if sb.utils.distributed.if_main_process():
         checkpoint.save(model, hparams["output_folder"])
         print(f"saved to {hparams['output_folder']}")
 
 
 def fixed_facts(hparams: dict[str, Any]) -> dict[str, Any]:
-    """Return what a resumed run must share with its checkpoints, besides the parts."""
+    """Return the values that, besides the parts, must not change when a run is resumed."""
     return {
         "stage": hparams["stage"],
         "vocabulary": vocabulary_of(hparams["model"].llm.tokenizer),
@@ -131,13 +135,13 @@ def fixed_facts(hparams: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name_of(built: Any) -> str:
-    """Return the name of the class or function behind a partial."""
+    """Return the qualified name of a class or function, or of the one that a `functools.partial` wraps."""
     return getattr(getattr(built, "func", built), "__qualname__", str(built))
 
 
 @contextmanager
 def cache_of(hparams: dict[str, Any]) -> Iterator[None]:
-    """The main process goes through the block alone, the others after it: they find in the cache what it has added."""
+    """Run a `with` block on the main process first, so that the other processes find the cache filled."""
     main = sb.utils.distributed.if_main_process()
     if not main:
         sb.utils.distributed.ddp_barrier()
@@ -154,11 +158,11 @@ def _processes() -> int:
 
 
 def _run_options(given: dict[str, Any]) -> dict[str, Any]:
-    """SpeechBrain's run options where the command line has none."""
+    """Return defaults of SpeechBrain's run options, given those of the command line."""
     on_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
     by_steps = given.get("ckpt_interval_steps", 0) > 0  # SpeechBrain takes one of the two
     return {
         "ckpt_interval_minutes": 0.0 if by_steps else 5.0,
         "distributed_backend": "nccl" if on_gpu else "gloo",
-        "find_unused_parameters": True,  # a batch without speech leaves the adapter out, for example
+        "find_unused_parameters": True,  # a batch without speech does not use the adapter, for example
     }

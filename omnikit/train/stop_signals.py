@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: finish the optimiser step, save a checkpoint, say how to go on."""
+"""Handling of Ctrl-C and SIGTERM during training: finish the optimiser step, save a checkpoint, then stop."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ _ONE = 2.0  # seconds; a scheduler may signal a process itself and again through
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM is noted in `signal` and a second one, some seconds later, stops
-    at once.
+    """A context manager that records the first SIGINT or SIGTERM; a second one, 2 seconds later or more, raises.
 
     Batch schedulers send SIGTERM some seconds before they kill a job, which is enough for a checkpoint. Signal handlers
-    belong to the main thread; in another one nothing is changed.
+    can only be set in the main thread; in other threads nothing is changed.
     """
 
     def __init__(self) -> None:
         self.signal = 0
-        """Number of the signal that came; 0 = none."""
-        self.came = 0.0  # on the monotonic clock
+        """Number of the signal that was received; 0 means none."""
+        self.came = 0.0  # time of the signal on the monotonic clock, seconds
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -37,10 +36,10 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal, as the handler that Python calls.
+        """Record a signal; this is the handler that Python calls.
 
         Raises:
-            Stopped: it is the second one.
+            Stopped: an earlier signal was received at least 2 seconds before.
         """
         if self.signal and time.monotonic() - self.came < _ONE:
             return
@@ -50,5 +49,5 @@ class StopRequest:
 
 
 def stopped_by(number: int, how: str) -> Stopped:
-    """Return the error that ends a run for a signal, with the exit status that shells expect of one."""
+    """Return the error that stops a run after a signal, with the exit status 128 + its number as in shells."""
     return Stopped(f"training stopped by {signal.Signals(number).name} {how}", status=128 + number)

@@ -1,16 +1,16 @@
-"""TensorBoard through SpeechBrain's logger; the folder is made when the first figures come."""
+"""TensorBoard logging with SpeechBrain's logger, which creates its folder at the first epoch's figures."""
 
 from __future__ import annotations
 
 
 class TensorBoard:
-    """Writes the figures of each epoch. `folder`: where."""
+    """A logger that writes the figures of each epoch to a TensorBoard folder."""
 
     def __init__(self, folder: str):
         self.folder, self.logger = folder, None
 
     def log_stats(self, where: dict, train: dict, valid: dict) -> None:
-        """One point per figure; stage and parts as text, once."""
+        """Write training and validation figures of an epoch; stage and parts are written once, as text."""
         from speechbrain.utils.train_logger import TensorboardLogger
 
         texts = {k: v for k, v in where.items() if k in ("stage", "parts")}

@@ -1,4 +1,4 @@
-"""What a model gets right after an epoch: greedy answers to some validation rows."""
+"""Validation by decoding: error rates of greedy answers to some validation entries after each epoch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from omnikit.tasks import TASKS, Task
 
 logger = logging.getLogger(__name__)
 _BATCH = 32
-_MARGIN = 16  # steps beyond the longest right answer
+_MARGIN = 16  # steps beyond the longest reference
 
 
 class Validation:
-    """Decodes, of each validation source, `decode` rows (0: none) for each wanted task that writes text.
+    """A callable that decodes entries of each validation source greedily and returns error rates in percent.
 
-    Figures, in percent: `wer` of transcripts; `wrong T1T2` and so on, the share of answers that are not the right text.
-    Texts are compared as `omnikit.evaluate.text_normalisation.plain` spells them.
-    Spoken answers are decoded as text alone, which is what is checked here.
+    The first `decode` entries of a source (0 for none) are decoded for each of its tasks that has a text answer and no
+    spoken one. The figures are `wer`, the word error rate of transcripts, and `wrong T1T2` and so on, the percentage of
+    answers that differ from the reference. Texts are normalised by `omnikit.evaluate.text_normalisation.plain`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Validation:
                 self.material += [each for each in found if each[1]]
 
     def __call__(self, brain: Any) -> dict[str, float]:
-        """Figures of the brain's model as it is."""
+        """Return the error rates of the brain's model by name, in percent."""
         model = brain.model
         training = model.training
         model.eval()
@@ -60,8 +60,8 @@ class Validation:
         for task, questions, targets in self.material:
             longest = max(len(model.llm.tokenizer.encode(target)) for target in targets)
             decoder = Decoder(model, decoding=Decoding(max_steps=longest + _MARGIN), capacity=_BATCH)
-            said = hypotheses(decoder, task, questions)
-            rates = score([Pair(str(i), *texts) for i, texts in enumerate(zip(targets, said, strict=True))], plain)
+            texts = hypotheses(decoder, task, questions)
+            rates = score([Pair(str(i), *pair) for i, pair in enumerate(zip(targets, texts, strict=True))], plain)
             if task.transcribes:
                 figures["wer"] = rates.wer
             else:
@@ -70,7 +70,7 @@ class Validation:
 
 
 def hypotheses(decoder: Decoder, task: Task, questions: list[Question]) -> list[str]:
-    """Return the texts of the answers; an empty one for a question that cannot be asked, which counts as wrong."""
+    """Return the answer texts of questions; an invalid question gives an empty text, which counts as wrong."""
     texts = []
     for outcome in decoder.outcomes(task, questions):
         if isinstance(outcome, BadQuestion):
@@ -84,9 +84,9 @@ def _questions(
 ) -> tuple[Task, list[Question], list[str]]:
     entries = [entry for entry in entries if entry.serves(task)]
     if task.given == "speech":
-        heard = read_features(model, entries, cache_folder, f"{name}-decode")
-        entries = [entry for entry in entries if entry in heard]
-        questions = [Question(features=heard[entry].float()) for entry in entries]
+        features = read_features(model, entries, cache_folder, f"{name}-decode")
+        entries = [entry for entry in entries if entry in features]
+        questions = [Question(features=features[entry].float()) for entry in entries]
     else:
         questions = [Question(text=model.llm.tokenizer.encode(entry.t1)) for entry in entries]
     return task, questions, [entry.target_text(task) for entry in entries]

@@ -1,4 +1,4 @@
-"""What an ablation consists of: its YAML file as checked data."""
+"""The definition of an ablation: dataclasses for its YAML file, which is validated while it is read."""
 
 from __future__ import annotations
 
@@ -15,74 +15,77 @@ from omnikit.hparams.recipe import build
 
 Kind = TypeVar("Kind")
 MODEL, TRAIN = "model", "train"
-"""Sources of figures besides the evaluations: what the parts tell, and the log of the training."""
+"""Sources of figures other than evaluations: properties of the model's parts, and the log of the training."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A command that is run once, if what it makes is missing."""
+    """A command that is run once before the trainings if the file that it writes is missing."""
 
-    makes: str  # a file
-    command: list[str]  # `python` stands for the Python that runs this
+    makes: str  # path of the file that it writes
+    command: list[str]  # the word `python` is replaced by the running interpreter
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training. Its flags come after those of `base`; the row's, `--seed` and `--output_folder` follow."""
+    """One of the trainings that every row of an ablation consists of.
+
+    Its flags override those of `base` and are overridden by the row's, `--seed` and `--output_folder`.
+    """
 
     script: str
-    files: list[str]  # the recipe, then files of overrides
+    files: list[str]  # the recipe, then YAML files of overrides
     flags: dict[str, Any] = field(default_factory=dict)
-    after: str | None = None  # the stage whose folder is its `--initial_weights`
+    after: str | None = None  # name of the stage whose folder is passed as `--initial_weights`
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of what the last stage trained: `--checkpoint` and `--output_folder` come after its flags."""
+    """One evaluation of the system that the last stage trained; `--checkpoint` and `--output_folder` are added."""
 
     script: str
     files: list[str]
     result: str  # the JSON file that it writes to its output folder
     flags: dict[str, Any] = field(default_factory=dict)
-    answer_seconds: float | None = None  # longest answer; the row's pattern makes `--decoding.max_steps` of it
-    alone: bool = False  # nothing else runs meanwhile: it measures time
+    answer_seconds: float | None = None  # maximum length of an answer, converted to `--decoding.max_steps`
+    alone: bool = False  # whether nothing else may run at the same time, since it measures time
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A column of the table."""
+    """A figure that is reported for every row, a column of the table."""
 
-    of: str  # an evaluation, `model` or `train`
-    at: list[str]  # the keys that lead to it in the result file
+    of: str  # source: the name of an evaluation, `model` or `train`
+    at: list[str]  # keys that lead to the figure in the source's result
     decimals: int = 1
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A further line of the table: another row's results, some figures taken from elsewhere in its files."""
+    """An additional line of the table that takes some figures from other places in a row's result files."""
 
     row: str
-    figures: dict[str, list[str]]  # figure -> the keys that lead to it
+    figures: dict[str, list[str]]  # figure -> keys that lead to it, instead of the figure's own
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The whole of it; every key must stand in the YAML file."""
+    """The complete definition of an ablation; every field must be a key of its YAML file."""
 
     title: str
-    note: str  # stands above the table: what was fixed, how long it took
+    note: str  # text above the table: fixed conditions, duration
     output_folder: str
     seeds: list[int]
-    jobs: int  # runs at a time
-    baseline: str
+    jobs: int  # maximum number of concurrent runs
+    baseline: str  # name of the row that others are compared with
     base: dict[str, Any]  # flags of every training
-    rows: dict[str, dict[str, Any]]  # name -> flags by which its trainings differ
+    rows: dict[str, dict[str, Any]]  # name -> flags of its trainings
     readings: dict[str, Reading]
     prepare: dict[str, Preparation]
     train: dict[str, Stage]
     evaluate: dict[str, Evaluation]
     figures: dict[str, Figure]
-    plots: list[list[str]]  # pairs of figures, drawn against each other
+    plots: list[list[str]]  # pairs of figures, plotted against each other
 
     @property
     def folder(self) -> Path:
@@ -99,10 +102,12 @@ PARTS = {
 
 
 def read_grid(path: str, settings: Mapping[str, Any]) -> Grid:
-    """The YAML file with the settings of the command line. Keys that are not the grid's serve `!ref`.
+    """Read the YAML file of an ablation with the settings of the command line, and validate it.
+
+    Top-level keys that are not fields of `Grid` are allowed, as targets of `!ref`.
 
     Raises:
-        ValueError: a key that is missing, unknown or of the wrong kind, or a name that names nothing.
+        ValueError: a key is missing, unknown or of the wrong type, or a name refers to nothing.
     """
     _, text = resolve(path, settings)
     content = build(text, path)
@@ -120,7 +125,7 @@ def read_grid(path: str, settings: Mapping[str, Any]) -> Grid:
 
 
 def some_rows(grid: Grid, chosen: Any) -> list[str]:
-    """The rows that `--rows` asks for; None = all.
+    """Return the names of the rows that `--rows` selects, one name or a list; None = all.
 
     Raises:
         ValueError: there is no row of that name.
@@ -134,7 +139,7 @@ def some_rows(grid: Grid, chosen: Any) -> list[str]:
 
 
 def slug(name: str) -> str:
-    """A row's name as that of a folder: `text lead 4` -> `text_lead_4`."""
+    """Return a row's name as a folder name: `text lead 4` becomes `text_lead_4`."""
     return re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_.").lower()
 
 
@@ -166,14 +171,14 @@ _WORDS = {
 
 
 def _check_kind(where: str, value: Any, hint: Any) -> None:
-    """Whether a value is of the kind that an annotation names, and what a list or a mapping holds, too."""
+    """Raise `ValueError` if a value, or an element of a list or mapping, is not of the type of an annotation."""
     kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
     if value is None and type(None) in kinds:
         return
     outer, inner = get_origin(kinds[0]) or kinds[0], get_args(kinds[0])
     if outer is Any:
         return
-    if outer in _WORDS:  # those made from the file's pieces are checked where they are made
+    if outer in _WORDS:  # dataclasses are checked when they are built
         right = isinstance(value, (int, float) if outer is float else outer)
         if not right or (isinstance(value, bool) and outer is not bool):
             raise ValueError(f"{where}: {value!r} must be {_WORDS[outer]}")
@@ -210,7 +215,7 @@ def _check_names(grid: Grid) -> None:
 
 
 def _check_folders(grid: Grid) -> None:
-    """Two rows, or two steps of a row, must not share a folder."""
+    """Raise `ValueError` if two rows, or two steps of a row, would share a folder, or a reading is named like a row."""
     for where, names in (("rows", grid.rows), ("train and evaluate", [*grid.train, *grid.evaluate])):
         taken: dict[str, str] = {}
         for name in names:

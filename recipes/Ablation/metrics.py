@@ -1,4 +1,4 @@
-"""The figures of a finished run, from what its training and its evaluations have written."""
+"""Reads the figures of finished runs from the files that their trainings and evaluations have written."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from omnikit.train.plot_curves import read_log
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one run, or of one reading of it."""
+    """The figures or the failure of one run of an ablation, or of an additional reading of its results."""
 
     row: str
     seed: int
     figures: dict[str, float | None] = field(default_factory=dict)  # None: not measured
-    failure: str | None = None
-    notes: tuple[str, ...] = ()
-    jobs: frozenset[int] = frozenset()  # how many runs were going on at a time when it was trained
+    failure: str | None = None  # error in one line
+    notes: tuple[str, ...] = ()  # reasons for missing figures
+    jobs: frozenset[int] = frozenset()  # values of `Grid.jobs` with which it was trained
 
 
 def outcomes(grid: Grid, run: Run) -> list[Outcome]:
-    """Of a run and of the readings of its row; none where it is not yet finished."""
+    """Return the results of a run and of the readings of its row; [] if the run is not finished yet."""
     record = RunRecord(run)
     if failure := record.failure():
         return [Outcome(run.row, run.seed, failure=failure)]
@@ -67,8 +67,10 @@ def _result(path: Path) -> Any:
 
 
 def _training(run: Run, record: RunRecord) -> dict[str, Any]:
-    """Seconds in training epochs without validation (None where a kill made the log forget some), optimiser steps, and
-    the last validation."""
+    """Return training time, optimiser steps and the last validation of a run from the logs of its stages.
+
+    `seconds` are those of training epochs without validation; None if a run was resumed, since the log then lacks some.
+    """
     stages = [step for step in run.steps if step.trains]
     logs = [read_log(stage.folder / LOG) for stage in stages]
     whole = not any(record.steps[stage.name]["resumed"] for stage in stages)
@@ -80,10 +82,10 @@ def _training(run: Run, record: RunRecord) -> dict[str, Any]:
 
 
 def figure_at(result: Any, keys: list[str]) -> float | None:
-    """The number that the keys lead to; None where an evaluation has written that there is none.
+    """Return the number at a path of keys in a result; None where the evaluation has written null.
 
     Raises:
-        ValueError: there is no such key, or what they lead to is no number.
+        ValueError: there is no such key, or the value is not a number.
     """
     for i, key in enumerate(keys):
         if result is None:

@@ -1,4 +1,4 @@
-"""From a grid to the commands that are run, each checked against its recipe before anything starts."""
+"""Plans the commands of an ablation's runs, and checks each against its recipe before anything is started."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from omnikit.interfaces import count_parameters
 from omnikit.model import OmniLM
 
 MANY = 1000
-"""Frames over which the steps per second are counted: what the first frames wait for does not matter then."""
+"""Number of frames over which steps per second are counted, so that the delays of the first frames do not matter."""
 
 
 @dataclass(frozen=True)
 class ScriptCall:
-    """One call of a script, in a folder of its own."""
+    """One call of a training or evaluation script, with an output folder of its own."""
 
     name: str
     folder: Path  # its `--output_folder`
     words: list[str]  # script, files, flags
-    settings: dict[str, Any]  # `recipe`, the YAML text with every choice made; `run_options`
-    trains: bool = False
-    alone: bool = False
+    settings: dict[str, Any]  # `recipe`, the YAML text with all overrides applied; `run_options`
+    trains: bool = False  # whether it is a training
+    alone: bool = False  # whether nothing else may run at the same time
 
 
 @dataclass(frozen=True)
 class Run:
-    """One row with one seed: its trainings, then its evaluations."""
+    """One row of an ablation with one seed: its trainings, followed by its evaluations."""
 
     row: str
     seed: int
     folder: Path
     steps: list[ScriptCall]
-    model: dict[str, float] = field(default_factory=dict)  # figures that the parts tell
+    model: dict[str, float] = field(default_factory=dict)  # see `model_figures`
 
     @property
     def title(self) -> str:
@@ -51,11 +51,13 @@ class Run:
 
 
 def plan_run(grid: Grid, row: str, seed: int, run_options: Mapping[str, Any]) -> Run:
-    """Args:
-        run_options: SpeechBrain's, for every step.
+    """Return the trainings and evaluations of a row with a seed, after building its model on the meta device.
+
+    Args:
+        run_options: SpeechBrain's run options, passed to every script.
 
     Raises:
-        ValueError: a flag that the recipe does not know, or parts that cannot be built; the row is named.
+        ValueError: a recipe does not know a flag, or parts cannot be built; the message names the row.
     """
     folder = grid.folder / slug(row) / f"seed{seed}"
     try:
@@ -97,7 +99,14 @@ def _step(
     trains: bool = False,
     alone: bool = False,
 ) -> ScriptCall:
-    """A script with its flags, of which a later one wins; `folder` is the run's."""
+    """Return a call of a script whose flags are merged from several mappings, later ones overriding earlier ones.
+
+    Args:
+        folder: folder of the run, in which the script gets a folder of its own.
+
+    Raises:
+        ValueError: the recipe does not know a flag, or there is no such script.
+    """
     words = [*what.files, *(f"--{key}={as_text(key, value)}" for each in flags for key, value in each.items())]
     try:
         path, run_options, settings = split_command_line(words)
@@ -111,7 +120,7 @@ def _step(
 
 
 def as_text(flag: str, value: Any) -> str:
-    """A flag's value as one types it: text as it is where YAML reads it as that text, else JSON."""
+    """Return a flag's value for a command line: a string unchanged if YAML reads it as that string, else JSON."""
     if isinstance(value, str):
         try:
             if parse_value(flag, value) == value:
@@ -122,7 +131,7 @@ def as_text(flag: str, value: Any) -> str:
 
 
 def _model(stage: ScriptCall) -> tuple[OmniLM, dict[str, float]]:
-    """The system that a stage trains, on the meta device, and its figures."""
+    """Return the system that a stage trains, built on the meta device, and the figures that follow from its parts."""
     source, text = stage.words[1], stage.settings["recipe"]
     with torch.device("meta"):
         model = build(dump_parts(text), source).get(MODEL)
@@ -132,7 +141,11 @@ def _model(stage: ScriptCall) -> tuple[OmniLM, dict[str, float]]:
 
 
 def model_figures(model: OmniLM, trainable: list[str]) -> dict[str, float]:
-    """What needs no training to be known."""
+    """Return the figures of a system that are known without training: parameters, streams, steps per second.
+
+    Args:
+        trainable: names of the parts that are trained.
+    """
     pattern = model.pattern
     steps_per_frame = (pattern.num_steps(2 * MANY) - pattern.num_steps(MANY)) / MANY
     trained = [module for name, module in model.parts().items() if name in trainable]

@@ -1,4 +1,4 @@
-"""Pictures of an ablation: every figure of every row, and figures against each other."""
+"""Plots the results of an ablation: every figure of every row, and pairs of figures against each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from table import Cell, Cells
 from omnikit.files import whole_file
 
 COLUMNS = 3
-WIDTH = 4.2  # inches, of a panel
+WIDTH = 4.2  # inches per panel
 COLOR, BASE = "#1f5fa8", "#c2410c"
 STYLE = {
     "font.size": 9,
@@ -32,8 +32,10 @@ STYLE = {
 
 
 def draw_figures(path: Path, grid: Grid, made: Cells) -> None:
-    """One panel per figure, one line per row: each seed's value, the mean with its deviation, the baseline's mean as a
-    dashed line."""
+    """Draw one panel per figure with one bar per row, and save the picture.
+
+    A bar shows the mean with its standard deviation, dots the values of the seeds, a dashed line the baseline's mean.
+    """
     names = list(grid.figures)
     lines = math.ceil(len(names) / COLUMNS)
     size = (WIDTH * COLUMNS, lines * (0.9 + 0.28 * len(made)))
@@ -61,11 +63,11 @@ def _panel(axis: Axes, title: str, column: dict[str, Cell], baseline: str) -> No
 
 
 TOGETHER = (90, 12)
-"""Pixels, to the side and up, within which names would cover each other."""
+"""Horizontal and vertical distance in pixels within which labels of points would overlap."""
 
 
 def draw_against(path: Path, grid: Grid, made: Cells) -> None:
-    """One panel per wanted pair of figures, one point per row."""
+    """Draw one panel per pair of figures in `Grid.plots` with one point per row, and save the picture."""
     with pyplot.rc_context(STYLE):
         size = (6 * len(grid.plots), 4.5)
         figure, axes = pyplot.subplots(1, len(grid.plots), figsize=size, squeeze=False, layout="constrained")
@@ -77,7 +79,7 @@ def draw_against(path: Path, grid: Grid, made: Cells) -> None:
             axis.set(xlabel=x, ylabel=y)
             axis.margins(0.15)
             points[axis] = {row: (line[x].mean, line[y].mean) for row, line in drawn.items()}
-        figure.draw_without_rendering()  # settles where points lie
+        figure.draw_without_rendering()  # determines the positions of points in pixels
         for axis, of in points.items():
             _name(axis, of)
         _save(figure, path)
@@ -94,7 +96,7 @@ def _point(axis: Axes, x: Cell, y: Cell, color: str) -> None:
 
 
 def _name(axis: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """The rows' names beside their points, one under the other where points lie together."""
+    """Write the names of rows beside their points, one below the other where points are close together."""
     to_pixels, named = axis.transData.transform, []
     for row, point in points.items():
         place = to_pixels(point)

@@ -2,8 +2,8 @@
 
     python run.py hparams/ablation.yaml
 
-writes `table.md`, `table.csv`, `runs.csv`, `figures.png` and `against.png` to the output folder, anew after every run.
-A killed one goes on where it was when the same command is given again.
+This writes `table.md`, `table.csv`, `runs.csv`, `figures.png` and `against.png` to the output folder and updates them
+after every run. A killed ablation resumes when the same command is given again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from omnikit.files import write_text
 from omnikit.hparams import split_command_line
 
 FAILED = 1
-"""Exit status where a run has failed."""
+"""Exit status of the program if a run has failed."""
 
 
 class Ablation:
-    """The grid with all its runs, those that are wanted now and those that lie finished in the output folder."""
+    """An ablation with all its runs: those requested now, and those that are in the output folder already."""
 
     def __init__(self, grid: Grid, rows: list[str], run_options: Mapping[str, Any]):
         self.grid = grid
@@ -44,7 +44,11 @@ class Ablation:
             RunRecord(run).check()
 
     def work(self, lock: int) -> None:
-        """Does what is left of the wanted runs."""
+        """Run the remaining steps of the requested runs, and update the tables and plots after each run.
+
+        Args:
+            lock: file descriptor of the output folder's lock, see `locked`.
+        """
         left = sum(len(RunRecord(run).left()) for run in self.wanted)
         steps = sum(len(run.steps) for run in self.wanted)
         self.report()
@@ -68,7 +72,7 @@ class Ablation:
         return [outcome for run in self.runs for outcome in outcomes(self.grid, run)]
 
     def report(self) -> None:
-        """Writes the tables and the pictures anew."""
+        """Write the tables and the plots of all finished runs."""
         grid, found = self.grid, self.outcomes()
         write_text(grid.folder / "table.md", markdown(grid, found))
         write_csv(grid.folder / "table.csv", grid, found)
@@ -103,7 +107,7 @@ def main(words: list[str]) -> int:
 
 
 def _terminated(number: int, frame: object) -> None:
-    sys.exit(128 + number)  # an exception, so that what was started is stopped
+    sys.exit(128 + number)  # an exception, so that the scheduler stops its processes
 
 
 if __name__ == "__main__":

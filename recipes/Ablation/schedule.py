@@ -1,4 +1,4 @@
-"""Runs the steps of many runs as processes, and remembers on disk what is done."""
+"""Runs the steps of many runs as processes, and records on disk which are done."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from omnikit.files import write_json
 from omnikit.hparams.yaml_tree import read_tree_text
 
 POLL = 0.2
-"""Seconds between two looks at the processes."""
+"""Interval in seconds at which the processes are polled."""
 PATIENCE = 10
-"""Seconds that a process has to end before it is killed."""
+"""Seconds between terminating a process and killing it."""
 LAST_LINES = 5
-"""Of a log, shown of a step that failed."""
+"""Number of lines at the end of its log that are recorded for a failed step."""
 
 
 class RunRecord:
-    """`run.json` in a run's folder: what each step was run with, how it ended, how long it took."""
+    """The record of a run in the file `run.json` of its folder: settings, status and duration of each step."""
 
     def __init__(self, run: Run):
         self.run, self.path = run, run.folder / "run.json"
@@ -39,10 +39,12 @@ class RunRecord:
             self.steps = json.loads(self.path.read_text(encoding="utf-8"))["steps"]
 
     def check(self) -> None:
-        """Refuse to go on with a training that was begun with other settings; an evaluation is simply run again.
+        """Raise an error if a training that would be resumed was started with other settings.
+
+        Evaluations are not checked, since they are run again if their settings have changed.
 
         Raises:
-            ValueError: the message names the keys that differ.
+            ValueError: the settings of a training differ; the message names the keys.
         """
         for step in self.run.steps:
             old = self.steps.get(step.name)
@@ -55,13 +57,13 @@ class RunRecord:
                 )
 
     def left(self) -> list[ScriptCall]:
-        """The steps that are not done, and those after a training that is not."""
+        """Return the steps that still have to be run: those not done, and all that follow a training not done."""
         steps = self.run.steps
         first = next((i for i, step in enumerate(steps) if step.trains and not self._done(step)), len(steps))
         return [step for i, step in enumerate(steps) if i >= first or not self._done(step)]
 
     def failure(self) -> str | None:
-        """What went wrong, in one line; None where nothing has."""
+        """Return the error of the first failed step in one line; None if no step has failed."""
         for step in self.run.steps:
             old = self.steps.get(step.name)
             if old is not None and old["status"] not in (0, None):
@@ -72,7 +74,7 @@ class RunRecord:
     def begin(self, step: ScriptCall, jobs: int) -> None:
         old = self.steps.get(step.name)
         resumed = step.trains and old is not None and _has_checkpoint(step)
-        if step.trains:  # what was evaluated before belongs to other weights
+        if step.trains:  # records of evaluations refer to the previous weights
             self.steps = {name: entry for name, entry in self.steps.items() if entry["trains"] and name != step.name}
         self.steps[step.name] = {
             "status": None, "seconds": None, "last_lines": [], "resumed": resumed, "jobs": jobs,
@@ -95,12 +97,12 @@ class RunRecord:
 
 
 def _has_checkpoint(step: ScriptCall) -> bool:
-    """Whether a training would go on from what lies in its folder."""
+    """Return whether the folder of a training has a checkpoint from which it would be resumed."""
     return any(step.folder.glob("save/CKPT*"))
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The keys of the recipe, and the run options, that differ."""
+    """Return the keys of the recipe and the run options that differ between two settings."""
     if old == new:
         return []
     trees = [read_tree_text(settings["recipe"], "recipe") for settings in (old, new)]
@@ -110,23 +112,25 @@ def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def log_of(run: Run, step: ScriptCall) -> Path:
-    """What a step prints; beside its folder, since a training replaces that."""
+    """Return the path of a step's log, which lies beside the step's folder, since a training replaces the folder."""
     return run.folder / f"{step.folder.name}.log"
 
 
 def last_lines(log: Path) -> list[str]:
-    """The end of a log; a progress bar draws a line over and over with carriage returns."""
+    """Return the last lines of a log; lines end at carriage returns, too, with which progress bars are redrawn."""
     lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace"))
     return [line.strip() for line in lines if line.strip()][-LAST_LINES:]
 
 
 Left = tuple[Run, list[ScriptCall]]
-"""A run and those of its steps that are still to be done."""
+"""A run and its remaining steps."""
 
 
 @dataclass
 class _Busy:
-    left: Left  # the step that is being done comes first
+    """A running step: its process, its run with the remaining steps, and its starting time."""
+
+    left: Left  # the first step is the running one
     process: subprocess.Popen
     began: float = field(default_factory=time.monotonic)
 
@@ -136,10 +140,12 @@ class _Busy:
 
 
 class Scheduler:
-    """The steps of a run one after another, those of up to `jobs` runs at a time; a step that measures time, alone.
+    """Runs the steps of each run in order, and up to `jobs` runs concurrently; steps that measure time run alone.
 
     Args:
-        ended: called after each step with the run, the step, its status, and how many steps are given up with it.
+        jobs: maximum number of concurrent runs.
+        ended: callback that is called after each step with the run, the step, its exit status, and the number of
+            steps that are abandoned because of it.
         keep_open: file descriptors that the processes inherit.
     """
 
@@ -148,7 +154,7 @@ class Scheduler:
         self.busy: list[_Busy] = []
 
     def work(self, runs: list[Run]) -> None:
-        """Until nothing is left; a run whose step fails is given up and the others go on."""
+        """Run all remaining steps of the given runs; a run is abandoned when one of its steps fails."""
         waiting = [(run, steps) for run in runs if (steps := RunRecord(run).left())]
         try:
             while waiting or self.busy:
@@ -156,7 +162,7 @@ class Scheduler:
                     waiting.remove(chosen)
                     self.busy.append(self._start(chosen))
                 time.sleep(POLL)
-                waiting[:0] = self._collect()  # what is begun comes before what is not
+                waiting[:0] = self._collect()  # started runs are continued before others are started
         finally:
             self._stop()
 
@@ -176,12 +182,12 @@ class Scheduler:
         return _Busy(left, process)
 
     def _environment(self, step: ScriptCall) -> dict[str, str]:
-        """Runs side by side share the cores, unless the user has said how many threads each shall have."""
+        """Return the environment of a step; concurrent runs share the cores unless the user has set OMP_NUM_THREADS."""
         shared = {} if self.jobs == 1 or step.alone else {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // self.jobs))}
         return {**shared, **os.environ}
 
     def _collect(self) -> list[Left]:
-        """Takes note of what has ended; gives what is left of those runs."""
+        """Record the steps whose processes have ended, and return their runs with the remaining steps."""
         ended = [each for each in self.busy if each.process.poll() is not None]
         self.busy = [each for each in self.busy if each not in ended]
         again = []
@@ -194,7 +200,7 @@ class Scheduler:
         return again
 
     def _stop(self) -> None:
-        """Nothing goes on when this ends, for whatever reason."""
+        """Terminate all running processes, and kill those that do not end in `PATIENCE` seconds."""
         for each in self.busy:
             each.process.terminate()
         for each in self.busy:
@@ -207,11 +213,13 @@ class Scheduler:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Nobody else works in the folder; gives the descriptor that processes started meanwhile must inherit, so that one
-    that outlives a killed `run.py` still keeps the others out.
+    """Lock a folder against other processes for the duration of a `with` block.
+
+    Processes that are started meanwhile must inherit the yielded file descriptor, so that one that outlives a killed
+    `run.py` still holds the lock.
 
     Raises:
-        ValueError: somebody does.
+        ValueError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
@@ -219,16 +227,16 @@ def locked(folder: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"--output_folder {folder}: another run.py is at work there, or a training that a killed one has left"
+                f"--output_folder {folder}: in use by another run.py, or by a training that a killed one has left"
             ) from None
         yield file.fileno()
 
 
 def prepare(name: str, preparation: Preparation, folder: Path) -> None:
-    """Runs the command if what it makes is missing; what it prints goes to `<folder>/prepare_<name>.log`.
+    """Run the command of a preparation if its file is missing; its output goes to `<folder>/prepare_<name>.log`.
 
     Raises:
-        ValueError: it failed, or did not make the file.
+        ValueError: the command failed or did not write the file.
     """
     if Path(preparation.makes).exists():
         return
@@ -240,4 +248,4 @@ def prepare(name: str, preparation: Preparation, folder: Path) -> None:
         status = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
     if status or not Path(preparation.makes).exists():
         last = (last_lines(log) or ["it wrote nothing"])[-1]
-        raise ValueError(f"prepare.{name}: status {status}, {preparation.makes} was not made: {last} (log: {log})")
+        raise ValueError(f"prepare.{name}: status {status}, {preparation.makes} was not written: {last} (log: {log})")

@@ -1,13 +1,13 @@
-"""Strings of spoken digits from the Free Spoken Digit Dataset, or from recordings named like its own.
+"""Prepares strings of spoken digits from the Free Spoken Digit Dataset, or from recordings that are named like its own.
 
     python prepare.py --data_folder /data/free-spoken-digit-dataset --save_folder strings --held_out george
 
-A string is 1 to 7 recordings of one speaker with silence between them, at 16 kHz; its text is in words. For a speaker
-who is held out there are three splits, each a folder of Parquet shards with the sound inside (docs/data.md):
-`train-without-<speaker>` and `valid-without-<speaker>` have everybody else's recordings, from index 5 on and 0 to 4
-(upstream's own test split), `test-<speaker>` has all of the speaker's. Training strings are resampled by up to 12 % and
-set to another level, as of more speakers. `--speakers NAME ..` makes `test-<speaker>` alone; without either flag all
-splits of all speakers are made.
+A string consists of 1 to 7 recordings of one speaker with silence between them, at 16 kHz; its transcript is in words.
+For a held-out speaker there are three splits, each a folder of Parquet shards with embedded recordings (docs/data.md).
+`train-without-<speaker>` and `valid-without-<speaker>` are made from the other speakers' recordings, from those with
+index 5 or more and 0 to 4 (upstream's own test split), and `test-<speaker>` from all recordings of the speaker.
+Training strings are resampled by up to 12 % and scaled, to imitate more speakers. `--speakers NAME ..` writes
+`test-<speaker>` only; without either flag all splits of all speakers are written.
 """
 
 from __future__ import annotations
@@ -30,32 +30,36 @@ from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>.+)_(?P<index>\d+)")
 TEST, TRAIN, VALID = "test-", "train-without-", "valid-without-"
-"""What stands before a speaker's name in the name of a split."""
+"""Prefixes of the names of splits, which end with the name of a speaker."""
 UPSTREAM_TEST = 5
-"""Upstream tests on the recordings of each speaker and digit with a lower index."""
+"""Number of recordings of each speaker and digit, those of the lowest indices, that form upstream's test split."""
 PASSES = {TRAIN: 4, VALID: 2, TEST: 2}
-"""How often each recording is used."""
+"""Number of strings in which each recording is used, by the prefix of the split."""
 LONGEST = 7
-PAUSE, EDGE = (0.05, 0.4), (0.1, 0.3)  # seconds, between recordings and around a string
+"""Maximum number of recordings in a string."""
+PAUSE, EDGE = (0.05, 0.4), (0.1, 0.3)  # range of silence in seconds, between recordings and around a string
 CHANGE = {"warp_prob": 1.0, "warp": 0.12, "gain": (0.1, 1.0), "silence": 0.2, "noise_prob": 0.0, "snr_db": (0.0, 0.0)}
-"""What is done to training strings; not noise, which the encoder meets in its own training."""
+"""Options of `Augment` for training strings; without noise, which the training of the encoder adds."""
 SEED = 1
 
 
 def recordings_folder(data_folder: Path) -> Path:
-    """Upstream's folder `recordings`, or the data folder itself."""
+    """Return the folder that holds the recordings: `recordings` in the data folder, as upstream, or the data folder."""
     inner = data_folder / "recordings"
     return inner if inner.is_dir() else data_folder
 
 
 def speakers(data_folder: str | Path) -> list[str]:
-    """Everybody of whom there are recordings, sorted."""
+    """Return the sorted names of the speakers of the recordings in a data folder."""
     names = (NAME.fullmatch(path.stem) for path in recordings(recordings_folder(Path(data_folder))))
     return sorted({name["speaker"] for name in names if name})
 
 
 def check_speakers(flag: str, names: Sequence[str], data_folder: str | Path) -> None:
-    """Raises `ValueError` for a speaker without recordings; a folder without any is left to `prepare`."""
+    """Raise `ValueError` if a speaker named by a flag has no recordings.
+
+    A data folder without any recordings is not checked here, since `prepare` reports it.
+    """
     known = speakers(data_folder)
     unknown = [name for name in names if name not in known]
     if known and unknown:
@@ -63,14 +67,17 @@ def check_speakers(flag: str, names: Sequence[str], data_folder: str | Path) -> 
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
-    """Three for each speaker; nobody can be held out where there is only one."""
+    """Return the names of all splits with the folder of the recordings: three for each speaker.
+
+    If there is only one speaker, who cannot be held out, only the test split remains.
+    """
     names = speakers(data_folder)
     kinds = (TRAIN, VALID, TEST) if len(names) > 1 else (TEST,)
     return {f"{kind}{name}": recordings_folder(data_folder) for name in names for kind in kinds}
 
 
 def parts(split: str, folder: Path) -> list[ManifestPart]:
-    """A shard for each speaker in the split."""
+    """Return the parts of a split, one shard for each speaker in it."""
     kind = next(kind for kind in PASSES if split.startswith(kind))
     own = split.removeprefix(kind)
     wanted = [own] if kind == TEST else [name for name in speakers(folder) if name != own]
@@ -82,12 +89,15 @@ def parts(split: str, folder: Path) -> list[ManifestPart]:
             strays.append(path)
         elif name["speaker"] in files and (kind == TEST or (int(name["index"]) < UPSTREAM_TEST) == (kind == VALID)):
             files[name["speaker"]].append(path)
-    files[wanted[0]] += strays  # counted once
+    files[wanted[0]] += strays  # in one part only, so that they are counted once
     return [ManifestPart(name, of, lambda name=name, of=of: items(kind, name, of)) for name, of in files.items()]
 
 
 def items(kind: str, speaker: str, files: list[Path]) -> Iterator[Item | Remark]:
-    """The strings of a speaker: the same ones at each call, whoever else is in the split."""
+    """Yield the digit strings of a speaker as items, or remarks for unusable recordings.
+
+    The strings are the same at each call and do not depend on the other speakers of the split.
+    """
     found: list[tuple[int, np.ndarray]] = []
     for path in files:
         recording = read(path)
@@ -110,7 +120,7 @@ def items(kind: str, speaker: str, files: list[Path]) -> Iterator[Item | Remark]
 
 
 def read(path: Path) -> tuple[int, np.ndarray] | Remark:
-    """A digit and its waveform [N], or why the file is of no use."""
+    """Return the digit of a recording and its waveform [N] at 16 kHz, or a remark if the file cannot be used."""
     name = NAME.fullmatch(path.stem)
     if name is None:
         return Remark("malformed", path.name)
@@ -121,7 +131,7 @@ def read(path: Path) -> tuple[int, np.ndarray] | Remark:
 
 
 def strings(recordings: int, passes: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Indices of 1 to `LONGEST` recordings; in each pass every recording stands in one string."""
+    """Yield lists of 1 to `LONGEST` random indices of recordings; in each pass every recording is in one list."""
     for _ in range(passes):
         order = rng.permutation(recordings).tolist()
         while order:
@@ -131,7 +141,7 @@ def strings(recordings: int, passes: int, rng: np.random.Generator) -> Iterator[
 
 
 def joined(wavs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Waveforms one after the other [N], silence of random length between and around them."""
+    """Return waveforms concatenated to one [N], with silence of random length between and around them."""
     pieces = [silence(EDGE, rng)]
     for wav in wavs:
         pieces += [wav, silence(PAUSE, rng)]
@@ -153,10 +163,10 @@ CORPUS = Corpus(
 
 
 def with_splits(words: Sequence[str]) -> list[str]:
-    """`--held_out NAME ..` and `--speakers NAME ..` of a command line as the `--splits` that they mean.
+    """Return a command line in which `--held_out NAME ..` and `--speakers NAME ..` are replaced by `--splits ..`.
 
     Raises:
-        ValueError: there are no recordings of a speaker.
+        ValueError: a speaker has no recordings.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--data_folder")

@@ -1,8 +1,8 @@
-"""Manifest of LJSpeech: one speaker, for speech synthesis.
+"""Prepares the manifest of LJSpeech, a corpus of one speaker for speech synthesis.
 
     python prepare.py --data_folder /data/LJSpeech-1.1 --save_folder manifests
 
-writes `all.csv`; docs/data.md says what stands in it. Of the two texts upstream the normalized one is taken.
+This writes `all.csv`, whose fields docs/data.md explains. The transcripts are upstream's normalized texts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TEXTS, AUDIO = "metadata.csv", "wavs"
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
-    """Upstream has no splits."""
+    """Return the only split, `all`, with the folder of the corpus; {} if the data folder does not hold it."""
     root = first_with(data_folder, ["LJSpeech-1.1"], TEXTS)
     return {} if root is None else {"all": root}
 
@@ -28,7 +28,7 @@ def parts(split: str, root: Path) -> list[ManifestPart]:
 
 
 def items(root: Path) -> Iterator[Item | Remark]:
-    """A row for each line `id|text|normalized text`; quotation marks mean nothing."""
+    """Yield an item for each line `id|text|normalized text` of the transcripts; quotation marks have no meaning."""
     named = set()
     for line in read_lines(root / TEXTS):
         columns = line.split("|")

@@ -1,9 +1,9 @@
-"""Manifests of LibriSpeech, or of anything laid out like it.
+"""Prepares manifests of LibriSpeech, or of a corpus with the same layout.
 
     python prepare.py --data_folder /data/LibriSpeech --save_folder manifests --splits train-clean-100 dev-clean
 
-writes one CSV file for each split; docs/data.md says what stands in it. Upstream's texts are all capitals; here they
-are lower case, as in other corpora.
+This writes one CSV file for each split; docs/data.md explains its fields. Upstream's upper-case transcripts become
+lower case, as in other corpora.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from omnikit.prepare.corpus_readers import audio_without_text, read_lines, split
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
-    """All folders with transcripts: `train-clean-100`, `dev-other` .."""
+    """Return the name and folder of each split that has transcripts, such as `train-clean-100` and `dev-other`."""
     return split_folders(data_folder, ["LibriSpeech"], "*/*/*.trans.txt")
 
 
@@ -28,7 +28,7 @@ def parts(split: str, folder: Path) -> list[ManifestPart]:
 
 
 def items(transcripts: list[Path]) -> Iterator[Item | Remark]:
-    """A row for each line of a transcript, `<speaker>-<chapter>-<number> TEXT`."""
+    """Yield an item for each line `<speaker>-<chapter>-<number> TEXT` of the transcripts."""
     for transcript in transcripts:
         named = set()
         for line in read_lines(transcript):

@@ -1,9 +1,9 @@
-"""Manifests of LibriTTS (and of LibriTTS-R, which is laid out the same).
+"""Prepares manifests of LibriTTS, or of LibriTTS-R, which has the same layout.
 
     python prepare.py --data_folder /data/LibriTTS --save_folder manifests --splits train-clean-100 train-clean-360
 
-writes one CSV file for each split; docs/data.md says what stands in it. Of the two texts upstream the normalized one is
-taken, in which numbers and abbreviations are words.
+This writes one CSV file for each split; docs/data.md explains its fields. The transcripts are upstream's normalized
+texts, in which numbers and abbreviations are written as words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TEXT = ".normalized.txt"
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
-    """`train-clean-100`, `dev-other` .."""
+    """Return the name and folder of each split that has transcripts, such as `train-clean-100` and `dev-other`."""
     return split_folders(data_folder, ["LibriTTS", "LibriTTS_R"], f"*/*/*{TEXT}")
 
 
@@ -29,7 +29,7 @@ def parts(split: str, folder: Path) -> list[ManifestPart]:
 
 
 def items(chapters: list[Path]) -> Iterator[Item | Remark]:
-    """A row for each normalized text."""
+    """Yield an item for each file of normalized text in the chapters."""
     for chapter in chapters:
         names = sorted(path.name.removesuffix(TEXT) for path in visible(chapter, f"*{TEXT}"))
         for name in names:

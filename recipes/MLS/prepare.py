@@ -1,10 +1,10 @@
-"""Manifests of Multilingual LibriSpeech.
+"""Prepares manifests of Multilingual LibriSpeech (MLS).
 
     python prepare.py --data_folder /data/MLS --save_folder manifests --splits german-train german-dev
 
-writes a folder of Parquet shards for each split of each language (`german-train`; of the compressed edition
-`german_opus-train`), a shard for every 100000 lines of its transcripts. Recordings stay where they are. docs/data.md
-says what stands in a manifest.
+This writes a folder of Parquet shards for each split of each language (`german-train`, or `german_opus-train` of the
+compressed edition), with a shard for every 100000 lines of transcripts. The manifests hold paths of recordings;
+docs/data.md explains their fields.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
 from omnikit.prepare.corpus_readers import audio_without_text, read_lines
 
 PREFIX, OPUS, TRANSCRIPTS = "mls_", "_opus", "transcripts.txt"
-LINES = 100_000  # of a shard
+LINES = 100_000  # transcript lines per shard
 LANGUAGES = {
     "english": "en",
     "german": "de",
@@ -31,7 +31,10 @@ LANGUAGES = {
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
-    """`<language>-<split>` of each `mls_<language>` that the data folder is or holds."""
+    """Return the name `<language>-<split>` and the folder of each split in the data folder.
+
+    The data folder holds folders `mls_<language>`, or is one of them.
+    """
     data_folder = data_folder.resolve()
     roots = [data_folder] if data_folder.name.startswith(PREFIX) else sorted(visible(data_folder, f"{PREFIX}*"))
     return {
@@ -60,7 +63,7 @@ def parts(split: str, folder: Path) -> list[ManifestPart]:
 
 
 def line_offsets(path: Path, lines: int) -> list[int]:
-    """Where every `lines`-th line begins, in bytes."""
+    """Return the byte offset of every `lines`-th line of a file, from the first line on."""
     offsets, at = [], 0
     with path.open("rb") as file:
         for i, line in enumerate(file):
@@ -71,7 +74,7 @@ def line_offsets(path: Path, lines: int) -> list[int]:
 
 
 def items(split: str, folder: Path, begin: int, end: int) -> Iterator[Item | Remark]:
-    """A row for each line `<speaker>_<book>_<number> TAB text` of a range of the transcripts, in bytes."""
+    """Yield an item for each line `<speaker>_<book>_<number> TAB text` in a byte range of the transcripts."""
     language = split.rpartition("-")[0].removesuffix(OPUS)
     ending = ".opus" if folder.parent.name.endswith(OPUS) else ".flac"
     audio = folder.resolve() / "audio"
@@ -95,7 +98,7 @@ def items(split: str, folder: Path, begin: int, end: int) -> Iterator[Item | Rem
 
 
 def unnamed(folder: Path, transcripts: Path) -> Iterator[Remark]:
-    """Recordings that no line names."""
+    """Yield a remark for each recording that no line of the transcripts names."""
     named = {line.partition("\t")[0] for line in read_lines(transcripts)}
     for speaker in sorted(visible(folder / "audio", "*")):
         yield from audio_without_text(speaker, named, "*/*")

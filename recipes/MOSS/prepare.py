@@ -1,13 +1,13 @@
-"""Manifests of MOSS-002-SFT: written conversations in English and Chinese.
+"""Prepares manifests of MOSS-002-SFT, a corpus of written conversations in English and Chinese.
 
     python prepare.py --data_folder /data/moss-002-sft-data --save_folder manifests --splits en_helpfulness
 
-writes a folder with one Parquet shard for each upstream file. Only a conversation's first turn makes a row, since the
-others cannot be understood alone; they are counted. docs/data.md says what stands in a manifest.
+This writes a folder with one Parquet shard for each upstream file. Only the first turn of a conversation becomes a
+manifest entry, since later turns cannot be understood alone; they are counted. docs/data.md explains the fields.
 
-Assumed of upstream's files: `{en,zh}_<kind>.json`, one array of objects; or `.jsonl`, an object on each line. An object
-has `plain_text`, "[Human]: ..<eoh> [MOSS]: ..<eoa>" turn after turn, or, as in later releases, `chat`, an object of
-turns with `Human` and `MOSS`.
+Upstream's files are expected as `{en,zh}_<kind>.json`, one array of objects, or `.jsonl`, one object per line. An
+object has `plain_text`, "[Human]: ..<eoh> [MOSS]: ..<eoa>" for each turn, or, as in later releases, `chat`, an object
+of turns with `Human` and `MOSS`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from omnikit.prepare.corpus import Corpus, Item, ManifestPart, Remark, command
 from omnikit.prepare.corpus_readers import read_lines, text_of
 
 TAGS = re.compile(r"\[(?:Human|MOSS)\]:|<\|(?:Human|MOSS)\|>:|<eo[ahm]>")
-BETWEEN = re.compile(r"[\s,\[]*")  # objects of an array
+BETWEEN = re.compile(r"[\s,\[]*")  # what separates the objects of an array
 Turn = tuple[str, str]
-"""What the human says, what MOSS says."""
+"""The texts of the human and of MOSS in one turn of a conversation."""
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
-    """Each upstream file is a split."""
+    """Return the name and path of each split, which is one file of the corpus."""
     files = sorted(visible(data_folder, "*"))
     return {path.stem: path for path in files if re.match(r"(en|zh)_.*\.jsonl?$", path.name)}
 
@@ -40,7 +40,7 @@ def parts(split: str, path: Path) -> list[ManifestPart]:
 
 
 def items(split: str, path: Path) -> Iterator[Item | Remark]:
-    """A row for each conversation, named by its place in the file."""
+    """Yield an item for the first turn of each conversation; its id is the conversation's index in the file."""
     for i, found in enumerate(conversations(path)):
         name = f"{split}-{i:07d}"
         try:
@@ -56,7 +56,7 @@ def items(split: str, path: Path) -> Iterator[Item | Remark]:
 
 
 def conversations(path: Path) -> Iterator[Any]:
-    """The objects of an array, or of lines; None for what is no JSON."""
+    """Yield the objects of a JSON or JSONL file; None for a part that is not valid JSON."""
     if path.suffix == ".jsonl":
         for line in read_lines(path):
             try:
@@ -69,7 +69,7 @@ def conversations(path: Path) -> Iterator[Any]:
     while at < len(text) and text[at] != "]":
         try:
             found, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):  # cut short: nothing behind can be told apart
+        except (ValueError, RecursionError):  # the beginning of the next object is unknown
             yield None
             return
         yield found
@@ -77,10 +77,10 @@ def conversations(path: Path) -> Iterator[Any]:
 
 
 def turns_of(conversation: dict[str, Any]) -> list[Turn]:
-    """Its turns; [] where it has none of the forms above.
+    """Return the turns of a conversation; [] if it has none of the expected forms.
 
     Raises:
-        Malformed: a turn is no text.
+        Malformed: a turn is not text.
     """
     if isinstance(conversation.get("plain_text"), str):
         pairs = [turn.split("<eoh>") for turn in conversation["plain_text"].split("<eoa>") if turn.strip()]

@@ -1,10 +1,10 @@
-"""Manifests of Open-Orca: written questions and answers.
+"""Prepares manifests of Open-Orca, a corpus of written questions and answers.
 
     python prepare.py --data_folder /data/OpenOrca --save_folder manifests
 
-writes a folder of Parquet shards for each upstream file (`1M-GPT4-Augmented`, `3_5M-GPT3_5-Augmented`), a shard for
-about 100000 rows. The system prompt is left out: the models trained here have none. docs/data.md says what stands in a
-manifest.
+This writes a folder of Parquet shards of about 100000 entries for each upstream file (`1M-GPT4-Augmented`,
+`3_5M-GPT3_5-Augmented`). The system prompt is omitted, since the models trained here have none. docs/data.md explains
+the fields.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from omnikit.data.manifest_columns import converted
 from omnikit.prepare.corpus import Corpus, Item, ManifestPart, command
 from omnikit.prepare.corpus_readers import parquet_parts, text_of
 
-ROWS = 100_000  # of a shard
+ROWS = 100_000  # minimum number of rows per shard
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
-    """Each upstream file is a split."""
+    """Return the name and path of each split, which is one Parquet file of the corpus."""
     return {path.stem: path for path in sorted(visible(data_folder, "*.parquet"))}
 
 

@@ -1,10 +1,10 @@
-"""Manifests of VCTK 0.92.
+"""Prepares manifests of VCTK 0.92, a corpus of English speech of many speakers.
 
     python prepare.py --data_folder /data/VCTK-Corpus-0.92 --save_folder manifests
 
-writes `mic1.csv`; the second microphone's recordings of the same sentences are another split, `--splits mic2`. Upstream
-lacks the texts of p315 and the second microphone of p280; both are counted as skipped. docs/data.md says what stands in
-a manifest.
+This writes `mic1.csv`. The second microphone's recordings of the same sentences are another split, `--splits mic2`. The
+texts of speaker p315 and the second microphone of p280 are missing upstream and are counted as skipped. docs/data.md
+explains the fields.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MICROPHONES = ("mic1", "mic2")
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
-    """Each microphone is a split of all speakers."""
+    """Return a split for each microphone, with the folder of the corpus; {} if the data folder does not hold it."""
     root = first_with(data_folder, ["VCTK-Corpus-0.92"], AUDIO)
     return {} if root is None else dict.fromkeys(MICROPHONES, root)
 
@@ -32,7 +32,7 @@ def parts(split: str, root: Path) -> list[ManifestPart]:
 
 
 def items(microphone: str, root: Path) -> Iterator[Item | Remark]:
-    """A row for each text of a speaker, `p225_001.txt`."""
+    """Yield an item for each text file of each speaker, such as `p225_001.txt`, with one microphone's recording."""
     for speaker in sorted({path.name for kind in (AUDIO, TEXT) for path in visible(root / kind, "*") if path.is_dir()}):
         recordings = (root / AUDIO / speaker).resolve()
         texts = sorted(visible(root / TEXT / speaker, "*.txt"))

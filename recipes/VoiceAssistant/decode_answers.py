@@ -1,8 +1,8 @@
-"""Answers of which a manifest holds codes, as wav files to listen to.
+"""Decodes the spoken answers in a manifest to WAV files for listening.
 
     python decode_answers.py --manifest manifests/train --save_folder answers --ids '^identity-' --limit 20
 
-A file that is there already is not made again.
+Files that exist already are not written again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from omnikit.option_ranges import COUNT, Regex
 
 
 def chosen(manifest: str, ids: str, limit: int | None) -> list[ManifestEntry]:
-    """The first `limit` rows (None: all) whose ids fit the pattern and that have a spoken answer.
+    """Return the first `limit` entries (None = all) with a spoken answer whose ids match a regular expression.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such entry.
     """
     fitting = (entry for entry in read_manifest(manifest) if re.search(ids, entry.id) and (entry.codes or entry.a2))
     entries = list(islice(fitting, limit))
@@ -35,12 +35,12 @@ def chosen(manifest: str, ids: str, limit: int | None) -> list[ManifestEntry]:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--manifest", required=True, help="a manifest file, or a folder of shards")
-    parser.add_argument("--save_folder", required=True, metavar="DIR", type=Path)
-    parser.add_argument("--codec", default="snac_24khz", help="a name in hparams/codec")
-    parser.add_argument("--weights", help="of the codec; default: those that its part file names")
-    parser.add_argument("--ids", default="", metavar="REGEX")
-    parser.add_argument("--limit", type=COUNT, metavar="N")
+    parser.add_argument("--manifest", required=True, help="manifest file, or folder of shards")
+    parser.add_argument("--save_folder", required=True, metavar="DIR", type=Path, help="folder for the WAV files")
+    parser.add_argument("--codec", default="snac_24khz", help="name of the codec; default: %(default)s")
+    parser.add_argument("--weights", help="weights of the codec; default: those that its part file names")
+    parser.add_argument("--ids", default="", metavar="REGEX", help="decode entries whose id matches; default: all")
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="maximum number of entries; default: all")
     options = parser.parse_args()
     Regex().check("ids", options.ids)
     entries = chosen(options.manifest, options.ids, options.limit)

@@ -1,9 +1,9 @@
-"""Manifests of VoiceAssistant-400K: spoken questions, and answers as text and codes of SNAC at 24 kHz.
+"""Prepares manifests of VoiceAssistant-400K: spoken questions, and answers as text and codes of SNAC at 24 kHz.
 
     python prepare.py --data_folder /data/VoiceAssistant-400K --save_folder manifests
 
-writes `train/`, one Parquet shard for each upstream file, with the question's recording and the answer's codes in it;
-docs/data.md says what stands in a manifest. Each round of a conversation is a row of its own, as published.
+This writes `train/`, with one Parquet shard for each upstream file that holds the recordings of the questions and the
+codes of the answers; docs/data.md explains the fields. Each round of a conversation is a separate entry, as published.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLUMNS = ("split_name", "index", "round", "question", "question_audio", "answer
 
 
 def splits(data_folder: Path) -> dict[str, Path]:
-    """`train` of `train-00000-of-00325.parquet` .."""
+    """Return the name and folder of each split, such as `train` for files like `train-00000-of-00325.parquet`."""
     for folder in (data_folder, data_folder / "data"):
         found = {path.name.partition("-")[0]: folder for path in sorted(visible(folder, "*-of-*.parquet"))}
         if found:
@@ -40,7 +40,11 @@ def parts(split: str, folder: Path) -> list[ManifestPart]:
 
 
 def to_item(row: dict[str, Any], folder: Path) -> Item | Remark:
-    """A row of an upstream file in `folder`, where relative paths of recordings begin."""
+    """Convert a row of a published file to an item, or to a remark if its recording or codes cannot be used.
+
+    Args:
+        folder: folder to which relative paths of recordings refer.
+    """
     name = "-".join(converted(part, row[part], "id") for part in ("split_name", "index", "round"))
     stored = row["question_audio"]
     recording = None if stored is None else converted("question_audio", stored, "a1")
@@ -55,10 +59,13 @@ def to_item(row: dict[str, Any], folder: Path) -> Item | Remark:
 
 
 def read_codes(codes: str | Sequence[Any] | None) -> np.ndarray | None:
-    """`# c m0 f0 f1 m1 f2 f3 # ..`, frame after frame -> int16 [K, T] in the order of `omnikit.codecs.snac`; also as a
-    list of numbers, or of a list of 7 for each frame.
+    """Return published SNAC codes as an int16 array [K, T] in the order of `omnikit.codecs.snac`.
 
-    None where there is no frame, a frame has not 7 codes, or a code is outside the codebook.
+    They are given as text `# c m0 f0 f1 m1 f2 f3 # ..`, frame after frame, as a flat list of numbers, or as a list of 7
+    numbers per frame.
+
+    Returns:
+        None if there is no frame, a frame does not have 7 codes, or a code is outside the codebook.
     """
     if isinstance(codes, str):
         frames = [re.split(r"[\s,]+", frame.strip(" ,\t\n")) for frame in codes.split("#") if frame.strip()]

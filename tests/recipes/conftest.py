@@ -1,4 +1,4 @@
-"""An untrained system of the mini parts as a checkpoint folder, and recipes run as a user runs them."""
+"""Fixtures for tests of recipes: an untrained system of mini parts, a small corpus, and scripts run like a user's."""
 
 import io
 import logging
@@ -22,7 +22,7 @@ from omnikit.hparams import build_parts
 
 ROOT = Path(__file__).parents[2]
 MINI_SYSTEM = ROOT / "egs" / "mini" / "hparams" / "system.yaml"
-"""Overrides by which a stage of the recipes reads the corpus `data` with mini parts."""
+"""Path of the overrides with which a stage of the recipes uses mini parts and the corpus of the fixture `data`."""
 TEXTS = ["what is two plus three", "two plus three is five", "the sky is blue", "say the color of milk"]
 
 
@@ -37,7 +37,7 @@ def untrained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run():
-    """`run("recipes/LibriSpeech/ASR/evaluate.py", "hparams/eval.yaml", ..)` in the recipe's own folder."""
+    """Function that runs a script with arguments as a process in the script's folder, and returns the process."""
 
     def call(script: str, *arguments: str) -> subprocess.CompletedProcess:
         path = ROOT / script
@@ -56,19 +56,19 @@ def flac(i: int, seconds: float) -> bytes:
 
 
 def changed(before: Path, after: Path) -> set[str]:
-    """Parts with a weight that differs."""
+    """Return the names of the parts whose weights differ between two checkpoints."""
     old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
     return {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Manifests and QA tables with four rows each; one recording is broken."""
+    """Folder of manifests and QA tables with four entries each, of which one recording is damaged."""
     return write_data(tmp_path_factory.mktemp("data"))
 
 
 def write_data(folder: Path) -> Path:
-    """Write manifests and QA tables with four rows each; one recording is broken."""
+    """Write manifests and QA tables with four entries each, of which one recording is damaged."""
     (folder / "manifests").mkdir()
     (folder / "qa").mkdir()
     for name in ("train-clean", "train-voice", "dev-clean", "dev-voice"):
@@ -92,11 +92,11 @@ def write_data(folder: Path) -> Path:
 
 @contextmanager
 def logging_kept() -> Iterator[None]:
-    """Undo what a script does to the root logger, such as handlers that write to its own log file."""
+    """Restore the root logger at the end of a `with` block, in which a script may add handlers for its log file."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
-    # SpeechBrain's configuration of logging closes all handlers that there are; absl's closes with itself what was
-    # stderr when absl was imported, which may be the file in which pytest captures
+    # SpeechBrain's configuration of logging closes all existing handlers; closing absl's handler also closes the stderr
+    # that it was imported with, which may be the file to which pytest captures output
     closed_together, logging._handlerList = logging._handlerList, []
     try:
         yield
@@ -110,8 +110,10 @@ def logging_kept() -> Iterator[None]:
 
 @pytest.fixture
 def run_here(monkeypatch, capsys):
-    """`run_here("omnikit", "ask", ..)` or `run_here("recipes/..py", ..)`: in this process, as a user runs it -> exit
-    status, stdout, stderr."""
+    """Function that runs a script or the command `omnikit` in this process, like a user's call.
+
+    `run_here("omnikit", "ask", ..)` or `run_here("recipes/..py", ..)` returns exit status, stdout and stderr.
+    """
 
     def call(script: str, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -131,7 +133,7 @@ def run_here(monkeypatch, capsys):
             except SystemExit as end:
                 status = end.code or 0
             finally:
-                for name in set(sys.modules) - before:  # scripts of other corpora have modules of the same names
+                for name in set(sys.modules) - before:  # other recipes have modules of the same names
                     if str(vars(sys.modules[name]).get("__file__")).startswith(str(ROOT / "recipes")):
                         del sys.modules[name]
         return status, *capsys.readouterr()

@@ -1,5 +1,4 @@
-"""The ablation: its tables from figures written by hand, its schedule with scripts made here, and a tiny grid through
-the recipes' own train.py and evaluate.py."""
+"""Tests of the ablation: tables of given figures, the schedule of stub scripts, and a tiny grid with real recipes."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ SMALL = {
 
 @pytest.fixture
 def here(monkeypatch):
-    """The folder from which run.py is started."""
+    """Change to the folder of the ablation, from which run.py is started."""
     monkeypatch.chdir(ABLATION)
 
 
@@ -163,7 +162,7 @@ sys.exit(3 if "broken" in name else 0)
 
 @pytest.fixture
 def made_run(tmp_path):
-    """`made_run("a", "train", "speed")`: a run of steps that only say when they begin and end."""
+    """Function that returns a run of the named steps, which only record when they begin and end."""
     (tmp_path / "script.py").write_text(SCRIPT)
 
     def make(row: str, *names: str, recipe: str = "{lr: 1}") -> Run:
@@ -209,12 +208,12 @@ def test_what_is_done_is_not_done_again(made_run, tmp_path):
 def test_a_training_anew_makes_its_evaluations_anew(made_run):
     run = made_run("a", "train", "qa")
     schedule(1, [run])
-    RunRecord(run).begin(run.steps[0], 1)  # as if it were killed now
+    RunRecord(run).begin(run.steps[0], 1)  # never ended, as after a kill
     assert [step.name for step in RunRecord(run).left()] == ["train", "qa"]
 
 
 def test_runs_go_side_by_side_but_time_is_measured_alone(made_run, tmp_path):
-    """Each of the two partners waits until both have begun."""
+    """Runs are concurrent, since each of two partner steps waits for the other; steps that measure time run alone."""
     schedule(2, [made_run("a", "partner", "speed", "qa"), made_run("b", "partner", "qa"), made_run("c", "train")])
     running, most = set(), 0
     for what, name in events(tmp_path):
@@ -229,7 +228,7 @@ def test_a_training_with_other_settings_is_not_gone_on_with(made_run, tmp_path):
     run = made_run("a", "train")
     schedule(1, [run])
     other = made_run("a", "train", recipe="{lr: 2, warmup: 3}")
-    RunRecord(other).check()  # nothing was saved: it begins anew
+    RunRecord(other).check()  # there is no checkpoint, so it starts from the beginning
     (tmp_path / "save" / "CKPT+1").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"trained with other settings \(lr, warmup\)"):
         RunRecord(other).check()
@@ -330,7 +329,7 @@ def test_names_become_folders():
 
 @pytest.fixture
 def tiny(tmp_path, data) -> Path:
-    """A grid of tiny systems over the recipes' own scripts."""
+    """Path of a grid of tiny systems that uses the scripts of the recipes."""
     chapter = tmp_path / "corpus" / "test-clean" / "7" / "1"
     chapter.mkdir(parents=True)
     (chapter / "7-1-0000.flac").write_bytes(flac(1, 0.6))
@@ -376,7 +375,7 @@ def times(folder: Path) -> dict[str, int]:
 
 @pytest.fixture
 def in_this_process(monkeypatch, run_here):
-    """Steps are run here, each to its end when it is started, so that nothing is imported anew."""
+    """Run steps in this process, each to its end when it is started, which saves importing packages again."""
 
     class Ended:
         def __init__(self, words: list[str], stdout: BinaryIO, **_: object):
@@ -388,13 +387,13 @@ def in_this_process(monkeypatch, run_here):
 
     stand_in = types.SimpleNamespace(**{**vars(subprocess), "Popen": Ended})
     monkeypatch.setattr(schedule_of_steps, "subprocess", stand_in)
-    # a bar of this process would be drawn between the lines of a step
+    # a progress bar of this process would be drawn between the lines of a step
     monkeypatch.setattr(ablation, "tqdm", functools.partial(ablation.tqdm, disable=True))
 
 
 @pytest.fixture
 def in_processes(monkeypatch):
-    """Steps are run as users have them run."""
+    """Run steps as processes, as in real use."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -421,7 +420,7 @@ def test_a_tiny_grid(here, tiny, tmp_path, capsys, request, way):
 
 @pytest.mark.long
 def test_a_killed_grid_goes_on(here, tiny, tmp_path):
-    """Killed while two rows train side by side; started again, it leaves nothing out."""
+    """An ablation that is killed while two rows train concurrently is completed when it is started again."""
     out = tmp_path / "out"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [
@@ -435,7 +434,7 @@ def test_a_killed_grid_goes_on(here, tiny, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGTERM
     with (out / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nothing that it started is left
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no process that it started is left
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = {row["row"]: row for row in csv.DictReader((out / "table.csv").open())}

@@ -1,5 +1,4 @@
-"""Bad command lines of every command and script: one line that names flag or file and value, exit status 2, and nothing
-written."""
+"""Tests of bad command lines of all commands and scripts: a one-line error, exit status 2, and no file written."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ TOKENIZE = "omnikit tokenize HERE/m.csv --save_folder OUT --codec mel_rvq --code
 SAY = "omnikit synthesize HERE/m.csv --save_folder OUT"
 
 CASES = {
-    # what is typed: what the line says; HERE is a folder with q.wav, m.csv, file.txt, bad.* (not UTF-8), folder.wav/
+    # command line: the expected error; HERE is a folder with q.wav, m.csv, file.txt, bad.* (not UTF-8), folder.wav/
     "omnikit ask HERE/none.wav": "HERE/none.wav: no such file",
     "omnikit ask HERE/file.txt/q.wav": "HERE/file.txt/q.wav",
     "omnikit ask LONG.wav": "File name too long",

@@ -1,4 +1,4 @@
-"""Benchmarks that need data or a GPU run on data of the mini corpus's layout, and on a CPU."""
+"""Tests that the benchmarks that need data or a GPU run on data with the mini corpus' layout and on a CPU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Each corpus from its upstream layout to figures: prepare, train for a step, evaluate, with the recipes' own commands.
+"""Tests of each corpus with the recipe's own commands: prepare the published layout, train for a step, evaluate.
 
-The scripts run in this process: importing what they need takes longer than all else.
+The scripts run in this process, since importing packages takes most of the time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from omnikit.hparams.include import read_recipe
 from omnikit.hparams.yaml_tree import write_tree
 from tests.recipes.trees import RECIPES, TREES, librispeech
 
-DECODED = 1  # rows of a validation source
+DECODED = 1  # number of entries decoded in validation
 
 TINY = [
     "--device", "cpu", "--size", "tiny", "--pretrained", "false", "--model.tts_blocks", "1",
@@ -38,7 +38,7 @@ CORPORA = {  # the recipe's folder and file, the manifest, the tasks
 
 @pytest.fixture
 def run(run_here):
-    """`run("LibriSpeech/prepare.py", ..)`, as in the script's own folder."""
+    """Function that runs a script below `recipes/` in this process and checks that it succeeds."""
 
     def call(script: str, *words: object) -> None:
         status, out, err = run_here(RECIPES / script, *words)
@@ -48,7 +48,7 @@ def run(run_here):
 
 
 def only(recipe: Path, own: dict) -> dict:
-    """Overrides by which a recipe has one source, for training and validation."""
+    """Return overrides that give a recipe a single source for training and validation."""
     tree = read_recipe(recipe)
     none = {key: dict.fromkeys(tree[key]) for key in ("sources", "valid_sources")}
     tasks = {task: float(task in own["tasks"]) for task in tree["tasks"]}
@@ -78,19 +78,19 @@ def test_prepare_train_evaluate(corpus, run, grammar, tmp_path):
     own = {"manifest": str(tmp_path / "manifests" / corpus / manifest), "tasks": tasks}
     overrides.write_text(write_tree(only(RECIPES / folder / "hparams" / f"{file}.yaml", own)))
     words = ["--data_folder", tmp_path, "--output_folder", out, *TINY]
-    words += ["--codec.size", "published"] if corpus == "VoiceAssistant" else []  # its codes are of no tiny codec
+    words += ["--codec.size", "published"] if corpus == "VoiceAssistant" else []  # its codes are of true size
     words += ["--features", "on_the_fly", "--num_workers", "1"] if corpus == "LibriSpeech" else []
     run(f"{folder}/train.py", f"hparams/{file}.yaml", overrides, *words)
     log = json.loads((out / "train_log.jsonl").read_text())
     assert log["step"] == 1 and log["valid"]["loss"] > 0
     assert "effective batch: " in (out / "log.txt").read_text()
-    if corpus == "LibriSpeech":  # only of what validation decodes
+    if corpus == "LibriSpeech":  # features only of the entries that validation decodes
         (index,) = (tmp_path / "cache").glob("features-*/index.sqlite")
         with closing(sqlite3.connect(index)) as connection:
             assert connection.execute("SELECT COUNT(*) FROM arrays").fetchone() == (DECODED,)
 
     common = ["hparams/eval.yaml", "--checkpoint", out, "--output_folder", tmp_path / "scores"]
-    # published SNAC takes long to decode
+    # decoding with SNAC at true size is slow
     common += ["--decoding.max_steps", "12" if corpus == "VoiceAssistant" else "24"]
     judge = ["--data_folder", tmp_path / "manifests", "--grammar_file", grammar, "--speed_threads", "1"]
     if corpus == "VoiceAssistant":
@@ -106,7 +106,7 @@ def test_prepare_train_evaluate(corpus, run, grammar, tmp_path):
         found = json.loads((tmp_path / "scores" / "qa.json").read_text())
         ways = found["splits"]["voiceassistant"]
         assert {way: (each["asked"], each["kinds"]) for way, each in ways.items()} == dict.fromkeys(ways, (2, {}))
-        # its answers are codes, not recordings
+        # the corpus has codes of its answers, no recordings
         assert list(found["intelligibility"])[:2] == ["resynthesis by the codec", "the codec, codes shuffled"]
         assert len(found["intelligibility"]) == 4
     elif "T1A1" in tasks:

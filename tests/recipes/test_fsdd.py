@@ -1,4 +1,4 @@
-"""Spoken digits: the strings made of recordings, and the whole recipe on tones that stand for speakers."""
+"""Tests of the recipe for spoken digits, with tones in place of speakers: strings, training and evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORDS = {"3": "three", "7": "seven"}
 
 
 def tree(root: Path, damaged: bool = False) -> Path:
-    """Recordings as upstream has them; each speaker is a tone."""
+    """Write recordings in upstream's layout, with a tone of fixed frequency for each speaker."""
     folder = root / "upstream" / "recordings"
     folder.mkdir(parents=True)
     for speaker, pitch in PITCH.items():
@@ -40,13 +40,13 @@ def tree(root: Path, damaged: bool = False) -> Path:
         cut(write_sound(folder / "7_ben_10.wav", rate=8000))
         write_sound(folder / "7_ben_11.wav", 0.0, rate=8000)
         write_sound(folder / "seven.wav", rate=8000)
-        write_sound(folder / "7_ben_12.wav", rate=44100, channels=2)  # is used
+        write_sound(folder / "7_ben_12.wav", rate=44100, channels=2)  # usable
     return folder.parent
 
 
 @pytest.fixture
 def alone(monkeypatch):
-    """Every corpus has a module `prepare`; nobody else's is found."""
+    """Remove other recipes from the module path, since each of them has a module `prepare`."""
     monkeypatch.setattr(sys, "path", [path for path in sys.path if not path.startswith(str(RECIPES))])
     monkeypatch.delitem(sys.modules, "prepare", raising=False)
     yield
@@ -55,7 +55,7 @@ def alone(monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, alone):
-    """`run("prepare.py", ..)`, as in the script's own folder."""
+    """Function that runs a script of the recipe in this process, in the script's folder."""
 
     def call(script: str, *words: object) -> None:
         path = RECIPES / "FSDD" / script
@@ -72,7 +72,7 @@ def rows_of(folder: Path, split: str) -> list:
 
 
 def pitch_of(wav: np.ndarray) -> float:
-    """The strongest frequency (Hz)."""
+    """Return the frequency in Hz with the largest magnitude in a waveform [N] at 16 kHz."""
     return float(np.abs(np.fft.rfft(wav)).argmax() * 16000 / len(wav))
 
 
@@ -146,7 +146,7 @@ def test_an_unknown_speaker_is_told_the_choices(script, words, message, run, tmp
 
 
 def test_prepare_train_evaluate(run, tmp_path: Path):
-    """Encoder from both starts, adapters and language model, scores; the shipped parts at their true size."""
+    """Train the encoder from both initialisations and the system, and evaluate it; parts have their true size."""
     upstream, made, encoder, asr = tree(tmp_path), tmp_path / "made", tmp_path / "encoder", tmp_path / "asr"
     run("prepare.py", "--data_folder", upstream, "--save_folder", made, "--held_out", "ben")
     own = ["--data_folder", made, "--held_out", "ben", "--device", "cpu"]
@@ -183,7 +183,7 @@ def test_leave_one_out_goes_on_where_it_was(run, monkeypatch, tmp_path: Path, ca
     called, failing = [], ["train.py"]
 
     def told(words: list[str], cwd: Path) -> subprocess.CompletedProcess:
-        """Stands for the scripts: writes what each writes last."""
+        """Replace a call of a script: record it, and write the file that the script writes last."""
         name, flags = Path(words[1]).stem, dict(word[2:].split("=", 1) for word in words if "=" in word)
         speaker = flags.get("speakers") or flags.get("held_out") or words[-1]
         called.append((name, speaker, "hparams/from_nothing.yaml" in words))

@@ -1,7 +1,6 @@
-"""A disk that fills up, in every command that writes: one line, nothing half-written under a final name, and the next
-call goes on to what an undisturbed one makes.
+"""Tests of a full disk in every command that writes: a one-line error, no partial file, and a correct next call.
 
-The disk is a limit to the size of files, from nothing on, which binds root as well.
+The disk is simulated by a limit on the size of files, which applies to root, too.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from tests.recipes.trees import ljspeech, voiceassistant, write_sound
 ROOT = Path(__file__).parents[2]
 SYSTEM = ROOT / "omnikit" / "pretrained" / "mini"
 Words = Callable[[Path], list[object]]
-"""Where a command shall write -> the command."""
+"""Function from the output folder to the words of a command line."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Relative path -> the file's bytes, without the tables that the package `datasets` lays out."""
+    """Return the bytes of all files in a folder by relative path, except the tables of the package `datasets`."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "tables" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def check(run_here, words: Words, folder: Path, sizes: tuple[int, ...]) -> None:
-    """Run a command undisturbed, then for each size on a disk that takes no larger file, then again without that."""
-    out = folder / "out"  # the same each time: some files hold the path
+    """Check that a command fails cleanly for each limit on file sizes, and then writes what an undisturbed run does."""
+    out = folder / "out"  # the same in all runs, since some files contain the path
     out.mkdir(parents=True)
     status, _, err = run_here(*words(out))
     assert status == 0, err
@@ -60,7 +59,7 @@ def check(run_here, words: Words, folder: Path, sizes: tuple[int, ...]) -> None:
 
 
 def assert_whole(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """Every file under a final name is whole; of a file that lines are added to, all lines are."""
+    """Check that every file equals the expected one; of a JSONL file, the last lines may be missing."""
     for name, data in found.items():
         assert name in expected, f"{name} was left behind"
         lines = name.endswith(".jsonl") and expected[name].startswith(data) and (not data or data.endswith(b"\n"))
@@ -69,7 +68,7 @@ def assert_whole(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    """An untrained system that is quickly loaded."""
+    """Checkpoint folder of a small untrained system, which loads quickly."""
     options = {name: value for name, value in SMALL.items() if name.startswith(("encoder", "adapter", "llm"))}
     torch.manual_seed(0)
     model = build_parts({"codec": "snac_mini"}, {**options, "llm.tokenizer": "bytes"})["model"]
@@ -80,7 +79,7 @@ def small(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def recordings(tmp_path) -> Path:
-    """A folder of recordings, and beside it a manifest of them and a file of texts."""
+    """Folder of recordings, with a manifest of them and a file of texts beside it."""
     folder = tmp_path / "recordings"
     for number in range(2):
         write_sound(folder / f"{number}.wav", 0.3 + 0.1 * number)
@@ -143,7 +142,7 @@ def test_small_scripts(run_here, tmp_path):
 
 @pytest.mark.long
 def test_report(run_here, recordings, tmp_path):
-    """The page tells the time of day, and answers tell how long they took, so there is nothing to compare them with."""
+    """A full disk leaves no report; the contents are not compared, since they hold the time and durations."""
     question = ["--checkpoint", SYSTEM, "--questions", recordings / "0.wav"]
     for size in (0, 200, 20000):
         out = tmp_path / str(size)
@@ -203,9 +202,9 @@ def test_a_backbone(run_here, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("size", [2048, 65536])  # with less, Python's own imports fail
+@pytest.mark.parametrize("size", [2048, 65536])  # with less, imports fail
 def test_train(data, tmp_path, size):
-    """The run that was stopped by the disk goes on to the weights of one that was not."""
+    """A training that was stopped by a full disk resumes and ends with the weights of an uninterrupted one."""
     for name in ("whole", "full"):
         words = command("stage1", shutil.copytree(data, tmp_path / f"data-{name}"), tmp_path / name)
         if name == "full":

@@ -1,4 +1,4 @@
-"""What the stages' files share, and how little of the recipes' YAML stands twice."""
+"""Tests that the stages' recipes have the same keys, and that little of the recipes' YAML is repeated."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.recipes.conftest import ROOT
 STAGES = {path.stem: read_recipe(path) for path in (ROOT / "recipes/VoiceAssistant/QA/hparams").glob("*.yaml")}
 del STAGES["eval"], STAGES["stages"]
 BLOCK = 5
-"""Lines from which a block counts as repeated."""
+"""Minimum number of lines in a block that counts as repeated."""
 OWN = {"stage", "output_folder", "initial_weights", "trainable", "tasks", "peak_lr", "epochs"}
-"""What each stage has for itself."""
+"""Keys of a stage's recipe that may differ between stages."""
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -42,7 +42,7 @@ def test_the_smaller_recipes_have_the_same_keys(recipe):
 
 
 def test_little_of_the_yaml_stands_twice():
-    """A block counts as repeated where five of its lines, besides comments, stand one after another elsewhere, too."""
+    """At most a tenth of the lines belong to blocks of `BLOCK` lines, without comments, that occur in two files."""
     paths = [path for folder in ("recipes", "egs") for path in (ROOT / folder).rglob("hparams/**/*.yaml")]
     files = {path: lines_of(path) for path in (*paths, *(ROOT / "hparams").glob("*.yaml"))}
     where = defaultdict(set)
@@ -70,6 +70,6 @@ def blocks(lines: list[str]) -> list[tuple[str, ...]]:
 
 
 def twice(lines: list[str], where: dict[tuple[str, ...], set]) -> set[int]:
-    """The lines of a file that belong to a block that stands in two files."""
+    """Return the indices of the lines of a file that belong to a block that occurs in two files."""
     starts = [i for i, block in enumerate(blocks(lines)) if len(where.get(block, ())) > 1]
     return {line for start in starts for line in range(start, start + BLOCK)}

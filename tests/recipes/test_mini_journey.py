@@ -1,4 +1,4 @@
-"""The mini journey's scripts with a Python that only notes how it was called."""
+"""Tests of the shell scripts in egs/mini with a stub in place of Python that only records its calls."""
 
 import os
 import subprocess
@@ -12,7 +12,10 @@ COMPUTING = {"train.py", "train_encoder.py", "train_codec.py", "evaluate.py", "r
 
 @pytest.fixture
 def journey(tmp_path):
-    """`journey("run.sh", "--device", "cuda", usable=True)` -> the finished process and the calls of Python."""
+    """Function that runs a shell script with arguments, and returns the finished process and its calls of Python.
+
+    `usable` says whether the stub accepts the device.
+    """
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$*" >> "$CALLS"\nif [ "$1" = -c ]; then $PROBE; fi\n')
     python.chmod(0o755)

@@ -1,4 +1,4 @@
-"""A recipe that is copied changes its loss in a few lines, and the package stays as it is."""
+"""Tests that a copied recipe can change its loss in a few lines, without a change of the package."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_a_copied_recipe_changes_its_loss(run_here, data, tmp_path):
         assert status == 0, out + err
         logs[name] = json.loads((tmp_path / name / "train_log.jsonl").read_text())
         assert (tmp_path / name / "train.py").read_text() == source
-    for kind, count in (("train", 1), ("valid", 8)):  # so few batches teach recognition alone
+    for kind, count in (("train", 1), ("valid", 8)):  # the few training batches hold speech recognition only
         streams = [key for key in logs["plain"][kind] if key == "text" or key.startswith("audio")]
         assert len(streams) == count
-        for stream in streams:  # of some hundred ids the logarithm of the summed exponentials is about 6
+        for stream in streams:  # logsumexp over some hundred ids is about 6
             assert logs["own"][kind][stream] > logs["plain"][kind][stream] + 1, (kind, stream)
     embeddings = {"new_text_embeddings", "new_audio_embeddings"}
     assert changed(tmp_path / "plain", tmp_path / "own") == {"adapter", *embeddings}

@@ -1,4 +1,4 @@
-"""The commands of the documentation's pages, in an empty folder and in the order in which a reader types them."""
+"""Tests that run the commands of the documentation's pages in order, in an empty folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from tests.pages import blocks, commands, write_files
 
 FEWER = ["--steps_per_epoch", "2", "--epochs.limit", "1"]
-"""Flags by which the training of docs/train.md is done sooner."""
+"""Flags that shorten the training of docs/train.md."""
 
 
 @pytest.fixture
 def typed(run_here, tmp_path, monkeypatch):
-    """`typed("omnikit ask question.wav")` in the reader's folder -> what was printed."""
+    """Function that runs a command line, such as `omnikit ask question.wav`, in a new folder and returns its output."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def call(line: str) -> str:

@@ -1,4 +1,4 @@
-"""Each corpus' prepare.py: what is read of the published layout, what is left out and why, and what a kill changes."""
+"""Tests of each corpus' prepare.py: entries of the published layout, skipped items by reason, resuming after kills."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SOUND = sound_bytes()
 LISTEN, WRITE = {"A1T1", "T1A1"}, {"T1T2"}
 SPEAK = {"A1T1", "T1A1", "T1T2", "A1T2", "T1A2", "A1A2"}
 WHOLE = {
-    # splits with rows; of the first split the first row's id, speaker, language, texts; the tasks that it serves
+    # splits with numbers of entries; id, speaker, language and texts of the first split's first entry; its tasks
     "LibriSpeech": (
         {"dev-clean": 2, "dev-other": 1}, ("19-198-0000", "19", "en", "northanger abbey", None), LISTEN,
     ),
@@ -61,7 +61,7 @@ WHOLE = {
     "VoiceAssistant": ({"train": 6}, ("identity-00-1", "", "en", "who are you 0", "i am number 0"), SPEAK),
 }  # fmt: skip
 DAMAGED = {
-    # skipped by reason, all splits together, of the damaged tree
+    # numbers of skipped items by reason over all splits of the damaged corpus
     "LibriSpeech": {
         "unreadable": 2, "empty": 1, "missing": 1, "no text": 1, "audio without text": 1, "not UTF-8": 1,
         "duplicate id": 1,
@@ -108,14 +108,14 @@ def test_damage_is_skipped_and_counted(name: str, tmp_path: Path):
     assert counted == DAMAGED[name]
     with pytest.raises(ValueError, match="|".join(map(str, DAMAGED[name]))):
         list(prepare(load_corpus(name), tmp_path / "upstream", tmp_path / "strict", splits, Checks(strict=True)))
-    with pytest.raises(ValueError, match="skipped"):  # what was made before does not hide it
+    with pytest.raises(ValueError, match="skipped"):  # existing manifests do not hide it
         list(prepare(load_corpus(name), tmp_path / "upstream", tmp_path / "out", splits, Checks(strict=True)))
 
 
 def test_a_split_with_nothing_usable_is_refused(tmp_path: Path):
     TREES["OpenOrca"](tmp_path / "upstream", damaged=True)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"3_5M-GPT3_5-Augmented.parquet: no usable row; .*1 shard unreadable"):
+        with pytest.raises(ValueError, match=r"3_5M-GPT3_5-Augmented.parquet: no usable entry; .*1 shard unreadable"):
             list(prepare(load_corpus("OpenOrca"), tmp_path / "upstream", tmp_path / "out", ["3_5M-GPT3_5-Augmented"]))
     assert not list((tmp_path / "out").rglob("*.parquet"))
 
@@ -137,7 +137,7 @@ def test_other_rates_and_stereo_are_used_and_noted(tmp_path: Path):
 
 @pytest.mark.parametrize("name", TREES)
 def test_what_macos_leaves_beside_files_is_passed_over(name: str, tmp_path: Path):
-    """A small `._name` beside each file, as on disks and in archives from a Mac."""
+    """Small hidden files `._name`, which macOS writes beside files, are ignored."""
     TREES[name](tmp_path / "plain")
     TREES[name](tmp_path / "mac")
     for path in sorted((tmp_path / "mac").rglob("*")):
@@ -150,7 +150,7 @@ def test_what_macos_leaves_beside_files_is_passed_over(name: str, tmp_path: Path
 
 
 def test_recordings_that_were_converted_are_used(tmp_path: Path):
-    """Transcripts that name flac, beside wav; what cannot be read says so, and is not missing."""
+    """WAV files are used where transcripts name FLAC; a damaged one counts as unreadable, not as missing."""
     TREES["LibriSpeech"](tmp_path)
     chapter = tmp_path / "LibriSpeech" / "dev-clean" / "19" / "198"
     for path in sorted(chapter.glob("*.flac")):
@@ -233,7 +233,7 @@ def test_a_table_damaged_inside_gives_the_rows_before(tmp_path: Path):
     data[end - 1500 : end] = bytes(1500)
     path.write_bytes(data)
     (summary,) = prepare(load_corpus("OpenOrca"), tmp_path, tmp_path / "out")
-    assert 300 <= summary.rows < 600  # the first row group is whole
+    assert 300 <= summary.rows < 600  # the first row group is intact
     assert summary.skipped.reasons == {"shard unreadable": 1}
 
 
@@ -309,7 +309,7 @@ def test_lines_of_transcripts_are_shared_out(tmp_path: Path, monkeypatch: pytest
 def test_texts_without_any_recordings_are_refused(tmp_path: Path):
     TREES["MLS"](tmp_path)
     shutil.rmtree(tmp_path / "mls_german" / "dev" / "audio")
-    with pytest.raises(ValueError, match=r"mls_german/dev: no usable row; .*skipped: 2 missing"):
+    with pytest.raises(ValueError, match=r"mls_german/dev: no usable entry; .*skipped: 2 missing"):
         list(prepare(load_corpus("MLS"), tmp_path, tmp_path / "out", ["german-dev"]))
 
 
@@ -345,7 +345,7 @@ def test_the_script_says_what_it_made_and_what_is_wrong(tmp_path: Path):
     folders = ["--data_folder", tmp_path, "--save_folder", tmp_path / "out"]
     done = run("LibriSpeech", *folders, "--splits", "dev-clean", "--decode_all")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "dev-clean: 2 rows, 0.00 h, 1 speakers; skipped: none\n"
+    assert done.stdout == "dev-clean: 2 entries, 0.00 h, 1 speakers; skipped: none\n"
     wrong = run("LibriSpeech", *folders, "--splits", "dev-cleen")
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
     assert f"--splits dev-cleen: not in {tmp_path}; choices: dev-clean, dev-other" in wrong.stderr
@@ -406,12 +406,12 @@ def test_a_killed_run_ends_with_the_same_shards(tmp_path: Path):
     moments, killed = np.random.default_rng(0).uniform(0, took / 6, 10), 0
     for moment in moments:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        process.stdout.readline()  # all is imported
+        process.stdout.readline()  # imports are done
         time.sleep(moment)
         killed += process.poll() is None
         process.kill()
         process.communicate()
-    assert killed > 5  # the last ones may have found nothing left to do
+    assert killed > 5  # the last calls may have had nothing to do
     list(prepare(corpus, tmp_path, tmp_path / "killed"))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
@@ -421,7 +421,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_a_kill_leaves_between_two_files_is_made_good(tmp_path: Path):
-    """Aside files half written, and a shard whose summary was not yet written."""
+    """Partially written temporary files and a shard without its summary are replaced by the next run."""
     voiceassistant(tmp_path, files=3)
     corpus = load_corpus("VoiceAssistant")
     list(prepare(corpus, tmp_path, tmp_path / "whole"))

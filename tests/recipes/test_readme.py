@@ -1,4 +1,4 @@
-"""The commands of README.md, as they stand there (but `make demo` and `make test`)."""
+"""Tests that run the commands and the code of README.md, except `make demo` and `make test`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY = ["--size", "tiny", "--pretrained", "false"]
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """Manifests of the corpora that stage 1 reads, a folder for each."""
+    """Folder of manifests of the corpora that stage 1 uses."""
     folder = tmp_path_factory.mktemp("published")
     for split in ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean"):
         libritts(folder / "upstream", split=split)
@@ -43,7 +43,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A folder with the sound files that the README speaks of, and the questions where it says."""
+    """Folder with the sound files and questions that the README's commands refer to."""
     shutil.copytree(ROOT / "egs" / "mini" / "questions", tmp_path / "egs" / "mini" / "questions")
     question = next((ROOT / "egs" / "mini" / "questions").glob("*.wav"))
     for name in ("question.wav", "talk.wav"):
@@ -65,8 +65,10 @@ def test_the_readme_has_its_commands():
 
 
 def ways(lines: list[str]) -> list:
-    """Each line in the tests' own process, but for the first; the others in processes of their own, too, if there is
-    time."""
+    """Return test parameters that run the first line as a process and the others in this process.
+
+    Among long tests, the others are run as processes, too.
+    """
     first, *others = lines
     late = [pytest.param(line, True, marks=pytest.mark.long) for line in others]
     return [(first, True), *((line, False) for line in others), *late]
@@ -96,7 +98,7 @@ def test_python_examples(code, workplace):
 
 @pytest.mark.parametrize(("line", "alone"), ways(TRAIN))
 def test_training_commands(line, alone, data, published, run_here, tmp_path):
-    """With the mini system; or the recipe as it is, published corpora and parts, the parts tiny and without weights."""
+    """Run a training command of the README, with the mini system or with untrained parts of tiny size."""
     folder, more = (data, []) if MINI_SYSTEM.name in line else (published, TINY)
     words = [str(folder) if word == "DIR" else word for word in shlex.split(line)[1:]] + more
     words += ["--output_folder", str(tmp_path / "out"), *QUICK]

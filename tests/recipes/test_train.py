@@ -1,4 +1,4 @@
-"""The three stages as debug runs on a corpus made here, and what a kill changes: nothing."""
+"""Tests of the three training stages as short runs on a tiny corpus, and of resuming after a kill."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def train_here(run_here):
-    """`train_here("stage1", data, out, ..)`: in this process -> exit status, and all that it writes."""
+    """Function that runs a stage in this process, and returns its exit status and its output."""
 
     def call(*arguments) -> tuple[int, str]:
         status, out, err = run_here(TRAIN, *command(*arguments)[2:])
@@ -70,7 +70,7 @@ def test_three_stages(train_here, data, tmp_path):
     status, written = train_here("stage2", data, stages[1], "--initial_weights", str(stages[0]))
     assert status == 0, written
     with sqlite3.connect(data / "cache" / LEDGER) as ledger:
-        ledger.execute("UPDATE contents SET digest = x'00'")  # as if all recordings had changed under size and time
+        ledger.execute("UPDATE contents SET digest = x'00'")  # as if all recordings had changed without their stamps
     status, written = train_here("stage3", data, stages[2], "--initial_weights", str(stages[1]), "--verify_cache")
     assert status == 0, written
     assert "have changed since they were read" in written
@@ -107,7 +107,7 @@ def test_another_codec_is_refused_by_name(train_here, data, untrained, tmp_path)
     ids=lambda chosen: chosen["codec"],
 )
 def test_parts_are_swapped_by_flags(run_here, data, tmp_path, chosen):
-    """Tiny parts without weights train; the folder, the log and the checkpoint say which they were."""
+    """Swapped parts of tiny size are trained, and output folder, log and checkpoint name them."""
     recipe = shutil.copytree(TRAIN.parent, tmp_path / "recipe", ignore=shutil.ignore_patterns("results"))
     flags = [word for kind, name in chosen.items() for word in (f"--{kind}", name)]
     quick = ["--steps_per_epoch", "2", "--epochs.limit", "1", "--max_batch_length", "400", "--model.tts_blocks", "1"]
@@ -154,13 +154,13 @@ def told_train(hparams, run_opts):
 DistributedSamplerWrapper.__iter__, recipe.train = told_share, told_train
 recipe.main()
 """
-"""A training script that tells which batches its process sees, and what weights it ends with."""
+"""Code of a training script that records which batches its process gets and the weights at its end."""
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("features", ["cached", "on_the_fly"])
 def test_two_processes_share_the_work(features, tmp_path):
-    """Stage 1 under torchrun: no sample of an epoch is seen by both processes, and both end with the same weights."""
+    """Under torchrun, no sample of an epoch goes to both processes, and both end with the same weights."""
     (tmp_path / "a.flac").write_bytes(flac(0, 0.3))
     lines = [f"{i},0.3,7,{TEXTS[i % len(TEXTS)]},a.flac" for i in range(120)]
     (tmp_path / "m.csv").write_text("\n".join(["ID,duration,speaker,t1,a1", *lines]) + "\n")
@@ -265,7 +265,7 @@ def test_a_signal_is_answered_in_one_line_and_the_run_goes_on_later(data, tmp_pa
 
 @pytest.fixture(scope="module")
 def whole_and_stopped(data, tmp_path_factory):
-    """The folder of a run of four epochs, and that of one that was stopped after the second."""
+    """Output folders of a run of four epochs and of one that was stopped after the second epoch."""
     folder = tmp_path_factory.mktemp("runs")
     run("stage1", data, folder / "whole", "--epochs.limit", "4")
     run("stage1", data, folder / "stopped", "--epochs.limit", "4", "--optimizer_step_limit", "6")

@@ -1,4 +1,4 @@
-"""The encoder's pre-training as a debug run: it trains, resumes, and writes weights that the part takes."""
+"""Tests of the mini encoder's pre-training as a short run: it resumes, and the part loads its weights."""
 
 from __future__ import annotations
 

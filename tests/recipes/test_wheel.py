@@ -1,4 +1,4 @@
-"""The wheel, installed where there is no checkout: all that users need is in it."""
+"""Tests that the wheel, installed without a checkout, contains all that users need."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def called(*command: object, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Build it from a copy, so that no earlier build in the checkout gets into it."""
+    """Path of a wheel that is built from a copy of the checkout, so that it holds no files of an earlier build."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in BUILT_FROM:
         if (ROOT / name).is_dir():
@@ -49,11 +49,11 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """Return the folder of commands of an environment that has the wheel, and this one's packages for what it needs."""
+    """Folder of commands of an environment with the wheel, which takes the other packages from this environment."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     site = next(folder.glob("lib/*/site-packages"))
-    # a .pth file in the folder that is named here stays unread, and so does that of an editable checkout
+    # .pth files in the folder that is named here are not read, and so neither is that of an editable checkout
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
     called(*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel, folder=folder)

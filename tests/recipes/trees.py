@@ -1,4 +1,4 @@
-"""Small corpora laid out as they are published, whole or with everything in them that can be wrong."""
+"""Writes small corpora in the published layouts, intact or with every kind of damage that is handled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def load_script(path: Path) -> ModuleType:
-    """A recipe's script as a module; many have the same name, so none can be imported by it."""
+    """Return a recipe's script as a module with a unique name, since several scripts have the same file name."""
     spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -30,17 +30,17 @@ def load_script(path: Path) -> ModuleType:
 
 @functools.cache
 def load_corpus(name: str) -> Corpus:
-    """`CORPUS` of a recipe's prepare.py."""
+    """Return the corpus description `CORPUS` of a recipe's prepare.py."""
     return load_script(RECIPES / name / "prepare.py").CORPUS
 
 
 def sound(seconds: float = 0.2, rate: int = 16000, channels: int = 1, gain: float = 0.1) -> np.ndarray:
-    """Noise [N, channels]."""
+    """Return uniform noise [N, channels] of a length in seconds and a sample rate in Hz."""
     return np.random.default_rng(0).uniform(-gain, gain, (int(seconds * rate), channels))
 
 
 def write_sound(path: Path, seconds: float = 0.2, rate: int = 16000, **options) -> Path:
-    """A sound file of the format that its ending names."""
+    """Write noise to a sound file, whose format follows from its ending, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = {"format": "OGG", "subtype": "OPUS"} if path.suffix == ".opus" else {}
     soundfile.write(path, sound(seconds, rate, **options), rate, **kind)
@@ -60,7 +60,7 @@ def write_text(path: Path, text: str | bytes) -> Path:
 
 
 def cut(path: Path) -> None:
-    """Half of a file."""
+    """Truncate a file to half of its size."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -91,7 +91,7 @@ def libritts(root: Path, damaged: bool = False, split: str = "dev-clean") -> Non
         write_text(chapter / f"{name}.normalized.txt", text.replace("Mr.", "Mister").replace("$2", "two dollars"))
     write_text(chapter / "84_121123.trans.tsv", "84_121123_000007_000000\tMr. Smith\n")
     if damaged:
-        cut(write_sound(chapter / "84_121123_000008_000000.wav", rate=24000))  # a wav says nothing of it by itself
+        cut(write_sound(chapter / "84_121123_000008_000000.wav", rate=24000))  # WAV has no end mark
         write_text(chapter / "84_121123_000008_000000.normalized.txt", "Cut.")
         write_text(chapter / "84_121123_000008_000001.normalized.txt", "Missing.")
         write_sound(chapter / "84_121123_000008_000002.wav", rate=24000)
@@ -172,7 +172,7 @@ def moss(root: Path, damaged: bool = False) -> None:
 
 
 def snac_text(frames: int, seed: int = 0) -> str:
-    """Codes as VoiceAssistant-400K has them."""
+    """Return random codes of a number of frames in the text form of VoiceAssistant-400K."""
     codes = np.random.default_rng(seed).integers(0, 4096, (frames, 7))
     return "".join("# " + " ".join(map(str, frame)) + " " for frame in codes)
 

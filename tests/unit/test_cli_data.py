@@ -29,11 +29,11 @@ def manifest(tmp_path) -> Path:
 def test_a_voice_then_codes(run, manifest, tmp_path):
     status, out, err = run("synthesize", manifest, "--save_folder", tmp_path / "said")
     assert status == 0, err
-    assert out == "synthesize: 2 rows, 0.00 h, 0 speakers; skipped: none\n"
+    assert out == "synthesize: 2 entries, 0.00 h, 0 speakers; skipped: none\n"
     here = ["tokenize", tmp_path / "said", "--codec", "mel_rvq", "--codec.weights", MEL_RVQ, "--drop", "a2"]
     status, out, err = run(*here, "--save_folder", tmp_path / "tokens")
     assert status == 0, err
-    assert out.startswith("tokenize: 2 rows")
+    assert out.startswith("tokenize: 2 entries")
     rows = read_manifest(tmp_path / "tokens", tmp_path / "cache")
     assert [row.codes.codec for row in rows] == ["mel_rvq"] * 2 and all(row.serves(TASKS["A1A2"]) for row in rows)
     assert rows[0].codes.load().shape[0] == 7 and rows[0].a2 is None

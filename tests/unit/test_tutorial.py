@@ -84,7 +84,7 @@ def test_swap_learns_with_parts_of_its_own(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "own_parts.Whistle" in out
     for name in ("low", "high"):
-        assert out.count(f"it heard '{name}' and says '{name}'") == 2, out
+        assert out.count(f"question '{name}', answer '{name}'") == 2, out
     for first, last in re.findall(r"loss ([\d.]+) at first, ([\d.]+) after", out):
         assert float(last) < 0.1 * float(first)
     sounds = {file.name: soundfile.info(file).duration for file in tmp_path.glob("*.wav")}

@@ -1,8 +1,8 @@
-"""Word error rate on strings of digits of each speaker, made of a folder of recordings.
+"""Computes the word error rate on strings of digits of each speaker, made from a folder of recordings.
 
     python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR --speakers george
 
-writes `asr.json`, `asr.md`, and per speaker `hypotheses_test-<speaker>.jsonl` and `wer_test-<speaker>.txt`
+This writes `asr.json`, `asr.md`, and for each speaker `hypotheses_test-<speaker>.jsonl` and `wer_test-<speaker>.txt`
 (alignments).
 """
 
@@ -20,7 +20,7 @@ from prepare import CORPUS, TEST, check_speakers, speakers
 
 
 def splits(hparams: dict[str, Any]) -> list[str]:
-    """The strings of the wanted speakers: one name, a list of names, or None for everybody."""
+    """Return the names of the test splits of the speakers to score: one name, a list of names, or None for all."""
     wanted, folder = hparams["speakers"], hparams["data_folder"]
     if wanted is None:
         wanted = speakers(folder)

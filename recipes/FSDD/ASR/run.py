@@ -1,8 +1,8 @@
-"""Leave one speaker out: train without each, score on each, and tabulate.
+"""Leave-one-speaker-out evaluation: trains without each speaker, scores on that speaker, and tabulates the results.
 
     python run.py --data_folder /data/free-spoken-digit-dataset --from_nothing george
 
-writes `table.md` to the output folder, anew after every speaker. A killed one goes on where it was when the same
+This writes `table.md` to the output folder and updates it after every speaker. A killed run resumes when the same
 command is given again.
 """
 
@@ -27,12 +27,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from prepare import TEST, check_speakers, speakers
 
 HERE = Path(__file__).resolve().parent
-HEADER = ["never heard", "encoder from", "strings", "digits", "WER %", "CER %", "strings right %"]
+HEADER = ["held out", "encoder from", "strings", "digits", "WER %", "CER %", "strings right %"]
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One speaker who is held out."""
+    """One fold of the cross-validation: a held-out speaker and the folder of its trainings and scores."""
 
     speaker: str
     folder: Path
@@ -43,7 +43,7 @@ class Fold:
         return self.folder / "scores" / "asr.json"
 
     def result(self) -> dict[str, Any] | None:
-        """The error rates of the speaker's strings; None until they are there."""
+        """Return the error rates on the speaker's strings; None if they have not been computed yet."""
         if not self.scores.exists():
             return None
         splits = json.loads(self.scores.read_text(encoding="utf-8"))["splits"]
@@ -51,7 +51,7 @@ class Fold:
 
 
 def steps(fold: Fold, options: argparse.Namespace) -> Iterator[tuple[Path, list[str]]]:
-    """What each step writes last, and its command."""
+    """Yield the file that each step of a fold writes last, by which it is known to be done, and its command."""
     made, data = fold.folder.parent / "strings", options.data_folder.resolve()
     encoder, asr = fold.folder / "encoder", fold.folder / "asr"
     own = [f"--data_folder={made}", f"--held_out={fold.speaker}"]
@@ -78,10 +78,10 @@ def steps(fold: Fold, options: argparse.Namespace) -> Iterator[tuple[Path, list[
 
 
 def work(fold: Fold, options: argparse.Namespace) -> None:
-    """Does what is left of a fold.
+    """Run the remaining steps of a fold: preparation, training of encoder and system, evaluation.
 
     Raises:
-        ValueError: a step has failed; it has said why.
+        ValueError: a step has failed; its own output gives the reason.
     """
     for product, words in steps(fold, options):
         if product.exists():
@@ -89,11 +89,11 @@ def work(fold: Fold, options: argparse.Namespace) -> None:
         print(f"== {fold.folder.name}: {' '.join(words)}", flush=True)
         status = subprocess.run([sys.executable, *words], cwd=HERE).returncode
         if status or not product.exists():
-            raise ValueError(f"{fold.folder.name}: {words[0]} failed with status {status}, {product} was not made")
+            raise ValueError(f"{fold.folder.name}: {words[0]} failed with status {status}, {product} was not written")
 
 
 def table(folds: Sequence[Fold]) -> str:
-    """A line for each fold that is done, and the mean of those from the shipped weights."""
+    """Return a Markdown table of the finished folds, and of the mean over those that start from the shipped encoder."""
     done = [(fold, result) for fold in folds if (result := fold.result()) is not None]
     rows = [
         [fold.speaker, "nothing" if fold.from_nothing else "synthetic speech", str(r["utterances"]), str(r["words"])]
@@ -109,14 +109,24 @@ def table(folds: Sequence[Fold]) -> str:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--data_folder", type=Path, required=True, metavar="DIR", help="recordings, or what holds them")
-    parser.add_argument("--output_folder", type=Path, default=Path("results/leave_one_out"), metavar="DIR")
-    parser.add_argument("--speakers", nargs="+", metavar="NAME", help="who is held out, one by one; default: all")
+    parser.add_argument("--data_folder", type=Path, required=True, metavar="DIR", help="folder of the recordings")
     parser.add_argument(
-        "--from_nothing", nargs="+", default=[], metavar="NAME", help="who is once more, with the encoder from nothing"
+        "--output_folder", type=Path, default=Path("results/leave_one_out"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--speakers", nargs="+", metavar="NAME", help="speakers to hold out, one at a time; default: all"
+    )
+    parser.add_argument(
+        "--from_nothing",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="speakers to hold out also in a training whose encoder starts from random weights; default: none",
     )
     for name in ("encoder", "train", "evaluate"):
-        parser.add_argument(f"--{name}_flags", default="", metavar="TEXT", help="further flags, such as '--seed=2'")
+        parser.add_argument(
+            f"--{name}_flags", default="", metavar="TEXT", help="further flags of this step, such as '--seed=2'"
+        )
     options = parser.parse_args()
     names = speakers(options.data_folder) if options.speakers is None else options.speakers
     check_speakers("speakers", names, options.data_folder)

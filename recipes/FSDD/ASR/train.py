@@ -1,6 +1,8 @@
-"""Train on strings of digits: `python train.py hparams/train.yaml --data_folder DIR --held_out george`.
+"""Train speech recognition on strings of digits without one speaker.
 
-The script is that of LibriSpeech/ASR, with its loop, loss and data; what differs stands in hparams/train.yaml.
+    python train.py hparams/train.yaml --data_folder DIR --held_out george
+
+This runs the script of LibriSpeech/ASR, with its loop, loss and data pipeline; hparams/train.yaml has the differences.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Train the mini encoder on digits of real people, CTC on phonemes: `python train_encoder.py hparams/encoder.yaml
---data_folder DIR --held_out george`.
+"""Train the mini encoder on recorded digits by CTC on phonemes.
 
-Resumes from its last checkpoint. At the end the encoder's weights are written to `export_folder`, with a card, and to
-`system_folder` the system in which they take the place of its own encoder's: there train.py starts.
+    python train_encoder.py hparams/encoder.yaml --data_folder DIR --held_out george
+
+The same command resumes from the last checkpoint. At the end the encoder's weights and a README are written to
+`export_folder`, and the system with this encoder to `system_folder`, from which train.py starts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Word error rate on the splits of LibriSpeech, or of a corpus laid out like it.
+"""Computes the word error rate on the splits of LibriSpeech, or of a corpus with the same layout.
 
     python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR
     python evaluate.py hparams/eval.yaml --baseline whisper_small --data_folder DIR
 
-writes `asr.json`, `asr.md`, and per split `hypotheses_<split>.jsonl` and `wer_<split>.txt` (alignments).
+This writes `asr.json`, `asr.md`, and for each split `hypotheses_<split>.jsonl` and `wer_<split>.txt` (alignments).
 """
 
 from __future__ import annotations

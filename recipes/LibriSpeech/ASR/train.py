@@ -1,7 +1,6 @@
-"""Train speech recognition alone: `python train.py hparams/train.yaml --data_folder DIR`.
+"""Train a system for speech recognition (A1T1): `python train.py hparams/train.yaml --data_folder DIR`.
 
-A killed run goes on where it was when started again with the same command. Under torchrun every process computes its
-own share of the batches.
+The same command resumes a run that was killed. Under torchrun each process computes its own share of the batches.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ from omnikit.train.run import cache_of, open_run, read_samples, save_system, sta
 from omnikit.train.validation import Validation
 
 TEXT = 0
-"""The stream of the transcript."""
+"""Index of the text stream, which holds the transcript."""
 
 
 class ASRBrain(OmniBrain):
-    """Learns to write down what is said. The audio streams are silent and carry no labels."""
+    """A Brain that trains speech recognition: audio streams have no labels, the text stream has the transcript."""
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> StreamLogits:
-        """Return the logits where a token of a transcript is to be predicted."""
+        """Return the logits of the text stream at the positions of transcripts."""
         batch = batch.to(self.device)
         features, lengths = encoded(self.model, batch)
         speech = batch.speech(*self.model.adapter(features, lengths))
         return stream_logits(self.model, self.model(batch.steps, speech), batch.labels)
 
     def compute_objectives(self, predictions: StreamLogits, batch: Batch, stage: sb.Stage) -> Tensor:
-        """Return the mean cross-entropy of the transcripts' tokens."""
+        """Return the mean cross-entropy over the tokens of the transcripts."""
         losses = sum_losses(predictions, token_loss)
         loss = losses.means()[TEXT]
         self.log_losses(loss, losses, stage)
@@ -46,15 +45,15 @@ class ASRBrain(OmniBrain):
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed loss of the text stream's logits [P, V] at its labels [P]."""
+    """Return the summed cross-entropy of the text stream's logits [P, V] with labels [P]."""
     return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
-    """Train the model of built hparams and save it in their output folder."""
+    """Train the recipe's model and save it to the output folder."""
     model = start_model(hparams, run_opts)
 
-    # Manifests -> samples -> batches of similar length in random order; validation gives the word error rate.
+    # Manifests -> samples -> batches of similar lengths in random order; validation computes the word error rate.
     with cache_of(hparams):
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
@@ -75,7 +74,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
         hparams["epochs"],
         train_set.samples,
         valid_set.samples,
-        progressbar=False,  # the brain draws its own, with the loss of each stream
+        progressbar=False,  # OmniBrain shows its own, with the loss of each stream
         train_loader_kwargs={"batch_sampler": sampler, **loader},
         valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), **loader},
     )
@@ -83,7 +82,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Train what this process' command line describes."""
+    """Train the recipe that the command line names, with its overrides."""
     recipe = load_recipe(check=check_stage)
     with open_run(recipe) as run_opts:
         train(recipe.hparams, run_opts)

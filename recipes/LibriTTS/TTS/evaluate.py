@@ -1,8 +1,9 @@
-"""Speech made from text: how well a recogniser understands it, how much of it is cut, how fast it comes.
+"""Evaluates speech synthesis: intelligibility to a speech recogniser, share of truncated answers, and speed.
 
     python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR --grammar_file FILE.jsgf
 
-writes `tts.json`, `tts.md`, `heard.jsonl` (what the judge heard of each spoken sentence) and some of them as wav.
+This writes `tts.json`, `tts.md`, `heard.jsonl` (the recogniser's hypothesis for each synthesized sentence) and some of
+the sentences as WAV files.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ SPEAK = TASKS["T1A1"]
 
 
 def read_entries(hparams: dict[str, Any]) -> list[ManifestEntry]:
-    """The sentences to be spoken, with their recordings if they have any."""
+    """Return the manifest entries whose texts are synthesized, selected by `ids` and `limit`.
+
+    Raises:
+        ValueError: no id of the manifest matches `ids`.
+    """
     manifest, ids = hparams["manifest"], hparams["ids"]
     entries = read_manifest(manifest, Path(hparams["cache_folder"]) / "tables")
     wanted = [entry for entry in entries if re.search(ids, entry.id)] if ids else entries
@@ -59,7 +64,7 @@ def read_entries(hparams: dict[str, Any]) -> list[ManifestEntry]:
 
 
 def open_codecs(own: Codec, wanted: list[dict[str, str]]) -> dict[str, Codec]:
-    """The system's codec and others by name, with their weights."""
+    """Return the system's codec and the further codecs of the recipe by name, with their weights loaded."""
     codecs = {OWN: own}
     for options in wanted:
         codec = build_part("codec", **options)
@@ -70,23 +75,23 @@ def open_codecs(own: Codec, wanted: list[dict[str, str]]) -> dict[str, Codec]:
 
 @dataclass(frozen=True)
 class SpokenTexts:
-    """The texts that a system was given, as it speaks them."""
+    """The utterances that a system synthesized from texts, the share of truncated ones, and the skipped texts."""
 
     utterances: list[SpokenText]
-    truncated_percent: float  # of the texts, those that were not spoken to their end
+    truncated_percent: float  # percentage of utterances that were truncated at a limit
     skipped: Skipped
 
 
 def speak(model: OmniLM, entries: list[ManifestEntry], hparams: dict[str, Any]) -> SpokenTexts:
-    """The system reads every row's text.
+    """Synthesize the transcript of every entry with the system.
 
     Raises:
-        ValueError: it can read none of them.
+        ValueError: no text can be synthesized.
     """
     options = {"decoding": hparams["decoding"], "batch_size": hparams["batch_size"]}
     found, skipped = replies(model, SPEAK, entries, title="speak", **options)
     if not found:
-        raise ValueError(f"--manifest {hparams['manifest']}: no text could be spoken; skipped: {skipped}")
+        raise ValueError(f"--manifest {hparams['manifest']}: no text could be synthesized; skipped: {skipped}")
     utterances = [
         (entry.id, entry.t1, sound(model.codec, found[entry.id].codes)) for entry in entries if entry.id in found
     ]
@@ -97,7 +102,10 @@ def speak(model: OmniLM, entries: list[ManifestEntry], hparams: dict[str, Any]) 
 def intelligibility(
     judge: Judge, speech: dict[str, SpeechSet], normalize: Normalizer, folder: Path
 ) -> dict[str, ErrorRates]:
-    """What the judge hears of recordings, codecs and the system; the last goes to `heard.jsonl` as well."""
+    """Return the judge's error rates on recordings, decoded codes and the system's speech, by title.
+
+    The hypotheses for the system's speech are also written to `heard.jsonl`.
+    """
     found = judge_all(judge, speech, normalize)
     with whole_text(folder / "heard.jsonl") as file:
         for pair in found[SYSTEM][1]:
@@ -106,7 +114,7 @@ def intelligibility(
 
 
 def speed(omni: Omni, utterances: list[SpokenText], hparams: dict[str, Any]) -> dict[str, Speed | None]:
-    """Of the first sentences."""
+    """Return the speed of streaming synthesis, measured on the first texts; {} if `speed_sentences` is 0."""
     texts = [text for _, text, _ in utterances[: hparams["speed_sentences"]]]
     if not texts:
         return {}
@@ -145,7 +153,7 @@ def main() -> None:
         "mos": {name: o.as_dict() for name, o in found.items()},
         "speed": {name: s and s.as_dict() for name, s in measured.items()},
     })  # fmt: skip
-    notes = "\n".join([*(f"- {key}: {value}" for key, value in about.items()), f"- left out: {spoken.skipped}"])
+    notes = "\n".join([*(f"- {key}: {value}" for key, value in about.items()), f"- skipped: {spoken.skipped}"])
     tables = [rates_table(rates) if rates else NOT_JUDGED]
     tables += [mos_table(found)] if found else []
     tables += [speed_table(measured)] if measured else []

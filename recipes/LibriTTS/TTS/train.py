@@ -1,7 +1,6 @@
-"""Train speech synthesis alone: `python train.py hparams/train.yaml --data_folder DIR`.
+"""Train a system for speech synthesis (T1A1): `python train.py hparams/train.yaml --data_folder DIR`.
 
-A killed run goes on where it was when started again with the same command. Under torchrun every process computes its
-own share of the batches.
+The same command resumes a run that was killed. Under torchrun each process computes its own share of the batches.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from omnikit.train.run import cache_of, open_run, read_samples, save_system, sta
 
 
 class TTSBrain(OmniBrain):
-    """Learns to speak given texts. The text stream is fed the text and carries no labels."""
+    """A Brain that trains speech synthesis: the text stream is fed the text, the audio streams have the labels."""
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> StreamLogits:
-        """Return the logits of the audio streams; there is no speech to encode."""
+        """Return the logits of the audio streams at their labels; this task has no speech input."""
         batch = batch.to(self.device)
         return stream_logits(self.model, self.model(batch.steps), batch.labels)
 
     def compute_objectives(self, predictions: StreamLogits, batch: Batch, stage: sb.Stage) -> Tensor:
-        """Return the mean over the audio streams of the mean cross-entropy of their codes, all streams alike."""
+        """Return the mean cross-entropy of codes per audio stream, averaged over the audio streams without weights."""
         losses = sum_losses(predictions, code_loss)
         loss = losses.means().sum() / (losses.counts > 0).sum()
         self.log_losses(loss, losses, stage)
@@ -40,15 +39,15 @@ class TTSBrain(OmniBrain):
 
 
 def code_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed cross-entropy of the logits [P, V] of one audio stream at its labels [P]."""
+    """Return the summed cross-entropy of one audio stream's logits [P, V] with labels [P]."""
     return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
-    """Train the model of built hparams and save it in their output folder."""
+    """Train the recipe's model and save it to the output folder."""
     model = start_model(hparams, run_opts)
 
-    # Manifests -> samples with the codes of their recordings -> batches of similar length in random order.
+    # Manifests -> samples with the codes of recordings -> batches of similar lengths in random order.
     with cache_of(hparams):
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
@@ -58,7 +57,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     brain = TTSBrain(
         modules={"model": model},
         opt_class=hparams["opt_class"],
-        hparams={**hparams, "mix": sampler, "validate": lambda brain: {}},  # speech is judged by evaluate.py
+        hparams={**hparams, "mix": sampler, "validate": lambda brain: {}},  # evaluate.py scores the speech
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
@@ -66,7 +65,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
         hparams["epochs"],
         train_set.samples,
         valid_set.samples,
-        progressbar=False,  # the brain draws its own, with the loss of each stream
+        progressbar=False,  # OmniBrain shows its own, with the loss of each stream
         train_loader_kwargs={"batch_sampler": sampler, **loader},
         valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), **loader},
     )
@@ -74,7 +73,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Train what this process' command line describes."""
+    """Train the recipe that the command line names, with its overrides."""
     recipe = load_recipe(check=check_stage)
     with open_run(recipe) as run_opts:
         train(recipe.hparams, run_opts)

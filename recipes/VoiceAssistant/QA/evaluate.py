@@ -1,8 +1,8 @@
-"""Spoken question answering: share of right texts, how well the spoken answers are understood, how fast they come.
+"""Evaluates spoken question answering: share of correct answers, intelligibility of spoken answers, and speed.
 
     python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR
 
-writes `qa.json`, `qa.md`, `answers_<split>_<way>.jsonl` and some answers as wav.
+This writes `qa.json`, `qa.md`, `answers_<split>_<mode>.jsonl` and some answers as WAV files.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from omnikit.offline.batches import DecodedAnswer, replies, sound
 from omnikit.tasks import TASKS
 
 Answers = dict[str, dict[str, DecodedAnswer]]
-"""Way -> question id -> reply."""
+"""Mapping from answer mode and id of the question to the decoded answer."""
 
 
 class QAEvaluation:
-    """One run: the system, the questions by split (a source of the YAML file), and what else that file asks for."""
+    """An evaluation of a system on the questions of one or more splits, which are sources of the recipe."""
 
     def __init__(self, hparams: dict[str, Any], omni: Omni, device: str):
         self.hparams, self.omni, self.model = hparams, omni, omni.model
@@ -60,7 +60,10 @@ class QAEvaluation:
         return some(read_questions(split, options, self.hparams["cache_folder"]), self.hparams["limit"])
 
     def answer(self, split: str) -> tuple[dict[str, QAScores], Answers]:
-        """Answers a split in every mode."""
+        """Answer the questions of a split in every answer mode; return the scores and the answers by mode.
+
+        The answers are also written to `answers_<split>_<mode>.jsonl`, and some spoken ones as WAV files.
+        """
         shares, found = {}, {}
         normalize, entries = normalizer(self.hparams["normalizer"]), self.entries[split]
         for mode in self.answer_modes:
@@ -81,7 +84,11 @@ class QAEvaluation:
         return [(name, reply.text, sound(self.model.codec, reply.codes)) for name, reply in chosen]
 
     def speech(self, found: Answers) -> dict[str, SpeechSet]:
-        """Recorded answers and what the codec keeps of them, if wanted; the spoken answers with their own text."""
+        """Return the sets of speech to be judged, by title.
+
+        If the recipe asks for `references`, these are recorded answers and the same after encoding and decoding by the
+        codec; then the spoken answers, whose references are their own texts.
+        """
         limit, speech = self.hparams["judge_limit"], {}
         if self.hparams["references"]:
             utterances = references(self.entries[self.judged_split][:limit], TASKS["A1A2"], codec_name(self.model))
@@ -93,7 +100,10 @@ class QAEvaluation:
         return speech
 
     def speed(self, found: Answers) -> dict[str, Speed | None]:
-        """By way, of those that speak; of questions that were answered and are recorded."""
+        """Return the speed of streaming answers, by each answer mode from speech to speech.
+
+        It is measured on recorded questions that the system has answered.
+        """
         answered = {name for given in found.values() for name in given}
         entries = [entry for entry in self.entries[self.judged_split] if entry.id in answered and entry.a1 is not None]
         wavs = [entry.a1.load(self.model.encoder.sample_rate) for entry in entries[: self.hparams["speed_questions"]]]
@@ -107,10 +117,14 @@ class QAEvaluation:
 
 
 def chosen(sources: dict[str, dict[str, Any] | None], splits: list[str] | None) -> dict[str, dict[str, Any]]:
-    """The sources that are scored; `splits`: their names, None = all.
+    """Return the options of the sources to score, by name.
+
+    Args:
+        sources: options of all sources by name; None for a disabled source.
+        splits: names of the sources to score; None = all.
 
     Raises:
-        ValueError: there is none, or none of such a name.
+        ValueError: there is no source, or none with one of these names.
     """
     there = {name: options for name, options in sources.items() if options is not None}
     names = list(there) if splits is None else list(dict.fromkeys(splits))
@@ -131,17 +145,17 @@ def main() -> None:
         if split == run.judged_split:
             speech = run.speech(found)
             if run.judge is not None:
-                heard = judge_all(run.judge, speech, run.judge_normalize)
-                rates = {title: each for title, (each, _) in heard.items()}
+                judgements = judge_all(run.judge, speech, run.judge_normalize)
+                rates = {title: each for title, (each, _) in judgements.items()}
             mos, speed = mos_scores(run.mos, speech), run.speed(found)
     about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system"}
     about |= {"normalizer": normalizer_version(hparams["normalizer"]), "judge": hparams["judge"]}
     write_json(run.folder / "qa.json", {
         **about,
-        "splits": {split: {way: s.as_dict() for way, s in ways.items()} for split, ways in shares.items()},
+        "splits": {split: {mode: s.as_dict() for mode, s in modes.items()} for split, modes in shares.items()},
         "intelligibility": {name: r.as_dict() for name, r in rates.items()},
         "mos": {name: o.as_dict() for name, o in mos.items()},
-        "speed": {way: s and s.as_dict() for way, s in speed.items()},
+        "speed": {mode: s and s.as_dict() for mode, s in speed.items()},
     })  # fmt: skip
     tables = [qa_table(shares), rates_table(rates) if rates else NOT_JUDGED]
     tables += [mos_table(mos)] if mos else []

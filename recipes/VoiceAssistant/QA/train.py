@@ -1,8 +1,7 @@
-"""Train one stage: `python train.py hparams/stageN.yaml --data_folder DIR`.
+"""Train one stage of a question answering system: `python train.py hparams/stageN.yaml --data_folder DIR`.
 
-Every stage is this script with another YAML file: which parts train, on which tasks, from which folder it starts.
-A killed run goes on where it was when started again with the same command. Under torchrun every process computes its
-own share of the batches.
+Every stage uses this script. Its YAML file sets the trainable parts, the tasks and the checkpoint to start from.
+The same command resumes a run that was killed. Under torchrun each process computes its own share of the batches.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from omnikit.train.validation import Validation
 
 
 class QABrain(OmniBrain):
-    """Learns a mix of tasks: speech or text is given, text, speech or both are to be answered."""
+    """A Brain that trains a mix of tasks from speech or text to text, speech or both."""
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> StreamLogits:
-        """Return the logits of all streams where an answer stands; speech goes through encoder and adapter first."""
+        """Return the logits of all streams at the positions of answers; speech passes encoder and adapter first."""
         batch = batch.to(self.device)
-        speech = None  # all questions of the batch may be written ones
+        speech = None  # a batch may hold written questions alone
         if batch.has_speech:
             speech = batch.speech(*self.model.adapter(*encoded(self.model, batch)))
         hidden = self.model(batch.steps, speech)
         return stream_logits(self.model, hidden, batch.labels)
 
     def compute_objectives(self, predictions: StreamLogits, batch: Batch, stage: sb.Stage) -> Tensor:
-        """Return the mean of the streams' mean losses, weighted: the text stream has few tokens, but must be right."""
+        """Return the mean loss over streams by `stream_weights`, which can raise the few text tokens."""
         losses = sum_losses(predictions, token_loss)
         loss = weighted_mean(losses, self.stream_weights)
         self.log_losses(loss, losses, stage)
@@ -46,15 +45,15 @@ class QABrain(OmniBrain):
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed loss of one stream's logits [P, V] at its labels [P]."""
+    """Return the summed cross-entropy of one stream's logits [P, V] with labels [P]."""
     return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
-    """Train the model of built hparams and save it in their output folder."""
+    """Train the recipe's model and save it to the output folder."""
     model = start_model(hparams, run_opts)
 
-    # Manifests -> samples of the stage's tasks -> batches, in which the tasks are mixed by their weights.
+    # Manifests -> samples of the stage's tasks -> batches that mix the tasks by their weights.
     with cache_of(hparams):
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
@@ -75,7 +74,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
         hparams["epochs"],
         train_set.samples,
         valid_set.samples,
-        progressbar=False,  # the brain draws its own, with the loss of each stream
+        progressbar=False,  # OmniBrain shows its own, with the loss of each stream
         train_loader_kwargs={"batch_sampler": sampler, **loader},
         valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), **loader},
     )
@@ -83,7 +82,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Train what this process' command line describes."""
+    """Train the recipe that the command line names, with its overrides."""
     recipe = load_recipe(check=check_stage)
     with open_run(recipe) as run_opts:
         train(recipe.hparams, run_opts)

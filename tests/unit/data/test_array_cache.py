@@ -1,4 +1,4 @@
-"""Arrays on disk, and what is made of recordings once."""
+"""Tests of the on-disk array cache, and of features and codes that are computed once and cached."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_store_gives_back_what_was_written(tmp_path):
             assert torch.equal(each[digest.hex()], value)
             assert each.shape(digest.hex()) == list(value.shape)
         assert torch.equal(each[b"f".hex()], torch.ones(2, 3).half())
-    assert len(pickle.dumps(store)) < 60_000  # the arrays stay on the disk
+    assert len(pickle.dumps(store)) < 60_000  # arrays are not pickled
 
 
 def test_a_write_that_fails_leaves_what_was_whole(tmp_path):

@@ -1,4 +1,4 @@
-"""Caches follow the content of recordings: exactly what changed is encoded again, and all that did not is kept."""
+"""Tests that caches follow the content of recordings: those that changed are encoded again, and no others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from omnikit.data.sources import read_sources, verify_cache
 
 
 class CountingEncoder(ToyEncoder):
-    """Counts the recordings that it encodes, and refuses those below `least` samples."""
+    """A toy encoder that records the lengths of the recordings that it encodes, and refuses short ones."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class CountingEncoder(ToyEncoder):
 
 
 class Recordings:
-    """Recordings of 1600 samples and more, as files or in a Parquet manifest, and the cache of their features."""
+    """Test recordings of 1600 samples or more, as files or in a Parquet manifest, with the cache of their features."""
 
     def __init__(self, folder: Path, count: int = 4):
         self.folder, self.cache, self.encoder = folder / "data", folder / "cache", CountingEncoder()
@@ -49,7 +49,7 @@ class Recordings:
         return [Recording(name, path=str(self.path(name))) for name in self.names]
 
     def encoded(self, clips: list[Recording] | None = None) -> list[str]:
-        """Which recordings are encoded when all are asked for; their features are checked."""
+        """Return the names of the recordings that are encoded when all features are requested; check the features."""
         self.encoder.encoded.clear()
         clips = self.clips() if clips is None else clips
         store = cached_features(self.encoder, clips, self.cache, "toy")
@@ -66,7 +66,7 @@ class Recordings:
 
 
 def keep_times(path: Path, data: bytes) -> None:
-    """Write other content under the same modification time."""
+    """Overwrite a file without changing its modification time."""
     before = path.stat()
     path.write_bytes(data)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -122,7 +122,7 @@ def digests_counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_the_same_size_and_time_is_found_by_checking(recordings: Recordings, caplog: pytest.LogCaptureFixture):
     keep_times(recordings.path("r1"), sound(0.11, seed=9))
-    with pytest.raises(AssertionError, match="r1: stale features"):  # nothing tells of the change
+    with pytest.raises(AssertionError, match="r1: stale features"):  # the change cannot be noticed
         recordings.encoded()
     verify_cache(recordings.cache)
     assert recordings.encoded() == ["r1"] and recordings.encoded() == []
@@ -267,7 +267,7 @@ def test_caches_of_an_earlier_version_are_told_and_not_used(recordings: Recordin
 
 
 def test_a_fault_of_the_disk_is_not_remembered(recordings: Recordings, monkeypatch: pytest.MonkeyPatch):
-    """Its digest is known, and while another part encodes it the file cannot be opened for a moment."""
+    """A recording with a known digest that temporarily cannot be opened is not cached as unusable."""
     recordings.encoder.scale = 2.0  # another part, whose cache is empty
     load = Recording.load
 

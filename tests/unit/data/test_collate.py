@@ -1,4 +1,4 @@
-"""Samples of unequal length as one batch."""
+"""Tests of padding samples of unequal length to one batch."""
 
 from __future__ import annotations
 

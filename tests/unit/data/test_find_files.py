@@ -1,4 +1,4 @@
-"""Folders as people have them: what macOS leaves behind, other files, links, corpora in another format."""
+"""Tests of searching folders with hidden files of macOS, other files, links, and corpora in another format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omnikit.offline.batch_inference import other_files, read_entries
 from omnikit.tasks import TASKS
 
 DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        " + b"\xff\xb0" * 60
-"""How a file that macOS keeps beside another one begins."""
+"""The first bytes of an AppleDouble file, which macOS writes beside another file."""
 
 
 def encoded(kind: str, subtype: str | None = None) -> bytes:
@@ -33,7 +33,7 @@ def put(folder: Path, files: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Hidden files, recordings with and without an ending, foreign formats, and other files."""
+    """Return a folder with hidden files, recordings with and without an ending, unreadable formats, and other files."""
     hidden = {"._a.wav": DOUBLE, ".DS_Store": b"x", "__MACOSX/a.wav": DOUBLE, ".cache/b.wav": encoded("WAV")}
     sounds = {"a.wav": encoded("WAV"), "deep/B.FLAC": encoded("FLAC"), "c.w64": encoded("W64"), "d": encoded("WAV")}
     sounds |= {"e.bin": encoded("MP3"), "f.m4a": b"\0\0\0\x20ftypM4A ", "g.webm": b"\x1aE\xdf\xa3", "h.wav": b"words"}
@@ -65,14 +65,14 @@ def test_links_are_followed_once(tmp_path: Path):
 
 def test_patterns_find_nothing_hidden(mixed: Path):
     assert {path.name for path in visible(mixed, "**/*.wav")} == {"a.wav", "h.wav"}
-    assert {path.name for path in visible(mixed / ".cache", "*")} == {"b.wav"}  # the folder itself was asked for
+    assert {path.name for path in visible(mixed / ".cache", "*")} == {"b.wav"}  # only paths below it count
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "locked").mkdir()
     scandir = os.scandir
 
-    def refusing(place: str) -> object:  # as for anybody but root
+    def refusing(place: str) -> object:  # permissions do not apply to root, who may run the tests
         if place.endswith("locked"):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place)
         return scandir(place)
@@ -92,5 +92,5 @@ def test_neither_pipes_nor_overlong_names_stop_a_look_at_files(tmp_path: Path, m
     os.mkfifo(tmp_path / "pipe")
     opened = []
     monkeypatch.setattr(Path, "open", lambda path, mode: opened.append(path) or io.BytesIO(b"RIFF\0\0\0\0WAVE"))
-    assert not is_recording(tmp_path / "pipe") and not opened  # opening it would wait for ever
+    assert not is_recording(tmp_path / "pipe") and not opened  # opening it would block
     assert with_other_ending(tmp_path / ("a" * 255)) is None

@@ -1,4 +1,4 @@
-"""One manifest in three formats: what is written is what is read, and bad files are told in one line."""
+"""Tests of manifests in all formats: entries are read as they were written, and bad files are refused in one line."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_relative_paths_begin_at_the_manifest(tmp_path: Path):
 def test_speechbrain_reads_csv_and_json(tmp_path: Path):
     written = [
         entry for entry in entries("a.wav") if "duration" in entry
-    ]  # its CSV reader wants one wherever there is a column
+    ]  # SpeechBrain's CSV reader needs a value in every column
     from_csv = DynamicItemDataset.from_csv(str(write(tmp_path / "m.csv", written)))
     from_json = DynamicItemDataset.from_json(str(write(tmp_path / "m.json", written)))
     for dataset in (from_csv, from_json):
@@ -198,7 +198,7 @@ def test_formats_refuse_what_they_cannot_hold(tmp_path: Path):
 
 @pytest.fixture
 def coded(tmp_path: Path) -> Path:
-    """A spoken question whose answer is codes, without a recording."""
+    """Return a manifest with a spoken question whose answer has codes but no recording."""
     entry = {"id": "q", "t1": "what is red", "t2": "the cat", "a1": sound(0.2), "codes": CODES, "codec": "toy"}
     return write(tmp_path / "coded.parquet", [entry], embedded=True)
 
@@ -235,7 +235,7 @@ def test_codes_of_another_codec_are_refused_by_name(coded: Path, tmp_path: Path)
     model.recipe = "part_names: {codec: other}\n"
     with pytest.raises(ValueError, match=r"sources.qa: holds codes of the codec 'toy', but the system's is 'other'"):
         read(model, tmp_path, coded, "A1A2")
-    assert read(model, tmp_path, coded, "A1T2")[1] == ["A1T2"]  # what does not speak needs none
+    assert read(model, tmp_path, coded, "A1T2")[1] == ["A1T2"]  # text answers need no codes
     model = toy_model(num_codebooks=2)
     model.recipe = NAMED
     with pytest.raises(ValueError, match="3 codes a frame, but codec toy has 2"):
@@ -248,7 +248,7 @@ def test_recordings_stand_in_for_codes_of_another_codec(tmp_path: Path):
     model = toy_model()
     model.recipe = NAMED
     _, names, lengths = read(model, tmp_path, path, "T1A2")
-    assert names.tolist() == ["T1A2"]  # not the foreign codes of the broken one
+    assert names.tolist() == ["T1A2"]  # the broken one's codes are of another codec
     assert lengths[0] > 3200 / 3
 
 

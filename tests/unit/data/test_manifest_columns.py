@@ -1,4 +1,4 @@
-"""The table of columns: what each accepts, what it makes of it, and how everything else is skipped or refused."""
+"""Tests of the table of manifest columns: accepted values and their conversion, skipped entries and refused files."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_documentation_names_every_column():
 def everywhere(
     path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[ManifestEntry], list[Item | Remark]]:
-    """The rows of a manifest and the items of its parts, which have to agree, as has a batch job's reading."""
+    """Return the entries of a manifest and the items of its parts, after checking that all readers agree on the ids."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "hf")
     entries = read_manifest(path, cache / "tables")
     items = [item for part in read_parts(path, 100)[1] for item in part.items()]
@@ -135,12 +135,12 @@ PARQUET = {
 
 @pytest.mark.parametrize("form", PARQUET)
 def test_recordings_in_parquet(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Columns have SpeechBrain's names and whole numbers as ids; relative paths begin at the folder of the shards."""
+    """Read recordings of all Parquet types from columns with SpeechBrain's names, integer ids and relative paths."""
     (tmp_path / "m" / "wavs").mkdir(parents=True)
     (tmp_path / "m" / "wavs" / "a.wav").write_bytes(WAV)
     value, kind = PARQUET[form]
     table = pa.table({"ID": [1, 2], "wrd": ["x", None], "wav": pa.array([value, None], kind), "extra": [[1], [2]]})
-    if form == "Audio":  # as `datasets` writes a column of recordings
+    if form == "Audio":  # metadata that `datasets` writes for a column of recordings
         kinds = Features({"ID": Value("int64"), "wrd": Value("string"), "wav": Audio(), "extra": [Value("int64")]})
         metadata = {"huggingface": json.dumps({"info": {"features": kinds.to_dict()}})}
         table = table.replace_schema_metadata(metadata)
@@ -163,7 +163,7 @@ def test_shards_hold_bytes_where_a_column_has_both(tmp_path: Path):
 
 
 def unchecked(texts: list[bytes]) -> pa.Array:
-    """An array of text in which Arrow has not looked for UTF-8."""
+    """Return an Arrow array of strings whose bytes have not been validated as UTF-8."""
     return pa.Array.from_buffers(pa.string(), len(texts), pa.array(texts).buffers())
 
 
@@ -256,7 +256,7 @@ def test_a_file_that_cannot_be_read_as_a_whole_is_refused(name: str, tmp_path: P
     with pytest.raises(ValueError) as told:
         read_manifest(tmp_path / name, tmp_path / "cache")
     assert message in str(told.value) and name in str(told.value) and "\n" not in str(told.value)
-    if name not in ("none.parquet", "null.parquet"):  # there each shard counts its own
+    if name not in ("none.parquet", "null.parquet"):  # there each shard is counted separately
         with pytest.raises(ValueError, match=r"manifest .*" + name):
             read_parts(tmp_path / name, 10)
 
@@ -337,7 +337,7 @@ def test_what_is_written_with_relative_paths_is_read_from_anywhere(tmp_path: Pat
 
 
 def test_a_text_that_the_tokenizer_lacks_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """Also where texts are counted many at a time; a task that does not read the text still has the row."""
+    """An entry with an unknown character is skipped in tasks that use the text, and remains in the others."""
     text = tmp_path / "text.txt"
     text.write_text("one two three\nfour five six\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
@@ -378,7 +378,7 @@ def test_objects_may_repeat_their_key_as_id(tmp_path: Path):
 
 
 def test_ids_of_any_script_are_tested_at_once(monkeypatch: pytest.MonkeyPatch):
-    """Blank ones alone are looked at row by row."""
+    """Only blank ids are converted one by one."""
     looked_at = []
 
     def counted(name: str, value: Any, field: str) -> Any:

@@ -1,4 +1,4 @@
-"""Manifests with seeded damage: every reader gives the same rows or refuses in one line, whatever the damage is."""
+"""Tests of manifests with seeded random damage: all readers return the same entries or refuse the file in one line."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def numbers(entries: list[Fields], chance: random.Random) -> list[Fields]:
 
 
 def fitting(entries: list[Fields], chance: random.Random) -> list[Fields]:
-    """An odd value of the column's own type, which a Parquet column can hold beside good ones."""
+    """Replace one value by an unusual one of the same type, which a Parquet column can hold."""
     entry = chance.choice(entries)
     name = chance.choice([name for name in FITTING if name in entry] or ["id"])
     entry[name] = chance.choice(FITTING[name])
@@ -116,7 +116,7 @@ STRUCTURAL = (*COMMON, odd_column, renamed, added, dropped, repeated, bytes_and_
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
-    """Flip, cut, repeat or insert some bytes."""
+    """Return data with random damage: truncated, or with some bytes flipped, removed, repeated or inserted."""
     at, length = chance.randrange(len(data)), chance.randint(1, 40)
     return chance.choice([
         lambda: data[:at],
@@ -147,7 +147,7 @@ JSON = {"default": lambda value: len(value), "skipkeys": True}
 
 
 def as_parquet(entries: list[Fields]) -> bytes:
-    """A table of types that pyarrow infers; a column of several types becomes text."""
+    """Return entries as a Parquet file with types inferred by pyarrow; a column of several types becomes text."""
     columns = {}
     for name in dict.fromkeys(name for entry in entries for name in entry):
         values = [entry.get(name) for entry in entries]
@@ -159,7 +159,7 @@ def as_parquet(entries: list[Fields]) -> bytes:
     buffer = io.BytesIO()
     try:
         pq.write_table(pa.table(columns), buffer, row_group_size=2)
-    except pa.ArrowNotImplementedError:  # a struct without fields
+    except pa.ArrowNotImplementedError:  # Parquet cannot hold a struct without fields
         return as_parquet([{name: str(value) for name, value in entry.items()} for entry in entries])
     return buffer.getvalue()
 
@@ -187,7 +187,7 @@ def ids_or_refusal(read: Callable[[], list[str]]) -> list[str] | str:
 
 
 def used(path: Path, folder: Path) -> list[str]:
-    """The ids of a manifest, of which every row has been used."""
+    """Return the ids of a manifest's entries after loading all that each entry holds."""
     ids = []
     for entry in read_manifest(path, folder):
         assert (
@@ -232,7 +232,7 @@ def check_readers_agree(numbers: range, folder: Path, monkeypatch: pytest.Monkey
 
 
 def identified(path: Path, items: list) -> list[str]:
-    """The ids of a manifest's parts; `items` gets all that they hold."""
+    """Return the ids of the items in a manifest's parts, and append all items and remarks to `items`."""
     items += [item for part in read_parts(path, 2)[1] for item in part.items()]
     return [item["id"] for item in items if not isinstance(item, Remark)]
 

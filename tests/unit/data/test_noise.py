@@ -1,4 +1,4 @@
-"""Noise of a chosen level and colour."""
+"""Tests of the level and the colour of added noise."""
 
 from __future__ import annotations
 

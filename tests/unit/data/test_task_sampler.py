@@ -1,4 +1,4 @@
-"""Batches of a task mix."""
+"""Tests of the sampler that mixes tasks by weight."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_batches_hold_no_more_than_they_may():
 
 
 def test_batches_have_few_shapes():
-    """Padded, as many samples go into a batch as their length allows, but for the last batch of a pool."""
+    """Most batches hold as many padded samples as fit; the last batch of a pool may hold fewer."""
     shapes = Counter((len(batch), rounded(max(LENGTHS[i] for i in batch), STEPS)) for batch in mix(batches=600))
     assert all(count * steps <= 200 for count, steps in shapes)
     full = sum(number for (count, steps), number in shapes.items() if count == 200 // steps)
@@ -67,7 +67,7 @@ def test_sequences_of_a_batch_are_known_beforehand():
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_processes_share_an_epoch_out(processes):
-    """As SpeechBrain wraps it: no batch comes twice and none is missing, in every epoch anew."""
+    """With SpeechBrain's wrapper, each batch of an epoch goes to exactly one process."""
     epochs = []
     for epoch in (1, 2):
         shares = []

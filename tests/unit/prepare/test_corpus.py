@@ -1,4 +1,4 @@
-"""What all prepare.py share: checks of recordings, counting, resuming, writing."""
+"""Tests of the common part of all prepare.py: checking recordings, counting, resuming, writing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_damage_in_the_middle_is_found_by_decoding(tmp_path: Path):
 
 
 class Upstream:
-    """A corpus in memory: shards of items, and a file for each that says when it changes."""
+    """A corpus in memory: shards of items, each with a source file whose change invalidates the shard."""
 
     def __init__(self, folder: Path, *shards: Iterable[dict | Remark], **options):
         self.shards, self.read = list(shards), []
@@ -123,7 +123,7 @@ def test_whole_shards_are_not_made_again(shards: Upstream):
     first = shards.prepare()
     assert shards.prepare() == first and shards.read == [0, 1, 2]
     shards.files[1].write_text("new")
-    assert shards.prepare() == first and shards.read == [0, 1, 2, 1]  # the ids of shard 0 still count
+    assert shards.prepare() == first and shards.read == [0, 1, 2, 1]  # ids of shard 0 are still known as taken
     assert shards.prepare(decode_all=True) == first and shards.read[4:] == [0, 1, 2]
 
 
@@ -137,7 +137,7 @@ def test_shards_of_files_that_are_gone_go_too(shards: Upstream):
 
 
 def test_strict_names_the_first(shards: Upstream):
-    with pytest.raises(ValueError, match=r"all: a1: duplicate id \(a row of the split has that id already\)"):
+    with pytest.raises(ValueError, match=r"all: a1: duplicate id \(an entry of the split has that id already\)"):
         shards.prepare(strict=True)
     assert [path.name for path in sorted((shards.out / "all").iterdir())] == ["0.parquet", "0.summary.json"]
 

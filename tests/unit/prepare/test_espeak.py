@@ -1,4 +1,4 @@
-"""espeak-ng through ctypes: what is asked for is what is spoken."""
+"""Tests of speech synthesis with espeak-ng: voice, speed, pitch and phonemes follow the arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_speed_pitch_and_gap_are_heard():
 
 
 def fundamental(text: str, pitch: int) -> float:
-    """Hz, from the highest peak of the autocorrelation between 60 and 350 Hz, in the loudest tenth of a second."""
+    """Return the fundamental frequency in Hz of the loudest tenth of a second, by autocorrelation in 60..350 Hz."""
     wav, rate = synthesize(text, pitch=pitch)
     size = rate // 10
     start = np.convolve(wav**2, np.ones(size), "valid").argmax()
@@ -50,7 +50,7 @@ def test_voices_differ():
         ({"voice": "en-us+m33"}, "unknown variant 'm33'.*m3"),
         ({"speed": 20}, "speed 20"),
         ({"pitch": 120}, "pitch 120"),
-        ({"text": " "}, "says nothing"),
+        ({"text": " "}, "generates no speech"),
     ],
 )
 def test_refuses_what_it_cannot_say(arguments: dict, message: str):

@@ -1,4 +1,4 @@
-"""Shards and manifests follow the recordings that they were made from: what changed is made anew, the rest is kept."""
+"""Tests that shards and manifests follow the content of their recordings, and that unchanged results are reused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Counting(ToyCodec):
 
 
 class Manifest:
-    """A manifest of recordings by path or embedded, and the shards of two rows that are made of it."""
+    """A test manifest with paths of recordings or embedded ones, and the shards of two entries written from it."""
 
     def __init__(self, folder: Path, ending: str):
         self.folder, self.out, self.embedded = folder / "data", folder / "out", ending == "embedded.parquet"
@@ -57,7 +57,7 @@ class Manifest:
             (self.folder / f"{name}.wav").write_bytes(data)
 
     def write(self) -> None:
-        """Recordings that are files are written once; the manifest names them by absolute paths."""
+        """Write the manifest, with recordings as bytes or as absolute paths of files that are written once."""
         with ManifestWriter(self.path, ["id", "t1", "a1"], self.embedded) as writer:
             for begin in range(0, len(self.sounds), 2):
                 writer.write([self.row(name) for name in list(self.sounds)[begin : begin + 2]])
@@ -69,7 +69,7 @@ class Manifest:
         return {"id": name, "t1": "text", "a1": self.sounds[name] if self.embedded else str(file)}
 
     def encoded(self) -> int:
-        """How many recordings are encoded when the shards are made; those that stand there then are right."""
+        """Return the number of recordings that are encoded when the shards are written, and check the shards."""
         self.parts.codec.encoded.clear()
         tokenize(self.path, self.out, self.parts, fields=("a1",), shard_size=2)
         count = len(self.parts.codec.encoded)
@@ -128,16 +128,16 @@ def test_other_parts_keep_nothing(manifest: Manifest):
 
 @pytest.mark.parametrize("manifest", ["csv", "embedded.parquet"], indirect=True)
 def test_shards_of_an_earlier_version(manifest: Manifest, caplog: pytest.LogCaptureFixture):
-    """Those of embedded recordings are read, for the manifest says that they are right; others are made anew."""
+    """Old shards are reused if recordings are embedded, whose changes the manifest shows, and else written again."""
     reuse._report_old.cache_clear()
     for number, path in enumerate(sorted(manifest.out.glob("*.summary.json"))):
         note = json.loads(path.read_text())
         named = ManifestPart(f"{manifest.path.stem}-{number:04d}", [manifest.path], tuple, 2)
-        old = note["fingerprint"] if manifest.embedded else fingerprint_of(named)  # which recordings were no part of
+        old = note["fingerprint"] if manifest.embedded else fingerprint_of(named)  # recordings were not covered
         path.write_text(json.dumps({"fingerprint": old, "summary": note["summary"]}))
     assert manifest.encoded() == (0 if manifest.embedded else COUNT)
-    told = caplog.text.count(f"{manifest.out}: shards of an earlier version, which noted nothing of their recordings")
-    assert told == (0 if manifest.embedded else 1)
+    warnings = caplog.text.count(f"{manifest.out}: shards of an earlier version, without digests of their recordings")
+    assert warnings == (0 if manifest.embedded else 1)
 
 
 def test_fingerprints_without_recordings_are_those_of_earlier_versions(tmp_path: Path):
@@ -150,7 +150,7 @@ def test_fingerprints_without_recordings_are_those_of_earlier_versions(tmp_path:
 
 
 def test_synthesis_does_not_read_recordings(tmp_path: Path):
-    """Nothing of its shards follows from a recording that is named by its path."""
+    """A changed recording that is given by its path does not change the shards of `synthesize`."""
     (tmp_path / "a.wav").write_bytes(sound(0.1))
     fields = [name for name in FIELDS if name in ("id", "t1", "t2", "a1")]
     with ManifestWriter(tmp_path / "m.csv", fields) as writer:
@@ -163,7 +163,7 @@ def test_synthesis_does_not_read_recordings(tmp_path: Path):
 
 
 class Upstream:
-    """A corpus of one transcript that names files, of which `prepare` looks at the headers."""
+    """A test corpus of one transcript that names sound files, whose headers `prepare` reads."""
 
     def __init__(self, folder: Path, shards: bool):
         self.folder, self.read = folder, 0
@@ -196,7 +196,7 @@ def upstream(request: pytest.FixtureRequest, tmp_path: Path) -> Upstream:
 def test_durations_follow_a_recording_that_is_overwritten(upstream: Upstream):
     made = upstream.made
     assert upstream.durations() == {"0": 0.1, "1": 0.2, "2": 0.3} and upstream.made == made
-    with open(upstream.folder / "1.wav", "r+b") as file:  # in place: the folder does not change
+    with open(upstream.folder / "1.wav", "r+b") as file:  # in place, so that the folder's time does not change
         file.write(sound(0.5))
     assert upstream.durations() == {"0": 0.1, "1": 0.5, "2": 0.3} and upstream.made > made
 
@@ -213,7 +213,7 @@ def test_a_broken_recording_that_is_repaired_gets_its_row(upstream: Upstream):
 
 
 def test_a_recording_in_another_format_is_followed(upstream: Upstream):
-    """The transcript says wav; what is there, and comes later, is a flac."""
+    """A FLAC file is used, and noticed when it changes, where the transcript names a missing WAV file."""
     (upstream.folder / "1.wav").unlink()
     assert upstream.durations() == {"0": 0.1, "2": 0.3}
     for seconds in (0.4, 0.6):
@@ -222,7 +222,7 @@ def test_a_recording_in_another_format_is_followed(upstream: Upstream):
 
 
 def test_paths_in_structs_are_followed(tmp_path: Path):
-    """`datasets` writes {bytes, path}; where bytes are null, the file is what counts."""
+    """A change of the file is noticed where a struct {bytes, path} holds only a path."""
     rows = [{"id": "r", "t1": "text", "a1": {"bytes": None, "path": str(tmp_path / "r.wav")}}]
     kinds = pa.schema([("id", pa.string()), ("t1", pa.string()),
                        ("a1", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])  # fmt: skip

@@ -1,4 +1,4 @@
-"""A voice for texts that have none: whose, for which rows, and the same bytes whatever happens in between."""
+"""Tests of `omnikit synthesize`: speakers, which entries get a recording, and independence of interruptions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_texts_get_recordings(audio: str, tmp_path: Path):
     assert [row.id for row in rows] == [text["id"] for text in TEXTS] and summary.rows == 4
     questions, answers = ([getattr(row, name).load(8000).numpy() for row in rows] for name in ("a1", "a2"))
     assert all(np.array_equal(wav, answers[0]) for wav in answers)  # one voice
-    assert not np.array_equal(questions[0], questions[2])  # the same text, another row
+    assert not np.array_equal(questions[0], questions[2])  # the same text in another entry
     assert np.allclose(answers[0], Beeps().synthesize("the answer"), atol=1e-4)
     assert rows[0].duration == 400 * len("question 0") / 8000
     files = sorted(path.name for path in (tmp_path / "out").rglob("*.flac"))
@@ -50,7 +50,7 @@ def test_what_is_there_is_kept(tmp_path: Path):
     path = write(tmp_path / "m.parquet", rows, embedded=True)
     (first, second, third), _ = made(path, tmp_path / "out", audio="files")
     assert len(first.a1.load(16000)) == 4800 and first.a2 is None and first.codes.frames == 2
-    assert second.a1.path is None and second.a2.path is not None  # recordings in the table go on there
+    assert second.a1.path is None and second.a2.path is not None  # recordings of an embedded column remain embedded
     assert third.a1 is not None and third.a2 is None
     (first, second, _), _ = made(path, tmp_path / "answers", fields=("a2",))
     assert second.a1 is None and second.a2 is not None
@@ -59,10 +59,10 @@ def test_what_is_there_is_kept(tmp_path: Path):
 def test_what_cannot_be_said_is_counted(tmp_path: Path):
     path = write(tmp_path / "m.csv", [*TEXTS, {"id": "odd", "t1": "§ 1", "t2": "so"}])
     rows, summary = made(path, tmp_path / "out")
-    assert (
-        len(rows) == 4 and summary.skipped.reasons == {"not said": 1} and summary.skipped.examples["not said"] == "odd"
-    )
-    with pytest.raises(ValueError, match=r"odd: not said \(the voice cannot say the text\)"):
+    assert len(rows) == 4
+    assert summary.skipped.reasons == {"not synthesized": 1}
+    assert summary.skipped.examples == {"not synthesized": "odd"}
+    with pytest.raises(ValueError, match=r"odd: not synthesized \(the voice cannot synthesize the text\)"):
         made(path, tmp_path / "strict", strict=True)
 
 

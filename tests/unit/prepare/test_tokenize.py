@@ -1,4 +1,4 @@
-"""Shards of codes and features: what stands in them, what is left out, and what a kill or more processes change."""
+"""Tests of `omnikit tokenize`: content of the shards, skipped entries, and independence of kills and processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write(path: Path, rows: list[dict], group: int = 100, embedded: bool = True)
 
 
 def spoken(count: int = 3, *, answers: bool = True) -> list[dict]:
-    """Rows whose recordings stand in them."""
+    """Return test entries with embedded recordings."""
     rows = [{"id": f"r{i}", "speaker": "7", "t1": QUESTION, "a1": sound(0.1 + 0.07 * (i % 5), i)} for i in range(count)]
     return (
         [{**row, "t2": ANSWER, "a2": sound(0.2 + 0.03 * i, -i + 99)} for i, row in enumerate(rows)] if answers else rows
@@ -85,7 +85,7 @@ def test_shards_hold_what_the_parts_make_of_the_recordings(ending: str, tmp_path
 
 
 def test_samples_are_those_of_the_recordings(model, tmp_path: Path):
-    """Of every task, without a recording left."""
+    """Samples of all tasks from codes and features equal those computed from recordings."""
     path = write(tmp_path / "m.parquet", spoken(5))
     tokenize(path, tmp_path / "out", parts_of(model), fields=("a1", "a2"), drop=("a1", "a2"))
     weights = dict.fromkeys(TASKS, 1.0)
@@ -98,7 +98,7 @@ def test_samples_are_those_of_the_recordings(model, tmp_path: Path):
     expected, names, lengths = samples(path)
     made = set((tmp_path / "cache" / "out").rglob("*.bin"))
     found, found_names, found_lengths = samples(tmp_path / "out")
-    assert set((tmp_path / "cache" / "out").rglob("*.bin")) == made  # nothing was encoded again
+    assert set((tmp_path / "cache" / "out").rglob("*.bin")) == made  # no recording was encoded again
     assert (list(found_names), list(found_lengths)) == (list(names), list(lengths))
     assert len(names) == 5 * len(TASKS)
     for old, new in zip(expected, found, strict=True):
@@ -123,7 +123,7 @@ def test_the_answers_become_codes_unless_there_are_none(tmp_path: Path):
 
 
 def test_features_of_another_encoder(model, tmp_path: Path):
-    """Are told where there is no recording, and made again where there is one."""
+    """Features of another encoder are refused without a recording, and computed again with one."""
     path = write(tmp_path / "m.parquet", spoken(2))
     other = Parts(encoder=ToyEncoder())
 
@@ -141,7 +141,7 @@ def test_features_of_another_encoder(model, tmp_path: Path):
         features(tmp_path / "dropped")
     summary = tokenize(tmp_path / "kept", tmp_path / "again", Parts(encoder=model.encoder), drop=("a1",))
     assert summary.rows == 2 and torch.equal(torch.cat(features(tmp_path / "again")), torch.cat(features(path)))
-    with pytest.raises(ValueError, match=r"no usable row; .*skipped: 2 foreign \(such as r0\)"):
+    with pytest.raises(ValueError, match=r"no usable entry; .*skipped: 2 foreign \(such as r0\)"):
         tokenize(tmp_path / "dropped", tmp_path / "out", Parts(encoder=model.encoder))
 
 
@@ -163,7 +163,7 @@ def test_codes_that_are_there_already(tmp_path: Path):
 
 
 def damaged(folder: Path) -> Path:
-    """A folder of shards, one of them cut short; in the other, each recording can be wrong."""
+    """Write two shards with unusable recordings and texts, of which the second is truncated."""
     rows = spoken(2, answers=False)
     broken = {"empty": sound(0.0), "cut": sound(0.3)[:-500], "words": b"no sound", "short": sound(0.005)}
     rows += [{"id": name, "t1": QUESTION, "a1": data} for name, data in broken.items()]
@@ -176,7 +176,7 @@ def damaged(folder: Path) -> Path:
 
 def test_damage_is_skipped_and_counted(tmp_path: Path):
     path = damaged(tmp_path / "m")
-    for _ in range(2):  # made, and found
+    for _ in range(2):  # written, then reused
         summary = tokenize(path, tmp_path / "out", toy_parts())
         assert summary.rows == 2
         assert summary.skipped.reasons == {
@@ -189,7 +189,7 @@ def test_damage_is_skipped_and_counted(tmp_path: Path):
 
 
 def test_few_long_recordings_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Codes of recordings are the same, however many of them stand in memory together."""
+    """The codes of recordings do not depend on how many of them are in memory together."""
     rows = {f"r{i}": {"t1": "x", "a1": f"{i}.wav"} for i in range(20)}
     for i in range(20):
         (tmp_path / f"{i}.wav").write_bytes(sound(0.1 + 0.01 * i, i))

@@ -112,7 +112,7 @@ def test_a_recording_that_was_lost_is_left_out_of_its_batch(model, manifest, tmp
     (tmp_path / "1.wav").unlink()
     with caplog.at_level(logging.WARNING):
         assert batch_of(model, live).steps.shape[0] == 3
-    assert "entry 1 is left out of its batch" in caplog.text and "1.wav: no such file" in caplog.text
+    assert "entry 1 is skipped in its batch" in caplog.text and "1.wav: no such file" in caplog.text
     with pytest.raises(ValueError, match="none of the recordings of a batch can be read"):
         collate_items(model)([live[1]])
 
