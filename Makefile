@@ -1,10 +1,10 @@
-# make demo      the whole journey in minutes: corpus, three training stages, WER, a spoken answer, report.html
+# make demo      train a small system in minutes: corpus, three training stages, WER, a spoken answer, report.html
 # make demo DEVICE=cuda  the same on a GPU
-# make test      style and the quick tests; says what is left to test-all
-# make test-all  every test
-# make docs      the documentation as a site in site/, with strict checks
-# make wheel     the package in dist/
-# Each sets up .venv first; needed are only Python 3.11, pip and make.
+# make test      check the style and run the quick tests; lists the tests left to test-all
+# make test-all  run all tests
+# make docs      build the documentation as a site in site/, with strict checks
+# make wheel     build the package in dist/
+# Each target sets up .venv first and needs only Python 3.11, pip and make.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -30,7 +30,7 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 	@echo "open site/index.html"
 
-# build/ goes first: setuptools packs whatever an earlier build has left there
+# build/ is removed first, because setuptools packs files left by an earlier build
 wheel: $(VENV)/.installed-dev
 	rm -rf build
 	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
@@ -42,7 +42,7 @@ install: $(VENV)/.installed
 
 install-dev: $(VENV)/.installed-dev
 
-# a stamp is made only when everything is in place, so an interrupted installation goes on at the next call
+# a stamp is written only after a complete installation, so the next call repeats an interrupted one
 INSTALL = $(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV); \
 	echo "installing omnikit and what it needs into $(VENV) (minutes the first time)"; \
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable

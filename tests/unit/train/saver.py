@@ -1,4 +1,4 @@
-"""A script that trains a little and is killed at random moments: `saver.py FOLDER KILLS SEED`.
+"""Script that trains briefly and is killed at random moments: `saver.py FOLDER KILLS SEED`.
 
 Each child process goes on from the newest checkpoint, checks that all objects in it are of one save, and saves in a
 loop until it is killed. The parent prints, for each child, how many saves it had announced and where the next one

@@ -1,4 +1,4 @@
-"""The rate, the means and the table of training."""
+"""Tests of the learning rate, mean losses and parameter table of training."""
 
 from __future__ import annotations
 

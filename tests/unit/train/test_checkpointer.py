@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, unfinished, of an older version, or do not fit on the disk."""
+"""Tests of checkpoints that are damaged, unfinished, of an older version, or too large for the disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def script(*words: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def undamaged(tmp_path_factory):
-    """What a training ends with that was never interrupted."""
+    """Return the results of a training that was never interrupted."""
     return train(tmp_path_factory.mktemp("undamaged"))
 
 
@@ -44,13 +44,13 @@ def _stopped(tmp_path_factory):
 
 @pytest.fixture
 def stopped(_stopped, tmp_path):
-    """A copy of the checkpoints of a training that was stopped after its second epoch."""
+    """Return a folder with the checkpoints of a training that was stopped after its second epoch."""
     return shutil.copytree(_stopped / "new", tmp_path / "save")
 
 
 @pytest.fixture
 def old(_stopped, tmp_path):
-    """Likewise, as they were written before there were sums."""
+    """Return a folder of checkpoints of a stopped training in the older format, without checksums."""
     folder = shutil.copytree(_stopped / "old", tmp_path / "old")
     for path in checkpoints(folder):
         (path / "WHOLE").touch()
@@ -210,7 +210,7 @@ def test_one_without_sums_gives_way_where_damage_shows(name, damage, old, caplog
 
 
 def test_the_mark_of_a_checkpoint_with_sums_cannot_get_lost(stopped):
-    """It is not taken for one of an older version."""
+    """A checkpoint without its file of checksums is not mistaken for one of an older version."""
     newest = checkpoints(stopped)[-1]
     (newest / SUMS).unlink()
     assert WholeCheckpointer(stopped).find_checkpoint().path != newest
@@ -222,7 +222,7 @@ def test_a_kill_never_costs_a_checkpoint_that_was_saved(kills, tmp_path):
     assert ran.returncode == 0, ran.stderr[-2000:]
     lines = ran.stdout.splitlines()
     assert len(lines) == kills
-    assert any("unfinished" in line for line in lines)  # some came while a checkpoint was written
+    assert any("unfinished" in line for line in lines)  # some kills came while a checkpoint was written
 
 
 @pytest.mark.long
@@ -247,7 +247,7 @@ def test_all_processes_take_the_same_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_not_saved(stopped, value):
-    """Neither do they take the place of what is there."""
+    """Weights that are not finite do not replace existing checkpoints."""
     model = torch.nn.Linear(4, 4)
     checkpointer = WholeCheckpointer(stopped, {"model": model})
     before = checkpoints(stopped)

@@ -1,4 +1,4 @@
-"""Training a small SNAC: losses are zero where they should be, the start covers the data, codes come back to life."""
+"""Tests of the losses, the data-dependent initialisation and the revived codes of a small SNAC."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def small_snac() -> SNAC:
 
 
 def speechlike(batch: int = 8, samples: int = 3200) -> torch.Tensor:
-    """Tones that come and go [B, N]."""
+    """Return waveforms [B, N] of tones with a varying level."""
     rng = torch.Generator().manual_seed(0)
     time = torch.arange(samples) / 16000
     pitch, beat = 100 + 400 * torch.rand(batch, 1, generator=rng), 3 + 9 * torch.rand(batch, 1, generator=rng)
@@ -41,7 +41,7 @@ def spectral() -> SpectralLoss:
 def test_spectral_loss():
     loss, wav = spectral(), speechlike()
     assert loss(wav, wav) == 0
-    assert loss(-wav, wav) == 0  # the sign, like any phase common to all, is not heard
+    assert loss(-wav, wav) == 0  # magnitudes do not depend on the sign
     assert 0 < loss(0.9 * wav, wav) < loss(0.5 * wav, wav) < loss(torch.zeros_like(wav), wav)
 
 
@@ -75,7 +75,7 @@ def test_unit_outputs():
 
 
 def test_start_from_data_wakes_the_network():
-    """As built, the output hardly depends on the input; after the start it does, and many codes are in use."""
+    """The initialised network's output depends on its input and uses many codes, unlike that of a random one."""
 
     def spread(snac: SNAC) -> float:
         with torch.no_grad():

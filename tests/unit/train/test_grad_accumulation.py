@@ -1,4 +1,4 @@
-"""How many batches make one optimiser step."""
+"""Tests of the number of batches per optimiser step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features made in the training step: the same samples and the same losses as with features made before."""
+"""Tests that features computed in the training step give the same samples and losses as cached ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIELDS = ["id", "duration", "t1", "t2", "a1"]
 
 
 class Dropping(ToyEncoder):
-    """Of use only in evaluation mode."""
+    """A toy encoder whose features are correct only in evaluation mode."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +46,7 @@ def model() -> OmniLM:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Four recordings of other lengths, one of which the manifest says nothing about."""
+    """Write a manifest of four recordings of different lengths, one of them without a duration."""
     texts = ["what is red", "the cat", "a dog sees the cat", "yes"]
     entries = [
         {"id": str(i), "duration": 0.1 + 0.07 * i, "t1": text, "t2": "no", "a1": f"{i}.wav"}
@@ -78,7 +78,7 @@ def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
     assert torch.equal(batches[0].steps, batches[1].steps) and torch.equal(batches[0].labels, batches[1].labels)
     assert batches[0].to_encode.sum() == 4 and not batches[1].to_encode.any() and all(b.has_speech for b in batches)
     brain = brain_of(model)
-    brain.modules.train()  # as for a training stage
+    brain.modules.train()  # as in a training stage
     found, gradients = [], []
     for batch in batches:
         model.zero_grad()
@@ -87,7 +87,7 @@ def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
         gradients.append([p.grad.clone() for p in model.adapter.parameters()])
         assert all(p.grad is None for p in model.encoder.parameters())
     assert found[0].sums[0] > 0 and torch.equal(found[0].counts, found[1].counts)
-    assert torch.allclose(found[0].means(), found[1].means(), atol=1e-3)  # cached ones are float16
+    assert torch.allclose(found[0].means(), found[1].means(), atol=1e-3)  # cached features are float16
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-2)
     heard = encoded(model, batches[0])
@@ -118,7 +118,7 @@ def test_a_recording_that_was_lost_is_left_out_of_its_batch(model, manifest, tmp
 
 
 def test_what_the_header_tells_is_no_sample(model, manifest, tmp_path, caplog):
-    (tmp_path / "3.wav").write_bytes(b"no sound")  # the one without a duration
+    (tmp_path / "3.wav").write_bytes(b"no sound")  # the recording without a duration
     assert samples(model, manifest, "on_the_fly", {"A1T1": 1.0})[0].places[:, 1].tolist() == [0, 1, 2]
     assert "qa: 1 of 4 recordings skipped: 1 unreadable (such as 3)" in caplog.text
 

@@ -1,4 +1,4 @@
-"""A run goes on from its own checkpoints only; what may change in between is told."""
+"""Tests that a run resumes only from its own checkpoints and reports changed settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = (
 
 
 def resumed(folder: Path, flags: str = "") -> list[str]:
-    """What a run with these flags says of the checkpoints in a folder; it leaves one of its own there."""
+    """Return the changes that a run with given flags reports for a folder of checkpoints; then save one there."""
     words = [str(STAGE1), str(ROOT / "egs/mini/hparams/system.yaml"), "--data_folder", "somewhere"]
     recipe = load_recipe([*words, "--output_folder", str(folder), *SMALL.split(), *flags.split()])
     checkpointer = WholeCheckpointer(folder / "save", {"weights": torch.nn.Linear(1, 1)})

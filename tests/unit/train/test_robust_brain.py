@@ -1,4 +1,4 @@
-"""What a poisoned sample, weight or gradient and an absurd rate do to a training: nothing that lasts."""
+"""Tests that invalid samples, weights or gradients and an extreme rate do no lasting damage to a training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from omnikit.train.stop_signals import StopRequest
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict[str, list[dict]]:
-    """Fault -> what came of it in a single process."""
+    """Mapping from each fault to its expected outcome in a single process."""
     folder = tmp_path_factory.mktemp("alone")
     return {fault: [run(folder / fault, fault)] for fault in FAULTS}
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> dict[str, list[dict]]:
-    """Fault -> what came of it in each of two processes."""
+    """Mapping from each fault to its expected outcome in each of two processes."""
     folder = tmp_path_factory.mktemp("together")
     with socket.create_server(("127.0.0.1", 0)) as found:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
@@ -58,7 +58,7 @@ def test_a_poisoned_batch_is_skipped_by_all_and_named(runs, fault):
     assert f"optimiser step {steps_of(len(found)) + POISONED} skipped" in found[0]["text"]
     names = [f"epoch2-{POISONED - 1}-{row}-rank{last}" for row in (0, 1)]
     assert all(name in found[0]["text"] for name in names)
-    if fault == "sample" and last:  # the other process's batch is not to blame
+    if fault == "sample" and last:  # the other process's batch is valid
         assert "rank0" not in found[0]["text"]
     assert [line["train"].get("skipped steps") for line in found[0]["log"]] == [None, 1]
     assert all(math.isfinite(line["train"]["loss"]) and line["train"]["loss"] > 1 for line in found[0]["log"])
@@ -66,7 +66,7 @@ def test_a_poisoned_batch_is_skipped_by_all_and_named(runs, fault):
 
 @pytest.mark.parametrize("fault", ["weight", "rate"])
 def test_a_diverged_run_stops_and_leaves_the_last_good_checkpoint(runs, fault):
-    """A poisoned weight is found by validation, too few steps before the end of the epoch for the patience."""
+    """Validation detects an invalid weight that occurs too late in an epoch for the limit of skipped steps."""
     patience = 10 if len(runs[fault]) == 1 else PATIENCE
     steps = f"training stopped after {patience} unusable optimiser steps in a row; "
     expected = {"weight": "training stopped: 2 of 2 validation batches have no usable loss; ", "rate": steps}
@@ -99,7 +99,7 @@ def test_a_signal_ends_training_after_a_checkpoint_from_which_it_goes_on(tmp_pat
 
     def interrupted(batch, should_step):
         if brain.step == POISONED and not resumed:
-            brain.request.note(number, None)  # as the system would; a real one comes in tests/recipes
+            brain.request.note(number, None)  # simulates a signal; tests/recipes sends a real one
         start(batch, should_step)
 
     resumed = False
@@ -121,7 +121,7 @@ def test_a_signal_ends_training_after_a_checkpoint_from_which_it_goes_on(tmp_pat
 
 
 def test_gradients_keep_their_sign_without_a_limit(tmp_path):
-    """SpeechBrain takes a negative limit for none, and torch would multiply by it."""
+    """A negative gradient norm means no limit in SpeechBrain, while torch would multiply by it."""
     brain = brain_of(tmp_path, 1, max_grad_norm=-1.0)
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.full((3,), 100.0)
@@ -138,7 +138,7 @@ def test_an_epoch_without_a_usable_batch_has_no_loss(tmp_path):
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
-    """As of a scheduler that signals every process, and torchrun besides."""
+    """Two signals in quick succession, as from a scheduler and torchrun, count as one."""
     now = [100.0]
     monkeypatch.setattr("omnikit.train.stop_signals.time.monotonic", lambda: now[0])
     before = signal.getsignal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Texts are compared in validation as in evaluation."""
+"""Tests that validation compares texts as evaluation does."""
 
 # ruff: noqa: RUF001
 

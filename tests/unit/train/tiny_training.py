@@ -1,4 +1,4 @@
-"""A training of milliseconds that saves checkpoints within epochs and after them, and ways to damage one.
+"""Training of milliseconds that saves checkpoints within and after epochs, and functions that damage them.
 
 Under torchrun, `tiny_training.py FOLDER EPOCHS RESULTS` trains in several processes; each writes what it ends with.
 """
@@ -72,7 +72,7 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
+    """Return the checkpoints in a folder, oldest first."""
     return sorted(folder.glob("CKPT*"), key=lambda path: yaml.safe_load((path / "CKPT.yaml").read_text())["unixtime"])
 
 
