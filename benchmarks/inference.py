@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace) -> Figures:
     from benchmarks.baseline import CHUNK
     from omnikit import checkpoint
     from omnikit.bench import measure as bench
-    from omnikit.engines import OF_TORCH
+    from omnikit.engines import TORCH_ENGINES
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace) -> Figures:
         if options.quick:  # all of its steps take the same time, so a short answer is enough
             plan = dataclasses.replace(plan, frames=CHUNK)
         return measure_baseline(checkpoint.load(folder), plan)
-    dtype = {"dtype": "bfloat16"} if options.side in OF_TORCH else {}
+    dtype = {"dtype": "bfloat16"} if options.side in TORCH_ENGINES else {}
     return bench.measure(omnikit.load(folder, engine=options.side, **dtype), plan)
 
 

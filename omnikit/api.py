@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omnikit.audio.io import load_audio
-from omnikit.engines import AUTO, OF_TORCH, check_engine, load_openvino, open_engine
+from omnikit.engines import AUTO, TORCH_ENGINES, check_engine, load_openvino, open_engine
 from omnikit.generate import END, Decoder, Decoding, Question, Request
 from omnikit.generate import Chunk as Chunk
 from omnikit.generate.request import Chunks
@@ -253,13 +253,13 @@ def load(
     from omnikit.checkpoint import load as load_checkpoint
 
     check_engine(engine)
-    if engine in OF_TORCH:
+    if engine in TORCH_ENGINES:
         model = load_checkpoint(checkpoint, device=device, dtype=dtype_named(dtype))
         return Omni(model, strategy=strategy, engine=open_engine(engine, model))
     if device != "cpu":
         raise ValueError(f"--engine {engine}: runs on the CPU, not on --device {device}")
     if dtype != FLOAT32:
-        raise ValueError(f"dtype {dtype}: is for {', '.join(OF_TORCH)}; {engine} stores weights in its own way")
+        raise ValueError(f"dtype {dtype}: is for {', '.join(TORCH_ENGINES)}; {engine} stores weights in its own way")
     model, machine = load_openvino(checkpoint)
     return Omni(model, strategy=strategy, engine=machine)
 

@@ -413,14 +413,14 @@ def _open(
 ) -> Omni:
     """Build a system of parts by name if `settings` has any; otherwise load a checkpoint."""
     from omnikit.api import Omni, build, dtype_named, load
-    from omnikit.engines import OF_TORCH, check_engine, open_engine
+    from omnikit.engines import TORCH_ENGINES, check_engine, open_engine
     from omnikit.torchrun import own_device
 
     device = own_device(device)
     if not settings:
         return load(checkpoint, device=device, strategy=strategy, engine=engine, dtype=dtype)
     check_engine(engine)
-    if engine not in OF_TORCH:
+    if engine not in TORCH_ENGINES:
         raise ValueError(f"--engine {engine}: needs a --checkpoint, since it stores the weights that it converts")
     as_type = dtype_named(dtype)
     model = build(**{"pretrained": True, **settings}).to(device).to_dtype(as_type)

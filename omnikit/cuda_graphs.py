@@ -32,7 +32,7 @@ class CudaGraphs:
         self.device = device
         with torch.cuda.device(device):
             self.stream = torch.cuda.Stream()
-        self.forget()
+        self.clear()
 
     def run(self, call: Call) -> None:
         """Run a call without recording it, on the stream that recordings use.
@@ -65,7 +65,7 @@ class CudaGraphs:
 
         return replay
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Use a new memory pool for future graphs; torch does not reuse a pool whose graphs are all gone."""
         self.pool = torch.cuda.graph_pool_handle()
 
@@ -112,11 +112,11 @@ class GraphRecorder:
             return False
         return True
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Delete all recordings, because the tensors that they use are being replaced."""
         self.replays.clear()
         self.runs.clear()
-        self.graphs.forget()
+        self.graphs.clear()
 
 
 class RecordedFunction:

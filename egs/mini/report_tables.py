@@ -10,7 +10,7 @@ from torch import Tensor
 
 Json = dict
 NO_BREAK = "\u2011"
-"""Non-breaking hyphen."""
+"""A non-breaking hyphen, which keeps the names of splits on one line."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "figures") -> str:

@@ -59,7 +59,7 @@ def join(values: Sequence[Value]) -> Value:
     return _map(torch.cat, values)
 
 
-def pick(value: Value, row: int) -> Value:
+def select_row(value: Value, row: int) -> Value:
     """Return one batch row of a state that `join` returned, as views of its tensors."""
     return _map(lambda tensors: tensors[0][row : row + 1], [value])
 
@@ -165,6 +165,6 @@ class JoinedStreams(DecodeStreams):
         places = [self.places[number] for number in numbers]
         stream = places[0][0]
         if places != [(stream, row) for row in range(len(stream.nothing))]:
-            stream = join([pick(stream, row) for stream, row in places])
+            stream = join([select_row(stream, row) for stream, row in places])
             self.places.update((number, (stream, row)) for row, number in enumerate(numbers))
         return stream

@@ -26,7 +26,7 @@ from omnikit.streaming import LOW_LATENCY, check_mode
 
 FADE = 0.0025
 """Length in seconds of the cross-fade of a low-latency decode stream from estimated to decoded samples."""
-WINDOWED = ("snac.attention.LocalMHA",)
+WINDOWED_ATTENTION = ("snac.attention.LocalMHA",)
 """Names of the layer classes that attend within windows."""
 _DAC = "transformers.models.dac.modeling_dac"
 # layer classes are given by name, so that neither package is imported for the other's codec
@@ -46,7 +46,7 @@ class CentredDecoder:
     """
 
     def __init__(self, layers: Sequence[nn.Module], latents: Callable[[Tensor], Tensor], frame_samples: int):
-        windowed = [number for number, layer in enumerate(layers, start=1) if _is(layer, WINDOWED)]
+        windowed = [number for number, layer in enumerate(layers, start=1) if _is(layer, WINDOWED_ATTENTION)]
         split = max(windowed, default=0)
         window = layers[split - 1].window_size if windowed else 1
         self.front, self.back, self.latents, self.frame_samples = layers[:split], layers[split:], latents, frame_samples
@@ -96,7 +96,7 @@ class CentredStream(JoinableStream):
         self.codec, self.decoder = codec, decoder
         self.nothing = next(codec.parameters()).new_zeros(batch_size, 0)
         weights = decoder.folded()
-        self.front, self.back = Pieces(decoder.front, weights), Pieces(decoder.back, weights)
+        self.front, self.back = StreamedLayers(decoder.front, weights), StreamedLayers(decoder.back, weights)
         self.last: Tensor | None = None  # latents of the last frame
         self.begun = False  # whether a sample was returned
         self.over = 0  # frames since the last end of a window
@@ -144,7 +144,7 @@ class CentredStream(JoinableStream):
         x = functional.pad(x, (0, self.decoder.positions_for(further)))
         return self.back.copy().push(x)[:, 0, : self.owed + further]
 
-    def _end(self, front: Pieces) -> Tensor:
+    def _end(self, front: StreamedLayers) -> Tensor:
         """End the windowed attention and return its remaining outputs [B, D, n].
 
         The last window is filled up with the last frame.
@@ -192,7 +192,7 @@ class LowLatencyStream(JoinableStream):
         return self.nothing
 
 
-class Pieces(Joinable):
+class StreamedLayers(Joinable):
     """A sequence of decoder layers that processes its input in chunks.
 
     Args:
@@ -207,9 +207,9 @@ class Pieces(Joinable):
         self.memory: dict[nn.Module, Any] = {}  # its tensors are replaced, never changed, as copies share them
         self.stores_state = True  # False in a copy, which gets no further chunk
 
-    def copy(self) -> Pieces:
+    def copy(self) -> StreamedLayers:
         """Return a copy in the same state that processes one chunk and leaves the state of the original unchanged."""
-        other = Pieces(self.layers, self.weights)
+        other = StreamedLayers(self.layers, self.weights)
         other.memory, other.stores_state = dict(self.memory), False
         return other
 
@@ -237,7 +237,7 @@ class Pieces(Joinable):
             return self._convolve(layer, x, last)
         if isinstance(layer, nn.ConvTranspose1d):
             return self._upsample(layer, x, last)
-        if _is(layer, WINDOWED):
+        if _is(layer, WINDOWED_ATTENTION):
             return self._attend(layer, x)
         if isinstance(layer, PositionNoise):
             return self._add_noise(layer, x, last)
@@ -321,7 +321,7 @@ def final_outputs(layers: Iterable[nn.Module], inputs: int) -> int:
             inputs -= _span(layer) - layer.padding[0]
         elif isinstance(layer, nn.ConvTranspose1d):
             inputs = inputs * layer.stride[0] - layer.padding[0]
-        elif _is(layer, WINDOWED):
+        elif _is(layer, WINDOWED_ATTENTION):
             inputs = inputs // layer.window_size * layer.window_size
         else:
             inputs = final_outputs(layer.children(), inputs)

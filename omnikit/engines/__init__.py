@@ -19,7 +19,7 @@ from omnikit.model import OmniLM
 TORCH, STATIC, COMPILED, OPENVINO = ENGINES = ("torch", "static", "compiled", "openvino")
 AUTO = "auto"
 """Name that chooses `static` if that engine can run the backbone, else `torch`."""
-OF_TORCH = (AUTO, TORCH, STATIC, COMPILED)
+TORCH_ENGINES = (AUTO, TORCH, STATIC, COMPILED)
 """Names of the engines that compute with the model's own weights on any device; `openvino` has a copy of its own."""
 
 
@@ -45,7 +45,7 @@ def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **op
         name = _fastest(model)
     if name == TORCH:
         return TorchEngine(model)
-    if name in OF_TORCH:
+    if name in TORCH_ENGINES:
         from omnikit.engines.static import StaticEngine
 
         return StaticEngine(model, compiled=name == COMPILED)
@@ -91,9 +91,9 @@ def _fastest(model: OmniLM) -> str:
 
     On a GPU, where the engine decides most of the speed, the choice is printed to stderr.
     """
-    from omnikit.engines.static import why_not
+    from omnikit.engines.static import unsupported_reason
 
-    reason = why_not(model)
+    reason = unsupported_reason(model)
     if model.device.type == "cuda":
         print(f"engine: {STATIC}" if reason is None else f"engine: {TORCH} ({reason})", file=sys.stderr)
     return STATIC if reason is None else TORCH

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omnikit.engines.openvino_graph import INT8, WEIGHT_BYTES, WEIGHTS, GraphBuilder, attention_window
 from omnikit.engines.openvino_slots import CompiledTrunk, OpenVINOSlots
-from omnikit.engines.static import why_not
+from omnikit.engines.static import unsupported_reason
 from omnikit.errors import writing
 from omnikit.files import aside_of, remove
 from omnikit.interfaces import Engine
@@ -139,7 +139,7 @@ def convert(model: OmniLM, folder: str | Path, *, weights: str = INT8) -> None:
 
 
 def _window(model: OmniLM) -> int | None:
-    if (reason := why_not(model)) is not None:
+    if (reason := unsupported_reason(model)) is not None:
         raise ValueError(f"engine openvino: {reason}")
     return attention_window(model.llm.config)
 

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omnikit.cuda_graphs import CudaGraphs, GraphRecorder
 from omnikit.interfaces import Engine, Hidden, Prefill, Slots
-from omnikit.llms.llama import Joint, LlamaConfig, blocks_of, normed, scores, supports, turns
+from omnikit.llms.llama import JoinedLinear, LlamaConfig, attention_bias, blocks_of, normed, rotary_tables, supports
 from omnikit.model import OmniLM
 
 SMALLEST = 256
@@ -37,7 +37,7 @@ MOST_RECORDED = 1024
 SHAPES = 64
 """Maximum number of step shapes (rows, cache size) that torch may compile; its own limit is 8."""
 
-Kept = list[Tensor]
+StaticCache = list[Tensor]
 """Type of a KV cache of fixed size: keys and values of each block [rows, 2 G, room, E], keys first."""
 
 
@@ -56,7 +56,7 @@ class StaticEngine(Engine):
 
     def __init__(self, model: OmniLM, *, compiled: bool = False):
         self.name = "compiled" if compiled else "static"
-        if reason := why_not(model):
+        if reason := unsupported_reason(model):
             raise ValueError(f"engine {self.name}: {reason}")
         self.model, self.weight_bytes = model, model.dtype.itemsize
         self.numbers = LlamaConfig.of(model.llm.config)
@@ -64,8 +64,8 @@ class StaticEngine(Engine):
         adapter = model.tts_adapter
         self.adapter = [] if adapter is None else blocks_of(adapter.trunk, first=len(self.trunk), joined=True)
         self.windows = {block.window for block in (*self.trunk, *self.adapter)}
-        self.text_head = Joint([model.llm.lm_head, model.new_text_embeddings.head], joined=True)
-        self.compute: Callable[[Tensor, Tensor, Kept, int], Hidden] = self._one_position
+        self.text_head = JoinedLinear([model.llm.lm_head, model.new_text_embeddings.head], joined=True)
+        self.compute: Callable[[Tensor, Tensor, StaticCache, int], Hidden] = self._one_position
         self.compiled: set[tuple[int, ...]] | None = None
         if compiled:
             torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
@@ -80,13 +80,13 @@ class StaticEngine(Engine):
     def audio_logits(self, hidden: Tensor) -> Tensor:
         return self.model.new_audio_embeddings.head(hidden)
 
-    def new_cache(self, rows: int, room: int) -> Kept:
+    def new_cache(self, rows: int, room: int) -> StaticCache:
         """Return a KV cache of zeros: masked values are multiplied by 0, which must not meet a NaN."""
         shape = rows, 2 * self.numbers.num_key_value_heads, room, self.numbers.head_dim
         blocks = (*self.trunk, *self.adapter)
         return [torch.zeros(shape, dtype=self.model.dtype, device=self.model.device) for _ in blocks]
 
-    def prompt_positions(self, embeddings: Tensor, begin: int, cache: Kept) -> None:
+    def prompt_positions(self, embeddings: Tensor, begin: int, cache: StaticCache) -> None:
         """Compute the keys and values of further prompt positions, and write them to the first R rows of a KV cache.
 
         Args:
@@ -104,7 +104,7 @@ class StaticEngine(Engine):
 
         self._blocks(embeddings, places, end, keep)
 
-    def _one_position(self, embeddings: Tensor, positions: Tensor, cache: Kept, columns: int) -> Hidden:
+    def _one_position(self, embeddings: Tensor, positions: Tensor, cache: StaticCache, columns: int) -> Hidden:
         """Compute the hidden states of one further position of the sequences in the first R rows of a KV cache.
 
         Args:
@@ -132,8 +132,8 @@ class StaticEngine(Engine):
             The outputs [R, L, D] of the backbone and of the TTS adapter.
         """
         dtype = embeddings.dtype
-        turn = turns(places, self.model.llm.trunk.rotary_emb, self.numbers, dtype)
-        bias = {window: scores(places, columns, window, dtype) for window in self.windows}
+        turn = rotary_tables(places, self.model.llm.trunk.rotary_emb, self.numbers, dtype)
+        bias = {window: attention_bias(places, columns, window, dtype) for window in self.windows}
         x = embeddings.clone(memory_format=torch.contiguous_format)  # blocks overwrite it
         for block in self.trunk:
             x = block(x, turn, bias, keep)
@@ -157,14 +157,14 @@ class StaticPrefill(Prefill):
         self,
         engine: StaticEngine,
         prompts: Sequence[Tensor],
-        recorded: Callable[[StaticPrefill, int], Kept | None] = lambda prefill, positions: None,
+        recorded: Callable[[StaticPrefill, int], StaticCache | None] = lambda prefill, positions: None,
     ):
         assert prompts and all(len(prompt) for prompt in prompts), "each prompt has positions"
         self.engine, self.recorded, self.lengths = engine, recorded, [len(prompt) for prompt in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: -self.lengths[i])
         self.rows = {i: row for row, i in enumerate(by_length)}
         self.embeddings = pad_sequence([prompts[i] for i in by_length], batch_first=True)
-        self.cache: Kept | None = None  # from the first call of `advance` on
+        self.cache: StaticCache | None = None  # from the first call of `advance` on
         self.done = 0  # number of columns that are computed; shorter prompts are complete
         self.left = sum(self.lengths)
         self.admitted = False
@@ -201,7 +201,7 @@ class RecordedPrompts:
         user = None if self.user is None else self.user()
         return user is None or user.admitted
 
-    def compute(self, prefill: StaticPrefill, run: Callable[[Callable[[], None]], None]) -> Kept:
+    def compute(self, prefill: StaticPrefill, run: Callable[[Callable[[], None]], None]) -> StaticCache:
         """Compute all prompts of a prefill and return their KV cache.
 
         Args:
@@ -293,7 +293,7 @@ class StaticSlots(Slots):
         self._set(last, 0, 0)
         self.lengths.pop()
 
-    def _recorded_prompts(self, prefill: StaticPrefill, positions: int) -> Kept | None:
+    def _recorded_prompts(self, prefill: StaticPrefill, positions: int) -> StaticCache | None:
         """Compute all prompts of a prefill by a recorded call, and return their KV cache.
 
         Calls are recorded for powers of two of prompts and of positions per prompt. Returns None if the prompts are
@@ -359,7 +359,7 @@ class StaticSlots(Slots):
             self.cache[number] = larger
         self.room = room
         if self.recorder is not None:
-            self.recorder.forget()
+            self.recorder.clear()
 
     def _announce_compiling(self, rows: int) -> None:
         """Print to stderr that a decode step is about to be compiled, once for each shape."""
@@ -370,7 +370,7 @@ class StaticSlots(Slots):
             print(f"engine compiled: compiling {about}, once", file=sys.stderr)
 
 
-def why_not(model: OmniLM) -> str | None:
+def unsupported_reason(model: OmniLM) -> str | None:
     """Return the reason in one line why engines over `omnikit.llms.llama` cannot run a model, or None if they can."""
     config = getattr(model.llm, "config", None)
     if not all(hasattr(model.llm, name) for name in ("trunk", "norm", "lm_head")) or config is None:

@@ -64,7 +64,7 @@ def open_system(hparams: dict[str, Any], device: str) -> tuple[Respond, dict[str
     if baseline is None:
         omni = load(checkpoint, device=device)
         omni.decoding = hparams["decoding"]
-        decoder = omni.decoder.of_capacity(hparams["batch_size"])
+        decoder = omni.decoder.with_capacity(hparams["batch_size"])
         name = {"checkpoint": checkpoint or "the shipped mini system"}
         return by_model(decoder, TASKS["A1T1"]), name
     if checkpoint is not None:

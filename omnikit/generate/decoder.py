@@ -57,7 +57,7 @@ class Decoder:
         self._runner: Runner | None = None
         self._lock = Lock()
 
-    def of_capacity(self, questions: int) -> Decoder:
+    def with_capacity(self, questions: int) -> Decoder:
         """Return a decoder with the same options and room for `questions` answers at a time."""
         capacity = questions * len(self.strategy.text_only)
         return Decoder(self.model, self.engine, strategy=self.strategy, decoding=self.decoding, capacity=capacity)

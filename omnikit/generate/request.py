@@ -91,7 +91,7 @@ class Request:
         self.name = name
         self._cancel, self._cancelled = cancel, False
         self._done = Event()
-        self.pieces: SimpleQueue[tuple[list[int], Tensor | None] | None] = SimpleQueue()
+        self.chunks: SimpleQueue[tuple[list[int], Tensor | None] | None] = SimpleQueue()
         """Queue of chunks to hand out: text tokens and samples [n], if any; None follows the last chunk."""
         self._reported = 0
         self._traceback: TracebackType | None = None
@@ -159,7 +159,7 @@ class Request:
         tokens = [step[0] for step in self.steps[self._reported :] if self.model.layout.is_text(step[0])]
         self._reported = len(self.steps)
         if tokens or wav is not None:
-            self.pieces.put((tokens, wav))
+            self.chunks.put((tokens, wav))
 
     def finish(self, end: str | None, error: BaseException | None = None) -> None:
         """End the answer with a reason of `ENDS` or an error, and wake the threads that wait for it."""
@@ -170,7 +170,7 @@ class Request:
             traceback.clear_frames(self._traceback)
         self.end, self.error = end, error
         self.runner = None
-        self.pieces.put(None)
+        self.chunks.put(None)
         self._done.set()
 
 
@@ -204,11 +204,11 @@ class Chunks:
         request = self._request
         if request is None:
             raise StopIteration
-        if (piece := request.pieces.get()) is not None:
-            tokens, wav = piece
+        if (chunk := request.chunks.get()) is not None:
+            tokens, wav = chunk
             return Chunk("".join(map(self._text.push, tokens)), torch.zeros(0) if wav is None else wav)
         self._request = None
-        request.pieces.put(None)  # for another iterator over the same request
+        request.chunks.put(None)  # for another iterator over the same request
         request.check()
         return Chunk(self._text.finish(), torch.zeros(0), request.end)
 

@@ -24,11 +24,20 @@ from omnikit.llms.llama_config import LlamaConfig, rotary_rates, rotary_scaling,
 from omnikit.skip_init import empty_on_meta
 
 __all__ = [
-    "Block", "Joint", "KeyValues", "LlamaConfig", "Trunk", "blocks_of", "normed", "scores", "supports", "turned",
-    "turns",
+    "Block",
+    "JoinedLinear",
+    "KeyValues",
+    "LlamaConfig",
+    "Trunk",
+    "apply_rotary",
+    "attention_bias",
+    "blocks_of",
+    "normed",
+    "rotary_tables",
+    "supports",
 ]  # fmt: skip
 
-Keep = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+CacheUpdate = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """Type of functions that update a KV cache: (block number, new keys and values [B, L, 2 G, E]) -> keys, values.
 
 The results are all keys and all values to attend to, [B, G, C, E] each.
@@ -40,7 +49,9 @@ def normed(x: Tensor, norm: nn.Module) -> Tensor:
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-def scores(places: Tensor, columns: int, window: int | None, dtype: torch.dtype, mask: Tensor | None = None) -> Tensor:
+def attention_bias(
+    places: Tensor, columns: int, window: int | None, dtype: torch.dtype, mask: Tensor | None = None
+) -> Tensor:
     """Return an additive attention mask: 0 for columns that may be attended to, else the least number of the type.
 
     Args:
@@ -73,7 +84,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         query: queries [B, L, H, E].
         keys: keys [B, G, C, E].
         values: values [B, G, C, E].
-        bias: additive mask [B or 1, 1, L, C], see `scores`.
+        bias: additive mask [B or 1, 1, L, C], see `attention_bias`.
 
     Returns:
         [B, L, H * E].
@@ -88,8 +99,10 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     return found.transpose(1, 2).flatten(2)
 
 
-def turns(positions: Tensor, rotary: nn.Module, numbers: LlamaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines [B, L, H + 2 G, E] of the rotary positions [B, L], for `turned`.
+def rotary_tables(
+    positions: Tensor, rotary: nn.Module, numbers: LlamaConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines [B, L, H + 2 G, E] of the rotary positions [B, L], for `apply_rotary`.
 
     Values get cosine 1 and sine 0, which leaves them unchanged, so that queries, keys and values can be one tensor.
     Sines are negative in the first half of each head.
@@ -111,16 +124,16 @@ def turns(positions: Tensor, rotary: nn.Module, numbers: LlamaConfig, dtype: tor
     return of_all_heads(torch.cat([cos, cos], dim=-1), 1.0), of_all_heads(torch.cat([-sin, sin], dim=-1), 0.0)
 
 
-def turned(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def apply_rotary(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Apply rotary positions to queries, keys and values [B, L, H + 2 G, E], pairing the halves of each head.
 
     Args:
-        turn: cosines and sines, see `turns`.
+        turn: cosines and sines, see `rotary_tables`.
     """
     return torch.addcmul(heads * turn[0], heads.roll(heads.shape[-1] // 2, -1), turn[1])
 
 
-class Joint:
+class JoinedLinear:
     """Several linear layers with the same input, computed together.
 
     Args:
@@ -173,8 +186,8 @@ class Block:
         layer: module with `self_attn`, `mlp` and two norms.
         numbers: configuration of the backbone.
         number: index of the block in the KV cache.
-        window: number of positions that each position attends to, see `scores`.
-        joined: join linear layers, see `Joint`, and add to the block's input in place.
+        window: number of positions that each position attends to, see `attention_bias`.
+        joined: join linear layers, see `JoinedLinear`, and add to the block's input in place.
     """
 
     def __init__(
@@ -184,19 +197,21 @@ class Block:
         self.layer, self.number, self.window, self.joined = layer, number, window, joined
         self.heads, self.groups, self.size = numbers.num_attention_heads, numbers.num_key_value_heads, numbers.head_dim
         self.query_norm, self.key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        self.qkv = Joint([attention.q_proj, attention.k_proj, attention.v_proj], joined=joined)
-        self.gate_up = Joint([mlp.gate_proj, mlp.up_proj], joined=joined)
+        self.qkv = JoinedLinear([attention.q_proj, attention.k_proj, attention.v_proj], joined=joined)
+        self.gate_up = JoinedLinear([mlp.gate_proj, mlp.up_proj], joined=joined)
 
-    def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor], bias: dict[int | None, Tensor], keep: Keep) -> Tensor:
+    def __call__(
+        self, x: Tensor, turn: tuple[Tensor, Tensor], bias: dict[int | None, Tensor], keep: CacheUpdate
+    ) -> Tensor:
         """Compute the block's output [B, L, D] for its input [B, L, D].
 
         Args:
-            turn: cosines and sines of the positions, see `turns`.
-            bias: mapping from window to additive mask, see `scores`.
-            keep: function that updates the KV cache, see `Keep`.
+            turn: cosines and sines of the positions, see `rotary_tables`.
+            bias: mapping from window to additive mask, see `attention_bias`.
+            keep: function that updates the KV cache, see `CacheUpdate`.
         """
         heads = self.qkv(normed(x, self.layer.input_layernorm)).unflatten(-1, (-1, self.size))
-        heads = turned(self._normed(heads), turn)
+        heads = apply_rotary(self._normed(heads), turn)
         keys, values = keep(self.number, heads[:, :, self.heads :])
         found = attend(heads[:, :, : self.heads], keys, values, bias[self.window])
         x = self._add(x, self.layer.self_attn.o_proj, found)
@@ -245,7 +260,7 @@ class KeyValues:
         return 0 if keys is None else keys.shape[2]
 
     def keep(self, number: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new keys and values [B, L, 2 G, E] of a block and return all of them, see `Keep`."""
+        """Append new keys and values [B, L, 2 G, E] of a block and return all of them, see `CacheUpdate`."""
         layer, (keys, values) = self.layers[number], _heads_first(new)
         if layer.keys is not None:
             keys, values = torch.cat([layer.keys, keys], dim=2), torch.cat([layer.values, values], dim=2)
@@ -379,9 +394,9 @@ class Trunk(nn.Module):
         before = 0 if cache is None else cache.get_seq_length()
         columns = before + embeddings.shape[1]
         blocks, x = blocks_of(self), embeddings
-        turn = turns(positions, self.rotary_emb, self.config, x.dtype)
+        turn = rotary_tables(positions, self.rotary_emb, self.config, x.dtype)
         places = torch.arange(before, columns, device=x.device)[None]
-        bias = {window: scores(places, columns, window, x.dtype, mask) for window in set(self.config.windows)}
+        bias = {window: attention_bias(places, columns, window, x.dtype, mask) for window in set(self.config.windows)}
         keep: Any = (lambda _, new: _heads_first(new)) if cache is None else cache.keep
         for block in blocks:
             x = block(x, turn, bias, keep)

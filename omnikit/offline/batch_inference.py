@@ -164,7 +164,7 @@ class Job:
         counts = Counts(entries=len(self.entries), kept=len(self.entries) - len(entries), others=self.others)
         counts.skipped.update(self.unread)
         found = each_reply(
-            by_model(omni.decoder.of_capacity(self.batch_size), self.task), self.task, entries,
+            by_model(omni.decoder.with_capacity(self.batch_size), self.task), self.task, entries,
             batch_size=self.batch_size, title=self.task.name, quiet=self.share.rank > 0, max_seconds=MAX_SECONDS,
         )  # fmt: skip
         with closing(found):  # so that the progress bar ends before an error is printed

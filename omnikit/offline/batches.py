@@ -152,7 +152,7 @@ def replies(
     title: str = "",
 ) -> tuple[dict[str, DecodedAnswer], Skipped]:
     """Answer manifest entries with a model in batches and return all answers by id; see `gather`."""
-    respond = by_model(Decoder(model, decoding=decoding, strategy=strategy).of_capacity(batch_size), task)
+    respond = by_model(Decoder(model, decoding=decoding, strategy=strategy).with_capacity(batch_size), task)
     return gather(respond, task, entries, batch_size=batch_size, title=title)
 
 

@@ -141,8 +141,10 @@ def read_if_current(path: Path, fingerprint: str, strict: bool) -> Summary | Non
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """Return the note that `write_with_note` wrote beside a manifest file (fingerprint, summary, `more`); {} without
-    one."""
+    """Return the note that `write_with_note` wrote beside a manifest file; {} if there is none.
+
+    It holds the file's fingerprint, its summary, and the further values `more`.
+    """
     note = _note_of(path)
     return json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
 

@@ -1,4 +1,4 @@
-"""What `omnikit bench` prints and counts; never how long something takes here."""
+"""Tests of the output and the counts of `omnikit bench`, without limits on times."""
 
 from __future__ import annotations
 

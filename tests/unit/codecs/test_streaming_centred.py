@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from omnikit.audio.io import load_audio
 from omnikit.codecs import streaming_centred
-from omnikit.codecs.streaming_centred import Pieces, final_outputs, rising, weights_of
+from omnikit.codecs.streaming_centred import StreamedLayers, final_outputs, rising, weights_of
 from omnikit.cuda_graphs import RecordedFunction
 from omnikit.hparams import build_part
 from omnikit.interfaces import Codec
@@ -33,8 +33,10 @@ def random_sizes(seed: int, longest: int = 7) -> list[int]:
     return [random.Random(seed).randint(0, longest) for _ in range(5)] + [1]
 
 
-@pytest.mark.parametrize("name", [*streaming_centred.WINDOWED, *streaming_centred.RESIDUAL, *streaming_centred.SNAKE])
-def test_layers_that_are_told_by_name_exist(name: str):
+@pytest.mark.parametrize(
+    "name", [*streaming_centred.WINDOWED_ATTENTION, *streaming_centred.RESIDUAL, *streaming_centred.SNAKE]
+)
+def test_layers_that_are_found_by_name_exist(name: str):
     found = pydoc.locate(name)
     assert f"{found.__module__}.{found.__qualname__}" == name and issubclass(found, nn.Module)
 
@@ -259,7 +261,7 @@ def test_layers_against_torch(kernel, stride, padding, more):
         nn.Conv1d(3, 1, 3, padding=1),
     )
     x = torch.randn(2, 2, 17)
-    whole, pieces, given = layers(x), Pieces(layers, weights_of(layers)), []
+    whole, pieces, given = layers(x), StreamedLayers(layers, weights_of(layers)), []
     for n in range(17):
         given.append(pieces.push(x[..., n : n + 1]))
         assert sum(y.shape[-1] for y in given) == max(0, final_outputs(layers, n + 1))

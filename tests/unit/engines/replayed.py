@@ -39,7 +39,7 @@ class ReplayedOperations:
 
         return replay
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Do nothing, because there is no memory pool to replace."""
 
 

@@ -463,7 +463,7 @@ def test_backbones_that_it_cannot_run(llm):
     model = build(llm)
     with pytest.raises(ValueError, match=rf"static: .* the type {model.llm.config.model_type}: it is none of"):
         open_engine("static", model)
-    assert static.why_not(model).endswith(supports(model.llm.config))
+    assert static.unsupported_reason(model).endswith(supports(model.llm.config))
 
 
 def test_llamas_that_it_cannot_run():
@@ -478,7 +478,7 @@ def test_a_backbone_of_ones_own_is_refused():
         pass
 
     model = toy_model()
-    assert static.why_not(model) is None
+    assert static.unsupported_reason(model) is None
     model.llm = Own()
     with pytest.raises(ValueError, match="engine static: cannot run a backbone of the class Own"):
         open_engine("static", model)

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from omnikit import checkpoint
 from omnikit.hparams import build_part
 from omnikit.llms.build_modes import for_inference
-from omnikit.llms.llama import Joint, Trunk, blocks_of, scores, turns
+from omnikit.llms.llama import JoinedLinear, Trunk, attention_bias, blocks_of, rotary_tables
 from omnikit.llms.llama_config import KINDS, LlamaConfig, rotary_rates, rotary_scaling, supports
 from omnikit.llms.transformers_lm import TransformersLM
 from tests.unit.toy import tokenizer_file, toy_model
@@ -170,8 +170,8 @@ def test_the_functions_run_over_transformers_modules(case):
     inputs = torch.randn(3, LENGTH, DIM)
     expected, config = theirs(inputs, places(0, LENGTH)), LlamaConfig.of(theirs.config)
     x = inputs.clone()
-    turn = turns(places(0, LENGTH), theirs.trunk.rotary_emb, config, x.dtype)
-    bias = {window: scores(places(0, LENGTH, 1), LENGTH, window, x.dtype) for window in config.windows}
+    turn = rotary_tables(places(0, LENGTH), theirs.trunk.rotary_emb, config, x.dtype)
+    bias = {window: attention_bias(places(0, LENGTH, 1), LENGTH, window, x.dtype) for window in config.windows}
     for block in blocks_of(theirs.trunk, joined=True):
         x = block(x, turn, bias, lambda _, new: new.transpose(1, 2).chunk(2, dim=1))
     close(x, expected)
@@ -183,7 +183,7 @@ def test_joint_layers_share_their_memory():
     layers = [nn.Linear(8, n) for n in (6, 2, 4)]
     x, state = torch.randn(3, 8), [{**layer.state_dict()} for layer in layers]
     expected = torch.cat([layer(x) for layer in layers], dim=-1)
-    joints = [Joint(layers, joined=True) for _ in range(2)]
+    joints = [JoinedLinear(layers, joined=True) for _ in range(2)]
     assert len({joint.weight.data_ptr() for joint in joints} | {layers[0].weight.data_ptr()}) == 1
     assert {layer.weight.untyped_storage().data_ptr() for layer in layers} == {joints[0].weight.data_ptr()}
     torch.testing.assert_close(joints[0](x), expected)
