@@ -330,7 +330,7 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
     from speechbrain.utils.epoch_loop import EpochCounter
 
     from omnikit.data.samples import collate_items, make_dataset
-    from omnikit.data.task_sampler import TaskMix
+    from omnikit.data.task_sampler import TaskSampler
     from omnikit.train.tensorboard import TensorBoard
 
     class TimedBrain(recipe_brain()):
@@ -350,12 +350,12 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
     began = time.perf_counter()
     samples, of_task, lengths = make_dataset(model, recipe_sources(model, plan.entries), tasks, 2048)
     prepared = time.perf_counter() - began
-    mix = TaskMix(of_task, lengths, weights=tasks, max_batch_length=positions, batches=plan.recipe_steps)
+    sampler = TaskSampler(of_task, lengths, weights=tasks, max_batch_length=positions, batches=plan.recipe_steps)
     with tempfile.TemporaryDirectory() as folder:
         hparams = {
             "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
             "epochs": EpochCounter(1), "steps_per_epoch": plan.recipe_steps, "output_folder": folder,
-            "stage": stage.name, "part_names": "", "tensorboard": TensorBoard(folder), "mix": mix,
+            "stage": stage.name, "part_names": "", "tensorboard": TensorBoard(folder), "sampler": sampler,
             "validate": lambda brain: {},
         }  # fmt: skip
         on_gpu = model.device.type == "cuda"
@@ -367,7 +367,7 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
             hparams,
             {"device": str(model.device), **({"precision": "bf16"} if on_gpu else {})},
         )
-        options = {"batch_sampler": mix, "collate_fn": collate_items(model), "num_workers": 0}
+        options = {"batch_sampler": sampler, "collate_fn": collate_items(model), "num_workers": 0}
         brain.fit(hparams["epochs"], samples, None, progressbar=False, train_loader_kwargs=options)
     warm = max(2, plan.recipe_steps // 4)
     seconds = brain.ends[-1][0] - brain.ends[warm - 1][0]

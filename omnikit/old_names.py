@@ -125,6 +125,7 @@ MODULES = {
 }
 """Mapping from old to present paths of the package's modules, without the leading `omnikit.`."""
 CLASSES = {
+    "data.task_sampler.TaskMix": "data.task_sampler.TaskSampler",
     "offline.batches.Reply": "offline.batches.DecodedAnswer",
     "train.robust_brain.GuardedBrain": "train.robust_brain.RobustBrain",
 }

@@ -111,7 +111,7 @@ def score_all(items: list[Item], codecs: dict[str, Codec], folder: Path) -> None
         print(f"{title}: WER {rates[title].wer:.1f} %", flush=True)
         hypotheses[title] = {pair.id: [pair.reference, pair.hypothesis] for pair in pairs}
         keep_wavs(utterances, folder / title.replace(" ", "_").replace(",", ""), sample_rate, KEPT_WAVS)
-    write_json(folder / "heard.json", hypotheses)
+    write_json(folder / "hypotheses.json", hypotheses)
     write_json(folder / "rates.json", {title: rate.as_dict() for title, rate in rates.items()})
     write_text(folder / "wer.md", rates_table(rates) + "\n")
     print(rates_table(rates))

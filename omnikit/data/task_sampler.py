@@ -15,7 +15,7 @@ _POOL = 24  # batches whose samples are sorted by length together
 _MANY = 4 * _POOL
 
 
-class TaskMix(Sampler[list[int]]):
+class TaskSampler(Sampler[list[int]]):
     """A sampler of batches (lists of sample indices) that draws tasks by weight; an epoch is a number of batches.
 
     The share of a task in the batches depends on its weight and not on its number of samples. Its samples are drawn at

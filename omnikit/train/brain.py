@@ -86,7 +86,7 @@ class OmniBrain(RobustBrain):
 
     Requires the module `model`, and in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`,
     `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`,
-    `tensorboard`, `mix` (the batch sampler) and `validate` (a function from the brain to validation figures, called
+    `tensorboard`, `sampler` (the batch sampler) and `validate` (a function from the brain to validation figures, called
     after each epoch).
     """
 
@@ -170,7 +170,7 @@ class OmniBrain(RobustBrain):
             return
         if not self.step:  # otherwise an intra-epoch checkpoint has restored the sums
             self.progress.restart()
-        self.hparams.mix.set_epoch(epoch)
+        self.hparams.sampler.set_epoch(epoch)
         title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
         self.bar = tqdm(
             total=self.hparams.steps_per_epoch * self.grad_accumulation_factor,

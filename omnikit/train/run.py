@@ -19,7 +19,7 @@ from rich.console import Console
 from omnikit import checkpoint
 from omnikit.data.samples import Samples, make_dataset
 from omnikit.data.sources import read_sources, verify_cache
-from omnikit.data.task_sampler import TaskMix
+from omnikit.data.task_sampler import TaskSampler
 from omnikit.errors import full_disk_names
 from omnikit.files import write_text
 from omnikit.hparams import Recipe
@@ -101,19 +101,19 @@ def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hpara
     return SampleSet(*make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"]))
 
 
-def task_sampler(found: SampleSet, hparams: dict[str, Any], run_opts: dict[str, Any]) -> TaskMix:
+def task_sampler(found: SampleSet, hparams: dict[str, Any], run_opts: dict[str, Any]) -> TaskSampler:
     """Return the sampler of training batches, and set the accumulation factor in `run_opts`.
 
     The factor makes optimiser steps of about `effective_batch_size` sequences, unless the command line sets it.
     """
     options = {"weights": hparams["tasks"], "max_batch_length": hparams["max_batch_length"], "seed": hparams["seed"]}
-    mix = TaskMix(found.tasks, found.lengths, **options)
+    sampler = TaskSampler(found.tasks, found.lengths, **options)
     fixed = run_opts.get("grad_accumulation_factor")
-    together = plan_accumulation(hparams["effective_batch_size"], mix.sequences_per_batch(), _processes(), fixed)
+    together = plan_accumulation(hparams["effective_batch_size"], sampler.sequences_per_batch(), _processes(), fixed)
     logger.info(str(together))
-    mix.batches = hparams["steps_per_epoch"] * together.batches
+    sampler.batches = hparams["steps_per_epoch"] * together.batches
     run_opts["grad_accumulation_factor"] = together.accumulated
-    return mix
+    return sampler
 
 
 def save_system(model: OmniLM, hparams: dict[str, Any]) -> None:

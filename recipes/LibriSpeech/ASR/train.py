@@ -66,7 +66,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     brain = ASRBrain(
         modules={"model": model},
         opt_class=hparams["opt_class"],
-        hparams={**hparams, "mix": sampler, "validate": validation},
+        hparams={**hparams, "sampler": sampler, "validate": validation},
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )

@@ -2,7 +2,7 @@
 
     python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR --grammar_file FILE.jsgf
 
-This writes `tts.json`, `tts.md`, `heard.jsonl` (the recogniser's hypothesis for each synthesized sentence) and some of
+This writes `tts.json`, `tts.md`, `hypotheses.jsonl` (the recogniser's hypothesis for each synthesized sentence) and some of
 the sentences as WAV files.
 """
 
@@ -104,12 +104,12 @@ def intelligibility(
 ) -> dict[str, ErrorRates]:
     """Return the judge's error rates on recordings, decoded codes and the system's speech, by title.
 
-    The hypotheses for the system's speech are also written to `heard.jsonl`.
+    The hypotheses for the system's speech are also written to `hypotheses.jsonl`.
     """
     found = judge_all(judge, speech, normalize)
-    with whole_text(folder / "heard.jsonl") as file:
+    with whole_text(folder / "hypotheses.jsonl") as file:
         for pair in found[SYSTEM][1]:
-            file.write(json.dumps({"id": pair.id, "text": pair.reference, "heard": pair.hypothesis}) + "\n")
+            file.write(json.dumps({"id": pair.id, "text": pair.reference, "hypothesis": pair.hypothesis}) + "\n")
     return {title: rates for title, (rates, _) in found.items()}
 
 

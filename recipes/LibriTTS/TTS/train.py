@@ -57,7 +57,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     brain = TTSBrain(
         modules={"model": model},
         opt_class=hparams["opt_class"],
-        hparams={**hparams, "mix": sampler, "validate": lambda brain: {}},  # evaluate.py scores the speech
+        hparams={**hparams, "sampler": sampler, "validate": lambda brain: {}},  # evaluate.py scores the speech
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
