@@ -2,8 +2,8 @@
 
     python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR --grammar_file FILE.jsgf
 
-This writes `tts.json`, `tts.md`, `hypotheses.jsonl` (the recogniser's hypothesis for each synthesized sentence) and some of
-the sentences as WAV files.
+This writes `tts.json`, `tts.md`, `hypotheses.jsonl` (the recogniser's hypothesis for each synthesized sentence) and
+some of the sentences as WAV files.
 """
 
 from __future__ import annotations

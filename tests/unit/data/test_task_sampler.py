@@ -32,7 +32,8 @@ def test_batches_hold_no_more_than_they_may():
 
 def test_batches_have_few_shapes():
     """Most batches hold as many padded samples as fit; the last batch of a pool may hold fewer."""
-    shapes = Counter((len(batch), rounded(max(LENGTHS[i] for i in batch), STEPS)) for batch in task_sampler(batches=600))
+    sampler = task_sampler(batches=600)
+    shapes = Counter((len(batch), rounded(max(LENGTHS[i] for i in batch), STEPS)) for batch in sampler)
     assert all(count * steps <= 200 for count, steps in shapes)
     full = sum(number for (count, steps), number in shapes.items() if count == 200 // steps)
     assert full > 0.7 * shapes.total()
