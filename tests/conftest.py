@@ -1,4 +1,4 @@
-"""Pytest hooks that report at the end which tests a quick run left out."""
+"""Pytest hooks that, after a quick test run, report which tests were not run because they are marked as long."""
 
 from __future__ import annotations
 

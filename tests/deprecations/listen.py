@@ -1,4 +1,5 @@
-"""Collection of deprecation warnings, from Python and from transformers' loggers, with the package that caused each."""
+"""Collection of the deprecation warnings of Python and of transformers' loggers, each with the package that caused it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ KINDS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
 @dataclass(frozen=True)
 class Deprecation:
-    """A use of a feature that one of `LIBRARIES` has deprecated."""
+    """One use of a feature that a library in `LIBRARIES` has deprecated: the warning, the using package and the line.
+    """
 
     message: str
     caller: str  # the package that used it; empty for this repository
@@ -28,7 +30,7 @@ class Deprecation:
 
 
 def package(file: str) -> str | None:
-    """Return the installed package of a file, "" for a file of this repository, None for Python's own."""
+    """Return the package that a Python file belongs to: "" for this repository, None for Python's standard library."""
     path = Path(file)
     for site in SITE:
         if path.is_relative_to(site):
@@ -37,7 +39,7 @@ def package(file: str) -> str | None:
 
 
 def judged(message: str, stack: traceback.StackSummary) -> Deprecation | None:
-    """Return the deprecation that a message was issued for, if it is about a use of one of the libraries.
+    """Return the deprecation that a warning or log line reports; None if it is not about a library in `LIBRARIES`.
 
     Args:
         message: text of the warning or log line.
@@ -64,7 +66,8 @@ class _Handler(logging.Handler):
 
 @contextmanager
 def deprecations() -> Iterator[list[Deprecation]]:
-    """Context manager that yields a list of the deprecations used inside the block, repeated ones included."""
+    """Context manager that yields a list of all uses of deprecated features inside the `with` block, repeats included.
+    """
     found: list[Deprecation] = []
 
     def show(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -1,10 +1,8 @@
-"""Run what users run, at tiny sizes, and exit with status 1 if omnikit used a deprecated feature of its libraries.
+"""Script that runs omnikit's main functions at tiny sizes and exits with status 1 if they use deprecated features.
 
-Usage, from the top folder: `python -m tests.deprecations.main_paths [NAME ..]`; no name = all. The libraries are those
-in `tests.deprecations.listen.LIBRARIES`.
-
-It is a program so that it can run in a process of its own (many warnings come once in a process) and with other
-versions.
+Usage, from the top folder: `python -m tests.deprecations.main_paths [NAME ..]`; without names it runs all. The
+deprecations are those of the libraries in `tests.deprecations.listen.LIBRARIES`. It is a script so that it can run in a
+process of its own (many warnings are issued once per process) and with other versions of the libraries.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ CODECS = ("mimi", "encodec_24khz")
 
 
 def shipped(folder: Path) -> None:
-    """Use the mini system like `omnikit ask`, `transcribe`, `speak` and `chat`."""
+    """Run the mini system as `omnikit ask`, `transcribe`, `speak` and `chat` do."""
     import omnikit
     from omnikit.generate import Decoding
 
@@ -37,7 +35,7 @@ def shipped(folder: Path) -> None:
 
 
 def backbones(folder: Path, names: tuple[str, ...] = BACKBONES) -> None:
-    """Generate answers of untrained systems, with the model's own caches and with fixed ones, and save checkpoints."""
+    """Generate answers of untrained systems, with KV caches that grow and of fixed size; save a checkpoint of each."""
     from omnikit import build, checkpoint
     from omnikit.api import Omni
     from omnikit.engines import open_engine
@@ -54,14 +52,14 @@ def backbones(folder: Path, names: tuple[str, ...] = BACKBONES) -> None:
 
 
 def every_backbone(folder: Path) -> None:
-    """Generate answers with every backbone that has a part file, and save checkpoints."""
+    """Generate answers with each backbone that has a part file, and save a checkpoint of each system."""
     from omnikit.hparams import choices
 
     backbones(folder, tuple(name for name in choices("llm") if name != "any"))
 
 
 def encoders(folder: Path, names: tuple[str, ...] = ENCODERS) -> None:
-    """Compute features of padded recordings."""
+    """Compute the features of a padded batch of recordings with several audio encoders."""
     import torch
 
     from omnikit.hparams import build_part
@@ -73,14 +71,14 @@ def encoders(folder: Path, names: tuple[str, ...] = ENCODERS) -> None:
 
 
 def every_encoder(folder: Path) -> None:
-    """Compute features with every encoder that has a part file."""
+    """Compute the features of a padded batch of recordings with each audio encoder that has a part file."""
     from omnikit.hparams import choices
 
     encoders(folder, tuple(name for name in choices("encoder") if name not in ("mini", "none")))
 
 
 def codecs(folder: Path, names: tuple[str, ...] = CODECS) -> None:
-    """Compute codes, waveforms, and waveforms by decode streams."""
+    """Encode noise to codes, and decode the codes at once and by a decode stream, with several audio codecs."""
     import torch
 
     from omnikit.hparams import build_part
@@ -98,14 +96,14 @@ def codecs(folder: Path, names: tuple[str, ...] = CODECS) -> None:
 
 
 def every_codec(folder: Path) -> None:
-    """Compute codes and waveforms with every codec that can be built without weights."""
+    """Encode noise to codes and decode the codes with each audio codec that can be built without weights."""
     from omnikit.hparams import choices
 
     codecs(folder, tuple(name for name in choices("codec") if name not in ("mel_rvq", "none", "snac_mini")))
 
 
 def conversion(folder: Path) -> None:
-    """Convert a published Mini-Omni folder, and ask the converted system a question."""
+    """Convert a published Mini-Omni folder to a checkpoint, and ask the converted system a question."""
     import omnikit
     from omnikit.convert.mini_omni import convert
     from omnikit.generate import Decoding
@@ -121,7 +119,7 @@ def conversion(folder: Path) -> None:
 
 
 def training(folder: Path, epochs: int = 1) -> None:
-    """Train stage 3 for two batches per epoch, with validation and checkpoint."""
+    """Run stage 3 of the training with two batches per epoch, a validation and a checkpoint."""
     from tests.recipes.conftest import MINI_SYSTEM, write_data
     from tests.recipes.trees import load_script
 
@@ -141,7 +139,7 @@ def training(folder: Path, epochs: int = 1) -> None:
 
 
 def resumed_training(folder: Path) -> None:
-    """Train for an epoch, and resume the run for a second one."""
+    """Train a system for one epoch, then resume the run from its checkpoint and train a second epoch."""
     training(folder, epochs=2)
 
 
@@ -155,7 +153,7 @@ PATHS: dict[str, Callable[[Path], None]] = {
 
 
 def canaries(found: list[Deprecation]) -> bool:
-    """Use deprecated features on purpose, and return whether the list `found` received them."""
+    """Use deprecated features on purpose, and return whether they were added to `found`, the list of deprecations."""
     import torch
     from transformers.utils import logging
 

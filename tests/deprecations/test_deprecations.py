@@ -1,4 +1,4 @@
-"""Test that omnikit uses no deprecated features of torch and transformers, in the pinned versions and the newest."""
+"""Test that omnikit uses no deprecated features of torch and transformers, in the pinned and in the newest versions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_main_paths_call_nothing_deprecated(names):
 
 
 def requirements() -> list[str]:
-    """Return the packages that omnikit and its tests need, without the versions of the constraints file."""
+    """Return the names of the packages that omnikit and its tests require, without pinned versions."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     listed = config["options"]["install_requires"] + config["options.extras_require"]["dev"]
@@ -55,7 +55,7 @@ def pip(python: Path | str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def newest(package: str) -> str:
-    """Return the newest version of a package on the index; skip the test if the index is not available."""
+    """Return the newest version of a package on the package index; skip the test if the index cannot be reached."""
     asked = pip(sys.executable, "index", "versions", package)
     if asked.returncode:
         pytest.skip(f"no index that has {package}: {asked.stderr.strip().splitlines()[-1]}")

@@ -1,6 +1,6 @@
-"""Slow, obvious implementation of the published Mini-Omni: plain loops over heads and positions, weights by name.
+"""Slow, obvious implementation of the published Mini-Omni network, with loops over attention heads and positions.
 
-Letters: L positions, D width, V ids.
+Weights have their published names. Shape letters: L positions, D width, V ids.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from omnikit.convert.mini_omni_names import published_shapes, read_sizes
 
 
 def fill(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return the value of a parameter by the rule with which the golden files were computed."""
+    """Return the deterministic value of one weight tensor, by the rule behind the stored reference outputs."""
     x = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(int(np.prod(shape)))
     x = x.astype(np.float32).reshape(shape)
     if len(shape) == 1:
@@ -26,12 +26,12 @@ def fill(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def weights(config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return all parameters of a configuration by the rule with which the golden files were computed."""
+    """Return all weights of a Mini-Omni configuration, by the rule behind the stored reference outputs."""
     return {name: fill(name, shape) for name, shape in published_shapes(read_sizes(config)).items()}
 
 
 def forward(w: Mapping[str, Tensor], c: Mapping[str, Any], prompt: Tensor, encoded: Tensor | None = None):
-    """Compute audio logits [7, L, V_a] and text logits [L, V_t] of a prompt.
+    """Compute the audio logits [7, L, V_a] and the text logits [L, V_t] of a prompt with the published network.
 
     Args:
         w: weights by their published names.
@@ -96,7 +96,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def turned(x: Tensor, c: Mapping[str, Any]) -> Tensor:
-    """Apply rotary position embedding: pair (i, i + half) of a head is rotated by position / base^(i / half)."""
+    """Apply rotary position embedding: the pair (i, i + half) of a head is rotated by position / base^(i / half)."""
     half = c["head_size"] // 2
     angle = torch.arange(len(x))[:, None] / c["rope_base"] ** (torch.arange(half) / half)
     a, b = x[:, :half], x[:, half:]

@@ -1,6 +1,7 @@
-"""Test parity with the published Mini-Omni: stored figures of its own code, and a slow implementation at other sizes.
+"""Test that omnikit computes the same outputs as the published Mini-Omni code.
 
-Further training from its weights is tested, too.
+They are compared with stored outputs of the published code, and at other sizes with a slow implementation. Training
+that starts from the published weights is tested, too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ TOLERANCE = 1e-4
 
 @functools.lru_cache(maxsize=4)
 def read(path: Path) -> SimpleNamespace:
-    """Return a stored case with its figures, its arrays and the model built from its weights."""
+    """Return a stored reference case: its outputs of the published code, and the model built from the case's weights.
+    """
     figures, arrays = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     model = from_state_dict(published.weights(figures["config"]), figures["config"])
     return SimpleNamespace(
@@ -46,7 +48,7 @@ def read(path: Path) -> SimpleNamespace:
 
 
 def parts_of(kind: str) -> list:
-    """Return a (case, name) pair for each stored forward pass or generation."""
+    """Return a (case file, name) pair for each stored forward pass or each stored generation of the published code."""
     found = []
     for path in CASES:
         figures = json.loads(path.read_text())
@@ -61,7 +63,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def published_order(steps: torch.Tensor) -> torch.Tensor:
-    """Reorder streams from omnikit's order, text first, to the published one, text last."""
+    """Reorder the streams of a sequence from omnikit's order, text first, to the published one, text last."""
     return torch.cat([steps[1:], steps[:1]])
 
 
@@ -75,7 +77,8 @@ def speech_of(model: OmniLM, features: torch.Tensor) -> AdaptedSpeech:
 
 
 def logits_of(model: OmniLM, steps: torch.Tensor, features: torch.Tensor | None):
-    """Return the audio logits [S - 1, L, V] and the text logits [L, V] of steps."""
+    """Return the audio logits [S - 1, L, V] and the text logits [L, V] that a model computes for a sequence of steps.
+    """
     with torch.inference_mode():
         hidden = model(steps[None], None if features is None else speech_of(model, features))
         return torch.stack(model.audio_logits(hidden.audio))[:, 0], model.text_logits(hidden.text)[0]
@@ -105,7 +108,10 @@ def test_forward(path: Path, task: str):
 
 
 def with_engines(cases: list) -> list:
-    """Return each case with each engine; `compiled` takes half a minute a case, so only its first is a quick test."""
+    """Return test parameters that combine each stored case with each engine.
+
+    The engine `compiled` takes half a minute per case, so only its first case is a quick test.
+    """
     return [
         pytest.param(*case.values, engine, id=f"{case.id}-{engine}", marks=[pytest.mark.long] if later else [])
         for number, case in enumerate(cases)
@@ -167,7 +173,7 @@ OTHERS = {
 
 
 def tiny(**changes) -> tuple[dict, dict]:
-    """Return a tiny configuration and its weights."""
+    """Return a tiny Mini-Omni configuration and weights for it."""
     config = TINY | changes
     state = published.weights(config)
     if config["tie_word_embeddings"]:
@@ -190,7 +196,7 @@ def test_slow_twin(changes: dict, task: str):
 
 
 def test_the_twin_knows_the_stored_figures():
-    """The slow implementation reproduces the stored figures, without which comparisons with it would prove nothing."""
+    """The slow implementation gives the stored outputs of the published code, so comparisons with it are meaningful."""
     case, config = read(CASES[0]), read(CASES[0]).figures["config"]
     name = next(name for name in case.figures if name.startswith("forward/"))
     encoded = case.features if TASKS[name.removeprefix("forward/")].given == "speech" else None
@@ -202,7 +208,8 @@ def test_the_twin_knows_the_stored_figures():
 
 @pytest.mark.parametrize("changes", [{}, {"post_adapter": True, "post_adapter_layers": 1}], ids=["released", "TTS"])
 def test_training_on_leaves_a_frozen_backbone_as_it_was(changes: dict):
-    """Training as in stage 1 changes the new ids and the adapters, and leaves the backbone bit-identical."""
+    """Training with a frozen backbone, as in stage 1, changes new embeddings and adapters, and no bit of the backbone.
+    """
     config, state = tiny(**changes)
     model = from_state_dict(state, config)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -22,7 +22,7 @@ from omnikit.hparams import build_parts
 
 ROOT = Path(__file__).parents[2]
 MINI_SYSTEM = ROOT / "egs" / "mini" / "hparams" / "system.yaml"
-"""Path of the overrides with which a stage of the recipes uses mini parts and the corpus of the fixture `data`."""
+"""Path of the overrides that make a recipe use the mini system's parts and the corpus of the fixture `data`."""
 TEXTS = ["what is two plus three", "two plus three is five", "the sky is blue", "say the color of milk"]
 
 
@@ -37,7 +37,8 @@ def untrained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run():
-    """Function that runs a script with arguments as a process in the script's folder, and returns the process."""
+    """Function that runs a Python script with arguments as a process in the script's folder, and returns the process.
+    """
 
     def call(script: str, *arguments: str) -> subprocess.CompletedProcess:
         path = ROOT / script
@@ -56,19 +57,19 @@ def flac(i: int, seconds: float) -> bytes:
 
 
 def changed(before: Path, after: Path) -> set[str]:
-    """Return the names of the parts whose weights differ between two checkpoints."""
+    """Return the names of the parts of a system whose weights differ between two checkpoints."""
     old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
     return {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Folder of manifests and QA tables with four entries each, of which one recording is damaged."""
+    """Folder of manifests and question tables with four entries each; one recording is damaged."""
     return write_data(tmp_path_factory.mktemp("data"))
 
 
 def write_data(folder: Path) -> Path:
-    """Write manifests and QA tables with four entries each, of which one recording is damaged."""
+    """Write manifests and question tables with four entries each, in which one recording is damaged."""
     (folder / "manifests").mkdir()
     (folder / "qa").mkdir()
     for name in ("train-clean", "train-voice", "dev-clean", "dev-voice"):
@@ -92,7 +93,7 @@ def write_data(folder: Path) -> Path:
 
 @contextmanager
 def logging_kept() -> Iterator[None]:
-    """Restore the root logger at the end of a `with` block, in which a script may add handlers for its log file."""
+    """Context manager that restores the root logger at its end, since a script may add a handler for its log file."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     # SpeechBrain's configuration of logging closes all existing handlers; closing absl's handler also closes the stderr
@@ -110,7 +111,7 @@ def logging_kept() -> Iterator[None]:
 
 @pytest.fixture
 def run_here(monkeypatch, capsys):
-    """Function that runs a script or the command `omnikit` in this process, like a user's call.
+    """Function that runs a script or the command `omnikit` in this process, as if a user had called it.
 
     `run_here("omnikit", "ask", ..)` or `run_here("recipes/..py", ..)` returns exit status, stdout and stderr.
     """

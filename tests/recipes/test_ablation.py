@@ -1,4 +1,4 @@
-"""Tests of the ablation: tables of given figures, the schedule of stub scripts, and a tiny grid with real recipes."""
+"""Tests of the ablation recipe: its result tables, the scheduling of its scripts, and a tiny ablation that trains."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SMALL = {
 
 @pytest.fixture
 def here(monkeypatch):
-    """Change to the folder of the ablation, from which run.py is started."""
+    """Change to the folder of the ablation recipe, in which users start its `run.py`."""
     monkeypatch.chdir(ABLATION)
 
 
@@ -162,7 +162,8 @@ sys.exit(3 if "broken" in name else 0)
 
 @pytest.fixture
 def made_run(tmp_path):
-    """Function that returns a run of the named steps, which only record when they begin and end."""
+    """Function that returns an ablation run of stub scripts with given names, which only log when they begin and end.
+    """
     (tmp_path / "script.py").write_text(SCRIPT)
 
     def make(row: str, *names: str, recipe: str = "{lr: 1}") -> Run:
@@ -213,7 +214,10 @@ def test_a_training_anew_makes_its_evaluations_anew(made_run):
 
 
 def test_runs_go_side_by_side_but_time_is_measured_alone(made_run, tmp_path):
-    """Runs are concurrent, since each of two partner steps waits for the other; steps that measure time run alone."""
+    """Runs of an ablation are concurrent, except for scripts that measure time, which run alone.
+
+    Each of two partner scripts waits for the other, so that they end only if they run at the same time.
+    """
     schedule(2, [made_run("a", "partner", "speed", "qa"), made_run("b", "partner", "qa"), made_run("c", "train")])
     running, most = set(), 0
     for what, name in events(tmp_path):
@@ -329,7 +333,7 @@ def test_names_become_folders():
 
 @pytest.fixture
 def tiny(tmp_path, data) -> Path:
-    """Path of a grid of tiny systems that uses the scripts of the recipes."""
+    """Path of the YAML file of a tiny ablation, which runs the scripts of the recipes with tiny systems."""
     chapter = tmp_path / "corpus" / "test-clean" / "7" / "1"
     chapter.mkdir(parents=True)
     (chapter / "7-1-0000.flac").write_bytes(flac(1, 0.6))
@@ -375,7 +379,8 @@ def times(folder: Path) -> dict[str, int]:
 
 @pytest.fixture
 def in_this_process(monkeypatch, run_here):
-    """Run steps in this process, each to its end when it is started, which saves importing packages again."""
+    """Run each script of an ablation in this process, to its end when it is started, so that imports are not repeated.
+    """
 
     class Ended:
         def __init__(self, words: list[str], stdout: BinaryIO, **_: object):
@@ -393,7 +398,7 @@ def in_this_process(monkeypatch, run_here):
 
 @pytest.fixture
 def in_processes(monkeypatch):
-    """Run steps as processes, as in real use."""
+    """Run each script of an ablation as a process of its own, as users do."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -420,7 +425,7 @@ def test_a_tiny_grid(here, tiny, tmp_path, capsys, request, way):
 
 @pytest.mark.long
 def test_a_killed_grid_goes_on(here, tiny, tmp_path):
-    """An ablation that is killed while two rows train concurrently is completed when it is started again."""
+    """An ablation that is killed while it trains two systems at once completes when it is started again."""
     out = tmp_path / "out"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [

@@ -1,4 +1,5 @@
-"""Tests of bad command lines of all commands and scripts: a one-line error, exit status 2, and no file written."""
+"""Tests that bad command lines of every command and script give a one-line error and exit status 2, and write no file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that the benchmarks that need data or a GPU run on data with the mini corpus' layout and on a CPU."""
+"""Tests that benchmarks that need a corpus or a GPU also run on the mini corpus' layout and on a CPU."""
 
 from __future__ import annotations
 

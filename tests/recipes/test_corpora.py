@@ -1,4 +1,4 @@
-"""Tests of each corpus with the recipe's own commands: prepare the published layout, train for a step, evaluate.
+"""Tests of the recipe of each corpus: prepare a small copy in its published layout, train for one step, evaluate.
 
 The scripts run in this process, since importing packages takes most of the time.
 """
@@ -38,7 +38,7 @@ CORPORA = {  # the recipe's folder and file, the manifest, the tasks
 
 @pytest.fixture
 def run(run_here):
-    """Function that runs a script below `recipes/` in this process and checks that it succeeds."""
+    """Function that runs a script of the recipes in this process and checks that it exits with status 0."""
 
     def call(script: str, *words: object) -> None:
         status, out, err = run_here(RECIPES / script, *words)
@@ -48,7 +48,7 @@ def run(run_here):
 
 
 def only(recipe: Path, own: dict) -> dict:
-    """Return overrides that give a recipe a single source for training and validation."""
+    """Return YAML overrides that make one given source the only source of a recipe's training and validation."""
     tree = read_recipe(recipe)
     none = {key: dict.fromkeys(tree[key]) for key in ("sources", "valid_sources")}
     tasks = {task: float(task in own["tasks"]) for task in tree["tasks"]}

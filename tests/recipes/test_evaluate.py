@@ -1,4 +1,4 @@
-"""Tests that run each evaluation with an untrained system on a tiny corpus."""
+"""Tests that run each evaluation script with an untrained system on a tiny corpus."""
 
 import dataclasses
 import io
@@ -32,7 +32,7 @@ def noise(seconds: float, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Folder of two utterances in LibriSpeech's layout, and one whose recording is damaged."""
+    """Folder of a corpus in LibriSpeech's layout with two valid utterances and one whose recording is damaged."""
     for chapter in (1, 2):
         folder = tmp_path / "corpus" / "test-clean" / "7" / str(chapter)
         folder.mkdir(parents=True)
@@ -106,7 +106,7 @@ def flac(wav: torch.Tensor) -> bytes:
 
 @pytest.fixture
 def questions(tmp_path):
-    """Write Parquet tables of three spoken questions and of their answers."""
+    """Write Parquet tables of three spoken questions and their spoken answers."""
     answers = ["the sky is blue", "the snow is white"]
     asked = {"what color is the sky": answers[0], "say the color of the sky": answers[0], "and the snow": answers[1]}
     (tmp_path / "qa").mkdir()
@@ -125,7 +125,8 @@ def questions(tmp_path):
 
 @pytest.fixture
 def llama(tmp_path):
-    """Overrides with a source of questions with several accepted answers, of which one recording is unreadable."""
+    """Path of YAML overrides that add a source of questions with several accepted answers; one recording is unreadable.
+    """
     (tmp_path / "q0.flac").write_bytes(flac(noise(0.5)))
     (tmp_path / "q1.flac").write_bytes(b"no sound")
     entries = ["q0,what is the capital,q0.flac,Paris|the city of Paris", "q1,how many are there,q1.flac,7|seven"]
@@ -136,7 +137,7 @@ def llama(tmp_path):
 
 @pytest.fixture
 def lengths(tmp_path) -> Path:
-    """Folder of a torch.hub stub for UTMOS, whose score is the length of the utterance in seconds."""
+    """Folder of a torch.hub stub of the UTMOS network, whose score is the duration of the utterance in seconds."""
     (tmp_path / "hub").mkdir()
     code = "import torch\n\ndef utmos22_strong():\n    return Seconds()\n\nclass Seconds(torch.nn.Module):\n"
     code += "    def forward(self, wave, sr):\n        return torch.full((len(wave),), wave.shape[1] / sr)\n"

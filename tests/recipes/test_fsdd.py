@@ -1,4 +1,7 @@
-"""Tests of the recipe for spoken digits, with tones in place of speakers: strings, training and evaluation."""
+"""Tests of the recipe for the Free Spoken Digit Dataset, with tones in place of recordings.
+
+They cover the strings of digits that the recipe joins, the training and the evaluation.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ WORDS = {"3": "three", "7": "seven"}
 
 
 def tree(root: Path, damaged: bool = False) -> Path:
-    """Write recordings in upstream's layout, with a tone of fixed frequency for each speaker."""
+    """Write a corpus of spoken digits in its published layout; each speaker's recordings are a tone of fixed frequency.
+    """
     folder = root / "upstream" / "recordings"
     folder.mkdir(parents=True)
     for speaker, pitch in PITCH.items():
@@ -46,7 +50,7 @@ def tree(root: Path, damaged: bool = False) -> Path:
 
 @pytest.fixture
 def alone(monkeypatch):
-    """Remove other recipes from the module path, since each of them has a module `prepare`."""
+    """Remove other recipes' folders from the module search path, since each of them has a module `prepare`."""
     monkeypatch.setattr(sys, "path", [path for path in sys.path if not path.startswith(str(RECIPES))])
     monkeypatch.delitem(sys.modules, "prepare", raising=False)
     yield
@@ -55,7 +59,7 @@ def alone(monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, alone):
-    """Function that runs a script of the recipe in this process, in the script's folder."""
+    """Function that runs a script of the spoken-digits recipe in this process, in the script's folder."""
 
     def call(script: str, *words: object) -> None:
         path = RECIPES / "FSDD" / script
@@ -72,7 +76,7 @@ def rows_of(folder: Path, split: str) -> list:
 
 
 def pitch_of(wav: np.ndarray) -> float:
-    """Return the frequency in Hz with the largest magnitude in a waveform [N] at 16 kHz."""
+    """Return the frequency in Hz with the largest magnitude in the spectrum of a waveform [N] at 16 kHz."""
     return float(np.abs(np.fft.rfft(wav)).argmax() * 16000 / len(wav))
 
 
@@ -146,7 +150,10 @@ def test_an_unknown_speaker_is_told_the_choices(script, words, message, run, tmp
 
 
 def test_prepare_train_evaluate(run, tmp_path: Path):
-    """Train the encoder from both initialisations and the system, and evaluate it; parts have their true size."""
+    """Spoken digits are prepared, the encoder is trained from both initialisations, the system trained and evaluated.
+
+    The parts have their true sizes.
+    """
     upstream, made, encoder, asr = tree(tmp_path), tmp_path / "made", tmp_path / "encoder", tmp_path / "asr"
     run("prepare.py", "--data_folder", upstream, "--save_folder", made, "--held_out", "ben")
     own = ["--data_folder", made, "--held_out", "ben", "--device", "cpu"]
@@ -183,7 +190,7 @@ def test_leave_one_out_goes_on_where_it_was(run, monkeypatch, tmp_path: Path, ca
     called, failing = [], ["train.py"]
 
     def told(words: list[str], cwd: Path) -> subprocess.CompletedProcess:
-        """Replace a call of a script: record it, and write the file that the script writes last."""
+        """Stand in for the call of a script: record the call, and write the output file that the script writes last."""
         name, flags = Path(words[1]).stem, dict(word[2:].split("=", 1) for word in words if "=" in word)
         speaker = flags.get("speakers") or flags.get("held_out") or words[-1]
         called.append((name, speaker, "hparams/from_nothing.yaml" in words))

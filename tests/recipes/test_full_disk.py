@@ -1,6 +1,6 @@
-"""Tests of a full disk in every command that writes: a one-line error, no partial file, and a correct next call.
+"""Tests that commands on a full disk give a one-line error, leave no partial file, and work when repeated.
 
-The disk is simulated by a limit on the size of files, which applies to root, too.
+The full disk is simulated by a limit on the size of files, which applies to root, too.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from tests.recipes.trees import ljspeech, voiceassistant, write_sound
 ROOT = Path(__file__).parents[2]
 SYSTEM = ROOT / "omnikit" / "pretrained" / "mini"
 Words = Callable[[Path], list[object]]
-"""Function from the output folder to the words of a command line."""
+"""Function that returns the words of a command line for an output folder."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of all files in a folder by relative path, except the tables of the package `datasets`."""
+    """Return the bytes of each file in a folder by relative path, except those of the package `datasets`."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "tables" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def check(run_here, words: Words, folder: Path, sizes: tuple[int, ...]) -> None:
-    """Check that a command fails cleanly for each limit on file sizes, and then writes what an undisturbed run does."""
+    """Check that a command fails cleanly at each limit on file sizes, and afterwards writes the same as without one."""
     out = folder / "out"  # the same in all runs, since some files contain the path
     out.mkdir(parents=True)
     status, _, err = run_here(*words(out))
@@ -59,7 +59,7 @@ def check(run_here, words: Words, folder: Path, sizes: tuple[int, ...]) -> None:
 
 
 def assert_whole(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """Check that every file equals the expected one; of a JSONL file, the last lines may be missing."""
+    """Check that every file equals the expected one; a JSONL file may lack its last lines."""
     for name, data in found.items():
         assert name in expected, f"{name} was left behind"
         lines = name.endswith(".jsonl") and expected[name].startswith(data) and (not data or data.endswith(b"\n"))
@@ -68,7 +68,7 @@ def assert_whole(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    """Checkpoint folder of a small untrained system, which loads quickly."""
+    """Folder with the checkpoint of a small untrained system, which loads quickly."""
     options = {name: value for name, value in SMALL.items() if name.startswith(("encoder", "adapter", "llm"))}
     torch.manual_seed(0)
     model = build_parts({"codec": "snac_mini"}, {**options, "llm.tokenizer": "bytes"})["model"]
@@ -79,7 +79,7 @@ def small(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def recordings(tmp_path) -> Path:
-    """Folder of recordings, with a manifest of them and a file of texts beside it."""
+    """Folder of recordings, with a manifest of the recordings and a text file."""
     folder = tmp_path / "recordings"
     for number in range(2):
         write_sound(folder / f"{number}.wav", 0.3 + 0.1 * number)
@@ -142,7 +142,7 @@ def test_small_scripts(run_here, tmp_path):
 
 @pytest.mark.long
 def test_report(run_here, recordings, tmp_path):
-    """A full disk leaves no report; the contents are not compared, since they hold the time and durations."""
+    """A full disk leaves no HTML report of the mini system, and the report is not compared since it holds times."""
     question = ["--checkpoint", SYSTEM, "--questions", recordings / "0.wav"]
     for size in (0, 200, 20000):
         out = tmp_path / str(size)
@@ -204,7 +204,7 @@ def test_a_backbone(run_here, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("size", [2048, 65536])  # with less, imports fail
 def test_train(data, tmp_path, size):
-    """A training that was stopped by a full disk resumes and ends with the weights of an uninterrupted one."""
+    """A training that was stopped by a full disk resumes and ends with the same weights as an uninterrupted one."""
     for name in ("whole", "full"):
         words = command("stage1", shutil.copytree(data, tmp_path / f"data-{name}"), tmp_path / name)
         if name == "full":

@@ -1,4 +1,5 @@
-"""Tests that the stages' recipes have the same keys, and that little of the recipes' YAML is repeated."""
+"""Tests that the recipes of the training stages have the same keys, and that little YAML is repeated between recipes.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from tests.recipes.conftest import ROOT
 STAGES = {path.stem: read_recipe(path) for path in (ROOT / "recipes/VoiceAssistant/QA/hparams").glob("*.yaml")}
 del STAGES["eval"], STAGES["stages"]
 BLOCK = 5
-"""Minimum number of lines in a block that counts as repeated."""
+"""Minimum number of consecutive equal YAML lines that count as repeated."""
 OWN = {"stage", "output_folder", "initial_weights", "trainable", "tasks", "peak_lr", "epochs"}
-"""Keys of a stage's recipe that may differ between stages."""
+"""Keys that may have different values in the recipes of the training stages."""
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -42,7 +43,10 @@ def test_the_smaller_recipes_have_the_same_keys(recipe):
 
 
 def test_little_of_the_yaml_stands_twice():
-    """At most a tenth of the lines belong to blocks of `BLOCK` lines, without comments, that occur in two files."""
+    """At most a tenth of the recipes' YAML lines belong to blocks of `BLOCK` lines that occur in two files.
+
+    Comments are not counted.
+    """
     paths = [path for folder in ("recipes", "egs") for path in (ROOT / folder).rglob("hparams/**/*.yaml")]
     files = {path: lines_of(path) for path in (*paths, *(ROOT / "hparams").glob("*.yaml"))}
     where = defaultdict(set)
@@ -70,6 +74,6 @@ def blocks(lines: list[str]) -> list[tuple[str, ...]]:
 
 
 def twice(lines: list[str], where: dict[tuple[str, ...], set]) -> set[int]:
-    """Return the indices of the lines of a file that belong to a block that occurs in two files."""
+    """Return the indices of the lines of a YAML file that belong to a block of lines that occurs in several files."""
     starts = [i for i, block in enumerate(blocks(lines)) if len(where.get(block, ())) > 1]
     return {line for start in starts for line in range(start, start + BLOCK)}

@@ -1,4 +1,4 @@
-"""Tests of the shell scripts in egs/mini with a stub in place of Python that only records its calls."""
+"""Tests of the shell scripts in egs/mini, with a stub in place of Python that only records its command lines."""
 
 import os
 import subprocess
@@ -12,9 +12,9 @@ COMPUTING = {"train.py", "train_encoder.py", "train_codec.py", "evaluate.py", "r
 
 @pytest.fixture
 def journey(tmp_path):
-    """Function that runs a shell script with arguments, and returns the finished process and its calls of Python.
+    """Function that runs a shell script and returns the finished process and the command lines of its Python stub.
 
-    `usable` says whether the stub accepts the device.
+    `usable` says whether the stub's check of the device succeeds.
     """
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$*" >> "$CALLS"\nif [ "$1" = -c ]; then $PROBE; fi\n')

@@ -1,4 +1,4 @@
-"""Tests that a copied recipe can change its loss in a few lines, without a change of the package."""
+"""Tests that a copy of a recipe can change its training loss in a few lines, without a change of the package."""
 
 from __future__ import annotations
 

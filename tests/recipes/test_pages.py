@@ -10,7 +10,7 @@ import pytest
 from tests.pages import blocks, commands, write_files
 
 FEWER = ["--steps_per_epoch", "2", "--epochs.limit", "1"]
-"""Flags that shorten the training of docs/train.md."""
+"""Command-line flags that shorten the training shown in docs/train.md."""
 
 
 @pytest.fixture

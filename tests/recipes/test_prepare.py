@@ -1,4 +1,4 @@
-"""Tests of each corpus' prepare.py: entries of the published layout, skipped items by reason, resuming after kills."""
+"""Tests of the prepare.py of each corpus: manifest entries, skipped items by reason, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_other_rates_and_stereo_are_used_and_noted(tmp_path: Path):
 
 @pytest.mark.parametrize("name", TREES)
 def test_what_macos_leaves_beside_files_is_passed_over(name: str, tmp_path: Path):
-    """Small hidden files `._name`, which macOS writes beside files, are ignored."""
+    """Preparing a corpus ignores the small hidden files `._name`, which macOS writes beside other files."""
     TREES[name](tmp_path / "plain")
     TREES[name](tmp_path / "mac")
     for path in sorted((tmp_path / "mac").rglob("*")):
@@ -150,7 +150,7 @@ def test_what_macos_leaves_beside_files_is_passed_over(name: str, tmp_path: Path
 
 
 def test_recordings_that_were_converted_are_used(tmp_path: Path):
-    """WAV files are used where transcripts name FLAC; a damaged one counts as unreadable, not as missing."""
+    """Preparing LibriSpeech uses WAV files where transcripts name FLAC; a damaged one is unreadable, not missing."""
     TREES["LibriSpeech"](tmp_path)
     chapter = tmp_path / "LibriSpeech" / "dev-clean" / "19" / "198"
     for path in sorted(chapter.glob("*.flac")):
@@ -421,7 +421,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_a_kill_leaves_between_two_files_is_made_good(tmp_path: Path):
-    """Partially written temporary files and a shard without its summary are replaced by the next run."""
+    """After a kill, preparing a corpus replaces partially written files and shards that lack their summary file."""
     voiceassistant(tmp_path, files=3)
     corpus = load_corpus("VoiceAssistant")
     list(prepare(corpus, tmp_path, tmp_path / "whole"))

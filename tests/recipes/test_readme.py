@@ -30,7 +30,7 @@ TINY = ["--size", "tiny", "--pretrained", "false"]
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """Folder of manifests of the corpora that stage 1 uses."""
+    """Folder with the manifests of the corpora that training stage 1 uses."""
     folder = tmp_path_factory.mktemp("published")
     for split in ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean"):
         libritts(folder / "upstream", split=split)
@@ -43,7 +43,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def workplace(tmp_path):
-    """Folder with the sound files and questions that the README's commands refer to."""
+    """Folder with the sound files and spoken questions that the README's commands refer to."""
     shutil.copytree(ROOT / "egs" / "mini" / "questions", tmp_path / "egs" / "mini" / "questions")
     question = next((ROOT / "egs" / "mini" / "questions").glob("*.wav"))
     for name in ("question.wav", "talk.wav"):
@@ -65,9 +65,9 @@ def test_the_readme_has_its_commands():
 
 
 def ways(lines: list[str]) -> list:
-    """Return test parameters that run the first line as a process and the others in this process.
+    """Return test parameters that run the first command line as a process and the others in this process.
 
-    Among long tests, the others are run as processes, too.
+    Long tests run all command lines as processes.
     """
     first, *others = lines
     late = [pytest.param(line, True, marks=pytest.mark.long) for line in others]

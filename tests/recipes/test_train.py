@@ -52,7 +52,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def train_here(run_here):
-    """Function that runs a stage in this process, and returns its exit status and its output."""
+    """Function that runs one training stage in this process, and returns its exit status and its output."""
 
     def call(*arguments) -> tuple[int, str]:
         status, out, err = run_here(TRAIN, *command(*arguments)[2:])
@@ -107,7 +107,7 @@ def test_another_codec_is_refused_by_name(train_here, data, untrained, tmp_path)
     ids=lambda chosen: chosen["codec"],
 )
 def test_parts_are_swapped_by_flags(run_here, data, tmp_path, chosen):
-    """Swapped parts of tiny size are trained, and output folder, log and checkpoint name them."""
+    """Training with other parts, chosen by flags, works; output folder, log and checkpoint name the chosen parts."""
     recipe = shutil.copytree(TRAIN.parent, tmp_path / "recipe", ignore=shutil.ignore_patterns("results"))
     flags = [word for kind, name in chosen.items() for word in (f"--{kind}", name)]
     quick = ["--steps_per_epoch", "2", "--epochs.limit", "1", "--max_batch_length", "400", "--model.tts_blocks", "1"]
@@ -154,13 +154,14 @@ def told_train(hparams, run_opts):
 DistributedSamplerWrapper.__iter__, recipe.train = told_share, told_train
 recipe.main()
 """
-"""Code of a training script that records which batches its process gets and the weights at its end."""
+"""Python code that runs the training script and records the batches that its process gets and its final weights."""
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("features", ["cached", "on_the_fly"])
 def test_two_processes_share_the_work(features, tmp_path):
-    """Under torchrun, no sample of an epoch goes to both processes, and both end with the same weights."""
+    """In a training on two processes, each sample of an epoch goes to one process, and both end with the same weights.
+    """
     (tmp_path / "a.flac").write_bytes(flac(0, 0.3))
     lines = [f"{i},0.3,7,{TEXTS[i % len(TEXTS)]},a.flac" for i in range(120)]
     (tmp_path / "m.csv").write_text("\n".join(["ID,duration,speaker,t1,a1", *lines]) + "\n")
@@ -265,7 +266,7 @@ def test_a_signal_is_answered_in_one_line_and_the_run_goes_on_later(data, tmp_pa
 
 @pytest.fixture(scope="module")
 def whole_and_stopped(data, tmp_path_factory):
-    """Output folders of a run of four epochs and of one that was stopped after the second epoch."""
+    """Output folders of a training of four epochs and of one that was stopped after the second epoch."""
     folder = tmp_path_factory.mktemp("runs")
     run("stage1", data, folder / "whole", "--epochs.limit", "4")
     run("stage1", data, folder / "stopped", "--epochs.limit", "4", "--optimizer_step_limit", "6")

@@ -1,4 +1,4 @@
-"""Tests of the training of the mini codecs as a short run on tones in LibriSpeech's layout."""
+"""Tests of the training of the mini system's audio codecs, as a short run on tones in LibriSpeech's layout."""
 
 import pytest
 import soundfile
@@ -21,7 +21,7 @@ joint_epochs: 1
 
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory):
-    """Folder of a corpus with eight seconds of gliding tones for training and two for validation."""
+    """Folder of a corpus of gliding tones, eight seconds for training and two for validation."""
     data, time = tmp_path_factory.mktemp("data"), torch.arange(16000) / 16000
     for split, count in (("train-voice", 8), ("dev-voice", 2)):
         folder = data / "corpus" / split / "1" / "1"
@@ -34,7 +34,7 @@ def tones(tmp_path_factory):
 
 @pytest.fixture
 def train(run_here, tones, tmp_path):
-    """Function that trains the named codec, and returns exit status, stdout and stderr."""
+    """Function that trains the named audio codec, and returns exit status, stdout and stderr of the script."""
 
     def call(name: str, *arguments):
         folders = ("--data_folder", tones, "--output_folder", tmp_path / "run", "--export_folder", tmp_path / "weights")
@@ -52,7 +52,7 @@ def test_mel_rvq_is_fitted(train, tmp_path):
 
 
 def test_snac_mini_learns_in_two_phases_and_resumes(train, tmp_path):
-    """A training that is resumed after the first phase trains only the decoder, as an uninterrupted one does."""
+    """A codec training that is resumed after its first phase trains only the decoder, like an uninterrupted one."""
     small = tmp_path / "small.yaml"
     small.write_text(SMALL_SNAC, encoding="utf-8")
     states = []

@@ -1,4 +1,4 @@
-"""Tests of the mini encoder's pre-training as a short run: it resumes, and the part loads its weights."""
+"""Tests of the mini audio encoder's pre-training as a short run: it resumes, and the encoder part loads its weights."""
 
 from __future__ import annotations
 

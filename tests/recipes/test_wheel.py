@@ -1,4 +1,4 @@
-"""Tests that the wheel, installed without a checkout, contains all that users need."""
+"""Tests that the package's wheel, installed without a checkout, contains all that users need."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
 
 
 def called(*command: object, folder: Path) -> str:
-    """Run a command and return its output."""
+    """Run a shell command and return its output."""
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
@@ -34,7 +34,7 @@ def called(*command: object, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Path of a wheel that is built from a copy of the checkout, so that it holds no files of an earlier build."""
+    """Path of the package's wheel, built from a copy of the checkout so that it holds no files of an earlier build."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in BUILT_FROM:
         if (ROOT / name).is_dir():
@@ -49,7 +49,8 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """Folder of commands of an environment with the wheel, which takes the other packages from this environment."""
+    """Folder of the commands of a virtual environment with the wheel; other packages come from the present environment.
+    """
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     site = next(folder.glob("lib/*/site-packages"))

@@ -1,4 +1,4 @@
-"""Writes small corpora in the published layouts, intact or with every kind of damage that is handled."""
+"""Functions that write small copies of the supported corpora in their published layouts, intact or damaged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def load_script(path: Path) -> ModuleType:
-    """Return a recipe's script as a module with a unique name, since several scripts have the same file name."""
+    """Import a script of a recipe as a module with a unique name, since several scripts have the same file name."""
     spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -30,17 +30,17 @@ def load_script(path: Path) -> ModuleType:
 
 @functools.cache
 def load_corpus(name: str) -> Corpus:
-    """Return the corpus description `CORPUS` of a recipe's prepare.py."""
+    """Return the corpus description `CORPUS` that a recipe's prepare.py defines."""
     return load_script(RECIPES / name / "prepare.py").CORPUS
 
 
 def sound(seconds: float = 0.2, rate: int = 16000, channels: int = 1, gain: float = 0.1) -> np.ndarray:
-    """Return uniform noise [N, channels] of a length in seconds and a sample rate in Hz."""
+    """Return uniform noise [N, channels] of a given duration in seconds and sample rate in Hz."""
     return np.random.default_rng(0).uniform(-gain, gain, (int(seconds * rate), channels))
 
 
 def write_sound(path: Path, seconds: float = 0.2, rate: int = 16000, **options) -> Path:
-    """Write noise to a sound file, whose format follows from its ending, and return the path."""
+    """Write noise to a sound file, whose format follows from its file name extension, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = {"format": "OGG", "subtype": "OPUS"} if path.suffix == ".opus" else {}
     soundfile.write(path, sound(seconds, rate, **options), rate, **kind)
@@ -60,7 +60,7 @@ def write_text(path: Path, text: str | bytes) -> Path:
 
 
 def cut(path: Path) -> None:
-    """Truncate a file to half of its size."""
+    """Truncate a file to half of its size in bytes."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -172,7 +172,7 @@ def moss(root: Path, damaged: bool = False) -> None:
 
 
 def snac_text(frames: int, seed: int = 0) -> str:
-    """Return random codes of a number of frames in the text form of VoiceAssistant-400K."""
+    """Return random codes of a number of frames, as text in the format of the corpus VoiceAssistant-400K."""
     codes = np.random.default_rng(seed).integers(0, 4096, (frames, 7))
     return "".join("# " + " ".join(map(str, frame)) + " " for frame in codes)
 
