@@ -1,4 +1,4 @@
-"""Helpers for tests of codecs: decode streams fed in chunks, and random weights that make every layer audible."""
+"""Helpers for tests of audio codecs: decode streams fed in chunks, and random weights that make every layer audible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omnikit.interfaces import Codec
 def in_chunks(
     codec: Codec, codes: Tensor, sizes: Sequence[int], mode: str = "exact"
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Decode codes [B, K, T] by a decode stream that is fed chunks of `sizes` frames, repeated until all are pushed.
+    """Decode codes [B, K, T] by a decode stream that is fed chunks of `sizes` frames, repeated until no frame is left.
 
     Returns:
         The waveform [B, N], and the number of frames pushed and of samples returned after each push.
@@ -32,7 +32,7 @@ def in_chunks(
 
 
 def loud(network: nn.Module) -> nn.Module:
-    """Set the weights of a network such that every layer affects the output, and return the network.
+    """Set the weights of a codec's network such that every layer affects the output, and return the network.
 
     With the initial weights of libraries, random networks are nearly silent or sound the same whatever the codes, so a
     test of them could not fail; much larger weights would amplify rounding errors.

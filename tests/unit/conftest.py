@@ -24,7 +24,7 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> str:
-    """Return the path of a sentencepiece file that knows the letters of six words."""
+    """Return the path of a sentencepiece tokenizer file whose vocabulary has the letters of six words."""
     folder = tmp_path_factory.mktemp("tokenizer")
     text = folder / "text.txt"
     text.write_text("one two three\nfour five six\n" * 50)
@@ -50,7 +50,7 @@ def tiny(tokenizer):
 
 @pytest.fixture(scope="session")
 def saved(tiny, tmp_path_factory) -> Path:
-    """Return a checkpoint of the tiny system, which tests must not change."""
+    """Return the folder of a checkpoint of the tiny system, which tests must not change."""
     folder = tmp_path_factory.mktemp("saved") / "stage"
     checkpoint.save(tiny(), folder)
     return folder
@@ -58,7 +58,7 @@ def saved(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Return a function that runs the command line, `run("ask", file)`.
+    """Return a function that runs the command line `omnikit` in this process: `run("ask", file)`.
 
     It returns the exit status, stdout, and stderr without the progress bar.
     """

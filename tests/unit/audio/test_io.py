@@ -1,4 +1,4 @@
-"""Test reading and writing audio files, and which of them are refused."""
+"""Test reading and writing audio files, and which audio files are refused."""
 
 from __future__ import annotations
 

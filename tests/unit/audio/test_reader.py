@@ -1,4 +1,4 @@
-"""Test the reader of recordings: all commands get the same samples or the same error, and no file fills the memory."""
+"""Test the reader of recordings: all commands read the same samples or report the same error, in bounded memory."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ GIGABYTE = 2**20  # KiB
 
 
 def wav(riff: int, data: int, samples: np.ndarray | None = None, rate: int = RATE, after: bytes = b"") -> bytes:
-    """Return a mono wav file of 16 bit with the given RIFF and data sizes in its header."""
+    """Return a mono 16-bit WAV file with the given values in the size fields of its RIFF and data chunks."""
     pcm = (noise(SAMPLES) * 32767).astype("<i2").tobytes() if samples is None else samples.astype("<i2").tobytes()
     head = struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16)
     return b"".join([b"RIFF", struct.pack("<I", riff), b"WAVEfmt ", head, b"data", struct.pack("<I", data), pcm, after])
 
 
 def changed(data: bytes, mark: bytes, offset: int, code: str, value: int) -> bytes:
-    """Return an audio file in which a number at an offset behind the start of a mark is replaced."""
+    """Return an audio file in which the number at an offset after the first occurrence of a byte sequence is replaced.
+    """
     at = data.index(mark) + offset
     return data[:at] + struct.pack(code, value) + data[at + struct.calcsize(code) :]
 
 
 def frames_of(data: bytes, max_seconds: float | None = None) -> int:
-    """Return the length of a recording in samples, and check that `read` and `measure` agree on it."""
+    """Return the length of a recording in samples, and check that the functions `read` and `measure` agree on it."""
     found = read(data, "x", max_seconds)
     quick = measure(data, "x", max_seconds)
     assert quick.frames == found.frames == len(found.mono) and quick.rate == found.rate
@@ -44,7 +45,8 @@ def frames_of(data: bytes, max_seconds: float | None = None) -> int:
 
 
 def reason_of(data: bytes | Path, max_seconds: float | None = None) -> tuple[str, str]:
-    """Return the reason and message with which a recording is refused, and check that `read` and `measure` agree."""
+    """Return reason and message with which a recording is refused, and check that `read` and `measure` give the same.
+    """
     reasons = []
     for look in (read, measure):
         with pytest.raises(Unusable) as error:
@@ -193,7 +195,7 @@ def test_what_follows_a_flac_is_no_damage(tail: bytes):
 
 
 def peak_memory() -> int:
-    """Return the peak memory of this process in KiB since `reset_peak_memory`."""
+    """Return the peak memory of this process in KiB since the last call of `reset_peak_memory`."""
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
@@ -204,13 +206,13 @@ def reset_peak_memory() -> int:
 
 @pytest.fixture(scope="module")
 def silence() -> bytes:
-    """Return two hours of silence as a FLAC file."""
+    """Return two hours of silence as a small FLAC file."""
     return encoded("flac", np.zeros(2 * 3600 * 4000, np.int16), 4000)
 
 
 @pytest.mark.parametrize("seconds", [30.0, None])
 def test_small_files_do_not_fill_the_memory(silence: bytes, seconds: float | None):
-    """Small files of great length, a wav at 1 Hz and hours of silence as FLAC, are refused without decoding all."""
+    """Small files of long recordings (a WAV at 1 Hz, hours of silence as FLAC) are refused in bounded memory."""
     unknown = bytearray(silence)
     unknown[21] &= 0xF0
     unknown[22:26] = bytes(4)
@@ -326,7 +328,7 @@ def test_only_verdicts_about_content_are_lasting(tmp_path: Path):
 
 
 def agree(files: list[Path], folder: Path) -> dict[str, list]:
-    """Read files in all ways in which the package reads them, check that the outcomes are equal, and return them."""
+    """Read sound files with each reading function, check that all give the same results, and return the results."""
     found = by_all_paths(files, folder)
     for name, outcomes in found.items():
         pairs = zip(files, found["singly"], outcomes, strict=True)
@@ -342,7 +344,7 @@ def put(folder: Path, files: dict[str, bytes]) -> list[Path]:
 
 
 def test_all_paths_agree_on_odd_files(tmp_path: Path):
-    """Unusual files (written into pipes, truncated, readable by some players only) have the same outcome everywhere."""
+    """All reading functions give the same result for unusual sound files, such as piped, truncated and joined ones."""
     mp3, ogg = encoded("mp3"), encoded("ogg")
     files = {f"whole.{name}": encoded(name) for name in FORMATS}
     files |= {f"cut.{name}": data[: len(data) // 2] for name, data in ((n, encoded(n)) for n in FORMATS)}
@@ -385,9 +387,9 @@ def test_all_paths_agree_on_many_damaged_files(seed: int, tmp_path: Path, capfd)
 
 
 def test_a_trusted_header_gives_what_decoding_gives():
-    """The length by the header, where it is trusted, is the decoded one, in damaged files too.
+    """The length that an audio header declares, where it is trusted, is the decoded length, in damaged files too.
 
-    FLAC is the exception: it is trusted if its end can be decoded.
+    FLAC is the exception: its header is trusted if the end of the file can be decoded.
     """
     for i, data in enumerate(mutated(200, 3, tuple(name for name in FORMATS if name != "flac"))):
         looks = [check_recording(data, decode_all=decode_all) for decode_all in (False, True)]

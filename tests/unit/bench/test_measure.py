@@ -1,4 +1,4 @@
-"""Tests of the output and the counts of `omnikit bench`, without limits on times."""
+"""Tests of the table and the counts that `omnikit bench` prints, without limits on the measured times."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_piece_is_measured(pattern):
 
 @pytest.mark.parametrize("streams", [1, 3])
 def test_steps_are_timed_around_the_context(streams, monkeypatch):
-    """Two rows are two rows to the last step, though the system is asked to go on for long."""
+    """Timed decode steps of the benchmark compute all sequences of the batch, around the requested context length."""
     model, seen = toy_model(), []
     hidden = model.hidden
 
@@ -74,7 +74,7 @@ def test_weights_of_a_step():
 
 
 def test_real_time_factor(monkeypatch):
-    """A second for each step and none for the sound: three steps of delay and the prompt do not count."""
+    """The real-time factor leaves out the prompt and the steps of delay; each decode step takes a second here."""
     seconds = count()
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(seconds) / 2)  # looked at twice for each step
     model = toy_model()

@@ -1,4 +1,4 @@
-"""Test the contract of `Codec` for every codec that has a YAML file, at size tiny where it has one."""
+"""Test the contract of `Codec` for every audio codec that has a YAML file, at size tiny where it has one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def random_codes(codec: Codec, batch: int, frames: int) -> Tensor:
 
 
 def enough_frames(codec: Codec) -> int:
-    """Return a number of frames for which a decode stream returns most samples before its end."""
+    """Return a number of frames for which a decode stream returns most of the samples before it is finished."""
     return 2 * math.ceil(codec.lookahead / codec.frame_samples) + 5
 
 
@@ -76,7 +76,7 @@ def test_encode_has_a_frame_for_every_begun_one(codec):
 
 
 def test_encode_hears(codec):
-    """Noise and silence, and different waveforms of a batch, are encoded as different codes."""
+    """Audio codecs encode noise and silence, and different waveforms of a batch, as different codes."""
     wav = torch.rand(2, 4 * codec.frame_samples) - 0.5
     codes = codec.encode(wav)
     assert not torch.equal(codes, codec.encode(0 * wav)) and not torch.equal(codes[0], codes[1])
@@ -99,7 +99,7 @@ def test_decode_gives_whole_frames(codec, frames):
 
 
 def test_every_codebook_is_heard(codec):
-    """Every codebook changes the decoded waveform; otherwise the tests of streaming would prove nothing."""
+    """Every codebook of an audio codec changes the decoded waveform, so that tests of streaming can fail."""
     codes = random_codes(codec, 1, 4)
     whole = codec.decode(codes)
     for k in range(codec.num_codebooks):
@@ -169,7 +169,7 @@ def test_what_is_no_code_is_refused(codec):
 
 
 def alone(codec: Codec, pushed: list[Tensor], mode: str) -> Tensor:
-    """Return the samples [N] of a separate decode stream that gets the given chunks of codes [K, t]."""
+    """Return the samples [N] of a decode stream of its own that is fed the given chunks of codes [K, t]."""
     with codec.stream(mode=mode) as stream:
         return torch.cat([*(stream.push(codes[None])[0] for codes in pushed), stream.finish()[0]])
 
@@ -234,7 +234,7 @@ def test_a_bad_stream_harms_no_other(codec, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_streams_that_began_at_different_times_are_decoded_together(codec, mode, monkeypatch):
-    """Streams that began at different times are decoded in one call once all of them return samples."""
+    """Decode streams that began at different times are decoded in one call once all of them return samples."""
     calls, kind = [], PhaseSearch if isinstance(codec, MelRVQ) else type(codec.stream(mode=mode))
     name = "push" if isinstance(codec, MelRVQ) else "advance"
     decode = getattr(kind, name)

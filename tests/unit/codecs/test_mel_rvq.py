@@ -1,4 +1,4 @@
-"""Test the `MelRVQ` codec: training of codebooks, resynthesis, the phase search, and exact streaming."""
+"""Test the audio codec `MelRVQ`: fitting of codebooks, resynthesis, the phase search, and exact streaming."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def codec() -> MelRVQ:
 
 
 def loudness_error(codec: MelRVQ, wav: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the distance between the magnitude spectra of two waveforms, relative to the norm of the first one's."""
+    """Return the distance of the magnitude spectra of two waveforms, divided by the norm of the first spectrum."""
     ours, theirs = codec.magnitudes(wav), codec.magnitudes(other)
     return ((ours - theirs).norm() / ours.norm()).item()
 
@@ -66,7 +66,8 @@ def test_nearest_against_slow_twin():
 
 @pytest.mark.parametrize("seed", range(10))
 def test_kmeans_moves_empty_centres_until_every_point_has_its_own(seed: int):
-    """K-means finds all of 8 distinct points, 20 of each, although most random starts draw some of them twice."""
+    """K-means finds all of 8 distinct points with 20 copies each, although most random starts draw some of them twice.
+    """
     # integers: with rounding, equal points may be assigned to different ones of two equal centres
     distinct = torch.randint(-9, 10, (8, 5), generator=torch.Generator().manual_seed(seed)).float()
     points = distinct.repeat_interleave(20, 0)
@@ -82,7 +83,7 @@ def test_resynthesis_is_near_the_original(codec):
 
 
 def test_phase_search_alone_is_nearly_exact(codec):
-    """The phase search turns the magnitudes of a waveform into a waveform with nearly the same magnitudes."""
+    """The phase search converts the magnitude spectra of a waveform to a waveform with nearly the same magnitudes."""
     wav = tones(1, seed=3)[0][None]
     wanted = codec.magnitudes(wav)
     search = codec.phase_search()
@@ -92,7 +93,7 @@ def test_phase_search_alone_is_nearly_exact(codec):
 
 
 def in_pairs(search: PhaseSearch, magnitudes: torch.Tensor) -> torch.Tensor:
-    """Convert magnitudes [T, F] to a waveform by a simple implementation of the phase search.
+    """Convert magnitude spectra [T, F] to a waveform by a slow, simple implementation of the phase search.
 
     It works frame by frame, with complex signs and loops over the overlapping frames.
     """
@@ -130,7 +131,10 @@ def in_pairs(search: PhaseSearch, magnitudes: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("n_fft, hop", [(64, 16), (40, 20), (48, 8)])
 def test_phase_search_against_slow_twin(n_fft, hop):
-    """The phase search agrees with its simple implementation; in double precision, as the search amplifies rounding."""
+    """The phase search gives the same waveform as its simple implementation, in double precision.
+
+    Rounding errors are amplified by the search.
+    """
     search = PhaseSearch(torch.hann_window(n_fft).double(), hop=hop, iterations=3)
     magnitudes = torch.rand(3, 12, n_fft // 2 + 1, generator=torch.Generator().manual_seed(0)).double()
     first, state = search.push(search.begin(3), magnitudes[:, :5])
@@ -162,7 +166,7 @@ for threads in (1, 2):
 
 @pytest.mark.parametrize("n_fft, n_mels, patch", SIZES)
 def test_rows_have_the_bits_that_they_have_alone(n_fft, n_mels, patch):
-    """Decoding gives each batch row the same bits as alone, for many batch sizes and places in the batch.
+    """Decoding codes gives each waveform of a batch the same bits as alone, at any batch size and place in the batch.
 
     Torch computes the end of a tensor, which does not fill a vector register, by other code than its middle.
     """
@@ -178,7 +182,7 @@ def test_rows_have_the_bits_that_they_have_alone(n_fft, n_mels, patch):
 
 @pytest.mark.parametrize("kind", ["default", "avx2", None])
 def test_rows_have_the_same_bits_with_any_threads_and_instructions(kind):
-    """Decoding gives the same bits with any number of threads and any CPU instructions.
+    """Decoding codes gives the same bits with any number of threads and any CPU instruction set.
 
     Each case runs in its own process, because torch chooses its instructions once.
     """

@@ -1,6 +1,6 @@
-"""Test SNAC as a codec with a rectangular code matrix.
+"""Test the audio codec SNAC, whose codes of several frame rates are packed into a rectangular matrix.
 
-Packing is compared with a simple implementation, decoding with the snac package, and streaming with whole decoding.
+Packing is compared with a simple implementation, decoding with the package snac, and streaming with decoding at once.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def small_codec(strides=(4, 2, 1), noise=False, gain=1.2, **changes) -> SnacCode
 
 
 def windowed(window: int | None) -> dict:
-    """Return the options of a SNAC with local attention, whose heads have width 64; none if `window` is None."""
+    """Return the options of a SNAC codec with local attention, whose heads have width 64; empty if `window` is None."""
     return {} if window is None else {"attn_window_size": window, "encoder_dim": 8, "decoder_dim": 64}
 
 
 def pack_slowly(codes: list[list[int]], strides: list[int], frame: int) -> list[int]:
-    """Return one frame of the code matrix by a recursive implementation of `SnacCodec.pack`."""
+    """Return one frame of SNAC's code matrix by a recursive implementation of `SnacCodec.pack`."""
     if len(strides) == 1:
         return [codes[0][frame]]
     fan = strides[0] // strides[1]
@@ -93,7 +93,7 @@ def test_decode_is_the_package_decode(strides):
 
 
 def test_noise_stands_where_the_package_has_it(monkeypatch):
-    """The codec decodes like the snac package if the package's random generator is replaced with the codec's noise."""
+    """Codes are decoded as by the package snac when its random generator is replaced with the codec's noise."""
     from omnikit.codecs.position_noise import normal_at
 
     codec = small_codec(noise=True)
@@ -124,7 +124,7 @@ def test_noise_is_normal():
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("window", [None, 4, 6, 8])
 def test_chunks_equal_the_whole(strides, noise, window):
-    """Streaming equals whole decoding, also for a window of 6 codes, which ends with every third frame of 4 codes."""
+    """Streaming with SNAC equals decoding at once, for attention windows that end with a frame and that do not."""
     codec = small_codec(strides, noise, **windowed(window))
     assert codec.decoder.align == {None: 1, 4: 4 // strides[0], 6: 3, 8: 8 // strides[0]}[window]
     codes = torch.randint(16, (2, codec.num_codebooks, 37))
@@ -147,7 +147,7 @@ def test_codes_are_filled_up_to_whole_windows():
 
 @pytest.mark.parametrize("window", [None, 8])
 def test_lookahead_is_the_measured_one(window):
-    """The lookahead is the distance from the end of the frames to the first sample that later frames change."""
+    """SNAC's lookahead is the distance from the end of the frames back to the first sample that later frames change."""
     codec = small_codec(gain=1.4, **windowed(window)).double()
     codes = torch.randint(16, (1, codec.num_codebooks, 80))
     middle = 40 * codec.frame_samples
@@ -192,7 +192,7 @@ def test_published_weights_of_another_size(tmp_path):
 
 
 def test_published_weights_of_another_sample_rate(tmp_path):
-    """Weights of another sample rate are refused by their `config.json`; their tensors have the same shapes."""
+    """Weights of a SNAC for another sample rate are refused by their `config.json`; the tensors' shapes are equal."""
     codec = small_codec()
     torch.save(codec.snac.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(codec.numbers | {"sampling_rate": 44100}))
@@ -214,7 +214,7 @@ def test_weights_that_the_hub_does_not_give(monkeypatch):
     [("snac_24khz", 19.8, 980, 4757), ("snac_32khz", 54.5, 1900, 14735), ("snac_44khz", 54.5, 2600, 14735)],
 )
 def test_published_sizes(name, millions, bits, lookahead):
-    """The published SNACs have the parameters and bits per second that the package's README gives.
+    """The published SNAC codecs have the parameter counts and bits per second that the package's README gives.
 
     Those with local attention have a lookahead that is one window longer.
     """

@@ -1,4 +1,4 @@
-"""Test streaming through centred convolutions: samples are computed once, and low-latency estimates are close."""
+"""Test streaming audio codecs with centred convolutions: exact streams and low-latency estimates."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def repeatable():
 
 @torch.no_grad()
 def audible(name: str, **options: object) -> Codec:
-    """Return a codec with random weights whose output is about as loud as speech."""
+    """Return an audio codec with random weights whose output is about as loud as speech."""
     codec = loud(build_part("codec", name, **options).eval())
     last = [layer for layer in codec.modules() if isinstance(layer, nn.Conv1d) and layer.out_channels == 1][-1]
     weight = last.parametrizations.weight.original0 if hasattr(last, "parametrizations") else last.weight
@@ -91,7 +91,7 @@ def test_random_chunks_equal_the_whole_at_true_size():
 
 @pytest.mark.parametrize("seed", range(2))
 def test_samples_are_computed_once(codec, seed, monkeypatch):
-    """Streaming computes each sample once, as counted at the decoder's last convolution.
+    """Streaming through a codec computes each sample once, as counted at the decoder's last convolution.
 
     It is the only convolution with one output channel.
     """
@@ -108,7 +108,7 @@ def test_samples_are_computed_once(codec, seed, monkeypatch):
 
 
 def test_streams_interleave(codec):
-    """Streams of both modes over one codec, advanced in turn, return the same samples as alone."""
+    """Decode streams of both modes over one codec, fed in turn, return the same samples as when decoded alone."""
     modes = ["exact", "low_latency", "exact"]
     all_codes = [random_codes(codec, 1, 5) for _ in modes]
     alone = [in_chunks(codec, codes, [1], mode)[0] for mode, codes in zip(modes, all_codes, strict=True)]
@@ -122,7 +122,7 @@ def test_streams_interleave(codec):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_recorded_pushes_are_those_that_are_run(codec, mode):
-    """Recorded and replayed pushes return the samples of streams that are decoded alone.
+    """Decode streams whose operations are recorded and replayed return the samples of streams decoded alone.
 
     The streams begin at different times, so that each state and number of batch rows occurs several times.
     """
@@ -174,7 +174,7 @@ def test_low_latency_gives_what_its_frames_cover(codec):
 
 
 def test_low_latency_is_exact_where_it_can_be(codec):
-    """Samples of a long low-latency chunk are exact behind the cross-fade and before those that later frames change."""
+    """Samples of a long low-latency chunk are exact after the cross-fade and up to those that later frames change."""
     codes = random_codes(codec, 1, 18)
     whole, fade = codec.decode(codes), round(streaming_centred.FADE * codec.sample_rate)
     wav, _ = in_chunks(codec, codes, [3, 15], "low_latency")
@@ -185,7 +185,7 @@ def test_low_latency_is_exact_where_it_can_be(codec):
 
 
 def in_low_latency_slowly(codec: Codec, codes: Tensor) -> Tensor:
-    """Decode in low-latency mode by a simple implementation, for codecs without attention and noise.
+    """Decode codes in low-latency mode by a simple implementation, for codecs without attention and noise.
 
     For each frame it decodes all latents so far, followed by zeros, and computes the cross-fade sample by sample.
     """
@@ -209,7 +209,7 @@ def test_low_latency_against_slow_twin(mini):
 
 
 def errors(wav: Tensor, whole: Tensor, joints: list[int], rate: int) -> tuple[float, float, float]:
-    """Return three relative errors of a streamed waveform [N] with respect to the whole decoding [N].
+    """Return three relative errors of a streamed waveform [N], compared with the waveform [N] decoded at once.
 
     These are the RMS of the error over that of the signal, overall and within 10 ms of the joints of chunks, and the
     RMS of the largest second differences at the joints over the RMS of the whole decoding's second differences.
@@ -227,7 +227,7 @@ def errors(wav: Tensor, whole: Tensor, joints: list[int], rate: int) -> tuple[fl
 
 @pytest.mark.parametrize("sizes, bound", [([1], 0.32), ([1, 2, 4, 8, 8], 0.2)], ids=["single", "growing"])
 def test_low_latency_errs_less_than_chunks_alone(mini, sizes, bound):
-    """On a spoken answer and with trained weights, low-latency streaming errs less than decoding chunks separately."""
+    """Low-latency streaming of a spoken answer with trained weights errs less than decoding each chunk separately."""
     wav = load_audio(MINI / "answers" / "capital.wav", mini.sample_rate)
     codes = mini.encode(wav[None])[..., :23]
     ends = [n for n in itertools.accumulate(itertools.islice(itertools.cycle(sizes), 24)) if n < codes.shape[-1]]
@@ -254,7 +254,7 @@ def test_weight_norm_is_folded_once_and_again_when_weights_change(mini):
 
 @pytest.mark.parametrize("kernel, stride, padding, more", [(4, 2, 1, 0), (10, 5, 3, 0), (10, 5, 3, 1), (7, 3, 2, 1)])
 def test_layers_against_torch(kernel, stride, padding, more):
-    """Chunked layers return torch's outputs, each as soon as `final_outputs` says that it is final."""
+    """Convolutions computed in chunks return torch's outputs, each as soon as `final_outputs` says that it is final."""
     layers = nn.Sequential(
         nn.Conv1d(2, 4, 7, padding=9, dilation=3, groups=2),
         nn.ConvTranspose1d(4, 3, kernel, stride=stride, padding=padding, output_padding=more),

@@ -1,4 +1,4 @@
-"""Test the residual codecs from transformers: they compute what the library computes and read its weights."""
+"""Test the residual audio codecs from transformers: they compute the library's outputs and read its weights."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_weights_under_their_published_names(name, tmp_path):
 
 @pytest.mark.parametrize("sizes", [[1], [2, 5], [1000]], ids=str)
 def test_attention_with_a_short_window_streams(sizes):
-    """Streaming equals whole decoding if each of Mimi's 40 positions attends to 6 positions."""
+    """Streaming with Mimi equals decoding at once when its attention window is 6 positions, shorter than the audio."""
     config = dict(pick("codec", "mimi")["config"])
     short, long = (MimiCodec(config={**config, "sliding_window": n}, num_codebooks=4, size="tiny") for n in (6, 250))
     long.load_state_dict(loud(short.eval()).state_dict())
@@ -101,7 +101,7 @@ def test_attention_with_a_short_window_streams(sizes):
 
 
 def test_rows_at_other_positions_attend_to_their_own_window():
-    """Three streams of Mimi that began some frames apart attend to their own windows of 6 positions."""
+    """Each of three Mimi decode streams that began some frames apart attends to its own window of 6 positions."""
     config = {**pick("codec", "mimi")["config"], "sliding_window": 6}
     codec = loud(MimiCodec(config=config, num_codebooks=4, size="tiny").eval())
     codes, streams = torch.randint(2048, (3, 4, 12)), codec.streams()
@@ -118,7 +118,7 @@ def test_rows_at_other_positions_attend_to_their_own_window():
 
 @pytest.mark.parametrize("name, samples", [("mimi", 0), ("encodec_24khz", 6 * 320), ("dac_24khz", 3141)])
 def test_lookahead(name, samples):
-    """Lookaheads are those expected: EnCodec's first convolution reflects six frames; DAC's was counted by hand."""
+    """The codecs' lookaheads are as expected: EnCodec's convolution reflects six frames; DAC's was counted by hand."""
     assert tiny(name).lookahead == samples
 
 

@@ -1,7 +1,7 @@
-"""Parts as a user would write them: each has what its contract in `omnikit/interfaces.py` requires, and nothing else.
+"""Parts as a user would write them: each has the members that its contract requires, and nothing else.
 
-They reuse no class of omnikit except their contracts, and rely on no default that a contract does not promise. An
-access to any other attribute raises `NotPromised`.
+The contracts are those of `omnikit/interfaces.py`. The parts reuse no class of omnikit except their contracts, and rely
+on no default that a contract does not promise. An access to any other attribute raises `NotPromised`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from omnikit.streaming import DecodeStream, check_mode
 
 
 class NotPromised(Exception):
-    """Error raised when an attribute of a part is read that its contract does not name.
+    """Error raised when an attribute of a part is read that the part's contract does not name.
 
     It is not an `AttributeError`, because `getattr` with a default would swallow that.
     """
 
 
 class Strict:
-    """A mixin that raises `NotPromised` for attributes that neither the class nor its contract has."""
+    """A mixin for parts that raises `NotPromised` for attributes that neither the class nor its contract has."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -48,7 +48,7 @@ class Strict:
 
 
 class OwnEncoder(Strict, AudioEncoder):
-    """A minimal audio encoder: one linear layer over windows of 10 ms."""
+    """A minimal audio encoder with one linear layer over windows of 10 ms."""
 
     dim, frame_rate, sample_rate = 6, 100.0, 8000
 
@@ -63,7 +63,7 @@ class OwnEncoder(Strict, AudioEncoder):
 
 
 class OwnAdapter(Strict, Adapter):
-    """A minimal adapter: one linear layer."""
+    """A minimal adapter with one linear layer."""
 
     def __init__(self, *, dim_in: int, dim_out: int):
         super().__init__()
@@ -89,7 +89,7 @@ class OwnTokenizer(Strict, Tokenizer):
 
 
 class OwnCache(Strict):
-    """A minimal KV cache: keys and values [B, L, D] of each block."""
+    """A minimal KV cache that holds the keys and values [B, L, D] of each block."""
 
     def __init__(self, blocks: int):
         self._pairs: list[tuple[Tensor, Tensor] | None] = [None] * blocks
@@ -105,7 +105,7 @@ class OwnCache(Strict):
 
 
 class _Blocks(nn.Module):
-    """A stack of blocks, each with one attention head and an MLP; positions are encoded by sines."""
+    """A minimal stack of transformer blocks with one attention head and an MLP each, and sine position encodings."""
 
     def __init__(self, blocks: int, dim: int):
         super().__init__()
@@ -142,7 +142,7 @@ def _visible(new: int, length: int, mask: Tensor | None, like: Tensor) -> Tensor
 
 
 class OwnBlocks(Strict, nn.Module):
-    """A minimal stack of blocks for a TTS adapter, of the same kind as those of `OwnBackbone`."""
+    """A minimal stack of blocks for a TTS adapter, of the same kind as the blocks of `OwnBackbone`."""
 
     def __init__(self, n: int, dim: int):
         super().__init__()
@@ -156,7 +156,7 @@ class OwnBlocks(Strict, nn.Module):
 
 
 class OwnBackbone(Strict, Backbone):
-    """A minimal backbone: a language model of bytes with one block."""
+    """A minimal backbone: a causal language model of bytes with one block."""
 
     dim, vocab_size, embedding_std = 32, 256, 0.5
 
@@ -187,7 +187,7 @@ class OwnBackbone(Strict, Backbone):
 
 
 class OwnCodec(Strict, Codec):
-    """A minimal codec whose codes are quantised samples.
+    """A minimal audio codec whose codes are quantised samples.
 
     Decoding smooths each sample with the next frame's first, so that decode streams lag by a frame.
     """
@@ -211,7 +211,7 @@ class OwnCodec(Strict, Codec):
 
 
 class OwnStream(Strict, DecodeStream):
-    """A decode stream that holds back the last frame until the next one has been pushed."""
+    """A decode stream of the minimal codec, which holds back the last frame until the next one has been pushed."""
 
     def __init__(self, codec: OwnCodec, batch_size: int):
         self._codec, self._held = codec, torch.zeros(batch_size, 3, 0, dtype=torch.long)
@@ -267,7 +267,7 @@ class OwnPattern(Strict, Pattern):
         return frames
 
     def _places(self, frames: int) -> list[tuple[int, int, int, int]]:
-        """Return step, stream, codebook and frame of each code in some frames."""
+        """Return step, stream, codebook and frame of each code in the given number of frames."""
         return [
             (first + place + self.stride * frame, stream, book, frame)
             for frame in range(frames)
@@ -277,7 +277,7 @@ class OwnPattern(Strict, Pattern):
 
 
 class OwnEngine(Strict, Engine):
-    """A minimal engine without a KV cache: every decode step computes all positions of each sequence again."""
+    """A minimal engine without a KV cache, which computes all positions of each sequence again in every decode step."""
 
     name, weight_bytes = "own", 4
 
@@ -331,7 +331,7 @@ class OwnSlots(Strict, Slots):
 
 
 class OwnPrefill(Strict, Prefill):
-    """A minimal prefill that computes nothing and only counts positions."""
+    """A minimal prefill that computes nothing and only counts the positions that are left."""
 
     def __init__(self, prompts: list[Tensor]):
         self._prompts, self.left = list(prompts), sum(map(len, prompts))

@@ -1,4 +1,5 @@
-"""Parts written to the letter of their contracts work throughout: manifest, samples, training, generation."""
+"""Test that parts with nothing but what their contracts require work for manifests, samples, training and generation.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ CONTRACTS = {
     Prefill: OwnPrefill,
 }
 SECONDS = {"0": (0.05, 0.03), "1": (0.08, 0.02)}
-"""Mapping from id of a manifest entry to the seconds of its question and its answer."""
+"""Mapping from id of a manifest entry to the durations of its question and its answer, in seconds."""
 TRAINED = ["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
 
 
@@ -81,7 +82,7 @@ def manifest(tmp_path_factory) -> Path:
 
 
 def samples(model: OmniLM, manifest: Path, tasks: list[str]) -> tuple[Samples, list[int]]:
-    """Return the samples of some tasks, and the length that was computed for each in advance."""
+    """Return the samples of a manifest for some tasks, and their lengths as computed before the samples are built."""
     mix = dict.fromkeys(tasks, 1.0)
     sources = {"own": {"manifest": manifest, "tasks": tasks}}
     read = read_sources(sources, model, tasks=mix, cache_folder=manifest.parent / "cache")
@@ -95,7 +96,7 @@ def batch_of(model: OmniLM, manifest: Path, tasks: list[str]) -> Batch:
 
 
 def train(model: OmniLM, batch: Batch, steps: int) -> list[float]:
-    """Train a model and return the loss before each optimiser step; assert that every trained part gets a gradient."""
+    """Train a model, check that every trained part gets a gradient, and return the loss before each optimiser step."""
     model.freeze_all_but(TRAINED)
     brain, found = brain_of(model), []
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=6e-3)
@@ -116,7 +117,8 @@ def train(model: OmniLM, batch: Batch, steps: int) -> list[float]:
 
 
 def required(contract: type) -> set[str]:
-    """Return the names that a contract requires: its abstract methods, and its attributes without a value."""
+    """Return the members that a part's contract requires: its abstract methods, and its attributes without a default.
+    """
     annotated = {name for kind in contract.__mro__ for name in inspect.get_annotations(kind)} - {*vars(nn.Module())}
     return {name for name in annotated if not hasattr(contract, name)} | contract.__abstractmethods__
 
@@ -171,7 +173,7 @@ def test_a_training_step_lowers_the_loss(manifest):
 
 @pytest.fixture(scope="module")
 def trained(manifest) -> OmniLM:
-    """Return a model that has learned the two manifest entries by heart."""
+    """Return a model that was trained until it reproduces its two manifest entries."""
     model = own_model()
     assert train(model, batch_of(model, manifest, list(TASKS)), 200)[-1] < 0.02
     return model

@@ -1,4 +1,4 @@
-"""Tests of the on-disk array cache, and of features and codes that are computed once and cached."""
+"""Tests of the on-disk cache of arrays, and of features and codes that are computed once and then read from it."""
 
 from __future__ import annotations
 

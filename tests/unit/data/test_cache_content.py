@@ -1,4 +1,4 @@
-"""Tests that caches follow the content of recordings: those that changed are encoded again, and no others."""
+"""Tests that cached features follow the content of recordings: only recordings that have changed are encoded again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from omnikit.data.sources import read_sources, verify_cache
 
 
 class CountingEncoder(ToyEncoder):
-    """A toy encoder that records the lengths of the recordings that it encodes, and refuses short ones."""
+    """A toy audio encoder that records the lengths of the recordings that it encodes, and refuses short ones."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ class Recordings:
         return [Recording(name, path=str(self.path(name))) for name in self.names]
 
     def encoded(self, clips: list[Recording] | None = None) -> list[str]:
-        """Return the names of the recordings that are encoded when all features are requested; check the features."""
+        """Request the features of all recordings, check them, and return the names of those that had to be encoded."""
         self.encoder.encoded.clear()
         clips = self.clips() if clips is None else clips
         store = cached_features(self.encoder, clips, self.cache, "toy")
@@ -267,7 +267,7 @@ def test_caches_of_an_earlier_version_are_told_and_not_used(recordings: Recordin
 
 
 def test_a_fault_of_the_disk_is_not_remembered(recordings: Recordings, monkeypatch: pytest.MonkeyPatch):
-    """A recording with a known digest that temporarily cannot be opened is not cached as unusable."""
+    """A recording that temporarily cannot be opened is not cached as unusable, even if its digest is known."""
     recordings.encoder.scale = 2.0  # another part, whose cache is empty
     load = Recording.load
 

@@ -1,4 +1,4 @@
-"""Tests of searching folders with hidden files of macOS, other files, links, and corpora in another format."""
+"""Tests of the search for recordings in folders with hidden files of macOS, other files, links and other formats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omnikit.offline.batch_inference import other_files, read_entries
 from omnikit.tasks import TASKS
 
 DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        " + b"\xff\xb0" * 60
-"""The first bytes of an AppleDouble file, which macOS writes beside another file."""
+"""First bytes of an AppleDouble file, which macOS writes beside other files."""
 
 
 def encoded(kind: str, subtype: str | None = None) -> bytes:
@@ -33,7 +33,8 @@ def put(folder: Path, files: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Return a folder with hidden files, recordings with and without an ending, unreadable formats, and other files."""
+    """Return a folder with hidden files, recordings with and without an extension, unreadable formats, and other files.
+    """
     hidden = {"._a.wav": DOUBLE, ".DS_Store": b"x", "__MACOSX/a.wav": DOUBLE, ".cache/b.wav": encoded("WAV")}
     sounds = {"a.wav": encoded("WAV"), "deep/B.FLAC": encoded("FLAC"), "c.w64": encoded("W64"), "d": encoded("WAV")}
     sounds |= {"e.bin": encoded("MP3"), "f.m4a": b"\0\0\0\x20ftypM4A ", "g.webm": b"\x1aE\xdf\xa3", "h.wav": b"words"}

@@ -1,4 +1,4 @@
-"""Tests of the table of manifest columns: accepted values and their conversion, skipped entries and refused files."""
+"""Tests of manifest columns: accepted values and their conversion, skipped entries and refused files."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def test_the_documentation_names_every_column():
 def everywhere(
     path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[ManifestEntry], list[Item | Remark]]:
-    """Return the entries of a manifest and the items of its parts, after checking that all readers agree on the ids."""
+    """Return the entries of a manifest and the items read from its parts, and check that all readers agree on the ids.
+    """
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "hf")
     entries = read_manifest(path, cache / "tables")
     items = [item for part in read_parts(path, 100)[1] for item in part.items()]
@@ -135,7 +136,7 @@ PARQUET = {
 
 @pytest.mark.parametrize("form", PARQUET)
 def test_recordings_in_parquet(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Read recordings of all Parquet types from columns with SpeechBrain's names, integer ids and relative paths."""
+    """Parquet columns with SpeechBrain's names, integer ids, relative paths and any type of recording are read."""
     (tmp_path / "m" / "wavs").mkdir(parents=True)
     (tmp_path / "m" / "wavs" / "a.wav").write_bytes(WAV)
     value, kind = PARQUET[form]
@@ -337,7 +338,7 @@ def test_what_is_written_with_relative_paths_is_read_from_anywhere(tmp_path: Pat
 
 
 def test_a_text_that_the_tokenizer_lacks_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """An entry with an unknown character is skipped in tasks that use the text, and remains in the others."""
+    """A manifest entry with a character that the tokenizer lacks is skipped only in tasks that use the text."""
     text = tmp_path / "text.txt"
     text.write_text("one two three\nfour five six\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
@@ -378,7 +379,7 @@ def test_objects_may_repeat_their_key_as_id(tmp_path: Path):
 
 
 def test_ids_of_any_script_are_tested_at_once(monkeypatch: pytest.MonkeyPatch):
-    """Only blank ids are converted one by one."""
+    """Manifest ids of any script are validated as a whole column; only blank ids are looked at one by one."""
     looked_at = []
 
     def counted(name: str, value: Any, field: str) -> Any:

@@ -98,7 +98,8 @@ def numbers(entries: list[Fields], chance: random.Random) -> list[Fields]:
 
 
 def fitting(entries: list[Fields], chance: random.Random) -> list[Fields]:
-    """Replace one value by an unusual one of the same type, which a Parquet column can hold."""
+    """Replace one value of the manifest entries by an unusual value of the same type, which a Parquet column can hold.
+    """
     entry = chance.choice(entries)
     name = chance.choice([name for name in FITTING if name in entry] or ["id"])
     entry[name] = chance.choice(FITTING[name])
@@ -116,7 +117,8 @@ STRUCTURAL = (*COMMON, odd_column, renamed, added, dropped, repeated, bytes_and_
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
-    """Return data with random damage: truncated, or with some bytes flipped, removed, repeated or inserted."""
+    """Return the bytes of a file with random damage: truncated, or with bytes flipped, removed, repeated or inserted.
+    """
     at, length = chance.randrange(len(data)), chance.randint(1, 40)
     return chance.choice([
         lambda: data[:at],
@@ -147,7 +149,10 @@ JSON = {"default": lambda value: len(value), "skipkeys": True}
 
 
 def as_parquet(entries: list[Fields]) -> bytes:
-    """Return entries as a Parquet file with types inferred by pyarrow; a column of several types becomes text."""
+    """Return manifest entries as the bytes of a Parquet file, with column types inferred by pyarrow.
+
+    A column with values of several types becomes a column of texts.
+    """
     columns = {}
     for name in dict.fromkeys(name for entry in entries for name in entry):
         values = [entry.get(name) for entry in entries]
@@ -187,7 +192,7 @@ def ids_or_refusal(read: Callable[[], list[str]]) -> list[str] | str:
 
 
 def used(path: Path, folder: Path) -> list[str]:
-    """Return the ids of a manifest's entries after loading all that each entry holds."""
+    """Return the ids of a manifest's entries, after loading all texts, recordings, codes and features of each entry."""
     ids = []
     for entry in read_manifest(path, folder):
         assert (
@@ -232,7 +237,7 @@ def check_readers_agree(numbers: range, folder: Path, monkeypatch: pytest.Monkey
 
 
 def identified(path: Path, items: list) -> list[str]:
-    """Return the ids of the items in a manifest's parts, and append all items and remarks to `items`."""
+    """Return the ids of the items read from a manifest's parts, and append these items and all remarks to `items`."""
     items += [item for part in read_parts(path, 2)[1] for item in part.items()]
     return [item["id"] for item in items if not isinstance(item, Remark)]
 

@@ -1,4 +1,4 @@
-"""Tests of the level and the colour of added noise."""
+"""Tests of the level and the spectrum of noise that is added to recordings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the sampler that mixes tasks by weight."""
+"""Tests of the batch sampler that mixes the samples of several tasks by weight."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_batches_hold_no_more_than_they_may():
 
 
 def test_batches_have_few_shapes():
-    """Most batches hold as many padded samples as fit; the last batch of a pool may hold fewer."""
+    """Most batches hold as many padded samples as fit; only the last batch of a pool of samples may hold fewer."""
     sampler = task_sampler(batches=600)
     shapes = Counter((len(batch), rounded(max(LENGTHS[i] for i in batch), STEPS)) for batch in sampler)
     assert all(count * steps <= 200 for count, steps in shapes)
@@ -68,7 +68,7 @@ def test_sequences_of_a_batch_are_known_beforehand():
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_processes_share_an_epoch_out(processes):
-    """With SpeechBrain's wrapper, each batch of an epoch goes to exactly one process."""
+    """With SpeechBrain's distributed wrapper, each batch of an epoch goes to exactly one process."""
     epochs = []
     for epoch in (1, 2):
         shares = []

@@ -1,4 +1,4 @@
-"""Test `AudioEncoder.num_frames`, which gives the number of a recording's features without encoding it."""
+"""Test `AudioEncoder.num_frames`, which returns the number of features of a recording without encoding it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Test Qwen2-Audio's encoder: its features are those of transformers' whole model, with weights in its format."""
+"""Test the audio encoder of Qwen2-Audio: it computes the features of transformers' model, with weights in its format.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ def sounds() -> list[torch.Tensor]:
 
 
 def their_features(model, wav: torch.Tensor, frames: int) -> torch.Tensor:
-    """Return the features of the audio tower that the whole Qwen2-Audio model uses [frames, D]."""
+    """Return the features [frames, D] that the audio encoder inside transformers' whole Qwen2-Audio model computes."""
     extract = WhisperFeatureExtractor(feature_size=128)
     inputs = extract(wav.numpy(), sampling_rate=16000, return_attention_mask=True, return_tensors="pt")
     caught = []
@@ -94,7 +95,7 @@ def test_weights_give_transformers_own_features(theirs, folder):
 
 
 def test_unpadded_is_the_same_inside():
-    """Features with and without padding to 30 s are similar; they differ near the recording's end."""
+    """Features of a recording with and without padding to 30 s are similar, except near the recording's end."""
     padded, short = ours(), ours(pad_to_30s=False)
     wav, lengths = sounds()[-2][None], torch.tensor([16000])
     with torch.inference_mode():
@@ -105,7 +106,7 @@ def test_unpadded_is_the_same_inside():
 
 @pytest.mark.parametrize("pad_to_30s", [True, False])
 def test_frames(pad_to_30s):
-    """The encoder computes half of Whisper's number of frames, rounded down."""
+    """The audio encoder of Qwen2-Audio computes half as many features as Whisper's encoder, rounded down."""
     net = ours(pad_to_30s=pad_to_30s)
     for wav in sounds():
         features, (frames,) = net(wav[None], torch.tensor([len(wav)]))

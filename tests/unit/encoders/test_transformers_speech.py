@@ -1,4 +1,7 @@
-"""Test HuBERT, wav2vec 2.0 and WavLM: their features are those of transformers, with weights in its format."""
+"""Test the audio encoders HuBERT, wav2vec 2.0 and WavLM: they compute the features of transformers' models.
+
+Weights are read from files in the format of transformers.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def ours(name: str, **changes) -> TransformersSpeechEncoder:
 
 
 def write(folder, name: str, auto=AutoModel, **changes):
-    """Write and return a random model in the format of transformers, like the one that a part file builds."""
+    """Save and return a random model in the format of transformers, like the one that a part file builds."""
     torch.manual_seed(3)
     like = ours(name).net.config
     numbers = TINY | {key: getattr(like, key) for key in OF_ITS_OWN} | changes
@@ -39,7 +42,7 @@ def sound(samples: int = 4000) -> torch.Tensor:
 
 
 def check_features(net: TransformersSpeechEncoder, theirs) -> None:
-    """Check that an encoder computes the features of transformers' model and feature extractor."""
+    """Check that an audio encoder computes the same features as transformers' model and feature extractor."""
     extract = Wav2Vec2FeatureExtractor(do_normalize=net.normalize)
     with torch.inference_mode():
         values = extract(sound().numpy(), sampling_rate=16000, return_tensors="pt").input_values
@@ -57,7 +60,7 @@ def test_weights_give_transformers_own_features(tmp_path, name):
 
 
 def test_weights_as_they_were_written_once(tmp_path):
-    """Weights are read from files like those of the hub.
+    """Weights of wav2vec 2.0 are read from files like those on the model hub.
 
     They are pickled, hold a network for pre-training, and use the old names of torch's weight norm.
     """
@@ -88,7 +91,7 @@ def test_omnikits_own_weights(tmp_path):
 
 @pytest.mark.parametrize("name", ["hubert_base", "wav2vec2_large", "wavlm_large"])
 def test_frames_of_every_length(name):
-    """The number of frames for each length is the one that transformers expects."""
+    """The number of features of a recording is the one that transformers expects, for every length."""
     net = ours(name)
     assert net.shortest == 400
     lengths = [*range(400, 1500, 53), 719, 720, 1039, 1040, 15999, 16000]

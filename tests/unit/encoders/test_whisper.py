@@ -54,7 +54,7 @@ def test_mel_filters_are_the_table_of_openai_whisper(n_mels: int):
 
 
 def openais(net: WhisperNetwork) -> whisper.model.AudioEncoder:
-    """Return openai-whisper's own encoder module with the weights of a `WhisperNetwork` of the sizes of `SMALL`."""
+    """Return openai-whisper's own encoder module with the weights of a small `WhisperNetwork`."""
     theirs = whisper.model.AudioEncoder(*SMALL.values()).eval()
     theirs.load_state_dict(net.state_dict())
     return theirs
@@ -62,7 +62,7 @@ def openais(net: WhisperNetwork) -> whisper.model.AudioEncoder:
 
 @pytest.mark.parametrize("sizes", [tuple(SMALL.values()), (128, 40, 24, 3, 1)])
 def test_the_network_is_openai_whispers(sizes: tuple[int, ...]):
-    """The network has openai-whisper's parameter names, initial weights for a seed, and outputs."""
+    """Whisper's network here has the parameter names, initial weights for a seed, and outputs of openai-whisper's."""
     torch.manual_seed(3)
     mine = WhisperNetwork(*sizes)
     torch.manual_seed(3)
@@ -104,7 +104,7 @@ def test_unpadded_is_whispers_own_forward_on_a_full_window():
 
 
 def test_unpadded_frames():
-    """Each feature spans two frames of the spectrogram, 10 ms each; the last one may span one."""
+    """Without padding to 30 s, a Whisper feature spans two spectrogram frames of 10 ms; the last may span one."""
     net = encoder(size="tiny")
     for samples in (*range(320, 1300, 49), 479, 480, 639, 640, 15999, 16000):
         features, (frames,) = net(torch.ones(1, samples), torch.tensor([samples]))
@@ -133,7 +133,7 @@ def test_numbers_it_exposes():
 
 
 def published(file, **changes) -> whisper.model.Whisper:
-    """Write and return a small Whisper model in the format of openai-whisper."""
+    """Save and return a small Whisper model in the format of openai-whisper."""
     dims = whisper.model.ModelDimensions(80, 1500, 32, 2, 2, 40, 4, 32, 2, 1)
     dims = dataclasses.replace(dims, **changes)
     model = whisper.model.Whisper(dims).eval()
@@ -169,7 +169,8 @@ def test_published_weights_that_do_not_fit(tmp_path):
     ("name", "millions"), [("tiny", 39), ("base", 74), ("small", 244), ("medium", 769), ("large_v3", 1550)]
 )
 def test_sizes_by_name_are_whispers(name, millions):
-    """The encoders, with decoders of the same width and depth, have the parameters of openai-whisper's table."""
+    """Whisper encoders, with decoders of the same width and depth, have the parameter counts of openai-whisper's table.
+    """
     with torch.device("meta"):
         net = build_part("encoder", f"whisper_{name}")
         width, heads, layers = net.dim, net.encoder.blocks[0].attn.n_head, len(net.encoder.blocks)
@@ -186,7 +187,7 @@ TRANSFORMERS = {
 
 
 def transformers_model(folder, **changes) -> WhisperForConditionalGeneration:
-    """Write and return a small Whisper model in the format of transformers."""
+    """Save and return a small Whisper model in the format of transformers."""
     torch.manual_seed(5)
     model = WhisperForConditionalGeneration(WhisperConfig(**TRANSFORMERS | changes)).eval()
     for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""Slots fed with random embeddings, whose hidden states are compared with those of each sequence computed alone."""
+"""Helpers that feed noise to an engine's slots, and compare the hidden states with each sequence computed alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.engines.slots import alone as hidden_alone
 
 
 def sharpen(model: OmniLM, factor: float = 15.0) -> OmniLM:
-    """Enlarge the matrices of a model's blocks: with small random ones positions hardly attend to each other."""
+    """Scale up the weight matrices of a model's blocks: with small random ones, positions hardly attend to others."""
     for blocks in (model.llm.trunk.layers, *([model.tts_adapter.trunk.layers] if model.tts_adapter else [])):
         for parameter in blocks.parameters():
             if parameter.dim() > 1:
@@ -22,7 +22,8 @@ def sharpen(model: OmniLM, factor: float = 15.0) -> OmniLM:
 
 
 class Compared:
-    """Slots that are fed noise, each hidden state being compared with that of its sequence computed alone."""
+    """Slots of an engine that are fed noise and checked: each hidden state equals that of its sequence computed alone.
+    """
 
     def __init__(self, model: OmniLM, slots: Slots, seed: int = 0):
         self.model, self.slots = model, slots
@@ -34,7 +35,7 @@ class Compared:
         return torch.randn(length, self.model.llm.dim, generator=self.draw)
 
     def admit(self, *lengths: int, piece: int = 1000, broken: bool = False) -> None:
-        """Admit sequences, prefilled `piece` positions at a time; broken ones are NaN and not compared."""
+        """Admit sequences of noise, prefilled `piece` positions at a time; `broken` ones are NaN and not compared."""
         prompts = [self.noise(length) + (float("nan") if broken else 0.0) for length in lengths]
         prefill = self.slots.prefill(prompts)
         while prefill.left:
@@ -135,6 +136,6 @@ def greedy_alone(model: OmniLM, prompt: Tensor, steps: int) -> Tensor:
 
 
 def most_likely(model: OmniLM, text: Tensor, audio: Tensor) -> Tensor:
-    """Return the most likely tokens [R, S] from text logits [R, V] and audio logits [R, sum of V]."""
+    """Return the most likely tokens [R, S] of R sequences from text logits [R, V] and audio logits [R, sum of V]."""
     streams = [text, *audio.split(model.layout.sizes[1:], dim=-1)]
     return torch.stack([logits.argmax(dim=-1) for logits in streams], dim=1)

@@ -1,4 +1,4 @@
-"""A stand-in for CUDA graphs on a CPU.
+"""A stand-in for CUDA graphs that records and replays operations on a CPU.
 
 It records the operations of a call rather than its Python code, and replays them on the same tensors.
 """
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ASKING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default}
-"""Operations that make the host wait for a value from the device."""
+"""Operations of torch that make the host wait for a value from the device."""
 
 
 class ReplayedOperations:
@@ -40,7 +40,7 @@ class ReplayedOperations:
         return replay
 
     def clear(self) -> None:
-        """Do nothing, because there is no memory pool to replace."""
+        """Do nothing, because a CPU has no memory pool of CUDA graphs to replace."""
 
 
 class _Recording(TorchDispatchMode):

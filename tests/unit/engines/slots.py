@@ -13,7 +13,7 @@ from omnikit.model import OmniLM
 
 
 def build(llm: str = "qwen2_0.5b", **options) -> OmniLM:
-    """Build a narrow system around a backbone."""
+    """Build a narrow system around a backbone, without audio encoder and codec."""
     torch.manual_seed(1)
     return omnikit.build(size="tiny", encoder="none", llm=llm, codec="none", adapter="linear", **options).eval()
 
@@ -29,7 +29,7 @@ def alone(model: OmniLM, embeddings: Tensor) -> Hidden:
 
 @dataclass
 class Sequence:
-    """Embeddings of one sequence, future positions included, and the number of positions fed so far."""
+    """One sequence of a test: its embeddings, future positions included, and the number of positions fed so far."""
 
     embeddings: Tensor
     length: int
@@ -49,7 +49,7 @@ class Batch:
         self.draw = torch.Generator().manual_seed(0)
 
     def new(self, *lengths: int, piece: int = 5, room: int = 80) -> None:
-        """Admit sequences of some lengths, prefilled `piece` positions at a time."""
+        """Admit new sequences of the given lengths, prefilled `piece` positions at a time."""
         self.sequences += (joining := [Sequence(self._random(room), length) for length in lengths])
         prefill = self.slots.prefill([one.embeddings[: one.length] for one in joining])
         assert prefill.left == sum(lengths)
@@ -86,14 +86,14 @@ class Batch:
         self._check_lengths()
 
     def copy(self, slot: int) -> None:
-        """Append a copy of a sequence, which continues with other embeddings than the original."""
+        """Append a copy of a sequence to the batch; the copy continues with other embeddings than the original."""
         self.slots.copy(slot)
         one = self.sequences[slot]
         self.sequences.append(self._continued(one, one.length))
         self._check_lengths()
 
     def crop(self, slot: int, length: int) -> None:
-        """Crop a sequence, which then continues with other embeddings than before."""
+        """Crop a sequence to a length; it then continues with other embeddings than before."""
         self.slots.crop(slot, length)
         self.sequences[slot] = self._continued(self.sequences[slot], length)
         self._check_lengths()
@@ -109,7 +109,7 @@ class Batch:
 
 
 class Greedy:
-    """The functions `embed` and `choose` of a greedy decode step, over preallocated tensors, see `Slots.step`.
+    """The functions `embed` and `choose` of a greedy decode step over preallocated tensors; see `Slots.step`.
 
     Audio streams are chosen in the variant `()`; in the variant `("text",)` their tokens stay what they were.
     """
@@ -134,7 +134,7 @@ class Greedy:
         self.tokens[: len(text), 0] = text
 
     def step(self, slots: Slots, *, audio: bool = True) -> Tensor:
-        """Decode one step and return the tokens [R, S]."""
+        """Decode one step of all sequences and return the chosen tokens [R, S]."""
         if audio:
             slots.step(self.embed, self.choose)
         else:

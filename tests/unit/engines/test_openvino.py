@@ -1,4 +1,4 @@
-"""The engine `openvino` computes what the model itself computes."""
+"""Test that the engine `openvino` computes the same hidden states, logits and transcripts as the model itself."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from omnikit.engines.openvino import graph_files, release_memory_of
 
 
 def compared(model: OmniLM, folder: Path, capacity: int = 6) -> Compared:
-    """Return slots of the engine `openvino` with f32 weights of a model, to be compared with the model."""
+    """Return slots of the engine `openvino` with float32 weights, to be compared with the model."""
     return Compared(model, open_engine("openvino", model, folder, weights="f32").open(capacity))
 
 
 @pytest.mark.parametrize("llm", ["qwen2_0.5b", "llama", "llama3_8b", "mistral_7b", "qwen3_0.6b", "smollm2_135m"])
 def test_hidden_states(llm: str, tmp_path):
-    """Check hidden states of different backbones, also beyond the window of 8 positions that one of them has."""
+    """Check hidden states of different backbones, also beyond the attention window of 8 positions that one of them has.
+    """
     slots = compared(sharpen(build(llm)), tmp_path)
     slots.admit(9, 6, 21, piece=12)
     slots.advance(3)
@@ -124,7 +125,10 @@ def test_release_gives_the_last_slot_its_number(tmp_path):
 
 @pytest.mark.parametrize("weights", ["f32", "int8"])
 def test_what_is_broken_breaks_no_neighbour(weights: str, tmp_path):
-    """Check that NaN in one sequence does not spread: a NaN stays NaN in any product, masked or not."""
+    """Check that NaN in the embeddings of one sequence does not spread to other sequences.
+
+    An attention mask alone would not prevent it, since NaN times zero is NaN.
+    """
     model = build(tts_blocks=1)
     slots = Compared(model, open_engine("openvino", model, tmp_path, weights=weights).open(6))
     slots.admit(6)
@@ -141,7 +145,7 @@ def test_what_is_broken_breaks_no_neighbour(weights: str, tmp_path):
 
 
 def test_much_happens_between_two_steps(tmp_path):
-    """Check slots after admissions, copies, crops and releases between two decode steps and before the first."""
+    """Check hidden states after admissions, copies, crops and releases before and between decode steps."""
     slots = compared(sharpen(build()), tmp_path)
     slots.admit(6, 3)
     slots.admit(9)
@@ -175,7 +179,7 @@ def test_new_sequences_are_admitted_after_an_error(tmp_path):
 
 @pytest.mark.parametrize("llm", ["qwen2_0.5b", "qwen3_0.6b", "llama", "mistral_7b"])
 def test_no_decode_step_copies_keys_and_values(llm: str, tmp_path):
-    """Check that OpenVINO fuses each block's attention, its state, and the reordering of the state's rows."""
+    """Check that OpenVINO fuses each block's attention with its KV cache, so that no decode step copies the cache."""
     model = build(llm, tts_blocks=1)
     engine = open_engine("openvino", model, tmp_path, weights="f32")
     operations = engine.trunk.compiled.get_runtime_model().get_ordered_ops()
@@ -225,7 +229,7 @@ def test_the_second_time_nothing_is_converted(tmp_path, monkeypatch, capsys):
 
 
 def test_two_threads_have_slots_of_their_own(tmp_path):
-    """Check that two threads with slots and heads of one engine do not disturb each other."""
+    """Check that two threads with slots of their own on one engine do not disturb each other."""
     model = sharpen(build(tts_blocks=1))
     engine = open_engine("openvino", model, tmp_path, weights="f32")
     head = torch.cat([model.llm.lm_head.weight, model.new_text_embeddings.head.weight])
@@ -245,7 +249,8 @@ def test_two_threads_have_slots_of_their_own(tmp_path):
 
 
 def test_the_shipped_system_from_the_command_line(tmp_path, monkeypatch, capsys):
-    """Check that 8-bit transcripts equal those of the model itself, and that the graphs are stored once."""
+    """Check that transcripts with 8-bit weights equal those of the model itself, and that the graphs are stored once.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     question = Path(__file__).parents[3] / "egs/mini/questions/sum.wav"
     transcripts = {}
@@ -273,7 +278,7 @@ def test_blocks_and_heads_are_not_loaded_twice(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is in memory")
 def test_matrices_are_in_memory_once(tmp_path, monkeypatch):
-    """Check that the files of the weights are out of memory once OpenVINO has its own copy."""
+    """Check that the mapped weight files leave the memory once OpenVINO has its own copy of the weights."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     _, engine = load_openvino(None)
     graphs = [file.with_suffix(".bin") for file in graph_files(engine_folder(None), "int8").values()]
@@ -344,7 +349,7 @@ def test_transformers_is_not_imported(tmp_path):
 
 
 def in_memory(file: Path) -> int:
-    """Return the kB of a mapped file that are resident in this process's memory."""
+    """Return how much of a memory-mapped file is resident in this process's memory, in kB."""
     found = wanted = 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.partition(" ")[0]:

@@ -1,4 +1,4 @@
-"""Decode steps over a KV cache of fixed size equal the model's own computation, whatever else is in the batch."""
+"""Test that decode steps over a KV cache of fixed size equal the model's own computation, in any batch."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def small(monkeypatch) -> None:
 
 @pytest.fixture
 def steps_only(monkeypatch) -> None:
-    """Turn off the recording of prefills."""
+    """Turn off the recording of prefills as CUDA graphs."""
     monkeypatch.setattr(static, "MOST_RECORDED", 0)
 
 
 def replayed(slots: StaticSlots) -> ReplayedOperations:
-    """Make slots on a CPU record their steps and prefills as on a GPU; return the stand-in for CUDA graphs."""
+    """Make slots on a CPU record decode steps and prefills as on a GPU; return the stand-in for CUDA graphs."""
     graphs = ReplayedOperations()
     slots.recorder = GraphRecorder(graphs)
     return graphs
@@ -49,7 +49,7 @@ def replayed(slots: StaticSlots) -> ReplayedOperations:
 @pytest.mark.parametrize("llm", [name for name in LLMS if name not in OTHERS])
 @torch.inference_mode()
 def test_hidden_states(llm: str):
-    """Check hidden states of different backbones, also beyond the window of 8 positions that some of them have."""
+    """Check hidden states of different backbones, also beyond the attention window of 8 positions that some have."""
     model = build(llm, tts_blocks=1)
     batch = Batch(model, open_engine("static", model).open(2))
     batch.new(14, 6)
@@ -71,7 +71,7 @@ def test_blocks_in_a_window_beside_others():
 @pytest.mark.parametrize("seed", range(4))
 @torch.inference_mode()
 def test_sequences_join_and_leave_at_any_time(seed, small):
-    """Check a random order of admissions, copies, crops and releases while the KV cache grows."""
+    """Check hidden states under random admissions, copies, crops and releases of sequences while the KV cache grows."""
     model, chance = toy_model(tts_blocks=1), random.Random(seed)
     batch = Batch(model, open_engine("static", model).open(5))
     for _ in range(30):
@@ -132,7 +132,10 @@ def test_a_cropped_sequence_never_had_these_positions():
 @pytest.mark.parametrize("how", ["released", "cropped", "moved", "failed"])
 @torch.inference_mode()
 def test_nothing_is_left_of_a_sequence_that_went_wrong(how):
-    """Check that no NaN of a broken sequence is left in the KV cache: a NaN stays NaN in any product, masked or not."""
+    """Check that no NaN of a failed sequence is left in the KV cache, where it would spread to later sequences.
+
+    An attention mask alone would not prevent it, since NaN times zero is NaN.
+    """
     model = toy_model(tts_blocks=1)
     slots = open_engine("static", model).open(2)
     batch = Batch(model, slots)
@@ -231,7 +234,10 @@ def test_greedy_steps(small):
 
 @torch.inference_mode()
 def test_recorded_steps_are_those_that_are_run(small, steps_only):
-    """Check that steps are recorded by powers of two of rows and columns, and dropped when the KV cache grows."""
+    """Check that decode steps are recorded as CUDA graphs per power of two of sequences and of positions.
+
+    The recordings are dropped when the KV cache grows.
+    """
     model = toy_model(tts_blocks=1)
     engine = open_engine("static", model)
     slots = engine.open(3)
@@ -247,7 +253,8 @@ def test_recorded_steps_are_those_that_are_run(small, steps_only):
 
 @torch.inference_mode()
 def test_recorded_prefills():
-    """Check recorded prefills, also of fewer prompts than the recording has rows, and after one that was dropped."""
+    """Check prefills that are recorded as CUDA graphs, also with fewer prompts than recorded and after a dropped one.
+    """
     model = toy_model(tts_blocks=1)
     slots = open_engine("static", model).open(12)
     graphs = replayed(slots)
@@ -266,7 +273,7 @@ def test_recorded_prefills():
 
 @torch.inference_mode()
 def test_prefills_that_are_not_recorded(small, monkeypatch):
-    """Check prefills that exceed the budget of positions or the recordable size, or find the recording in use."""
+    """Check prefills that are not recorded as CUDA graphs: too many positions, or the recording is in use."""
     model = toy_model(tts_blocks=1)
     slots = open_engine("static", model).open(8)
     graphs = replayed(slots)
@@ -314,7 +321,7 @@ def test_variants_are_recorded_apart(steps_only):
 
 @torch.inference_mode()
 def test_what_asks_the_device_for_a_value_is_not_recorded():
-    """Check that a step that reads a value from the device fails to be recorded, as it would on a GPU."""
+    """Check that recording a step that reads a value from the device fails on a CPU, as it would on a GPU."""
     model = toy_model()
     engine = open_engine("static", model)
     slots = engine.open(1)
@@ -357,7 +364,7 @@ def test_weights_are_in_memory_once_and_the_model_stays_what_it_was(tmp_path):
 
 @torch.inference_mode()
 def test_the_shipped_system():
-    """Check the shipped system in float32 and bfloat16, built for inference without transformers' classes."""
+    """Check hidden states of the shipped system in float32 and bfloat16, built without transformers' classes."""
     model, other = checkpoint.load(), checkpoint.load(dtype=torch.bfloat16)
     for one, most in ((model, 1e-5), (other, 0.03)):
         batch = Batch(one, open_engine("static", one).open(2), most)
@@ -405,7 +412,7 @@ def test_really_compiled_once(capsys):
 
 @torch.inference_mode()
 def test_many_shapes_are_compiled(monkeypatch, small):
-    """Check that more than eight shapes are compiled; torch's own limit would leave the others uncompiled."""
+    """Check that more than eight tensor shapes are compiled, although torch by default compiles no more than eight."""
     model, seen = toy_model(), []
 
     def backend(graph, inputs):
@@ -428,7 +435,7 @@ def test_many_shapes_are_compiled(monkeypatch, small):
 @pytest.mark.parametrize("name", ["static", "compiled"])
 @torch.inference_mode()
 def test_replayed_on_a_gpu(name, device, small):
-    """Check replayed decode steps on a GPU, also when the KV cache grows and when two threads decode at once."""
+    """Check decode steps replayed as CUDA graphs on a GPU, also when the KV cache grows and when two threads decode."""
     model = toy_model(tts_blocks=1).to(device)
     engine = open_engine(name, model)
     slots = engine.open(3)
@@ -491,7 +498,10 @@ def test_bad_input(monkeypatch):
 
 
 def test_a_recording_that_fails_is_tried_again():
-    """Check that a failed recording, as when another thread waits for the GPU, is retried and its step is computed."""
+    """Check that a failed recording of a CUDA graph is retried, and that its decode step is computed nevertheless.
+
+    Recording fails, for example, when another thread waits for the GPU.
+    """
 
     class Graphs(ReplayedOperations):
         failures = 1
