@@ -1,4 +1,4 @@
-"""Training runs of a toy system in which something goes wrong, in one process or in two that train together.
+"""Short training runs of a toy system with an injected fault, in one process or in two that train together.
 
 Faults of data and of gradients occur in the last process alone.
 """
@@ -30,15 +30,18 @@ from tests.unit.qa_brain import QABrain
 from tests.unit.toy import toy_model
 
 BATCHES, FEWER = 12, 6
-"""Optimiser steps of an epoch in one process (more than may be skipped in a row), and fewer in several processes."""
+"""Numbers of optimiser steps per epoch of the faulty training runs, in one process and in several.
+
+The first is larger than the number of steps that may be skipped in a row.
+"""
 PATIENCE = 4  # optimiser steps that may be skipped in a row, where an epoch has `FEWER`
 POISONED = 4
-"""Number of the optimiser step in the second epoch at which the fault occurs."""
+"""Number of the optimiser step in the second epoch at which the training's fault occurs."""
 FAULTS = ("none", "sample", "weight", "rate", "gradient")
 
 
 class Quiet:
-    """A stand-in without effect for the sampler's `set_epoch`, TensorBoard's `log_stats` and the validation."""
+    """A stand-in for a training's sampler, TensorBoard logger and validation that does nothing."""
 
     def set_epoch(self, epoch: int) -> None: ...
 
@@ -49,7 +52,7 @@ class Quiet:
 
 
 class FaultyBrain(QABrain):
-    """A Brain in whose second epoch one of `FAULTS` occurs."""
+    """A SpeechBrain Brain of a toy training in whose second epoch a fault occurs, one of `FAULTS`."""
 
     fault = "none"
 
@@ -69,7 +72,7 @@ class FaultyBrain(QABrain):
 
 
 def steps_of(processes: int) -> int:
-    """Return the number of optimiser steps of an epoch on a number of processes."""
+    """Return the number of optimiser steps per epoch when the toy system is trained by a number of processes."""
     return BATCHES if processes == 1 else FEWER
 
 
@@ -79,7 +82,7 @@ def is_last() -> bool:
 
 
 def batches(model: OmniLM, epoch: str, poisoned: bool = False) -> list[Batch]:
-    """Return the batches of an epoch, each of two samples; every process has other ones."""
+    """Return the batches of one training epoch, each of two samples; every process has other batches."""
     rng = torch.Generator().manual_seed(Share.of_torchrun().rank)
     made = []
     for number in range(steps_of(Share.of_torchrun().processes)):
@@ -125,7 +128,7 @@ def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) ->
 
 @mock.patch("omnikit.train.brain.draw_curves")  # takes longer than these runs, which do not test it
 def run(folder: Path, fault: str, _: mock.Mock, epochs: int = 2, **run_opts: Any) -> dict[str, Any]:
-    """Train with a fault, and return how the run ended, its log, and sums of the weights.
+    """Train a toy system with a fault, and return how the run ended, its log, and the sums of its weight tensors.
 
     The sums are those after the first epoch, at the end, and in the last checkpoint.
     """
@@ -156,7 +159,7 @@ def run(folder: Path, fault: str, _: mock.Mock, epochs: int = 2, **run_opts: Any
 
 
 def weights_of(model: OmniLM) -> list[float]:
-    """Return the sum of each tensor of a model, in float64."""
+    """Return the sum of each weight tensor and buffer of a model, computed in float64."""
     return [float(tensor.double().sum()) for tensor in model.state_dict().values()]
 
 

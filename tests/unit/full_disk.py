@@ -1,4 +1,4 @@
-"""Simulation of a full disk that works for root as well."""
+"""Simulation of a full disk by a limit on file sizes, which works for root as well."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """Context manager in which no file can grow beyond `size` bytes."""
+    """Context manager in which this process can make no file larger than `size` bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""Reference implementation of generation in the slowest, most obvious way, for comparison with the real one.
+"""Reference implementation of generation in the slowest, most obvious way, to compare omnikit's generation with.
 
 It computes one answer at a time, all sequences and positions anew at each step, and spells out the rules for each
 stream.
@@ -29,7 +29,7 @@ class PlainRules:
         self.leader = self.pattern.first.index(min(self.pattern.first))
 
     def next(self, text_logits: torch.Tensor, audio_logits: list[torch.Tensor]) -> list[int]:
-        """Choose the next tokens [S] from the logits [V] of each stream."""
+        """Choose the next tokens [S] of an answer from the logits [V] of each stream."""
         step = len(self.emitted)
         tokens = [self._text(text_logits, step), *self.layout.pads().tolist()[1:]]
         if self.task.speaks:
@@ -103,7 +103,7 @@ def plainly(
     strategy: Strategy = PARALLEL,
     seed: int = 0,
 ) -> tuple[list[list[int]], list[list[torch.Tensor]]]:
-    """Generate an answer, and return its tokens [L][S] and the logits [V] of each stream at each step."""
+    """Generate one answer, and return its tokens [L][S] and the logits [V] of each stream at each step."""
     rules, layout = PlainRules(model, task, question, decoding, seed), model.layout
     strategy = strategy.for_task(TASKS[task])
     speech = None

@@ -1,4 +1,4 @@
-"""The Brain of the recipe that learns every task, for tests of training steps."""
+"""The SpeechBrain Brain of the recipe that trains all tasks, for tests of training steps."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def brain_of(model: OmniLM) -> QABrain:
 
 
 def losses_of(brain: QABrain, batch: Batch) -> StreamLosses:
-    """Return the losses of each stream as the recipe computes them in a training step."""
+    """Return the training losses of each stream for a batch, as the recipe computes them in a training step."""
     return sum_losses(brain.compute_forward(batch, sb.Stage.TRAIN), recipe.token_loss)

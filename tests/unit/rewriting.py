@@ -1,4 +1,4 @@
-"""Toy parts, a toy voice and processes for the tests of tokenize and synthesize that kill them.
+"""Toy parts, a toy voice and helper processes for tests that kill `omnikit tokenize` and `omnikit synthesize`.
 
 The codec and the voice are slow, so that a process can be killed while it works.
 """
@@ -30,7 +30,7 @@ class SlowCodec(ToyCodec):
 
 
 class Beeps(Voice):
-    """A voice that utters a text as a tone, whose length grows with the text and whose pitch is chosen by the seed.
+    """A toy speech synthesiser that renders a text as a tone: longer for longer texts, its pitch chosen by the seed.
 
     It refuses texts with "§".
     """
@@ -46,7 +46,7 @@ class Beeps(Voice):
 
 
 def sound(seconds: float, seed: int = 0) -> bytes:
-    """Return a wav file of noise at 16 kHz."""
+    """Return the bytes of a WAV file of noise at 16 kHz."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.random.default_rng(seed).uniform(-0.3, 0.3, int(16000 * seconds)), 16000, format="WAV")
     return buffer.getvalue()
@@ -87,7 +87,9 @@ def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.
 
 
 def killed_at_random(run: Callable, manifest: Path, whole: Path, killed: Path) -> int:
-    """Fill the folder `whole` in one go, and `killed` by ten processes that get SIGKILL and a last one that completes.
+    """Write one output folder in one go, and another by ten processes that are killed and a last one that completes.
+
+    The folders are `whole` and `killed`; processes are killed by SIGKILL.
 
     Returns:
         The number of processes that were still running when they were killed.

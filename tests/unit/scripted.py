@@ -15,7 +15,7 @@ WORD = 7
 
 
 def emitted(decoder: Decoder, task: str, questions: list[Question], **asked) -> list[list[list[int]]]:
-    """Return the emitted tokens [S][L] of each question; all questions are submitted at once."""
+    """Return the tokens [S][L] generated for each of several questions, which are submitted at once."""
     requests = [decoder.request(TASKS[task], question, **asked) for question in questions]
     batch = decoder.batch(max(decoder.capacity, 2 * len(questions)))
     for request in requests:
@@ -74,7 +74,7 @@ class Script:
     def run(
         self, task: str, decoding: Decoding, strategy: Strategy = PARALLEL, questions: list[Question] | None = None
     ) -> list[list[int]]:
-        """Return the emitted tokens [S][L] of the first question."""
+        """Run the scripted model on one or more questions, and return the tokens [S][L] generated for the first."""
         given = [Question(text=[3])] if TASKS[task].given == "text" else [Question(features=torch.zeros(4, 12))]
         self.restart()
         return emitted(Decoder(self.model, decoding=decoding, strategy=strategy), task, questions or given)[0]
@@ -85,7 +85,7 @@ class Script:
         self.texts = 0
 
     def codes(self, tokens: list[list[int]]) -> list[list[int]]:
-        """Return the codes [K][T] that emitted tokens represent."""
+        """Return the codes [K][T] that the generated tokens [S][L] of an answer represent."""
         return read_frames(self.model, torch.tensor(tokens[1:])).codes.tolist()
 
     @property

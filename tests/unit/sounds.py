@@ -1,5 +1,4 @@
-"""Sound files for tests: valid ones in many formats, damaged ones in large numbers, and all functions that read them.
-"""
+"""Sound files for tests, valid in many formats or damaged at random, and all ways in which omnikit reads them."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ FORMATS = {
     "rf64": ("RF64", "PCM_16"), "aiff": ("AIFF", "PCM_16"), "caf": ("CAF", "PCM_16"), "au": ("AU", "PCM_16"),
 }  # fmt: skip
 Outcome = int | str
-"""Result of reading a file: its samples at the encoder's sample rate, or the reason why it is unusable."""
+"""Result of reading a sound file: its length in samples at the encoder's sample rate, or why it is unusable."""
 
 
 def noise(samples: int = 8000, seed: int = 0) -> np.ndarray:
@@ -40,7 +39,7 @@ def noise(samples: int = 8000, seed: int = 0) -> np.ndarray:
 
 
 def encoded(name: str, samples: np.ndarray | None = None, rate: int = RATE) -> bytes:
-    """Return a sound file in one of `FORMATS`."""
+    """Return the bytes of a sound file in one of the formats in `FORMATS`."""
     kind, subtype = FORMATS[name]
     buffer = io.BytesIO()
     soundfile.write(buffer, noise() if samples is None else samples, rate, format=kind, subtype=subtype)
@@ -70,7 +69,7 @@ def _mutated(data: bytearray, draw: random.Random) -> bytes:
 
 
 class Ear(ToyEncoder):
-    """An encoder that takes recordings of any length, and whose only feature is the length."""
+    """A toy audio encoder that takes recordings of any length, and whose only feature is the length in samples."""
 
     def forward(self, wav: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = torch.stack([lengths // 1000, lengths % 1000], dim=-1).float()  # numbers that float16 represents
@@ -81,7 +80,7 @@ class Ear(ToyEncoder):
 
 
 def by_all_paths(files: list[Path], folder: Path) -> dict[str, list[Outcome]]:
-    """Read each file in every way that omnikit has, and return the outcomes by way.
+    """Read each sound file in every way that omnikit has, and return the results by the name of the way.
 
     The ways are: a single file, from bytes, in a batch, for a cache, on the fly in training, in `tokenize`, in
     `prepare`.
@@ -156,7 +155,7 @@ def _tokenized(files: list[Path], folder: Path) -> list[Outcome]:
 
 
 class _reasons:
-    """Context manager that yields a mapping from entry id to reason of each entry that `tokenize` skips."""
+    """Context manager that yields a mapping from the id of each entry that `tokenize` skips to the reason."""
 
     def __enter__(self) -> dict[str, str]:
         self.kept, found = Summary.leave_out, {}

@@ -1,4 +1,4 @@
-"""Test that the judge transcribes speech of espeak right, and silence and noise as nothing."""
+"""Test that the recogniser that judges answers transcribes synthetic speech right, silence and noise as nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MINI = Path(__file__).resolve().parents[3] / "egs" / "mini"
 
 
 def mini_module(name: str):
-    """Import a module of `egs/mini`, which is not a package."""
+    """Import a module of the folder `egs/mini`, which is not a Python package."""
     sys.path.insert(0, str(MINI))
     try:
         return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Test published recognisers at a tiny size: their transcripts are those of their own code."""
+"""Test published speech recognisers at a tiny size: their transcripts equal those of their authors' own code."""
 
 from __future__ import annotations
 

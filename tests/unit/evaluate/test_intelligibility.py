@@ -27,7 +27,7 @@ from omnikit.tasks import TASKS
 
 @dataclass
 class Recorded:
-    """A recording in memory that has any sample rate it is asked for."""
+    """A stand-in for a recording that returns the same waveform for any requested sample rate."""
 
     wav: Tensor
 
@@ -36,7 +36,7 @@ class Recorded:
 
 
 class Ear:
-    """A judge that recognises the waveforms it was given, within the error of a coarse codec, and no others."""
+    """A stand-in for a speech recogniser that transcribes only known waveforms, within the error of a coarse codec."""
 
     def __init__(self, known: dict[str, Tensor]):
         self.known = known

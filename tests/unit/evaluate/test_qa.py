@@ -38,7 +38,7 @@ def test_right_answers_are_counted_by_kind():
 
 
 def test_a_short_expected_answer_may_stand_in_a_sentence():
-    """An answer that contains a short reference answer, as in LLaMA Questions, is counted as containing it."""
+    """A sentence that contains a short reference answer, as in LLaMA Questions, is counted as containing it."""
     entries = [ManifestEntry(name, "?", t2) for name, t2 in zip("abcd", ["Paris", "two", "the Nile", "!"], strict=True)]
     given = dict(zip("abcd", map(reply, ["It is Paris.", "twofold", "The Nile!", "none"]), strict=True))
     shares = count_right(A1T2, entries, given, Skipped(), plain)
@@ -77,7 +77,7 @@ def test_table_has_a_column_for_each_kind_of_any_split():
 
 @pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
 def test_any_of_the_accepted_answers_is_right(ending, tmp_path):
-    """Any of several reference answers of an entry is right, in each format of manifests."""
+    """A generated answer that equals any of an entry's accepted answers is right, in each manifest format."""
     path = tmp_path / f"llama.{ending}"
     written = [
         {"id": "1", "t1": "which city", "a1": "1.wav", "accepted": ["Paris", "the city of Paris"]},

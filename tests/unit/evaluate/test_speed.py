@@ -10,7 +10,7 @@ from omnikit.evaluate.speed import Timing, measure, speed_table, time_answer
 
 @dataclass
 class SlowOmni:
-    """A system that streams a word at once and then two chunks of sound, `wait` seconds apart."""
+    """A stand-in for a system that streams a word at once and then two chunks of sound, `wait` seconds apart."""
 
     wait: float = 0.05
     samples: int = 1600

@@ -38,7 +38,7 @@ def test_rates_are_those_of_jiwer(seed):
 
 @pytest.mark.parametrize("name", ["plain", "english"])
 def test_any_pairs_have_the_rate_of_jiwer_on_the_same_normalised_text(name):
-    """Error rates are those of jiwer for texts with numbers, spellings, contractions, punctuation, and empty texts."""
+    """Error rates are those of jiwer for texts with numbers, contractions and punctuation, and for empty texts."""
     normalize, rng = normalizer(name), random.Random(0)
     words = [*WORDS, "it's", "Mr.", "colour", "twenty", "-", "DON'T,", "$5", "ü", "(laughs)", "uh", "one", "1st"]
     for _ in range(60):
@@ -73,7 +73,7 @@ def test_an_empty_hypothesis_is_all_deletions_and_an_empty_reference_all_inserti
 )
 @pytest.mark.parametrize("reference", ["...", ""])
 def test_references_that_are_empty_after_normalisation_have_the_rate_of_jiwer(reference, hypotheses):
-    """Hypotheses of empty references have the error rates of jiwer; inserted words never give 0 %."""
+    """Error rates for empty references are those of jiwer; words that the hypotheses insert never give 0 %."""
     rates = score([Pair(str(i), reference, text) for i, text in enumerate(hypotheses)], plain)
     empty = [""] * len(hypotheses)
     assert rates.wer == rates.wer_utterance_mean == pytest.approx(100 * jiwer.wer(empty, hypotheses))
@@ -115,7 +115,7 @@ def test_a_text_is_the_same_in_every_unicode_form(text):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_words_stay_whole_in_every_script(text):
-    """Normalisation keeps the number of words, and every letter, combining mark and digit, in every script."""
+    """Text normalisation keeps the number of words, and every letter, combining mark and digit, in every script."""
     bare = "".join(char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char)[0] in "LMNZ")
     if "’" not in text:
         assert plain(text) == unicodedata.normalize("NFC", bare.casefold())
@@ -142,7 +142,7 @@ def test_what_belongs_to_a_word(typed, expected):
 
 
 def test_plain_english_is_what_it_was():
-    """ASCII text is normalised by the rules behind published figures, except that lone apostrophes are removed."""
+    """ASCII text is normalised by the rules behind published error rates, except that lone apostrophes are removed."""
     rng, signs = random.Random(0), string.ascii_letters + string.digits + string.punctuation + " " * 20 + "\n\t"
     for _ in range(2000):
         text = "".join(rng.choices(signs, k=40))

@@ -1,4 +1,4 @@
-"""Greedy decoding returns what a model has learned by heart, so training and decoding compute the same function."""
+"""Test that greedy decoding returns what a model was trained on: training and decoding compute the same function."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANSWERS = ["yes", "the dog hears one", "blue two"]
 
 
 def material(model, task):
-    """Return three questions of different lengths and their answers (text ids, codes)."""
+    """Return three questions of different lengths for a task, and the answer to each (text ids, codes)."""
     generator = torch.Generator().manual_seed(3)
     questions, targets = [], []
     for i, (text, answer) in enumerate(zip(TEXTS, ANSWERS, strict=True)):

@@ -1,4 +1,4 @@
-"""Each answer in a running batch equals the answer that the same request gets alone."""
+"""Test that each answer in a running batch equals the answer that the same request gets alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.unit.scripted import emitted
 from tests.unit.toy import toy_model
 
 TIE = 1e-4
-"""Maximum relative difference of the two largest logits at which rounding may swap them."""
+"""Relative difference of the two largest logits up to which rounding may swap them."""
 PATTERNS = pytest.mark.parametrize(
     ("pattern", "options"), [("delayed", {"tts_blocks": 1}), ("flattened", {}), ("parallel", {"text_lead": 1})]
 )
@@ -56,7 +56,8 @@ WAYS = (
 
 @dataclass
 class Case:
-    """A request with the turns of the batch at which it is submitted and cancelled."""
+    """A request of a test, with the number of the batch's turn at which it is submitted and at which it is cancelled.
+    """
 
     request: Request
     arrives: int
@@ -100,7 +101,8 @@ def decode(decoder: Decoder, cases: list[Case], capacity: int) -> None:
 
 
 def ties(model: OmniLM, request: Request) -> bool:
-    """Compare a request's tokens with the plain computation; return whether they first differ where two logits tie."""
+    """Compare a request's tokens with the reference implementation; return whether they differ because two logits tie.
+    """
     asked = {"decoding": request.decoding, "strategy": request.strategy, "seed": request.seed}
     expected, logits = plainly(model, request.task.name, request.question, **asked)
     if request.end == CANCELLED:
@@ -118,7 +120,7 @@ def ties(model: OmniLM, request: Request) -> bool:
 
 
 def check_whole(model: OmniLM, request: Request) -> None:
-    """Check that the chunks of a request add up to its text, codes and waveform."""
+    """Check that the streamed chunks of a request add up to the text and the waveform of its answer."""
     chunks, answer = list(request), request.wait(0)
     assert "".join(chunk.text for chunk in chunks) == model.llm.tokenizer.decode(answer.text)
     assert chunks[-1].end == request.end == answer.end
@@ -128,7 +130,7 @@ def check_whole(model: OmniLM, request: Request) -> None:
 
 
 def ends_often(model: OmniLM) -> OmniLM:
-    """Make a model's heads prefer an end mark about every tenth step, which an untrained model seldom does."""
+    """Make a model's heads prefer an end token about every tenth step, which an untrained model seldom does."""
     text, audio, layout = model.text_logits, model.audio_logits, model.layout
 
     def with_end(logits: torch.Tensor, end: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -145,7 +147,7 @@ def ends_often(model: OmniLM) -> OmniLM:
 
 
 class Recorded(StaticEngine):
-    """An engine `static` that records and replays decode steps on a CPU, as on a GPU."""
+    """The engine `static` with decode steps that are recorded and replayed on a CPU, as CUDA graphs are on a GPU."""
 
     def open(self, capacity):
         slots = super().open(capacity)
@@ -223,7 +225,7 @@ def test_a_seed_alone_decides_what_is_sampled():
 
 
 def test_prompts_are_computed_in_bounded_pieces(monkeypatch):
-    """Check that prefill between two steps of a running answer is bounded by `PREFILL_POSITIONS`."""
+    """Check that the prompt positions computed between two decode steps are at most `PREFILL_POSITIONS`."""
     monkeypatch.setattr("omnikit.generate.running_batch.PREFILL_POSITIONS", 8)
     model, seen = toy_model(), []
     hidden = model.hidden
@@ -246,7 +248,7 @@ def test_prompts_are_computed_in_bounded_pieces(monkeypatch):
 
 
 def test_questions_are_admitted_in_their_order():
-    """Check that a request for two slots is not overtaken by one for a single slot."""
+    """Check that a request that needs two slots is not overtaken by a later one that needs a single slot."""
     decoder = Decoder(toy_model(), decoding=Decoding(min_steps=5, max_steps=5))
     batch, begun = decoder.batch(2), []
     for name, strategy in (("a", PARALLEL), ("b", BATCH_PARALLEL), ("c", PARALLEL), ("d", PARALLEL)):
@@ -418,7 +420,7 @@ def test_the_queue_is_bounded():
 
 
 def test_three_rows_keep_their_places():
-    """Check a strategy of three sequences per question beside others whose slots are released in between."""
+    """Check answers of a strategy with three sequences per question, while slots of other answers are released."""
     model, three = toy_model(), Strategy(text_only=(True, False, True), text_from=2, audio_from=1)
     decoder = Decoder(model, decoding=Decoding(text=Sampling(1.0), min_steps=4, max_steps=20))
     questions = [Question(text=[n, 3]) for n in (4, 5, 6)]
@@ -580,7 +582,7 @@ def resident_mib() -> float:
 
 
 def storm(omni: Omni, count: int, seed: int) -> None:
-    """Submit requests from eight threads, and cancel a third of them at random moments."""
+    """Requests that are submitted from eight threads are answered or, at random moments, cancelled."""
 
     def ask(number: int) -> None:
         draw = random.Random(1000 * seed + number)

@@ -1,4 +1,4 @@
-"""Truncated, cancelled and failing answers: the reason for their end, and the validity of what they emitted before."""
+"""Test truncated, cancelled and failing answers: why they ended, and that the output before the end is valid."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STRATEGIES = pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL])
 
 
 class Watched(TorchEngine):
-    """An engine that calls `at[n]` while it computes the n-th decode step, counted from 1."""
+    """An engine that calls the function `at[n]` while it computes the n-th decode step, counted from 1."""
 
     def __init__(self, model, at=None):
         super().__init__(model)
@@ -54,7 +54,7 @@ class Watched(TorchEngine):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Replace the clock of generation by one that only a test advances."""
+    """Replace the clock that limits the time of answers by one that only the test advances."""
 
     class Clock:
         now = 100.0
@@ -68,7 +68,7 @@ def clock(monkeypatch):
 
 
 def test_another_thread_cancels_within_a_step():
-    """Check that an answer cancelled during its third step includes that step and has no fourth."""
+    """Check that an answer that is cancelled during its third decode step includes that step and has no fourth."""
     cancel, under_way, cancelled = (threading.Event() for _ in range(3))
 
     def third():
@@ -119,7 +119,7 @@ def test_an_iterator_that_is_dropped_cancels_its_answer():
 
 
 def test_a_time_limit_stops_within_a_step(clock):
-    """Check time limits with decode steps that take a second each."""
+    """Check time limits of answers, with decode steps that take one second each."""
     engine = Watched(toy_model(), dict.fromkeys(range(1, 99), clock.tick))
     for limit, expected in ((0.5, 1), (1.0, 1), (3.5, 4)):
         engine.calls = 0
@@ -133,7 +133,7 @@ def test_a_time_limit_stops_within_a_step(clock):
 
 
 def test_each_answer_of_a_batch_has_its_own_end(monkeypatch):
-    """Check two texts of which the first ends at its third step and the second never ends."""
+    """Check a batch of two written answers, of which the first ends at its third step and the second never ends."""
     model, asked = toy_model(), []
 
     def logits(hidden):
@@ -190,13 +190,13 @@ def test_every_verb_is_stopped(clock):
 
 @pytest.fixture
 def script(monkeypatch):
-    """Return the constructor of a model with scripted logits, see `Script`: `script(text, audio, pattern, **options)`.
+    """Return the constructor of a model with scripted logits: `script(text, audio, pattern, **options)`; see `Script`.
     """
     return lambda *args, **options: Script(monkeypatch, *args, **options)
 
 
 def ask(scripted: Script, decoding: Decoding, strategy=PARALLEL):
-    """Return text ids, codes [K][T] and end of a spoken answer; assert that its stream gives the same."""
+    """Return text ids, codes [K][T] and end of a spoken answer, and check that streaming gives the same answer."""
     scripted.restart()
     decoder = Decoder(scripted.model, decoding=decoding, strategy=strategy)
     found = decoder.answers(TASKS["A1A2"], [Question(features=torch.zeros(4, 12))])[0]
@@ -209,7 +209,7 @@ def ask(scripted: Script, decoding: Decoding, strategy=PARALLEL):
 
 
 SHORT = [[0, 4, 5, "eoa"], [0, 0, 4, 5, "eoa"], [0, 0, 0, 4, 5, "eoa"]]
-"""Scripted audio of two frames with the delays 1, 2, 3."""
+"""Scripted tokens of three audio streams with two frames and the delays 1, 2 and 3."""
 
 
 @STRATEGIES
@@ -246,7 +246,8 @@ def test_a_text_that_never_ends_is_cut(script):
 @pytest.mark.parametrize("bad", ["pad", "input", "answer", "split"])
 @pytest.mark.parametrize("stream", [0, 1, 2])
 def test_a_frame_with_an_id_that_is_no_code_is_left_out(script, stream, bad):
-    """Check that an unconstrained frame with an id outside the codebook is skipped, and its neighbours are not."""
+    """Check that an unconstrained audio frame with an id outside the codebook is skipped, and its neighbours are not.
+    """
     audio = [[0] * delay + [4, 5, 6, 7, "eoa"] for delay in (1, 2, 3)]
     audio[stream][1 + stream + 2] = bad  # in the third frame
     assert ask(script(["eot"], audio), FREE) == ([], [[4, 5, 7]] * 3, END)
@@ -254,7 +255,8 @@ def test_a_frame_with_an_id_that_is_no_code_is_left_out(script, stream, bad):
 
 @pytest.mark.parametrize("stream", [0, 1])
 def test_nothing_is_heard_behind_an_end_mark(script, stream):
-    """Check that frames after the `eoa` of one stream are not audible, though the answer ends four steps later."""
+    """Check that frames after the end token `eoa` of one stream are left out, though the answer ends four steps later.
+    """
     audio = [[0] * delay + [4, 5, 6, 7, 8, 9, "eoa"] for delay in (1, 2, 3)]
     audio[stream][1 + stream + 2] = "eoa"
     assert ask(script(["eot"], audio), FREE) == ([], [[4, 5]] * 3, END)
@@ -268,7 +270,8 @@ def test_nothing_is_heard_behind_an_end_mark(script, stream):
     ],
 )  # fmt: skip
 def test_frames_of_a_stream_are_those_of_the_whole(pattern, options):
-    """Check that frames read step by step equal those of the whole answer, with random ids among the codes."""
+    """Check that frames read step by step equal those read from the whole answer, also with random ids among the codes.
+    """
     model, draw = toy_model(pattern, **options), torch.Generator().manual_seed(1)
     for _ in range(30):
         sizes = model.layout.sizes

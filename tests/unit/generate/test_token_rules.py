@@ -1,4 +1,4 @@
-"""Rules for the ends of answers and for the tokens that are fed, each checked with scripted logits."""
+"""Test the rules by which answers end and by which tokens are fed back, with models whose logits are scripted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.unit.toy import toy_model
 
 @pytest.fixture
 def script(monkeypatch):
-    """Return the constructor of a model with scripted logits, see `Script`: `script(text, audio, pattern, **options)`.
+    """Return the constructor of a model with scripted logits: `script(text, audio, pattern, **options)`; see `Script`.
     """
     return lambda *args, **options: Script(monkeypatch, *args, **options)
 
@@ -74,7 +74,7 @@ def test_after_its_end_a_stream_goes_on_freely_as_published(script):
 
 
 def test_constrained_streams_end_together_and_are_padded(script):
-    """Check that the end of the leading stream ends the others, whose scripted codes never end."""
+    """Check that the end of the leading audio stream ends the other streams, whose scripted codes never end."""
     scripted = script([WORD], [[0, 4, 5, "eoa"], [2], [3]])
     tokens = scripted.run("T1A2", SAFE)
     pads, ids = scripted.pads, scripted.model.layout.audio
@@ -96,7 +96,7 @@ def test_constrained_answers_have_a_frame_at_least(script):
     [("delayed", [2, 0, 1]), ("delayed", [0, 0, 2, 1]), ("delayed", [1, 1, 1]), ("parallel", None)],
 )
 def test_streams_end_with_the_frame_of_the_leader(script, pattern, delays, lead):
-    """Check that all streams end after the two frames of the stream that begins first, for different delays."""
+    """Check that all audio streams end with the two frames of the stream that begins first, for different delays."""
     starts = [lead + d for d in delays or [0, 0, 0]]
     leader = starts.index(min(starts))
     audio = [[2 + s] for s in range(len(starts))]
@@ -114,12 +114,12 @@ def test_streams_end_with_the_frame_of_the_leader(script, pattern, delays, lead)
 
 
 FLAT = [1, 11 + 2, 22 + 3]
-"""One frame of three codebooks of eleven codes in a single stream."""
+"""Token ids of one frame of three codebooks with eleven codes each, in a single flattened stream."""
 
 
 @pytest.mark.parametrize("lead", [0, 1, 4])
 def test_a_flattened_answer_ends_between_frames(script, lead):
-    """Check that constrained decoding delays an `eoa` that is scripted inside a frame to the end of the frame."""
+    """Check that constrained decoding delays an end token `eoa` scripted inside a frame to the end of the frame."""
     scripted = script([WORD], [[9] * lead + [*FLAT, FLAT[0], "eoa"]], "flattened", text_lead=lead)
     tokens = scripted.run("T1A2", SAFE)
     assert tokens[1][: lead + 4] == [scripted.pads[1]] * lead + [*FLAT, FLAT[0]]
@@ -145,7 +145,7 @@ def test_a_flattened_answer_that_ends_inside_a_frame_loses_that_frame(script):
 
 @pytest.mark.parametrize("decoding", [FREE, SAFE])
 def test_ids_outside_the_codebook(script, decoding):
-    """Check that ids outside the codebook are emitted unconstrained, as published, and never when constrained."""
+    """Check that ids outside the codebook are generated in unconstrained decoding, as published, and only there."""
     scripted = script([WORD], [["answer"], ["input"], ["split"]])
     tokens = scripted.run("T1A2", decoding)
     codes = scripted.model.codec.codebook_size
@@ -239,7 +239,7 @@ def test_no_stream_ends_before_min_steps(script, decoding):
 @pytest.mark.parametrize("questions", [1, 3])
 @pytest.mark.parametrize("task", ["T1A2", "A1A2"])
 def test_what_is_computed(script, task, questions):
-    """Check that sequences of a question share their prompt, and that ended texts cost no logits."""
+    """Check that a question's prompt is computed once for all its sequences, and that ended texts cost no logits."""
     given = {"T1A2": Question(text=[3, 4]), "A1A2": Question(features=torch.zeros(4, 12))}[task]
     scripted = script([WORD, WORD, "eot"], CODES)
     for strategy, rows in ((PARALLEL, 1), (BATCH_PARALLEL, 2)):
@@ -283,7 +283,7 @@ def test_tokens_are_those_of_computing_everything(monkeypatch, pattern, options,
 
 
 class HostWaits(TorchDispatchMode):
-    """A mode that counts the operations that make a GPU and the host wait for each other.
+    """A torch dispatch mode that counts operations in which a GPU and the host wait for each other.
 
     These read a value on the host, convert a boolean mask to indices, or copy a tensor from the host.
     """

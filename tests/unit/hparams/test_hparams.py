@@ -1,4 +1,4 @@
-"""Test the choice of parts by name, overrides of options, the command line, and safe loading of a stranger's YAML."""
+"""Test the choice of parts by name, overrides of options, the command line, and safe loading of untrusted YAML."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PARTS = {
 
 @pytest.fixture(autouse=True)
 def part_folder(tmp_path, monkeypatch):
-    """Use a folder of part files with stand-in classes in place of `hparams/`, and return it."""
+    """Replace the folder `hparams/` by a folder of part files with stand-in classes, and return the folder."""
     for name, text in PARTS.items():
         file = tmp_path / "parts" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -300,7 +300,7 @@ def test_a_strangers_yaml_runs_nothing(text, tmp_path):
 
 
 def test_options_that_name_a_place_are_for_classes_of_ones_own():
-    """Options of an allowed class may name places, since whoever allows a class answers for it; omnikit's may not."""
+    """YAML options of a class that the user allowed may name files; those of omnikit's own classes may not."""
     own = "a: !new:standins.Thing {where: ../words.txt}\n"
     ours = "b: !name:omnikit.adapters.MLPAdapter {hidden: ../a}\n"
     hparams.check_safe(own, "f", allow=("standins",))

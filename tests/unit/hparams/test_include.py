@@ -1,4 +1,4 @@
-"""Test recipes that include another file by `<<: !include:base.yaml {}`."""
+"""Test recipes that include another YAML file by `<<: !include:base.yaml {}`."""
 
 from __future__ import annotations
 

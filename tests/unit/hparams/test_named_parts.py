@@ -1,4 +1,4 @@
-"""Test that every part file builds by its own name, with the options that it lists."""
+"""Test that every part file builds the part of its name, with the options that the file lists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_there_is_a_choice_of_every_kind():
 
 
 def test_all_of_them_are_installed():
-    """The patterns in setup.cfg match all files of the folder of part files."""
+    """The package data patterns in setup.cfg match all part files, so that the installed package has them."""
     config = configparser.ConfigParser(interpolation=None)
     config.read(ROOT / "setup.cfg")
     patterns = config["options.package_data"]["omnikit.part_files"].split()

@@ -1,4 +1,4 @@
-"""Test the flags for all parts at once, and the names of chosen parts in the results of a run."""
+"""Test the command-line flags for all parts at once, and the names of chosen parts in the results of a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def recipe(tmp_path, own):
 
 
 def system(**settings):
-    """Return the resolved tree of hparams/system.yaml with settings."""
+    """Return the YAML tree of hparams/system.yaml after the given settings have been applied."""
     return read_tree_text(resolve(SYSTEM, settings)[1], SYSTEM)
 
 

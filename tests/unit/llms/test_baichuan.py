@@ -1,4 +1,5 @@
-"""Baichuan's published folder format, compared with a slow twin of its attention and head."""
+"""Test Baichuan language models in their published folder format against a slow implementation of attention and head.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from omnikit.llms.tokenizers import SentencePieceTokenizer
 
 WIDTH, HEADS, LAYERS, INNER, VOCAB, EPS = 16, 2, 2, 24, 40, 1e-6
 CLASSES = {"BaiChuanForCausalLM": False, "BaichuanForCausalLM": True}
-"""Mapping from class name in `config.json` to whether the rows of its head are scaled to length 1."""
+"""Mapping from the model class in `config.json` to whether each row of the head's weight is scaled to length 1."""
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -55,7 +56,7 @@ def write(folder, tokenizer: str, architecture: str, form: str, **changes) -> di
 
 
 def turned(x: torch.Tensor, place: int) -> torch.Tensor:
-    """Apply rotary positions to one head's vector [W]: dimensions i and i + W / 2 are a point that is rotated."""
+    """Apply rotary position embedding to one head's vector [W]; dimensions i and i + W / 2 are rotated as a pair."""
     half = len(x) // 2
     out = x.clone()
     for i in range(half):
@@ -70,7 +71,7 @@ def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def attend(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """Compute attention for normed states [L, D] -> [L, D], one head and one position after the other."""
+    """Compute causal self-attention for normed states [L, D] -> [L, D], one head and one position after the other."""
     q, k, v = (x @ packed.T).split(WIDTH, dim=-1)
     width, out = WIDTH // HEADS, torch.zeros_like(x)
     for part in (slice(h * width, (h + 1) * width) for h in range(HEADS)):
@@ -82,7 +83,7 @@ def attend(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 def twin(state: dict[str, torch.Tensor], ids: torch.Tensor, normed_head: bool) -> torch.Tensor:
-    """Compute the logits [L, V] of ids [L] as plainly as possible."""
+    """Compute a Baichuan model's logits [L, V] for ids [L] by a slow, simple implementation."""
     w = {name.removesuffix(".weight").removeprefix("model."): tensor for name, tensor in state.items()}
     x = w["embed_tokens"][ids]
     for layer in (f"layers.{i}" for i in range(LAYERS)):

@@ -1,4 +1,4 @@
-"""Language models of each supported class, saved by transformers and loaded here, give the logits of transformers."""
+"""Test that language models of each supported class, saved by transformers, give the logits of transformers here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ VOCAB, LENGTH = 300, 20
 
 
 def write(folder, name: str, **numbers):
-    """Save a model of a class with random weights, in the format of transformers; all weights affect its logits."""
+    """Save a language model with random weights, all of which affect its logits, in the format of transformers."""
     kind = name.split()[0]
     options = {"vocab_size": VOCAB, **CLASSES.get(name, {}), **numbers}
     config = make_config({"model_type": kind, **options}, vocab_size=VOCAB, size="tiny", attention=None)

@@ -1,4 +1,4 @@
-"""Configurations of backbones: tiny sizes, published numbers, and refused values."""
+"""Test configurations of backbones: tiny sizes, published sizes, and refused values."""
 
 from __future__ import annotations
 

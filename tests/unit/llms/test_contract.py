@@ -1,4 +1,4 @@
-"""The contract that every backbone of hparams/llm/ has to keep; a new one is tested through its part file."""
+"""Test the contract of every backbone that has a part file in hparams/llm/; a new one is covered by its file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def places(batch: int, begin: int, end: int) -> torch.Tensor:
 
 
 def step_by_step(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Compute the outputs of inputs [B, L, D] over a KV cache: the first half at once, then one position at a time."""
+    """Compute outputs for inputs [B, L, D] over a KV cache: the first half at once, then one position at a time."""
     cache, half = module.new_cache(), LENGTH // 2
     ends = [half, *range(half + 1, LENGTH + 1)]
     parts = zip([0, *ends], ends, strict=False)

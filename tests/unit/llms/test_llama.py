@@ -1,4 +1,4 @@
-"""Backbones of Llama's kind, computed without transformers, equal those of transformers."""
+"""Test that backbones of Llama's architecture, computed without transformers, equal those of transformers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ DIM = 32
 
 
 def numbers(case: str) -> dict:
-    """Return the numbers of a small backbone whose query heads share key heads, with wide heads where possible."""
+    """Return the configuration of a small backbone whose query heads share key heads, with wide heads where possible.
+    """
     kind = case.split(",")[0]
     wide = {"head_dim": 16} if kind != "qwen2" else {}
     return {
@@ -56,7 +57,7 @@ def numbers(case: str) -> dict:
 
 
 def both(case: str) -> tuple[TransformersLM, TransformersLM]:
-    """Return a backbone computed by transformers and one computed here, with the same random weights."""
+    """Return two backbones with the same random weights, one computed by transformers and one by omnikit."""
     torch.manual_seed(0)
     theirs = TransformersLM(config=numbers(case), tokenizer="bytes", attention="eager").eval()
     with torch.no_grad():
@@ -138,7 +139,7 @@ def test_through_a_cache_whose_rows_are_selected_and_which_is_cropped(case):
 @pytest.mark.parametrize("case", CASES)
 @torch.inference_mode()
 def test_blocks_of_its_kind(case):
-    """Check the blocks for a TTS adapter, which have their own norm and are more than the backbone has."""
+    """Check the extra blocks for a TTS adapter, which have their own norm and are more than the backbone has."""
     theirs, ours = (model.blocks(3).eval() for model in both(case))
     ours.load_state_dict(theirs.state_dict())
     inputs, caches = torch.randn(3, LENGTH, DIM), [ours.new_cache(), theirs.new_cache()]
@@ -291,7 +292,7 @@ def test_a_checkpoint_is_loaded_into_it(tmp_path):
 
 
 def test_it_is_built_without_transformers():
-    """Check that building and running a backbone imports neither transformers nor the compiler."""
+    """Check that building and running a backbone imports neither transformers nor torch's compiler."""
     code = f"""
 import sys, torch
 from omnikit.llms.build_modes import for_inference

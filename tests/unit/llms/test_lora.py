@@ -1,4 +1,4 @@
-"""LoRA on a backbone: its parameters, checkpoints and refused options."""
+"""Test LoRA on a backbone: its parameters, checkpoints and refused options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Language models and tokenizers in the format of transformers."""
+"""Test loading language models and tokenizers in the format of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers of the kinds that Qwen, Llama and Gemma have treat text as text, even if it spells special tokens."""
+"""Test that tokenizers like those of Qwen, Llama and Gemma encode text as text, even if it spells special tokens."""
 
 # ruff: noqa: RUF001
 
@@ -18,7 +18,7 @@ from omnikit.tokens import TokenLayout
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>", "[INST]", "<start_of_turn>", "<bos>"]
 ADDED = ["<laugh>", "   "]
-"""Added tokens that are ordinary vocabulary rather than special tokens."""
+"""Tokens added to the test tokenizers that are ordinary vocabulary rather than special tokens."""
 SCRIPTS = [
     "what is two plus three?", "Größe, naïveté", "Привет, мир", "Γειά σου Κόσμε", "שָׁלוֹם עוֹלָם", "مَرْحَبًا بِالعَالَم",
     "मुझे हिन्दी पसंद है", "বাংলা ভাষা", "สวัสดีชาวโลก น้ำ", "你好，世界", "こんにちは", "안녕하세요 세계", "ሰላም",
@@ -58,7 +58,7 @@ def byte_fallback(dummy_prefix: bool) -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """Return a unigram tokenizer like sentencepiece's, which would find its special tokens in a text."""
+    """Return a unigram tokenizer like those of sentencepiece, which by itself would find special tokens in a text."""
     pieces = [(token, 0.0) for token in ["<unk>", *(each for each in SPECIAL if each != "<unk>")]]
     pieces += [(f"<0x{byte:02X}>", -9.0) for byte in range(256)] + [("▁", -2.0)]
     pieces += [(chr(char), -5.0) for char in range(33, 127)] + [("▁and", -3.0), ("▁say", -3.0)]
@@ -89,7 +89,7 @@ def special_ids(tokenizer: TransformersTokenizer) -> set[int]:
 
 
 def streamed(tokenizer: TransformersTokenizer, ids: list[int]) -> list[str]:
-    """Return the text that a streamed answer adds for each of some ids, and at its end."""
+    """Return the pieces of text that a streamed answer gives out: one after each id, and one at the end."""
     layout = TokenLayout(text_vocab=tokenizer.vocab_size, codebook_size=1, carries=((0,),))
     reader = TextReader(SimpleNamespace(llm=SimpleNamespace(tokenizer=tokenizer), layout=layout))
     return [*map(reader.push, ids), reader.finish()]
@@ -109,7 +109,7 @@ def test_counts_are_those_of_the_ids(tokenizer):
 
 
 def test_special_tokens_among_ids_are_no_text(tokenizer):
-    """Check that special tokens that a language model emits are not part of the text."""
+    """Check that special tokens that a language model generates are left out of the decoded text."""
     ids = [*tokenizer.encode("four"), *sorted(special_ids(tokenizer))]
     assert tokenizer.decode(ids) == "four"
 
@@ -145,7 +145,7 @@ def test_control_symbols_of_sentencepiece_are_text(tmp_path: Path):
 
 
 def test_transformers_sees_a_tokenizers_own_files_alone(tmp_path):
-    """Check that neither settings nor links of chat templates make transformers read files outside the folder."""
+    """Check that no setting or link in a tokenizer folder makes transformers read files outside the folder."""
     folder, outside = tmp_path / "tokenizer", tmp_path / "outside"
     (folder / "additional_chat_templates").mkdir(parents=True)
     outside.mkdir()

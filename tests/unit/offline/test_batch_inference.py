@@ -1,4 +1,7 @@
-"""Test offline batch inference: results are those of single answers, also after kills, damage and with processes."""
+"""Test offline batch inference: results equal those of single answers, also after kills and with several processes.
+
+Damaged recordings are among its inputs.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ NAMES = ["a", "b", "deep/c", "deep/d", "e"]
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Return a folder of five recordings, two unreadable ones and a text file."""
+    """Return a folder of five valid recordings, two unreadable ones and a text file."""
     place = tmp_path / "questions"
     (place / "deep").mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +125,7 @@ def test_one_recording_that_the_encoder_refuses_does_not_stop_its_batch(folder, 
 
 
 def test_folders_as_people_have_them(folder, tmp_path):
-    """A folder may hold a recording that is too long, one without extension, one in an unknown format, hidden files."""
+    """Batch inference over a folder copes with too long recordings, lacking extensions, unknown and hidden files."""
     save_audio(folder / "long.flac", torch.zeros(30 * 16000 + 64), 16000)
     (folder / "e.flac").rename(folder / "e")
     (folder / "film.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
@@ -137,7 +140,7 @@ def test_folders_as_people_have_them(folder, tmp_path):
 
 
 def test_a_killed_run_goes_on(folder, tmp_path, monkeypatch):
-    """A killed job is resumed: finished entries are kept, others are answered, and a truncated line is dropped.
+    """A killed batch inference resumes: finished entries are kept, others are answered, a truncated line is dropped.
 
     Entries that were skipped or whose wav file is missing are tried again.
     """

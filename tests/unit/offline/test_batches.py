@@ -1,4 +1,4 @@
-"""Test entries without a usable question, and entries that have features instead of a recording."""
+"""Test batch inference and evaluation of entries without a usable question, or with features instead of a recording."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the common part of all prepare.py: checking recordings, counting, resuming, writing."""
+"""Tests of the code that the prepare.py of all corpora share: checking recordings, counting, resuming, writing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_damage_in_the_middle_is_found_by_decoding(tmp_path: Path):
 
 
 class Upstream:
-    """A corpus in memory: shards of items, each with a source file whose change invalidates the shard."""
+    """A test corpus in memory, divided into shards of items; each shard has a source file whose change invalidates it.
+    """
 
     def __init__(self, folder: Path, *shards: Iterable[dict | Remark], **options):
         self.shards, self.read = list(shards), []

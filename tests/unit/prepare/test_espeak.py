@@ -29,7 +29,10 @@ def test_speed_pitch_and_gap_are_heard():
 
 
 def fundamental(text: str, pitch: int) -> float:
-    """Return the fundamental frequency in Hz of the loudest tenth of a second, by autocorrelation in 60..350 Hz."""
+    """Return the fundamental frequency in Hz of synthesized speech, in its loudest tenth of a second.
+
+    It is the maximum of the autocorrelation in 60..350 Hz.
+    """
     wav, rate = synthesize(text, pitch=pitch)
     size = rate // 10
     start = np.convolve(wav**2, np.ones(size), "valid").argmax()

@@ -38,7 +38,8 @@ class Counting(ToyCodec):
 
 
 class Manifest:
-    """A test manifest with paths of recordings or embedded ones, and the shards of two entries written from it."""
+    """A test manifest with embedded recordings or paths of files, and the shards of two entries each written from it.
+    """
 
     def __init__(self, folder: Path, ending: str):
         self.folder, self.out, self.embedded = folder / "data", folder / "out", ending == "embedded.parquet"
@@ -69,7 +70,7 @@ class Manifest:
         return {"id": name, "t1": "text", "a1": self.sounds[name] if self.embedded else str(file)}
 
     def encoded(self) -> int:
-        """Return the number of recordings that are encoded when the shards are written, and check the shards."""
+        """Write the shards of a manifest, check them, and return the number of recordings that had to be encoded."""
         self.parts.codec.encoded.clear()
         tokenize(self.path, self.out, self.parts, fields=("a1",), shard_size=2)
         count = len(self.parts.codec.encoded)
@@ -128,7 +129,10 @@ def test_other_parts_keep_nothing(manifest: Manifest):
 
 @pytest.mark.parametrize("manifest", ["csv", "embedded.parquet"], indirect=True)
 def test_shards_of_an_earlier_version(manifest: Manifest, caplog: pytest.LogCaptureFixture):
-    """Old shards are reused if recordings are embedded, whose changes the manifest shows, and else written again."""
+    """Shards of an earlier version are reused if the manifest embeds its recordings, and otherwise written again.
+
+    Changes of embedded recordings show in the manifest itself.
+    """
     reuse._report_old.cache_clear()
     for number, path in enumerate(sorted(manifest.out.glob("*.summary.json"))):
         note = json.loads(path.read_text())
@@ -150,7 +154,7 @@ def test_fingerprints_without_recordings_are_those_of_earlier_versions(tmp_path:
 
 
 def test_synthesis_does_not_read_recordings(tmp_path: Path):
-    """A changed recording that is given by its path does not change the shards of `synthesize`."""
+    """Speech synthesis for a manifest keeps its shards when a recording that an entry names by path has changed."""
     (tmp_path / "a.wav").write_bytes(sound(0.1))
     fields = [name for name in FIELDS if name in ("id", "t1", "t2", "a1")]
     with ManifestWriter(tmp_path / "m.csv", fields) as writer:
@@ -163,7 +167,7 @@ def test_synthesis_does_not_read_recordings(tmp_path: Path):
 
 
 class Upstream:
-    """A test corpus of one transcript that names sound files, whose headers `prepare` reads."""
+    """A test corpus with one transcript that names sound files, whose headers are read to prepare it."""
 
     def __init__(self, folder: Path, shards: bool):
         self.folder, self.read = folder, 0
@@ -213,7 +217,8 @@ def test_a_broken_recording_that_is_repaired_gets_its_row(upstream: Upstream):
 
 
 def test_a_recording_in_another_format_is_followed(upstream: Upstream):
-    """A FLAC file is used, and noticed when it changes, where the transcript names a missing WAV file."""
+    """Where a transcript names a missing WAV file, a FLAC file of the same name is used, and its changes are noticed.
+    """
     (upstream.folder / "1.wav").unlink()
     assert upstream.durations() == {"0": 0.1, "2": 0.3}
     for seconds in (0.4, 0.6):
@@ -222,7 +227,7 @@ def test_a_recording_in_another_format_is_followed(upstream: Upstream):
 
 
 def test_paths_in_structs_are_followed(tmp_path: Path):
-    """A change of the file is noticed where a struct {bytes, path} holds only a path."""
+    """A changed recording is encoded again where a Parquet struct {bytes, path} holds only its path."""
     rows = [{"id": "r", "t1": "text", "a1": {"bytes": None, "path": str(tmp_path / "r.wav")}}]
     kinds = pa.schema([("id", pa.string()), ("t1", pa.string()),
                        ("a1", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])  # fmt: skip

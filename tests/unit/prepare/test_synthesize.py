@@ -1,4 +1,4 @@
-"""Tests of `omnikit synthesize`: speakers, which entries get a recording, and independence of interruptions."""
+"""Tests of `omnikit synthesize`: speakers, which entries get a recording, and equal output after interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tests of `omnikit tokenize`: content of the shards, skipped entries, and independence of kills and processes."""
+"""Tests of `omnikit tokenize`: content of the shards, skipped entries, and equal output after kills and by processes.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def write(path: Path, rows: list[dict], group: int = 100, embedded: bool = True)
 
 
 def spoken(count: int = 3, *, answers: bool = True) -> list[dict]:
-    """Return test entries with embedded recordings."""
+    """Return test entries of a manifest with embedded recordings."""
     rows = [{"id": f"r{i}", "speaker": "7", "t1": QUESTION, "a1": sound(0.1 + 0.07 * (i % 5), i)} for i in range(count)]
     return (
         [{**row, "t2": ANSWER, "a2": sound(0.2 + 0.03 * i, -i + 99)} for i, row in enumerate(rows)] if answers else rows
@@ -85,7 +86,7 @@ def test_shards_hold_what_the_parts_make_of_the_recordings(ending: str, tmp_path
 
 
 def test_samples_are_those_of_the_recordings(model, tmp_path: Path):
-    """Samples of all tasks from codes and features equal those computed from recordings."""
+    """Training samples of all tasks from stored codes and features equal those computed from the recordings."""
     path = write(tmp_path / "m.parquet", spoken(5))
     tokenize(path, tmp_path / "out", parts_of(model), fields=("a1", "a2"), drop=("a1", "a2"))
     weights = dict.fromkeys(TASKS, 1.0)
@@ -123,7 +124,7 @@ def test_the_answers_become_codes_unless_there_are_none(tmp_path: Path):
 
 
 def test_features_of_another_encoder(model, tmp_path: Path):
-    """Features of another encoder are refused without a recording, and computed again with one."""
+    """Stored features of another encoder are computed again if the entry has a recording, and refused otherwise."""
     path = write(tmp_path / "m.parquet", spoken(2))
     other = Parts(encoder=ToyEncoder())
 
@@ -163,7 +164,7 @@ def test_codes_that_are_there_already(tmp_path: Path):
 
 
 def damaged(folder: Path) -> Path:
-    """Write two shards with unusable recordings and texts, of which the second is truncated."""
+    """Write two Parquet shards with unusable recordings and texts, the second of them truncated; return the folder."""
     rows = spoken(2, answers=False)
     broken = {"empty": sound(0.0), "cut": sound(0.3)[:-500], "words": b"no sound", "short": sound(0.005)}
     rows += [{"id": name, "t1": QUESTION, "a1": data} for name, data in broken.items()]
@@ -189,7 +190,7 @@ def test_damage_is_skipped_and_counted(tmp_path: Path):
 
 
 def test_few_long_recordings_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The codes of recordings do not depend on how many of them are in memory together."""
+    """The stored codes of recordings do not depend on how many recordings are in memory at once."""
     rows = {f"r{i}": {"t1": "x", "a1": f"{i}.wav"} for i in range(20)}
     for i in range(20):
         (tmp_path / f"{i}.wav").write_bytes(sound(0.1 + 0.01 * i, i))
