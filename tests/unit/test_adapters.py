@@ -1,4 +1,4 @@
-"""Test the contract of every adapter in `hparams/adapter`; a new one is covered by its YAML file."""
+"""Test the contract of every adapter that has a part file in `hparams/adapter`; a new one is covered by its file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def features(frames: int) -> torch.Tensor:
 
 
 def check(net: Adapter) -> None:
-    """Check an adapter with every length from one frame on, alone and in a batch whose padding is not zero."""
+    """Check an adapter with recordings of every number of frames, alone and in a batch whose padding is not zero."""
     batch, lengths = torch.full((MOST, MOST, DIM_IN), 0.7), torch.arange(1, MOST + 1)
     for n in range(1, MOST + 1):
         batch[n - 1, :n] = features(n)
@@ -53,7 +53,7 @@ def test_any_stride(kind, stride):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_counts(name):
-    """The gradient of an adapter's output reaches every frame of a recording and none behind its end."""
+    """The gradient of an adapter's output reaches every frame of a recording and no frame of its padding."""
     encoded = features(11).repeat(2, 1, 1).requires_grad_()
     lengths = torch.tensor([11, 6])
     out, positions = adapter(name)(encoded, lengths)

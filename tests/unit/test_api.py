@@ -1,4 +1,4 @@
-"""Test the Python API on an untrained tiny system."""
+"""Test the Python API of omnikit on an untrained tiny system."""
 
 from __future__ import annotations
 

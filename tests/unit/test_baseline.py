@@ -1,4 +1,4 @@
-"""Test that the published method in plain code and omnikit's generation choose the same tokens."""
+"""Test that a plain implementation of the published generation method chooses the same tokens as omnikit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test checkpoint folders: written whole, read back unchanged, refused if a file is missing or does not fit."""
+"""Test checkpoint folders: saved as a whole, loaded unchanged, refused if a file is missing or does not fit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def test_a_loaded_model_is_saved_as_it_was(folder, tmp_path):
 
 @pytest.mark.parametrize("llm", ["qwen2_0.5b", "gemma3_1b", "phi2"])
 def test_loading_draws_no_weights_in_vain(llm, tmp_path):
-    """Loading a checkpoint draws no random weights, which would take longer than reading them at true size."""
+    """Loading a checkpoint draws no random weights, which at true size would take longer than reading the stored ones.
+    """
     made = omnikit.build(size="tiny", encoder="whisper_small", adapter="gated_mlp", llm=llm, codec="snac_24khz")
     checkpoint.save(made, tmp_path / "saved")
     before = torch.get_rng_state()
@@ -59,7 +60,7 @@ def test_loading_draws_no_weights_in_vain(llm, tmp_path):
 
 
 def test_a_checkpoint_with_lora_has_its_weights(tmp_path):
-    """Weights saved without LoRA may start a training, but are refused as the checkpoint of a system that has it."""
+    """Weights without LoRA can start the training of a system with LoRA, but are refused as its checkpoint."""
     pytest.importorskip("peft", reason="omnikit[lora] is not installed")
     plain, lora = (
         omnikit.build(size="tiny", encoder="none", llm="qwen2_0.5b", codec="none", adapter="linear", **options)
@@ -83,7 +84,7 @@ def test_saving_again_replaces_and_keeps_other_files(model, folder):
 
 @pytest.mark.parametrize("step", range(6))
 def test_a_kill_leaves_the_old_or_the_new(model, folder, monkeypatch, step):
-    """A kill at each operation that changes the disk leaves the old checkpoint or the new one."""
+    """A kill at any operation of saving that changes the disk leaves the old checkpoint or the new one."""
     with torch.no_grad():
         changed = checkpoint.load(folder)
         changed.new_text_embeddings.head.weight.add_(1)
@@ -138,7 +139,7 @@ def test_bad_folders_are_refused(folder, tmp_path):
 
 
 def test_a_class_of_ones_own_is_allowed_by_name(folder, tmp_path, monkeypatch):
-    """A class of an allowed module may need real tensors and name files, which omnikit's own classes may not."""
+    """Classes that the user allowed in a checkpoint may name files and need real tensors; omnikit's own may not."""
     (tmp_path / "mine.py").write_text(
         "import omnikit.patterns, torch\n"
         "class Mine(omnikit.patterns.Delayed):\n"
@@ -178,7 +179,9 @@ def test_another_size_of_a_part_is_named(tiny):
 
 
 def test_parts_equal_themselves_whatever_their_options_are(tiny):
-    """Equal parts are found equal even with tuples and nested classes, which are tagged nodes that never compare equal.
+    """Parts of two checkpoints with equal options are equal, even with tuples and nested classes among the options.
+
+    Both are tagged YAML nodes, which never compare equal.
     """
     options = "{config: {a: (3, 3), b: [(1, 2)]}, c: !name:NAME }"
     text = f"llm: !new:omnikit.llms.transformers_lm.TransformersLM {options}\n"

@@ -1,4 +1,4 @@
-"""Test that no two classes have the same name."""
+"""Test that no two classes of the repository have the same name."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ RATE = 16000
 
 @pytest.fixture
 def sounds(tmp_path):
-    """Return a folder of good and bad sound files that a user might pass."""
+    """Return a folder of valid and damaged sound files that a user might pass to `omnikit`."""
     noise = np.random.default_rng(0).normal(0, 0.1, RATE)
     soundfile.write(tmp_path / "good.wav", noise, RATE)
     soundfile.write(tmp_path / "stereo44.flac", np.stack([noise, noise], axis=1), 44100)
@@ -38,7 +38,7 @@ def sounds(tmp_path):
 
 @pytest.fixture
 def refused(run):
-    """Return a function that runs a command which must be refused in one line, and returns that line."""
+    """Return a function that runs an `omnikit` command, checks that it is refused in one line, and returns the line."""
 
     def call(*words) -> str:
         status, _, err = run(*words)

@@ -1,4 +1,4 @@
-"""Test the conversion of a published Mini-Omni folder at toy size, written with each library's own writer."""
+"""Test the conversion of a published Mini-Omni folder at toy size, whose files each library itself has written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DIMS = {
 
 
 def write_tokenizer(folder: Path, vocab_size: int = 300) -> None:
-    """Write a tokenizer of byte-level BPE, like Qwen2's, to a folder."""
+    """Write a byte-level BPE tokenizer, like that of Qwen2, to a folder."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,12 +69,12 @@ def write_snac(folder: Path, **changes: object) -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """Return a folder with `mini_omni` and `snac` as published, which tests must not change."""
+    """Return a folder with the published Mini-Omni and SNAC at toy size, which tests must not change."""
     return write_published(tmp_path_factory.mktemp("published"))
 
 
 def write_published(root: Path) -> Path:
-    """Write the folders `mini_omni` and `snac` as they are published, at toy size, and return their parent."""
+    """Write published Mini-Omni and SNAC at toy size to the folders `mini_omni` and `snac`, and return their parent."""
     folder = root / "mini_omni"
     folder.mkdir()
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def converted(published, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(published, tmp_path) -> Path:
-    """Return a copy of the published folder that a test may change."""
+    """Return a copy of the published Mini-Omni folder at toy size that a test may change."""
     return shutil.copytree(published / "mini_omni", tmp_path / "mini_omni")
 
 
@@ -107,7 +107,10 @@ def logits(model, steps: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_round_trip_gives_the_same_logits(published, converted):
-    """A converted checkpoint has the logits of the published weights within rounding, computed without transformers."""
+    """A checkpoint converted from Mini-Omni computes the same logits as the published weights, within rounding.
+
+    The checkpoint is computed without transformers.
+    """
     state = torch.load(published / "mini_omni" / "lit_model.pth", weights_only=True)
     direct, loaded = from_state_dict(state, CONFIG), checkpoint.load(converted)
     steps = make_prompt(TASKS["T1A2"], direct.layout, text=[3, 1, 4]).steps
@@ -117,7 +120,7 @@ def test_round_trip_gives_the_same_logits(published, converted):
 
 
 def test_encoder_is_whispers(published, converted):
-    """Recordings are padded to 30 s and the features truncated, as in the published code."""
+    """The converted audio encoder pads recordings to 30 s and truncates the features, as the published code does."""
     model = checkpoint.load(converted)
     theirs = whisper.load_model(str(published / "mini_omni" / "small.pt"), device="cpu")
     wav = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)) * 0.1

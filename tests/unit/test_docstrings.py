@@ -38,7 +38,7 @@ def _own_docstrings(
 
 
 def problem(text: str) -> str:
-    """Return what is wrong with the opening of a docstring; empty if nothing is."""
+    """Return the problem with the opening of a docstring; empty if there is none."""
     words = text.split()
     if len(words) < 3:
         return "has fewer than three words"
@@ -49,7 +49,7 @@ def problem(text: str) -> str:
 
 
 def problems(source: str) -> list[tuple[int, str]]:
-    """Return line number and problem of each docstring of a file that has one."""
+    """Return line number and problem of each docstring in a source file that has a problem."""
     return [(line, found) for line, text in docstrings(source) if (found := problem(text))]
 
 

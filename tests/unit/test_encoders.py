@@ -1,4 +1,5 @@
-"""Test the contract of every encoder in `hparams/encoder`; a new one is covered by its YAML file."""
+"""Test the contract of every audio encoder that has a part file in `hparams/encoder`; a new one is covered by its file.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +23,7 @@ def encoder(name: str) -> AudioEncoder:
 
 
 def shortest(net: AudioEncoder) -> int:
-    """Return the number of samples of the shortest recording that an encoder takes, from its error about a shorter one.
-    """
+    """Return the length in samples of the shortest recording that an encoder takes, as its error message says."""
     with pytest.raises(ValueError, match=r"^a recording of 1 samples is shorter than one frame \(\d+ samples\)$") as no:
         cached_features(net, torch.zeros(2, 4000), [4000, 1])
     return int(re.findall(r"\d+", str(no.value))[-1])
@@ -35,7 +35,7 @@ def cached_features(net: AudioEncoder, wav: torch.Tensor, lengths: list[int]) ->
 
 
 def sounds(lengths: list[int]) -> list[torch.Tensor]:
-    """Return noise of very different loudness and with an offset."""
+    """Return waveforms of noise with an offset and very different loudness."""
     generator = torch.Generator().manual_seed(1)
     return [(torch.randn(n, generator=generator) + 0.3) * 0.5 ** (i % 4) for i, n in enumerate(lengths)]
 

@@ -1,4 +1,4 @@
-"""Test the errors that users see: one line each, and packages that are not installed."""
+"""Test error messages that users see: one line each, also for packages that are not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test that files are complete or absent, and that errors of the disk are one line."""
+"""Test writing files: each is complete or absent, and an error of the disk is reported in one line."""
 
 from __future__ import annotations
 
@@ -103,8 +103,11 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
 
 
 def test_files_and_folders_are_put_in_their_place_by_one_module():
-    """But for SpeechBrain's checkpoints, whose names say whether they are whole, and files that openvino writes in
-    pairs."""
+    """Only `omnikit/files.py` renames files into place, with two exceptions.
+
+    They are SpeechBrain's checkpoints, whose names say whether they are complete, and files that OpenVINO writes in
+    pairs.
+    """
     root = Path(__file__).parents[2]
     allowed = {"omnikit/files.py", "omnikit/train/checkpointer.py", "omnikit/engines/openvino.py"}
     renames = re.compile(r"os\.(replace|rename)\(|shutil\.move\(|\.rename\(")

@@ -1,4 +1,4 @@
-"""Test that docs/glossary.md has one term for a thing and one thing for a term."""
+"""Test that docs/glossary.md explains each term once, in one sentence, and that no outdated word is a term."""
 
 from __future__ import annotations
 

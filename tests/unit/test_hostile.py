@@ -1,6 +1,6 @@
 """Test that malicious checkpoint folders are refused in one line.
 
-Loading them asks nobody, runs nothing, downloads nothing and reads no file outside the folder.
+Loading them asks no question, runs no code, downloads nothing and reads no file outside the folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ YAML, WEIGHTS, SENTENCES, JSON, CONFIG = (
 GIBIBYTE = 2**30
 RUNS = "from pathlib import Path\nPath({mark!r}).touch()\nclass Evil:\n    def __init__(self, *a, **k): pass\n"
 Spoil = Callable[[Path, Path], object]
-"""Function that damages a good folder (its first argument) and may put files beside it (its second)."""
+"""Function that damages a valid checkpoint folder (first argument), and may put files into a folder beside it (second).
+"""
 opened: list[str] = []
 
 
@@ -43,7 +44,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def watch():
-    """Record the paths of files that Python opens; an audit hook cannot be removed, so it is switched off afterwards.
+    """Record the paths of all files that Python opens while the tests of a module run.
+
+    An audit hook cannot be removed, so it is switched off afterwards.
     """
     watching = [True]
 
@@ -58,7 +61,8 @@ def watch():
 
 @pytest.fixture(scope="module")
 def several(tiny, tmp_path_factory) -> Path:
-    """Return a checkpoint whose tokenizer is one of transformers, which tests must not change."""
+    """Return a checkpoint folder whose tokenizer has transformers' format of several files; tests must not change it.
+    """
     root = tmp_path_factory.mktemp("several")
     vocabulary = {letter: number for number, letter in enumerate("abcdefgh")}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -69,7 +73,7 @@ def several(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def guarded(monkeypatch, watch):
-    """Answer yes to every question, replace the hub, and limit memory and time; return the list of questions asked."""
+    """Answer yes to every question, replace the model hub, limit memory and time; return the list of questions."""
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 99))
@@ -101,7 +105,7 @@ def in_yaml(old: str, new: str) -> Spoil:
 
 
 def added(text: str | bytes) -> Spoil:
-    """Return a function that appends text to the YAML file of a folder."""
+    """Return a function that appends text to the YAML file of a checkpoint folder."""
 
     def spoil(folder: Path, _: Path) -> None:
         (folder / YAML).write_bytes((folder / YAML).read_bytes() + (text if isinstance(text, bytes) else text.encode()))
@@ -110,7 +114,7 @@ def added(text: str | bytes) -> Spoil:
 
 
 def moved(name: str) -> Spoil:
-    """Return a function that replaces a file by a link to itself outside the folder."""
+    """Return a function that moves a file out of a checkpoint folder and puts a link to it in its place."""
 
     def spoil(folder: Path, outside: Path) -> None:
         shutil.move(folder / name, outside / name)
@@ -176,7 +180,7 @@ def truncated(folder: Path, _: Path) -> None:
 
 
 def named_outside(key: str, place: Callable[[Path], object]) -> Spoil:
-    """Return a function that makes an option of encoder or backbone name a fitting file outside the folder."""
+    """Return a function that makes a YAML option of a checkpoint name a valid file outside the checkpoint's folder."""
 
     def spoil(folder: Path, outside: Path) -> None:
         shutil.copytree(folder, outside / "owner")
@@ -189,7 +193,7 @@ def named_outside(key: str, place: Callable[[Path], object]) -> Spoil:
 
 
 def aliased(folder: Path, _: Path) -> None:
-    """Put a value first where it is harmless and then, by an alias, where it names weights to be read."""
+    """Make a checkpoint's YAML define a value at a harmless key, and use it by an alias as the weights to be read."""
     text = (folder / YAML).read_text()
     assert "  weights:" in text
     (folder / YAML).write_text("note: &note tiny\n" + text.replace("  weights:", "  weights: *note", 1))
@@ -203,7 +207,10 @@ NESTED = """model: !new:omnikit.model.OmniLM
 
 
 def nested(name: str) -> Spoil:
-    """Return a function that puts a backbone inside the model's own node, where a saved checkpoint has none."""
+    """Return a function that adds a backbone to a checkpoint's YAML inside the entry of the model.
+
+    A saved checkpoint has no backbone in that place.
+    """
 
     def spoil(folder: Path, _: Path) -> None:
         text = (folder / YAML).read_text()
@@ -213,7 +220,7 @@ def nested(name: str) -> Spoil:
 
 
 def tokenizer_code(folder: Path, outside: Path) -> None:
-    """Add a tokenizer class of its own, for which transformers would ask whether its code may run."""
+    """Give a checkpoint a tokenizer class of its own, for which transformers would ask whether its code may run."""
     (folder / JSON).unlink()
     (folder / "evil.py").write_text(RUNS.format(mark=str(outside / "ran")))
     own = {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
@@ -221,7 +228,7 @@ def tokenizer_code(folder: Path, outside: Path) -> None:
 
 
 def model_code(folder: Path, outside: Path) -> None:
-    """Add a tokenizer class of its own by way of the model's configuration."""
+    """Give a checkpoint a tokenizer class of its own, named by the model configuration `config.json`."""
     tokenizer_code(folder, outside)
     (folder / CONFIG).write_text(json.dumps({"tokenizer_class": "Evil"}))
     own = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoTokenizer": "evil.Evil"}}
@@ -229,7 +236,8 @@ def model_code(folder: Path, outside: Path) -> None:
 
 
 def other_vocabulary(*names: str, file: str = "") -> Spoil:
-    """Return a function that replaces the tokenizer by one that names files outside the folder as its own."""
+    """Return a function that makes a checkpoint's tokenizer configuration name files outside the checkpoint's folder.
+    """
 
     def spoil(folder: Path, outside: Path) -> None:
         shutil.copy(folder / JSON, outside / "vocab.json")
@@ -345,7 +353,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
                      "4294967296 ids|does not fit|larger than"),
 }  # fmt: skip
 GOOD_TO_DESCRIBE = ("nan", "infinite")
-"""Cases that `omnikit info` accepts, since it reads no values of weights."""
+"""Names of the malicious checkpoints that `omnikit info` accepts, since it reads no values of weights."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Test names of a model hub without access to one."""
+"""Test names of models on the Hugging Face hub, without access to the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_hub_ids(name):
     "name", ["name", "small.pt", "a/b/c", "/a/b", "../a", "./a", "here/there", "here/nothing", "~/a", "a/", "a b/c"]
 )
 def test_names_of_files_are_none(name, tmp_path, monkeypatch):
-    """A misspelt file in an existing folder is not looked up on the hub."""
+    """Names of local files, existing or misspelt, are not taken for names of models on the hub."""
     (tmp_path / "here" / "there").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert not is_hub_id(name)

@@ -16,7 +16,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def groups(page: str) -> tuple[tuple[str, ...], ...]:
-    """Return the names in each line of the table of groups; text after a colon or a semicolon is explanation."""
+    """Return the names in each line of the table of import groups; text after a colon or a semicolon is left out."""
     lines = re.findall(r"^\| (\d+) \| ([^|]*?) \|$", page, re.MULTILINE)
     assert [int(number) for number, _ in lines] == list(range(len(lines)))
     return tuple(tuple(re.split(r"[:;]", names)[0].split(", ")) for _, names in lines)
@@ -33,7 +33,7 @@ ALLOWED = {
 
 
 def imports(source: str, package: str) -> set[str]:
-    """Return the dotted names that a file imports anywhere in it, without those for type checkers only."""
+    """Return the dotted names that a file imports at any level, except those under `TYPE_CHECKING`."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
@@ -109,15 +109,15 @@ HEAVY = {
     "regex", "snac", "sympy", "triton", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torchaudio",
     "openvino", "speechbrain", "hyperpyyaml", "datasets", "pyarrow", "pandas", "matplotlib", "sklearn", "typer", "rich",
 }  # fmt: skip
-"""Modules that an answer of the shipped system does not need, each with a start-up time of its own."""
+"""Modules that an answer of the shipped system must not import, since each of them takes time to start."""
 LIGHT = {"numpy", "ruamel", "safetensors", "sentencepiece", "soundfile", "soxr", "cython_runtime"}
-"""Top-level packages that an answer of the shipped system needs besides torch and torch's own imports."""
+"""Top-level packages that an answer of the shipped system may import, besides torch and those that torch imports."""
 PARTS_OF_SHIPPED = "omnikit.adapters, omnikit.codecs.mel_rvq, omnikit.encoders.whisper, omnikit.patterns"
 QUESTION = "egs/mini/questions/sum.wav"
 
 
 def run(code: str) -> str:
-    """Run code in a fresh process, and return what it prints."""
+    """Run Python code in a new process, and return its output."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -158,7 +158,7 @@ def test_an_answer_of_the_shipped_system_imports_what_it_needs():
 
 
 def test_a_system_is_compared_on_the_meta_device_without_the_compiler():
-    """Building on the meta device imports no compiler, which torch would import to compute anything there."""
+    """Building a system on torch's meta device does not import torch's compiler, as computing on that device would."""
     code = (
         "import sys, torch\n"
         "from omnikit.hparams import build_part\n"
@@ -172,7 +172,9 @@ def test_a_system_is_compared_on_the_meta_device_without_the_compiler():
 
 
 def test_a_system_is_built_where_training_packages_are_not_installed():
-    """A system is built without torchaudio and speechbrain, although transformers imports torchaudio where it finds it.
+    """A system is built where torchaudio and speechbrain are not installed.
+
+    Where torchaudio is installed, transformers imports it.
     """
     code = (
         "import sys; sys.modules['speechbrain'] = sys.modules['torchaudio'] = None\n"

@@ -16,11 +16,11 @@ from omnikit.tokens import IGNORE
 
 BATCH, LENGTH, WIDTH = 3, 50, 16
 SMALL = MULTIPLE * 4 * 30
-"""Number of bytes of a chunk such that a batch has several chunks."""
+"""Size of a logits chunk in bytes, so small that a test batch is divided into several chunks."""
 
 
 def drawn_labels(sizes: tuple[int, ...], masks: str, seed: int) -> Tensor:
-    """Return random labels [B, s, L] of which some are masked: at random, all of the first stream, or all."""
+    """Return random labels [B, s, L], some of which are masked: at random, a whole stream, or all."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.stack([torch.randint(size, (BATCH, LENGTH), generator=draw) for size in sizes], dim=1)
     labels[torch.rand(labels.shape, generator=draw) < 0.4] = IGNORE
@@ -44,7 +44,7 @@ def _bounded(logits: Tensor) -> Tensor:
 def plain_loss(
     hidden: Tensor, heads: list[Head], labels: Tensor, weights: Tensor, sizes: tuple[int, ...]
 ) -> ChunkedLoss:
-    """Compute the loss in the obvious way, with all logits of all positions."""
+    """Compute the cross-entropy loss from the logits of all positions at once, the slow and obvious way."""
     logits = []
     for weight, bias, finish in heads:
         one = nn.functional.linear(hidden, weight, bias)
@@ -60,7 +60,7 @@ def plain_loss(
 def both(
     labels: Tensor, heads: list[Head], sizes: tuple[int, ...], factor: float = 0.7, **options
 ) -> list[list[Tensor | None]]:
-    """Return total, sums and all gradients of the chunked and of the plain computation."""
+    """Return loss, sum of losses per stream, and all gradients, as chunked and as plain cross-entropy compute them."""
     weights, found = torch.linspace(0.5, 2.0, len(sizes)), label_positions(labels)
     start, results = torch.randn(BATCH * LENGTH, WIDTH, generator=torch.Generator().manual_seed(5)), []
     for chunked in (True, False):
@@ -228,7 +228,7 @@ def test_logits_of_one_chunk_are_all_that_is_ever_in_memory(trainable):
 
 
 class _Model(nn.Module):
-    """A trunk and two heads, the second of which has labels in some batches only."""
+    """A toy model with a trunk and two heads, the second of which has labels in some batches only."""
 
     def __init__(self):
         super().__init__()

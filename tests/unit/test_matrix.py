@@ -1,4 +1,4 @@
-"""Test every part in the mini system at tiny size: resolved, trained for one step, and asked a question.
+"""Test every part in the mini system at tiny size: its recipe is resolved, it trains for a step and answers a question.
 
 The quick tests take each part once, with mini parts around it; the long ones take the products.
 """
@@ -31,14 +31,14 @@ FILES = [*sorted((ROOT / "recipes").rglob("hparams/*.yaml")), *MINI]
 PARTS = [(kind, name) for kind in KINDS for name in choices(kind)]
 TRAINED = ["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
 FAST = 15_000_000
-"""Maximum number of parameters of a part that a test trains."""
+"""Number of parameters that each part of tiny size has to stay below, so that training it in a test is fast."""
 
 
 # resolving
 
 
 def needed(path: Path) -> dict[str, str]:
-    """Return a value for each key that a recipe requires."""
+    """Return a placeholder value for each key whose value a recipe requires from the user."""
     return {key: "given" for key, node in walk(read_recipe(path)) if tag_of(node) == "!PLACEHOLDER"}
 
 
@@ -47,12 +47,13 @@ def resolved(path: Path, settings: dict) -> dict:
 
 
 def picked(path: Path) -> dict[str, str]:
-    """Return the kind of each part that a recipe chooses by name, by its key."""
+    """Return a mapping from each key by which a recipe chooses a part by name to the kind of that part."""
     return {key: node["part"] for key, node in read_recipe(path).items() if has_tag(node, PICK)}
 
 
 def recipe_of(overrides: Path) -> Path | None:
-    """Return the recipe that an override file is for, as its first lines say; None for a file that is a recipe."""
+    """Return the recipe that a YAML file of overrides is for, by its first lines; None if the file itself is a recipe.
+    """
     text = overrides.read_text(encoding="utf-8").partition("\n\n")[0]
     after = re.search(r"Overrides after \.\./(\w+\.yaml)", text)
     if after:
@@ -89,7 +90,7 @@ def test_overrides_fit_their_recipe(path):
 
 
 def test_every_override_file_says_what_it_is_for():
-    """Files of the mini system that do not name a recipe to override are recipes, since they choose a part."""
+    """YAML files of the mini system that do not name a recipe to override are recipes, since they choose a part."""
     alone = set(MINI) & set(RECIPES)
     assert alone
     assert all("encoder" in read_recipe(path) or "codec" in read_recipe(path) for path in alone)
@@ -137,7 +138,8 @@ def hear(model: OmniLM) -> list[Tensor]:
 
 
 def batch_of(model: OmniLM, features: list[Tensor]) -> Batch:
-    """Return a batch of speech recognition, speech synthesis, and a spoken answer to a spoken question."""
+    """Return a training batch with a sample each of speech recognition, speech synthesis and spoken question answering.
+    """
     text = model.llm.tokenizer.encode("two plus three is five")
     codes = torch.randint(0, model.codec.codebook_size, (model.codec.num_codebooks, 3))
     given = {"A1T1": features[0], "A1A2": features[1], "T1A1": None}
@@ -159,7 +161,7 @@ def loss_of(model: OmniLM, batch: Batch) -> Tensor:
 
 
 def train_one_step(model: OmniLM, batch: Batch) -> None:
-    """Train one small step, and check that every trained part gets a gradient and that the loss falls."""
+    """Train a model for one small step, and check that every trained part gets a gradient and that the loss falls."""
     model.freeze_all_but(TRAINED)
     model.eval()  # the same network before and after: no dropout
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

@@ -36,7 +36,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def transcripts(data: Path, split: str) -> dict[str, str]:
-    """Return the text of each utterance of a split by its id, as a reader of LibriSpeech finds it."""
+    """Return the transcript of each utterance of a corpus split in LibriSpeech's layout, by the utterance's id."""
     lines = [line for t in sorted((data / "corpus" / split).glob("*/*/*.trans.txt")) for line in t.open()]
     return dict(line.strip().split(" ", 1) for line in lines)
 
@@ -81,7 +81,8 @@ def test_no_test_text_in_training(data: Path):
 
 
 def test_no_test_text_in_the_text_for_the_backbone(data: Path):
-    """The text that trains the backbone excludes the test sentences, though it is drawn from the same templates."""
+    """The text corpus that trains the backbone has no sentence of the test splits, though both use the same templates.
+    """
     kept = {text.lower() for split in TESTS for text in transcripts(data, split).values()}
     assert make_text.evaluated(data / "corpus") == kept
     written = {row["t2"] for row in make_text.rows(1, kept)}
@@ -138,7 +139,7 @@ def test_held_out_sums_are_in_no_training_text(data: Path):
 
 
 def test_held_out_sums_in_the_full_plan():
-    """At full size about 15 % of the sums are held out, and each of their words occurs elsewhere in training."""
+    """The full mini corpus holds out about 15 % of its arithmetic questions, whose words all occur in training."""
     rows = corpus_plan.plan_questions(seed=1)
     texts = {split: {r.text for r in rows if r.split == split} for split in ("train", "test_heldout", "test_seen")}
     sums = [q.text for q in world.questions() if q.kind == "sum"]

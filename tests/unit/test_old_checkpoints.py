@@ -35,7 +35,7 @@ def answer(model, task: str, question: Question, how: str) -> dict:
 
 
 def answers(model) -> dict[str, dict]:
-    """Return answers to a rising tone and to a written question, greedy and seeded."""
+    """Return a model's answers to a rising tone and to a written question, with greedy and with seeded sampling."""
     time = torch.arange(16000) / 16000
     questions = {
         "A1A2": Question(wav=0.1 * torch.sin(6400 * time**2)),

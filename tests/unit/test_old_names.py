@@ -1,6 +1,6 @@
-"""Test the table of old names: checkpoints of version 0.1 load by it, and errors point to the new names.
+"""Test the table of old names: it loads checkpoints of version 0.1, and errors point to the new names.
 
-No name of the table may be in use otherwise.
+No old name of the table may be in use otherwise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from omnikit.train.recipe_checks import check_sources, check_stage
 ROOT = Path(__file__).parents[2]
 OLD = Path(__file__).parent / "checkpoints" / "v0"
 ONE_WORD = {"audio", "bench", "ways", "held_out", "hold_out"}
-"""Old names that are ordinary words or the name of a folder today, so that a search for them proves nothing."""
+"""Old names that today are ordinary words or a folder's name, and so are not searched for in the repository."""
 
 
 def test_a_checkpoint_is_saved_again_with_new_names(tmp_path):
@@ -36,14 +36,17 @@ def test_a_checkpoint_is_saved_again_with_new_names(tmp_path):
 
 
 def test_weights_that_stay_in_the_file_are_found_by_their_old_names():
-    """Weights that stay in the file, as for the engine openvino, are found by their old names."""
+    """Weights that stay in the checkpoint file, as for the engine openvino, are found by their old names."""
     whole, skeleton = checkpoint.load(OLD).state_dict(), checkpoint.load(OLD, skeleton=True).state_dict()
     table = "new_audio_embeddings.embed.weight"
     assert (skeleton[table].to(whole[table].dtype) == whole[table]).all()
 
 
 def test_old_paths_of_classes_in_a_checkpoint_are_understood(tmp_path, monkeypatch):
-    """An old path of a class in a checkpoint is replaced; no shipped class has moved, so the test invents a move."""
+    """The old module path of a class in a checkpoint is replaced by the new one.
+
+    No shipped class has moved, so the test invents a move.
+    """
     folder = shutil.copytree(OLD, tmp_path / "v0")
     text = (folder / "hparams.yaml").read_text()
     monkeypatch.setitem(MODULES, "codecs.residual_kmeans", "codecs.mel_rvq")
@@ -79,7 +82,7 @@ def test_the_table_leads_from_what_is_gone_to_what_is_there():
 
 
 def test_nothing_else_knows_an_old_name():
-    """No code, recipe or page uses an old name, except words that mean something else today."""
+    """No code, recipe or page uses an old name of the table, except words that mean something else today."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     own = {"omnikit/old_names.py", "tests/unit/test_old_names.py", "tests/unit/test_old_checkpoints.py", "CHANGELOG.md"}
     texts = [name for name in listed if name.endswith((".py", ".md", ".yaml", ".sh", ".toml", ".cfg"))]

@@ -1,4 +1,4 @@
-"""Test the ranges of numbers and the kinds of texts that options accept."""
+"""Test the ranges of numbers and the kinds of text that options accept."""
 
 from __future__ import annotations
 

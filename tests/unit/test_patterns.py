@@ -1,4 +1,4 @@
-"""Test patterns against slow, obvious implementations over a grid of sizes."""
+"""Test decoding patterns against slow, obvious implementations over a grid of sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZES = [(k, t) for k in (1, 2, 3, 7) for t in (0, 1, 2, 5)]
 
 
 def slow_delayed(frames: list[list[str]], delays: list[int]) -> list[list[str]]:
-    """Shift each codebook's list of code names to the right by its delay, and end all at the last code."""
+    """Shift each codebook's list of code names to the right by its delay, and pad all to the same length."""
     if not frames[0]:
         return [[] for _ in frames]
     length = max(delay + len(row) for delay, row in zip(delays, frames, strict=True))
@@ -26,7 +26,7 @@ def slow_flattened(frames: list[list[str]], lead: int) -> list[list[str]]:
 
 
 def patterns(k: int):
-    """Yield each pattern with its slow implementation; delays grow, fall, jump and repeat."""
+    """Yield each decoding pattern with its slow implementation; delays rise, fall, jump and repeat."""
     rising, falling = list(range(1, k + 1)), list(range(k, 0, -1))
     jumping, repeating = [(3 * i) % 4 for i in range(k)], [(0, 0, 2, 1)[i % 4] for i in range(k)]
     for lead in (0, 1, 4):
@@ -126,7 +126,7 @@ def test_interleave_keeps_to_the_table(k):
 
 @pytest.mark.parametrize("k", [2, 3, 7])
 def test_later_frames_are_read_like_the_first(k):
-    """The remainder of an answer without its first frames is again a prefix of some steps."""
+    """An answer without its first frames is read as frames like a whole answer, at any number of steps."""
     codes = torch.arange(2 * k * 5).reshape(2, k, 5)
     for pattern in every_pattern(k):
         steps = pattern.interleave(codes)

@@ -1,4 +1,4 @@
-"""Test the report of the mini system with made-up results."""
+"""Test the HTML report of the mini system with made-up results."""
 
 import json
 import re
@@ -42,7 +42,7 @@ PARTS = [*RESULTS, "stage1", "stage2", "stage3", "answers"]
 
 
 class AskedOmni:
-    """A stand-in for `Omni` that answers every question with half a second of a tone."""
+    """A stand-in for `Omni` that answers every question with a fixed text and half a second of a tone."""
 
     def ask(self, path) -> Reply:
         return Reply("paris & <rome>", torch.sin(torch.arange(8000) / 5) / 2, 16000)

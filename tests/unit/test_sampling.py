@@ -1,4 +1,4 @@
-"""Test sampling against slow, obvious implementations."""
+"""Test sampling of token ids against slow, obvious implementations."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, float("-inf")], [0.0, 3.0, 2.9, 2.8
 
 
 def choose(logits: torch.Tensor, how: Sampling, **options) -> list[int]:
-    """Return one id for each row of logits [B, V], all sampled with the same options."""
+    """Return one sampled token id for each row of logits [B, V], all with the same sampling options."""
     return sample(logits, torch.tensor([sampling_numbers(how)] * len(logits)), cut=how.cuts, **options).tolist()
 
 
 def draws(logits: torch.Tensor, how: Sampling, count: int) -> list[int]:
-    """Return `count` ids sampled from logits [V], each with the noise of another step."""
+    """Return `count` token ids sampled from logits [V], each with the noise of another step."""
     zeros = torch.zeros(count, dtype=torch.long)
     keys = noise_keys(zeros + 7, torch.arange(count), zeros[:1])[:, 0]
     return choose(logits.expand(count, -1), how, keys=keys)
@@ -57,7 +57,7 @@ def test_top_k_and_forbidden_ids():
 
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
 def test_frequencies_follow_the_temperature(temperature):
-    """Sampled ids have their expected frequencies within four standard deviations."""
+    """Sampled token ids have the frequencies that logits and temperature give, within four standard deviations."""
     count, expected = 40000, (LOGITS[0] / temperature).softmax(-1)
     drawn = torch.tensor(draws(LOGITS[0], Sampling(temperature=temperature), count))
     share = torch.bincount(drawn, minlength=5) / count
@@ -72,7 +72,8 @@ def test_repetition_penalty():
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
-    """Sequences with different options are sampled in one batch as each alone, for several streams [R, S, V]."""
+    """Sequences with different sampling options are sampled in one batch [R, S, V] as each alone, for several streams.
+    """
     random = torch.Generator().manual_seed(1)
     logits = torch.randn(6, 3, 11, generator=random)
     ways = [Sampling(), Sampling(1.0), Sampling(0.5, top_k=3), Sampling(2.0, top_p=0.6), Sampling(1.0, 4, 0.5, 1.3),

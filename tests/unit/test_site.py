@@ -20,7 +20,7 @@ needs_mkdocs = pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, re
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """Build the site like `make docs`, in a temporary folder, and return the folder."""
+    """Build the documentation site like `make docs`, in a temporary folder, and return the folder."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]  # --quiet passes all
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
@@ -39,7 +39,7 @@ def test_every_page_and_docstring_is_on_the_site(site):
 
 @needs_mkdocs
 def test_reading_it_fetches_nothing(site):
-    """Scripts, styles and pictures of every page are files of the site itself."""
+    """Scripts, styles and pictures of every page of the documentation are files of the site itself."""
     fetched = re.compile(r'<(?:script|img|link|source|audio)\b[^>]*?\b(?:src|href)="(?:https?:)?//([^"]+)"')
     found = {name for file in site.rglob("*.html") for name in fetched.findall(file.read_text(encoding="utf-8"))}
     assert found == set()
@@ -47,7 +47,7 @@ def test_reading_it_fetches_nothing(site):
 
 @pytest.mark.parametrize("name", DRAWING["PICTURES"])
 def test_a_picture_is_as_drawn(name):
-    """Each picture equals the output of `python docs/img/draw.py`, which draws it again."""
+    """Each picture of the documentation equals the output of its script `docs/img/draw.py`."""
     assert (DOCS / "img" / name).read_text(encoding="utf-8") == DRAWING["PICTURES"][name]()
 
 

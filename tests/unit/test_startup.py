@@ -1,4 +1,4 @@
-"""Test the benchmark of start-up times: pairs of processes, their ratio, the goal."""
+"""Test the benchmark of start-up times, which compares pairs of processes and reports whether the limit is met."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks import startup
 
 
 def test_the_ratio_is_that_of_pairs(capsys):
-    """The reported ratio is the median over pairs, so that a pair measured on a busy machine has little weight."""
+    """The reported ratio of start-up times is the median over pairs, so that a disturbed pair has little weight."""
     assert startup.ratio([(1.0, 1.5), (10.0, 17.0), (1.0, 1.6)]) == 1.6
     assert startup.report_goals({"a": 1.69, "b": 0.2}) == 0
     assert startup.report_goals({"a": 0.3, "b": 1.71}) == 1

@@ -1,4 +1,4 @@
-"""Test the token ids that are derived from the parts."""
+"""Test the token ids that are derived from the tokenizer's and the codec's sizes."""
 
 from __future__ import annotations
 

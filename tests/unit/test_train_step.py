@@ -1,4 +1,4 @@
-"""Test that the training steps which benchmarks/train_step.py compares compute the same, and its operation counts."""
+"""Test that the training steps that benchmarks/train_step.py compares compute the same, and its operation counts."""
 
 from __future__ import annotations
 

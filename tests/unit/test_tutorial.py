@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(line: str) -> None:
-    """Run one line of a shell block of the page, in this process."""
+    """Run one command line of a documentation page in this process."""
     words = shlex.split(line)
     assert words.pop(0) == "PYTHONPATH=."
     if words[0] == "omnikit":
@@ -34,7 +34,7 @@ def run(line: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Return a temporary working folder in which the page's commands and imports run."""
+    """Return a temporary working folder in which the commands and imports of a documentation page run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "argv", sys.argv)
@@ -52,12 +52,12 @@ SHOWN = {
     "codec": r"^codec +beep +beep\.Beep .* 1 codebooks, of 16 codes, 12\.5 frames/s",
     "pattern": r"^pattern +coarse_fine +coarse_fine\.CoarseFine .* 2 audio streams",
 }
-"""Page -> how `omnikit info` shows its part."""
+"""Mapping from a page on writing a part to a pattern of the line in which `omnikit info` shows the page's part."""
 
 
 @pytest.mark.parametrize(("page", "line"), SHOWN.items())
 def test_a_part_of_a_page_is_made_shown_and_tested(page, line, folder, capsys):
-    """Every page shows a class, its YAML file and its test."""
+    """Each page on writing a part shows its class, YAML file and test; its commands run and show the part."""
     assert len(write_files(f"write/{page}.md", folder)) == 3
     for block in blocks(f"write/{page}.md"):
         if block.language == "sh":
@@ -70,7 +70,8 @@ def test_a_part_of_a_page_is_made_shown_and_tested(page, line, folder, capsys):
 
 
 def test_the_engine_of_the_page_answers_as_the_systems_own(folder):
-    """The page's second block compares the answers."""
+    """The code on the page about writing an engine runs; it asserts answers equal to those of the system's own engine.
+    """
     assert write_files("write/engine.md", folder) == ["plain_engine.py"]
     (compared,) = [block.text for block in blocks("write/engine.md") if not block.title]
     assert "assert" in compared

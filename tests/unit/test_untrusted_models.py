@@ -1,4 +1,4 @@
-"""Test that only one module reads models of others, and that files of others are opened with care."""
+"""Test that only one module reads models of other authors, and that it opens their files with care."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUNNING = {  # functions that can run code in a file -> files that may call them
 
 
 def calls(source: str) -> set[str]:
-    """Return the dotted names of all functions that a file calls, and the last parts of these names."""
+    """Return the dotted names of all functions that a file calls, and the last component of each of these names."""
     names = {ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
     return names | {name.rpartition(".")[2] for name in names}
 
@@ -93,7 +93,7 @@ def test_names_that_are_no_files_of_a_folder(folder, name):
 
 @pytest.mark.parametrize("target", ["../beside", "/dev/null", "../in2/file"])
 def test_links_out_of_a_folder(folder, target):
-    """Links that end outside the folder are refused, even in a folder `in2` whose name begins like the folder's own."""
+    """Links that lead outside the folder are refused, even into a sibling whose name starts with the folder's name."""
     (folder.parent / "in2").mkdir()
     (folder.parent / "in2" / "file").write_text("secret")
     (folder / "link").symlink_to(target)

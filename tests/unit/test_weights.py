@@ -1,4 +1,4 @@
-"""Test reading and writing of weights."""
+"""Test reading and writing of model weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omnikit.weights import FILE_NAME, load_into, save_weights
 
 
 class Tied(nn.Module):
-    """A module with two names of one tensor and a buffer of whole numbers."""
+    """A module that has one tensor under two names and a buffer of integers."""
 
     def __init__(self, width: int = 4):
         super().__init__()

@@ -21,7 +21,7 @@ PATTERNS = {"delayed": Delayed, "parallel": Parallel, "flattened": Flattened}
 
 
 class ToyEncoder(AudioEncoder):
-    """An encoder of one linear layer over frames of 160 samples."""
+    """A toy audio encoder with one linear layer over frames of 160 samples."""
 
     dim, frame_rate, sample_rate = 12, 100.0, 16000
 
@@ -38,7 +38,7 @@ class ToyEncoder(AudioEncoder):
 
 
 class ToyCodec(Codec):
-    """A codec whose codes are quantised sample values, one sample per code."""
+    """A toy audio codec whose codes are quantised sample values, one sample per code."""
 
     def __init__(self, num_codebooks: int = 3, codebook_size: int = 11):
         super().__init__()
@@ -60,7 +60,7 @@ class ToyCodec(Codec):
 
 @functools.cache
 def tokenizer_file() -> str:
-    """Return a sentencepiece model of `WORDS`, trained once per test run."""
+    """Return the path of a sentencepiece tokenizer of the words in `WORDS`, which is trained once per test run."""
     import tempfile
 
     folder = Path(tempfile.mkdtemp())

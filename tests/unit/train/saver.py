@@ -1,6 +1,6 @@
-"""Script that trains briefly and is killed at random moments: `saver.py FOLDER KILLS SEED`.
+"""Script that trains briefly, saves checkpoints and is killed at random moments: `saver.py FOLDER KILLS SEED`.
 
-Each child process goes on from the newest checkpoint, checks that all objects in it are of one save, and saves in a
+Each child process resumes from the newest checkpoint, checks that all objects in it are of one save, and saves in a
 loop until it is killed. The parent prints, for each child, how many saves it had announced and where the next one
 began; those must not be fewer.
 """
@@ -39,7 +39,7 @@ def save_until_killed(folder: Path, out: int) -> None:
 
 
 def killed_child(folder: Path, wait: float) -> list[tuple[str, int]]:
-    """Start a child, kill it `wait` seconds after its first message, and return its messages."""
+    """Start a process that saves checkpoints, kill it `wait` seconds after its first message; return its messages."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

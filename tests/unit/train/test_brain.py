@@ -1,4 +1,4 @@
-"""Tests of the learning rate, mean losses and parameter table of training."""
+"""Tests of the learning rate, the mean losses and the parameter table of a training."""
 
 from __future__ import annotations
 

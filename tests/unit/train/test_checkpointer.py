@@ -1,4 +1,4 @@
-"""Tests of checkpoints that are damaged, unfinished, of an older version, or too large for the disk."""
+"""Tests of training checkpoints that are damaged, unfinished, of an older version, or too large for the disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def script(*words: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def undamaged(tmp_path_factory):
-    """Return the results of a training that was never interrupted."""
+    """Return the final weights and optimiser states of a training that was never interrupted."""
     return train(tmp_path_factory.mktemp("undamaged"))
 
 
@@ -210,7 +210,7 @@ def test_one_without_sums_gives_way_where_damage_shows(name, damage, old, caplog
 
 
 def test_the_mark_of_a_checkpoint_with_sums_cannot_get_lost(stopped):
-    """A checkpoint without its file of checksums is not mistaken for one of an older version."""
+    """A checkpoint that has lost its file of checksums is passed over, not taken for one of an older version."""
     newest = checkpoints(stopped)[-1]
     (newest / SUMS).unlink()
     assert WholeCheckpointer(stopped).find_checkpoint().path != newest
@@ -247,7 +247,7 @@ def test_all_processes_take_the_same_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_not_saved(stopped, value):
-    """Weights that are not finite do not replace existing checkpoints."""
+    """Training does not save weights that are not finite, and keeps the existing checkpoints."""
     model = torch.nn.Linear(4, 4)
     checkpointer = WholeCheckpointer(stopped, {"model": model})
     before = checkpoints(stopped)

@@ -1,4 +1,4 @@
-"""Tests of the losses, the data-dependent initialisation and the revived codes of a small SNAC."""
+"""Tests of how audio codecs are trained: losses, initialisation from data and revived codes, with a small SNAC."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_unit_outputs():
 
 
 def test_start_from_data_wakes_the_network():
-    """The initialised network's output depends on its input and uses many codes, unlike that of a random one."""
+    """A codec initialised from data has outputs that depend on the input and uses many codes, unlike a random one."""
 
     def spread(snac: SNAC) -> float:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Tests of the number of batches per optimiser step."""
+"""Tests of how many batches make one optimiser step in gradient accumulation."""
 
 from __future__ import annotations
 

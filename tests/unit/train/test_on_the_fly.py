@@ -25,7 +25,7 @@ FIELDS = ["id", "duration", "t1", "t2", "a1"]
 
 
 class Dropping(ToyEncoder):
-    """A toy encoder whose features are correct only in evaluation mode."""
+    """A toy audio encoder with dropout, whose features are correct only in evaluation mode."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +46,7 @@ def model() -> OmniLM:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Write a manifest of four recordings of different lengths, one of them without a duration."""
+    """Write a manifest of four recordings of different lengths, one of them without a duration; return its path."""
     texts = ["what is red", "the cat", "a dog sees the cat", "yes"]
     entries = [
         {"id": str(i), "duration": 0.1 + 0.07 * i, "t1": text, "t2": "no", "a1": f"{i}.wav"}

@@ -1,4 +1,4 @@
-"""Tests that a run resumes only from its own checkpoints and reports changed settings."""
+"""Tests that a training run resumes only from its own checkpoints and reports changed settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = (
 
 
 def resumed(folder: Path, flags: str = "") -> list[str]:
-    """Return the changes that a run with given flags reports for a folder of checkpoints; then save one there."""
+    """Return the changed settings that a run reports for the checkpoints in a folder, then save a checkpoint there."""
     words = [str(STAGE1), str(ROOT / "egs/mini/hparams/system.yaml"), "--data_folder", "somewhere"]
     recipe = load_recipe([*words, "--output_folder", str(folder), *SMALL.split(), *flags.split()])
     checkpointer = WholeCheckpointer(folder / "save", {"weights": torch.nn.Linear(1, 1)})

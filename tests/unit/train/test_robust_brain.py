@@ -1,4 +1,4 @@
-"""Tests that invalid samples, weights or gradients and an extreme rate do no lasting damage to a training."""
+"""Tests that invalid samples, weights or gradients and an extreme learning rate do no lasting damage to a training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from omnikit.train.stop_signals import StopRequest
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict[str, list[dict]]:
-    """Mapping from each fault to its expected outcome in a single process."""
+    """Mapping from each injected fault to the outcome of its training in a single process, as a list of one."""
     folder = tmp_path_factory.mktemp("alone")
     return {fault: [run(folder / fault, fault)] for fault in FAULTS}
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> dict[str, list[dict]]:
-    """Mapping from each fault to its expected outcome in each of two processes."""
+    """Mapping from each injected fault to the outcomes of its training in two processes, one for each."""
     folder = tmp_path_factory.mktemp("together")
     with socket.create_server(("127.0.0.1", 0)) as found:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
@@ -66,7 +66,10 @@ def test_a_poisoned_batch_is_skipped_by_all_and_named(runs, fault):
 
 @pytest.mark.parametrize("fault", ["weight", "rate"])
 def test_a_diverged_run_stops_and_leaves_the_last_good_checkpoint(runs, fault):
-    """Validation detects an invalid weight that occurs too late in an epoch for the limit of skipped steps."""
+    """A training with an invalid weight or an extreme rate stops, and its last good checkpoint remains.
+
+    A weight that becomes invalid too late in an epoch for the limit of skipped steps is detected by the validation.
+    """
     patience = 10 if len(runs[fault]) == 1 else PATIENCE
     steps = f"training stopped after {patience} unusable optimiser steps in a row; "
     expected = {"weight": "training stopped: 2 of 2 validation batches have no usable loss; ", "rate": steps}
@@ -121,7 +124,7 @@ def test_a_signal_ends_training_after_a_checkpoint_from_which_it_goes_on(tmp_pat
 
 
 def test_gradients_keep_their_sign_without_a_limit(tmp_path):
-    """A negative gradient norm means no limit in SpeechBrain, while torch would multiply by it."""
+    """A negative limit of the gradient norm means no limit, as in SpeechBrain; torch would multiply gradients by it."""
     brain = brain_of(tmp_path, 1, max_grad_norm=-1.0)
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.full((3,), 100.0)
@@ -138,7 +141,7 @@ def test_an_epoch_without_a_usable_batch_has_no_loss(tmp_path):
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
-    """Two signals in quick succession, as from a scheduler and torchrun, count as one."""
+    """Two signals in quick succession, as a scheduler and torchrun send, count as one request to stop the training."""
     now = [100.0]
     monkeypatch.setattr("omnikit.train.stop_signals.time.monotonic", lambda: now[0])
     before = signal.getsignal(signal.SIGTERM)

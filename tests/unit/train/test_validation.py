@@ -1,4 +1,4 @@
-"""Tests that validation compares texts as evaluation does."""
+"""Tests that the validation during training compares texts as the evaluation does."""
 
 # ruff: noqa: RUF001
 

@@ -1,6 +1,7 @@
-"""Training of milliseconds that saves checkpoints within and after epochs, and functions that damage them.
+"""Training of milliseconds that saves checkpoints within and after epochs, and functions that damage checkpoints.
 
-Under torchrun, `tiny_training.py FOLDER EPOCHS RESULTS` trains in several processes; each writes what it ends with.
+Under torchrun, `tiny_training.py FOLDER EPOCHS RESULTS` trains in several processes; each writes its final weights and
+optimiser states.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class TinyBrain(sb.Brain):
 def train(
     folder: Path, epochs: int = EPOCHS, kind: type[Checkpointer] = WholeCheckpointer, num_to_keep: int = 1
 ) -> list[Tensor]:
-    """Train from the newest checkpoint in a folder, or from nothing, and return weights and momenta."""
+    """Train a tiny model from the newest checkpoint in a folder, or anew; return weights and optimiser states."""
     torch.manual_seed(0)
     model = nn.Linear(4, 4)
     data = torch.utils.data.TensorDataset(torch.randn(2 * STEPS, 4))
@@ -72,7 +73,7 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, oldest first."""
+    """Return the paths of the checkpoints in a folder, oldest first."""
     return sorted(folder.glob("CKPT*"), key=lambda path: yaml.safe_load((path / "CKPT.yaml").read_text())["unixtime"])
 
 
