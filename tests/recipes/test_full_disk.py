@@ -142,7 +142,7 @@ def test_small_scripts(run_here, tmp_path):
 
 @pytest.mark.long
 def test_report(run_here, recordings, tmp_path):
-    """A full disk leaves no HTML report of the mini system, and the report is not compared since it holds times."""
+    """On a full disk, no HTML report of the mini system is written, not even a part of it."""
     question = ["--checkpoint", SYSTEM, "--questions", recordings / "0.wav"]
     for size in (0, 200, 20000):
         out = tmp_path / str(size)

@@ -160,7 +160,7 @@ recipe.main()
 @pytest.mark.long
 @pytest.mark.parametrize("features", ["cached", "on_the_fly"])
 def test_two_processes_share_the_work(features, tmp_path):
-    """In a training on two processes, each sample of an epoch goes to one process, and both end with the same weights.
+    """In a training by two processes, each sample of an epoch goes to one process, and both end with the same weights.
     """
     (tmp_path / "a.flac").write_bytes(flac(0, 0.3))
     lines = [f"{i},0.3,7,{TEXTS[i % len(TEXTS)]},a.flac" for i in range(120)]

@@ -14,7 +14,7 @@ from omnikit.interfaces import Codec
 def in_chunks(
     codec: Codec, codes: Tensor, sizes: Sequence[int], mode: str = "exact"
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Decode codes [B, K, T] by a decode stream that is fed chunks of `sizes` frames, repeated until no frame is left.
+    """Decode codes [B, K, T] by a decode stream that is fed chunks of `sizes` frames in turn until all are pushed.
 
     Returns:
         The waveform [B, N], and the number of frames pushed and of samples returned after each push.

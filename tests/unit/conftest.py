@@ -36,7 +36,7 @@ def tokenizer(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def tiny(tokenizer):
-    """Return a function that builds the tiny system: `tiny({"codec": "snac_mini"}, {"adapter.hidden": 3})`.
+    """Return a function that builds a tiny untrained system: `tiny({"codec": "snac_mini"}, {"adapter.hidden": 3})`.
 
     The arguments are names of parts and options that replace those of the system.
     """

@@ -87,9 +87,9 @@ def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.
 
 
 def killed_at_random(run: Callable, manifest: Path, whole: Path, killed: Path) -> int:
-    """Write one output folder in one go, and another by ten processes that are killed and a last one that completes.
+    """Write the same output twice: without interruption, and by ten processes that are killed and one that completes.
 
-    The folders are `whole` and `killed`; processes are killed by SIGKILL.
+    The output folders are `whole` and `killed`. Processes are killed by SIGKILL at random times.
 
     Returns:
         The number of processes that were still running when they were killed.

@@ -25,7 +25,7 @@ def features(frames: int) -> torch.Tensor:
 
 
 def check(net: Adapter) -> None:
-    """Check an adapter with recordings of every number of frames, alone and in a batch whose padding is not zero."""
+    """Check that an adapter computes the same for a recording alone and in a padded batch, at each length."""
     batch, lengths = torch.full((MOST, MOST, DIM_IN), 0.7), torch.arange(1, MOST + 1)
     for n in range(1, MOST + 1):
         batch[n - 1, :n] = features(n)

@@ -1,4 +1,4 @@
-"""Test the conversion of a published Mini-Omni folder at toy size, whose files each library itself has written."""
+"""Test the conversion of a published Mini-Omni folder at toy size, with files written by the original libraries."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("omnikit", "recipes", "benchmarks", "egs", "tests")
 RESULTS = "results"
-"""Name of the folders of training runs, which hold copies of scripts as they were when the run started."""
+"""Name of the folders that training runs write to, which hold copies of scripts from the start of the run."""
 OPENINGS = {"of", "as", "those", "what", "that", "likewise", "see"}
-"""First words of fragments that lean on the name above them, in lower case."""
+"""First words, in lower case, of docstrings that are fragments rather than complete sentences."""
 PERIOD = re.compile(r"(?<!\.)\.(?=\s|$)")
-"""Pattern of a period that ends a sentence, unlike `..` and the periods inside of `a.b`."""
+"""Regular expression of a period that ends a sentence, unlike `..` and the periods inside of `a.b`."""
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:

@@ -73,7 +73,7 @@ def several(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def guarded(monkeypatch, watch):
-    """Answer yes to every question, replace the model hub, limit memory and time; return the list of questions."""
+    """Answer yes to all prompts, replace the model hub, limit memory and time; return the prompts and downloads."""
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 99))
@@ -220,7 +220,7 @@ def nested(name: str) -> Spoil:
 
 
 def tokenizer_code(folder: Path, outside: Path) -> None:
-    """Give a checkpoint a tokenizer class of its own, for which transformers would ask whether its code may run."""
+    """Add a tokenizer class to a checkpoint folder, whose code transformers would ask the user's permission to run."""
     (folder / JSON).unlink()
     (folder / "evil.py").write_text(RUNS.format(mark=str(outside / "ran")))
     own = {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
@@ -228,7 +228,7 @@ def tokenizer_code(folder: Path, outside: Path) -> None:
 
 
 def model_code(folder: Path, outside: Path) -> None:
-    """Give a checkpoint a tokenizer class of its own, named by the model configuration `config.json`."""
+    """Add a tokenizer class to a checkpoint folder, named by the model configuration `config.json`."""
     tokenizer_code(folder, outside)
     (folder / CONFIG).write_text(json.dumps({"tokenizer_class": "Evil"}))
     own = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoTokenizer": "evil.Evil"}}

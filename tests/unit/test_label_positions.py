@@ -1,4 +1,4 @@
-"""Test the search for the positions that have labels against a loop over all positions."""
+"""Test the function that finds the positions with labels against a loop over all positions."""
 
 from __future__ import annotations
 

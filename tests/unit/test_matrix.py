@@ -1,6 +1,6 @@
 """Test every part in the mini system at tiny size: its recipe is resolved, it trains for a step and answers a question.
 
-The quick tests take each part once, with mini parts around it; the long ones take the products.
+The quick tests take each part once, with mini parts around it; the long ones combine parts.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def test_interleave_keeps_to_the_table(k):
 
 @pytest.mark.parametrize("k", [2, 3, 7])
 def test_later_frames_are_read_like_the_first(k):
-    """An answer without its first frames is read as frames like a whole answer, at any number of steps."""
+    """Steps of an answer after its first frames are read back as the later frames, at any number of steps."""
     codes = torch.arange(2 * k * 5).reshape(2, k, 5)
     for pattern in every_pattern(k):
         steps = pattern.interleave(codes)

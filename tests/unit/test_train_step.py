@@ -1,4 +1,4 @@
-"""Test that the training steps that benchmarks/train_step.py compares compute the same, and its operation counts."""
+"""Test that the training steps that benchmarks/train_step.py compares are equal, and its counts of operations."""
 
 from __future__ import annotations
 

@@ -118,7 +118,10 @@ def test_rows_at_other_positions_attend_to_their_own_window():
 
 @pytest.mark.parametrize("name, samples", [("mimi", 0), ("encodec_24khz", 6 * 320), ("dac_24khz", 3141)])
 def test_lookahead(name, samples):
-    """The codecs' lookaheads are as expected: EnCodec's convolution reflects six frames; DAC's was counted by hand."""
+    """The residual codecs' lookaheads in samples are as expected; EnCodec's first convolution reflects six frames.
+
+    DAC's was counted by hand.
+    """
     assert tiny(name).lookahead == samples
 
 

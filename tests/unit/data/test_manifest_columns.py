@@ -379,7 +379,7 @@ def test_objects_may_repeat_their_key_as_id(tmp_path: Path):
 
 
 def test_ids_of_any_script_are_tested_at_once(monkeypatch: pytest.MonkeyPatch):
-    """Manifest ids of any script are validated as a whole column; only blank ids are looked at one by one."""
+    """Manifest ids in any writing system are validated as a whole column; only blank ids are converted one by one."""
     looked_at = []
 
     def counted(name: str, value: Any, field: str) -> Any:

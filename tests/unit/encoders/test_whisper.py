@@ -62,7 +62,7 @@ def openais(net: WhisperNetwork) -> whisper.model.AudioEncoder:
 
 @pytest.mark.parametrize("sizes", [tuple(SMALL.values()), (128, 40, 24, 3, 1)])
 def test_the_network_is_openai_whispers(sizes: tuple[int, ...]):
-    """Whisper's network here has the parameter names, initial weights for a seed, and outputs of openai-whisper's."""
+    """`WhisperNetwork` has the parameter names, initial weights for a seed, and outputs of openai-whisper's network."""
     torch.manual_seed(3)
     mine = WhisperNetwork(*sizes)
     torch.manual_seed(3)

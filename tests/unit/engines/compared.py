@@ -81,7 +81,7 @@ class Compared:
 
 
 def random_operations(compared: Compared, operations: int, seed: int, longest: int = 30) -> None:
-    """Admit, advance, copy, crop and release sequences in a random order."""
+    """Admit, advance, copy, crop and release sequences in an engine's slots, in a random order."""
     draw = torch.Generator().manual_seed(seed)
 
     def integer(least: int, end: int) -> int:

@@ -109,7 +109,7 @@ class Batch:
 
 
 class Greedy:
-    """The functions `embed` and `choose` of a greedy decode step over preallocated tensors; see `Slots.step`.
+    """A greedy decode step over preallocated tensors, as the functions `embed` and `choose` that `Slots.step` takes.
 
     Audio streams are chosen in the variant `()`; in the variant `("text",)` their tokens stay what they were.
     """

@@ -34,8 +34,7 @@ def compared(model: OmniLM, folder: Path, capacity: int = 6) -> Compared:
 
 @pytest.mark.parametrize("llm", ["qwen2_0.5b", "llama", "llama3_8b", "mistral_7b", "qwen3_0.6b", "smollm2_135m"])
 def test_hidden_states(llm: str, tmp_path):
-    """Check hidden states of different backbones, also beyond the attention window of 8 positions that one of them has.
-    """
+    """Check that `openvino` computes the hidden states of different backbones, one with a window of 8 positions."""
     slots = compared(sharpen(build(llm)), tmp_path)
     slots.admit(9, 6, 21, piece=12)
     slots.advance(3)
@@ -95,7 +94,7 @@ def test_columns_that_no_sequence_needs_are_cut(tmp_path):
 
 
 def test_cropped_is_as_if_it_had_never_had_the_rest(tmp_path):
-    """Check hidden states after crops by one position, to a single position, and of the longest sequence."""
+    """Check the hidden states of sequences that are cropped by one position, to a single one, or as the longest."""
     slots = compared(sharpen(build(tts_blocks=1)), tmp_path)
     slots.admit(9, 20)
     slots.advance(3)
@@ -145,7 +144,7 @@ def test_what_is_broken_breaks_no_neighbour(weights: str, tmp_path):
 
 
 def test_much_happens_between_two_steps(tmp_path):
-    """Check hidden states after admissions, copies, crops and releases before and between decode steps."""
+    """Check the hidden states of sequences that are admitted, copied, cropped and released before and between steps."""
     slots = compared(sharpen(build()), tmp_path)
     slots.admit(6, 3)
     slots.admit(9)
@@ -278,7 +277,7 @@ def test_blocks_and_heads_are_not_loaded_twice(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is in memory")
 def test_matrices_are_in_memory_once(tmp_path, monkeypatch):
-    """Check that the mapped weight files leave the memory once OpenVINO has its own copy of the weights."""
+    """Check that the mapped weight files take no memory once OpenVINO has its own copy of the weights."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     _, engine = load_openvino(None)
     graphs = [file.with_suffix(".bin") for file in graph_files(engine_folder(None), "int8").values()]

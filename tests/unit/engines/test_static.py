@@ -49,7 +49,7 @@ def replayed(slots: StaticSlots) -> ReplayedOperations:
 @pytest.mark.parametrize("llm", [name for name in LLMS if name not in OTHERS])
 @torch.inference_mode()
 def test_hidden_states(llm: str):
-    """Check hidden states of different backbones, also beyond the attention window of 8 positions that some have."""
+    """Check that `static` computes the hidden states of different backbones, some with a window of 8 positions."""
     model = build(llm, tts_blocks=1)
     batch = Batch(model, open_engine("static", model).open(2))
     batch.new(14, 6)

@@ -1,4 +1,4 @@
-"""Test that the recogniser that judges answers transcribes synthetic speech right, silence and noise as nothing."""
+"""Test that the recogniser that judges answers transcribes synthetic speech right, and silence as nothing."""
 
 from __future__ import annotations
 

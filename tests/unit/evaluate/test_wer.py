@@ -73,7 +73,7 @@ def test_an_empty_hypothesis_is_all_deletions_and_an_empty_reference_all_inserti
 )
 @pytest.mark.parametrize("reference", ["...", ""])
 def test_references_that_are_empty_after_normalisation_have_the_rate_of_jiwer(reference, hypotheses):
-    """Error rates for empty references are those of jiwer; words that the hypotheses insert never give 0 %."""
+    """Error rates for empty references are those of jiwer, so that hypotheses with inserted words never score 0 %."""
     rates = score([Pair(str(i), reference, text) for i, text in enumerate(hypotheses)], plain)
     empty = [""] * len(hypotheses)
     assert rates.wer == rates.wer_utterance_mean == pytest.approx(100 * jiwer.wer(empty, hypotheses))

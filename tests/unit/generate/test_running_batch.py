@@ -56,8 +56,7 @@ WAYS = (
 
 @dataclass
 class Case:
-    """A request of a test, with the number of the batch's turn at which it is submitted and at which it is cancelled.
-    """
+    """A test's request, and the numbers of the batch's turns at which it is submitted and cancelled (None = never)."""
 
     request: Request
     arrives: int
@@ -420,7 +419,7 @@ def test_the_queue_is_bounded():
 
 
 def test_three_rows_keep_their_places():
-    """Check answers of a strategy with three sequences per question, while slots of other answers are released."""
+    """Check a decoding strategy with three sequences per question while the slots of other answers are released."""
     model, three = toy_model(), Strategy(text_only=(True, False, True), text_from=2, audio_from=1)
     decoder = Decoder(model, decoding=Decoding(text=Sampling(1.0), min_steps=4, max_steps=20))
     questions = [Question(text=[n, 3]) for n in (4, 5, 6)]

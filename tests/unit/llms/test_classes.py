@@ -1,4 +1,4 @@
-"""Test that language models of each supported class, saved by transformers, give the logits of transformers here."""
+"""Test that language models of each supported class, saved by transformers, give transformers' logits in omnikit."""
 
 from __future__ import annotations
 

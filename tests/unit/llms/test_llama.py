@@ -139,7 +139,7 @@ def test_through_a_cache_whose_rows_are_selected_and_which_is_cropped(case):
 @pytest.mark.parametrize("case", CASES)
 @torch.inference_mode()
 def test_blocks_of_its_kind(case):
-    """Check the extra blocks for a TTS adapter, which have their own norm and are more than the backbone has."""
+    """Check that the blocks of a TTS adapter equal those of transformers, also with more blocks than the backbone."""
     theirs, ours = (model.blocks(3).eval() for model in both(case))
     ours.load_state_dict(theirs.state_dict())
     inputs, caches = torch.randn(3, LENGTH, DIM), [ours.new_cache(), theirs.new_cache()]
@@ -179,7 +179,7 @@ def test_the_functions_run_over_transformers_modules(case):
 
 
 def test_joint_layers_share_their_memory():
-    """Check joined linear layers, also when joined twice and when the weights of one layer are overwritten."""
+    """Check that linear layers joined into one compute the same, also if joined twice or with changed weights."""
     torch.manual_seed(0)
     layers = [nn.Linear(8, n) for n in (6, 2, 4)]
     x, state = torch.randn(3, 8), [{**layer.state_dict()} for layer in layers]

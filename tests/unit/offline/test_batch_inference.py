@@ -125,7 +125,7 @@ def test_one_recording_that_the_encoder_refuses_does_not_stop_its_batch(folder, 
 
 
 def test_folders_as_people_have_them(folder, tmp_path):
-    """Batch inference over a folder copes with too long recordings, lacking extensions, unknown and hidden files."""
+    """Batch inference over a folder handles hidden files and recordings that are too long or lack an extension."""
     save_audio(folder / "long.flac", torch.zeros(30 * 16000 + 64), 16000)
     (folder / "e.flac").rename(folder / "e")
     (folder / "film.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")

@@ -58,7 +58,7 @@ class Manifest:
             (self.folder / f"{name}.wav").write_bytes(data)
 
     def write(self) -> None:
-        """Write the manifest, with recordings as bytes or as absolute paths of files that are written once."""
+        """Write the test manifest, with recordings as bytes or as absolute paths of files that are written once."""
         with ManifestWriter(self.path, ["id", "t1", "a1"], self.embedded) as writer:
             for begin in range(0, len(self.sounds), 2):
                 writer.write([self.row(name) for name in list(self.sounds)[begin : begin + 2]])

@@ -1,5 +1,4 @@
-"""Tests of `omnikit tokenize`: content of the shards, skipped entries, and equal output after kills and by processes.
-"""
+"""Tests of `omnikit tokenize`: shards, skipped entries, and equal output after kills and with several processes."""
 
 from __future__ import annotations
 
