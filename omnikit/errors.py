@@ -71,7 +71,7 @@ def bad_input_exits() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str | None:
-    """Return one line about an error that is not the program's fault, None for one that is."""
+    """Return a one-line message for an error caused by the user, the disk or a lack of memory; None for any other."""
     words = one_line(error, None)
     if isinstance(error, MemoryError):
         return f"not enough memory{f' ({words})' if words else ''}"
@@ -89,7 +89,7 @@ def _printable(text: str) -> str:
 
 
 def _drop_output() -> None:
-    """Discard the buffered output, which Python would otherwise write at exit, failing with a message of its own."""
+    """Discard buffered standard output that cannot be written, since Python would fail to write it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -35,7 +35,7 @@ class Range:
     null: bool = False
 
     def problem(self, value: Any) -> str:
-        """Return what a value must be, such as "must be 1 or more"; empty if the value is in the range."""
+        """Return the requirement on a value for an error message, such as "must be 1 or more"; empty if it is met."""
         if value is None and self.null:
             return ""
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
