@@ -31,7 +31,7 @@ _COLUMNS = (
 )  # fmt: skip
 """Names of the columns of the table of integers with a row per slot; `_SlotTable` explains them."""
 NOT_YET = -1
-"""Value of `end_frame` before the leading audio stream has ended, and of `forced` where text is sampled."""
+"""Negative value of `end_frame` before the leading audio stream has ended, and of `forced` where text is sampled."""
 _SMALLEST_TEXT = 64  # initial columns of the table of given texts
 
 
@@ -97,7 +97,8 @@ class Rules:
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
-        """Addresses and shapes of tables that may be reallocated; a recorded decode step is valid only for these."""
+        """Addresses and shapes of tables that may be reallocated, for which alone a decode step's CUDA graph is valid.
+        """
         tables = (self.texts, self.seen_text, self.seen_audio)
         return tuple(() if table is None else (table.data_ptr(), *table.shape) for table in tables)
 

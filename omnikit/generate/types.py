@@ -91,4 +91,4 @@ class Chunk:
     wav: Tensor
     """Samples [n] of the chunk, on the CPU; n may be 0."""
     end: str | None = None
-    """Reason for which the answer ended, one of `ENDS`, in its last chunk; None in earlier ones."""
+    """Reason why the answer ended, one of `ENDS`; set in its last chunk only, None in earlier ones."""
