@@ -144,7 +144,7 @@ class Omni:
         The tasks are A1T1 (`transcribe`), T1T2 (`chat`) and A1T2 (a spoken question answered in writing).
 
         Args:
-            task: a name in `omnikit.tasks.TASKS` that does not speak.
+            task: name of a task in `omnikit.tasks.TASKS` whose answer is text only.
             question: the question from `spoken_question` or `written_question`.
             name: the recording's name in error messages.
         """
@@ -169,7 +169,7 @@ class Omni:
         """Submit a question without waiting for its answer, and return the request, see `omnikit.generate.Request`.
 
         Args:
-            task: a name in `omnikit.tasks.TASKS`.
+            task: name of a task in `omnikit.tasks.TASKS`.
             question: the question from `spoken_question` or `written_question`.
             sound: a name in `omnikit.streaming.MODES` by which codes are decoded to a waveform; None = they are not
                 decoded.

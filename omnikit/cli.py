@@ -368,8 +368,7 @@ def main() -> None:
 def _job(
     task: str, word: str, output: str | None, batch_size: int, checkpoint: str | None, about: dict[str, Any]
 ) -> Job | None:
-    """Return the batch job over a folder, manifest or list of texts; None if the command line has one question or text.
-    """
+    """Return the batch job over a folder, manifest or text file; None if the command line has one question or text."""
     from omnikit.offline.single_or_many import holds_many
     from omnikit.option_ranges import COUNT
 

@@ -101,8 +101,7 @@ class GraphRecorder:
         self.replays[key]()
 
     def _record(self, key: Hashable, call: Call) -> bool:
-        """Try to record a call as a CUDA graph, and return whether that succeeded; after a failure the next call
-        retries.
+        """Try to record a call as a CUDA graph, and return whether it succeeded; after a failure the next call retries.
 
         Raises:
             RuntimeError: recording this key has failed more than `MOST_FAILURES` times.
@@ -141,7 +140,8 @@ class RecordedFunction:
         return key not in self.refused and (key in self.places or len(self.places) < MOST_FUNCTIONS)
 
     def __call__(self, key: Hashable, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
-        """Execute a tensor function, by its CUDA graph if there is one, and return the outputs; inputs stay unchanged.
+        """Execute a tensor function, by its CUDA graph if there is one, and return the outputs; inputs stay as they
+        are.
         """
         if key in self.places:
             _copy_all(self.places[key][0], inputs)
@@ -157,8 +157,7 @@ class RecordedFunction:
         return outputs
 
     def _compute(self, function: Callable[..., list[Tensor]], inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Execute a tensor function and copy its outputs to preallocated tensors, which the first execution allocates.
-        """
+        """Execute a tensor function and copy its outputs to preallocated tensors, which the first call allocates."""
         found = function(*inputs)
         outputs[len(outputs) :] = [torch.empty_like(each) for each in found[len(outputs) :]]
         _copy_all(outputs, found)

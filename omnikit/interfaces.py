@@ -331,8 +331,7 @@ class Prefill(ABC):
 
     @abstractmethod
     def advance(self, positions: int) -> None:
-        """Compute further positions of every prompt, at least one of each and otherwise at most `positions` in total.
-        """
+        """Compute further positions of every prompt: at least one of each, otherwise at most `positions` in total."""
 
 
 class Slots(ABC):

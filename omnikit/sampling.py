@@ -27,7 +27,7 @@ class Sampling:
     """Sampling options of one kind of stream; `temperature` 0 is greedy decoding.
 
     Args:
-        temperature: number that the logits are divided by.
+        temperature: number by which the logits are divided.
         top_k: number of ids of the largest logits to sample from; None = all.
         top_p: sample from the smallest set of ids with at least this total probability; None = all.
         repetition_penalty: factor that divides the logits of ids emitted before, or multiplies negative ones (arXiv

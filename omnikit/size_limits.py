@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 MOST_COUNTED = 4096
-"""Maximum number of layers, heads, codebooks or similar modules of a network; published ones have up to some hundreds.
-"""
+"""Maximum number of layers, heads, codebooks or similar modules of a network; published ones have some hundreds."""
 _MOST_MODULES = 20_000  # the largest published language models have about 2000, and 10000 with LoRA everywhere
 _MODULES, _FOR_EACH = 2_000, 20  # for a network without weights, and for each tensor
 # num_experts is excluded because Doge has 16384 experts in a layer; building them is bounded by `limited`

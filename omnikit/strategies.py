@@ -1,5 +1,4 @@
-"""Decoding strategies as data: how many sequences answer a request, and from which one each stream's tokens are taken.
-"""
+"""Decoding strategies as data: how many sequences answer a request, and which of them each stream is sampled from."""
 
 from __future__ import annotations
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from omnikit.interfaces import Codec
 
 EXACT, LOW_LATENCY = MODES = ("exact", "low_latency")
-"""Names of streaming modes: `exact` returns samples that no later frame changes, `low_latency` all that frames cover.
+"""Names of streaming modes.
+
+`exact` returns samples once no later frame changes them, `low_latency` all samples that the frames cover.
 """
 
 
@@ -49,8 +51,7 @@ class DecodeStream(ABC):
 
 
 class FramewiseStream(DecodeStream):
-    """A decode stream for codecs that decode each frame independently, so that samples never lag behind their frames.
-    """
+    """A decode stream for codecs that decode each frame independently, so that samples never lag behind frames."""
 
     def __init__(self, codec: Codec, batch_size: int = 1, mode: str = EXACT):
         check_mode(mode)

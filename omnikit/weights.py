@@ -140,8 +140,7 @@ def weights_file(path: str | Path) -> Path:
 
 
 def _check_header(file: Path) -> None:
-    """Refuse a safetensors file whose header is too long; its first eight bytes give the length of the header in bytes.
-    """
+    """Refuse a safetensors file whose header is too long; its first eight bytes give the header's length in bytes."""
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
     if length > LARGEST_JSON:
