@@ -4,8 +4,8 @@
     python benchmarks/inference.py --quick    # of 2; for the baseline one answer of four frames
     python benchmarks/inference.py --sides torch static compiled
 
-Everything is measured in one run on this machine, each implementation in a process of its own. Ratios are printed last; the
-exit status is 1 if one of them misses its goal. The first run writes a checkpoint and the engine's graphs to
+Everything is measured in one run on this machine, each implementation in a process of its own. Ratios are printed last;
+the exit status is 1 if one of them misses its goal. The first run writes a checkpoint and the engine's graphs to
 `--cache_folder` (2 GB, minutes).
 """
 

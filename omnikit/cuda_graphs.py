@@ -140,9 +140,7 @@ class RecordedFunction:
         return key not in self.refused and (key in self.places or len(self.places) < MOST_FUNCTIONS)
 
     def __call__(self, key: Hashable, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
-        """Execute a tensor function, by its CUDA graph if there is one, and return the outputs; inputs stay as they
-        are.
-        """
+        """Return the outputs of a tensor function for some inputs, computed by its CUDA graph if there is one."""
         if key in self.places:
             _copy_all(self.places[key][0], inputs)
         else:

@@ -98,7 +98,7 @@ class OmniLM(Freezable):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type in which everything between encoder and codec is computed."""
+        """Data type in which everything between encoder and codec is computed: adapter, backbone and heads."""
         return self.new_text_embeddings.embed.weight.dtype
 
     def to_dtype(self, dtype: torch.dtype) -> OmniLM:

@@ -48,7 +48,7 @@ class Range:
         return "" if value > self.low or (value == self.low and not self.above) else f"must be {self._bounds()}"
 
     def check(self, flag: str, value: Any) -> None:
-        """Refuse a value outside the range.
+        """Refuse a value that is not a number within this range.
 
         Raises:
             ValueError: the value is outside; the message names the flag, the value and the range.

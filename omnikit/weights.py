@@ -75,9 +75,10 @@ def load_into(
 
 
 def check_fits(module: nn.Module, stored: Stored, file: str | Path) -> None:
-    """Compare names, shapes and kinds of numbers of stored weights with a module, which may be on the meta device.
+    """Refuse stored weights whose names, shapes or kinds of numbers differ from those of a module.
 
     Args:
+        module: module to compare with, which may be on the meta device.
         stored: weights from `stored_tensors`.
         file: path of their file, for errors.
 

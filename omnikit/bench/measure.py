@@ -223,7 +223,7 @@ def _finish(device: torch.device) -> None:
 
 
 def memory_figures(step_bytes: int, step_times: list[float], plan: BenchSizes, device: torch.device) -> Figures:
-    """Return the peak memory, the bytes that a decode step reads, and how near its speed is to the memory's.
+    """Return measurements of memory: peak, bytes per decode step, bandwidth, and how near a decode step comes to it.
 
     Args:
         step_bytes: bytes that a decode step reads.

@@ -126,7 +126,7 @@ class StaticEngine(Engine):
         return Hidden(text, normed(adapted, self.model.tts_adapter.trunk.norm)[:, 0])
 
     def _blocks(self, embeddings: Tensor, places: Tensor, columns: int, keep: Callable) -> tuple[Tensor, Tensor]:
-        """Run all blocks on embeddings [R, L, D] at cache columns [R or 1, L].
+        """Compute the outputs of all blocks for embeddings [R, L, D] at columns [R or 1, L] of a KV cache.
 
         Returns:
             The outputs [R, L, D] of the backbone and of the TTS adapter.

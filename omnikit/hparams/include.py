@@ -58,7 +58,7 @@ def _included(tree: Mapping, path: Path) -> Path:
 
 
 def _check_nested(base: Mapping, base_path: Path, path: Path) -> None:
-    """Refuse an included file of another folder that itself includes files under keys.
+    """Refuse an included recipe file of another folder that itself includes files under keys.
 
     HyperPyYAML would look for those beside the recipe.
     """
