@@ -517,7 +517,7 @@ class MeasuredRun:
 
     @contextmanager
     def part(self, name: str, needs: float = 8.0) -> Iterator[bool]:
-        """Context manager that yields whether `needs` seconds are left for a measurement; its exceptions are counted."""
+        """Context manager that yields whether `needs` seconds are left for a measurement; exceptions are counted."""
         if self.elapsed() + needs > self.limit:
             print(f"{self.elapsed():.0f} s: no time is left for: {name}", flush=True)
             yield False
