@@ -122,7 +122,7 @@ def sampling_numbers(how: Sampling) -> tuple[float, float, float, float]:
 
 
 def _cut(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Set the scores that top-k and top-p exclude to `-inf`: first all but the best, then the least probable."""
+    """Return scores with `-inf` for ids outside the `top_k` best, and of these outside the most probable `top_p`."""
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
     last = torch.where(top_k > 0, top_k, scores.shape[-1]).long().clamp(max=scores.shape[-1]) - 1
     floor = ranked.gather(-1, last.expand(*ranked.shape[:-1], 1))
