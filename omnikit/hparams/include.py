@@ -39,7 +39,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Mapping:
         return tree
     base_path = _included(tree, path)
     if base_path.resolve() in (path.resolve(), *above):
-        raise ValueError(f"{path}: !include:{base_path}: takes in this file again")
+        raise ValueError(f"{path}: !include:{base_path}: includes this file again")
     base = copy.deepcopy(_read(base_path, (*above, path.resolve())))
     _check_nested(base, base_path, path)
     return _joined(base, tree, path)
@@ -58,7 +58,7 @@ def _included(tree: Mapping, path: Path) -> Path:
 
 
 def _check_nested(base: Mapping, base_path: Path, path: Path) -> None:
-    """Refuse an included file of another folder that itself includes files under keys.
+    """Refuse an included recipe file of another folder that itself includes files under keys.
 
     HyperPyYAML would look for those beside the recipe.
     """
@@ -87,5 +87,5 @@ def _joined(base: Mapping, tree: Mapping, path: Path) -> Mapping:
 
 
 def _changes(key: str, value: Any, base: Mapping) -> bool:
-    """Return whether an entry changes part of a mapping of the included file, instead of defining the whole value."""
+    """Return whether a recipe's entry changes part of a mapping of the included file, instead of defining it anew."""
     return isinstance(base.get(key.partition(".")[0]), Mapping) and tag_of(value) in ("", "!ref")
