@@ -60,7 +60,7 @@ def test_loading_draws_no_weights_in_vain(llm, tmp_path):
 
 
 def test_a_checkpoint_with_lora_has_its_weights(tmp_path):
-    """Weights without LoRA can start the training of a system with LoRA, but are refused as its checkpoint."""
+    """Weights without LoRA can start the training of a system with LoRA, but are refused as a checkpoint of it."""
     pytest.importorskip("peft", reason="omnikit[lora] is not installed")
     plain, lora = (
         omnikit.build(size="tiny", encoder="none", llm="qwen2_0.5b", codec="none", adapter="linear", **options)

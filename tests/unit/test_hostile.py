@@ -207,7 +207,7 @@ NESTED = """model: !new:omnikit.model.OmniLM
 
 
 def nested(name: str) -> Spoil:
-    """Return a function that adds a backbone to a checkpoint's YAML inside the entry of the model.
+    """Return a function that adds a backbone to a checkpoint's YAML as a nested entry of the model.
 
     A saved checkpoint has no backbone in that place.
     """

@@ -93,7 +93,7 @@ def test_names_that_are_no_files_of_a_folder(folder, name):
 
 @pytest.mark.parametrize("target", ["../beside", "/dev/null", "../in2/file"])
 def test_links_out_of_a_folder(folder, target):
-    """Links that lead outside the folder are refused, even into a sibling whose name starts with the folder's name."""
+    """Links out of an untrusted folder are refused, even into a sibling whose name starts with the folder's name."""
     (folder.parent / "in2").mkdir()
     (folder.parent / "in2" / "file").write_text("secret")
     (folder / "link").symlink_to(target)

@@ -35,7 +35,7 @@ def tiny(name: str, weights: Path | None = None, **options: object) -> ResidualC
 
 
 def theirs(name: str, **changes: object) -> PreTrainedModel:
-    """Return the library's own network with the configuration of the tiny codec and all its codebooks."""
+    """Return transformers' own network with the configuration of the tiny residual codec and all its codebooks."""
     codec = tiny(name)
     network = loud(codec.network_class(codec.config_class(**{**codec.numbers, **changes})).eval())
     for key, buffer in network.named_buffers():

@@ -1,4 +1,4 @@
-"""Test that the recogniser that judges answers transcribes synthetic speech right, and silence as nothing."""
+"""Test that the recogniser that judges answers transcribes synthetic speech right, and silence as empty text."""
 
 from __future__ import annotations
 
