@@ -66,7 +66,7 @@ class ManifestWriter:
             self.format.write(rows)
 
     def discard(self) -> None:
-        """Remove the temporary file at the end of the `with` block instead of renaming it, so that no file results."""
+        """Discard the manifest: at the end of the `with` block its temporary file is removed instead of renamed."""
         self.kept = False
 
     def __enter__(self) -> ManifestWriter:
