@@ -202,7 +202,7 @@ class OmniBrain(RobustBrain):
         super()._save_intra_epoch_ckpt()
 
     def _figures(self, sums: StreamSums) -> dict[str, float]:
-        """Return the weighted mean loss and the mean loss of each stream, or an empty dict if no batch was usable."""
+        """Return the weighted mean loss and the mean loss per stream by name; an empty dict if no batch was usable."""
         means = sums.means()
         return {"loss": float(weighted_mean(sums.losses(), self.stream_weights.cpu())), **means} if means else {}
 

@@ -180,7 +180,7 @@ class WholeCheckpointer(Checkpointer):
         return [checkpoint.path for checkpoint in self.find_checkpoints(**choice)]
 
     def _look(self) -> dict[Path, str]:
-        """Return the damage of each checkpoint that is known or, without reading large files, found to be damaged."""
+        """Return descriptions of damage by checkpoint, known from before or found without reading large files."""
         seen = {path: self._damaged.get(path) or _glance(path) for path in self._folders()}
         return {path: damage for path, damage in seen.items() if damage is not None}
 

@@ -68,7 +68,7 @@ class RobustBrain(sb.Brain):
         return batch.id
 
     def usable(self, loss: Tensor) -> Tensor:
-        """Return a bool tensor that says whether a mean loss is finite and at most `highest_loss`."""
+        """Return a bool tensor that is True if a mean loss is finite and at most `highest_loss`."""
         return loss <= self.highest_loss  # false for NaN
 
     def fit(self, *args: Any, **kwargs: Any) -> None:

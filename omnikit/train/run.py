@@ -81,7 +81,7 @@ def start_model(hparams: dict[str, Any], run_opts: dict[str, Any]) -> OmniLM:
 
 
 class SampleSet(NamedTuple):
-    """Training samples with the task and the length of each."""
+    """Training samples, with the name of the task and the length in steps of each."""
 
     samples: Samples
     tasks: np.ndarray  # name of the task of each sample
