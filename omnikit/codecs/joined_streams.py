@@ -23,8 +23,7 @@ Value = TypeVar("Value")
 
 
 class Joinable:
-    """Base class for streaming states of a batch, whose rows can be separated and joined with those of other
-    batches."""
+    """Base class for the state of a batch of decode streams that can be split by rows and joined with other batches."""
 
     rows: ClassVar[tuple[str, ...]]
     """Names of the attributes that hold a value per batch row, see `join`; all other attributes are equal in states

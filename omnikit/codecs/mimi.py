@@ -70,8 +70,7 @@ class MimiCodec(CausalCodec):
         return run(self.decoder_layers(), x.transpose(1, 2), memory)[:, 0]
 
     def _drop_cached_tables(self) -> None:
-        """Discard the codebook entries that `transformers` caches, as a change of weights or device makes them
-        stale."""
+        """Discard the codebook entries that `transformers` caches, stale after a change of weights or device."""
         for layers in self.quantizers():
             for layer in layers:
                 layer.codebook._embed = None

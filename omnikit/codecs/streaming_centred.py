@@ -74,8 +74,7 @@ class CentredDecoder:
 
     @torch.no_grad()
     def folded(self) -> Mapping[nn.Module, Tensor]:
-        """Return the weights of the decoder's convolutions (see `weights_of`), recomputed only after a parameter has
-        changed.
+        """Return the weights of the decoder's convolutions (see `weights_of`), recomputed after a parameter change.
 
         The layers themselves are not changed: they can be trained further and are saved under the same names.
         """

@@ -85,8 +85,7 @@ class ResidualCodec(Codec):
         """Decode codes [B, K, T], T > 0, to waveforms [B, N], N <= T * frame_samples."""
 
     def load_weights(self) -> None:
-        """Read the codec's weights from safetensors like every part, or from the format of transformers'
-        `save_pretrained`.
+        """Read the codec's weights from safetensors, or from the format of transformers' `save_pretrained`.
 
         Raises:
             ValueError: the weights cannot be read or do not fit.
