@@ -146,8 +146,7 @@ class CTCBaseline:
 
 
 def by_recogniser(recogniser: Recogniser) -> Respond:
-    """Return a function that transcribes batches of manifest entries with a recogniser; for omnikit systems see
-    `by_model`."""
+    """Return a function that transcribes batches of manifest entries with a recogniser, like `by_model` for systems."""
 
     def respond(entries: list[ManifestEntry]) -> Replied:
         loaded, problems = load_recordings(entries, recogniser.sample_rate)
