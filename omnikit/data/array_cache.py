@@ -115,8 +115,7 @@ class ArrayCache:
         self._reported: set[str] = set()
 
     def find(self, digests: Iterable[bytes]) -> Iterator[ArrayLocation | None]:
-        """Yield the position of each recording's features or codes, or why it has none; None if still to be
-        computed."""
+        """Yield where each recording's features or codes are stored, or why it has none; None if not computed yet."""
         for some in in_batches(digests, _TOGETHER):
             with reading(self.connection):
                 found = [self._find(digest) for digest in some]
