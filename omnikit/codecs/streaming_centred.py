@@ -31,7 +31,7 @@ WINDOWED_ATTENTION = ("snac.attention.LocalMHA",)
 _DAC = "transformers.models.dac.modeling_dac"
 # layer classes are given by name, so that neither package is imported for the other's codec
 RESIDUAL = ("snac.layers.ResidualUnit", f"{_DAC}.DacResidualUnit")
-"""Names of the layer classes that add their inner layers' output to their input."""
+"""Names of the residual layer classes, which add the output of their inner layers to their input."""
 SNAKE = ("snac.layers.Snake1d", f"{_DAC}.Snake1d")
 """Names of the classes that implement the snake activation function x + sin(alpha x)^2 / alpha."""
 
