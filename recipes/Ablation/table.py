@@ -107,8 +107,7 @@ def _remarks(grid: Grid, found: Sequence[Outcome]) -> list[str]:
 
 
 def write_csv(path: Path, grid: Grid, found: Sequence[Outcome]) -> None:
-    """Write a CSV file with one line per row of the study: mean, deviation, number of seeds and difference of
-    each figure."""
+    """Write a CSV file with a line per row of an ablation study: mean, deviation, seeds, difference of each figure."""
     header = ["row", "baseline"]
     header += [f"{name}{part}" for name in grid.figures for part in ("", " sd", " seeds", " difference")]
     rows = []

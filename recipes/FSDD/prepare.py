@@ -94,7 +94,7 @@ def parts(split: str, folder: Path) -> list[ManifestPart]:
 
 
 def items(kind: str, speaker: str, files: list[Path]) -> Iterator[Item | Remark]:
-    """Yield the digit strings of a speaker as items, or remarks for unusable recordings.
+    """Yield the digit strings of a speaker as manifest entries, or remarks for unusable recordings.
 
     The strings are the same at each call and do not depend on the other speakers of the split.
     """
