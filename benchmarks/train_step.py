@@ -325,13 +325,8 @@ def recipe_brain() -> type:
     return module.QABrain
 
 
-def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Plan) -> dict:
-    """Return the speed and peak memory of the recipe's whole loop; each batch is an optimiser step."""
-    from speechbrain.utils.epoch_loop import EpochCounter
-
-    from omnikit.data.samples import collate_items, make_dataset
-    from omnikit.data.task_sampler import TaskSampler
-    from omnikit.train.tensorboard import TensorBoard
+def timed_brain() -> type:
+    """Return the recipe's Brain, extended to record the end time, positions and sequences of each step."""
 
     class TimedBrain(recipe_brain()):
         """A Brain that records end time, positions and sequences of each step."""
@@ -345,23 +340,38 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
             finish(self.model.device)
             self.ends.append((time.perf_counter(), batch.steps.shape[0] * batch.steps.shape[2], len(batch.steps)))
 
+    return TimedBrain
+
+
+def brain_options(stage: MeasuredStage, steps: int, folder: str) -> dict:
+    """Return what the recipe's Brain needs in its hparams to train some optimiser steps, the sampler aside."""
+    from speechbrain.utils.epoch_loop import EpochCounter
+
+    from omnikit.train.tensorboard import TensorBoard
+
+    return {
+        "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
+        "epochs": EpochCounter(1), "steps_per_epoch": steps, "output_folder": folder, "stage": stage.name,
+        "part_names": "", "tensorboard": TensorBoard(folder), "validate": lambda brain: {},
+    }  # fmt: skip
+
+
+def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Plan) -> dict:
+    """Return the speed and peak memory of the recipe's whole loop; each batch is an optimiser step."""
+    from omnikit.data.samples import collate_items, make_dataset
+    from omnikit.data.task_sampler import TaskSampler
+
     model.freeze_all_but(list(stage.trainable))
-    tasks = dict.fromkeys(stage.tasks, 1.0)
+    tasks, on_gpu = dict.fromkeys(stage.tasks, 1.0), model.device.type == "cuda"
     began = time.perf_counter()
     samples, of_task, lengths = make_dataset(model, recipe_sources(model, plan.entries), tasks, 2048)
     prepared = time.perf_counter() - began
     sampler = TaskSampler(of_task, lengths, weights=tasks, max_batch_length=positions, batches=plan.recipe_steps)
     with tempfile.TemporaryDirectory() as folder:
-        hparams = {
-            "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
-            "epochs": EpochCounter(1), "steps_per_epoch": plan.recipe_steps, "output_folder": folder,
-            "stage": stage.name, "part_names": "", "tensorboard": TensorBoard(folder), "sampler": sampler,
-            "validate": lambda brain: {},
-        }  # fmt: skip
-        on_gpu = model.device.type == "cuda"
+        hparams = {**brain_options(stage, plan.recipe_steps, folder), "sampler": sampler}
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(model.device)
-        brain = TimedBrain(
+        brain = timed_brain()(
             {"model": model},
             lambda weights: torch.optim.AdamW(weights, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
             hparams,

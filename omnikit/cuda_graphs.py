@@ -1,4 +1,8 @@
-"""Recording of GPU work as CUDA graphs, which replay hundreds of kernels by one launch."""
+"""Recording of GPU work as CUDA graphs, which replay hundreds of kernels by one launch.
+
+Decode steps and short prefills are recorded by `omnikit/engines/static.py`, pushes to the decode streams of SNAC and
+DAC by `omnikit/codecs/joined_streams.py`.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ Logits are by far the largest tensors of a training step, and are needed only fo
 the gradients of hidden states and heads are computed together with the loss, while a chunk's logits exist; the backward
 pass multiplies them by the gradient of the loss.
 
+The recipes do not use it yet; `benchmarks/train_step.py` compares it with their loss.
+
 Letters: N positions of a batch, P labelled positions, C positions of a chunk, D width, S streams, V ids of all streams.
 """
 

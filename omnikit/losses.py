@@ -1,4 +1,8 @@
-"""Training loss: next-token cross-entropy of each stream."""
+"""Training loss: next-token cross-entropy of each stream.
+
+To train with another loss, edit `token_loss` or `compute_objectives` in the `train.py` of a recipe, which calls these
+functions.
+"""
 
 from __future__ import annotations
 

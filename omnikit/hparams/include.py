@@ -39,7 +39,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Mapping:
         return tree
     base_path = _included(tree, path)
     if base_path.resolve() in (path.resolve(), *above):
-        raise ValueError(f"{path}: !include:{base_path}: takes in this file again")
+        raise ValueError(f"{path}: !include:{base_path}: includes this file again")
     base = copy.deepcopy(_read(base_path, (*above, path.resolve())))
     _check_nested(base, base_path, path)
     return _joined(base, tree, path)

@@ -25,7 +25,7 @@ def read_tree(path: str | Path) -> Mapping:
     """
     tree = open_tree(path)
     if merged(tree):
-        raise ValueError(f"{path}: only a recipe may take in another file (<<)")
+        raise ValueError(f"{path}: only a recipe may include another file (<<)")
     return tree
 
 

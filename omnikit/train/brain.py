@@ -136,7 +136,7 @@ class OmniBrain(RobustBrain):
         self.progress = EpochProgress(layout.num_streams)
         if self.checkpointer is not None:  # older checkpoints lack it
             self.checkpointer.add_recoverable("progress", self.progress, optional_load=True)
-        super().on_fit_start()
+        super().on_fit_start()  # resumes: loads the newest undamaged checkpoint, if there is one
         text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
         self.total_steps = self.hparams.epochs.limit * self.hparams.steps_per_epoch
         self.highest_loss = highest_loss(max(layout.sizes))

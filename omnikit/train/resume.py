@@ -3,6 +3,9 @@
 Every checkpoint describes its run. Settings that determine the meaning of weights and data (parts, vocabulary, tasks,
 trainable parts) must be unchanged when a run is resumed; rates, lengths, precision and the number of processes may
 change.
+
+The checkpoint itself is loaded when `fit` begins, by `OmniBrain.on_fit_start` (`omnikit/train/brain.py`), and chosen by
+`WholeCheckpointer` (`omnikit/train/checkpointer.py`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR
     python evaluate.py hparams/eval.yaml --baseline whisper_small --data_folder DIR
 
-This writes `asr.json`, `asr.md`, and for each split `hypotheses_<split>.jsonl` and `wer_<split>.txt` (alignments).
+This writes `asr.json`, `asr.md`, and for each split `hypotheses_<split>.jsonl` and `wer_<split>.txt` (alignments). The
+command is `omnikit.evaluate.asr_command`; the rates are computed by `omnikit.evaluate.wer.score`.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def test_the_saved_copy_needs_no_other_file(write, tmp_path):
     ("text", "words"),
     [
         ("<<: !include:bass.yaml {}\n", "recipe.yaml: !include:bass.yaml: no such file, neither beside it nor in"),
-        ("<<: !include:recipe.yaml {}\n", "recipe.yaml: .*takes in this file again"),
+        ("<<: !include:recipe.yaml {}\n", "recipe.yaml: .*includes this file again"),
         ("<<: !include:base.yaml {name: x}\n", "recipe.yaml: << takes one file"),
         ("<<: [!include:base.yaml {}, !include:base.yaml {}]\n", "recipe.yaml: << takes one file"),
         ("<<: {name: x}\n", "recipe.yaml: << takes one file"),
@@ -108,7 +108,7 @@ def test_errors_name_the_file(write, text, words):
 
 
 def test_a_file_of_overrides_takes_in_no_other(write):
-    with pytest.raises(ValueError, match=r"more.yaml: only a recipe may take in another file \(<<\)"):
+    with pytest.raises(ValueError, match=r"more.yaml: only a recipe may include another file \(<<\)"):
         load_recipe([write(BASE), write("<<: !include:base.yaml {}\n", "more.yaml")])
 
 
