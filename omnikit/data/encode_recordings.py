@@ -146,7 +146,7 @@ def _stored(encoder: BatchEncoder, recordings: list[Recording], folder: Path, ki
 
 
 def _fill(cache: ArrayCache, encoder: BatchEncoder, recordings: list[tuple[Recording, Seen]], title: str) -> None:
-    """Compute the features or codes that the cache lacks; recordings of the same content are encoded once."""
+    """Compute and store the features or codes that the cache lacks; recordings of equal content are encoded once."""
     places = cache.find(seen.digest for _, seen in recordings)
     wanted = {
         seen.digest: (recording, seen)

@@ -206,7 +206,7 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _common_struct(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Return a struct with the fields of the first struct, each of the common type of both; None if one has none."""
+    """Return a Parquet struct with the fields of the first one, each of the common type; None if one has none."""
     others = {other.field(i).name: other.field(i).type for i in range(other.num_fields)}
     parts = {one.field(i).name: one.field(i).type for i in range(one.num_fields)}
     found = [(name, common_type(kind, others.get(name, kind))) for name, kind in parts.items()]

@@ -165,7 +165,7 @@ def _refuse(path: Path, columns: pa.Schema, *names: str) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """Return the value of a CSV cell; a list of accepted answers is joined with `BETWEEN`."""
+    """Return the CSV cell for the value of a field; a list of accepted answers is joined with `BETWEEN`."""
     return BETWEEN.join(value) if isinstance(value, (list, tuple)) else value
 
 

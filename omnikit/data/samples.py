@@ -139,7 +139,7 @@ class SampleMaker:
         self.codec = codec_name(model)
 
     def usable(self, entry: ManifestEntry, task: Task) -> bool:
-        """Return whether an entry has all fields that a task needs and the features and codes of its recordings."""
+        """Return whether an entry has all fields that a task needs, and the features and codes of its recordings."""
         if not entry.serves(task):
             return False
         spoken = entry.target_recording(task)

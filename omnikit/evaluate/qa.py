@@ -70,7 +70,7 @@ class QAScores:
 
     @property
     def kinds(self) -> list[str]:
-        """Kinds of question that occur in the manifest, without the empty one."""
+        """Kinds of question that occur in the manifest; questions without a kind are not listed."""
         return [kind for kind in self.asked if kind]
 
     def as_dict(self) -> dict:

@@ -40,7 +40,7 @@ class FormerShard:
 
     @classmethod
     def read(cls, path: Path, depends_on: str, computed: tuple[str, ...]) -> FormerShard:
-        """Return the shard at `path` with the digests in its note, and warn if an earlier version stored none."""
+        """Return the earlier shard at `path` with the digests in its note; warn if an earlier version stored none."""
         note, depends_on = read_note(path), hashlib.sha256(depends_on.encode()).hexdigest()
         if computed and note and RECORDINGS not in note:
             _report_old(path.parent)

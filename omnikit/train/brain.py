@@ -120,7 +120,7 @@ class OmniBrain(RobustBrain):
         return self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
 
     def log_losses(self, loss: Tensor, losses: StreamLosses, stage: sb.Stage) -> None:
-        """Add the losses of a batch to the sums of the epoch, unless its mean loss is not finite or too large."""
+        """Add the losses of a batch to the loss sums of the epoch, unless its mean loss is not finite or too large."""
         if self.usable(loss):
             (self.progress.sums if stage == sb.Stage.TRAIN else self.valid_sums).add(losses)
 

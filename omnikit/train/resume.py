@@ -50,7 +50,7 @@ class RunIdentity:
 
     @mark_as_loader
     def load(self, path: str | Path, end_of_epoch: bool) -> None:
-        """Ignore the description in a checkpoint, which `resumes` has already compared with that of the present run."""
+        """Ignore the run description in a checkpoint; `resumes` has compared it with that of the present run."""
 
 
 def resumes(checkpointer: Checkpointer, identity: RunIdentity) -> list[str]:
