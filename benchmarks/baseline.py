@@ -1,4 +1,4 @@
-"""The published way of answering, written as plainly as it is published: the baseline that omnikit is compared with.
+"""A plain implementation of the published Mini-Omni inference code: the baseline that omnikit is compared with.
 
 Everything is float32. Both sequences of batch-parallel decoding compute everything. Keys and values are stored for
 every query head, in slots for the whole context, and every step attends to all slots. Text and audio heads of both
@@ -20,7 +20,7 @@ from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.tasks import AUDIO_START, TASKS, make_prompt
 
 CHUNK = 4
-"""Number of frames that are decoded to a waveform together."""
+"""Number of frames that the baseline decodes to a waveform together."""
 
 
 class Baseline:
@@ -50,7 +50,7 @@ class Baseline:
 
     @torch.inference_mode()
     def steps(self, features: Tensor, max_steps: int) -> Iterator[Tensor]:
-        """Decode an answer greedily from encoder features [T, D_in]; yield the S emitted tokens of each step."""
+        """Decode an answer greedily from encoder features [T, D_in], yielding the S emitted tokens of each step."""
         layout = self.model.layout
         logits = self.prefill(features)
         position, text_done = logits[0].shape[1], False
@@ -95,7 +95,7 @@ class Baseline:
     def _attend(
         self, attention: nn.Module, x: Tensor, positions: Tensor, rotary: tuple[Tensor, Tensor], cache: Tensor
     ) -> Tensor:
-        """Compute attention for states [2, L, D] over a cache [2, B, H, slots, E] of keys and values -> [2, L, D]."""
+        """Compute the attention output [2, L, D] of states [2, L, D] over a KV cache [2, B, H, slots, E]."""
         width = attention.head_dim
         query, key, value = (
             projection(x).unflatten(-1, (-1, width)).transpose(1, 2)
@@ -110,7 +110,7 @@ class Baseline:
         return attention.o_proj(found.transpose(1, 2).flatten(2))
 
     def sounds(self, steps: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Decode the emitted steps of an answer; yield a waveform [n] whenever `CHUNK` further frames are complete."""
+        """Decode the emitted steps of an answer, yielding a waveform [n] for every `CHUNK` complete frames."""
         pattern, frames, emitted = self.model.pattern, 0, []
         for tokens in steps:
             emitted.append(tokens)

@@ -30,9 +30,9 @@ from omnikit.option_ranges import COUNT, THREADS  # noqa: E402
 from omnikit.tasks import TASKS, prompt_length  # noqa: E402
 
 CONTEXT = 200
-"""Number of positions of each sequence before the timed steps."""
+"""Number of positions of each sequence in the KV cache before the timed decode steps."""
 MOST = {4: 1.7}
-"""Mapping from number of sequences to the maximum ratio of their step time to that of one sequence."""
+"""Mapping from number of sequences to the maximum ratio of their decode-step time to that of one sequence."""
 
 
 def batch_of(omni: Omni, rows: int) -> RunningBatch:

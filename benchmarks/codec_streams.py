@@ -20,7 +20,7 @@ from omnikit.interfaces import Codec
 
 @torch.inference_mode()
 def measure(codec: Codec, count: int, repeats: int) -> tuple[float, float]:
-    """Return the median seconds per frame of `count` streams, decoded in one call for all and in a call for each."""
+    """Return the median seconds per frame of `count` decode streams, in one call for all and in a call for each."""
     together, apart = codec.streams(), codec.streams()
     numbers, others = ([streams.open() for _ in range(count)] for streams in (together, apart))
     frames = torch.randint(codec.codebook_size, (repeats + 3, count, codec.num_codebooks, 1))

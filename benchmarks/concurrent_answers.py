@@ -27,7 +27,7 @@ from omnikit.evaluate.result_tables import markdown_table
 from omnikit.option_ranges import THREADS
 
 AT_ONCE = (1, 4, 8, 16)
-"""Numbers of concurrent questions that are measured."""
+"""Numbers of concurrent questions that the benchmark measures."""
 TEXTS = (
     "what is two plus three", "what is the capital of france", "what colour is the sky", "say hello",
     "what is ten minus four", "what is the capital of italy", "what is the opposite of hot", "who are you",
@@ -75,7 +75,7 @@ def resample(rate: int, wav: torch.Tensor, own: int) -> torch.Tensor:
 
 
 def measure(omni: Omni, number: int, rounds: int) -> dict[str, list[float]]:
-    """Measure rounds in which the same questions are asked consecutively, then concurrently; return figures by name."""
+    """Ask the same questions consecutively, then concurrently, in several rounds; return the measurements by name."""
     spoken = [omni.speak(TEXTS[i % len(TEXTS)]).wav for i in range(number)]
     questions = [resample(omni.model.encoder.sample_rate, wav, omni.sample_rate) for wav in spoken]
     at_once(omni, questions)
@@ -94,7 +94,7 @@ def measure(omni: Omni, number: int, rounds: int) -> dict[str, list[float]]:
 
 
 def report(figures: dict[int, dict[str, list[float]]]) -> int:
-    """Print the table of figures and the goals; return 1 if a goal is missed, else 0."""
+    """Print the table of measurements and the ratios with their limits; return 1 if a limit is violated, else 0."""
     rows = []
     for number, found in figures.items():
         first, slow = np.percentile(found["first"], (50, 95)) * 1000

@@ -44,17 +44,17 @@ from omnikit.streaming import LOW_LATENCY  # noqa: E402
 from omnikit.torchrun import check_device  # noqa: E402
 
 SECONDS = 240.0
-"""Seconds after which no further measurement is begun."""
+"""Seconds since the script's start after which no further measurement is begun."""
 COMPILING = 60.0
-"""Maximum number of seconds that compiling a step takes; if fewer are left, nothing is compiled."""
+"""Maximum number of seconds for compiling a decode step; if fewer are left, nothing is compiled."""
 PREFILL = 4096
-"""Number of prompt positions that are computed in one call."""
+"""Number of prompt positions that are computed in one call of a prefill."""
 GOALS = {(1, 200): 1.5, (64, 200): 2.6}
-"""Mapping from (streams, context) to the maximum milliseconds of a step by the faster of `static` and `compiled`."""
+"""Mapping from (streams, context) to the maximum decode-step time in ms, by the faster of `static` and `compiled`."""
 FIRST_SOUND_GOAL = 45.0
 """Maximum first-sound latency in milliseconds."""
 SAME = 0.02
-"""Maximum difference between hidden states of replayed and unreplayed steps, relative to the largest hidden state.
+"""Maximum difference between hidden states computed with and without CUDA graphs, relative to the largest one.
 
 bfloat16 has eight bits, and products of other shapes add in another order.
 """
@@ -62,7 +62,7 @@ bfloat16 has eight bits, and products of other shapes add in another order.
 
 @dataclass(frozen=True)
 class GpuBenchSizes:
-    """Sizes and repeats of the measurements."""
+    """Sizes of the decode steps that the GPU benchmark measures, and how often each measurement is repeated."""
 
     sizes: tuple[tuple[str, int, int], ...]  # (engine, streams, context) of each measurement
     steps: int  # number of steps timed together; all repeats at context 1000 fit into a cache of 1024 positions
@@ -79,12 +79,12 @@ WHOLE = GpuBenchSizes(
     ),
     steps=12, repeats=3, answers=7, gib=2.0,
 )  # fmt: skip
-"""Sizes and repeats of a full run."""
+"""Sizes and numbers of repeats of a complete run of the GPU benchmark."""
 QUICK = GpuBenchSizes(
     sizes=tuple((engine, streams, 200) for engine in (TORCH, STATIC) for streams in (1, 16)),
     steps=8, repeats=2, answers=3, gib=0.2,
 )  # fmt: skip
-"""Sizes and repeats with `--quick`."""
+"""Sizes and numbers of repeats of the GPU benchmark with `--quick`."""
 
 
 class Greedy:
@@ -124,7 +124,7 @@ def build(device: torch.device) -> OmniLM:
 
 
 def filled(engine: Engine, model: OmniLM, streams: int, length: int) -> Slots:
-    """Return slots that hold `streams` sequences of `length` random positions."""
+    """Return slots that hold `streams` sequences with `length` random positions each."""
     slots, draw = engine.open(streams), torch.Generator().manual_seed(length)
     steps = torch.stack([torch.randint(0, size, (1, length), generator=draw) for size in model.layout.sizes], dim=1)
     prefill = slots.prefill([model.embed(steps.to(model.device))[0]])
@@ -151,7 +151,7 @@ def step_seconds(engine: Engine, model: OmniLM, streams: int, context: int, plan
 
 
 def replay_error(engine: Engine, model: OmniLM, streams: int) -> float:
-    """Return the largest difference between hidden states of replayed steps and of the same steps without replay.
+    """Return the largest difference between hidden states of decode steps with and without CUDA graphs.
 
     The difference is relative to the largest hidden state of the step.
     """
@@ -170,8 +170,10 @@ def replay_error(engine: Engine, model: OmniLM, streams: int) -> float:
 
 
 def sound_error(model: OmniLM) -> float:
-    """Return the largest difference between the samples of the codec's recorded streams and those of a stream without
-    recording, for the same random frames, relative to the largest sample."""
+    """Return the largest difference between a codec's samples decoded with and without CUDA graphs.
+
+    Both decode the same random frames. The difference is relative to the largest sample.
+    """
     codec, draw = model.codec, torch.Generator().manual_seed(2)
     streams, worst = codec.streams(LOW_LATENCY), 0.0
     for _ in range(UNRECORDED + 2):
@@ -198,7 +200,10 @@ def first_sound_seconds(engine: Engine, model: OmniLM, plan: GpuBenchSizes) -> l
 
 
 def floor_seconds(model: OmniLM, streams: int, context: int, bytes_per_second: float) -> float:
-    """Return the seconds in which the memory can deliver all weights, keys and values that a decode step reads."""
+    """Return the memory-bandwidth lower bound, in seconds, of one decode step.
+
+    This is the time in which the memory can deliver all weights, keys and values that the step reads.
+    """
     config = model.llm.config
     blocks = len(model.llm.trunk.layers) + (0 if model.tts_adapter is None else len(model.tts_adapter.trunk.layers))
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -207,7 +212,7 @@ def floor_seconds(model: OmniLM, streams: int, context: int, bytes_per_second: f
 
 
 def measured(model: OmniLM, plan: GpuBenchSizes, began: float) -> Iterator[dict]:
-    """Yield each figure once it has been measured, as a dictionary with its name, sizes and values.
+    """Yield each measurement once it is done, as a dictionary with its name, sizes and values.
 
     Args:
         began: `time.perf_counter()` at the start of the script, for its time limit.
@@ -236,7 +241,7 @@ def measured(model: OmniLM, plan: GpuBenchSizes, began: float) -> Iterator[dict]
 
 
 def report(figures: list[dict]) -> None:
-    """Print the measured figures: step times as a table, the others as lines."""
+    """Print the measurements of the GPU benchmark: decode-step times as a table, the others as lines."""
     steps = [one for one in figures if one["name"] == "step"]
     by = {(one["engine"], one["streams"], one["context"]): one for one in steps}
     names, sizes = list(dict.fromkeys(key[0] for key in by)), sorted({key[1:] for key in by}, key=lambda s: s[::-1])
@@ -263,7 +268,7 @@ def report(figures: list[dict]) -> None:
 
 
 def missed_goals(figures: list[dict]) -> int:
-    """Print each goal of a GPU with the measured value, and return the number of missed goals."""
+    """Print each limit for a GPU with the measured value, and return the number of violated limits."""
     missed = 0
     steps = [one for one in figures if one["name"] == "step" and one["engine"] != TORCH]
     for (streams, context), goal in GOALS.items():

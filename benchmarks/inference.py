@@ -4,8 +4,8 @@
     python benchmarks/inference.py --quick    # of 2; for the baseline one answer of four frames
     python benchmarks/inference.py --sides torch static compiled
 
-Everything is measured in one run on this machine, each side in a process of its own. The ratios are printed last; the
-exit status is 1 if one of them misses its goal. The first run writes a checkpoint and the engine's graphs to
+Everything is measured in one run on this machine, each implementation in a process of its own. Ratios are printed last;
+the exit status is 1 if one of them misses its goal. The first run writes a checkpoint and the engine's graphs to
 `--cache_folder` (2 GB, minutes).
 """
 
@@ -45,9 +45,9 @@ PARTS = {
 }  # fmt: skip
 """Parts and options of the released architecture."""
 USUAL = ("baseline", "torch", "openvino")
-"""Names of the sides (the baseline and engines) that are measured by default."""
+"""Names of the implementations (the baseline and engines) that are measured by default."""
 SIDES = (*USUAL, "static", "compiled")
-"""Names of all sides: the baseline and omnikit's engines; `compiled` needs a minute of compiling."""
+"""Names of all measured implementations: the baseline and omnikit's engines; `compiled` takes a minute to compile."""
 GOALS = (
     # label, figure, engine, minimum ratio
     ("step of openvino, one row", "step", "openvino", 4.0),
@@ -56,7 +56,7 @@ GOALS = (
     ("first sound of openvino", "first_sound", "openvino", 7.0),
     ("peak memory of openvino", "peak_gib", "openvino", 2.0),
 )
-"""Minimum ratio of the baseline's figure to an engine's, for each compared figure."""
+"""Minimum ratio of the baseline's measurement to an engine's, for each quantity that is compared."""
 MOST_REAL_TIME_FACTOR = 0.6
 """Maximum real-time factor of the engine `openvino`."""
 
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def true_size(cache_folder: str) -> Path:
-    """Return the folder of the checkpoint at true size; if it is missing, a subprocess writes it first."""
+    """Return the checkpoint folder of the system at true size; if it is missing, a subprocess writes it first."""
     folder = Path(cache_folder) / "true-size"
     if not folder.is_dir():
         print(f"making a checkpoint with random weights: {folder}", flush=True)
@@ -107,7 +107,7 @@ def make(folder: str) -> None:
 
 
 def side_figures(side: str, options: argparse.Namespace) -> Figures:
-    """Return the figures of one side (the baseline or an engine), measured in a subprocess."""
+    """Return the measurements of one implementation (the baseline or an engine), taken in a subprocess."""
     command = [sys.executable, __file__, "--side", side, "--threads", str(options.threads)]
     command += ["--cache_folder", options.cache_folder, *(["--quick"] if options.quick else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
@@ -120,7 +120,7 @@ def side_figures(side: str, options: argparse.Namespace) -> Figures:
 
 
 def measure(options: argparse.Namespace) -> Figures:
-    """Return the figures of the side that `--side` names, measured in this process."""
+    """Return the measurements of the implementation that `--side` names, taken in this process."""
     import torch
 
     import omnikit
@@ -141,7 +141,7 @@ def measure(options: argparse.Namespace) -> Figures:
 
 
 def measure_baseline(model: OmniLM, plan: BenchSizes) -> Figures:
-    """Measure the figures of the baseline.
+    """Measure the speed and memory of the baseline.
 
     The baseline is slow, so all figures are taken from whole answers: its steps take the same time at every position,
     and both sequences are always computed.
@@ -161,7 +161,7 @@ def measure_baseline(model: OmniLM, plan: BenchSizes) -> Figures:
 
 
 def time_answer(baseline: Baseline, wav: Tensor, plan: BenchSizes) -> Figures:
-    """Let the baseline answer a question, and return the figures of the answer's stages."""
+    """Answer a question with the baseline, and return the measurements of each stage of the answer."""
     from omnikit.bench import measure as bench
 
     model, sounds, samples, began = baseline.model, [], 0, time.perf_counter()
@@ -184,7 +184,7 @@ def time_answer(baseline: Baseline, wav: Tensor, plan: BenchSizes) -> Figures:
 
 
 def report_goals(figures: dict[str, Figures]) -> int:
-    """Print the ratios of the baseline's figures to the engines'; return 1 if a goal is missed, else 0."""
+    """Print the ratios of the baseline's measurements to the engines'; return 1 if one is too low, else 0."""
     missed = 0
     for words, name, side, goal in GOALS:
         if side in figures and "baseline" in figures:

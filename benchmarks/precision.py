@@ -42,13 +42,13 @@ SPLIT, QUESTIONS = "test-clean", "test_unseen"
 
 @dataclass(frozen=True)
 class EngineWeights:
-    """Name of an engine and of the type in which it stores weights."""
+    """An engine and the data type of its weights, as compared by the benchmark of precision."""
 
     engine: str
     weights: str
 
     def open(self, checkpoint: str | None) -> tuple[OmniLM, Engine]:
-        """Load a checkpoint with these weights, and return the model and its engine."""
+        """Load a checkpoint for this engine with its type of weights, and return the model and the engine."""
         if self.engine == TORCH:
             omni = omnikit.load(checkpoint, engine=TORCH, dtype=self.weights)
             return omni.model, omni.decoder.engine
@@ -56,13 +56,13 @@ class EngineWeights:
 
 
 REFERENCE = EngineWeights(TORCH, "float32")
-"""Engine and weight type that the others are compared with."""
+"""Engine and type of weights that serve as the reference for all others: torch with float32 weights."""
 WAYS = (
     REFERENCE,
     EngineWeights(TORCH, "bfloat16"),
     *(EngineWeights(OPENVINO, weights) for weights in ("f32", "bf16", "int8")),
 )
-"""Engines and weight types that are compared."""
+"""All engines and types of weights that are compared, the reference first."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class TracingEngine(Engine):
 
 
 def record(model: OmniLM, engine: Engine, entry: ManifestEntry) -> DecodingTrace:
-    """Answer a question with speech, and return the trace of the decoding."""
+    """Answer a question with speech, and return the embeddings and logits of all decode steps."""
     recorder = TracingEngine(engine)
     question = Question(wav=entry.a1.load(model.encoder.sample_rate))
     Decoder(model, recorder, decoding=DECODING).answers(TASKS["A1A2"], [question])
@@ -115,7 +115,7 @@ def both_logits(engine: Engine, hidden: Hidden) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def compare(model: OmniLM, engine: Engine, recorded: list[DecodingTrace]) -> dict[str, str]:
-    """Feed the embeddings of recorded answers to another engine, and compare its logits and greedy tokens.
+    """Feed the embeddings of stored answers to another engine, and compare its logits and greedy tokens.
 
     Returns:
         Cells of the table: the error of the logits relative to their size (RMS), the shares of equal greedy tokens.
@@ -148,7 +148,7 @@ def best(model: OmniLM, text: Tensor, audio: Tensor) -> Tensor:
 def scores(
     model: OmniLM, engine: Engine, utterances: list[ManifestEntry], questions: list[ManifestEntry]
 ) -> dict[str, str]:
-    """Return the word error rate and the share of right answers of a system, as in the recipes' evaluations."""
+    """Return the word error rate and the share of correct answers of a system, as in the recipes' evaluations."""
     normalize, decoder = normalizer("plain"), Decoder(model, engine, decoding=DECODING)
     with TemporaryDirectory() as folder:
         asr = evaluate_split(

@@ -23,10 +23,10 @@ from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
 from omnikit.option_ranges import COUNT  # noqa: E402
 
 GOAL = 1.7
-"""Maximum ratio of a process's time to that of `import torch`."""
+"""Maximum ratio of a measured process's time to that of `import torch`."""
 QUESTION = ROOT / "egs" / "mini" / "questions" / "sum.wav"
 TORCH = ("-c", "import torch")
-"""Arguments of the interpreter for `import torch` alone."""
+"""Arguments of the Python interpreter for `import torch` alone."""
 STARTS = {
     "load and chat": ("-c", "import omnikit; omnikit.load().chat('what is two plus two')"),
     "load and ask": ("-c", f"import omnikit; omnikit.load().ask({str(QUESTION)!r})"),
@@ -47,14 +47,14 @@ def main() -> int:
 
 
 def time_pairs(arguments: tuple[str, ...], pairs: int) -> list[tuple[float, float]]:
-    """Return the seconds of `import torch` and of a process alternating with it, for each of `pairs` pairs."""
+    """Return the seconds of `import torch` and of a process that alternates with it, for each of `pairs` pairs."""
     for each in (TORCH, arguments):  # untimed: the first run writes bytecode and fills the disk cache
         run(each)
     return [(run(TORCH), run(arguments)) for _ in range(pairs)]
 
 
 def run(arguments: tuple[str, ...]) -> float:
-    """Return the seconds that an interpreter with some arguments takes from its start to its exit.
+    """Return the seconds that a Python interpreter with some arguments takes from its start to its exit.
 
     Raises:
         ValueError: the process failed; the message is the last line that it wrote to stderr.
@@ -70,12 +70,12 @@ def run(arguments: tuple[str, ...]) -> float:
 
 
 def ratio(taken: list[tuple[float, float]]) -> float:
-    """Return the median over pairs of a process's time divided by that of `import torch`."""
+    """Return the ratio of a process's time to that of `import torch`, as the median over pairs."""
     return median(ours / alone for alone, ours in taken)
 
 
 def report_goals(ratios: dict[str, float]) -> int:
-    """Print the ratios; return 1 if one of them is above the goal, else 0."""
+    """Print the ratios of start-up times; return 1 if one of them is above its maximum, else 0."""
     for name, found in ratios.items():
         verdict = ", missed" if found > GOAL else ""
         print(f"{name}: {found:.2f} x import torch (goal {GOAL:g} at most{verdict})")

@@ -68,27 +68,35 @@ SECONDS = 165.0
 PEAK = {"H100": 989e12, "H200": 989e12}
 """Mapping from GPU to operations per second of dense bfloat16 products in its data sheet (SXM)."""
 LENGTH = 512
-"""Number of steps of a sample."""
+"""Number of steps of a training sample."""
 EARLIER, CHUNKED, FUSED, COMPILED = "earlier", "chunked", "fused", "compiled"
-"""Names of the bare loops: the baseline; chunked logits; chunked logits with the operations between the products
-compiled; and this with all blocks compiled, too."""
+"""Names of the bare training loops.
+
+These are the baseline, chunked logits, chunked logits with the operations between the products compiled, and the last
+with all blocks compiled, too.
+"""
 VARIANTS = (EARLIER, CHUNKED, FUSED, COMPILED)
 RECIPE = "recipe"
 COMPILING = 40.0
-"""Maximum number of seconds for compiling the blocks for one shape."""
+"""Maximum number of seconds for compiling the blocks for one shape of batch."""
 HEAD_PEAK, HEAD_LOGITS, HEAD_TIME = 0.35, 0.2, 1.05
-"""Upper limits for heads and loss: peak memory relative to the baseline, peak memory relative to float32 logits at all
-positions, and time relative to the baseline."""
+"""Maximum ratios of the chunked computation of heads and loss.
+
+In this order: peak memory to that of the baseline, peak memory to that of float32 logits at all positions, and time to
+that of the baseline.
+"""
 GRADIENT_ERROR = {"cpu": 1e-5, "cuda": 2e-2}
-"""Maximum difference of a gradient relative to its norm, by device: float32 or bfloat16 products."""
+"""Maximum difference of a gradient from the baseline's relative to its norm, for the product types of each device."""
 SPEEDUP, RECIPE_SHARE, MFU = 1.5, 0.95, 0.40
-"""Lower limits: positions per second of the recipe relative to the baseline loop, the same relative to the fastest
-bare loop, and MFU."""
+"""Minimum speeds of the recipe's training loop and minimum MFU.
+
+In this order: positions per second relative to the baseline loop, the same relative to the fastest bare loop, and MFU.
+"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the network and its batches, and numbers of repeats, for one run of the benchmark."""
+    """Sizes of the network and its batches, and how often measurements are repeated, in one run of the benchmark."""
 
     small: bool  # whether the network is small
     vocabulary: int  # divisor of the true vocabulary for heads and loss
@@ -186,7 +194,7 @@ def chunked_loss(
 
 
 def heads_and_loss(device: torch.device, plan: Plan) -> Iterator[dict]:
-    """Yield peak memory and time of heads and loss for each variant, with a trainable and with a frozen text head."""
+    """Yield peak memory and time of each way of computing heads and loss, with the text head trained or frozen."""
     variants = (EARLIER, CHUNKED, FUSED) if device.type == "cuda" else (EARLIER, CHUNKED)
     chunk_bytes = chunking.CHUNK_BYTES["cpu"] // plan.vocabulary  # on a GPU, too, because peaks are compared
     for trainable in (True, False):
@@ -285,7 +293,7 @@ class BareLoop:
 
 
 def measure_bare(model: OmniLM, stage: MeasuredStage, rows: int, variant: str, plan: Plan) -> dict:
-    """Return the speed, MFU and peak memory of one bare training loop."""
+    """Return the speed, MFU and peak memory of one bare training loop, which does nothing but training steps."""
     device, began = model.device, time.perf_counter()
     if variant == COMPILED:
         compile_blocks(model)
@@ -317,7 +325,7 @@ def measure_bare(model: OmniLM, stage: MeasuredStage, rows: int, variant: str, p
 
 
 def recipe_brain() -> type:
-    """Return the Brain of the recipe that trains the stages."""
+    """Return the SpeechBrain Brain of the recipe that trains the stages."""
     script = ROOT / "recipes" / "VoiceAssistant" / "QA" / "train.py"
     spec = importlib.util.spec_from_file_location("recipe_train", script)
     module = importlib.util.module_from_spec(spec)
@@ -419,7 +427,7 @@ def synchronises(call: Callable[[], object], device: torch.device) -> dict[str, 
 
 
 def check_products(device: torch.device) -> None:
-    """Compare the fused accumulation of products with the plain one on a GPU.
+    """Check that matrix products are accumulated correctly in place on a GPU.
 
     Raises if they differ, after replacing the fused function by the plain one for later measurements.
     """
@@ -509,7 +517,7 @@ class MeasuredRun:
 
     @contextmanager
     def part(self, name: str, needs: float = 8.0) -> Iterator[bool]:
-        """Yield whether there is time for a measurement of `needs` seconds; print and count an exception in it."""
+        """Context manager that yields whether `needs` seconds are left for a measurement; exceptions are counted."""
         if self.elapsed() + needs > self.limit:
             print(f"{self.elapsed():.0f} s: no time is left for: {name}", flush=True)
             yield False
@@ -571,7 +579,7 @@ def _needs(variant: str) -> float:
 
 
 def report(figures: list[dict]) -> int:
-    """Print tables and ratios of the measurements and return the number of missed goals."""
+    """Print tables and ratios of the measurements, and return the number of ratios that miss their limits."""
     heads = [one for one in figures if one["name"] == "heads"]
     loops = [one for one in figures if one["name"] in ("bare", "recipe")]
     if heads:
@@ -598,7 +606,7 @@ def report(figures: list[dict]) -> int:
 
 
 def _check_heads(heads: list[dict]) -> Iterator[bool]:
-    """Yield for each goal of heads and loss whether the faster chunked variant misses it."""
+    """Yield, for each limit on heads and loss, whether the fastest variant with chunked logits violates it."""
     for trainable in (True, False):
         found = [one for one in heads if one["trainable"] is trainable and one["variant"] != EARLIER]
         if found:

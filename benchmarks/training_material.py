@@ -78,7 +78,7 @@ class FixedBatch:
 
 
 def build(device: torch.device, *, small: bool) -> OmniLM:
-    """Build the benchmarked system with random weights that are drawn on the device."""
+    """Build the benchmarked system, with random weights that are drawn on the device."""
     with SkipInit():
         model = omnikit.build(**PARTS, **(SMALL if small else {}), tts_blocks=TTS_BLOCKS if not small else 1)
     model.to(device)
@@ -97,7 +97,7 @@ def build(device: torch.device, *, small: bool) -> OmniLM:
 
 
 def fixed_batch(model: OmniLM, stage: MeasuredStage, rows: int, length: int, seed: int) -> FixedBatch:
-    """Draw a batch of `rows` random samples of `length` steps; the tasks cycle from number `seed`."""
+    """Draw a batch of `rows` random samples of `length` steps; `seed` sets the task of the first, others cycle."""
     draw = torch.Generator().manual_seed(seed)
     tasks = [TASKS[name] for name in islice(cycle(stage.tasks), seed, seed + rows)]
     samples = [_sample(model, task, length, draw) for task in tasks]
@@ -141,7 +141,7 @@ def _sample(model: OmniLM, task: Task, length: int, draw: torch.Generator) -> Sa
 
 
 def step_operations(model: OmniLM, batch: FixedBatch) -> float:
-    """Return the number of floating-point operations of a training step.
+    """Return the number of floating-point operations of one training step on a batch.
 
     Multiplying one position by a matrix of n weights takes 2 n operations, and as many again for each gradient: of the
     input, for every matrix above a trainable one, and of the weights, if these train. A position attends to L / 2
@@ -180,7 +180,7 @@ def _matrix_weights(module: nn.Module) -> int:
 
 
 class InMemory:
-    """A table of rows in memory, in place of a memory-mapped Parquet manifest."""
+    """A table of manifest entries in memory, in place of a memory-mapped Parquet manifest."""
 
     def __init__(self, rows: list[dict[str, object]]):
         self.rows = rows

@@ -1,4 +1,4 @@
-"""Package omnikit: teach any language model to hear and to talk.
+"""A toolkit that teaches any language model to hear and to talk.
 
 The public functions and classes (`omnikit.load`, `omnikit.build`, ..) are defined in `omnikit.api`, which is imported
 when one of them is first used, so that `import omnikit` is quick.

@@ -76,8 +76,8 @@ class ConvAdapter(Adapter):
     """An adapter of two convolutions over time, the second with stride `stride`, and a linear layer.
 
     The first convolution sees one frame to either side of each frame, the second one frame to either side of each group
-    of `stride` frames. Frames behind the end of a recording are zeros, so padding changes nothing. `hidden` None =
-    `dim_out`.
+    of `stride` frames. Frames past the end of a recording are set to zero, so padding does not change its features. The
+    width between the layers, `hidden`, defaults to `dim_out`.
     """
 
     def __init__(self, *, dim_in: int, dim_out: int, stride: int, hidden: int | None = None):

@@ -29,7 +29,7 @@ DTYPES = {FLOAT32: torch.float32, "bfloat16": torch.bfloat16, "float16": torch.f
 
 
 class StopOptions(TypedDict, total=False):
-    """Keyword arguments that end an answer early; the text and sound decoded until then are returned."""
+    """Keyword arguments that set when an answer ends early; the text and sound decoded until then are returned."""
 
     cancel: Event | None
     """Event that cancels the answer: once any thread has set it, no further decode step begins."""
@@ -76,7 +76,7 @@ class Omni:
 
     @property
     def model(self) -> OmniLM:
-        """The network that generates the answers."""
+        """Speech language model that generates the answers."""
         return self.decoder.model
 
     @property
@@ -144,7 +144,7 @@ class Omni:
         The tasks are A1T1 (`transcribe`), T1T2 (`chat`) and A1T2 (a spoken question answered in writing).
 
         Args:
-            task: a name in `omnikit.tasks.TASKS` that does not speak.
+            task: name of a task in `omnikit.tasks.TASKS` whose answer is text only.
             question: the question from `spoken_question` or `written_question`.
             name: the recording's name in error messages.
         """
@@ -166,10 +166,10 @@ class Omni:
         name: str | None = None,
         **stop: Unpack[StopOptions],
     ) -> Request:
-        """Submit a question without waiting and return the request, whose answer grows; see `omnikit.generate.Request`.
+        """Submit a question without waiting for its answer, and return the request, see `omnikit.generate.Request`.
 
         Args:
-            task: a name in `omnikit.tasks.TASKS`.
+            task: name of a task in `omnikit.tasks.TASKS`.
             question: the question from `spoken_question` or `written_question`.
             sound: a name in `omnikit.streaming.MODES` by which codes are decoded to a waveform; None = they are not
                 decoded.
@@ -265,7 +265,7 @@ def load(
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """Return the torch type of a name in `DTYPES`.
+    """Return the torch data type for a name in `DTYPES`, such as `bfloat16`.
 
     Raises:
         ValueError: the name is unknown.
@@ -278,7 +278,7 @@ def dtype_named(name: str) -> torch.dtype:
 def build(
     *, pretrained: bool = False, size: str | None = None, tts_blocks: int | None = None, **parts: object
 ) -> OmniLM:
-    """Build a system from parts by name, untrained as a whole: `build(codec="mel_rvq", pattern="flattened")`.
+    """Build a system from parts chosen by name, not trained together: `build(codec="mel_rvq", pattern="flattened")`.
 
     Args:
         pretrained: let each part read the weights that its `weights` option names. Otherwise only weights named in this

@@ -35,7 +35,7 @@ SHIPPED = packaged("pretrained/mini")
 
 
 def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a model's checkpoint to a folder and keep the other files there.
+    """Write a model's checkpoint to a folder, without touching unrelated files in it.
 
     A kill or a full disk leaves the old checkpoint or the new one, each complete.
 
@@ -108,7 +108,7 @@ def outline(folder: str | Path) -> OmniLM:
 
 @dataclass(frozen=True)
 class _Parts:
-    """The checked YAML text of a checkpoint, and the file of the weights that belong to it."""
+    """The checked YAML text of a checkpoint, and the path of the file that holds its weights."""
 
     source: str  # path of the YAML file, for errors
     text: str  # its text, with the complete path of the tokenizer
@@ -118,11 +118,11 @@ class _Parts:
 
     @cached_property
     def stored(self) -> Stored:
-        """Mapping from the names of the stored weights to tensors whose values stay in the file."""
+        """Stored weights of the checkpoint by name, as tensors whose values stay in the file until they are used."""
         return stored_tensors(self.weights)
 
     def build(self) -> OmniLM:
-        """Build the model with random weights, refusing one that is much larger than its stored weights."""
+        """Build the checkpoint's model with random weights, unless it is much larger than its stored weights."""
         weights = self.stored.values()
         try:
             with limited(weights):
@@ -135,8 +135,7 @@ class _Parts:
         return model
 
     def outline(self) -> OmniLM:
-        """Build the model on the meta device, where it takes no memory, and refuse stored weights that do not fit it.
-        """
+        """Build the checkpoint's model on the meta device, without memory, unless its stored weights do not fit it."""
         stored = self.stored  # read first, because it takes several times as long within the meta device's context
         with SkipInit(), torch.device("meta"):
             model = self.build()
@@ -144,7 +143,7 @@ class _Parts:
         return model
 
     def check_sizes(self, dtype: torch.dtype | None = None) -> None:
-        """Compare the sizes in the YAML text with the stored weights before memory is allocated for the model.
+        """Refuse a model whose sizes in the YAML text do not fit its stored weights, before memory is allocated for it.
 
         Classes of modules in `allow` may need real tensors, so they are not tried on the meta device.
 
@@ -219,7 +218,7 @@ def weights_of(folder: str | Path | None) -> Path:
 
 
 def existing(folder: str | Path) -> Path:
-    """Return the folder of a checkpoint, what a kill during saving has left of it, or its copy from the hub.
+    """Return the local folder of a checkpoint: the given one, its former version after a kill, or a copy from the hub.
 
     Raises:
         ValueError: the hub cannot provide it.
@@ -250,7 +249,7 @@ def _with_tokenizer(text: str, path: str, source: str = HPARAMS) -> str:
 
 
 def _tokenizer_file(model: OmniLM) -> str:
-    """Return the name of the file that the tokenizer writes, or `SEVERAL` if it writes more than one."""
+    """Return the name of the file that a tokenizer is saved to, or `SEVERAL` if it has more than one file."""
     return getattr(model.llm.tokenizer, "file_name", SEVERAL)
 
 

@@ -93,7 +93,7 @@ def options_of_all(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Accept the options that stand before a command, such as `--version`."""
+    """Accept the options that stand before the name of a command, such as `--version`."""
 
 
 @app.command(context_settings=PARTS)
@@ -368,7 +368,7 @@ def main() -> None:
 def _job(
     task: str, word: str, output: str | None, batch_size: int, checkpoint: str | None, about: dict[str, Any]
 ) -> Job | None:
-    """Return the job over many recordings or texts; None if the command line names a single one."""
+    """Return the batch job over a folder, manifest or text file; None if the command line has one question or text."""
     from omnikit.offline.single_or_many import holds_many
     from omnikit.option_ranges import COUNT
 
@@ -388,7 +388,7 @@ def _run(job: Job, omni: Omni) -> None:
 
 
 def _limits(max_steps: int | None, time_limit: float | None) -> dict[str, Any]:
-    """Return the limits of an answer that the user gave as options of `Decoding`, refusing bad ones before loading."""
+    """Return the limits of an answer that the user gave as options, refusing bad values before the system is loaded."""
     from omnikit.generate import Decoding
 
     limits = _without_none(max_steps=max_steps, time_limit=time_limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 GOLDEN = 0x9E3779B9
-"""Integer 2**32 divided by the golden ratio, whose multiples are spread evenly over 32 bits."""
+"""Hash constant: 2**32 divided by the golden ratio; its multiples are spread evenly over 32 bits."""
 _MASK = 0xFFFFFFFF
 
 

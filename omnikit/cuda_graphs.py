@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 UNRECORDED = 3
-"""Number of runs before a call is recorded, as in the example of torch's documentation of CUDA graphs."""
+"""Number of times that a call runs before it is recorded as a CUDA graph, as in torch's documentation."""
 MOST_FAILURES = 8
-"""Maximum number of failed recordings per key; a recording fails if another thread waits for the GPU meanwhile."""
+"""Maximum number of failed attempts to record one call as a CUDA graph.
+
+An attempt fails if another thread waits for the GPU meanwhile.
+"""
 MOST_FUNCTIONS = 64
-"""Maximum number of keys under which one `RecordedFunction` records; calls of further keys run normally."""
+"""Maximum number of CUDA graphs of one `RecordedFunction`; calls with further keys run without a graph."""
 _RECORDING = Lock()
-"""Lock that admits one recording at a time per process, as `torch.cuda.graph` requires."""
+"""Lock that admits one recording of a CUDA graph at a time per process, as `torch.cuda.graph` requires."""
 
 Call = Callable[[], None]
 
@@ -39,7 +42,7 @@ class CudaGraphs:
         self.clear()
 
     def run(self, call: Call) -> None:
-        """Run a call without recording it, on the stream that recordings use.
+        """Run a call without recording it, on the CUDA stream on which graphs are recorded.
 
         Libraries set up their state per stream at the first call, which must not be recorded.
         """
@@ -70,12 +73,12 @@ class CudaGraphs:
         return replay
 
     def clear(self) -> None:
-        """Use a new memory pool for future graphs; torch does not reuse a pool whose graphs are all gone."""
+        """Use a new memory pool for future CUDA graphs; torch does not reuse a pool whose graphs are all gone."""
         self.pool = torch.cuda.graph_pool_handle()
 
 
 class GraphRecorder:
-    """A cache of recorded calls by key: the first `UNRECORDED` calls of a key run normally, later ones are replayed.
+    """A cache of CUDA graphs by key: the first `UNRECORDED` calls with a key run normally, later ones replay its graph.
 
     Runs before a recording are regular calls: a mere warm-up run would change the tensors that the call writes.
     Recording computes nothing and changes no tensor.
@@ -88,7 +91,7 @@ class GraphRecorder:
         self.failures: Counter[Hashable] = Counter()
 
     def run(self, key: Hashable, call: Call) -> None:
-        """Execute a call once, by replaying its recording if there is one.
+        """Execute a call on the GPU once, by replaying the CUDA graph of its key if there is one.
 
         Calls with the same key must do the same operations on the same tensors.
         """
@@ -102,7 +105,7 @@ class GraphRecorder:
         self.replays[key]()
 
     def _record(self, key: Hashable, call: Call) -> bool:
-        """Try to record a call, and return whether that succeeded; after a failure the next call tries again.
+        """Try to record a call as a CUDA graph, and return whether it succeeded; after a failure the next call retries.
 
         Raises:
             RuntimeError: recording this key has failed more than `MOST_FAILURES` times.
@@ -117,14 +120,14 @@ class GraphRecorder:
         return True
 
     def clear(self) -> None:
-        """Delete all recordings, because the tensors that they use are being replaced."""
+        """Delete all CUDA graphs of this cache, because the tensors that they use are being replaced."""
         self.replays.clear()
         self.runs.clear()
         self.graphs.clear()
 
 
 class RecordedFunction:
-    """A cache of recorded functions of tensors by key, with inputs and outputs that the caller may keep.
+    """A cache of tensor functions recorded as CUDA graphs, by key; the caller owns all inputs and outputs.
 
     Calls with the same key must be of the same function, on tensors of the same shapes. Inputs are copied to the
     tensors that the recording reads, and outputs from those that it writes, by a few kernels for all tensors of a type.
@@ -137,11 +140,11 @@ class RecordedFunction:
         self.refused: set[Hashable] = set()
 
     def takes(self, key: Hashable) -> bool:
-        """Return whether calls with a key are recorded, or will be after some further calls."""
+        """Return whether calls with a key are replayed from a CUDA graph, or will be after some further calls."""
         return key not in self.refused and (key in self.places or len(self.places) < MOST_FUNCTIONS)
 
     def __call__(self, key: Hashable, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
-        """Return the outputs of a function for some inputs, which it does not change."""
+        """Return the outputs of a tensor function for some inputs, computed by its CUDA graph if there is one."""
         if key in self.places:
             _copy_all(self.places[key][0], inputs)
         else:
@@ -156,14 +159,14 @@ class RecordedFunction:
         return outputs
 
     def _compute(self, function: Callable[..., list[Tensor]], inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Compute the outputs and copy them to preallocated tensors, which the first call allocates."""
+        """Execute a tensor function and copy its outputs to preallocated tensors, which the first call allocates."""
         found = function(*inputs)
         outputs[len(outputs) :] = [torch.empty_like(each) for each in found[len(outputs) :]]
         _copy_all(outputs, found)
 
 
 def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy tensors to others of the same shapes, all tensors of a type by one operation."""
+    """Copy tensors to others of the same shapes, by one operation for all tensors of the same data type."""
     by_type = defaultdict(list)
     for pair in zip(targets, sources, strict=True):
         if pair[0].numel():

@@ -98,7 +98,7 @@ def _ids(model: OmniLM) -> list[str]:
 
 
 def _sizes(model: OmniLM) -> list[str]:
-    """Return lines with the numbers of parameters by purpose; a head tied to embeddings is counted with them."""
+    """Return lines of text with a model's parameter counts by purpose; tied heads are counted with the embeddings."""
     known, new = model.llm, (model.new_text_embeddings, model.new_audio_embeddings)
     embeddings, heads = (sum(count_parameters(getattr(rows, side)) for rows in new) for side in ("embed", "head"))
     speaking = [part for name, part in model.parts().items() if name not in ("encoder", "codec")]

@@ -71,7 +71,7 @@ def bad_input_exits() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str | None:
-    """Return one line about an error that is not the program's fault, None for one that is."""
+    """Return a one-line message for an error caused by the user, the disk or a lack of memory; None for any other."""
     words = one_line(error, None)
     if isinstance(error, MemoryError):
         return f"not enough memory{f' ({words})' if words else ''}"
@@ -89,7 +89,7 @@ def _printable(text: str) -> str:
 
 
 def _drop_output() -> None:
-    """Discard the buffered output, which Python would otherwise write at exit, failing with a message of its own."""
+    """Discard buffered standard output that cannot be written, since Python would fail to write it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -97,8 +97,7 @@ def _drop_output() -> None:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser that raises a `ValueError` for a wrong argument, which `bad_input_exits` prints in one line.
-    """
+    """An argument parser that raises a `ValueError` for a wrong argument, printed by `bad_input_exits` in one line."""
 
     def __init__(self, **options: Any):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
@@ -131,7 +130,7 @@ def unwritable(path: str | Path, error: Exception) -> Unwritable:
 
 
 def _number(error: Exception) -> int | None:
-    """Return the system's number (`errno`) of an error; libraries written in Rust have it in the message only."""
+    """Return the `errno` of an error of the operating system; libraries written in Rust have it in the message only."""
     in_words = re.search(r"os error (\d+)", str(error))
     return getattr(error, "errno", None) or (int(in_words[1]) if in_words else None)
 
@@ -184,7 +183,7 @@ def missing_package(module: str) -> str:
 
 
 def _extra_with(package: str) -> str | None:
-    """Return the smallest extra of the installed omnikit that includes a package, None if there is none."""
+    """Return the smallest optional extra of omnikit that installs a package, None if there is none."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 

@@ -113,8 +113,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _exchange(folder: Path, aside: Path) -> None:
-    """Replace one folder by another; file systems cannot do this in one step, so a kill may leave the former one alone.
-    """
+    """Replace one folder by another; file systems need two steps, so a kill may leave only the former one, renamed."""
     former = folder.with_name(folder.name + FORMER)
     if folder.exists():
         shutil.rmtree(former, ignore_errors=True)
@@ -124,7 +123,7 @@ def _exchange(folder: Path, aside: Path) -> None:
 
 
 def present_folder(folder: Path) -> Path:
-    """Return the folder, or its former version if a kill in `whole_folder` has left only that."""
+    """Return the path of a folder, or of its former version if a kill in `whole_folder` has left only that."""
     former = folder.with_name(folder.name + FORMER)
     return former if former.is_dir() and not folder.is_dir() else folder
 
@@ -150,7 +149,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse a file that cannot be written, before the work is done whose result it is to hold.
+    """Refuse an output file that cannot be written, before any work on its content begins.
 
     Raises:
         ValueError: the path is a folder, or the system refuses a file there; the message names it.

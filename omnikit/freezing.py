@@ -24,7 +24,7 @@ class Freezable(nn.Module):
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
-        """Return the parts of this system by name, without those that it does not have."""
+        """Return the system's parts by name, leaving out those that it does not have."""
 
     def freeze_all_but(self, trainable: list[str]) -> None:
         """Train only the named parts; all others are frozen and stay in evaluation mode whatever `train` says.

@@ -1,4 +1,4 @@
-"""Files of a model hub by `owner/name`; files in the hub's local cache need no network."""
+"""Access to files of a model hub by `owner/name`; files in the hub's local cache need no network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def holds_transformers(weights: str) -> bool:
-    """Return whether `weights` is a folder that transformers wrote, or a hub id."""
+    """Return whether a path of weights is a folder written by transformers, or a hub id."""
     return is_hub_id(weights) or (Path(weights) / CONFIG).is_file()
 
 

@@ -21,12 +21,12 @@ from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, SeparateStream
 
 
 class Part(nn.Module):
-    """A module that may start from trained weights."""
+    """Base class of the components of a system that may start from trained weights: encoder, backbone and codec."""
 
     weights: str | None = None
 
     def load_weights(self) -> None:
-        """Read the weights that `self.weights` names; do nothing if it is `None`.
+        """Read this component's weights from the file, folder or hub id in `self.weights`; do nothing if it is `None`.
 
         Raises:
             ValueError: the file is missing or does not fit this part; the message names the file and the differences.
@@ -305,7 +305,7 @@ class Engine(ABC):
     name: str
     """Name by which `--engine` chooses this engine."""
     weight_bytes: float
-    """Bytes of memory per weight of the backbone, for comparing a decode step with the memory's speed."""
+    """Bytes per backbone weight in memory, used to relate the time of a decode step to the memory bandwidth."""
 
     @abstractmethod
     def open(self, capacity: int) -> Slots:
@@ -324,15 +324,14 @@ class Engine(ABC):
 
 
 class Prefill(ABC):
-    """Prompts that are being prefilled; they can join the running batch when no position is left."""
+    """A batch of prompts being prefilled, which can join the running batch once all their positions are computed."""
 
     left: int
-    """Number of positions that are still to be computed, summed over all prompts."""
+    """Number of prompt positions that are still to be computed, summed over all prompts."""
 
     @abstractmethod
     def advance(self, positions: int) -> None:
-        """Compute further positions of every prompt, at least one of each and otherwise at most `positions` in total.
-        """
+        """Compute further positions of every prompt: at least one of each, otherwise at most `positions` in total."""
 
 
 class Slots(ABC):
@@ -344,7 +343,7 @@ class Slots(ABC):
     capacity: int
     """Maximum number of sequences that the running batch can hold."""
     lengths: list[int]
-    """Number of positions that each sequence has so far; `len(self)` is the length of this list."""
+    """Current number of positions of each sequence in the running batch; `len(self)` is the length of this list."""
 
     def __len__(self) -> int:
         return len(self.lengths)

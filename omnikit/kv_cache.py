@@ -9,7 +9,10 @@ from typing import Any
 from torch import nn
 
 _JOINING = ("DynamicLayer", "DynamicSlidingWindowLayer")
-"""Names of transformers' cache layers that can be joined; another class declares it by an attribute `joins`."""
+"""Names of the cache-layer classes of transformers whose sequences can be joined in one batch.
+
+Another class declares this by an attribute `joins`.
+"""
 
 
 def cache_argument(module: nn.Module) -> str:
@@ -26,7 +29,7 @@ def _cache_argument(kind: type[nn.Module]) -> str:
 
 
 def layers(cache: Any) -> list[Any]:
-    """Return the layers of a KV cache, backbone first, then TTS adapter; empty if they are not exposed."""
+    """Return the layers of a KV cache, the backbone's before the TTS adapter's; empty if it does not expose them."""
     # asked of the instance alone, since no contract promises this attribute
     found = [vars(part).get("layers") for part in (cache.llm, cache.tts) if part is not None]
     return [layer for each in found for layer in each] if all(isinstance(each, list) for each in found) else []

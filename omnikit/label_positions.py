@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from omnikit.tokens import IGNORE
 
 MULTIPLE = 64
-"""Multiple to which the number of labelled positions is padded, since few distinct shapes are faster."""
+"""Multiple to which the number of labelled positions of a batch is padded, since few distinct shapes are faster."""
 
 
 class LabelPositions(NamedTuple):
@@ -25,7 +25,10 @@ class LabelPositions(NamedTuple):
 
 
 def label_positions(labels: Tensor) -> LabelPositions:
-    """Return the labelled positions of labels [B, s, L], for s streams that share a head; P is 0 without labels."""
+    """Return the positions that have a label in labels [B, s, L] of s streams that share a head, with these labels.
+
+    Their number P is 0 if there are no labels, and otherwise padded to a multiple of `MULTIPLE`.
+    """
     by_position = labels.transpose(1, 2).flatten(0, 1)
     found = (by_position != IGNORE).any(dim=1).nonzero()[:, 0]
     missing = -len(found) % MULTIPLE

@@ -42,7 +42,7 @@ class Head(NamedTuple):
 
 
 class ChunkedLoss(NamedTuple):
-    """Weighted total of a loss, to minimise, and the sums of its streams, to report."""
+    """Cross-entropy over all streams: the weighted total to minimise, and the summed loss of each stream to report."""
 
     total: Tensor  # [], weighted sum of the streams' sums
     sums: Tensor  # [S], nats, without gradient
@@ -95,7 +95,7 @@ def linear_cross_entropy(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Arguments of `_LinearCrossEntropy` that are not tensors."""
+    """Arguments of the autograd function `_LinearCrossEntropy` that are not tensors."""
 
     sizes: tuple[int, ...]
     finish: tuple[Callable[[Tensor], Tensor] | None, ...]
@@ -106,7 +106,7 @@ class _Plan:
 
 
 def _rows(positions: int, ids: int, chunk_bytes: int) -> int:
-    """Return the number of positions per chunk: chunks of about equal size, at most `chunk_bytes` of logits each.
+    """Return the number of positions whose logits form one chunk: equal chunks of at most `chunk_bytes` of logits.
 
     A chunk has at least `MULTIPLE` positions, even if these exceed `chunk_bytes`.
     """
@@ -144,7 +144,7 @@ def _compute(
     parameters: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the loss sums [S] and the gradients of hidden states and parameters, None where not wanted."""
+    """Return the loss sums [S] and the gradients of hidden states and head parameters, None where none is required."""
     grad = any(wanted)
     tables = [None if parameter is None else parameter.detach().to(plan.dtype) for parameter in parameters]
     heads = [_Part(*each) for each in zip(tables[::2], tables[1::2], plan.finish, strict=True)]
@@ -231,7 +231,7 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, grad: bo
 
 @cache
 def _compiled_loss_and_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return a compiled `_loss_and_gradient` of one or two kernels, whose gradient has the type of the logits."""
+    """Return `_loss_and_gradient` compiled by torch to one or two kernels; its gradient has the type of the logits."""
 
     def loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
         scores, known = logits.to(_exact(logits.dtype)), labels != IGNORE
@@ -248,12 +248,12 @@ def _compiled_loss_and_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which losses and sums of a tensor type are computed: at least float32."""
+    """Return the data type in which the losses of logits of a given type are computed and summed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _add_product(table: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add the matrix product of `a` [V, C] and `b` [C, D] to a table [V, D] in place."""
+    """Add the matrix product of `a` [V, C] and `b` [C, D] to a tensor [V, D] in place."""
     if a.dtype == table.dtype:
         table.addmm_(a, b)
     elif a.is_cuda and table.dtype == torch.float32:  # the product is not stored

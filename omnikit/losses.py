@@ -62,7 +62,7 @@ def stream_logits(model: OmniLM, hidden: Hidden, labels: Tensor) -> StreamLogits
 
 
 def sum_losses(predictions: StreamLogits, token_loss: TokenLoss = cross_entropy) -> StreamLosses:
-    """Return a loss summed over the labels of each stream, and the number of labels.
+    """Return the loss summed over the labels of each stream, and each stream's number of labels.
 
     The sum of a stream without labels is a constant 0: the optimiser skips weights that have no gradient, but would
     apply weight decay to those with a zero gradient.
@@ -90,12 +90,12 @@ def _any_label(labels: Tensor) -> Tensor:
 
 
 def _gather_hidden(hidden: Tensor, labels: Tensor) -> Tensor:
-    """Return the hidden states of the positions [B, L] at which any stream has a label as [P, D], padded with zeros."""
+    """Return the hidden states [P, D] of the positions at which any stream has a label, padded with zeros."""
     found = hidden[_any_label(labels)]
     return nn.functional.pad(found, (0, 0, 0, -len(found) % _POSITIONS))
 
 
 def _gather_labels(labels: Tensor) -> Tensor:
-    """Return the labels [B, s, L] of the positions at which any stream has one as [s, P], padded with `IGNORE`."""
+    """Return the labels [s, P] of the positions at which any of s streams has a label, padded with `IGNORE`."""
     found = labels.transpose(1, 2)[_any_label(labels)].T
     return nn.functional.pad(found, (0, -found.shape[1] % _POSITIONS), value=IGNORE)

@@ -22,7 +22,7 @@ from omnikit.size_limits import check_count
 from omnikit.tokens import TokenLayout
 
 PARTS = ("encoder", "adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings", "codec")
-"""Names of the modules of an `OmniLM`, as freezing and reports use them."""
+"""Names of the parts and further modules of an `OmniLM`, by which they are frozen and reported."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cache:
 
 
 class NewEmbeddings(nn.Module):
-    """Embedding table and head for ids that the backbone never had."""
+    """Embedding table and head for the added ids, which are not in the backbone's own vocabulary."""
 
     def __init__(self, num: int, dim: int, std: float):
         super().__init__()
@@ -98,7 +98,7 @@ class OmniLM(Freezable):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type in which everything between encoder and codec is computed."""
+        """Data type in which everything between encoder and codec is computed: adapter, backbone and heads."""
         return self.new_text_embeddings.embed.weight.dtype
 
     def to_dtype(self, dtype: torch.dtype) -> OmniLM:
@@ -112,7 +112,7 @@ class OmniLM(Freezable):
         return self
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return the modules by their names in `PARTS`, without those that this model does not have."""
+        """Return the model's modules by their names in `PARTS`, leaving out those that this model does not have."""
         return {name: getattr(self, name) for name in PARTS if getattr(self, name) is not None}
 
     def load_weights(self) -> None:

@@ -30,12 +30,12 @@ OPTIONS = {
     "ways": "answer_modes",
     "shard_rows": "shard_size",
 }
-"""Mapping from old to present names of flags and of recipes' keys."""
+"""Mapping from old to present names of command-line flags and of recipes' keys."""
 SOURCE_OPTIONS = {
     "hold_out": "without_held_out",
     "held_out": "only_held_out",
 }
-"""Mapping from old to present names of the options of a recipe's sources."""
+"""Mapping from old to present names of the options of a recipe's sources, the manifests that it trains on."""
 MODULES = {
     "audio": "audio.io",
     "reader": "audio.reader",
@@ -156,7 +156,7 @@ def with_new_paths(text: str) -> str:
 
 
 def new_weight(name: str) -> str:
-    """Return the present name of a tensor of a checkpoint."""
+    """Return the present name of a weight in a checkpoint that version 0.1 may have saved."""
     first, dot, rest = name.partition(".")
     return WEIGHTS.get(first, first) + dot + rest
 

@@ -35,7 +35,7 @@ class Range:
     null: bool = False
 
     def problem(self, value: Any) -> str:
-        """Return what a value must be, such as "must be 1 or more"; empty if the value is in the range."""
+        """Return the requirement on a value for an error message, such as "must be 1 or more"; empty if it is met."""
         if value is None and self.null:
             return ""
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -48,7 +48,7 @@ class Range:
         return "" if value > self.low or (value == self.low and not self.above) else f"must be {self._bounds()}"
 
     def check(self, flag: str, value: Any) -> None:
-        """Refuse a value outside the range.
+        """Refuse a value that is not a number within this range.
 
         Raises:
             ValueError: the value is outside; the message names the flag, the value and the range.

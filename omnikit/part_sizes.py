@@ -38,7 +38,7 @@ _RANGES = {
 
 
 def check_numbers(options: Mapping[str, Any], flag: str) -> None:
-    """Refuse numbers that no part can be built from, before anything is built.
+    """Refuse options of a part whose numbers are out of range, before anything is built.
 
     Args:
         options: options of a part as they stand in YAML, including nested ones.
@@ -56,7 +56,7 @@ def check_numbers(options: Mapping[str, Any], flag: str) -> None:
 
 
 def sized(numbers: Mapping[str, Any], tiny: Mapping[str, Any], size: str) -> dict[str, Any]:
-    """Return the sizes of a network, with those in `tiny` instead of the published ones if `size` is tiny.
+    """Return the options that set a network's size: the published ones, with those in `tiny` instead for that size.
 
     Raises:
         ValueError: there is no such size.

@@ -27,7 +27,7 @@ class Sampling:
     """Sampling options of one kind of stream; `temperature` 0 is greedy decoding.
 
     Args:
-        temperature: number that the logits are divided by.
+        temperature: number by which the logits are divided.
         top_k: number of ids of the largest logits to sample from; None = all.
         top_p: sample from the smallest set of ids with at least this total probability; None = all.
         repetition_penalty: factor that divides the logits of ids emitted before, or multiplies negative ones (arXiv
@@ -122,7 +122,7 @@ def sampling_numbers(how: Sampling) -> tuple[float, float, float, float]:
 
 
 def _cut(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Set the scores of all ids but the `top_k` best, and of these all but the most probable `top_p`, to `-inf`."""
+    """Return scores with `-inf` for ids outside the `top_k` best, and of these outside the most probable `top_p`."""
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
     last = torch.where(top_k > 0, top_k, scores.shape[-1]).long().clamp(max=scores.shape[-1]) - 1
     floor = ranked.gather(-1, last.expand(*ranked.shape[:-1], 1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 MOST_COUNTED = 4096
-"""Maximum number of layers, heads, codebooks or the like; published networks have up to some hundreds."""
+"""Maximum number of layers, heads, codebooks or similar modules of a network; published ones have some hundreds."""
 _MOST_MODULES = 20_000  # the largest published language models have about 2000, and 10000 with LoRA everywhere
 _MODULES, _FOR_EACH = 2_000, 20  # for a network without weights, and for each tensor
 # num_experts is excluded because Doge has 16384 experts in a layer; building them is bounded by `limited`
@@ -23,12 +23,12 @@ _TIMES = 4
 
 
 def is_count(option: str) -> bool:
-    """Return whether an option of this name is a number of modules, such as layers, over which building loops."""
+    """Return whether an option of this name counts modules, such as layers, each of which takes time to build."""
     return _COUNTS.fullmatch(option) is not None
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuse a number of layers, codebooks or the like that no network has.
+    """Refuse a number of layers, codebooks or similar modules that is above those of any real network.
 
     Raises:
         ValueError: the number is above `MOST_COUNTED`.
@@ -38,7 +38,7 @@ def check_count(name: str, value: Any) -> None:
 
 
 def check_counts(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that are numbers of modules (see `is_count`) above `MOST_COUNTED`; `name` is their owner."""
+    """Raise if an option that counts modules (see `is_count`) exceeds `MOST_COUNTED`; the message names `name`."""
     for option, value in options.items():
         if is_count(str(option)):
             check_count(f"{name}.{option}", value)

@@ -38,7 +38,7 @@ class SkipInit(TorchFunctionMode):
 
 
 def empty_on_meta(shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
-    """Return `make()`, a tensor of the given shape; on the meta device, which has shapes only, an empty one instead.
+    """Return the tensor that `make()` computes; on the meta device, which has shapes only, an empty one of that shape.
 
     There, even a product is computed by Python code of torch that imports its compiler, which takes a second.
     """

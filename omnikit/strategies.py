@@ -1,5 +1,4 @@
-"""Decoding strategies as data: how many sequences answer a request, and from which one each stream's tokens are taken.
-"""
+"""Decoding strategies as data: how many sequences answer a request, and which of them each stream is sampled from."""
 
 from __future__ import annotations
 
@@ -35,14 +34,14 @@ class Strategy:
             raise ValueError(f"strategy.audio_from: sequence {self.audio_from} is asked for text alone")
 
     def for_task(self, task: Task) -> Strategy:
-        """Return the strategy for a task: this one, or `PARALLEL` where a second sequence could add nothing.
+        """Return the decoding strategy for a task: this one, or `PARALLEL` where a second sequence could add nothing.
 
         That is where the answer is text only, or where its text is given.
         """
         return self if task.speaks and task.writes else PARALLEL
 
     def sequence_tasks(self, task: Task) -> list[Task]:
-        """Return the task of each sequence that answers a request."""
+        """Return the tasks of the sequences that answer one request: the request's task, or its text-only variant."""
         return [text_only(task) if quiet else task for quiet in self.text_only]
 
 

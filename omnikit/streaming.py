@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from omnikit.interfaces import Codec
 
 EXACT, LOW_LATENCY = MODES = ("exact", "low_latency")
-"""Names of streaming modes: `exact` returns samples that no later frame changes, `low_latency` all that frames cover.
+"""Names of streaming modes.
+
+`exact` returns samples once no later frame changes them, `low_latency` all samples that the frames cover.
 """
 
 
@@ -49,8 +51,7 @@ class DecodeStream(ABC):
 
 
 class FramewiseStream(DecodeStream):
-    """A decode stream for codecs that decode each frame independently, so that samples never lag behind their frames.
-    """
+    """A decode stream for codecs that decode each frame independently, so that samples never lag behind frames."""
 
     def __init__(self, codec: Codec, batch_size: int = 1, mode: str = EXACT):
         check_mode(mode)
@@ -73,11 +74,11 @@ class DecodeStreams(ABC):
 
     @abstractmethod
     def open(self) -> int:
-        """Begin a stream and return its number."""
+        """Begin a decode stream and return its number."""
 
     @abstractmethod
     def push(self, codes: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Decode further frames of some streams and return the samples that are available now.
+        """Decode further frames of some decode streams and return the samples that are available now.
 
         Args:
             codes: number of the stream -> codes [K, t], t > 0, which may differ between streams.
@@ -88,15 +89,15 @@ class DecodeStreams(ABC):
 
     @abstractmethod
     def finish(self, streams: Iterable[int]) -> dict[int, Tensor]:
-        """End some streams and return the remaining samples [n] of each by its number."""
+        """End some decode streams and return the remaining samples [n] of each by its number."""
 
     @abstractmethod
     def drop(self, stream: int) -> None:
-        """End a stream and discard its remaining samples."""
+        """End a decode stream and discard its remaining samples."""
 
 
 def check_frames(codec: Codec, codes: Mapping[int, Tensor]) -> None:
-    """Refuse a mapping from streams to codes [K, t] if some are not codes of this codec.
+    """Refuse a mapping from decode streams to codes [K, t] if some are not codes of this codec.
 
     Raises:
         ValueError: the message names the stream.

@@ -32,7 +32,7 @@ class Task:
     text_mark: str
     """Mark of the text stream at the last prompt position: `answer`, `asr` or `pad`."""
     speaks: bool
-    """Whether the audio streams answer."""
+    """Whether the answer is spoken, so that the audio streams answer, too."""
     text_forced: bool = False
     """Whether the text stream is fed the given text instead of sampled tokens, and carries no loss."""
     repeats: bool = False

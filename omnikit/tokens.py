@@ -91,7 +91,7 @@ class TokenLayout:
         return self._row("eot", "eoa" if audio else "pad")
 
     def marks(self, *, text: str, audio: bool) -> Tensor:
-        """Return the last step [S] of a prompt: the text stream's mark, and whether the audio streams are to answer."""
+        """Return the last step [S] of a prompt: for each stream, a mark that says whether or how it is to answer."""
         return self._row(text, "answer" if audio else "pad")
 
     def _row(self, text: str, audio: str) -> Tensor:
@@ -132,8 +132,7 @@ class TokenLayout:
 
     @cached_property
     def _places(self) -> Tensor:
-        """Place of each codebook among those that an audio stream carries, as a table [S - 1, K]; 0 for other streams.
-        """
+        """Index of each codebook among those of an audio stream, as a table [S - 1, K]; 0 where it is not carried."""
         table = torch.zeros(len(self.carries), 1 + max(max(books) for books in self.carries), dtype=torch.long)
         for stream, books in enumerate(self.carries):
             table[stream, list(books)] = torch.arange(len(books))

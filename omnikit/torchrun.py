@@ -15,7 +15,7 @@ class Share:
 
     @classmethod
     def of_torchrun(cls) -> Share:
-        """Return the share that torchrun's environment variables give; without torchrun, that of a single process."""
+        """Return rank and number of processes from torchrun's environment variables; 0 and 1 without torchrun."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
@@ -26,7 +26,7 @@ def own_device(device: str) -> str:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not available or holds no values.
+    """Refuse a torch device that is not available, or that cannot hold values (`meta`).
 
     Raises:
         ValueError: the message names the choices.

@@ -18,7 +18,9 @@ from omnikit.untrusted_files import LARGEST_JSON, check_regular
 
 FILE_NAME = "model.safetensors"
 LORA = ".lora_"
-"""Mark in the names of the weights that peft's LoRA adds to a model.
+"""Text that marks the names of the weights that peft's LoRA adds to a model.
+
+LoRA changes nothing before it is trained, so a file that was written without LoRA may lack all of them.
 
 They start as no change, so a file from before may lack all of them.
 """
@@ -73,9 +75,10 @@ def load_into(
 
 
 def check_fits(module: nn.Module, stored: Stored, file: str | Path) -> None:
-    """Compare names, shapes and kinds of numbers of stored weights with a module, which may be on the meta device.
+    """Refuse stored weights whose names, shapes or kinds of numbers differ from those of a module.
 
     Args:
+        module: module to compare with, which may be on the meta device.
         stored: weights from `stored_tensors`.
         file: path of their file, for errors.
 
@@ -138,7 +141,7 @@ def weights_file(path: str | Path) -> Path:
 
 
 def _check_header(file: Path) -> None:
-    """Refuse a file whose header is too long; its first eight bytes are the length of names and shapes in bytes."""
+    """Refuse a safetensors file whose header is too long; its first eight bytes give the header's length in bytes."""
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
     if length > LARGEST_JSON:
@@ -146,7 +149,7 @@ def _check_header(file: Path) -> None:
 
 
 def _untied(module: nn.Module) -> dict[str, Tensor]:
-    """Return the state of a module without the second and later names of tied tensors."""
+    """Return the tensors of a module by name, with tied tensors under their first name only."""
     seen: set[int] = set()
     state = {}
     for name, tensor in module.state_dict(keep_vars=True).items():

@@ -30,16 +30,16 @@ from omnikit.tasks import TASKS, prompt_length
 CODEC_FRAMES = 4
 """Number of frames that the codec decodes in each timed call."""
 UNTIMED_STEPS = 2
-"""Number of decode steps before the timed ones: the first includes the prefill, the second may set something up."""
+"""Number of decode steps before the timed ones: the first includes the prefill, the second may be slower, too."""
 READS = 5
-"""Number of reads of memory that are timed."""
+"""Number of timed reads with which the memory bandwidth is measured."""
 MOST_STREAMS = 1024
 """Maximum number of questions that are decoded at a time."""
 
 
 @dataclass(frozen=True)
 class BenchSizes:
-    """Sizes and repeats of the measurements.
+    """Sizes of a system's measurements (question, answers, streams), and how often each is repeated.
 
     Args:
         seconds: length of the question in seconds.
@@ -70,11 +70,11 @@ class BenchSizes:
 
 
 QUICK = BenchSizes(steps=7, frames=11, answers=1, repeats=2, gib=0.2)
-"""Sizes and repeats of `omnikit bench --quick`."""
+"""Sizes and numbers of repeats with which `omnikit bench --quick` measures."""
 
 
 def measure(omni: Omni, plan: BenchSizes) -> Figures:
-    """Measure all figures in `omnikit.bench.table.ROWS`.
+    """Measure the times, memory and bandwidth of a system that the keys of `omnikit.bench.table.ROWS` name.
 
     Raises:
         ValueError: a system that takes no speech or does not speak, or a question longer than its encoder takes.
@@ -97,13 +97,13 @@ def measure(omni: Omni, plan: BenchSizes) -> Figures:
 
 
 def noise(model: OmniLM, plan: BenchSizes) -> Tensor:
-    """Return the question, noise [N] at the encoder's sample rate with the same seed on every call."""
+    """Return noise [N] at the encoder's sample rate as the spoken question, the same on every call."""
     samples = int(plan.seconds * model.encoder.sample_rate)
     return torch.randn(samples, generator=torch.Generator().manual_seed(0)) * 0.1
 
 
 def _lasting(omni: Omni, steps: int) -> Omni:
-    """Return the same system with answers of exactly `steps` decode steps."""
+    """Return a system with the same model and engine whose answers take exactly `steps` decode steps."""
     decoding = replace(omni.decoding, min_steps=steps, max_steps=steps, time_limit=None)
     return Omni(omni.model, decoding=decoding, strategy=omni.decoder.strategy, engine=omni.decoder.engine)
 
@@ -115,7 +115,7 @@ def _encode(model: OmniLM, wav: Tensor) -> Tensor:
 
 
 def _decode(omni: Omni, asked: list[Question], steps: int, strategy: Strategy) -> list[float]:
-    """Return the seconds of each decode step of some answers without waveforms; the first includes the prefill."""
+    """Return the seconds of each decode step of answers without waveforms; the first includes the prefill."""
     batch = omni.decoder.batch(len(asked) * len(strategy.text_only))
     for question in asked:
         decoding = _lasting(omni, steps).decoding
@@ -194,7 +194,7 @@ class TimedIterator:
         return item
 
     def until_now(self) -> float:
-        """Return the seconds since construction."""
+        """Return the seconds since this iterator was constructed."""
         return time.perf_counter() - self.began
 
     def through(self) -> TimedIterator:
@@ -205,7 +205,7 @@ class TimedIterator:
 
 
 def timed(call: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
-    """Return the seconds that each of some calls takes, until the device has finished."""
+    """Return the seconds that each of several repeated calls takes, until the device has finished."""
     taken = []
     for _ in range(repeats):
         _finish(device)
@@ -223,7 +223,7 @@ def _finish(device: torch.device) -> None:
 
 
 def memory_figures(step_bytes: int, step_times: list[float], plan: BenchSizes, device: torch.device) -> Figures:
-    """Return the peak memory, the bytes that a decode step reads, and how near its speed is to the memory's.
+    """Return measurements of memory: peak, bytes per decode step, bandwidth, and how near a decode step comes to it.
 
     Args:
         step_bytes: bytes that a decode step reads.
@@ -241,7 +241,7 @@ def memory_figures(step_bytes: int, step_times: list[float], plan: BenchSizes, d
 
 
 def _peak_gib(device: torch.device) -> float:
-    """Return the peak memory of this process in GiB; on a GPU, of torch's tensors there."""
+    """Return the peak memory of this process in GiB; on a GPU, the peak of torch's tensors there."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10
@@ -249,7 +249,7 @@ def _peak_gib(device: torch.device) -> float:
 
 
 def _read_bandwidth(gib: float, device: torch.device) -> list[float]:
-    """Return the GB/s of each of several reads of `gib` GiB of memory."""
+    """Return the memory bandwidth in GB/s measured in each of several reads of `gib` GiB."""
     data = torch.ones(int(gib * 2**30) // 4, device=device)
     data.sum()
     return [data.nbytes / 1e9 / seconds for seconds in timed(data.sum, READS, device)]

@@ -1,4 +1,4 @@
-"""Table of the figures that `omnikit.bench.measure` measures; it imports nothing heavy."""
+"""Markdown table of the measurements of `omnikit.bench.measure`; it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from statistics import median, quantiles
 from omnikit.evaluate.result_tables import markdown_table
 
 Figures = dict[str, list[float]]
-"""Mapping from figure, a key of `ROWS`, to its measurements in seconds, GiB, GB, GB/s or %, or as a ratio."""
+"""Mapping from metric, a key of `ROWS`, to its measurements in seconds, GiB, GB, GB/s or %, or as a ratio."""
 ROWS = {
     # name: (label, factor)
     "encode": ("encode the question, ms", 1e3),
@@ -22,11 +22,11 @@ ROWS = {
     "gb_per_s": ("memory is read at, GB/s", 1),
     "percent_of_floor": ("speed of a step, % of what that allows", 1),
 }
-"""Mapping from figure to its label in the table and the factor that converts measurements to the label's unit."""
+"""Mapping from metric to its label in the table and the factor that converts a measurement to the label's unit."""
 
 
 def table(columns: dict[str, Figures]) -> str:
-    """Return a Markdown table with a column for each system; cells hold p50, and p95 if there are several values."""
+    """Return a Markdown table of measurements by system; cells hold p50, and p95 if there are several values."""
     rows = [
         [words, *(_cell([factor * value for value in figures[name]]) for figures in columns.values())]
         for name, (words, factor) in ROWS.items()

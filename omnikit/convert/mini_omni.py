@@ -118,13 +118,13 @@ def _settings(sizes: Sizes) -> dict[str, Any]:
 
 
 def _merged(defaults: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return default settings overridden by `parts`; the options of a part that is replaced are dropped."""
+    """Return the default settings overridden by `parts`; default options of a part that is replaced are dropped."""
     kept = {key: value for key, value in defaults.items() if key.partition(".")[0] not in parts}
     return {**kept, **parts}
 
 
 def _checked(state: Mapping[str, Tensor], sizes: Sizes, source: str) -> Mapping[str, Tensor]:
-    """Return the weights, refusing those that do not fit the configuration.
+    """Return the published weights, refusing those that do not fit the configuration.
 
     If embeddings and head are tied, the head is a copy of the embeddings.
     """

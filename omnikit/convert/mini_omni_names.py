@@ -18,7 +18,7 @@ _ONLY = {
     "scale_embeddings": False, "shared_attention_norm": False, "norm_class_name": "RMSNorm",
     "mlp_class_name": "LLaMAMLP", "rope_condense_ratio": 1,
 }  # fmt: skip
-"""Values that the released architecture has; the published code supports others, but no checkpoint has them."""
+"""Values of `model_config.yaml` in the released checkpoint; the published code supports others, too."""
 ADAPTERS = {"llamamlp": "gated_mlp", "mlp": "linear"}
 """Mapping from the published code's names of adapters to omnikit's."""
 _MLP = {"fc_1": "gate_proj", "fc_2": "up_proj", "proj": "down_proj"}
@@ -152,8 +152,7 @@ def _tables(side: str, known: str, table: Tensor, sizes: Sizes) -> dict[str, Ten
 
 
 def _adapter(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the adapter's weights under omnikit's names; a published linear adapter is the layer called `proj` here.
-    """
+    """Return the adapter's weights under omnikit's names; a published linear adapter is the layer `proj` here."""
     names = [name for name in state if name.startswith("whisper_adapter.")]
     inner = {name: name.removeprefix("whisper_adapter.") for name in names}
     return {f"adapter.{n if '.' in n else 'proj.' + n}": state[name] for name, n in inner.items()}

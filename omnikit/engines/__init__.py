@@ -18,9 +18,9 @@ from omnikit.model import OmniLM
 
 TORCH, STATIC, COMPILED, OPENVINO = ENGINES = ("torch", "static", "compiled", "openvino")
 AUTO = "auto"
-"""Name that chooses `static` if that engine can run the backbone, else `torch`."""
+"""Engine name that chooses an engine automatically: `static` if it can run the backbone, else `torch`."""
 TORCH_ENGINES = (AUTO, TORCH, STATIC, COMPILED)
-"""Names of the engines that compute with the model's own weights on any device; `openvino` has a copy of its own."""
+"""Names of the engines that use the model's own weights on any device; `openvino` has its own copy of them."""
 
 
 def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **options: Any) -> Engine:

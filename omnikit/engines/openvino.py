@@ -27,7 +27,7 @@ from omnikit.model import OmniLM
 
 MADV_DONTNEED = 4  # madvise(2): pages of a mapped file leave memory, and are read again when accessed
 GRAPHS = ("blocks", "text_head", "audio_head")
-"""File names of the graphs; a change in how a graph is built needs a new name, so that no outdated file is read."""
+"""File names of a model's OpenVINO graphs; they change with how graphs are built, so that no old file is read."""
 SETTINGS = {
     "PERFORMANCE_HINT": "LATENCY",
     "INFERENCE_PRECISION_HINT": "f32",  # the default on many CPUs is bf16, which makes decoding with int8 slow
@@ -36,7 +36,7 @@ SETTINGS = {
 }
 """OpenVINO's properties for compiling a graph."""
 _CONVERTING = Lock()
-"""Lock that admits one conversion at a time: temporary files are named after the process, not the thread."""
+"""Lock that admits one conversion of a model at a time: temporary files are named after the process, not the thread."""
 
 
 class OpenVINOEngine(Engine):
@@ -68,7 +68,7 @@ class OpenVINOEngine(Engine):
         self._warm_up(files)
 
     def _warm_up(self, files: dict[str, Path]) -> None:
-        """Run each graph once, then drop the files of its weights from memory.
+        """Run each OpenVINO graph once, then drop the files of its weights from memory.
 
         At its first product OpenVINO copies a matrix to its own layout; without this each matrix would be in memory
         twice.
@@ -91,7 +91,7 @@ class OpenVINOEngine(Engine):
 
 
 class CompiledHead:
-    """A compiled head with one infer request, which threads take turns to use."""
+    """A head compiled by OpenVINO with one infer request, which threads take turns to use."""
 
     def __init__(self, compiled: ov.CompiledModel):
         self.request, self.size = compiled.create_infer_request(), compiled.output().partial_shape[1].get_length()
@@ -107,7 +107,7 @@ class CompiledHead:
 
 
 def graph_files(folder: str | Path, weights: str) -> dict[str, Path]:
-    """Return the paths of a model's graphs by name.
+    """Return the paths of a model's OpenVINO graphs by name.
 
     Args:
         folder: folder of the graphs.
@@ -122,12 +122,12 @@ def graph_files(folder: str | Path, weights: str) -> dict[str, Path]:
 
 
 def is_converted(folder: str | Path, *, weights: str = INT8) -> bool:
-    """Return whether a folder holds all graphs of a model in a storage type of `WEIGHTS`."""
+    """Return whether a folder holds all OpenVINO graphs of a model in a storage type of `WEIGHTS`."""
     return all(file.is_file() for file in graph_files(folder, weights).values())
 
 
 def convert(model: OmniLM, folder: str | Path, *, weights: str = INT8) -> None:
-    """Write the graphs of a model to a folder; each file is written whole or not at all.
+    """Write the OpenVINO graphs of a model to a folder; each file is written whole or not at all.
 
     Raises:
         ValueError: a backbone that `omnikit.llms.llama` does not support, or one whose blocks have different windows.
@@ -171,7 +171,7 @@ def _write(graph: ov.Model, file: Path) -> None:
 
 
 def release_memory_of(file: Path) -> None:
-    """Drop the pages that this process has mapped of a file from memory (Linux); they are read again when accessed."""
+    """Drop the pages of a memory-mapped file from this process's memory (Linux); they are read again when accessed."""
     maps = Path("/proc/self/maps")
     for line in maps.read_text().splitlines() if maps.exists() else ():
         place, _, rest = line.partition(" ")

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 Node = ov.Output
 F32, BF16, INT8 = WEIGHTS = ("f32", "bf16", "int8")
-"""Storage types of matrices in a graph."""
+"""Storage types of the weight matrices in an OpenVINO graph."""
 WEIGHT_BYTES = {F32: 4, BF16: 2, INT8: 1}
-"""Bytes per weight of each storage type."""
+"""Bytes per weight of each storage type in an OpenVINO graph."""
 
 
 def attention_window(config: Any) -> int | None:
@@ -140,7 +140,7 @@ class GraphBuilder:
         return op.add(y, _constant(torch.cat([layer.bias for layer in layers]))).output(0)
 
     def _stored(self, weight: Tensor) -> Node:
-        """Return a node that yields a weight matrix [out, in] as f32 from its storage type."""
+        """Return an OpenVINO node that yields a weight matrix [out, in] as f32 from its storage type."""
         if self.weights == F32:
             return _constant(weight)
         if self.weights == BF16:
@@ -151,7 +151,7 @@ class GraphBuilder:
 
 
 def _weight(layer: nn.Module) -> Tensor:
-    """Return the weight matrix [out, in] of a linear layer, with the update of its LoRA if it has one."""
+    """Return the weight matrix [out, in] of a linear layer, with its low-rank update if it has LoRA."""
     if not hasattr(layer, "get_delta_weight"):
         return layer.weight
     return layer.weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters)

@@ -24,7 +24,7 @@ FORBIDDEN = -1e9
 
 @dataclass(frozen=True)
 class CompiledTrunk:
-    """The compiled graph of all blocks, see `omnikit.engines.openvino_graph.GraphBuilder.trunk`."""
+    """The OpenVINO graph of all blocks, compiled, see `omnikit.engines.openvino_graph.GraphBuilder.trunk`."""
 
     compiled: ov.CompiledModel
     window: int | None  # number of positions that a position attends to, itself included; None = all before it
@@ -78,7 +78,7 @@ class SequenceLocation:
 
 
 class OpenVINOSlots(Slots):
-    """Slots over a compiled trunk.
+    """Slots whose hidden states a compiled OpenVINO graph of all blocks computes.
 
     Between two decode steps sequences only change their places in a list. The next step then reorders rows by the
     graph's input `rows`, which costs nothing. It rewrites the state, which takes about as long as a decode step, only
@@ -170,14 +170,14 @@ class OpenVINOPrefill(Prefill):
         return int((self.embeddings.shape[1] - np.maximum(self.firsts, self.batch.columns)).sum())
 
     def advance(self, positions: int) -> None:
-        """Compute further columns of the batch, see `Prefill.advance`; padding counts, since it takes as long."""
+        """Compute further columns of the batch of prompts, see `Prefill.advance`; padding counts like positions."""
         assert self.left, "no positions are left"
         begin, count = self.batch.columns, len(self.embeddings)
         end = begin + max(1, positions // count)
         self.batch.run(np.ascontiguousarray(self.embeddings[:, begin:end]), self.firsts, range(count))
 
     def places(self) -> list[SequenceLocation]:
-        """Return the locations of the prefilled sequences."""
+        """Return the locations of the prefilled sequences' keys and values."""
         firsts = enumerate(self.firsts.tolist())
         return [SequenceLocation(self.batch, row, first, self.batch.columns - first) for row, first in firsts]
 

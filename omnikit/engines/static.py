@@ -31,11 +31,11 @@ from omnikit.model import OmniLM
 SMALLEST = 256
 """Minimum number of columns of the KV cache."""
 SMALLEST_PROMPT = 64
-"""Minimum number of positions that a recorded prefill computes for each prompt."""
+"""Minimum number of positions per prompt that a prefill recorded as a CUDA graph computes."""
 MOST_RECORDED = 1024
-"""Maximum number of positions of all prompts in a recorded prefill; larger ones keep a GPU busy without recording."""
+"""Maximum number of positions of all prompts in a prefill recorded as a CUDA graph; larger ones need no graph."""
 SHAPES = 64
-"""Maximum number of step shapes (rows, cache size) that torch may compile; its own limit is 8."""
+"""Maximum number of shapes (rows, cache size) for which torch may compile a decode step; its own limit is 8."""
 
 StaticCache = list[Tensor]
 """Type of a KV cache of fixed size: keys and values of each block [rows, 2 G, room, E], keys first."""
@@ -81,7 +81,7 @@ class StaticEngine(Engine):
         return self.model.new_audio_embeddings.head(hidden)
 
     def new_cache(self, rows: int, room: int) -> StaticCache:
-        """Return a KV cache of zeros: masked values are multiplied by 0, which must not meet a NaN."""
+        """Return an empty KV cache filled with zeros: masked values are multiplied by 0, which must not meet a NaN."""
         shape = rows, 2 * self.numbers.num_key_value_heads, room, self.numbers.head_dim
         blocks = (*self.trunk, *self.adapter)
         return [torch.zeros(shape, dtype=self.model.dtype, device=self.model.device) for _ in blocks]
@@ -126,7 +126,7 @@ class StaticEngine(Engine):
         return Hidden(text, normed(adapted, self.model.tts_adapter.trunk.norm)[:, 0])
 
     def _blocks(self, embeddings: Tensor, places: Tensor, columns: int, keep: Callable) -> tuple[Tensor, Tensor]:
-        """Run all blocks on embeddings [R, L, D] at cache columns [R or 1, L].
+        """Compute the outputs of all blocks for embeddings [R, L, D] at columns [R or 1, L] of a KV cache.
 
         Returns:
             The outputs [R, L, D] of the backbone and of the TTS adapter.
@@ -149,8 +149,8 @@ class StaticPrefill(Prefill):
     Longer prompts come first, so that the prompts with positions left are always the first rows.
 
     Args:
-        recorded: function that computes all prompts of a prefill by a recorded call and returns their KV cache, or None
-            if it cannot; its arguments are the prefill and the number of positions that may be computed.
+        recorded: function that computes all prompts of a prefill by a CUDA graph and returns their KV cache, or None if
+            it cannot; its arguments are the prefill and the number of positions that may be computed.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class StaticPrefill(Prefill):
 
 
 class RecordedPrompts:
-    """Preallocated memory on a GPU in which prompts up to a number of positions are prefilled by one recorded call.
+    """Preallocated GPU memory in which prompts of limited length are prefilled by one call recorded as a CUDA graph.
 
     One prefill may use it at a time.
     """
@@ -197,7 +197,7 @@ class RecordedPrompts:
 
     @property
     def free(self) -> bool:
-        """Whether the keys and values of the last prompts are no longer needed."""
+        """Whether the keys and values of the last prompts are no longer needed, so that the memory is free again."""
         user = None if self.user is None else self.user()
         return user is None or user.admitted
 
@@ -216,7 +216,7 @@ class RecordedPrompts:
 
 
 class StaticSlots(Slots):
-    """Slots whose sequences are the rows of one preallocated KV cache; on a GPU their decode steps are recorded.
+    """Slots whose sequences are the rows of one preallocated KV cache; on a GPU their decode steps are CUDA graphs.
 
     The cache holds zeros at all positions that no sequence has, except for the first column of free rows.
     """
@@ -257,8 +257,8 @@ class StaticSlots(Slots):
     ) -> None:
         """Do one decode step, see `Slots.step`.
 
-        On a GPU, steps are recorded for each power of two of rows and of columns and each variant, after some
-        unrecorded ones. Rows without a sequence are computed, too, and ignored.
+        On a GPU the numbers of rows and of columns are rounded up to powers of two, and after some steps a CUDA graph
+        is recorded for each pair of them and each variant. Rows without a sequence are computed, too, and ignored.
         """
         rows = self._begin_step()
         if self.recorder is None:
@@ -294,10 +294,11 @@ class StaticSlots(Slots):
         self.lengths.pop()
 
     def _recorded_prompts(self, prefill: StaticPrefill, positions: int) -> StaticCache | None:
-        """Compute all prompts of a prefill by a recorded call, and return their KV cache.
+        """Compute all prompts of a prefill by a call recorded as a CUDA graph, and return their KV cache.
 
-        Calls are recorded for powers of two of prompts and of positions per prompt. Returns None if the prompts are
-        too long for that or have more than `positions` positions, if the call's memory is in use, or on a CPU.
+        A graph is recorded for each pair of powers of two that the numbers of prompts and of positions per prompt are
+        rounded up to. Returns None if the prompts are too long for that or have more than `positions` positions, if the
+        call's memory is in use, or on a CPU.
         """
         count, longest = prefill.embeddings.shape[:2]
         rows, room = key = _power_of_two(count), max(SMALLEST_PROMPT, _power_of_two(longest))
@@ -322,13 +323,13 @@ class StaticSlots(Slots):
         self.lengths[:] = [length + 1 for length in self.lengths]
 
     def _compute(self, embeddings: Tensor, rows: int) -> Hidden:
-        """Return the hidden states of embeddings [rows, D] and advance the positions, all of it on the device."""
+        """Return the hidden states of embeddings [rows, D] and increment the sequences' positions on the device."""
         hidden = self.engine.compute(embeddings, self.positions[:rows], self.cache, self._columns())
         self.positions[:rows].add_(self.counts[:rows])
         return hidden
 
     def _columns(self) -> int:
-        """Return the number of columns that a step reads.
+        """Return the number of columns of the KV cache that a decode step reads.
 
         A recorded step reads a power of two of them. A compiled one reads the whole cache, whose size it is compiled
         for.
@@ -349,7 +350,7 @@ class StaticSlots(Slots):
         self.positions[slot], self.counts[slot] = length, counts
 
     def _make_room(self, needed: int) -> None:
-        """Move all sequences to a larger KV cache if this one has fewer than `needed` columns; drop its recordings."""
+        """Move all sequences to a larger KV cache if this one has fewer than `needed` columns; drop its CUDA graphs."""
         if needed <= self.room:
             return
         room = _power_of_two(needed)

@@ -56,7 +56,7 @@ def _read(model: OmniLM, steps: Tensor, complete: Sequence[int]) -> list[Frames]
 
 
 def read_answer(model: OmniLM, task: Task, steps: Sequence[Sequence[int]], end: str) -> Answer:
-    """Return the answer in emitted steps (L lists of S tokens): its text ids and the codes of its audible frames."""
+    """Convert the emitted steps of an answer (L lists of S tokens) to text ids and the codes of its audible frames."""
     text = [step[0] for step in steps if model.layout.is_text(step[0])]
     if not (task.speaks and steps):
         return Answer(text, torch.zeros(model.pattern.num_codebooks, 0, dtype=torch.long), end)
@@ -79,12 +79,12 @@ class FrameReader:
         self.complete = self.pattern.num_frames(len(self.steps))
 
     def take(self) -> Tensor | None:
-        """Remove the complete frames and return the codes [K, T] of the audible ones, or None if there are none."""
+        """Remove the complete frames from the buffer, and return the codes [K, T] of the audible ones, if any."""
         return take_frames([self])[0]
 
 
 def take_frames(readers: Sequence[FrameReader]) -> list[Tensor | None]:
-    """Take the complete frames from several readers of one model, see `FrameReader.take`; return one item for each."""
+    """Call `FrameReader.take` on several readers that share a model, as one batch; return one result per reader."""
     waiting = [reader for reader in readers if reader.complete and not reader.silent]
     found: dict[FrameReader, Frames] = {}
     if waiting:
@@ -103,7 +103,7 @@ def take_frames(readers: Sequence[FrameReader]) -> list[Tensor | None]:
 
 
 class TextReader:
-    """A streaming detokenizer of one answer: text tokens in, the text that each of them adds out."""
+    """A streaming detokenizer of one answer, which takes text tokens and returns the text that each of them adds."""
 
     def __init__(self, model: OmniLM):
         self.tokenizer, self.layout = model.llm.tokenizer, model.layout

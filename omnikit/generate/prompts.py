@@ -17,7 +17,7 @@ from omnikit.tasks import AUDIO_START, Task, make_prompt
 
 @dataclass(frozen=True)
 class EmbeddedPrompt:
-    """Embeddings of a prompt, shared by all sequences of its decoding strategy except for the last position."""
+    """Embeddings of a prompt; the sequences of its decoding strategy share all positions but the last."""
 
     embeddings: Tensor
     """Embeddings of all positions but the last [L - 1, D]."""
@@ -26,7 +26,7 @@ class EmbeddedPrompt:
 
 
 def check_question(model: OmniLM, request: Request) -> None:
-    """Check that a question holds what its task is given, without encoding it.
+    """Check that a question has valid content of the kind that its task requires, without encoding it.
 
     Raises:
         BadQuestion: the content is missing, empty, not finite, or of another shape or vocabulary than the model's.
@@ -111,7 +111,7 @@ def embed_prompt(model: OmniLM, request: Request, features: Tensor | None) -> Em
 
 
 def _adapt(model: OmniLM, features: Tensor) -> AdaptedSpeech:
-    """Run the adapter on encoder features [T, D]; return them as the speech of a prompt that is a batch of one."""
+    """Run the adapter on encoder features [T, D], and return its output as the speech in a batch of one prompt."""
     lengths = torch.tensor([len(features)], device=model.device)
     adapted, lengths = model.adapter(features[None].to(model.device, model.dtype), lengths)
     starts = torch.full_like(lengths, AUDIO_START)

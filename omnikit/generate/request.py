@@ -83,7 +83,7 @@ class Request:
         self.frames = FrameReader(model) if sound is not None and task.speaks else None
         self.sound = sound if self.frames is not None else None
         self.stream: int | None = None
-        """Number of the answer's decode stream in the codec; None before the first frame."""
+        """Number of the answer's decode stream among those of the codec; None before the first frame."""
         self.text_over = task.text_forced
         self.began: float | None = None
         self.runner: object = None
@@ -103,7 +103,7 @@ class Request:
         return Chunks(self)
 
     def wait(self, timeout: float | None = None) -> Answer:
-        """Wait until the answer has ended, and return the whole of it.
+        """Wait until the answer has ended, and return it whole.
 
         Raises:
             TimeoutError: the answer has not ended after `timeout` seconds; its decoding continues.
@@ -143,7 +143,7 @@ class Request:
         return None
 
     def begin(self) -> None:
-        """Start the clock of `Decoding.time_limit`."""
+        """Start the time measurement for the limit `Decoding.time_limit`."""
         self.began = monotonic()
 
     def emit(self, tokens: list[int]) -> None:

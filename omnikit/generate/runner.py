@@ -72,7 +72,7 @@ class _State:
 
     @property
     def forked(self) -> bool:
-        """Whether this is a copy in a forked process, whose locks may stay held for ever; read without a lock."""
+        """Whether this state is a copy in a forked process, whose locks may never be released; read without a lock."""
         return self.process is not None and self.process != os.getpid()
 
     def work(self) -> None:

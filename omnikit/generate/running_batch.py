@@ -31,13 +31,13 @@ from omnikit.model import OmniLM
 
 Result = TypeVar("Result")
 CAPACITY = 16
-"""Default number of slots, the sequences that are decoded together."""
+"""Default number of slots, the maximum number of sequences that are decoded together."""
 MOST_WAITING = 1024
 """Default maximum number of requests that wait for slots."""
 PREFILL_POSITIONS = 256
 """Maximum number of prompt positions that are computed between two decode steps of running answers."""
 ENCODED_SECONDS = 30.0
-"""Seconds of speech after which no further recording is encoded before the next decode step."""
+"""Seconds of speech; once recordings of that length have been encoded, the next ones wait for a decode step."""
 
 
 class QueueFull(RuntimeError):
@@ -95,7 +95,7 @@ class RunningBatch:
         return self.slots
 
     def _forget(self) -> list[Request]:
-        """Drop all sequences and return their requests, those still being prefilled excepted."""
+        """Drop all sequences and return the requests that they belong to, except for those still being prefilled."""
         running = self._running()
         self.slots = self.rules = self._unread = None
         self.owners = []
@@ -227,7 +227,7 @@ class RunningBatch:
             self._fail(prompts, error)
 
     def _attempt(self, request: Request, call: Callable[[Request], Result]) -> Result | None:
-        """Return `call(request)`; if that raises, end the request with the error and return None."""
+        """Return `call(request)`; if that raises an exception, end the request with the error and return None."""
         try:
             return call(request)
         except Exception as error:
@@ -343,7 +343,7 @@ class RunningBatch:
         return _Read(owners, host, ready)
 
     def _hand_out(self, read: _Read) -> None:
-        """Append the tokens of a decode step to their answers, and report chunks whose waveform is due."""
+        """Append the tokens of a decode step to their answers, and queue chunks with the sound decoded by now."""
         if read.ready is not None:
             read.ready.synchronize()
         rows, ended = read.tokens.tolist(), []
@@ -366,7 +366,7 @@ class RunningBatch:
         self._end(ended)
 
     def _decoded(self, decode: Callable[[list[Request]], Sounds], requests: list[Request]) -> dict[Request, Tensor]:
-        """Decode waveforms, end the answers whose codec raised, and return the others' samples [n], on the CPU."""
+        """Decode codes to waveforms [n] of requests, and end the requests for which the codec raised an error."""
         sounds = decode(requests)
         for request, error in sounds.failed.items():
             self._fail([request], error)

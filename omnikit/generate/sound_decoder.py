@@ -71,10 +71,10 @@ class SoundDecoder:
         return self.streams[mode]
 
     def decode_due(self, requests: Iterable[Request]) -> Sounds:
-        """Decode the chunks that are complete, and return their samples.
+        """Decode all complete chunks, and return their samples.
 
-        Half-complete chunks are decoded in the same call, so that answers that began at different times come to share
-        calls; not in a mode in which the waveform depends on the chunks.
+        Chunks that are at least half complete are decoded early in the same codec call, so that answers that began at
+        different times come to share calls. This is not done in modes where chunk boundaries affect the waveform.
         """
         speaking = [request for request in requests if request.frames is not None and request.frames.complete]
         if not any(request.frames.complete >= self._wanted(request) for request in speaking):

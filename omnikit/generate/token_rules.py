@@ -29,9 +29,9 @@ _COLUMNS = (
     "step", "min_steps", "seed", "text_from", "audio_from", "text_over", "forced", "finished", "speaks", "text_only",
     "constrain", "end_frame",
 )  # fmt: skip
-"""Names of the columns of the table of integers with a row per slot; `_SlotTable` explains them."""
+"""Names of the integer columns of the per-slot state of running answers; `_SlotTable` explains them."""
 NOT_YET = -1
-"""Value of `end_frame` before the leading audio stream has ended, and of `forced` where text is sampled."""
+"""Negative value of `end_frame` before the leading audio stream has ended, and of `forced` where text is sampled."""
 _SMALLEST_TEXT = 64  # initial columns of the table of given texts
 
 
@@ -97,7 +97,7 @@ class Rules:
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
-        """Addresses and shapes of tables that may be reallocated; a recorded decode step is valid only for these."""
+        """Addresses and shapes of the tables of a decode step; its CUDA graph is valid only while they are equal."""
         tables = (self.texts, self.seen_text, self.seen_audio)
         return tuple(() if table is None else (table.data_ptr(), *table.shape) for table in tables)
 
@@ -235,7 +235,7 @@ class Rules:
         return token
 
     def _exclude(self, logits: Tensor, table: _SlotTable, begins: Tensor, may_end: Tensor, constrain: Tensor) -> Tensor:
-        """Return logits [R, A, V] with `-inf` for the ids that a stream that has begun and not ended may not emit.
+        """Return the logits [R, A, V] of running audio streams with `-inf` for the ids that they may not emit.
 
         Args:
             begins: first id of the codebook that each stream carries [R, A].

@@ -13,7 +13,7 @@ END, STEP_LIMIT, TIME_LIMIT, CANCELLED = ENDS = ("end", "step limit", "time limi
 """Reasons for which an answer ends: an end mark of the model, or a limit or cancellation that truncated it."""
 
 _LIMITS = {"max_steps": COUNT, "min_steps": FROM_ZERO, "time_limit": Range(0, above=True, null=True)}
-"""Mapping from limit of `Decoding` to the range of its values."""
+"""Mapping from the name of each limit in `Decoding` to the range of values that it accepts."""
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,4 @@ class Chunk:
     wav: Tensor
     """Samples [n] of the chunk, on the CPU; n may be 0."""
     end: str | None = None
-    """Reason for which the answer ended, one of `ENDS`, in its last chunk; None in earlier ones."""
+    """Reason why the answer ended, one of `ENDS`; set in its last chunk only, None in earlier ones."""

@@ -66,7 +66,7 @@ def split_command_line(argv: list[str]) -> tuple[str, dict[str, Any], dict[str, 
 
 
 def read_settings(words: list[str]) -> dict[str, Any]:
-    """Return the dotted keys and values of arguments `--key value ..` without YAML files and run options.
+    """Parse arguments `--key value ..` into dotted keys and values, without YAML files and run options.
 
     Raises:
         ValueError: a stray word, or a flag without a value.
@@ -104,7 +104,7 @@ def _without_value(flag: str) -> ValueError:
 
 
 def _tokens(argv: list[str], flags: set[str]) -> Iterator[tuple[str | None, str | None]]:
-    """Yield (flag, value) pairs: flag None for a word that follows no flag, value None for a flag without one."""
+    """Yield the (flag, value) pairs of a command line: flag None for a stray word, value None for a lone flag."""
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -125,7 +125,7 @@ def _yaml_file(word: str) -> str:
 
 
 def _put(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set a key to a value and move it to the end, since later settings take precedence; mappings are merged."""
+    """Set an option by its key and move it to the end, since later settings take precedence; mappings are merged."""
     old = settings.pop(key, None)
     if isinstance(old, Mapping) and isinstance(value, Mapping):
         merged = dict(old)
@@ -146,7 +146,7 @@ def _run_option_types() -> dict[str, Any]:
 
 
 def _without_none(kind: Any) -> Any:
-    """Return the type without None, such as `int` for `Optional[int]`."""
+    """Return a type annotation without None, such as `int` for `Optional[int]`."""
     inner = get_args(kind)
     return next(k for k in inner if k is not type(None)) if type(None) in inner else kind
 

@@ -58,7 +58,7 @@ def _included(tree: Mapping, path: Path) -> Path:
 
 
 def _check_nested(base: Mapping, base_path: Path, path: Path) -> None:
-    """Refuse an included file of another folder that itself includes files under keys.
+    """Refuse an included recipe file of another folder that itself includes files under keys.
 
     HyperPyYAML would look for those beside the recipe.
     """
@@ -87,5 +87,5 @@ def _joined(base: Mapping, tree: Mapping, path: Path) -> Mapping:
 
 
 def _changes(key: str, value: Any, base: Mapping) -> bool:
-    """Return whether an entry changes part of a mapping of the included file, instead of defining the whole value."""
+    """Return whether a recipe's entry changes part of a mapping of the included file, instead of defining it anew."""
     return isinstance(base.get(key.partition(".")[0]), Mapping) and tag_of(value) in ("", "!ref")

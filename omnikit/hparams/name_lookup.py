@@ -23,7 +23,7 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 
 def locate(node: Mapping, who: str) -> Any:
-    """Return the class or function that a `!new:` or `!name:` node names.
+    """Return the class or function that the tag `!new:` or `!name:` of a YAML node names.
 
     Raises:
         ValueError: there is none, or it needs a package that is not installed; the message begins with `who`.
@@ -41,7 +41,7 @@ def locate(node: Mapping, who: str) -> Any:
 
 
 def argument_names(node: Mapping, who: str) -> set[str] | None:
-    """Return the names of the arguments that a `!new:` or `!name:` node may have; None = any."""
+    """Return the names of the arguments that a YAML node with the tag `!new:` or `!name:` may have; None = any."""
     parameters = inspect.signature(locate(node, who)).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None

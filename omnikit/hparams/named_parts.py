@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def part_files() -> Path:
-    """Return the folder with one sub-folder of part files per kind.
+    """Return the folder with the part files, one sub-folder for each kind of part.
 
     It is inside the installed package, or `hparams/` of a source checkout.
     """
@@ -24,7 +24,7 @@ def part_files() -> Path:
 
 
 def choices(part: str) -> list[str]:
-    """Return the names of all parts of a kind, sorted.
+    """Return the names of all parts of one kind, such as all codecs, sorted.
 
     Raises:
         ValueError: there is no such kind.

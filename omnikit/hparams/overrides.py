@@ -14,7 +14,7 @@ from omnikit.option_ranges import NOT_NEGATIVE, SEED, Range, as_whole, quoted
 
 PICK = "!applyref:omnikit.hparams.pick"
 _WHOLE = SEED
-"""Widest range of whole numbers that options accept, that of seeds; narrower ones are checked at their options."""
+"""Widest range of whole numbers that options accept, that of seeds; narrower ranges are checked with each option."""
 
 
 def as_overrides(tree: Mapping, settings: Mapping[str, Any], folder: Path, prefix: str = "") -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _set(tree: Mapping, keys: list[str], value: Any, flag: str, folder: Path, ov
 
 
 class _Unknown(dict):
-    """A mapping whose keys only the part file knows; `pick` checks them once that file is known."""
+    """Overrides of a part's options, whose keys `pick` checks once the file of the part is known."""
 
 
 def _inside(tree: Mapping, node: Any, flag: str) -> Mapping:
@@ -103,7 +103,7 @@ def _check_tags(flag: str, value: Any) -> None:
 
 
 def _check_value(node: Any, value: Any, flag: str, *, null_is_single: bool = False) -> None:
-    """Refuse an override of another kind than the value in the file, which would fail late or never.
+    """Refuse an override whose type differs from that of the value in the file, which would fail late or never.
 
     Examples are `off` for a switch (a string, and so true) and a word for a number.
     """
@@ -170,7 +170,7 @@ def _check_list(node: list, value: Any, flag: str) -> None:
 
 
 def _is_text(node: Any) -> bool:
-    """Return whether a YAML value is a text, possibly with references in it; a mere reference is not."""
+    """Return whether a YAML value is a string, possibly with references in it, but not just a reference."""
     if has_tag(node, "!ref"):
         return not re.fullmatch(r"<[^<>]+>", str(getattr(node, "value", "")))
     return isinstance(node, str) and not tag_of(node)

@@ -17,7 +17,7 @@ from omnikit.part_sizes import SIZES, TINY
 
 PRETRAINED, SIZE = "pretrained", "size"
 CHOICE = "choice"
-"""Key of a recipe that is set to the choices made by flags, such as `-codec=mimi-size=tiny`, to name its folder."""
+"""Key of a recipe for the choices made by flags, such as `-codec=mimi-size=tiny`, which name its output folder."""
 _PUBLISHED_KINDS = ("encoder", "llm", "codec")
 
 
@@ -69,7 +69,7 @@ def _flag_options(part: Mapping, flags: Mapping[str, Any], *, chosen: bool) -> d
 
 
 def part_names(tree: Mapping, overrides: Mapping[str, Any]) -> dict[str, str]:
-    """Return the name of each part by kind, for a file and its overrides in HyperPyYAML's form."""
+    """Return the name of each part by kind, for a recipe file and its overrides in HyperPyYAML's form."""
     names = {}
     for kind, name in _names(tree, overrides).items():
         size = {**tree[kind], **(overrides.get(kind) or {})}.get(SIZE)
@@ -78,7 +78,7 @@ def part_names(tree: Mapping, overrides: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _flags_of(tree: Mapping) -> list[str]:
-    """Return the flags for all parts that a file supports: it has parts that they apply to, and no key of that name."""
+    """Return the flags for all parts that a recipe file supports: it has parts, and no key with the flag's name."""
     return [name for name in (PRETRAINED, SIZE) if name not in tree] if set(_PUBLISHED_KINDS) & set(tree) else []
 
 
@@ -90,7 +90,7 @@ def _check(flags: Mapping[str, Any]) -> None:
 
 
 def _names(tree: Mapping, overrides: Mapping[str, Any]) -> dict[str, str]:
-    """Return the name of the chosen part file by kind, or the class if the file itself defines the part."""
+    """Return the name of the chosen part file by kind, or the class if the recipe file itself defines the part."""
     return {
         kind: str({**tree[kind], **(overrides.get(kind) or {})}["name"])
         if has_tag(tree[kind], PICK)
@@ -101,7 +101,7 @@ def _names(tree: Mapping, overrides: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _choice(tree: Mapping, names: Mapping[str, str], flags: Mapping[str, Any]) -> str:
-    """Return the choices of flags that differ from the file as one text, such as `-codec=mimi-size=tiny`."""
+    """Return the flags whose values differ from the recipe file as one text, such as `-codec=mimi-size=tiny`."""
     chosen = {kind: _short(name) for kind, name in names.items() if name != _names(tree, {})[kind]}
     if SIZE in flags:
         chosen[SIZE] = flags[SIZE]

@@ -25,7 +25,7 @@ from omnikit.old_names import pointer
 from omnikit.part_sizes import check_numbers
 
 MODEL = "model"
-"""Key of the model that joins the parts in a recipe."""
+"""Key of a recipe under which it defines the model, which joins the parts."""
 NAMES = "part_names"
 """Key of the mapping from kinds to names of parts, in a resolved recipe and in a checkpoint."""
 ORIGINS = ("weights", "tokenizer", "attention")
@@ -159,20 +159,19 @@ def dump_parts(text: str) -> str:
 
 
 def self_contained(text: str) -> str:
-    """Return a resolved recipe as one that can be run again in any folder, without the files that it was read from."""
+    """Return the YAML text of a resolved recipe in a form that runs in any folder, without its source files."""
     tree = read_tree_text(text, "recipe")
     tree.pop(NAMES, None)  # `resolve` adds them again
     return write_tree(tree)
 
 
 def names_of(text: str) -> dict[str, str]:
-    """Return the names of the parts by kind from a text of `dump_parts`; empty if the text is older than these names.
-    """
+    """Return the names of the parts by kind from a text of `dump_parts`; empty if the text was saved without names."""
     return dict(read_tree_text(text, "recipe").get(NAMES, {}))
 
 
 def different_parts(recipe: str, other: str, ignored: tuple[str, ...] = _NOT_TRAINED) -> dict[str, tuple[str, str]]:
-    """Compare the parts of two recipes, given as texts of `dump_parts`.
+    """Compare the parts of two recipes, given as texts of `dump_parts`, and return the differences.
 
     The decoding strategy may differ, and so may options with which trained weights still fit.
 
@@ -211,7 +210,7 @@ def settings_of(text: str) -> dict[str, Any]:
 
 
 def _options(part: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and value of each option; the tag of a nested mapping counts as an option."""
+    """Yield the dotted key and value of each option in a part's YAML; the tag of a nested mapping is an option, too."""
     for key, value in part.items():
         if isinstance(value, Mapping):
             if tag_of(value):
@@ -222,7 +221,7 @@ def _options(part: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a tree in a form that equals itself when read again, unlike ruamel's tagged values."""
+    """Return a YAML value in a form that can be compared for equality, which ruamel's tagged values cannot."""
     if isinstance(value, list):
         return [_plain(each) for each in value]
     return f"{tag_of(value)} {value.value}".strip() if isinstance(value, TaggedScalar) else value
@@ -234,9 +233,9 @@ def _changed(part: Mapping, other: Mapping, ignored: tuple[str, ...]) -> list[st
 
 
 def _completed(part: Mapping, other: Mapping) -> Mapping:
-    """Return the options of a part with its class's defaults for those that only another part lists.
+    """Return the options of a part, with its class's defaults for options that only the part it is compared with has.
 
-    The text of the part may be older than these options.
+    The part may have been saved before its class had these options.
     """
     arguments = inspect.signature(locate(part, "checkpoint")).parameters
     defaults = {key: arguments[key].default for key in other if key not in part and key in arguments}
@@ -250,7 +249,7 @@ def _check_placeholders(tree: Mapping, overrides: Mapping[str, Any], path: str) 
 
 
 def _check_classes(tree: Mapping, path: str) -> None:
-    """Refuse a recipe with classes that have been renamed."""
+    """Refuse a recipe that names classes by their old names."""
     for key, node in walk(tree):
         if tag_of(node).startswith("!") and (renamed := pointer(dotted_name(node))):
             raise ValueError(f"{path}: {key}: there is no class {dotted_name(node)}{renamed}")

@@ -102,7 +102,7 @@ def construct(root: MappingNode, source: str) -> dict[str, Any]:
 
 
 def tokenizer_node(root: MappingNode) -> ScalarNode | None:
-    """Return the node of the value of `llm.tokenizer`, the only option of a checkpoint that names a file."""
+    """Return the YAML node with the value of `llm.tokenizer`, the only option of a checkpoint that names a file."""
     llm = _entry(root, "llm")
     found = _entry(llm, TOKENIZER) if isinstance(llm, MappingNode) else None
     return found if isinstance(found, ScalarNode) and found.tag == _TEXT else None
@@ -136,13 +136,13 @@ def _check_place(path: str, option: str, node: ScalarNode, source: str) -> None:
 
 
 def _is_of(node: Node, modules: tuple[str, ...]) -> bool:
-    """Return whether a node is built by a class of one of these modules."""
+    """Return whether a YAML node is built by a class of one of the given modules."""
     kind, _, name = str(node.tag).partition(":")
     return kind in ("!new", "!name") and any(name.startswith(f"{module}.") for module in modules)
 
 
 def _allowed_class(name: str, tag: str, source: str, modules: tuple[str, ...]) -> type:
-    """Return the class of a name if it is defined in an allowed module, and not just imported there."""
+    """Return the class of a dotted name if it is defined in an allowed module, and not just imported there."""
     module, _, attribute = name.rpartition(".")
     inside = any(module == allowed or module.startswith(allowed + ".") for allowed in modules)
     if not inside or not re.fullmatch(r"\w+(\.\w+)*", name):

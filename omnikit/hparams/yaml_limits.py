@@ -67,7 +67,7 @@ def check_numbers(root: Node, source: str) -> None:
 
 
 def scalars(root: Node, skip: Callable[[Node], bool] = lambda node: False) -> Iterator[tuple[str, ScalarNode]]:
-    """Yield each value of a tree of nodes with its dotted path, once for every place at which it stands.
+    """Yield each value of a tree of YAML nodes with its dotted path, once for every place at which it stands.
 
     Mappings and lists that stand at several places are visited once.
 
@@ -96,7 +96,7 @@ def _children(node: Node) -> Iterator[tuple[str, Node]]:
 
 
 def _check_events(text: str, source: str) -> None:
-    """Refuse a text with too many levels or entries, before anything recurses into its nodes.
+    """Refuse a YAML text with too many levels or entries, before anything recurses into its nodes.
 
     The parser itself has an explicit stack and does not recurse.
     """
@@ -110,7 +110,7 @@ def _check_events(text: str, source: str) -> None:
 
 
 def _size(node: Node, source: str, sizes: dict[int, int | None]) -> int:
-    """Return the number of nodes with aliases expanded."""
+    """Return the number of YAML nodes that a text has once its aliases are expanded."""
     if id(node) not in sizes:
         sizes[id(node)] = None  # marks a node that is being counted
         children = node.value if not isinstance(node, ScalarNode) else []
@@ -124,8 +124,7 @@ def _size(node: Node, source: str, sizes: dict[int, int | None]) -> int:
 
 
 def _plain(constructor: SafeConstructor, node: ScalarNode, kind: str, what: str) -> Any:
-    """Return the value of a scalar node, refusing text that is not of its kind, which a tag such as `!!float` allows.
-    """
+    """Return the value of a scalar YAML node, refusing text that is not of the type that its tag (`!!float`) claims."""
     try:
         return getattr(constructor, f"construct_yaml_{kind}")(node)
     except (ValueError, KeyError):

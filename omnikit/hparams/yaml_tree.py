@@ -14,7 +14,7 @@ from omnikit.errors import one_line
 from omnikit.files import read_text
 
 INCLUDE = "!include:"
-"""Prefix of the tag of an included file."""
+"""Prefix of the YAML tag that includes another file."""
 
 
 def read_tree(path: str | Path) -> Mapping:
@@ -41,7 +41,7 @@ def open_tree(path: str | Path) -> Mapping:
 
 
 def merged(tree: Mapping) -> list[Mapping]:
-    """Return the nodes behind the merge key `<<` of a tree, with their tags and without reading included files."""
+    """Return the YAML nodes behind the merge key `<<` of a tree, with their tags and without reading included files."""
     return list(tree.merge)
 
 
@@ -82,7 +82,7 @@ def dotted_name(node: Any) -> str:
 
 
 def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every node below `node` with its dotted path, parents first."""
+    """Yield every YAML node below `node` with its dotted path, parents first."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, child in items:
         name = f"{path}.{key}" if path else str(key)
@@ -91,7 +91,7 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def yaml_problem(error: YAMLError) -> str:
-    """Return the message and position of a YAML error in one line, without the quoted source."""
+    """Return the message and position of a YAML error in one line, without the source text that it quotes."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return where + one_line(getattr(error, "problem", None) or error, None)

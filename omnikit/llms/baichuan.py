@@ -31,7 +31,7 @@ _NUMBERS = (
 
 
 def llama_numbers(numbers: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
-    """Convert the numbers of a Baichuan `config.json` to those of a Llama.
+    """Convert the entries of a Baichuan `config.json` to those of a Llama configuration.
 
     Args:
         numbers: content of the `config.json`.

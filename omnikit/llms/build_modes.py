@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 
 SKELETON_DTYPE = torch.bfloat16
-"""Type of the embeddings of a backbone without blocks, which are most of what is left; checkpoints are stored in it."""
+"""Type of the embeddings of a backbone built without blocks; checkpoints are stored in it."""
 
 
 class Mode:

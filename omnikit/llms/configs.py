@@ -27,7 +27,7 @@ _TINY = {
     "head_dim": _HEAD_DIM, "query_pre_attn_scalar": _HEAD_DIM, "sliding_window": 8, "moe_intermediate_size": 16,
     "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
 }  # fmt: skip
-"""Numbers of a tiny backbone; each replaces the number of the same name in a configuration that has one."""
+"""Configuration entries of a tiny backbone; each replaces the one of the same name in a configuration that has it."""
 _TINY_LAYERS = 2
 _TINY_ROTARY = 0.5  # share of a head with rotary positions, if not all of it: an even number of `_HEAD_DIM`
 _EITHER = (None, "sdpa", "eager")
@@ -36,7 +36,7 @@ _NOT_NUMBERS = ("architectures", "auto_map", "transformers_version", "torch_dtyp
 
 
 def published_numbers(path: str | None, model_type: str) -> dict[str, Any]:
-    """Return the numbers of a published model's `config.json`, for part files.
+    """Return the entries of a published model's `config.json`, for part files.
 
     Used as `config: !applyref:omnikit.llms.configs.published_numbers {path: !ref <weights>, model_type: llama}`.
 
@@ -56,7 +56,7 @@ def published_numbers(path: str | None, model_type: str) -> dict[str, Any]:
 
 
 def _without_places(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a configuration without file names and hub ids, which a checkpoint must not contain."""
+    """Return the entries of a configuration without file names and hub ids, which a checkpoint must not contain."""
     kept = {
         key: _without_places(value) if isinstance(value, Mapping) else value
         for key, value in numbers.items()
@@ -166,7 +166,7 @@ def _config(numbers: Mapping[str, Any]) -> PretrainedConfig:
 
 
 def _tiny(config: PretrainedConfig | LlamaConfig, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a tiny backbone of a configuration's class, with at least one layer of each kind."""
+    """Return the entries of a tiny configuration of the same class, with at least one layer of each kind."""
     listed = config.to_dict()
     kinds = list(dict.fromkeys(listed.get("layer_types") or ()))
     layers = max(_TINY_LAYERS, len(kinds))

@@ -219,7 +219,7 @@ class Block:
         return self._add(x, self.layer.mlp.down_proj, F.silu(gate) * up)
 
     def _normed(self, heads: Tensor) -> Tensor:
-        """Apply Qwen3's norms of queries and keys to [B, L, H + 2 G, E]; other backbones have none."""
+        """Apply Qwen3's norms of queries and keys to [B, L, H + 2 G, E]; change nothing for backbones without them."""
         if self.query_norm is None:
             return heads
         query, key, value = heads.split([self.heads, self.groups, self.groups], dim=2)

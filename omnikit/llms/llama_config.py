@@ -37,14 +37,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072, "sliding_window": 4096,
     },
 }  # fmt: skip
-"""Mapping from model type to the defaults of its numbers, equal to those of transformers' classes."""
+"""Mapping from model type to the defaults of its configuration, equal to those of transformers' classes."""
 _WITHOUT_EFFECT = {
     "model_type", "rope_theta", "rope_scaling", "initializer_range", "use_cache", "attention_dropout", "pretraining_tp",
     "bos_token_id", "eos_token_id", "pad_token_id",
 }  # fmt: skip
-"""Further entries that a configuration may have: those that `_rope` reads, and those without effect on inference."""
+"""Further configuration entries that are accepted: those that `_rope` reads, and those without effect on inference."""
 _FOREIGN = ("logit_scale", "logits_scaling", "final_logit_softcapping", "layer_types", "sliding_window")
-"""Entries with which transformers' classes compute something that is not supported here."""
+"""Configuration entries that make transformers' classes compute something that is not supported here."""
 _WHOLE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window", "max_window_layers",
@@ -67,7 +67,7 @@ _THETA = 10_000.0
 
 @dataclass
 class LlamaConfig:
-    """Numbers of a backbone of Llama's kind, under the names that they have in transformers."""
+    """Configuration of a backbone of Llama's kind, whose entries have the names that they have in transformers."""
 
     model_type: str
     vocab_size: int
@@ -90,7 +90,7 @@ class LlamaConfig:
 
     @classmethod
     def of(cls, config: Any) -> LlamaConfig:
-        """Read the numbers of a backbone from a mapping or a configuration, and check that they are supported.
+        """Read the configuration of a backbone from a mapping or a configuration of transformers, and check it.
 
         Args:
             config: content of a `config.json`, a configuration of transformers, or a `LlamaConfig`.
@@ -128,7 +128,7 @@ class LlamaConfig:
         })  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as a dictionary."""
+        """Return the entries of this configuration as a dictionary."""
         return asdict(self)
 
     @property

@@ -19,7 +19,7 @@ _BASE = ".base_layer."
 
 
 def add_lora(trunk: nn.Module, options: Mapping[str, Any]) -> None:
-    """Add trainable low-rank updates to the weight matrices of a trunk; initially they change nothing.
+    """Add trainable low-rank matrices (LoRA) to the weight matrices of a trunk; initially they change nothing.
 
     The trunk's own weights keep their names, so that a state without LoRA can be loaded into a trunk with it.
 
@@ -75,13 +75,16 @@ def _checked(trunk: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_own_names(trunk: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Rename the entries of a state from the names of peft to those of the trunk without LoRA."""
+    """Rename the weights in a state from peft's names to those of a trunk without LoRA."""
     for name in [name for name in state if name.startswith(prefix) and _BASE in name]:
         state[name.replace(_BASE, ".")] = state.pop(name)
 
 
 def _to_peft_names(trunk: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Rename the entries of a state to the names of peft; without LoRA in the state, leave the updates as they are."""
+    """Rename the weights in a state to peft's names before it is loaded into a trunk with LoRA.
+
+    A state without LoRA weights gets those that the trunk has, so that loading does not change them.
+    """
     with_lora = any(LORA in name for name in state if name.startswith(prefix))
     for name, parameter in trunk.named_parameters(prefix=prefix.rstrip(".")):
         own = name.replace(_BASE, ".")

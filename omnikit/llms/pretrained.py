@@ -23,7 +23,7 @@ _SIZES = (
     "rope_parameters", "sliding_window", "layer_types", "query_pre_attn_scalar", "attn_logit_softcapping",
     "final_logit_softcapping", "logit_scale", "logits_scaling",
 )  # fmt: skip
-"""Names of the numbers that two configurations must share, if their class has them, for weights to be compatible."""
+"""Names of the configuration entries that must be equal in two models, if present, for weights to be compatible."""
 
 
 def read_transformers(

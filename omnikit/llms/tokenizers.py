@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BYTES = "bytes"
-"""Path that means the tokenizer whose tokens are UTF-8 bytes, which needs no file."""
+"""Value of a tokenizer's path that selects the tokenizer of UTF-8 bytes, which needs no file."""
 SEVERAL = "."
-"""File name of a checkpoint's tokenizer that consists of several files: its folder."""
+"""File name that a checkpoint gives for a tokenizer of several files; it means the checkpoint's folder."""
 TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
 """Suffixes of the files that transformers reads for a tokenizer."""
 _SETTINGS = "tokenizer_config.json"
@@ -220,12 +220,12 @@ class HubTokenizer(Tokenizer):
 
     @functools.cached_property
     def loaded(self) -> Tokenizer:
-        """Tokenizer of the hub id, downloaded on first access."""
+        """Tokenizer that belongs to the hub id, downloaded on first access."""
         return open_tokenizer(str(hub_folder(self.path)), self.vocab_size)
 
     @property
     def file_name(self) -> str:
-        """Name of the file that `save` writes, or `SEVERAL`."""
+        """Name of the file that `save` writes, or `SEVERAL` if it writes more than one."""
         return getattr(self.loaded, "file_name", SEVERAL)
 
     def encode(self, text: str) -> list[int]:
