@@ -25,7 +25,7 @@ NOISE_SNR_DB = (15.0, 20.0)
 
 @dataclass(frozen=True)
 class PlannedReading:
-    """One planned recording: a text with its split, voice, speed, pitch and noise."""
+    """One planned recording of the corpus: a text with its split, voice, speed, pitch and noise."""
 
     split: str
     text: str
@@ -144,7 +144,7 @@ def _noisy(recording: PlannedReading, rng: random.Random) -> PlannedReading:
 
 
 def _with_ids(readings: list[PlannedReading]) -> list[PlannedReading]:
-    """Return readings with ids `<speaker>-<chapter>-<number>`, which are unique over all splits."""
+    """Return planned recordings with ids `<speaker>-<chapter>-<number>`, which are unique over all splits."""
     counts: Counter[tuple[int, int]] = Counter()
     found = []
     for r in readings:

@@ -1,4 +1,4 @@
-"""Exports the backbone of a checkpoint as a base part: `model.safetensors`, tokenizer and model card.
+"""Exports the backbone of a checkpoint as a reusable pretrained part: weights, tokenizer and model card.
 
     python export_backbone.py --checkpoint results/backbone --output_folder pretrained/llm
 """

@@ -1,4 +1,4 @@
-"""The judge's grammar in JSGF, which covers all sentences, questions and answers of the closed domain.
+"""Grammar (JSGF) with which the judge of intelligibility recognises all texts of the mini corpus's closed domain.
 
 Sentence templates are used as they are. Questions and answers are generalised to templates (`paris is the capital of
 france` becomes `{city} is the capital of {country}`), so that the judge has to recognise which city and country it is.
@@ -9,24 +9,24 @@ from __future__ import annotations
 import world
 
 SLOT_ORDER = ("number", "day", "color", "thing", "country", "city", "adj", "way", "time", "when")
-"""Names of the slots in order of preference for a word that fits several; the wider slot comes first."""
+"""Names of the template slots in order of preference for a word that fits several; the wider slot comes first."""
 
 
 def grammar() -> str:
-    """Return the grammar of all sentences, questions and answers as JSGF text."""
+    """Return the grammar of all sentences, questions and answers of the closed domain as JSGF text."""
     rules = [f"<{name}> = {' | '.join(values)};" for name, values in world.SLOTS.items()]
     sentences = [template.replace("{", "<").replace("}", ">") for template in templates()]
     return "\n".join(["#JSGF V1.0;", "grammar world;", *rules, f"public <sentence> = {' | '.join(sentences)};"])
 
 
 def templates() -> list[str]:
-    """Return the sorted templates of all sentences, questions and answers."""
+    """Return the sorted text templates of all sentences, questions and answers of the closed domain."""
     spoken = {text for question in world.questions() for text in (question.text, question.answer)}
     return sorted({generalised(text) for text in spoken} | set(world.SENTENCE_TEMPLATES))
 
 
 def generalised(text: str) -> str:
-    """Return a sentence in which every word that is a value of a slot is replaced by that slot."""
+    """Return a sentence in which every word that is a value of a template slot is replaced by the slot in braces."""
     return " ".join(f"{{{slot}}}" if (slot := _slot_of(word)) else word for word in text.split())
 
 

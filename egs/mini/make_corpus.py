@@ -39,7 +39,7 @@ CHUNK = 300  # recordings per worker process
 
 
 def render(recording: PlannedReading) -> bytes:
-    """Return a planned reading, synthesized with its noise, as the bytes of a FLAC file (16 kHz, 16 bit)."""
+    """Synthesize a planned recording with its noise and return it as the bytes of a FLAC file (16 kHz, 16 bit)."""
     wav, _ = synthesize(
         recording.text, recording.voice, speed=recording.speed, pitch=recording.pitch, sample_rate=SAMPLE_RATE
     )
@@ -53,7 +53,7 @@ def _render_chunk(chunk: list[PlannedReading]) -> list[tuple[str, str, bytes]]:
 
 
 def render_all(recordings: list[PlannedReading], workers: int, title: str):
-    """Synthesize readings in worker processes, and yield split, id and FLAC bytes of each, in arbitrary order.
+    """Synthesize planned recordings in worker processes; yield split, id and FLAC bytes of each, in arbitrary order.
 
     The output of espeak-ng depends slightly on the texts before. Chunks of fixed content, each in a new process, make
     the result independent of the distribution of the work.
@@ -70,7 +70,7 @@ def render_all(recordings: list[PlannedReading], workers: int, title: str):
 
 
 def write_corpus(recordings: list[PlannedReading], folder: Path, workers: int) -> None:
-    """Synthesize the readings of the ASR and TTS splits and write them to a folder in LibriSpeech's layout."""
+    """Synthesize the read-aloud utterances of the ASR and TTS splits and write them in LibriSpeech's layout."""
     where = {r.id: folder / r.split / str(r.speaker) / str(r.chapter) for r in recordings}
     for place in set(where.values()):
         place.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _write_speakers(recordings: list[PlannedReading], minutes: dict[int, float],
 
 
 def _write_recordings(recordings: list[PlannedReading], path: Path) -> None:
-    """Write voice, speed, pitch and noise level of each recording to a CSV file, which LibriSpeech does not have."""
+    """Write voice, speed, pitch and noise level of each recording to a CSV file, which LibriSpeech itself lacks."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "split", "voice", "speed", "pitch", "snr_db"])

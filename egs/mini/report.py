@@ -122,7 +122,7 @@ def learning(results: Path) -> str:
 
 
 def build_page(results: Path) -> str:
-    """Return the complete HTML page of the report."""
+    """Return the complete HTML page of the report about the results of a run."""
     asr, qa, tts = (_json(results / name / f"{name}.json") for name in ("asr", "qa", "tts"))
     return Template((HERE / "report_page.html").read_text(encoding="utf-8")).substitute(
         words=len(world.vocabulary()),

@@ -1,4 +1,4 @@
-"""Draws the pictures of the report (spectrograms and learning curves) as PNG."""
+"""Draws the pictures of the mini system's HTML report, spectrograms and learning curves, as PNG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Renders the results of the mini system as HTML fragments for the report."""
+"""Renders evaluation results of the mini system as HTML fragments for its report."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ TEMPLATE_CHAPTER = "1"
 KEPT_WAVS = 4
 
 Item = tuple[str, str, Recording]
-"""Id, transcript and recording of an utterance."""
+"""An utterance as its id, its transcript and its recording."""
 
 
 def template_sentences(corpus: Path, split: str, limit: int) -> list[Item]:

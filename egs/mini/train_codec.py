@@ -91,7 +91,8 @@ class SnacBrain(RobustBrain):
             group["lr"] = self.rate_at(self.epoch, self.step)
 
     def rate_at(self, epoch: int, step: int) -> float:
-        """Return the learning rate of a step: in each phase a linear warm-up, then cosine decay to a twentieth."""
+        """Return the learning rate of an optimiser step: in each phase a linear warm-up, then cosine decay to a
+        twentieth."""
         hp = self.hparams
         first, last = (1, hp.joint_epochs) if epoch <= hp.joint_epochs else (hp.joint_epochs + 1, hp.epochs)
         done = ((epoch - first) * hp.epoch_steps + step) / ((last - first + 1) * hp.epoch_steps)

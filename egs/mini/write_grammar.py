@@ -1,4 +1,4 @@
-"""Writes the judge's grammar of the closed domain to a file: `python write_grammar.py results/world.jsgf`."""
+"""Writes the grammar of the mini corpus as a JSGF file: `python write_grammar.py results/world.jsgf`."""
 
 from __future__ import annotations
 

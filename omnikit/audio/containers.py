@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from omnikit.audio.mp3 import Peek, frame_bytes
 
 Patch = tuple[int, bytes]
-"""Offset in a file and the bytes that replace those stored there."""
+"""A patch of a file: an offset and the bytes that replace those stored there."""
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # ends the GUIDs of all Wave64 chunks but the first
 _MAX_CHUNKS = 4096  # chunks read before the sound; a damaged file may seem to have millions
 _LIMITS = (2**31, 2**32)
-"""Sizes near which a stored size means "unknown": sox, arecord, ffmpeg and others write such sizes into a pipe."""
+"""Values in bytes near which a size in a header means "unknown"; sox, arecord and ffmpeg write them into pipes."""
 _NEAR = 4096
 _AU_HEAD = 24
 _OGG_PAGE = 65307  # maximum length of a page in bytes
@@ -117,7 +117,7 @@ def is_intact(peek: Peek, size: int) -> bool:
 
 
 def _page_bytes(page: bytes) -> int:
-    """Return the length in bytes of the Ogg page that begins with the given bytes; 0 if none does."""
+    """Return the length in bytes of the Ogg page that begins with the given bytes; 0 if they begin no page."""
     if len(page) < _OGG_HEAD or page[:5] != b"OggS\0":
         return 0
     return _OGG_HEAD + page[26] + sum(page[_OGG_HEAD : _OGG_HEAD + page[26]])
@@ -156,7 +156,7 @@ def _chunks(peek: Peek, layout: _Layout, at: int, size: int) -> Iterator[tuple[i
 def _interpreted(
     begin: int, stored: int, fields: list[tuple[int, str]], size: int, peek: Peek, layout: _Layout | None
 ) -> Announced:
-    """Interpret the stored size of a file's sound.
+    """Interpret the size that an audio file's header states for the sound.
 
     Where it means "unknown", the result patches the given header fields with the number of bytes that the file has.
     """

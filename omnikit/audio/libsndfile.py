@@ -1,4 +1,4 @@
-"""Let libsndfile read a file through a view that can patch the header, in one direction only."""
+"""Access to audio files by libsndfile: a view of a file that can patch the header, and reading in one direction."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Stream(soundfile.SoundFile):
 
 
 def _patched(data: bytes, start: int, patch: bytes) -> bytes:
-    """Return the data with its bytes from `start` on replaced by those of `patch`; `start` may be negative."""
+    """Return a copy of `data` whose bytes from index `start` (may be negative) on are overwritten with `patch`."""
     whole = bytearray(data)
     for place, byte in enumerate(patch, start):
         if 0 <= place < len(whole):

@@ -35,7 +35,7 @@ class Index:
 
 
 def frame_bytes(head: bytes) -> int:
-    """Return the length in bytes of the MPEG layer 3 frame that begins with the given bytes; 0 if none does."""
+    """Return the length in bytes of the MPEG layer 3 frame that begins with the given bytes, else 0."""
     if len(head) < _HEAD or not _START.match(head):
         return 0
     version = head[1] >> 3 & 3  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
@@ -71,11 +71,16 @@ def _index_place(frame: bytes) -> int:
 
 
 def is_exceeded(index: Index, peek: Peek, size: int) -> bool:
-    """Return whether an MP3 file of `size` bytes holds more frames than its index announces, or the index announces no
-    number.
+    """Return whether an MP3 file holds more frames than its Xing, Info or VBRI header announces.
 
-    This happens where files were joined, with or without tags or stray bytes between them, and where the index is
-    wrong. One frame more is tolerated, because encoders differ in whether they count the index's own frame.
+    The result is True also if the header announces no number. A file has more frames if several files were joined, with
+    or without tags or stray bytes between them, or if the header is wrong. One frame more is tolerated, because
+    encoders differ in whether they count the frame that holds the header.
+
+    Args:
+        index: the header.
+        peek: function that reads bytes of the file.
+        size: size of the file in bytes.
     """
     if not index.frames:
         return True

@@ -51,7 +51,7 @@ _FAR_OVER = 16.0  # 24 dB over full scale: more than loud music in floats has, l
 _LEFT = 1e-3  # channels cancel if their mix has less than this share of their mean power
 _UNKNOWN = 2**36  # samples; a greater length is libsndfile's "unknown" or its guess for an `ENDLESS` file
 _WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "ULAW": 1, "ALAW": 1}
-"""Mapping from encodings whose decoding cannot fail, as any bytes are valid samples, to the bytes of a sample."""
+"""Mapping from each encoding whose decoding cannot fail, as any bytes are valid samples, to bytes per sample."""
 
 
 class Unusable(ValueError):
@@ -69,7 +69,7 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Sound:
-    """Length, format, notes and perhaps samples of a usable recording."""
+    """Length, format and notes of a usable recording, and optionally its samples."""
 
     frames: int  # N, samples of each channel
     rate: int  # Hz
@@ -352,6 +352,6 @@ def _part(seconds: float, whole: float) -> str:
 
 
 def _beyond(seconds: float, limit: float) -> str:
-    """Format seconds that exceed a limit with as many decimals, at least one, as show that they do."""
+    """Format a duration in seconds with enough decimals, at least one, to show that it exceeds a limit."""
     digits = next((n for n in range(1, 9) if float(f"{seconds:.{n}f}") > limit), 9)
     return f"{seconds:.{digits}f}"

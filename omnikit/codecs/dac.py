@@ -1,4 +1,4 @@
-"""DAC, the Descript Audio Codec (Kumar et al. 2023, arXiv 2306.06546), with the network of transformers."""
+"""DAC, the Descript Audio Codec (Kumar et al. 2023, arXiv 2306.06546), from Hugging Face's `transformers`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ TINY = {"encoder_hidden_size": 4, "decoder_hidden_size": 32}
 
 
 class DacCodec(ResidualCodec):
-    """The DAC codec with the network of transformers; its arguments are those of `ResidualCodec`.
+    """The DAC codec, using the implementation in Hugging Face's `transformers`.
+
+    Its arguments are those of `ResidualCodec`.
 
     Where an upsampling rate is odd, the network's output is a few samples shorter than whole frames (8 at 24 kHz, as
     in the published code). It is padded with silence.

@@ -1,4 +1,4 @@
-"""EnCodec (Défossez et al. 2022, arXiv 2210.13438), the causal model for 24 kHz, with the network of transformers."""
+"""The causal 24 kHz EnCodec (Défossez et al. 2022, arXiv 2210.13438), from Hugging Face's `transformers`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ FIXED = {
 
 
 class EncodecCodec(CausalCodec):
-    """The causal EnCodec codec with the network of transformers; its arguments are those of `ResidualCodec`.
+    """The causal EnCodec codec, using the implementation in Hugging Face's `transformers`.
+
+    Its arguments are those of `ResidualCodec`.
 
     The network's number of codebooks follows from `target_bandwidths` of its configuration.
     """

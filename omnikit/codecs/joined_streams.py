@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 class Joinable:
-    """Base class for the state of a batch whose rows can be separated and joined with those of other batches."""
+    """Base class for the state of a batch of decode streams that can be split by rows and joined with other batches."""
 
     rows: ClassVar[tuple[str, ...]]
     """Names of the attributes that hold a value per batch row, see `join`; all other attributes are equal in states
@@ -36,7 +36,7 @@ class JoinableStream(Joinable, DecodeStream):
     nothing: Tensor
     """A waveform of no samples [B, 0], where B is the batch size of the stream."""
     recordable: ClassVar[bool] = False
-    """Whether `advance` can be recorded as a CUDA graph, as it never waits for the GPU and there are few states."""
+    """Whether `advance` can be captured as a CUDA graph: it never waits for the GPU, and few distinct states occur."""
 
     @abstractmethod
     def state(self) -> Hashable:
@@ -51,7 +51,7 @@ class JoinableStream(Joinable, DecodeStream):
 
 
 def join(values: Sequence[Value]) -> Value:
-    """Concatenate the batch rows of several states: tensors [B_i, ...] -> [sum of B_i, ...].
+    """Concatenate the batch rows of several streaming states: tensors [B_i, ...] -> [sum of B_i, ...].
 
     This includes the tensors within tuples, dictionaries and `Joinable` objects. Values of any other type must be equal
     in all states; the first one is returned.
@@ -60,25 +60,25 @@ def join(values: Sequence[Value]) -> Value:
 
 
 def select_row(value: Value, row: int) -> Value:
-    """Return one batch row of a state that `join` returned, as views of its tensors."""
+    """Return one batch row of a streaming state that `join` returned, as views of its tensors."""
     return _map(lambda tensors: tensors[0][row : row + 1], [value])
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Return all tensors of a state that `join` would concatenate with those of other states."""
+    """Return all tensors of a streaming state that `join` would concatenate with those of other states."""
     found: list[Tensor] = []
     _map(lambda tensors: found.append(tensors[0]), [value])
     return found
 
 
 def with_tensors(value: Value, tensors: Iterable[Tensor]) -> Value:
-    """Return a copy of a state in which the tensors that `tensors_of` returns are replaced with others."""
+    """Return a copy of a streaming state in which the tensors that `tensors_of` returns are replaced with others."""
     others = iter(tensors)
     return _map(lambda _: next(others), [value])
 
 
 def _map(function: Callable[[list[Tensor]], Any], values: Sequence[Value]) -> Value:
-    """Return a copy of the first of several states of equal structure, in which each tensor is replaced.
+    """Return a copy of the first of several streaming states of equal structure, with each of its tensors replaced.
 
     The replacement is the result of a function of the list of tensors that the states have at this place.
     """
@@ -97,7 +97,7 @@ def _map(function: Callable[[list[Tensor]], Any], values: Sequence[Value]) -> Va
 
 
 class JoinedStreams(DecodeStreams):
-    """Streaming decodings of one codec whose `stream` returns a `JoinableStream`.
+    """Concurrent streaming decodings of several utterances by a codec whose `stream` returns a `JoinableStream`.
 
     Streams in equal states that get the same number of frames are decoded in one batch.
     """

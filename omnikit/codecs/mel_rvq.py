@@ -133,7 +133,7 @@ class MelRVQ(Codec):
         return (log_mel.exp() @ self.inverse).clamp_(min=0).mul_(self.n_fft / 4)  # half the sum of the window
 
     def columns(self, codes: Tensor) -> Tensor:
-        """Return the magnitudes [P, F] of one frame's codes [K].
+        """Return the magnitude spectra [P, F] that the codes [K] of one frame stand for.
 
         Frames are converted one at a time, whatever the batch and the chunk, because a matrix product of another shape
         rounds differently, and the phase search amplifies such differences.
@@ -174,7 +174,7 @@ class MelRVQ(Codec):
 
 
 class MelRVQStreams(DecodeStreams):
-    """Streaming decodings of one `MelRVQ` codec whose frames go through the phase search in one batch.
+    """Concurrent streaming decodings by one `MelRVQ` codec, with the phase search of all of them in one batch.
 
     Each stream's samples are bit for bit those of decoding it alone.
     """
@@ -217,7 +217,7 @@ class MelRVQStreams(DecodeStreams):
         del self.streams[stream], self.skip[stream]
 
     def _sound(self, numbers: Sequence[int], columns: Tensor) -> Tensor:
-        """Return the next samples [R, P * hop] of R streams, given their next magnitudes [R, P, F]."""
+        """Return the next samples [R, P * hop] of R decode streams, given their next magnitude spectra [R, P, F]."""
         together = Search(*map(torch.cat, zip(*(self.streams[number] for number in numbers), strict=True)))
         wavs, together = self.search.push(together, columns)
         rows = zip(*(tensor.split(1) for tensor in together), strict=True)
@@ -232,7 +232,7 @@ class MelRVQStreams(DecodeStreams):
 
 
 class MelRVQStream(DecodeStream):
-    """A streaming decoding by a `MelRVQ` codec of a batch whose utterances begin and end together."""
+    """A decode stream of a `MelRVQ` codec for a batch of utterances that begin and end together."""
 
     def __init__(self, codec: MelRVQ, batch_size: int):
         self.codec, self.streams = codec, MelRVQStreams(codec)

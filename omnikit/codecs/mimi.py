@@ -1,4 +1,4 @@
-"""Mimi (Défossez et al. 2024, arXiv 2410.00037), the codec of Moshi, with the network of transformers."""
+"""Mimi (Défossez et al. 2024, arXiv 2410.00037), the codec of Moshi, from Hugging Face's `transformers`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ FIXED = {"use_causal_conv": True, "trim_right_ratio": 1.0, "audio_channels": 1, 
 
 
 class MimiCodec(CausalCodec):
-    """The Mimi codec with the network of transformers; its arguments are those of `ResidualCodec`.
+    """The Mimi codec, using the implementation in Hugging Face's `transformers`.
+
+    Its arguments are those of `ResidualCodec`.
 
     The first codebook is semantic: it was distilled from a speech encoder. The others are acoustic.
     """
@@ -68,7 +70,7 @@ class MimiCodec(CausalCodec):
         return run(self.decoder_layers(), x.transpose(1, 2), memory)[:, 0]
 
     def _drop_cached_tables(self) -> None:
-        """Drop the codebook entries that transformers caches; a change of weights or device would make them stale."""
+        """Discard the codebook entries that `transformers` caches, stale after a change of weights or device."""
         for layers in self.quantizers():
             for layer in layers:
                 layer.codebook._embed = None

@@ -13,7 +13,7 @@ MESSAGE = "codec: this system has none, so it answers in text only; for speech, 
 class NoCodec(Codec):
     """A placeholder codec that neither encodes nor decodes.
 
-    It gives the model the numbers from which its audio streams and heads follow.
+    It only provides the sizes that determine the model's audio streams and heads.
 
     Args:
         num_codebooks: number of codebooks of the codec that the model was trained with.

@@ -23,7 +23,7 @@ class PositionNoise(nn.Module):
         self.linear, self.salt = linear, salt
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add noise to a whole input [B, D, N] and return it [B, D, N]."""
+        """Return a whole input [B, D, N] with noise added to it."""
         return x + self.noise(x, first=torch.zeros(1, dtype=torch.int64, device=x.device)) * self.linear(x)
 
     def noise(self, x: Tensor, first: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 TINY = 1e-30
-"""Power that is added to that of each frequency bin, so that silence does not cause a division by zero."""
+"""Small power that is added to each frequency bin, so that silence does not cause a division by zero."""
 
 
 class Search(NamedTuple):
@@ -105,7 +105,7 @@ class PhaseSearch:
 
 
 class _Overlap:
-    """Overlap-add of windowed frames, each of which begins a hop after the one before.
+    """Overlap-add windowed frames, each of which begins one hop after the previous one.
 
     The frames are stored in rows of 2A hops, half of them zeros. Read as rows of 2A - 1 hops, row a is frame a shifted
     by a hops.

@@ -78,7 +78,7 @@ class SnacCodec(Codec):
         self.lookahead = self.decoder.lookahead
 
     def load_weights(self) -> None:
-        """Read weights from safetensors, or from the `pytorch_model.bin` of a folder or hub id as SNAC is published.
+        """Read SNAC weights from safetensors, or from the `pytorch_model.bin` of a folder or hub id as published.
 
         Raises:
             ValueError: the weights do not fit, or the `config.json` beside them has other values, such as another

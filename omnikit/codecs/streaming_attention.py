@@ -1,7 +1,7 @@
 """Streaming attention for Mimi's transformer, in which the rows of a batch may be at different positions.
 
-transformers has one position for a whole batch. Here each row has its own. The cached keys and values are from the
-start as many as a position may attend to, so that all caches have the same shape.
+transformers has one position for a whole batch. Here each row has its own. The cache holds from the start as many keys
+and values as a position may attend to, so that all caches have the same shape.
 
 Letters: B batch, n positions of a chunk, W window, D width, h heads, d width of a head.
 """

@@ -54,8 +54,10 @@ class CausalCodec(ResidualCodec):
 
 
 class CausalStream(JoinableStream):
-    """A decode stream of a causal codec: it waits for the frames that padding the start by reflection needs, and then
-    decodes frames as they come."""
+    """A decode stream of a causal codec, which decodes frames as they come.
+
+    At the start it waits for the frames that padding by reflection needs.
+    """
 
     rows = ("nothing", "memory", "waiting")
 

@@ -31,9 +31,9 @@ WINDOWED_ATTENTION = ("snac.attention.LocalMHA",)
 _DAC = "transformers.models.dac.modeling_dac"
 # layer classes are given by name, so that neither package is imported for the other's codec
 RESIDUAL = ("snac.layers.ResidualUnit", f"{_DAC}.DacResidualUnit")
-"""Names of the layer classes that add their inner layers' output to their input."""
+"""Names of the residual layer classes, which add the output of their inner layers to their input."""
 SNAKE = ("snac.layers.Snake1d", f"{_DAC}.Snake1d")
-"""Names of the classes of the snake activation function."""
+"""Names of the classes that implement the snake activation function x + sin(alpha x)^2 / alpha."""
 
 
 class CentredDecoder:
@@ -66,7 +66,7 @@ class CentredDecoder:
         return LowLatencyStream(codec, exact) if mode == LOW_LATENCY else exact
 
     def positions_for(self, samples: int) -> int:
-        """Return the number of positions behind the windowed attention that make the first `samples` samples final.
+        """Return how many outputs of the windowed attention are needed for the first `samples` samples to be final.
 
         For each further frame of samples it grows by the positions of a frame.
         """
@@ -74,7 +74,7 @@ class CentredDecoder:
 
     @torch.no_grad()
     def folded(self) -> Mapping[nn.Module, Tensor]:
-        """Return `weights_of` the decoder's convolutions, which are computed anew only after a change of parameters.
+        """Return the weights of the decoder's convolutions (see `weights_of`), recomputed after a parameter change.
 
         The layers themselves are not changed: they can be trained further and are saved under the same names.
         """
@@ -345,10 +345,13 @@ def _snake(x: Tensor, alpha: Tensor) -> Tensor:
 
 
 def _is(layer: nn.Module, classes: tuple[str, ...]) -> bool:
-    """Return whether a layer's class is one of those with the given qualified names."""
+    """Return whether the class of a layer has one of the given qualified names."""
     return f"{type(layer).__module__}.{type(layer).__qualname__}" in classes
 
 
 def _span(layer: nn.Conv1d) -> int:
-    """Return the distance between the first and the last input position that an output of a convolution depends on."""
+    """Return the receptive field of a convolution minus one.
+
+    This is the distance between the first and the last input position that one output depends on.
+    """
     return (layer.kernel_size[0] - 1) * layer.dilation[0]

@@ -1,4 +1,4 @@
-"""Base class of the codecs with residual vector quantisation (RVQ) from transformers.
+"""Base class of the codecs with residual vector quantisation (RVQ) from Hugging Face's `transformers`.
 
 Each codebook quantises the residual of those before it, so the first few codebooks are a codec at a lower bit rate.
 
@@ -40,9 +40,9 @@ class ResidualCodec(Codec):
     config_class: ClassVar[type[PreTrainedConfig]]
     network_class: ClassVar[type[PreTrainedModel]]
     tiny: ClassVar[Mapping[str, Any]]
-    """Values that replace those of the configuration at `size: tiny`."""
+    """Mapping from configuration keys to the values that replace the published ones at `size: tiny`."""
     fixed: ClassVar[Mapping[str, Any]] = {}
-    """Values of the configuration that the codec relies on; other values are refused."""
+    """Mapping from configuration keys to the values that the codec relies on; other values are refused."""
 
     def __init__(
         self, *, config: Mapping[str, Any], num_codebooks: int, size: str = PUBLISHED, weights: str | None = None
@@ -66,11 +66,11 @@ class ResidualCodec(Codec):
 
     @abstractmethod
     def lag(self) -> int:
-        """Return the samples by which an exact decode stream lags behind its frames, which become `lookahead`."""
+        """Return the number of samples by which an exact decode stream lags behind its frames (`lookahead`)."""
 
     @abstractmethod
     def quantizers(self) -> list[nn.ModuleList]:
-        """Return the network's codebooks in their order, in one or more lists."""
+        """Return the quantiser modules of the network, one per codebook and in order, as one or more lists."""
 
     @abstractmethod
     def tables(self) -> list[Tensor]:
@@ -85,7 +85,7 @@ class ResidualCodec(Codec):
         """Decode codes [B, K, T], T > 0, to waveforms [B, N], N <= T * frame_samples."""
 
     def load_weights(self) -> None:
-        """Read weights from safetensors like every part, or from the format of transformers' `save_pretrained`.
+        """Read the codec's weights from safetensors, or from the format of transformers' `save_pretrained`.
 
         Raises:
             ValueError: the weights cannot be read or do not fit.
@@ -119,7 +119,7 @@ class ResidualCodec(Codec):
                 raise ValueError(f"codec.config.{name} {self.numbers[name]}: {type(self).__name__} is for {value} only")
 
     def _keep_first(self, wanted: int) -> set[str]:
-        """Drop the network's codebooks behind the first `wanted` and return the names of the dropped tensors."""
+        """Remove the network's codebooks after the first `wanted` and return the names of the removed tensors."""
         lists = self.quantizers()
         has = sum(map(len, lists))
         if not 1 <= wanted <= has:

@@ -1,9 +1,10 @@
 """On-disk cache of the features or codes that a frozen encoder or a codec computes from recordings.
 
-A cache holds the arrays of one part in a folder of its own. The key of an array is the digest of the recording's
-content: a replaced recording is encoded again, a moved one is not. Arrays are appended to `<name>.bin` files, which
-are memory-mapped for reading, and `index.sqlite` stores the position of each array. An array is flushed to the disk
-before it is entered in the index, so a process that is killed loses at most the arrays of its last `add`.
+A cache holds the features of one encoder or the codes of one codec as arrays in a folder of its own. The key of an
+array is the digest of the recording's content: a replaced recording is encoded again, a moved one is not. Arrays are
+appended to `<name>.bin` files, which are memory-mapped for reading, and `index.sqlite` stores the position of each
+array. An array is flushed to the disk before it is entered in the index, so a process that is killed loses at most the
+arrays of its last `add`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from omnikit.errors import writing
 logger = logging.getLogger(__name__)
 INDEX = "index.sqlite"
 _READER = f"reader {READER_VERSION} of libsndfile {soundfile.__libsndfile_version__}"
-"""Versions of the reader and of libsndfile, stored in place of a file name where a recording could not be encoded."""
+"""Versions of audio reader and libsndfile, stored in place of a file name for recordings that cannot be encoded."""
 _TOGETHER = 2048  # digests that are looked up while the index is locked
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS arrays (digest BLOB PRIMARY KEY, file TEXT, begin INTEGER, rows INTEGER,"
@@ -43,7 +44,7 @@ _SCHEMA = (
 
 @dataclass(frozen=True)
 class ArrayLocation:
-    """Position of a recording's array [rows, columns] in a cache file, or the reason (`problem`) why there is none."""
+    """Position of a recording's features or codes [rows, columns] in a cache file, or the reason why it has none."""
 
     file: str = ""
     begin: int = 0  # bytes
@@ -58,7 +59,7 @@ class ArrayLocation:
 
 
 class ArrayStore:
-    """A read-only mapping from keys to arrays [rows, columns], which are read from memory-mapped files on access.
+    """A read-only mapping from keys to features or codes [rows, columns], read from memory-mapped files on access.
 
     Args:
         folder: folder of the cache.
@@ -95,12 +96,12 @@ class ArrayStore:
         return {**vars(self), "_maps": {}}  # each worker process of a data loader maps the files itself
 
     def shape(self, key: str) -> list[int]:
-        """Return the shape of the array stored under a key without reading the array."""
+        """Return the shape of the features or codes stored under a key without reading them."""
         return self._table[self.index[key], 2:].tolist()
 
 
 class ArrayCache:
-    """An open on-disk cache of the arrays that one part computed, keyed by the digest of the recording.
+    """An open on-disk cache of the features or codes that one encoder or codec computed, by digest of the recording.
 
     Use `open_cache` to create one.
     """
@@ -114,14 +115,14 @@ class ArrayCache:
         self._reported: set[str] = set()
 
     def find(self, digests: Iterable[bytes]) -> Iterator[ArrayLocation | None]:
-        """Yield the position of each recording's array, or the reason why it has none; None if it must be computed."""
+        """Yield where each recording's features or codes are stored, or why it has none; None if not computed yet."""
         for some in in_batches(digests, _TOGETHER):
             with reading(self.connection):
                 found = [self._find(digest) for digest in some]
             yield from found
 
     def add(self, computed: Iterable[tuple[bytes, Tensor | str]]) -> None:
-        """Store the arrays [rows, columns] of recordings, or the reasons why recordings have none, by digest.
+        """Store the features or codes [rows, columns] of recordings, or the reasons why they have none, by digest.
 
         Raises:
             ValueError: the disk is full; the message names the file.
@@ -139,7 +140,7 @@ class ArrayCache:
         self._end = self._file.tell()
 
     def close(self) -> None:
-        """Close the cache file and truncate what a failed `add` has left at its end."""
+        """Close the cache file after removing incomplete data that a failed `add` has left at its end."""
         if self._file is not None:
             with suppress(OSError):  # a full disk was reported by `add`; all arrays of the index are on the disk
                 self._file.close()
@@ -166,7 +167,7 @@ class ArrayCache:
         return ArrayLocation(self._path.name, begin, *values.shape, str(values.dtype))
 
     def _is_cut_short(self, place: ArrayLocation) -> bool:
-        """Return whether an array extends beyond the end of its cache file, because that was damaged or removed."""
+        """Return whether features or codes extend beyond the end of their cache file, which was damaged or removed."""
         if place.end <= self._sizes.get(place.file, 0):
             return False
         path = self.folder / place.file  # stat again: another process may have appended to it
@@ -180,7 +181,7 @@ class ArrayCache:
 
 @contextmanager
 def open_cache(folder: Path) -> Iterator[ArrayCache]:
-    """Open the array cache in a folder for the duration of a `with` block; several processes may share it.
+    """Open a cache folder of features or codes for the duration of a `with` block; several processes may share it.
 
     Raises:
         ValueError: see `open_database`.

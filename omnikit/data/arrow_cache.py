@@ -77,6 +77,6 @@ def _version(files: Sequence[Path], folder: Path, which: str) -> str:
 
 @cache
 def _report_old(folder: Path) -> None:
-    """Warn once about tables of an earlier version, whose names were not derived from the content of the files."""
+    """Warn once about cached tables of an earlier version, whose names do not depend on the files' content."""
     if (folder / "parquet").is_dir():
         logger.warning("%s: tables of an earlier version, which are not used any more; delete it", folder / "parquet")

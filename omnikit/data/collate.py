@@ -16,7 +16,7 @@ from omnikit.tasks import AUDIO_START, Sample
 from omnikit.tokens import IGNORE, TokenLayout
 
 STEPS, FRAMES = 8, 32
-"""Batches are padded to multiples of this many steps and feature frames.
+"""Multiples to which the length of a batch is padded: in steps of sequences, and in frames of features.
 
 Few, recurring shapes are much faster on a CPU: oneDNN compiles a kernel for each shape, and memory fragments less.
 """
@@ -86,7 +86,7 @@ def collate(
     wavs: Sequence[Tensor | None] = (),
     ids: Sequence[str] = (),
 ) -> Batch:
-    """Pad samples on the right and return them as one batch.
+    """Pad training samples on the right and return them as one batch.
 
     Steps are padded to a multiple of `STEPS`, features to a multiple of `FRAMES`.
 

@@ -71,7 +71,7 @@ class Content:
 
 
 def digest_of(data: bytes) -> bytes:
-    """Return the BLAKE2b digest (16 bytes) of `data`."""
+    """Return the BLAKE2b digest (16 bytes) of a byte string."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 

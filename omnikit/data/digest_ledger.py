@@ -84,7 +84,7 @@ class Ledger:
         return seen
 
     def _noted(self, content: Content) -> tuple[Stamp | None, bytes] | None:
-        """Return the stored size and time (None if untrusted) and digest of a content; None if nothing is stored."""
+        """Return the stored size and time (None if untrusted) and digest of a file or recording; None if not stored."""
         sql = "SELECT size, time, trusted, digest FROM contents WHERE address = ?"
         row = self.connection.execute(sql, (_key(content),)).fetchone()
         return None if row is None else ((row[0], row[1]) if row[2] else None, row[3])

@@ -40,7 +40,7 @@ class BatchEncoder:
 
     Args:
         part: the encoder or the codec.
-        encode: function from a list of waveforms [N] to a list of their arrays on the CPU.
+        encode: function from a list of waveforms [N] to a list of their features or codes on the CPU.
         batch_seconds: maximum total length of a batch in seconds, padding included.
     """
 
@@ -50,7 +50,7 @@ class BatchEncoder:
 
     @torch.inference_mode()
     def batch(self, wavs: list[Tensor]) -> list[Tensor | None]:
-        """Return the array of each waveform [N]; None where the part refuses the waveform, for example as too short."""
+        """Return the features or codes of each waveform [N]; None if it is refused, for example as too short."""
         try:
             return self.encode(wavs)
         except ValueError as error:
@@ -60,9 +60,9 @@ class BatchEncoder:
             return [None]
 
     def __call__(self, loaded: Iterable[tuple[Key, Tensor]]) -> Iterator[tuple[Key, Tensor | None]]:
-        """Yield key and array for each pair of key and waveform [N], shortest waveforms first.
+        """Yield the key and the features or codes for each pair of key and waveform [N], shortest waveforms first.
 
-        The array is None where the part refuses the waveform.
+        The features or codes are None where the encoder or the codec refuses the waveform.
         """
         batch: list[tuple[Key, Tensor]] = []
         for item in sorted(loaded, key=lambda item: len(item[1])):
@@ -129,7 +129,7 @@ def _device(module: torch.nn.Module) -> torch.device:
 
 
 def _stored(encoder: BatchEncoder, recordings: list[Recording], folder: Path, kind: str, name: str) -> ArrayStore:
-    """Return the cached arrays by recording key, computing missing ones; unusable recordings are logged and absent."""
+    """Return the features or codes by recording key, computing missing ones; unusable recordings are logged."""
     recordings = list({recording.key: recording for recording in recordings}.values())
     title = f"{name}-{kind}"
     _report_old(folder, title)
@@ -146,7 +146,7 @@ def _stored(encoder: BatchEncoder, recordings: list[Recording], folder: Path, ki
 
 
 def _fill(cache: ArrayCache, encoder: BatchEncoder, recordings: list[tuple[Recording, Seen]], title: str) -> None:
-    """Encode the recordings that the cache has no result for; recordings of the same content are encoded once."""
+    """Compute and store the features or codes that the cache lacks; recordings of equal content are encoded once."""
     places = cache.find(seen.digest for _, seen in recordings)
     wanted = {
         seen.digest: (recording, seen)
@@ -164,7 +164,7 @@ def _fill(cache: ArrayCache, encoder: BatchEncoder, recordings: list[tuple[Recor
 
 
 def _encoded(encoder: BatchEncoder, chunk: list[tuple[Recording, Seen]]) -> Iterator[tuple[bytes, Tensor | str]]:
-    """Yield digest and array of each recording, or digest and the reason why it cannot be encoded.
+    """Yield the digest of each recording with its features or codes, or with the reason why it cannot be encoded.
 
     Recordings that have changed since their digest was computed are omitted, since the digest is not theirs any more.
     """

@@ -28,7 +28,7 @@ class Unfit(Exception):
 
 
 def text(value: Any) -> str:
-    """Return a string unchanged, or an integer as a string of digits.
+    """Convert a manifest value to text: a string is returned unchanged, an integer as a string of digits.
 
     Raises:
         Unfit: the value is neither, or not encodable as UTF-8.
@@ -45,13 +45,13 @@ def text(value: Any) -> str:
 
 
 def accepted_answers(value: Any) -> list[str]:
-    """Return the accepted answers of a list, or of one string with `BETWEEN` between them, without blank ones."""
+    """Convert a list, or a string separated by `BETWEEN`, to the list of accepted answers, without blank ones."""
     texts = value if isinstance(value, (list, tuple)) else text(value).split(BETWEEN)
     return [answer for each in texts if each is not None and (answer := text(each).strip())]
 
 
 def name(value: Any) -> str:
-    """Return a string that is not blank unchanged, or an integer as a string of digits."""
+    """Convert a manifest value to text that is not blank: a string is returned unchanged, an integer as digits."""
     found = text(value)
     if not found.strip():
         raise Unfit
@@ -59,7 +59,7 @@ def name(value: Any) -> str:
 
 
 def recording(value: Any) -> str | bytes | None:
-    """Return the path or the bytes of a sound file, given directly or as a dict `{bytes, path}`; None if absent."""
+    """Convert a manifest value, also a dict `{bytes, path}`, to the path or bytes of a sound file; None if absent."""
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if value is None:
@@ -79,7 +79,7 @@ def _path(value: str) -> str:
 
 
 def seconds(value: Any) -> float | None:
-    """Return a finite, non-negative number, given as a number or as text; None for NaN, which tables use for absent."""
+    """Convert a manifest value, a number or text, to a finite, non-negative number; None for NaN (absent in tables)."""
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -94,7 +94,7 @@ def seconds(value: Any) -> float | None:
 
 
 def count(value: Any) -> int | None:
-    """Return a positive integer that fits in 32 bits; None for NaN, which tables use for absent values."""
+    """Convert a manifest value to a positive integer of at most 32 bits; None for NaN (absent in tables)."""
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
@@ -120,7 +120,7 @@ def codes(value: Any) -> np.ndarray:
 
 
 def data(value: Any) -> bytes:
-    """Return the bytes of encoder features unchanged.
+    """Return a manifest value unchanged if it is bytes, as encoder features are.
 
     Raises:
         Unfit: the value is not bytes.
@@ -206,7 +206,7 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _common_struct(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Return a struct with the fields of the first struct, each of the common type of both; None if one has none."""
+    """Return a Parquet struct with the fields of the first one, each of the common type; None if one has none."""
     others = {other.field(i).name: other.field(i).type for i in range(other.num_fields)}
     parts = {one.field(i).name: one.field(i).type for i in range(one.num_fields)}
     found = [(name, common_type(kind, others.get(name, kind))) for name, kind in parts.items()]

@@ -87,7 +87,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Codes:
-    """The codes [K, T] of a recording, as lists from a JSON file or in a table from which they are read on demand."""
+    """The codes [K, T] of a recording in a manifest: lists from a JSON file, or in a table, read on demand."""
 
     codec: str  # name of the codec
     frames: int  # T
@@ -160,7 +160,7 @@ class ManifestEntry:
         return self.accepted or (() if self.t2 is None else (self.t2,))
 
     def serves(self, task: Task) -> bool:
-        """Return whether the entry has all fields that a task needs."""
+        """Return whether the manifest entry has all fields that a task needs."""
         speech = task.given != "speech" or self.a1 is not None or self.features is not None
         voice = not task.speaks or self.target_recording(task) is not None or self.target_codes(task) is not None
         return speech and voice and self.target_text(task) is not None
@@ -269,10 +269,10 @@ class _Recordings:
 
     def __init__(self, table: _ParquetTable):
         self.paths: dict[str, str] = {}
-        """Mapping from the field of a recording to the column of its path."""
+        """Mapping from the field of a recording to the name of the column with its path."""
         self.version = table.version
         self.inside: dict[str, tuple[Any, str, np.ndarray]] = {}
-        """Mapping from the field of a recording to the table and column of its bytes and the mask of rows with any."""
+        """Mapping from the field of a recording to the table, column and row mask with which its bytes are found."""
         for name in AUDIO:
             for column in {name, f"{name}.bytes", f"{name}.path"}.intersection(table.dataset.column_names):
                 if is_bytes(table.type(column)):
@@ -287,13 +287,13 @@ class _Recordings:
         return {column for _, column, _ in self.inside.values()}
 
     def paths_named(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Rename the path columns of a row, in place, to the fields of their recordings, and return the row."""
+        """Rename the path columns of a Parquet row, in place, to the fields of their recordings, and return the row."""
         for name, column in self.paths.items():
             fields[name] = fields.pop(column)
         return fields
 
     def recording(self, name: str, key: str, index: int, path: str | None) -> Recording | None:
-        """Return a recording of the row at `index`, None where it has none; bytes take precedence over a path."""
+        """Return a recording of the Parquet row at `index`; None if it has none. Bytes take precedence over a path."""
         if name in self.inside:
             table, column, present = self.inside[name]
             if present[index]:
@@ -376,17 +376,17 @@ def recording_key(entry: str, name: str) -> str:
 
 
 def _frames(table: Any, column: str) -> np.ndarray:
-    """Return the number of frames of each row's codes [rows]; -1 where a row has no codes."""
+    """Return the number of frames [rows] of the codes in each row of a Parquet column; -1 where a row has none."""
     return np.concatenate([code_frames(chunk)[0] for chunk in table.data.column(column).chunks] or [np.zeros(0, int)])
 
 
 def _present(table: Any, column: str) -> np.ndarray:
-    """Return a mask [rows] of the rows that have a value in a column."""
+    """Return a mask [rows] of the table rows that have a value in a column."""
     return table.data.column(column).is_valid().to_numpy()
 
 
 def _entry_of_files(fields: dict[str, Any]) -> ManifestEntry:
-    """Return the manifest entry of fields that were read from a CSV, JSON or JSONL file, with recordings as paths."""
+    """Create a manifest entry from fields read from a CSV, JSON or JSONL file; its recordings are paths."""
     recordings = {
         name: Recording(recording_key(fields["id"], name), path=fields[name]) for name in AUDIO if name in fields
     }

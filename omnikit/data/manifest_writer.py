@@ -66,7 +66,7 @@ class ManifestWriter:
             self.format.write(rows)
 
     def discard(self) -> None:
-        """Remove the temporary file at the end of the `with` block instead of renaming it, so that no file results."""
+        """Discard the manifest: at the end of the `with` block its temporary file is removed instead of renamed."""
         self.kept = False
 
     def __enter__(self) -> ManifestWriter:
@@ -165,7 +165,7 @@ def _refuse(path: Path, columns: pa.Schema, *names: str) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """Return the value of a CSV cell; a list of accepted answers is joined with `BETWEEN`."""
+    """Return the CSV cell for the value of a field; a list of accepted answers is joined with `BETWEEN`."""
     return BETWEEN.join(value) if isinstance(value, (list, tuple)) else value
 
 

@@ -25,7 +25,7 @@ from omnikit.tasks import TASKS, Task, make_sample, sample_length
 logger = logging.getLogger(__name__)
 NAMES = list(TASKS)
 Item = dict[str, Any]
-"""One item of the data set, before collation.
+"""One item of the training data set, before items are padded to a batch.
 
 Keys: `id` of the manifest entry; `sample`, a `Sample`; `features` [T, D] of the encoder, or `wav` [N], a recording from
 which the training step computes them. Absent values are None.
@@ -46,11 +46,11 @@ class SpeechInputs:
     """
 
     encoder: str | None = None
-    """Fingerprint of the system's encoder; None where no entry has features."""
+    """Fingerprint of the system's encoder; None if no manifest entry has stored features."""
     made: ArrayStore | None = None
-    """Cached features by recording key; None where there are none."""
+    """Cached encoder features by recording key; None if no features are cached."""
     live: AudioEncoder | None = None
-    """The system's encoder if the training step computes features; None where they are cached."""
+    """The system's encoder if features are computed in the training step; None if they are cached."""
 
     def own(self, entry: ManifestEntry) -> Features | None:
         """Return the features stored in the manifest entry if the system's encoder computed them, else None."""
@@ -69,7 +69,7 @@ class SpeechInputs:
         return self.made[entry.a1.key] if own is None else own.load()
 
     def frames(self, entry: ManifestEntry) -> int:
-        """Return the number of feature frames T of an entry without reading features.
+        """Return the number of feature frames T of a manifest entry without reading features.
 
         For a recording that the training step encodes, T is estimated from its length in seconds.
         """
@@ -139,7 +139,7 @@ class SampleMaker:
         self.codec = codec_name(model)
 
     def usable(self, entry: ManifestEntry, task: Task) -> bool:
-        """Return whether an entry has all fields that a task needs and the features and codes of its recordings."""
+        """Return whether an entry has all fields that a task needs, and the features and codes of its recordings."""
         if not entry.serves(task):
             return False
         spoken = entry.target_recording(task)
@@ -150,11 +150,11 @@ class SampleMaker:
         )
 
     def texts(self, entry: ManifestEntry, task: Task) -> list[str]:
-        """Return the texts in an entry's sample for a task: the answer and, if given as text, the question."""
+        """Return the texts in the sample of an entry for a task: the answer and, if it is text, the question."""
         return [entry.target_text(task), *([entry.t1] if task.given == "text" else [])]
 
     def length(self, entry: ManifestEntry, task: Task, tokens: dict[str, int]) -> int:
-        """Return the number of steps of an entry's sample for a task, without building the sample.
+        """Return the number of steps of the training sample of an entry and a task, without building the sample.
 
         Args:
             tokens: mapping from each text of the sample to its number of tokens.
@@ -276,7 +276,7 @@ def make_dataset(
 
 
 def _measured(make: SampleMaker, source: Source, tasks: list[str]) -> dict[str, array[int]]:
-    """Return the number of steps of each sample of a source, without building samples.
+    """Return the number of steps of each training sample of a source, without building the samples.
 
     The source's entries are read once, and the texts of many of them are tokenized together. An entry with a text that
     the tokenizer refuses is skipped; one warning counts such entries.

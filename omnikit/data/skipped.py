@@ -47,7 +47,7 @@ class Remark:
     reason: str
     example: str
     detail: str = ""
-    """Description of the fault of this recording or entry in one line; "" = only the explanation in `REASONS`."""
+    """One-line description of the fault of this recording or entry; "" = none besides the explanation in `REASONS`."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Skipped:
         self.examples.setdefault(reason, example)
 
     def update(self, other: Skipped) -> None:
-        """Add the counts and examples of another object of this class."""
+        """Add the counts and examples of other skipped items to these."""
         for reason, count in other.reasons.items():
             self.add(reason, other.examples[reason], count)
 

@@ -19,7 +19,7 @@ DELIMITERS = ",;\t"
 """Delimiters that are recognised between the cells of a CSV file; spreadsheets write all three."""
 _ID = ("id", *COLUMNS["id"].also)
 _Found = tuple[str, dict[str, Any] | Malformed]
-"""Position of an entry in its file, for messages, and its values by the manifest's own column names."""
+"""A manifest entry as read: its position in the file, for messages, and its values by the file's column names."""
 
 
 def read_fields(path: Path) -> Iterator[Item | Remark]:

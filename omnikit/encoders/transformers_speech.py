@@ -1,4 +1,4 @@
-"""HuBERT, wav2vec 2.0 and WavLM, the speech encoders of transformers that take waveforms as input."""
+"""HuBERT, wav2vec 2.0 and WavLM encoders, which take waveforms, as implemented in Hugging Face's `transformers`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_CHANCE = {
     "layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "hidden_dropout": 0.0,
     "activation_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0,
 }  # fmt: skip
-"""Options of transformers with which dropout and masking are off; its defaults are meant for pre-training."""
+"""Configuration options of `transformers` that turn dropout and masking off; their defaults are for pre-training."""
 
 
 class TransformersSpeechEncoder(AudioEncoder):
@@ -61,7 +61,7 @@ class TransformersSpeechEncoder(AudioEncoder):
         self.shortest = shortest_input(numbers.conv_kernel, numbers.conv_stride)
 
     def load_weights(self) -> None:
-        """Read weights from safetensors like every part, or from the format of transformers.
+        """Read the weights of a speech encoder from safetensors like every part, or from the format of `transformers`.
 
         Raises:
             ValueError: the weights cannot be read or do not fit.

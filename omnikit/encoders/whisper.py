@@ -72,7 +72,7 @@ class WhisperEncoder(AudioEncoder):
         self.encoder = WhisperNetwork(n_mels, n_ctx, width, heads, layers)
 
     def load_weights(self) -> None:
-        """Read weights from safetensors like every part, or from the format of openai-whisper or of transformers.
+        """Read Whisper encoder weights from safetensors, or from the format of openai-whisper or `transformers`.
 
         Raises:
             ValueError: the weights cannot be read or do not fit.

@@ -135,7 +135,7 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 def encoder_sizes(encoder: nn.Module) -> dict[str, int]:
-    """Return the options of `WhisperNetwork` that determine shapes, for such a network or openai-whisper's own."""
+    """Return the options of `WhisperNetwork` that determine shapes, for it or for openai-whisper's own encoder."""
     n_ctx, width = encoder.positional_embedding.shape
     heads = encoder.blocks[0].attn.n_head if len(encoder.blocks) else 1
     layers = len(encoder.blocks)

@@ -19,7 +19,7 @@ PREFIXES = {
     "qwen2_audio": ("audio_tower.", "model.audio_tower."),
     "qwen2_audio_encoder": ("",),
 }
-"""Mapping from transformers' `model_type` to the prefixes that the names of the encoder's tensors may have."""
+"""Mapping from `model_type` of a `transformers` checkpoint to the possible prefixes of its encoder's tensor names."""
 _NAMES = (
     (r"^embed_positions\.weight$", "positional_embedding"),
     (r"^layer_norm\.", "ln_post."),
@@ -74,7 +74,7 @@ def transformers_sizes(config: PretrainedConfig) -> dict[str, int]:
 
 
 def our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename tensors from transformers' names to those of openai-whisper."""
+    """Rename the tensors of a Whisper encoder from the names in `transformers` to those in openai-whisper."""
     return {_whisper_name(name): tensor for name, tensor in state.items()}
 
 

@@ -1,4 +1,4 @@
-"""Read weights in the format of openai-whisper: a `.pt` file with `dims` and `model_state_dict`, or the name of one."""
+"""Read weights in the format of openai-whisper: a `.pt` file with `dims` and `model_state_dict`, or a model's name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_whisper(weights: str) -> Whisper:
 
 
 def _names() -> list[str]:
-    """Return the names of openai-whisper's models."""
+    """Return the names of the models that openai-whisper can download."""
     import whisper  # takes long to import
 
     return whisper.available_models()

@@ -19,7 +19,7 @@ from omnikit.tasks import TASKS
 
 
 def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]]) -> None:
-    """Evaluate speech recognition as this process's command line and its recipe say, and write and print the results.
+    """Evaluate speech recognition with the options of a command line and its recipe; write and print the results.
 
     Args:
         corpus: corpus that is evaluated on.

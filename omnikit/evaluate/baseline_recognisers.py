@@ -23,7 +23,7 @@ NO_CODES = torch.zeros(0, 0, dtype=torch.long)
 CTC = {"wav2vec2_base": "facebook/wav2vec2-base-960h", "wav2vec2_large": "facebook/wav2vec2-large-960h"}
 """Mapping from baseline names to hub ids of wav2vec 2.0 models with a CTC head, fine-tuned on 960 h of LibriSpeech."""
 MASK = "wav2vec2.masked_spec_embed"
-"""Name of a tensor that only training needs and that published weights may lack."""
+"""Name of a wav2vec 2.0 tensor that only training needs and that published weights may lack."""
 WHISPER = {
     f"whisper_{name.replace('-', '_')}": name for name in ("tiny", "base", "small", "medium", "large-v3", "turbo")
 }
@@ -146,7 +146,7 @@ class CTCBaseline:
 
 
 def by_recogniser(recogniser: Recogniser) -> Respond:
-    """Return a function that transcribes batches of manifest entries by a recogniser, the counterpart of `by_model`."""
+    """Return a function that transcribes batches of manifest entries with a recogniser, like `by_model` for systems."""
 
     def respond(entries: list[ManifestEntry]) -> Replied:
         loaded, problems = load_recordings(entries, recogniser.sample_rate)

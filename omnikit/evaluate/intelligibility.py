@@ -32,9 +32,9 @@ from omnikit.tasks import Task
 POCKETSPHINX = "pocketsphinx"
 NOT_JUDGED = f"Not judged: {POCKETSPHINX} needs a `--grammar_file`; or choose another `--judge`."
 SpokenText = tuple[str, str, Tensor]
-"""Id of an utterance, its reference text and its waveform [N]."""
+"""An utterance to be judged, as its id, its reference text and its waveform [N]."""
 Judgement = tuple[ErrorRates, list[Pair]]
-"""Error rates of a judge's transcripts of some speech, and the pairs of reference and transcript."""
+"""Error rates of a judge's transcripts of a set of utterances, and the pairs of reference and transcript."""
 
 
 class Judge(Protocol):
@@ -100,7 +100,7 @@ def judged(
 
 @dataclass(frozen=True)
 class Reference:
-    """A text with its recording, or with codes of its recording."""
+    """The reference text of an utterance with its recording, or with the codes of its recording."""
 
     id: str
     text: str
@@ -124,7 +124,7 @@ def references(entries: Iterable[ManifestEntry], task: Task, codec_name: str | N
 
 
 def encoded(codec: Codec, reference: Reference) -> Tensor:
-    """Return the codes [K, T] of a reference: those of its recording if it has one, else its stored codes."""
+    """Return the codes [K, T] of an utterance, computed from its recording if it has one, else its stored codes."""
     device = next((tensor.device for tensor in codec.state_dict().values()), None)
     if reference.recording is None:
         return reference.codes.load().long().to(device)
@@ -184,7 +184,7 @@ def reference_speech(codecs: dict[str, Codec], utterances: Sequence[Reference], 
 
 
 def judge_all(judge: Judge, speech: dict[str, SpeechSet], normalize: Normalizer = plain) -> dict[str, Judgement]:
-    """Transcribe several sets of utterances with a judge and return the result of `judged` for each by its title."""
+    """Transcribe sets of utterances with a judge; return the error rates and transcripts of each set by its title."""
     return {
         title: judged(judge, kind.utterances(), kind.sample_rate, title, normalize) for title, kind in speech.items()
     }

@@ -23,7 +23,7 @@ from omnikit.tasks import TASKS, Task
 
 @dataclass(frozen=True)
 class AnswerMode:
-    """A way of answering questions: a task and a decoding strategy, under a name."""
+    """An answer mode: a named combination of a task and a decoding strategy with which questions are answered."""
 
     name: str
     task: Task
@@ -70,7 +70,7 @@ class QAScores:
 
     @property
     def kinds(self) -> list[str]:
-        """Kinds of question that the manifest names."""
+        """Kinds of question that occur in the manifest; questions without a kind are not listed."""
         return [kind for kind in self.asked if kind]
 
     def as_dict(self) -> dict:

@@ -13,7 +13,7 @@ from omnikit import __version__
 Normalizer = Callable[[str], str]
 
 REVISION = 2
-"""Revision of the rules of `plain`, which is increased with every change that can change a figure."""
+"""Revision number of the text normaliser `plain`, increased with each change that can affect an error rate."""
 JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner; they are part of words in Persian and in Indic scripts, and join emoji."""
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u02bc\uff07", "'"))

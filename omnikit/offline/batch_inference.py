@@ -1,7 +1,7 @@
 """Offline batch inference: answer many recordings or texts, and write lines of JSON and wav files to a folder.
 
 Guide: docs/batch.md. Each of n torchrun processes answers every n-th entry and writes its own results file. A job that
-is run again skips the entries with a result in any of these files, also with another number of processes.
+is run again skips the entries with a result in any of these files, even if the number of processes has changed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from omnikit.torchrun import Share
 from omnikit.weights import FILE_NAME
 
 RUN = "run.json"
-"""Name of the file in an output folder that says what the results were computed with: task, source, system."""
+"""Name of the file in an output folder that records the task, source and system of the results."""
 OTHER_FILE = "other file"
-"""Reason under which files of an input folder that are no recordings are counted."""
+"""Reason under which the files of an input folder are counted that are not recordings."""
 NOTHING = {"text": None, "wav": None, "seconds": None, "truncated": None, "skipped": None}
-"""Fields of a result line besides `id`, with the value null."""
+"""Default fields of a line in a results file, besides `id`; all have the value null."""
 SURROGATES = "backslashreplace"
 """Encoding error handler by which file names that are not UTF-8 are written as escapes of JSON."""
 
@@ -215,8 +215,8 @@ class Job:
     def _finished(self) -> set[str]:
         """Return the ids of entries with a result in the results file of any process.
 
-        The lines of skipped entries and truncated lines are removed from this process's file, and from those that
-        earlier processes of a higher rank left and that fall to it.
+        Lines of skipped entries and truncated lines are removed from this process's file. The files of ranks that a job
+        with more processes has left are divided among the processes and treated in the same way.
         """
         finished = set()
         for path in self.folder.glob("results*.jsonl"):
@@ -230,7 +230,7 @@ class Job:
         return finished
 
     def _keep(self, omni: Omni, entry: ManifestEntry, reply: DecodedAnswer) -> dict[str, Any]:
-        """Write the wav file of an answer, if it has sound, and return the result line."""
+        """Write the wav file of an answer, if it has sound, and return the fields of its result line."""
         line = {"id": entry.id, **NOTHING, "text": reply.text, "truncated": reply.truncated}
         if not self.task.speaks:
             return line
@@ -241,7 +241,7 @@ class Job:
         return {**line, "seconds": round(len(wav) / omni.sample_rate, 4)}
 
     def _write(self, line: dict[str, Any]) -> None:
-        """Append a result line to this process's file, whole or not at all.
+        """Append the result line of an entry to this process's results file, whole or not at all.
 
         The line marks the entry as finished, so its wav file must have been written before.
         """
@@ -258,7 +258,7 @@ class Job:
 
 
 def checkpoint_stamp(checkpoint: str | None) -> dict[str, Any]:
-    """Return the path and the modification time (ns) by which the weights of a checkpoint are recognised.
+    """Return the path and the modification time (ns) of the weights of a checkpoint, which identify them.
 
     Raises:
         ValueError: the checkpoint cannot be found.

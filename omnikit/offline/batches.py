@@ -37,7 +37,7 @@ class DecodedAnswer:
 
 
 def cut_short(reply: DecodedAnswer, task: Task) -> bool:
-    """Return whether an answer was truncated; so is a spoken answer that has text but no audio."""
+    """Return whether an answer was truncated; a spoken answer with text but no audio counts as truncated."""
     return reply.truncated or (task.speaks and bool(reply.text) and not reply.codes.shape[1])
 
 

@@ -179,7 +179,7 @@ class _Split:
         return write_with_note(path, fingerprint, lambda: self._write(part, path, title))
 
     def _recordings(self, part: ManifestPart) -> Iterator[str]:
-        """Yield the paths of all recordings that entries of a part name, including missing and damaged ones."""
+        """Yield the paths of all recordings of a part of a split, including missing and damaged ones."""
         if not self.corpus.embedded and {*AUDIO} & {*self.corpus.fields}:
             for item in part.items():
                 if not isinstance(item, Remark):
@@ -199,7 +199,7 @@ class _Split:
             yield self._row(item, found, summary)
 
     def _check(self, item: Item | Remark) -> RecordingCheck:
-        """Return the first problem of an item's texts and recordings, or else the result of its first recording."""
+        """Check a manifest item; return the first problem, or else the result for its first recording."""
         problem = None if isinstance(item, Remark) else problem_of_texts(item)
         if isinstance(item, Remark) or problem:
             return RecordingCheck(problem)
@@ -208,7 +208,7 @@ class _Split:
         return next((each for each in found if each.problem), found[0] if found else RecordingCheck())
 
     def _row(self, item: Item | Remark, found: RecordingCheck, summary: Summary) -> Item | Remark:
-        """Return an item with its duration, or the reason why it is skipped; notes are added to `summary`."""
+        """Return an item with its duration added, or the reason for skipping it; notes are added to `summary`."""
         if isinstance(item, Remark):
             return item
         if found.problem:
@@ -226,7 +226,7 @@ class _Split:
 
 
 def _checked(item: Item, name: str, **options: Any) -> RecordingCheck:
-    """Check a recording of an item, given as a path or as bytes.
+    """Check a recording of a manifest item, given as a path or as bytes.
 
     If the path does not exist, a recording of the same name with another ending replaces it in the item, as in a corpus
     that was converted to WAV.

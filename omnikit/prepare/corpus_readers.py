@@ -33,7 +33,7 @@ def split_folders(data_folder: Path, inner: Sequence[str], pattern: str) -> dict
 
 
 def first_with(data_folder: Path, inner: Sequence[str], name: str) -> Path | None:
-    """Return the first that contains `name`: the data folder or one of its subfolders `inner`; None if none does."""
+    """Return the data folder or the first of its subfolders `inner` that contains a file `name`; None if none does."""
     return next((root for root in (data_folder, *(data_folder / i for i in inner)) if (root / name).exists()), None)
 
 
@@ -63,7 +63,12 @@ def text_of(row: dict[str, Any], column: str) -> str:
 
 
 def audio_without_text(folder: Path, named: set[str], pattern: str = "*") -> Iterator[Remark]:
-    """Yield a remark for each recording in a folder whose file name without its ending is not in `named`."""
+    """Yield a remark for each recording in a folder for which there is no text.
+
+    Args:
+        named: file names without ending of the recordings that have a text.
+        pattern: glob pattern of the recordings.
+    """
     found = recordings(folder, pattern)
     return (Remark("audio without text", path.name) for path in found if path.stem not in named)
 

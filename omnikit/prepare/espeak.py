@@ -24,7 +24,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class _Engine:
-    """The loaded espeak-ng library, its sample rate in Hz, and the samples of the utterance being synthesized."""
+    """The loaded espeak-ng library, with its sample rate in Hz and the samples of the utterance in synthesis."""
 
     def __init__(self) -> None:
         try:

@@ -23,7 +23,7 @@ MADE_BY, RECORDINGS = "made_by", "recordings"
 
 @dataclass(frozen=True)
 class FormerShard:
-    """A shard that was written before, with a digest of the recordings that each of its entries was computed from.
+    """A shard from an earlier run, with a digest of the recordings that each of its entries was computed from.
 
     Args:
         path: path of the shard.
@@ -40,7 +40,7 @@ class FormerShard:
 
     @classmethod
     def read(cls, path: Path, depends_on: str, computed: tuple[str, ...]) -> FormerShard:
-        """Return the shard at `path` with the digests in its note, and warn if an earlier version stored none."""
+        """Return the earlier shard at `path` with the digests in its note; warn if an earlier version stored none."""
         note, depends_on = read_note(path), hashlib.sha256(depends_on.encode()).hexdigest()
         if computed and note and RECORDINGS not in note:
             _report_old(path.parent)
@@ -48,7 +48,7 @@ class FormerShard:
         return cls(path, depends_on, computed, note[RECORDINGS] if usable else {})
 
     def new_note(self) -> dict[str, Any]:
-        """Return the note for the new shard, still without digests; empty if no field is computed from recordings."""
+        """Return a note for the new shard, without digests so far; {} if no field is computed from recordings."""
         return {MADE_BY: self.depends_on, RECORDINGS: {}} if self.computed else {}
 
     def fill(self, items: Sequence[Item], digests: Mapping[str, str]) -> None:

@@ -47,13 +47,13 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of a manifest's fields, and the names of those in which recordings are embedded as bytes."""
+    """Names of the fields that a manifest has, and of those in which recordings are embedded as bytes."""
 
     names: tuple[str, ...]
     embedded: tuple[str, ...] = ()
 
     def with_more(self, names: Iterable[str], embedded: Iterable[str] = ()) -> Columns:
-        """Return a copy of these columns with further fields added, in the order of `FIELDS`."""
+        """Return a copy of these column names with further fields added, in the order of `FIELDS`."""
         return self._of({*self.names, *names}, {*self.embedded, *embedded})
 
     def without(self, names: Iterable[str]) -> Columns:
@@ -70,13 +70,13 @@ class ManifestTransform(ABC):
     name: str
     """Name of the command, for the summary and the progress bar."""
     depends_on: tuple[object, ...]
-    """Everything but the manifest's entries that the new entries depend on, such as parts and options."""
+    """Values, such as parts and options, on which the new entries depend besides the manifest's entries."""
     chunk: int
     """Number of entries that are transformed in one call of `rows`."""
     recordings: tuple[str, ...] = ()
-    """Names of the fields whose recordings entries are computed from; a change of such a file invalidates shards."""
+    """Names of the recording fields from which new entries are computed; a changed recording invalidates its shard."""
     computed: tuple[str, ...] = ()
-    """Names of fields that depend only on these recordings and `depends_on`, and are reused if both are unchanged."""
+    """Names of the fields that depend on `recordings` and `depends_on` alone and are reused if both are unchanged."""
 
     @abstractmethod
     def columns(self, found: Columns) -> Columns:
@@ -91,7 +91,7 @@ class ManifestTransform(ABC):
         """Yield the transformed manifest entries in the order of `items`, or the reason why one is skipped."""
 
     def reads(self, item: Item) -> list[str]:
-        """Return the names of the fields whose recordings must be read to compute this item's new fields."""
+        """Return the names of the fields whose recordings must be read to compute the new fields of a manifest item."""
         return []
 
 

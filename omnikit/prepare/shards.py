@@ -60,7 +60,7 @@ class Summary:
             self.speakers.add(row["speaker"])
 
     def leave_out(self, remark: Remark, strict: bool) -> None:
-        """Count a remark about an item, under the skipped items or under the notes.
+        """Count a remark about a manifest item as a reason for skipping or as a note.
 
         Raises:
             ValueError: `strict` is set and the remark is a reason for skipping, not a note.
@@ -76,7 +76,7 @@ class Summary:
         self.skipped.add(remark.reason, example)
 
     def update(self, part: Summary) -> None:
-        """Add the statistics of a part of the split."""
+        """Add the statistics of one part of a split to those of the split."""
         self.rows += part.rows
         self.hours += part.hours
         self.speakers |= part.speakers
@@ -89,7 +89,7 @@ class Summary:
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Summary:
-        """Return the summary that a dict from `as_dict` describes."""
+        """Create a summary from the dict that `as_dict` returned."""
         summary = cls(stored["split"], stored["rows"], stored["hours"], set(stored["speakers"]))
         for name in ("skipped", "notes"):
             for reason, count in stored[name]["reasons"].items():

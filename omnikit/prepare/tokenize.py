@@ -141,7 +141,7 @@ class _Loaded:
     """The loaded recordings of a manifest entry, and notes about them."""
 
     wavs: dict[str, Tensor]
-    """Mapping from the field to compute, codes or features, to the waveform [N] that is encoded for it."""
+    """Mapping from each field to be computed (`features` or a field of codes) to the waveform [N] to encode for it."""
     notes: list[Remark]
 
 
@@ -150,9 +150,10 @@ def _has(found: _Loaded | Remark, name: str) -> bool:
 
 
 class _Tokenizing(ManifestTransform):
-    """The transformation that adds codes of the recordings `fields` and features of `HEARD` to manifest entries.
+    """The transformation that adds codes and encoder features of their recordings to manifest entries.
 
-    Codes of another codec and features of another encoder are replaced, also in other fields.
+    Codes are computed of the recordings in `fields`, features of the question's recording. Codes of another codec and
+    features of another encoder are replaced, also in other fields.
     """
 
     name = "tokenize"
@@ -235,7 +236,7 @@ class _Tokenizing(ManifestTransform):
         return _Loaded(wavs, [Remark(note, item["id"]) for sound in sounds.values() for note in sound.notes])
 
     def _to_make(self, item: Item) -> dict[str, str]:
-        """Return a mapping from each field to compute to the field of its recording.
+        """Return a mapping from each field of codes or features that is to be computed to the field of its recording.
 
         It includes codes and features of another codec or encoder whose recording the entry lacks.
         """

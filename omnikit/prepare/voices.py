@@ -124,7 +124,7 @@ def open_voice(name: str, **options: Any) -> Voice:
 
 @dataclass(frozen=True)
 class SynthesisRequest:
-    """A text to be synthesized, with the seed that selects its speaker and its language; see `Voice.synthesize`."""
+    """A text to synthesize, its language, and the seed that selects the speaker; see `Voice.synthesize`."""
 
     text: str
     seed: int | None = None
@@ -133,7 +133,7 @@ class SynthesisRequest:
 
 @dataclass(frozen=True)
 class SynthesizedSpeech:
-    """The bytes of a FLAC file with synthesized speech and its length; no data if the voice refused the text."""
+    """Synthesized speech as the bytes of a FLAC file, and its length; no bytes if the voice refused the text."""
 
     data: bytes | None = None
     seconds: float = 0.0

@@ -120,7 +120,7 @@ class OmniBrain(RobustBrain):
         return self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
 
     def log_losses(self, loss: Tensor, losses: StreamLosses, stage: sb.Stage) -> None:
-        """Add the losses of a batch to the sums of the epoch, unless its mean loss is not finite or too large."""
+        """Add the losses of a batch to the loss sums of the epoch, unless its mean loss is not finite or too large."""
         if self.usable(loss):
             (self.progress.sums if stage == sb.Stage.TRAIN else self.valid_sums).add(losses)
 
@@ -202,7 +202,7 @@ class OmniBrain(RobustBrain):
         super()._save_intra_epoch_ckpt()
 
     def _figures(self, sums: StreamSums) -> dict[str, float]:
-        """Return the weighted mean loss and the mean loss of each stream, or an empty dict if no batch was usable."""
+        """Return the weighted mean loss and the mean loss per stream by name; an empty dict if no batch was usable."""
         means = sums.means()
         return {"loss": float(weighted_mean(sums.losses(), self.stream_weights.cpu())), **means} if means else {}
 

@@ -66,7 +66,7 @@ class WholeCheckpointer(Checkpointer):
         return saved
 
     def find_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
-        """Return the first undamaged checkpoint, in order of importance, or None if there are no checkpoints.
+        """Return the first undamaged checkpoint in SpeechBrain's order, or None if there are no checkpoints.
 
         The main process verifies the checksums, logs a warning for each damaged checkpoint and broadcasts the result.
 
@@ -180,7 +180,7 @@ class WholeCheckpointer(Checkpointer):
         return [checkpoint.path for checkpoint in self.find_checkpoints(**choice)]
 
     def _look(self) -> dict[Path, str]:
-        """Return the damage of each checkpoint that is known or, without reading large files, found to be damaged."""
+        """Return damaged checkpoints with their damage, as known before or found without reading large files."""
         seen = {path: self._damaged.get(path) or _glance(path) for path in self._folders()}
         return {path: damage for path, damage in seen.items() if damage is not None}
 

@@ -83,7 +83,7 @@ def _quantiser_loss(quantizer: VectorQuantize, rest: Tensor, index: Tensor) -> T
 
 
 def _projected(quantizer: VectorQuantize, rest: Tensor) -> Tensor:
-    """Return the vectors that a quantiser looks up in its codebook [B, codebook_dim, T / stride]."""
+    """Return a latent [B, D, T] projected to the dimension of the codebook, [B, codebook_dim, T / stride]."""
     return quantizer.in_proj(functional.avg_pool1d(rest, quantizer.stride, quantizer.stride))
 
 

@@ -72,7 +72,8 @@ class EncoderBrain(RobustBrain):
             group["lr"] = rate
 
     def rate_at(self, step: int) -> float:
-        """Return the learning rate at a step: `HEAD_RATE` at first, then linear warm-up and half a cosine to zero."""
+        """Return the learning rate at an optimiser step: `HEAD_RATE` at first, then linear warm-up and half a cosine to
+        zero."""
         hp = self.hparams
         if step < hp.head_only_steps:
             return HEAD_RATE

@@ -29,7 +29,7 @@ class StreamSums:
         self.late = torch.full((streams,), torch.nan)
 
     def add(self, losses: StreamLosses) -> None:
-        """Add the losses of one training or validation batch to the sums."""
+        """Add the losses of one training or validation batch to the sums of the losses."""
         sums, counts = losses.sums.detach().cpu(), losses.counts.cpu()
         self.sums += sums
         self.counts += counts
@@ -38,7 +38,7 @@ class StreamSums:
         self.late = torch.where(counts > 0, moved, self.late)
 
     def gather(self) -> None:
-        """Add the sums of all processes to those of the main process, and reset those of the others to zero."""
+        """Add the loss sums of all processes to those of the main process, and reset those of the others to zero."""
         if not sb.utils.distributed.is_distributed_initialized():
             return
         for total in (self.sums, self.counts):
@@ -68,7 +68,7 @@ class EpochProgress:
         self.restart()
 
     def restart(self) -> None:
-        """Reset sums, skipped steps and clock at the start of an epoch."""
+        """Reset loss sums, number of skipped steps and clock at the start of an epoch."""
         self.sums = StreamSums(self.streams)
         self.skipped = 0
         self.before = 0.0  # seconds until the run was interrupted
@@ -92,7 +92,7 @@ class EpochProgress:
 
     @mark_as_loader
     def load(self, path: str | Path, end_of_epoch: bool) -> None:
-        """Restore the figures of an epoch that was interrupted, or reset them if the epoch had ended.
+        """Restore the training figures of an interrupted epoch from a checkpoint, or reset them if the epoch had ended.
 
         The saved sums cover all processes, so only rank 0 loads them.
         """

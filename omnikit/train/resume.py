@@ -50,7 +50,7 @@ class RunIdentity:
 
     @mark_as_loader
     def load(self, path: str | Path, end_of_epoch: bool) -> None:
-        """Keep the description of the running process: `resumes` has compared it with the checkpoint's."""
+        """Ignore the run description in a checkpoint; `resumes` has compared it with that of the present run."""
 
 
 def resumes(checkpointer: Checkpointer, identity: RunIdentity) -> list[str]:
@@ -90,6 +90,6 @@ def vocabulary_of(tokenizer: Tokenizer) -> str:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the names whose values differ between two mappings, with both values."""
+    """Return the names of the settings whose values differ between two mappings, with both values."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return {name: (before.get(name), now.get(name)) for name in names}

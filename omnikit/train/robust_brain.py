@@ -68,7 +68,7 @@ class RobustBrain(sb.Brain):
         return batch.id
 
     def usable(self, loss: Tensor) -> Tensor:
-        """Return a bool tensor that says whether a mean loss is finite and at most `highest_loss`."""
+        """Return a bool tensor that is True if a mean loss is finite and at most `highest_loss`."""
         return loss <= self.highest_loss  # false for NaN
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
@@ -186,7 +186,7 @@ class RobustBrain(sb.Brain):
         self.checkpointer.save_and_keep_only(end_of_epoch=False, verbosity=logging.DEBUG)
 
     def _agree(self, norm: Tensor) -> tuple[int, int, int]:
-        """Return whether any process has an unusable loss, a non-finite gradient, and the signal received, else 0."""
+        """Return whether any process has an unusable loss, whether any has a non-finite gradient, and a signal or 0."""
         bad_loss = torch.stack([bad for _, bad in self.batches]).any().to(norm.device)
         flags = torch.stack([bad_loss, ~norm.isfinite()]).int()
         flags = torch.cat([flags, flags.new_tensor([self.request.signal])])
@@ -234,7 +234,7 @@ def _highest(values: Tensor) -> Tensor:
 
 
 def _of_all_processes(found: list[Any]) -> list[Any]:
-    """Return the concatenated lists of all processes."""
+    """Return the concatenation of the lists that the processes pass."""
     if not is_distributed_initialized():
         return found
     every: list[Any] = [None] * torch.distributed.get_world_size()

@@ -81,7 +81,7 @@ def start_model(hparams: dict[str, Any], run_opts: dict[str, Any]) -> OmniLM:
 
 
 class SampleSet(NamedTuple):
-    """Training samples with the task and the length of each."""
+    """Training samples, with the name of the task and the length in steps of each."""
 
     samples: Samples
     tasks: np.ndarray  # name of the task of each sample
@@ -124,7 +124,7 @@ def save_system(model: OmniLM, hparams: dict[str, Any]) -> None:
 
 
 def fixed_facts(hparams: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that, besides the parts, must not change when a run is resumed."""
+    """Return the values of a training that, besides the parts, must not change when it is resumed."""
     return {
         "stage": hparams["stage"],
         "vocabulary": vocabulary_of(hparams["model"].llm.tokenizer),

@@ -1,4 +1,4 @@
-"""The definition of an ablation: dataclasses for its YAML file, which is validated while it is read."""
+"""The definition of an ablation study: dataclasses for its YAML file, which is validated while it is read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from omnikit.hparams.recipe import build
 
 Kind = TypeVar("Kind")
 MODEL, TRAIN = "model", "train"
-"""Sources of figures other than evaluations: properties of the model's parts, and the log of the training."""
+"""Names of the sources of figures in a results table other than evaluations: the model's parts, the training log."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A command that is run once before the trainings if the file that it writes is missing."""
+    """A preparation of an ablation study: a command that is run before all trainings if its output file is missing."""
 
     makes: str  # path of the file that it writes
     command: list[str]  # the word `python` is replaced by the running interpreter
@@ -28,7 +28,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the trainings that every row of an ablation consists of.
+    """One of the trainings that are run for every row of an ablation study.
 
     Its flags override those of `base` and are overridden by the row's, `--seed` and `--output_folder`.
     """
@@ -41,7 +41,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of the system that the last stage trained; `--checkpoint` and `--output_folder` are added."""
+    """One evaluation of the system that the last training stage of an ablation study gives.
+
+    `--checkpoint` and `--output_folder` are added to its flags.
+    """
 
     script: str
     files: list[str]
@@ -53,7 +56,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that is reported for every row, a column of the table."""
+    """A figure that an ablation study reports for every row, as a column of its results table."""
 
     of: str  # source: the name of an evaluation, `model` or `train`
     at: list[str]  # keys that lead to the figure in the source's result
@@ -62,7 +65,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Reading:
-    """An additional line of the table that takes some figures from other places in a row's result files."""
+    """An additional line of the results table that takes some figures from other places in a row's result files."""
 
     row: str
     figures: dict[str, list[str]]  # figure -> keys that lead to it, instead of the figure's own
@@ -70,7 +73,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Grid:
-    """The complete definition of an ablation; every field must be a key of its YAML file."""
+    """The complete definition of an ablation study; every field must be a key of its YAML file."""
 
     title: str
     note: str  # text above the table: fixed conditions, duration
@@ -102,7 +105,7 @@ PARTS = {
 
 
 def read_grid(path: str, settings: Mapping[str, Any]) -> Grid:
-    """Read the YAML file of an ablation with the settings of the command line, and validate it.
+    """Read the YAML file of an ablation study with the settings of the command line, and validate it.
 
     Top-level keys that are not fields of `Grid` are allowed, as targets of `!ref`.
 
@@ -125,7 +128,7 @@ def read_grid(path: str, settings: Mapping[str, Any]) -> Grid:
 
 
 def some_rows(grid: Grid, chosen: Any) -> list[str]:
-    """Return the names of the rows that `--rows` selects, one name or a list; None = all.
+    """Return the names of the rows of an ablation study that `--rows` selects, one name or a list; None = all.
 
     Raises:
         ValueError: there is no row of that name.
@@ -139,7 +142,7 @@ def some_rows(grid: Grid, chosen: Any) -> list[str]:
 
 
 def slug(name: str) -> str:
-    """Return a row's name as a folder name: `text lead 4` becomes `text_lead_4`."""
+    """Return the name of an ablation's row as a folder name: `text lead 4` becomes `text_lead_4`."""
     return re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_.").lower()
 
 
@@ -215,7 +218,7 @@ def _check_names(grid: Grid) -> None:
 
 
 def _check_folders(grid: Grid) -> None:
-    """Raise `ValueError` if two rows, or two steps of a row, would share a folder, or a reading is named like a row."""
+    """Raise `ValueError` if two rows, or two steps of a row, share a folder, or an additional line has a row's name."""
     for where, names in (("rows", grid.rows), ("train and evaluate", [*grid.train, *grid.evaluate])):
         taken: dict[str, str] = {}
         for name in names:

@@ -1,4 +1,4 @@
-"""Reads the figures of finished runs from the files that their trainings and evaluations have written."""
+"""Reads the figures of an ablation study's runs from the files that their trainings and evaluations have written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from omnikit.train.plot_curves import read_log
 
 @dataclass(frozen=True)
 class Outcome:
-    """The figures or the failure of one run of an ablation, or of an additional reading of its results."""
+    """The figures or the failure of one run of an ablation study; also the figures of an additional table line."""
 
     row: str
     seed: int
@@ -30,7 +30,7 @@ class Outcome:
 
 
 def outcomes(grid: Grid, run: Run) -> list[Outcome]:
-    """Return the results of a run and of the readings of its row; [] if the run is not finished yet."""
+    """Return the results of a run and of the additional table lines of its row; [] if the run is not finished."""
     record = RunRecord(run)
     if failure := record.failure():
         return [Outcome(run.row, run.seed, failure=failure)]

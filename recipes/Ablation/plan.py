@@ -1,4 +1,4 @@
-"""Plans the commands of an ablation's runs, and checks each against its recipe before anything is started."""
+"""Plans the commands of an ablation study's runs, and checks each against its recipe before anything is started."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omnikit.interfaces import count_parameters
 from omnikit.model import OmniLM
 
 MANY = 1000
-"""Number of frames over which steps per second are counted, so that the delays of the first frames do not matter."""
+"""Number of frames over which decode steps per second are counted, so that the delays at the start do not matter."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ScriptCall:
 
 @dataclass(frozen=True)
 class Run:
-    """One row of an ablation with one seed: its trainings, followed by its evaluations."""
+    """One row of an ablation study with one seed: its trainings, followed by its evaluations."""
 
     row: str
     seed: int
@@ -51,7 +51,7 @@ class Run:
 
 
 def plan_run(grid: Grid, row: str, seed: int, run_options: Mapping[str, Any]) -> Run:
-    """Return the trainings and evaluations of a row with a seed, after building its model on the meta device.
+    """Plan the trainings and evaluations of a row with one seed, after building its model on the meta device.
 
     Args:
         run_options: SpeechBrain's run options, passed to every script.
@@ -99,7 +99,7 @@ def _step(
     trains: bool = False,
     alone: bool = False,
 ) -> ScriptCall:
-    """Return a call of a script whose flags are merged from several mappings, later ones overriding earlier ones.
+    """Return a script call with the flags of several mappings, of which later ones override earlier ones.
 
     Args:
         folder: folder of the run, in which the script gets a folder of its own.
@@ -141,7 +141,7 @@ def _model(stage: ScriptCall) -> tuple[OmniLM, dict[str, float]]:
 
 
 def model_figures(model: OmniLM, trainable: list[str]) -> dict[str, float]:
-    """Return the figures of a system that are known without training: parameters, streams, steps per second.
+    """Return the figures of a system that are known without training: parameters, streams, decode steps per second.
 
     Args:
         trainable: names of the parts that are trained.

@@ -1,4 +1,4 @@
-"""Plots the results of an ablation: every figure of every row, and pairs of figures against each other."""
+"""Plots the results of an ablation study: every figure of every row, and pairs of figures against each other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STYLE = {
 
 
 def draw_figures(path: Path, grid: Grid, made: Cells) -> None:
-    """Draw one panel per figure with one bar per row, and save the picture.
+    """Draw an ablation's results, one panel per figure with one bar per row, and save the picture.
 
     A bar shows the mean with its standard deviation, dots the values of the seeds, a dashed line the baseline's mean.
     """
@@ -67,7 +67,7 @@ TOGETHER = (90, 12)
 
 
 def draw_against(path: Path, grid: Grid, made: Cells) -> None:
-    """Draw one panel per pair of figures in `Grid.plots` with one point per row, and save the picture."""
+    """Draw an ablation's figures against each other, one panel per pair with one point per row; save the picture."""
     with pyplot.rc_context(STYLE):
         size = (6 * len(grid.plots), 4.5)
         figure, axes = pyplot.subplots(1, len(grid.plots), figsize=size, squeeze=False, layout="constrained")

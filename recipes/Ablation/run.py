@@ -30,7 +30,7 @@ FAILED = 1
 
 
 class Ablation:
-    """An ablation with all its runs: those requested now, and those that are in the output folder already."""
+    """An ablation study with all its runs: those requested now, and those that are in the output folder already."""
 
     def __init__(self, grid: Grid, rows: list[str], run_options: Mapping[str, Any]):
         self.grid = grid
@@ -44,7 +44,7 @@ class Ablation:
             RunRecord(run).check()
 
     def work(self, lock: int) -> None:
-        """Run the remaining steps of the requested runs, and update the tables and plots after each run.
+        """Run the unfinished trainings and evaluations of the requested runs; update tables and plots after each run.
 
         Args:
             lock: file descriptor of the output folder's lock, see `locked`.

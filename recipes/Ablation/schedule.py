@@ -1,4 +1,4 @@
-"""Runs the steps of many runs as processes, and records on disk which are done."""
+"""Runs the trainings and evaluations of an ablation study as processes, and records on disk which are done."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from omnikit.files import write_json
 from omnikit.hparams.yaml_tree import read_tree_text
 
 POLL = 0.2
-"""Interval in seconds at which the processes are polled."""
+"""Interval in seconds at which the running processes are polled."""
 PATIENCE = 10
 """Seconds between terminating a process and killing it."""
 LAST_LINES = 5
-"""Number of lines at the end of its log that are recorded for a failed step."""
+"""Number of last lines of its log that are recorded for a failed training or evaluation."""
 
 
 class RunRecord:
-    """The record of a run in the file `run.json` of its folder: settings, status and duration of each step."""
+    """The record of a run in its `run.json`: settings, status and duration of each training and evaluation."""
 
     def __init__(self, run: Run):
         self.run, self.path = run, run.folder / "run.json"
@@ -57,13 +57,13 @@ class RunRecord:
                 )
 
     def left(self) -> list[ScriptCall]:
-        """Return the steps that still have to be run: those not done, and all that follow a training not done."""
+        """Return the trainings and evaluations that are not done, and all that follow a training that is not done."""
         steps = self.run.steps
         first = next((i for i, step in enumerate(steps) if step.trains and not self._done(step)), len(steps))
         return [step for i, step in enumerate(steps) if i >= first or not self._done(step)]
 
     def failure(self) -> str | None:
-        """Return the error of the first failed step in one line; None if no step has failed."""
+        """Return the error of the first failed training or evaluation in one line; None if none has failed."""
         for step in self.run.steps:
             old = self.steps.get(step.name)
             if old is not None and old["status"] not in (0, None):
@@ -102,7 +102,7 @@ def _has_checkpoint(step: ScriptCall) -> bool:
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return the keys of the recipe and the run options that differ between two settings."""
+    """Return the recipe keys and run options that differ between the settings of two trainings or evaluations."""
     if old == new:
         return []
     trees = [read_tree_text(settings["recipe"], "recipe") for settings in (old, new)]
@@ -112,7 +112,7 @@ def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def log_of(run: Run, step: ScriptCall) -> Path:
-    """Return the path of a step's log, which lies beside the step's folder, since a training replaces the folder."""
+    """Return the path of the log of a training or evaluation; it is beside their folder, which a training replaces."""
     return run.folder / f"{step.folder.name}.log"
 
 
@@ -123,12 +123,12 @@ def last_lines(log: Path) -> list[str]:
 
 
 Left = tuple[Run, list[ScriptCall]]
-"""A run and its remaining steps."""
+"""A run and its trainings and evaluations that are not finished."""
 
 
 @dataclass
 class _Busy:
-    """A running step: its process, its run with the remaining steps, and its starting time."""
+    """A running training or evaluation: its process, its run with the unfinished steps, and its starting time."""
 
     left: Left  # the first step is the running one
     process: subprocess.Popen
@@ -140,7 +140,9 @@ class _Busy:
 
 
 class Scheduler:
-    """Runs the steps of each run in order, and up to `jobs` runs concurrently; steps that measure time run alone.
+    """A scheduler that runs the steps (trainings and evaluations) of each run in order and several runs concurrently.
+
+    Steps that measure time run alone.
 
     Args:
         jobs: maximum number of concurrent runs.
@@ -154,7 +156,7 @@ class Scheduler:
         self.busy: list[_Busy] = []
 
     def work(self, runs: list[Run]) -> None:
-        """Run all remaining steps of the given runs; a run is abandoned when one of its steps fails."""
+        """Run the unfinished trainings and evaluations of runs; a run is abandoned when one of them fails."""
         waiting = [(run, steps) for run in runs if (steps := RunRecord(run).left())]
         try:
             while waiting or self.busy:
@@ -182,12 +184,12 @@ class Scheduler:
         return _Busy(left, process)
 
     def _environment(self, step: ScriptCall) -> dict[str, str]:
-        """Return the environment of a step; concurrent runs share the cores unless the user has set OMP_NUM_THREADS."""
+        """Return the environment variables of a step; concurrent runs share the cores unless OMP_NUM_THREADS is set."""
         shared = {} if self.jobs == 1 or step.alone else {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // self.jobs))}
         return {**shared, **os.environ}
 
     def _collect(self) -> list[Left]:
-        """Record the steps whose processes have ended, and return their runs with the remaining steps."""
+        """Record the processes that have ended, and return their runs with the unfinished trainings and evaluations."""
         ended = [each for each in self.busy if each.process.poll() is not None]
         self.busy = [each for each in self.busy if each not in ended]
         again = []
@@ -233,7 +235,8 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def prepare(name: str, preparation: Preparation, folder: Path) -> None:
-    """Run the command of a preparation if its file is missing; its output goes to `<folder>/prepare_<name>.log`.
+    """Run a preparation command if its output file is missing; its output goes to
+    `<folder>/prepare_<name>.log`.
 
     Raises:
         ValueError: the command failed or did not write the file.

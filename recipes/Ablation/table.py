@@ -1,4 +1,4 @@
-"""Tables of an ablation's results: means and deviations over seeds, and differences from the baseline."""
+"""Tables of an ablation study's results: means and deviations over seeds, and differences from the baseline."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from omnikit.evaluate.result_tables import MISSING, markdown_table
 from omnikit.files import whole_text
 
 Cells = dict[str, dict[str, "Cell"]]
-"""Mapping from row and figure to the cell of the table."""
+"""Mapping from row name and figure name to the cell of the results table."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The values of one figure of one row over the seeds, and the baseline's mean."""
+    """A cell of the results table: the values of a figure of a row for all seeds, and the mean of the baseline row."""
 
     values: tuple[float, ...]  # measured values of the seeds
     baseline: float | None = None  # mean of the baseline row; None for that row itself, or if it has no value
@@ -40,12 +40,12 @@ class Cell:
 
 
 def line_names(grid: Grid) -> list[str]:
-    """Return the names of the table's lines: each row, followed by its readings."""
+    """Return the names of the results table's lines: each row, followed by the additional lines of its figures."""
     return [name for row in grid.rows for name in (row, *(n for n, r in grid.readings.items() if r.row == row))]
 
 
 def cells(grid: Grid, found: Sequence[Outcome]) -> Cells:
-    """Return the cells of every row and reading with at least one finished run."""
+    """Return the cells of all lines of the results table that have at least one finished run."""
     made: Cells = {}
     for row in line_names(grid):
         finished = [outcome for outcome in found if outcome.row == row and outcome.failure is None]
@@ -62,7 +62,7 @@ def _measured(found: Sequence[Outcome], figure: str) -> tuple[float, ...]:
 
 
 def markdown(grid: Grid, found: Sequence[Outcome]) -> str:
-    """Return the table in Markdown with title and note, an explanation of its cells, and the failed runs."""
+    """Return the results table as Markdown with title and note, an explanation of its cells, and the failed runs."""
     made = cells(grid, found)
     seeds = {row: sorted(o.seed for o in found if o.row == row and o.failure is None) for row in made}
     header = ["Row", "Seeds", *grid.figures]
@@ -107,7 +107,7 @@ def _remarks(grid: Grid, found: Sequence[Outcome]) -> list[str]:
 
 
 def write_csv(path: Path, grid: Grid, found: Sequence[Outcome]) -> None:
-    """Write a CSV file with one line per row: mean, deviation, number of seeds and difference of each figure."""
+    """Write a CSV file with a line per row of an ablation study: mean, deviation, seeds, difference of each figure."""
     header = ["row", "baseline"]
     header += [f"{name}{part}" for name in grid.figures for part in ("", " sd", " seeds", " difference")]
     rows = []
@@ -118,7 +118,7 @@ def write_csv(path: Path, grid: Grid, found: Sequence[Outcome]) -> None:
 
 
 def write_runs_csv(path: Path, grid: Grid, found: Sequence[Outcome]) -> None:
-    """Write a CSV file with one line per run: the measured figures, or the failure."""
+    """Write a CSV file with one line per run of an ablation study: the measured figures, or the failure."""
     rows = [[o.row, o.seed, *(_number(o.figures.get(name)) for name in grid.figures), o.failure or ""] for o in found]
     _write(path, ["row", "seed", *grid.figures, "failure"], rows)
 

@@ -34,9 +34,9 @@ TEST, TRAIN, VALID = "test-", "train-without-", "valid-without-"
 UPSTREAM_TEST = 5
 """Number of recordings of each speaker and digit, those of the lowest indices, that form upstream's test split."""
 PASSES = {TRAIN: 4, VALID: 2, TEST: 2}
-"""Number of strings in which each recording is used, by the prefix of the split."""
+"""Number of digit strings in which each recording is used, by the prefix of the split."""
 LONGEST = 7
-"""Maximum number of recordings in a string."""
+"""Maximum number of recordings in a digit string."""
 PAUSE, EDGE = (0.05, 0.4), (0.1, 0.3)  # range of silence in seconds, between recordings and around a string
 CHANGE = {"warp_prob": 1.0, "warp": 0.12, "gain": (0.1, 1.0), "silence": 0.2, "noise_prob": 0.0, "snr_db": (0.0, 0.0)}
 """Options of `Augment` for training strings; without noise, which the training of the encoder adds."""
@@ -94,7 +94,7 @@ def parts(split: str, folder: Path) -> list[ManifestPart]:
 
 
 def items(kind: str, speaker: str, files: list[Path]) -> Iterator[Item | Remark]:
-    """Yield the digit strings of a speaker as items, or remarks for unusable recordings.
+    """Yield the digit strings of a speaker as manifest entries, or remarks for unusable recordings.
 
     The strings are the same at each call and do not depend on the other speakers of the split.
     """

@@ -28,7 +28,7 @@ def parts(split: str, root: Path) -> list[ManifestPart]:
 
 
 def items(root: Path) -> Iterator[Item | Remark]:
-    """Yield an item for each line `id|text|normalized text` of the transcripts; quotation marks have no meaning."""
+    """Yield an entry for each line `id|text|normalized text` of the transcripts; quotation marks have no meaning."""
     named = set()
     for line in read_lines(root / TEXTS):
         columns = line.split("|")

@@ -28,7 +28,7 @@ def parts(split: str, folder: Path) -> list[ManifestPart]:
 
 
 def items(transcripts: list[Path]) -> Iterator[Item | Remark]:
-    """Yield an item for each line `<speaker>-<chapter>-<number> TEXT` of the transcripts."""
+    """Yield a manifest entry for each line `<speaker>-<chapter>-<number> TEXT` of the transcripts."""
     for transcript in transcripts:
         named = set()
         for line in read_lines(transcript):

@@ -29,7 +29,7 @@ def parts(split: str, folder: Path) -> list[ManifestPart]:
 
 
 def items(chapters: list[Path]) -> Iterator[Item | Remark]:
-    """Yield an item for each file of normalized text in the chapters."""
+    """Yield a manifest entry for each file of normalized text in the chapter folders of a split."""
     for chapter in chapters:
         names = sorted(path.name.removesuffix(TEXT) for path in visible(chapter, f"*{TEXT}"))
         for name in names:

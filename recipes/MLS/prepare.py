@@ -74,7 +74,7 @@ def line_offsets(path: Path, lines: int) -> list[int]:
 
 
 def items(split: str, folder: Path, begin: int, end: int) -> Iterator[Item | Remark]:
-    """Yield an item for each line `<speaker>_<book>_<number> TAB text` in a byte range of the transcripts."""
+    """Yield a manifest entry for each line `<speaker>_<book>_<number> TAB text` in a byte range of the transcripts."""
     language = split.rpartition("-")[0].removesuffix(OPUS)
     ending = ".opus" if folder.parent.name.endswith(OPUS) else ".flac"
     audio = folder.resolve() / "audio"

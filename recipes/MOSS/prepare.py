@@ -40,7 +40,7 @@ def parts(split: str, path: Path) -> list[ManifestPart]:
 
 
 def items(split: str, path: Path) -> Iterator[Item | Remark]:
-    """Yield an item for the first turn of each conversation; its id is the conversation's index in the file."""
+    """Yield an entry for the first turn of each conversation; its id is the conversation's index in the file."""
     for i, found in enumerate(conversations(path)):
         name = f"{split}-{i:07d}"
         try:

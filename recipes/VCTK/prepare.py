@@ -32,7 +32,7 @@ def parts(split: str, root: Path) -> list[ManifestPart]:
 
 
 def items(microphone: str, root: Path) -> Iterator[Item | Remark]:
-    """Yield an item for each text file of each speaker, such as `p225_001.txt`, with one microphone's recording."""
+    """Yield an entry for each text file of each speaker, such as `p225_001.txt`, with one microphone's recording."""
     for speaker in sorted({path.name for kind in (AUDIO, TEXT) for path in visible(root / kind, "*") if path.is_dir()}):
         recordings = (root / AUDIO / speaker).resolve()
         texts = sorted(visible(root / TEXT / speaker, "*.txt"))

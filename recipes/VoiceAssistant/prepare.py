@@ -40,7 +40,7 @@ def parts(split: str, folder: Path) -> list[ManifestPart]:
 
 
 def to_item(row: dict[str, Any], folder: Path) -> Item | Remark:
-    """Convert a row of a published file to an item, or to a remark if its recording or codes cannot be used.
+    """Convert a row of a published file to a manifest entry, or to a remark if recording or codes cannot be used.
 
     Args:
         folder: folder to which relative paths of recordings refer.

@@ -1,4 +1,4 @@
-"""Computes the word error rate on strings of digits of each speaker, made from a folder of recordings.
+"""Computes the word error rate of each speaker on digit strings, which are made from a folder of recordings.
 
     python evaluate.py hparams/eval.yaml --checkpoint DIR --data_folder DIR --speakers george
 

@@ -32,7 +32,7 @@ HEADER = ["held out", "encoder from", "strings", "digits", "WER %", "CER %", "st
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold of the cross-validation: a held-out speaker and the folder of its trainings and scores."""
+    """One fold of the cross-validation: a held-out speaker and the folder that holds its training runs and scores."""
 
     speaker: str
     folder: Path
@@ -43,7 +43,7 @@ class Fold:
         return self.folder / "scores" / "asr.json"
 
     def result(self) -> dict[str, Any] | None:
-        """Return the error rates on the speaker's strings; None if they have not been computed yet."""
+        """Return the error rates on the held-out speaker's digit strings; None if they have not been computed yet."""
         if not self.scores.exists():
             return None
         splits = json.loads(self.scores.read_text(encoding="utf-8"))["splits"]
@@ -51,7 +51,7 @@ class Fold:
 
 
 def steps(fold: Fold, options: argparse.Namespace) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the file that each step of a fold writes last, by which it is known to be done, and its command."""
+    """Yield each step of a fold as the file that it writes last, which marks it as done, and its command."""
     made, data = fold.folder.parent / "strings", options.data_folder.resolve()
     encoder, asr = fold.folder / "encoder", fold.folder / "asr"
     own = [f"--data_folder={made}", f"--held_out={fold.speaker}"]

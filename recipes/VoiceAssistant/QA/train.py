@@ -37,7 +37,7 @@ class QABrain(OmniBrain):
         return stream_logits(self.model, hidden, batch.labels)
 
     def compute_objectives(self, predictions: StreamLogits, batch: Batch, stage: sb.Stage) -> Tensor:
-        """Return the mean loss over streams by `stream_weights`, which can raise the few text tokens."""
+        """Return the mean loss over streams, weighted by `stream_weights`, which can favour the few text tokens."""
         losses = sum_losses(predictions, token_loss)
         loss = weighted_mean(losses, self.stream_weights)
         self.log_losses(loss, losses, stage)
