@@ -34,7 +34,7 @@ def compared(model: OmniLM, folder: Path, capacity: int = 6) -> Compared:
 
 @pytest.mark.parametrize("llm", ["qwen2_0.5b", "llama", "llama3_8b", "mistral_7b", "qwen3_0.6b", "smollm2_135m"])
 def test_hidden_states(llm: str, tmp_path):
-    """Check that the engine `openvino` computes the hidden states of several backbones, one with an 8-position window."""
+    """Check that the engine `openvino` computes hidden states of several backbones, one with an 8-position window."""
     slots = compared(sharpen(build(llm)), tmp_path)
     slots.admit(9, 6, 21, piece=12)
     slots.advance(3)

@@ -49,7 +49,7 @@ def replayed(slots: StaticSlots) -> ReplayedOperations:
 @pytest.mark.parametrize("llm", [name for name in LLMS if name not in OTHERS])
 @torch.inference_mode()
 def test_hidden_states(llm: str):
-    """Check that the engine `static` computes the hidden states of several backbones, some with an 8-position window."""
+    """Check that the engine `static` computes hidden states of several backbones, some with an 8-position window."""
     model = build(llm, tts_blocks=1)
     batch = Batch(model, open_engine("static", model).open(2))
     batch.new(14, 6)
