@@ -100,7 +100,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Regex(Text):
-    """A constraint that accepts regular expressions, the empty one included."""
+    """A constraint on an option's value: a string that is a valid regular expression, or empty."""
 
     def check(self, flag: str, value: Any) -> None:
         """Refuse a text that is not a regular expression.

@@ -10,6 +10,9 @@ Three frames a, b, c of K = 3 codebooks, `.` a hole, `|` the end mark:
     . .  a1 b1 c1 |        a1 b1 c1 |
     . .  .  a2 b2 c2 |     a2 b2 c2 |
 
+`interleave` applies the map to frames, and `deinterleave` undoes it, also while an answer is being decoded
+(`omnikit/generate/detokenize.py`).
+
 All three are the same map with different numbers: code (k, t) stands in stream `stream_of[k]` at step `start[k] +
 stride * t`.
 """

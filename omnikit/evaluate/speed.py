@@ -17,7 +17,8 @@ from omnikit.evaluate.result_tables import markdown_table, seconds
 
 @dataclass(frozen=True)
 class Speed:
-    """Real-time factors and latencies of answers, measured on this machine; p95 is the 95th percentile."""
+    """A record of the real-time factors and latencies of answers, measured on one machine; p95 is the 95th
+    percentile."""
 
     questions: int  # number of questions or texts that were answered with sound
     threads: int  # number of CPU threads

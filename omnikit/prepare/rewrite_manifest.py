@@ -196,7 +196,7 @@ def _parquet_parts(manifest: Path, shard_size: int, recordings: Sequence[str]) -
 
 
 def _parts_of(shard: Shard, shard_size: int, recordings: Sequence[str]) -> list[ManifestPart]:
-    """Return the parts of a Parquet file with the recordings that they depend on.
+    """Return the parts of a Parquet manifest (ranges of its row groups), each with the files of recordings it reads.
 
     Embedded recordings are covered by the state of the file itself.
     """
