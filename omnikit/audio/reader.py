@@ -38,9 +38,9 @@ MOST_LACKING = 80
 44 to 80 bytes in the size, and the padding of an odd length may be missing. At 16 kHz and 16 bit 80 bytes are 2.5 ms.
 """
 NOTES = {
-    "over full scale": "samples are far beyond 1, as of integers stored as floats; they are used as they are",
+    "over full scale": "samples are far beyond 1, such as integers stored as floats; they are used unchanged",
     "channels cancel": "the channels are of opposite phase, so that almost nothing is left when they are mixed",
-    "less than announced": "an MP3 is cut short or ends in what is no sound; what can be decoded is used",
+    "less than announced": "an MP3 is truncated or ends in bytes that are not audio; the decodable part is used",
 }
 """Mapping from the name of each note that a usable recording may get to an explanation for the user."""
 _OVER, _CANCEL, _LESS = NOTES

@@ -9,29 +9,29 @@ from typing import Any
 from omnikit.audio import reader
 
 REASONS = {
-    "missing": "a text names a recording that is not there",
+    "missing": "a named recording does not exist",
     "empty": "the recording has no samples",
-    "unreadable": "the recording is no audio, damaged or cut short",
+    "unreadable": "the recording is not audio, is damaged or truncated",
     "too long": "it is longer than `--max_seconds` or than 600 s",
     "clipped": "1 % of its samples or more are at full scale (found with `--decode_all`)",
     "no text": "the text is blank",
-    "audio without text": "no text names the recording",
+    "audio without text": "no transcript names the recording",
     "not UTF-8": "a text or a file name is in another encoding",
     "duplicate id": "an entry of the split has that id already",
-    "malformed": "a line or an entry is not what the layout says",
+    "malformed": "a line or an entry violates the layout",
     "bad codes": "not the codec's number of codes in each frame, or a code outside the codebook",
-    "shard unreadable": "an upstream Parquet file is cut short or damaged",
+    "shard unreadable": "an upstream Parquet file is truncated or damaged",
     "foreign": "codes or features of another codec or encoder, without the recording that they were computed from",
-    "refused": "the codec or the encoder takes no recording of that length",
+    "refused": "the codec or the encoder does not support recordings of this length",
     "not synthesized": "the voice cannot synthesize the text",
 }
 """Mapping from each reason for skipping a recording or an entry to its explanation for users."""
 NOTES = {
-    "another rate": "the recording has not the corpus' sample rate; it is resampled when loaded",
+    "another rate": "the sample rate is not that of the corpus; the recording is resampled when loaded",
     "several channels": "they are mixed when loaded",
     "later turn": "only the first turn of a conversation can be understood alone; the others are skipped",
     "no recording": "there is no recording to compute codes or features from; the entry is copied unchanged",
-    "another ending": "the recording has another ending than the corpus gives it, `.wav` for `.flac`; it is used",
+    "another ending": "the file has another suffix than in the corpus, such as `.wav` for `.flac`; it is used",
     **reader.NOTES,
 }
 """Mapping from each note, which is counted but is no reason for skipping, to its explanation for users."""
