@@ -12,6 +12,7 @@ Letters: B batch, N samples, T frames, K codes per frame, R codebooks of the net
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import pickle
@@ -51,7 +52,8 @@ class SnacCodec(Codec):
         weights: see `Part`; or a folder or hub id in the format in which SNAC is published.
 
     Raises:
-        ValueError: the strides do not fall, each a multiple of the next, down to 1; or the size is unknown.
+        ValueError: the strides do not fall, each a multiple of the next, down to 1; or the size or an option is
+            unknown.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class SnacCodec(Codec):
     ):
         super().__init__()
         self.places = depth_first(vq_strides)
+        _check_names(config)
         _check_rates(config)
         numbers = {"sampling_rate": sampling_rate, "vq_strides": list(vq_strides), **config}
         self.numbers = sized(numbers, TINY, size)
@@ -149,6 +152,13 @@ def published_file(weights: str | None) -> Path | None:
         return hub_file(weights, PUBLISHED)
     file = Path(weights) / PUBLISHED
     return file if file.is_file() else None
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Refuse options that the snac package's network does not have."""
+    known = sorted({*inspect.signature(SNAC).parameters, "size", "weights"})
+    if unknown := sorted(config.keys() - set(known)):
+        raise ValueError(f"--codec.{unknown[0]}: no such option (choices: {', '.join(known)})")
 
 
 def _check_rates(config: Mapping[str, Any]) -> None:

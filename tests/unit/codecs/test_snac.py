@@ -224,3 +224,8 @@ def test_published_sizes(name, millions, bits, lookahead):
     rate = codec.frame_rate * codec.num_codebooks * math.log2(codec.codebook_size)
     assert rate == pytest.approx(bits, rel=0.02)
     assert codec.lookahead == lookahead
+
+
+def test_an_option_that_snac_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"--codec.num_codebooks: no such option \(choices: attn_window_size, "):
+        build_part("codec", "snac_24khz", size="tiny", num_codebooks=3)
