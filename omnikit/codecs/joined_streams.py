@@ -127,8 +127,10 @@ class JoinedStreams(DecodeStreams):
         stream = self._joined(numbers)
         if codes.is_cuda and self.recorded is None and stream.recordable:
             self.recorded = RecordedFunction(CudaGraphs(codes.device))
+        if self.recorded is None:
+            return stream.advance(codes)
         key = stream.state(), codes.shape
-        if self.recorded is None or not self.recorded.takes(key):
+        if not self.recorded.takes(key):
             return stream.advance(codes)
 
         def compute(codes: Tensor, *tensors: Tensor) -> list[Tensor]:

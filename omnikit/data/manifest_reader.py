@@ -135,10 +135,6 @@ class ManifestEntry:
     speaker: str = ""
     language: str = ""
 
-    def input_recording(self, task: Task) -> Recording | None:
-        """Return the recording that a task takes as its question; None where the task or the entry has none."""
-        return self.a1 if task.given == "speech" else None
-
     def target_recording(self, task: Task) -> Recording | None:
         """Return the recording of the answer for a task; None where the task or the entry has none."""
         if not task.speaks:

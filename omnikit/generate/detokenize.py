@@ -78,13 +78,26 @@ class FrameReader:
         self.steps.append(list(tokens[1:]))
         self.complete = self.pattern.num_frames(len(self.steps))
 
-    def take(self) -> Tensor | None:
-        """Remove the complete frames from the buffer, and return the codes [K, T] of the audible ones, if any."""
-        return take_frames([self])[0]
+    def remove(self, read: Frames | None) -> Tensor | None:
+        """Remove the complete frames from the buffer; return the codes [K, T] of those that were read and are audible.
+
+        Args:
+            read: the complete frames as read from the buffer; None if they are not audible.
+        """
+        if read is not None:
+            self.silent = read.ended
+            self.given += self.complete
+        del self.steps[: self.complete * self.pattern.stride]
+        self.complete = 0
+        return read.codes if read is not None and read.codes.shape[1] else None
 
 
 def take_frames(readers: Sequence[FrameReader]) -> list[Tensor | None]:
-    """Call `FrameReader.take` on several readers that share a model, as one batch; return one result per reader."""
+    """Remove the complete frames from the buffers of readers that share a model, and read them as one batch.
+
+    Returns:
+        For each reader the codes [K, T] of its audible frames, or None if there are none.
+    """
     waiting = [reader for reader in readers if reader.complete and not reader.silent]
     found: dict[FrameReader, Frames] = {}
     if waiting:
@@ -92,14 +105,7 @@ def take_frames(readers: Sequence[FrameReader]) -> list[Tensor | None]:
         padded = [reader.steps + reader.steps[-1:] * (longest - len(reader.steps)) for reader in waiting]
         frames = _read(waiting[0].model, torch.tensor(padded).transpose(1, 2), [each.complete for each in waiting])
         found = dict(zip(waiting, frames, strict=True))
-    for reader in readers:
-        if reader in found:
-            reader.silent = found[reader].ended
-            reader.given += reader.complete
-        del reader.steps[: reader.complete * reader.pattern.stride]
-        reader.complete = 0
-    taken = (found[reader].codes if reader in found else None for reader in readers)
-    return [codes if codes is not None and codes.shape[1] else None for codes in taken]
+    return [reader.remove(found.get(reader)) for reader in readers]
 
 
 class TextReader:

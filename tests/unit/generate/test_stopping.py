@@ -21,7 +21,7 @@ from omnikit.generate import (
     read_frames,
     request,
 )
-from omnikit.generate.detokenize import FrameReader
+from omnikit.generate.detokenize import FrameReader, take_frames
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS
 from tests.unit.scripted import FREE, SAFE, WORD, Script
@@ -283,8 +283,8 @@ def test_frames_of_a_stream_are_those_of_the_whole(pattern, options):
         for step in steps.T.tolist():
             reader.push(step)
             if reader.complete >= 2:
-                found.append(reader.take())
-        found = [codes for codes in [*found, reader.take()] if codes is not None]
+                found += take_frames([reader])
+        found = [codes for codes in [*found, *take_frames([reader])] if codes is not None]
         whole = read_frames(model, steps[1:]).codes
         assert torch.equal(torch.cat([whole[:, :0], *found], dim=1), whole)
         assert len(reader.steps) <= model.pattern.num_steps(1)
