@@ -372,9 +372,10 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
     model.freeze_all_but(list(stage.trainable))
     tasks, on_gpu = dict.fromkeys(stage.tasks, 1.0), model.device.type == "cuda"
     began = time.perf_counter()
-    samples, of_task, lengths = make_dataset(model, recipe_sources(model, plan.entries), tasks, 2048)
+    samples = make_dataset(model, recipe_sources(model, plan.entries), tasks, 2048)
     prepared = time.perf_counter() - began
-    sampler = TaskSampler(of_task, lengths, weights=tasks, max_batch_length=positions, batches=plan.recipe_steps)
+    mix = {"weights": tasks, "max_batch_length": positions, "batches": plan.recipe_steps}
+    sampler = TaskSampler(samples.tasks, samples.lengths, **mix)
     with tempfile.TemporaryDirectory() as folder:
         hparams = {**brain_options(stage, plan.recipe_steps, folder), "sampler": sampler}
         if on_gpu:

@@ -60,6 +60,8 @@ TASKS = {
     )
 }
 """Mapping from names to tasks: speech recognition, speech synthesis, and four ways to answer a question."""
+TASK_NAMES = tuple(TASKS)
+"""Names of the tasks in the order of their numbers, by which tables and batches refer to them."""
 
 
 def text_only(task: Task) -> Task:
@@ -82,6 +84,8 @@ class Sample:
     steps: Tensor
     labels: Tensor
     audio_frames: int = 0
+    task: int = 0
+    """Number of the task, see `TASK_NAMES`."""
 
 
 AUDIO_START = 1
@@ -129,6 +133,17 @@ def sample_length(task: Task, pattern: Pattern, *, given: int, text: int, frames
         frames: number of frames in the answer.
     """
     return prompt_length(given) + max(answer_ends(task, pattern, text=text, frames=frames))
+
+
+def label_counts(task: Task, pattern: Pattern, *, text: int, frames: int = 0) -> tuple[int, int]:
+    """Return the number of labels of a sample from `make_sample` in the text stream and in each audio stream.
+
+    Args:
+        text: number of text ids in the answer.
+        frames: number of frames in the answer.
+    """
+    audio = answer_ends(task, pattern, text=text, frames=frames)[1:]
+    return (text + 1 if task.writes else 0), (max(audio) + 1 if audio else 0)
 
 
 def make_answer(
@@ -181,7 +196,7 @@ def make_sample(
     at = prompt.steps.shape[1]
     labels[:, at - 1 : -1] = torch.where(loss, answer_steps, torch.full_like(answer_steps, IGNORE))
     # the last step is left out: it is never fed, since the step after it would lie outside the sample
-    return Sample(steps[:, :-1], labels[:, :-1], prompt.audio_frames)
+    return Sample(steps[:, :-1], labels[:, :-1], prompt.audio_frames, TASK_NAMES.index(task.name))
 
 
 def draw(steps: Tensor, layout: TokenLayout, audio_frames: int = 0) -> str:

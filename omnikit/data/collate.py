@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from omnikit.data.micro_batch import MicroBatch
 from omnikit.interfaces import lengths_to_mask
+from omnikit.label_positions import LabelPositions, label_positions
 from omnikit.model import AdaptedSpeech
-from omnikit.tasks import AUDIO_START, Sample
+from omnikit.tasks import AUDIO_START, TASK_NAMES, Sample
 from omnikit.tokens import IGNORE, TokenLayout
 
 STEPS, FRAMES = 8, 32
@@ -41,11 +44,15 @@ class Batch:
     lengths: Tensor  # [B] number of feature frames
     wav: Tensor  # [B, N] recordings whose features are to be computed
     samples: Tensor  # [B] lengths of these recordings in audio samples; 0 where there is none
+    text: LabelPositions  # positions with a label in the text stream
+    audio: LabelPositions  # positions with a label in an audio stream
+    step_labels: Tensor  # [tasks, S] labels of the whole optimiser step by task and stream, see `MicroBatch`
+    ends_step: bool = True  # whether the optimiser step follows this batch
     ids: tuple[str, ...] = ()  # ids of the manifest entries, for logs
 
     def to(self, device: torch.device | str) -> Batch:
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
+        """Return the batch with all tensors on another device."""
+        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
 
     @property
     def has_speech(self) -> bool:
@@ -78,6 +85,12 @@ class Batch:
         return AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
 
 
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, LabelPositions):
+        return LabelPositions(*(each.to(device) for each in value))
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
 def collate(
     samples: list[Sample],
     features: list[Tensor | None],
@@ -85,6 +98,7 @@ def collate(
     dim: int,
     wavs: Sequence[Tensor | None] = (),
     ids: Sequence[str] = (),
+    step: MicroBatch | None = None,
 ) -> Batch:
     """Pad training samples on the right and return them as one batch.
 
@@ -95,7 +109,9 @@ def collate(
         dim: width of the encoder features.
         wavs: recordings [N] whose features are still to be computed, None for other samples; () = none at all.
         ids: ids of the manifest entries of the samples.
+        step: micro-batch that says which optimiser step the samples belong to; None if they are a whole step.
     """
+    step = MicroBatch() if step is None else step
     longest = rounded(max(s.steps.shape[1] for s in samples), STEPS)
     steps = layout.pads()[None, :, None].repeat(len(samples), 1, longest)
     labels = torch.full_like(steps, IGNORE)
@@ -108,4 +124,20 @@ def collate(
     padded = nn.functional.pad(padded, (0, 0, 0, -padded.shape[1] % FRAMES))
     recorded = [torch.zeros(0) if wav is None else wav for wav in wavs or [None] * len(samples)]
     counts = torch.tensor([len(wav) for wav in recorded])
-    return Batch(steps, labels, padded, lengths, pad_sequence(recorded, batch_first=True), counts, tuple(ids))
+    tasks = torch.tensor([sample.task for sample in samples])
+    text, audio = label_positions(labels[:, :1], tasks), label_positions(labels[:, 1:], tasks)
+    return Batch(
+        steps, labels, padded, lengths, pad_sequence(recorded, batch_first=True), counts, text, audio,
+        _labels_of_step(labels, tasks) if step.step_labels is None else _by_stream(step.step_labels, layout),
+        step.ends_step, tuple(ids),
+    )  # fmt: skip
+
+
+def _labels_of_step(labels: Tensor, tasks: Tensor) -> Tensor:
+    """Return the number of labels [tasks, S] of labels [B, S, L] by task and stream."""
+    return labels.new_zeros(len(TASK_NAMES), labels.shape[1]).index_add(0, tasks, (labels != IGNORE).sum(dim=2))
+
+
+def _by_stream(counts: np.ndarray, layout: TokenLayout) -> Tensor:
+    """Expand numbers of labels [tasks, 2] in the text stream and in each audio stream to all streams [tasks, S]."""
+    return torch.from_numpy(counts)[:, [0] + [1] * (layout.num_streams - 1)]

@@ -16,14 +16,15 @@ from torch.utils.data import Dataset
 from omnikit.data.array_cache import ArrayStore
 from omnikit.data.collate import Batch, collate
 from omnikit.data.manifest_reader import Codes, Features, ManifestEntry
+from omnikit.data.micro_batch import MicroBatch
+from omnikit.data.sample_table import SampleTable
 from omnikit.errors import one_line
 from omnikit.hparams.recipe import names_of
 from omnikit.interfaces import AudioEncoder, Tokenizer
 from omnikit.model import OmniLM
-from omnikit.tasks import TASKS, Task, make_sample, sample_length
+from omnikit.tasks import TASK_NAMES, TASKS, Task, label_counts, make_sample, sample_length
 
 logger = logging.getLogger(__name__)
-NAMES = list(TASKS)
 Item = dict[str, Any]
 """One item of the training data set, before items are padded to a batch.
 
@@ -153,11 +154,14 @@ class SampleMaker:
         """Return the texts in the sample of an entry for a task: the answer and, if it is text, the question."""
         return [entry.target_text(task), *([entry.t1] if task.given == "text" else [])]
 
-    def length(self, entry: ManifestEntry, task: Task, tokens: dict[str, int]) -> int:
-        """Return the number of steps of the training sample of an entry and a task, without building the sample.
+    def measure(self, entry: ManifestEntry, task: Task, tokens: dict[str, int]) -> tuple[int, int, int]:
+        """Return the length and the labels of the training sample of an entry and a task, without building the sample.
 
         Args:
             tokens: mapping from each text of the sample to its number of tokens.
+
+        Returns:
+            Number of steps, number of labels in the text stream, number of labels in each audio stream.
         """
         given = (
             self.model.num_speech_positions(self.speech_inputs.frames(entry))
@@ -165,7 +169,9 @@ class SampleMaker:
             else tokens[entry.t1]
         )
         frames = self._frames(entry, task) if task.speaks else 0
-        return sample_length(task, self.model.pattern, given=given, text=tokens[entry.target_text(task)], frames=frames)
+        answer = {"text": tokens[entry.target_text(task)], "frames": frames}
+        length = sample_length(task, self.model.pattern, given=given, **answer)
+        return length, *label_counts(task, self.model.pattern, **answer)
 
     def __call__(self, entry: ManifestEntry, task: Task) -> Item:
         """Return the training sample of a manifest entry for a task, with its features or its recording.
@@ -221,68 +227,80 @@ class Samples(Dataset):
     Args:
         makers: builder of the samples of each source.
         sources: sources of the manifest entries.
-        places: index of the source, of its entry, and of the task in `TASKS` for each sample [samples, 3].
+        table: origin, length and labels of each sample.
     """
 
-    def __init__(self, makers: list[SampleMaker], sources: list[Source], places: np.ndarray):
-        self.makers, self.sources, self.places = makers, sources, places
+    def __init__(self, makers: list[SampleMaker], sources: list[Source], table: SampleTable):
+        self.makers, self.sources, self.table = makers, sources, table
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.table)
+
+    @property
+    def tasks(self) -> np.ndarray:
+        """Name of the task of each sample [samples]."""
+        return np.array(TASK_NAMES)[self.table.tasks]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of steps of each sample [samples]."""
+        return self.table.lengths
 
     def __getitem__(self, index: int) -> Item | None:
-        source, place, task = self.places[index].tolist()
+        source, entry = int(self.table.sources[index]), int(self.table.entries[index])
+        task = TASKS[TASK_NAMES[self.table.tasks[index]]]
         try:
-            return self.makers[source](self.sources[source].entries[place], TASKS[NAMES[task]])
+            return self.makers[source](self.sources[source].entries[entry], task)
         except UnusableRecording as error:
             logger.warning("%s", error)
             return None
 
+    def __getitems__(self, indices: list[int]) -> list[Item | None]:
+        """Return the samples of a micro-batch as a `MicroBatch`, or those of any other list of indices as a list."""
+        items = [self[index] for index in indices]
+        return indices.with_samples(items) if isinstance(indices, MicroBatch) else items
+
 
 def make_dataset(
     model: OmniLM, sources: list[Source], tasks: dict[str, float], longest: int | None = None
-) -> tuple[Samples, np.ndarray, np.ndarray]:
+) -> Samples:
     """Return the data set of all samples of the tasks with a positive weight, ordered by source, task and entry.
 
     Args:
         tasks: weight of each task in the mix.
         longest: maximum number of steps; longer samples are skipped. None = no limit.
 
-    Returns:
-        The data set, the task name of each sample, and the number of steps of each sample.
-
     Raises:
         ValueError: there is no sample.
     """
     model.llm.tokenizer.encode("")  # a tokenizer that cannot be loaded fails here, not as if it refused a text
-    makers, places, lengths = [SampleMaker(model, source) for source in sources], [], []
+    makers = [SampleMaker(model, source) for source in sources]
+    rows = [np.zeros((0, 6), np.int32)]  # the columns of a `SampleTable`
     for number, (source, make) in enumerate(zip(sources, makers, strict=True)):
         wanted = [name for name in source.tasks if tasks.get(name, 0) > 0]
         for name, found in _measured(make, source, wanted).items():
-            entries, steps = np.frombuffer(found, dtype=np.int32).reshape(-1, 2).T
-            lengths.append(steps)
-            places.append(
-                np.stack([np.full_like(entries, number), entries, np.full_like(entries, NAMES.index(name))], axis=1)
-            )
-    steps = np.concatenate([*lengths, np.zeros(0, np.int32)])
-    kept = np.ones(len(steps), bool) if longest is None else steps <= longest
+            entries, *measured = np.frombuffer(found, dtype=np.int32).reshape(-1, 4).T
+            task = np.full_like(entries, TASK_NAMES.index(name))
+            rows.append(np.stack([np.full_like(entries, number), entries, task, *measured], axis=1))
+    table = SampleTable(*np.concatenate(rows).T)
+    kept = np.ones(len(table), bool) if longest is None else table.lengths <= longest
     if not kept.any():
         wanted = ", ".join(name for name, weight in tasks.items() if weight > 0)
-        raise ValueError(f"no entry of the sources serves a task of {wanted}; {len(steps)} samples are too long")
+        raise ValueError(f"no entry of the sources serves a task of {wanted}; {len(table)} samples are too long")
     if not kept.all():
         logger.warning("%d samples of more than %d steps skipped", len(kept) - kept.sum(), longest)
-    chosen = np.concatenate(places)[kept]
-    return Samples(makers, sources, chosen), np.array(NAMES)[chosen[:, 2]], steps[kept]
+    return Samples(makers, sources, table.select(kept))
 
 
 def _measured(make: SampleMaker, source: Source, tasks: list[str]) -> dict[str, array[int]]:
-    """Return the number of steps of each training sample of a source, without building the samples.
+    """Return the lengths and labels of each training sample of a source, without building the samples.
 
     The source's entries are read once, and the texts of many of them are tokenized together. An entry with a text that
     the tokenizer refuses is skipped; one warning counts such entries.
 
     Returns:
-        For each task a flat array of pairs: index of the entry, number of steps of its sample.
+        For each task a flat array with four numbers for each sample: index of the entry, number of steps, and number of
+        labels in the text stream and in each audio stream.
     """
     found = {name: array("i") for name in tasks}
     refused: dict[int, str] = {}
@@ -296,7 +314,7 @@ def _measured(make: SampleMaker, source: Source, tasks: list[str]) -> dict[str, 
                 (tokens[t] for t in make.texts(entry, TASKS[name]) if isinstance(tokens[t], ValueError)), None
             )
             if problem is None:
-                found[name].extend((i, make.length(entry, TASKS[name], tokens)))
+                found[name].extend((i, *make.measure(entry, TASKS[name], tokens)))
             else:
                 refused.setdefault(i, f"entry {entry.id}: {one_line(problem)}")
     if refused:
@@ -325,11 +343,12 @@ def collate_items(model: OmniLM):
     """
 
     def join(items: list[Item | None]) -> Batch:
+        step = items if isinstance(items, MicroBatch) else None
         items = [item for item in items if item is not None]
         if not items:
             raise ValueError("none of the recordings of a batch can be read (see the log); prepare the manifest again")
         names = ("sample", "features", "wav", "id")
         samples, features, wavs, ids = ([item[name] for item in items] for name in names)
-        return collate(samples, features, model.layout, model.encoder.dim, wavs, ids)
+        return collate(samples, features, model.layout, model.encoder.dim, wavs, ids, step)
 
     return join

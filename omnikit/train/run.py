@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import speechbrain as sb
 import torch
 from rich.console import Console
@@ -80,15 +79,7 @@ def start_model(hparams: dict[str, Any], run_opts: dict[str, Any]) -> OmniLM:
     return model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # including encoder and codec
 
 
-class SampleSet(NamedTuple):
-    """Training samples, with the name of the task and the length in steps of each."""
-
-    samples: Samples
-    tasks: np.ndarray  # name of the task of each sample
-    lengths: np.ndarray  # steps of each sample
-
-
-def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: dict[str, Any]) -> SampleSet:
+def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: dict[str, Any]) -> Samples:
     """Read the manifests of sources and return samples of the recipe's tasks.
 
     Features and codes of recordings come from `cache_folder`; missing ones are computed and added to it.
@@ -98,16 +89,16 @@ def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hpara
     """
     options = {name: hparams[name] for name in ("tasks", "cache_folder", "features")}
     read = read_sources(sources, model, **options)
-    return SampleSet(*make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"]))
+    return make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"])
 
 
-def task_sampler(found: SampleSet, hparams: dict[str, Any], run_opts: dict[str, Any]) -> TaskSampler:
+def task_sampler(samples: Samples, hparams: dict[str, Any], run_opts: dict[str, Any]) -> TaskSampler:
     """Return the sampler of training batches, and set the accumulation factor in `run_opts`.
 
     The factor makes optimiser steps of about `effective_batch_size` sequences, unless the command line sets it.
     """
     options = {"weights": hparams["tasks"], "max_batch_length": hparams["max_batch_length"], "seed": hparams["seed"]}
-    sampler = TaskSampler(found.tasks, found.lengths, **options)
+    sampler = TaskSampler(samples.tasks, samples.lengths, **options)
     fixed = run_opts.get("grad_accumulation_factor")
     together = plan_accumulation(hparams["effective_batch_size"], sampler.sequences_per_batch(), _processes(), fixed)
     logger.info(str(together))

@@ -72,8 +72,8 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     )
     brain.fit(
         hparams["epochs"],
-        train_set.samples,
-        valid_set.samples,
+        train_set,
+        valid_set,
         progressbar=False,  # OmniBrain shows its own, with the loss of each stream
         train_loader_kwargs={"batch_sampler": sampler, **loader},
         valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), **loader},

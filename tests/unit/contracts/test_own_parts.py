@@ -86,8 +86,8 @@ def samples(model: OmniLM, manifest: Path, tasks: list[str]) -> tuple[Samples, l
     mix = dict.fromkeys(tasks, 1.0)
     sources = {"own": {"manifest": manifest, "tasks": tasks}}
     read = read_sources(sources, model, tasks=mix, cache_folder=manifest.parent / "cache")
-    dataset, _, lengths = make_dataset(model, read, mix)
-    return dataset, lengths.tolist()
+    dataset = make_dataset(model, read, mix)
+    return dataset, dataset.lengths.tolist()
 
 
 def batch_of(model: OmniLM, manifest: Path, tasks: list[str]) -> Batch:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from omnikit.data.collate import FRAMES, STEPS, collate
+from omnikit.data.micro_batch import MicroBatch
 from omnikit.losses import stream_losses
-from omnikit.tasks import Sample
+from omnikit.tasks import TASK_NAMES, TASKS, Sample, answer_ends, make_sample
 from omnikit.tokens import IGNORE
 from tests.unit.toy import toy_model
 
@@ -35,3 +37,24 @@ def test_padding_carries_no_label_and_no_loss():
     padded = stream_losses(model, model(alone.steps), alone.labels)
     assert torch.equal(padded.counts, unpadded.counts) and torch.allclose(padded.sums, unpadded.sums, atol=1e-4)
     assert alone.features.shape == (1, 0, 12) and not alone.has_speech
+
+
+def test_the_labels_of_a_batch_or_of_its_step_are_counted_by_task_and_stream():
+    model = toy_model()
+    encode = model.llm.tokenizer.encode
+    codes = torch.zeros(model.codec.num_codebooks, 2, dtype=torch.long)
+    samples = [
+        make_sample(TASKS["T1T2"], model.layout, model.pattern, question=encode("a"), answer=encode("abc")),
+        make_sample(TASKS["T1A1"], model.layout, model.pattern, question=encode("a"), answer=encode("a"), codes=codes),
+    ]
+    batch = collate(samples, [None, None], model.layout, 12)
+    written, spoken = TASK_NAMES.index("T1T2"), TASK_NAMES.index("T1A1")
+    length = max(answer_ends(TASKS["T1A1"], model.pattern, text=1, frames=2)[1:]) + 1
+    assert batch.step_labels[written].tolist() == [4] + [0] * (model.layout.num_streams - 1)
+    assert batch.step_labels[spoken].tolist() == [0] + [length] * (model.layout.num_streams - 1)
+    assert batch.ends_step and set(batch.text.tasks[:4].tolist()) == {written}
+    assert set(batch.audio.tasks[:length].tolist()) == {spoken}
+    step = MicroBatch(samples, np.arange(2 * len(TASKS)).reshape(-1, 2), ends_step=False)
+    batch = collate(samples, [None, None], model.layout, 12, step=step)
+    assert not batch.ends_step
+    assert batch.step_labels[1].tolist() == [2] + [3] * (model.layout.num_streams - 1)

@@ -26,6 +26,7 @@ from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.data.samples import make_dataset
 from omnikit.data.sources import read_entries, read_sources
 from omnikit.tasks import TASKS, make_sample
+from omnikit.tokens import IGNORE
 
 CODES = np.arange(12, dtype=np.int16).reshape(3, 4) % 11
 NAMED = "part_names: {codec: toy}\n"
@@ -214,7 +215,7 @@ def read(model, tmp_path: Path, path: Path, name: str):
 def test_codes_serve_speaking_tasks_without_audio(name: str, coded: Path, tmp_path: Path):
     model = toy_model()
     model.recipe = NAMED
-    dataset, names, lengths = read(model, tmp_path, coded, name)
+    dataset = read(model, tmp_path, coded, name)
     sample, features = dataset[0]["sample"], dataset[0]["features"]
     encode = model.llm.tokenizer.encode
     expected = make_sample(
@@ -227,7 +228,11 @@ def test_codes_serve_speaking_tasks_without_audio(name: str, coded: Path, tmp_pa
         codes=torch.from_numpy(CODES).long(),
     )
     assert torch.equal(sample.steps, expected.steps) and torch.equal(sample.labels, expected.labels)
-    assert names.tolist() == [name] and lengths.tolist() == [sample.steps.shape[1]]
+    assert dataset.tasks.tolist() == [name] and dataset.lengths.tolist() == [sample.steps.shape[1]]
+    labels = (sample.labels != IGNORE).sum(dim=1)
+    assert dataset.table.text_labels.tolist() == [labels[0]] and set(labels[1:].tolist()) == {
+        int(dataset.table.audio_labels[0])
+    }
 
 
 def test_codes_of_another_codec_are_refused_by_name(coded: Path, tmp_path: Path):
@@ -235,7 +240,7 @@ def test_codes_of_another_codec_are_refused_by_name(coded: Path, tmp_path: Path)
     model.recipe = "part_names: {codec: other}\n"
     with pytest.raises(ValueError, match=r"sources.qa: holds codes of the codec 'toy', but the system's is 'other'"):
         read(model, tmp_path, coded, "A1A2")
-    assert read(model, tmp_path, coded, "A1T2")[1] == ["A1T2"]  # text answers need no codes
+    assert read(model, tmp_path, coded, "A1T2").tasks == ["A1T2"]  # text answers need no codes
     model = toy_model(num_codebooks=2)
     model.recipe = NAMED
     with pytest.raises(ValueError, match="3 codes a frame, but codec toy has 2"):
@@ -247,9 +252,9 @@ def test_recordings_stand_in_for_codes_of_another_codec(tmp_path: Path):
     path = write(tmp_path / "m.parquet", [entry, {**entry, "id": "broken", "a2": b"no audio"}], embedded=True)
     model = toy_model()
     model.recipe = NAMED
-    _, names, lengths = read(model, tmp_path, path, "T1A2")
-    assert names.tolist() == ["T1A2"]  # the broken one's codes are of another codec
-    assert lengths[0] > 3200 / 3
+    dataset = read(model, tmp_path, path, "T1A2")
+    assert dataset.tasks.tolist() == ["T1A2"]  # the broken one's codes are of another codec
+    assert dataset.lengths[0] > 3200 / 3
 
 
 def test_an_answer_is_decoded_on_demand(coded: Path, tmp_path: Path):
@@ -292,11 +297,11 @@ def test_long_samples_are_left_out_and_none_is_an_error(tmp_path: Path):
     sources = read_sources(
         {"qa": {"manifest": path, "tasks": ["T1T2"]}}, model, tasks={"T1T2": 1.0}, cache_folder=tmp_path / "c"
     )
-    lengths = sorted(make_dataset(model, sources, {"T1T2": 1.0})[2])
-    dataset, _, kept = make_dataset(model, sources, {"T1T2": 1.0}, longest=lengths[1])
-    assert sorted(kept) == lengths[:2] and len(dataset) == 2
+    lengths = sorted(make_dataset(model, sources, {"T1T2": 1.0}).lengths)
+    dataset = make_dataset(model, sources, {"T1T2": 1.0}, longest=lengths[1])
+    assert sorted(dataset.lengths) == lengths[:2] and len(dataset) == 2
     assert [
-        len(model.llm.tokenizer.encode(dataset.sources[0].entries[entry].t1)) for _, entry, _ in dataset.places
+        len(model.llm.tokenizer.encode(dataset.sources[0].entries[entry].t1)) for entry in dataset.table.entries
     ] == [1, 2]
     with pytest.raises(ValueError, match="no entry of the sources serves a task of T1T2; 4 samples are too long"):
         make_dataset(model, sources, {"T1T2": 1.0}, longest=1)

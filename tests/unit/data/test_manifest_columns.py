@@ -354,7 +354,8 @@ def test_a_text_that_the_tokenizer_lacks_is_left_out_and_named(tmp_path: Path, c
     options = {"talks": {"manifest": tmp_path / "m.csv", "tasks": list(tasks)}}
     with caplog.at_level(logging.WARNING):
         sources = read_sources(options, model, tasks=tasks, cache_folder=tmp_path / "c")
-        dataset, names, _ = make_dataset(model, sources, tasks)
+        dataset = make_dataset(model, sources, tasks)
+    names = dataset.tasks
     assert names.tolist().count("T1T2") == 18 and names.tolist().count("A1T2") == 20
     assert len([dataset[i] for i in range(len(dataset))]) == 38
     (line,) = [record.getMessage() for record in caplog.records if "tokenizer" in record.getMessage()]

@@ -70,10 +70,10 @@ def batch_of(model: OmniLM, dataset):
 
 
 def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
-    live, names, lengths = samples(model, manifest, "on_the_fly")
+    live = samples(model, manifest, "on_the_fly")
     assert not list((tmp_path / "cache").rglob("*.bin"))
-    cached, cached_names, cached_lengths = samples(model, manifest, "cached")
-    assert names.tolist() == cached_names.tolist() and lengths.tolist() == cached_lengths.tolist()
+    cached = samples(model, manifest, "cached")
+    assert live.tasks.tolist() == cached.tasks.tolist() and live.lengths.tolist() == cached.lengths.tolist()
     batches = batch_of(model, live), batch_of(model, cached)
     assert torch.equal(batches[0].steps, batches[1].steps) and torch.equal(batches[0].labels, batches[1].labels)
     assert batches[0].to_encode.sum() == 4 and not batches[1].to_encode.any() and all(b.has_speech for b in batches)
@@ -97,8 +97,8 @@ def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
 
 def test_rows_that_have_features_are_not_encoded(model, manifest, tmp_path):
     tokenize(manifest, tmp_path / "out", Parts(encoder=model.encoder), drop=("a1",))
-    ready, _, _ = samples(model, tmp_path / "out", "on_the_fly", {"A1T1": 1.0})
-    live, _, _ = samples(model, manifest, "on_the_fly", {"A1T1": 1.0})
+    ready = samples(model, tmp_path / "out", "on_the_fly", {"A1T1": 1.0})
+    live = samples(model, manifest, "on_the_fly", {"A1T1": 1.0})
     assert not batch_of(model, ready).to_encode.any()
     mixed = collate_items(model)([ready[0], live[1], ready[2], live[3]])
     assert mixed.to_encode.tolist() == [False, True, False, True]
@@ -108,7 +108,7 @@ def test_rows_that_have_features_are_not_encoded(model, manifest, tmp_path):
 
 
 def test_a_recording_that_was_lost_is_left_out_of_its_batch(model, manifest, tmp_path, caplog):
-    live, _, _ = samples(model, manifest, "on_the_fly", {"A1T1": 1.0})
+    live = samples(model, manifest, "on_the_fly", {"A1T1": 1.0})
     (tmp_path / "1.wav").unlink()
     with caplog.at_level(logging.WARNING):
         assert batch_of(model, live).steps.shape[0] == 3
@@ -119,7 +119,7 @@ def test_a_recording_that_was_lost_is_left_out_of_its_batch(model, manifest, tmp
 
 def test_what_the_header_tells_is_no_sample(model, manifest, tmp_path, caplog):
     (tmp_path / "3.wav").write_bytes(b"no sound")  # the recording without a duration
-    assert samples(model, manifest, "on_the_fly", {"A1T1": 1.0})[0].places[:, 1].tolist() == [0, 1, 2]
+    assert samples(model, manifest, "on_the_fly", {"A1T1": 1.0}).table.entries.tolist() == [0, 1, 2]
     assert "qa: 1 of 4 recordings skipped: 1 unreadable (such as 3)" in caplog.text
 
 
