@@ -1,10 +1,13 @@
-"""The part files of `hparams/` are installed as `omnikit/part_files`; all else stands in setup.cfg."""
+"""The part files of `hparams/` are installed as `omnikit/part_files`, and the training script of
+`recipes/VoiceAssistant/QA` in `omnikit/training_script`; all else stands in setup.cfg.
+"""
 
 from setuptools import find_namespace_packages, setup
 
-CODE = find_namespace_packages(include=["omnikit", "omnikit.*"], exclude=["*.pretrained*", "*.part_files"])
+FILES = ("*.pretrained*", "*.part_files", "*.training_script")
+CODE = find_namespace_packages(include=["omnikit", "omnikit.*"], exclude=FILES)
 
 setup(
-    packages=[*CODE, "omnikit.part_files"],
-    package_dir={"omnikit.part_files": "hparams"},
+    packages=[*CODE, "omnikit.part_files", "omnikit.training_script"],
+    package_dir={"omnikit.part_files": "hparams", "omnikit.training_script": "recipes/VoiceAssistant/QA"},
 )

@@ -283,6 +283,24 @@ def convert(
     typer.echo(out_dir)
 
 
+@app.command(name="recipe")
+def write_finetuning_recipe(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder that train.py and train.yaml are written to.")],
+    checkpoint: Checkpoint = None,
+    lora_rank: Annotated[
+        int, typer.Option("--lora_rank", metavar="N", help="Rank of LoRA; 0 = train the whole backbone.")
+    ] = 8,
+) -> None:
+    """Write the recipe that fine-tunes a checkpoint on your own data (docs/train.md).
+
+    It is run by: python DIR/train.py DIR/train.yaml --data_folder DIR
+    """
+    from omnikit.finetune import write_recipe
+
+    for path in write_recipe(folder, checkpoint, lora_rank):
+        typer.echo(path)
+
+
 @app.command(name="tokenize", context_settings=PARTS)
 def tokenize_manifest(
     context: typer.Context,

@@ -16,6 +16,8 @@ from omnikit.hub import is_hub_id
 from omnikit.part_sizes import SIZES, TINY
 
 PRETRAINED, SIZE = "pretrained", "size"
+NAMES = "part_names"
+"""Key of the mapping from kinds to names of parts, in a resolved recipe and in a checkpoint."""
 CHOICE = "choice"
 """Key of a recipe for the choices made by flags, such as `-codec=mimi-size=tiny`, which name its output folder."""
 _PUBLISHED_KINDS = ("encoder", "llm", "codec")
@@ -90,11 +92,15 @@ def _check(flags: Mapping[str, Any]) -> None:
 
 
 def _names(tree: Mapping, overrides: Mapping[str, Any]) -> dict[str, str]:
-    """Return the name of the chosen part file by kind, or the class if the recipe file itself defines the part."""
+    """Return the name of the chosen part file by kind.
+
+    A part that the recipe file itself defines has the name that the file gives it under `NAMES`, or that of its class.
+    """
+    given = tree.get(NAMES) or {}
     return {
         kind: str({**tree[kind], **(overrides.get(kind) or {})}["name"])
         if has_tag(tree[kind], PICK)
-        else dotted_name(tree[kind])
+        else given.get(kind, dotted_name(tree[kind]))
         for kind in KINDS
         if isinstance(tree.get(kind), Mapping) and has_tag(tree[kind], PICK, "!new:", "!name:")
     }

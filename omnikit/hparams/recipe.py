@@ -19,15 +19,13 @@ from omnikit.hparams.include import read_recipe
 from omnikit.hparams.name_lookup import locate, nearest
 from omnikit.hparams.named_parts import KINDS, part_files, pick
 from omnikit.hparams.overrides import as_overrides
-from omnikit.hparams.part_flags import part_names, spread
+from omnikit.hparams.part_flags import NAMES, part_names, spread
 from omnikit.hparams.yaml_tree import dotted_name, read_tree_text, tag_of, walk, write_tree, yaml_problem
 from omnikit.old_names import pointer
 from omnikit.part_sizes import check_numbers
 
 MODEL = "model"
 """Key of a recipe under which it defines the model, which joins the parts."""
-NAMES = "part_names"
-"""Key of the mapping from kinds to names of parts, in a resolved recipe and in a checkpoint."""
 ORIGINS = ("weights", "tokenizer", "attention")
 """Options of parts that name files or affect speed only, and so leave the parameters as they are."""
 _NOT_TRAINED = (*ORIGINS, "lora")
@@ -116,7 +114,7 @@ def resolve(path: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str
     overrides = as_overrides(tree, spread(tree, settings, folder), folder)
     _check_placeholders(tree, overrides, path)
     _check_classes(tree, path)
-    stream = StringIO(write_tree(tree))
+    stream = StringIO(write_tree({key: value for key, value in tree.items() if key != NAMES}))
     stream.name = path  # where HyperPyYAML looks for files that are included under a key
     text = resolve_references(stream, copy.deepcopy(overrides)).getvalue()
     names = part_names(tree, overrides)
@@ -155,13 +153,6 @@ def dump_parts(text: str) -> str:
     for node in tree.values():
         if isinstance(node, Mapping) and "weights" in node:
             node["weights"] = None
-    return write_tree(tree)
-
-
-def self_contained(text: str) -> str:
-    """Return the YAML text of a resolved recipe in a form that runs in any folder, without its source files."""
-    tree = read_tree_text(text, "recipe")
-    tree.pop(NAMES, None)  # `resolve` adds them again
     return write_tree(tree)
 
 

@@ -22,7 +22,6 @@ from omnikit.data.task_sampler import TaskSampler
 from omnikit.errors import full_disk_names
 from omnikit.files import write_text
 from omnikit.hparams import Recipe
-from omnikit.hparams.recipe import self_contained
 from omnikit.model import OmniLM
 from omnikit.train.brain import parameter_table
 from omnikit.train.grad_accumulation import plan_accumulation
@@ -63,7 +62,7 @@ def make_output_folder(recipe: Recipe) -> None:
     if not sb.utils.distributed.if_main_process():
         return
     head = f"# Generated {date.today()} from:\n# {Path(recipe.path).absolute()}\n# yamllint disable\n"
-    write_text(folder / "hyperparams.yaml", head + self_contained(recipe.text))
+    write_text(folder / "hyperparams.yaml", head + recipe.text)
     script = Path(sys.argv[0])
     if script.suffix == ".py":
         shutil.copy(script, folder)

@@ -7,9 +7,12 @@ import shlex
 
 import pytest
 
+from omnikit.convert import mini_omni
+from omnikit.train.plot_curves import read_log
 from tests.pages import blocks, commands, write_files
+from tests.unit.test_convert import write_published
 
-FEWER = ["--steps_per_epoch", "2", "--epochs.limit", "1"]
+FEWER = ["--steps_per_epoch", "2", "--epochs.limit", "2"]
 """Command-line flags that shorten the training shown in docs/train.md."""
 
 
@@ -42,13 +45,29 @@ def test_first_steps(typed, tmp_path, monkeypatch):
             exec(compile(block.text, "first_steps.md", "exec"), {})
 
 
-def test_a_recipe_for_own_data(typed, tmp_path):
-    assert {"train.csv", "train.yaml", "train.py"} <= set(write_files("train.md", tmp_path))
-    *others, transcribe = commands("train.md")
+def test_the_shipped_system_is_trained_on_own_data(typed, tmp_path):
+    assert write_files("train.md", tmp_path) == ["train.csv", "written.csv"]
+    *others, transcribe, ask = commands("train.md")
+    assert len(others) == 3
     for line in others:
         typed(line)
-    assert typed(transcribe).split()[-1] == "six"
-    assert os.path.isfile(tmp_path / "results" / "mine" / "curves.png")
+    assert typed(transcribe).strip().startswith("is the ")
+    assert typed(ask).strip().startswith("the ")
+    assert os.path.isfile(tmp_path / "results" / "finetuned" / "curves.png")
+
+
+def test_a_converted_checkpoint_is_trained_on_own_data(typed, tmp_path):
+    """The commands of docs/train.md train a published checkpoint of toy size, and its loss falls."""
+    folder = write_published(tmp_path)
+    mini_omni.convert(folder / "mini_omni", tmp_path / "omni", codec=str(folder / "snac"))
+    write_files("train.md", tmp_path)
+    speak, recipe, train, _, ask = commands("train.md")
+    typed(speak)
+    typed(f"{recipe} --checkpoint omni")
+    typed(f"{train} --warmup_steps 1 --peak_lr 1e-2")
+    log = read_log(tmp_path / "results" / "finetuned" / "train_log.jsonl")
+    assert log[-1]["valid"]["loss"] < log[0]["valid"]["loss"]
+    assert typed(ask).strip()
 
 
 def test_swapping_parts(typed):

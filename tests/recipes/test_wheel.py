@@ -19,7 +19,8 @@ import omnikit
 from omnikit.checkpoint import SHIPPED
 from tests.pages import ROOT, commands, write_files
 
-BUILT_FROM = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "hparams", "omnikit")
+SCRIPTS = "recipes/VoiceAssistant/QA"
+BUILT_FROM = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "hparams", "omnikit", SCRIPTS)
 QUESTION = ROOT / "egs" / "mini" / "questions" / "sum.wav"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 
@@ -96,4 +97,4 @@ def test_a_recipe_of_the_docs_trains(installed, tmp_path):
     write_files("train.md", tmp_path)
     for line in commands("train.md"):
         called("bash", "-c", f"PATH={installed}:$PATH {line}", folder=tmp_path)
-    assert (tmp_path / "results" / "mine" / "model.safetensors").is_file()
+    assert (tmp_path / "results" / "finetuned" / "model.safetensors").is_file()

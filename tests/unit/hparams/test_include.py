@@ -6,7 +6,7 @@ import pytest
 
 from omnikit.hparams import load_recipe
 from omnikit.hparams.include import read_recipe
-from omnikit.hparams.recipe import self_contained, settings_of
+from omnikit.hparams.recipe import settings_of
 
 BASE = """
 name: !PLACEHOLDER
@@ -84,7 +84,7 @@ def test_the_saved_copy_needs_no_other_file(write, tmp_path):
     text = load_recipe([path, "--table.a.size", "7"]).text
     (tmp_path / "elsewhere").mkdir()
     copy = tmp_path / "elsewhere" / "hyperparams.yaml"
-    copy.write_text(self_contained(text))
+    copy.write_text(text)
     assert settings(str(copy)) == settings_of(text)
     assert settings(str(copy))["table.a.size"] == 7
 
