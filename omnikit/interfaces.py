@@ -12,8 +12,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -258,8 +260,29 @@ class Pattern(ABC):
 
     def codebooks(self, steps: int) -> Tensor:
         """Return the codebook that each audio stream carries at the answer steps 0 .. L - 1 as a table [S - 1, L]."""
-        table = [self.codebook_at(step) for step in range(steps)]
-        return torch.tensor(table, dtype=torch.long).reshape(steps, len(self.carries)).T
+        table = np.full((len(self.carries), steps), -1)
+        for book, (stream, first) in enumerate(self._first_codes):
+            table[stream, first :: self.stride] = book
+        return torch.from_numpy(table)
+
+    def place(self, frames: np.ndarray, steps: np.ndarray) -> None:
+        """Write the values of frames [K, T] to the places of their codes in steps [S - 1, L], in place.
+
+        Places without a code keep their values. L must be at least `num_steps(T)`.
+        """
+        span = self.stride * frames.shape[1]
+        for book, (stream, first) in enumerate(self._first_codes):
+            steps[stream, first : first + span : self.stride] = frames[book]
+
+    @cached_property
+    def _first_codes(self) -> list[tuple[int, int]]:
+        """Audio stream and answer step of the first code of each codebook [K]."""
+        found: dict[int, tuple[int, int]] = {}
+        for step in range(self.num_steps(1)):
+            for stream, book in enumerate(self.codebook_at(step)):
+                if book >= 0:
+                    found.setdefault(book, (stream, step))
+        return [found[book] for book in range(self.num_codebooks)]
 
     def end(self, stream: int, frames: int) -> int:
         """Return the answer step at which the end mark of an audio stream stands after `frames` frames.

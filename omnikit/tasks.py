@@ -13,8 +13,11 @@ its `eot`, and in each audio stream up to the last stream's `eoa`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,13 +82,40 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sample:
-    """A training sample: steps [S, L] and labels [S, L], where `labels[:, i]` is what position i is to predict."""
+    """A training sample of L positions: the steps of prompt and answer, and those that are to be predicted.
 
-    steps: Tensor
-    labels: Tensor
+    Position i is fed step i and is to predict step i + 1. Labels stand at `start` and the positions after it.
+    """
+
+    whole: np.ndarray
+    """All steps [S, L + 1]; the last one is only predicted, since the step after it would lie outside the sample."""
+    start: int
+    """Position that predicts the first answer step."""
+    text_labels: int
+    """Number of labels in the text stream."""
+    audio_labels: int
+    """Number of labels in each audio stream."""
     audio_frames: int = 0
     task: int = 0
     """Number of the task, see `TASK_NAMES`."""
+
+    @property
+    def length(self) -> int:
+        """Number of positions L."""
+        return self.whole.shape[1] - 1
+
+    @property
+    def steps(self) -> Tensor:
+        """Steps that the positions are fed [S, L]."""
+        return torch.from_numpy(self.whole[:, :-1])
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Labels of the positions [S, L], `IGNORE` where there is none."""
+        labels = np.full_like(self.whole[:, :-1], IGNORE)
+        for streams, count in ((slice(1), self.text_labels), (slice(1, None), self.audio_labels)):
+            labels[streams, self.start : self.start + count] = self.whole[streams, self.start + 1 :][:, :count]
+        return torch.from_numpy(labels)
 
 
 AUDIO_START = 1
@@ -99,20 +129,41 @@ def prompt_length(given: int) -> int:
 
 
 def make_prompt(
-    task: Task, layout: TokenLayout, *, text: list[int] | None = None, audio_frames: int | None = None
+    task: Task, layout: TokenLayout, *, text: Sequence[int] | None = None, audio_frames: int | None = None
 ) -> Prompt:
     """Return the prompt of a task for given text ids, or for a number of adapted speech features."""
+    given = _given(task, text, audio_frames)
+    steps = _pads(layout, prompt_length(given))
+    _write_prompt(steps, task, layout, text, given)
+    return Prompt(torch.from_numpy(steps), given if task.given == "speech" else 0)
+
+
+def _given(task: Task, text: Sequence[int] | None, audio_frames: int | None) -> int:
+    """Return the number of steps that the question takes in a prompt."""
     if task.given == "speech":
         assert audio_frames is not None, f"{task.name} is given speech"
-        middle = layout.pads()[:, None].repeat(1, audio_frames)
-    else:
-        assert text is not None, f"{task.name} is given text"
-        middle = layout.pads()[:, None].repeat(1, len(text))
-        middle[0] = torch.tensor(text, dtype=torch.long)
-    speech = task.given == "speech"
-    marks = layout.marks(text=task.text_mark, audio=task.speaks)
-    parts = [layout.inputs(audio=speech)[:, None], middle, layout.ends(audio=speech)[:, None], marks[:, None]]
-    return Prompt(torch.cat(parts, dim=1), audio_frames if speech else 0)
+        return audio_frames
+    assert text is not None, f"{task.name} is given text"
+    return len(text)
+
+
+def _pads(layout: TokenLayout, length: int) -> np.ndarray:
+    """Return `length` steps [S, L] of pads."""
+    steps = np.empty((layout.num_streams, length), dtype=np.int64)
+    steps[:] = layout.step("pad", "pad")[:, None]
+    return steps
+
+
+def _write_prompt(
+    steps: np.ndarray, task: Task, layout: TokenLayout, text: Sequence[int] | None, given: int
+) -> None:
+    """Write the prompt of a task into the first of the steps [S, L], which are pads."""
+    speech, end = task.given == "speech", AUDIO_START + given
+    steps[:, 0] = layout.step("input", "input" if speech else "pad")
+    if not speech:
+        steps[0, AUDIO_START:end] = text
+    steps[:, end] = layout.step("eot", "eoa" if speech else "pad")
+    steps[:, end + 1] = layout.step(task.text_mark, "answer" if task.speaks else "pad")
 
 
 def answer_ends(task: Task, pattern: Pattern, *, text: int, frames: int = 0) -> list[int]:
@@ -142,33 +193,23 @@ def label_counts(task: Task, pattern: Pattern, *, text: int, frames: int = 0) ->
         text: number of text ids in the answer.
         frames: number of frames in the answer.
     """
-    audio = answer_ends(task, pattern, text=text, frames=frames)[1:]
-    return (text + 1 if task.writes else 0), (max(audio) + 1 if audio else 0)
+    return _label_counts(task, answer_ends(task, pattern, text=text, frames=frames))
 
 
-def make_answer(
-    task: Task, layout: TokenLayout, pattern: Pattern, *, text: list[int], codes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the steps [S, L] of an answer and a mask [S, L] (bool) of those that carry loss.
+def _label_counts(task: Task, ends: list[int]) -> tuple[int, int]:
+    return (ends[0] + 1 if task.writes else 0), (max(ends[1:]) + 1 if task.speaks else 0)
 
-    Args:
-        text: text ids of the answer.
-        codes: codes [K, T] of its speech; None = the task does not speak.
-    """
-    assert codes is not None or not task.speaks, f"{task.name} answers with speech"
-    ends = answer_ends(task, pattern, text=len(text), frames=codes.shape[1] if task.speaks else 0)
-    steps = layout.pads()[:, None].repeat(1, max(ends) + 1)
-    steps[0, : len(text) + 1] = torch.tensor([*text, layout.text.eot])
-    loss = torch.zeros_like(steps, dtype=torch.bool)
-    loss[0, : len(text) + 1] = task.writes
-    if task.speaks:
-        used = pattern.num_steps(codes.shape[1])
-        steps[1:, :used] = layout.to_ids(pattern.interleave(codes[None])[0], pattern.codebooks(used))
+
+def _write_answer(
+    steps: np.ndarray, layout: TokenLayout, pattern: Pattern, ends: list[int], text: Sequence[int], codes: Tensor | None
+) -> None:
+    """Write an answer with the given ends into steps [S, L], which are pads."""
+    steps[0, : ends[0]] = text
+    steps[0, ends[0]] = layout.text.eot
+    if codes is not None:
+        pattern.place(layout.to_ids(codes.numpy()), steps[1:])
         for stream, end in enumerate(ends[1:]):
-            steps[1 + stream, end:] = layout.audio[stream].pad
             steps[1 + stream, end] = layout.audio[stream].eoa
-        loss[1:, : max(ends[1:]) + 1] = True
-    return steps, loss
 
 
 def make_sample(
@@ -176,27 +217,28 @@ def make_sample(
     layout: TokenLayout,
     pattern: Pattern,
     *,
-    question: list[int] | None = None,
+    question: Sequence[int] | None = None,
     audio_frames: int | None = None,
-    answer: list[int],
+    answer: Sequence[int],
     codes: Tensor | None = None,
 ) -> Sample:
-    """Return a training sample of prompt and answer, with labels shifted so that each position predicts the next step.
+    """Return a training sample of prompt and answer, in which each position predicts the next step.
 
     Args:
-        question: text ids of a written question.
+        question: text ids of a written question, as a list or an array.
         audio_frames: number of adapted speech features of a spoken question.
-        answer: text ids of the answer.
-        codes: codes [K, T] of its speech; None = the task does not speak.
+        answer: text ids of the answer, as a list or an array.
+        codes: codes [K, T] of its speech, of any integer type; None = the task does not speak.
     """
-    prompt = make_prompt(task, layout, text=question, audio_frames=audio_frames)
-    answer_steps, loss = make_answer(task, layout, pattern, text=answer, codes=codes)
-    steps = torch.cat([prompt.steps, answer_steps], dim=1)
-    labels = torch.full_like(steps, IGNORE)
-    at = prompt.steps.shape[1]
-    labels[:, at - 1 : -1] = torch.where(loss, answer_steps, torch.full_like(answer_steps, IGNORE))
-    # the last step is left out: it is never fed, since the step after it would lie outside the sample
-    return Sample(steps[:, :-1], labels[:, :-1], prompt.audio_frames, TASK_NAMES.index(task.name))
+    assert codes is not None or not task.speaks, f"{task.name} answers with speech"
+    given = _given(task, question, audio_frames)
+    at, frames = prompt_length(given), codes.shape[1] if task.speaks else 0
+    ends = answer_ends(task, pattern, text=len(answer), frames=frames)
+    steps = _pads(layout, at + max(ends) + 1)
+    _write_prompt(steps, task, layout, question, given)
+    _write_answer(steps[:, at:], layout, pattern, ends, answer, codes if task.speaks else None)
+    spoken = given if task.given == "speech" else 0
+    return Sample(steps, at - 1, *_label_counts(task, ends), spoken, TASK_NAMES.index(task.name))
 
 
 def draw(steps: Tensor, layout: TokenLayout, audio_frames: int = 0) -> str:

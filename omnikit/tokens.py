@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,6 +75,7 @@ class TokenLayout:
         self.offsets = tuple(sum(self.sizes[:s]) for s in range(len(self.sizes)))
         self.num_streams = len(self.sizes)
         self.total = sum(self.sizes)
+        self._steps: dict[tuple[str, str], np.ndarray] = {}
 
     def pads(self) -> Tensor:
         """Return the pad id of each stream [S]."""
@@ -94,8 +96,23 @@ class TokenLayout:
         """Return the last step [S] of a prompt: for each stream, a mark that says whether or how it is to answer."""
         return self._row(text, "answer" if audio else "pad")
 
+    def step(self, text: str, audio: str) -> np.ndarray:
+        """Return the step [S] with one special token in the text stream and one in all audio streams.
+
+        The array is made once and cannot be written to.
+
+        Args:
+            text: name of a token in `TEXT_SPECIALS`.
+            audio: name of a token in `AUDIO_SPECIALS`.
+        """
+        if (text, audio) not in self._steps:
+            ids = np.array([getattr(self.text, text), *(getattr(each, audio) for each in self.audio)])
+            ids.setflags(write=False)
+            self._steps[text, audio] = ids
+        return self._steps[text, audio]
+
     def _row(self, text: str, audio: str) -> Tensor:
-        return torch.tensor([getattr(self.text, text), *(getattr(ids, audio) for ids in self.audio)])
+        return torch.from_numpy(self.step(text, audio).copy())
 
     def is_text(self, ids: Tensor | int) -> Tensor | bool:
         """Return whether ids [...] of the text stream are in the backbone's own vocabulary, as bool [...]."""
@@ -114,21 +131,26 @@ class TokenLayout:
         """
         return self._places.to(codebooks.device)[_stream_index(codebooks), codebooks] * self.codebook_size
 
-    def to_ids(self, codes: Tensor, codebooks: Tensor) -> Tensor:
-        """Convert codes laid out by a pattern [.., S - 1, L] to ids, with pads where no code stands.
-
-        `codebooks` [S - 1, L] says which codebook each code is from, -1 where there is none.
-        """
-        pads = self.pads()[1:, None].to(codes.device)
-        return torch.where(codebooks < 0, pads, codes + self.code_offsets(codebooks.clamp(min=0)))
+    def to_ids(self, codes: np.ndarray) -> np.ndarray:
+        """Convert codes [K, T] of whole frames to the ids that they have in the audio streams that carry them."""
+        return codes + self._begins[:, None]
 
     def to_codes(self, ids: Tensor, codebooks: Tensor) -> Tensor:
-        """Convert ids [.., S - 1, L] to codes, the inverse of `to_ids`, with -1 where no code stands.
+        """Convert ids laid out by a pattern [.., S - 1, L] to codes, with -1 where no code stands.
 
-        Ids outside the codebook give codes outside it.
+        `codebooks` [S - 1, L] says which codebook each code is from, -1 where there is none. Ids outside the codebook give codes outside it.
         """
         codes = ids - self.code_offsets(codebooks.clamp(min=0))
         return torch.where(codebooks < 0, torch.full_like(codes, -1), codes)
+
+    @cached_property
+    def _begins(self) -> np.ndarray:
+        """Id of code 0 of each codebook in its audio stream [K]."""
+        begins = np.zeros(sum(len(books) for books in self.carries), dtype=np.int64)
+        for stream, books in enumerate(self.carries):
+            for book in books:
+                begins[book] = self.code_ids(stream, book).start
+        return begins
 
     @cached_property
     def _places(self) -> Tensor:

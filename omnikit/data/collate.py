@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from omnikit.data.micro_batch import MicroBatch
 from omnikit.interfaces import lengths_to_mask
-from omnikit.label_positions import LabelPositions, label_positions
+from omnikit.label_positions import MULTIPLE, LabelPositions
 from omnikit.model import AdaptedSpeech
 from omnikit.tasks import AUDIO_START, TASK_NAMES, Sample
 from omnikit.tokens import IGNORE, TokenLayout
@@ -30,6 +30,23 @@ def rounded(length: int | np.ndarray, multiple: int) -> int | np.ndarray:
     return -(-length // multiple) * multiple
 
 
+class BatchSizes(NamedTuple):
+    """Sizes of a batch as plain numbers, so that nobody has to fetch them from the device."""
+
+    sequences: int
+    """Number B of samples."""
+    positions: int
+    """Number of positions without padding."""
+    padded: int
+    """Number of positions with padding, B * L."""
+    feature_frames: int
+    """Number of stored feature frames without padding."""
+    wav_samples: int
+    """Number of audio samples, without padding, of the recordings whose features are to be computed."""
+    code_steps: int
+    """Number of labels in one audio stream."""
+
+
 @dataclass
 class Batch:
     """A training batch of B padded samples.
@@ -39,29 +56,51 @@ class Batch:
     """
 
     steps: Tensor  # [B, S, L]
-    labels: Tensor  # [B, S, L]
-    features: Tensor  # [B, T, D] encoder features
+    features: Tensor  # [B, T, D] encoder features, in float16 as they are stored, or in float32
     lengths: Tensor  # [B] number of feature frames
-    wav: Tensor  # [B, N] recordings whose features are to be computed
-    samples: Tensor  # [B] lengths of these recordings in audio samples; 0 where there is none
+    wav: Tensor  # [b, N] recordings of those samples whose features are to be computed
+    wav_lengths: Tensor  # [b] lengths of these recordings in audio samples
+    recorded: Tensor  # [b] indices of these samples in the batch
     text: LabelPositions  # positions with a label in the text stream
     audio: LabelPositions  # positions with a label in an audio stream
     step_labels: Tensor  # [tasks, S] labels of the whole optimiser step by task and stream, see `MicroBatch`
+    sizes: BatchSizes
     ends_step: bool = True  # whether the optimiser step follows this batch
     ids: tuple[str, ...] = ()  # ids of the manifest entries, for logs
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with all tensors on another device."""
-        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+        """Return the batch with all tensors on another device.
+
+        From pinned memory they are copied while the caller goes on.
+        """
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with all tensors in pinned memory; a data loader with `pin_memory` calls this."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(self, **{f.name: _map(function, getattr(self, f.name)) for f in fields(self)})
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels [B, S, L] of all streams, `IGNORE` where there is none."""
+        batch, streams, length = self.steps.shape
+        labels = self.steps.new_full((batch * length + 1, streams), IGNORE)  # the last row takes the padding
+        for found, columns in ((self.text, slice(1)), (self.audio, slice(1, None))):
+            padding = (found.labels == IGNORE).all(dim=1)
+            labels[found.positions.masked_fill(padding, batch * length), columns] = found.labels
+        return labels[:-1].view(batch, length, streams).transpose(1, 2)
 
     @property
     def has_speech(self) -> bool:
-        return bool(((self.lengths > 0) | self.to_encode).any())
+        """Whether any sample has features or a recording."""
+        return self.sizes.feature_frames > 0 or self.has_recordings
 
     @property
-    def to_encode(self) -> Tensor:
-        """Mask [B] of the samples that have a recording in place of features."""
-        return self.samples > 0
+    def has_recordings(self) -> bool:
+        """Whether features are to be computed from the recording of any sample."""
+        return self.sizes.wav_samples > 0
 
     def with_features(self, made: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Insert features that were computed from the batch's recordings among its stored features.
@@ -71,24 +110,45 @@ class Batch:
             counts: their lengths [b] in frames.
 
         Returns:
-            Features [B, T, D] and lengths [B] of all samples.
+            Features [B, T, D], in the type of the computed ones, and lengths [B] of all samples.
         """
-        at, ready, inside = self.to_encode, self.features, lengths_to_mask(counts, made.shape[1])
+        ready, inside = self.features, lengths_to_mask(counts, made.shape[1])
         longest = rounded(max(made.shape[1], ready.shape[1]), FRAMES)
-        features = ready.new_zeros(len(at), longest, ready.shape[2])
+        features = made.new_zeros(len(ready), longest, ready.shape[2])
         features[:, : ready.shape[1]] = ready
-        features[at, : made.shape[1]] = (made * inside[..., None]).to(features.dtype)
-        return features, self.lengths.masked_scatter(at, counts.to(self.lengths.dtype))
+        features[self.recorded, : made.shape[1]] = made * inside[..., None]
+        return features, self.lengths.index_copy(0, self.recorded, counts.to(self.lengths.dtype))
 
     def speech(self, adapted: Tensor, lengths: Tensor) -> AdaptedSpeech:
         """Return adapted features [B, T, D] of this batch together with their start position in the prompts."""
         return AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
+def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, LabelPositions):
-        return LabelPositions(*(each.to(device) for each in value))
-    return value.to(device) if isinstance(value, Tensor) else value
+        return LabelPositions(*map(function, value))
+    return function(value) if isinstance(value, Tensor) else value
+
+
+def collator(layout: TokenLayout, dim: int) -> Callable[[list[dict[str, Any] | None]], Batch]:
+    """Return a collate function that pads items of `Samples` into a `Batch` and ignores items that are None.
+
+    It can be pickled, so that worker processes started by any method can use it. It raises `ValueError` if all items of
+    a batch are None.
+
+    Args:
+        dim: width of the encoder features.
+    """
+    return partial(_collate_items, layout, dim)
+
+
+def _collate_items(layout: TokenLayout, dim: int, items: list[dict[str, Any] | None]) -> Batch:
+    step = items if isinstance(items, MicroBatch) else None
+    items = [item for item in items if item is not None]
+    if not items:
+        raise ValueError("none of the recordings of a batch can be read (see the log); prepare the manifest again")
+    samples, features, wavs, ids = ([item[name] for item in items] for name in ("sample", "features", "wav", "id"))
+    return collate(samples, features, layout, dim, wavs, ids, step)
 
 
 def collate(
@@ -102,7 +162,8 @@ def collate(
 ) -> Batch:
     """Pad training samples on the right and return them as one batch.
 
-    Steps are padded to a multiple of `STEPS`, features to a multiple of `FRAMES`.
+    Steps are padded to a multiple of `STEPS`, features to a multiple of `FRAMES`. The training step converts features
+    in float16 to float32 on its device, where this is cheaper.
 
     Args:
         features: encoder features [T, dim] of each sample; None for samples without speech or with a recording.
@@ -112,30 +173,78 @@ def collate(
         step: micro-batch that says which optimiser step the samples belong to; None if they are a whole step.
     """
     step = MicroBatch() if step is None else step
-    longest = rounded(max(s.steps.shape[1] for s in samples), STEPS)
-    steps = layout.pads()[None, :, None].repeat(len(samples), 1, longest)
-    labels = torch.full_like(steps, IGNORE)
-    for b, sample in enumerate(samples):
-        steps[b, :, : sample.steps.shape[1]] = sample.steps
-        labels[b, :, : sample.labels.shape[1]] = sample.labels
-    given = [torch.zeros(0, dim) if f is None else f.float() for f in features]
-    lengths = torch.tensor([f.shape[0] for f in given])
-    padded = pad_sequence(given, batch_first=True)
-    padded = nn.functional.pad(padded, (0, 0, 0, -padded.shape[1] % FRAMES))
-    recorded = [torch.zeros(0) if wav is None else wav for wav in wavs or [None] * len(samples)]
-    counts = torch.tensor([len(wav) for wav in recorded])
-    tasks = torch.tensor([sample.task for sample in samples])
-    text, audio = label_positions(labels[:, :1], tasks), label_positions(labels[:, 1:], tasks)
+    longest = rounded(max(sample.length for sample in samples), STEPS)
+    steps = np.empty((len(samples), layout.num_streams, longest), dtype=np.int64)
+    for row, sample in zip(steps, samples, strict=True):
+        row[:, : sample.length] = sample.whole[:, :-1]
+        row[:, sample.length :] = layout.step("pad", "pad")[:, None]
+    padded, lengths = _pad_features(features, dim)
+    recorded = [b for b, wav in enumerate(wavs) if wav is not None]
+    wav, wav_lengths = _pad_rows([wavs[b] for b in recorded])
     return Batch(
-        steps, labels, padded, lengths, pad_sequence(recorded, batch_first=True), counts, text, audio,
-        _labels_of_step(labels, tasks) if step.step_labels is None else _by_stream(step.step_labels, layout),
+        torch.from_numpy(steps), padded, torch.tensor(lengths), wav, torch.tensor(wav_lengths, dtype=torch.long),
+        torch.tensor(recorded, dtype=torch.long),
+        _label_positions(samples, slice(1), [sample.text_labels for sample in samples], longest),
+        _label_positions(samples, slice(1, None), [sample.audio_labels for sample in samples], longest),
+        _by_stream(_labels_of_step(samples) if step.step_labels is None else step.step_labels, layout),
+        BatchSizes(
+            len(samples), sum(sample.length for sample in samples), len(samples) * longest, sum(lengths),
+            sum(wav_lengths), sum(sample.audio_labels for sample in samples),
+        ),
         step.ends_step, tuple(ids),
     )  # fmt: skip
 
 
-def _labels_of_step(labels: Tensor, tasks: Tensor) -> Tensor:
-    """Return the number of labels [tasks, S] of labels [B, S, L] by task and stream."""
-    return labels.new_zeros(len(TASK_NAMES), labels.shape[1]).index_add(0, tasks, (labels != IGNORE).sum(dim=2))
+def _pad_features(features: list[Tensor | None], dim: int) -> tuple[Tensor, list[int]]:
+    """Return features [B, T, dim], zero past their ends, and their lengths; float16 if all given ones are float16."""
+    given = [each for each in features if each is not None]
+    kind = np.float16 if all(each.dtype == torch.float16 for each in given) else np.float32
+    lengths = [0 if each is None else len(each) for each in features]
+    padded = np.zeros((len(features), rounded(max(lengths), FRAMES), dim), dtype=kind)
+    for row, each in zip(padded, features, strict=True):
+        if each is not None:
+            row[: len(each)] = each.numpy()
+    return torch.from_numpy(padded), lengths
+
+
+def _pad_rows(wavs: list[Tensor]) -> tuple[Tensor, list[int]]:
+    """Return waveforms as one tensor [b, N], zero past their ends, and their lengths in audio samples."""
+    lengths = [len(wav) for wav in wavs]
+    padded = np.zeros((len(wavs), max(lengths, default=0)), dtype=np.float32)
+    for row, wav in zip(padded, wavs, strict=True):
+        row[: len(wav)] = wav.numpy()
+    return torch.from_numpy(padded), lengths
+
+
+def _label_positions(samples: list[Sample], streams: slice, counts: list[int], longest: int) -> LabelPositions:
+    """Return the positions of labels in some streams of samples that are padded to `longest` positions.
+
+    The result equals that of `omnikit.label_positions.label_positions`, without a search.
+
+    Args:
+        counts: number of labels of each sample in each of these streams.
+    """
+    total = sum(counts)
+    size, width = rounded(total, MULTIPLE), len(samples[0].whole[streams])
+    positions, tasks = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    labels = np.full((size, width), IGNORE, dtype=np.int64)
+    begin = 0
+    for b, (sample, count) in enumerate(zip(samples, counts, strict=True)):
+        if count:
+            end, first = begin + count, sample.start + b * longest
+            positions[begin:end] = np.arange(first, first + count)
+            labels[begin:end] = sample.whole[streams, sample.start + 1 : sample.start + 1 + count].T
+            tasks[begin:end] = sample.task
+            begin = end
+    return LabelPositions(*map(torch.from_numpy, (positions, labels, np.full(width, total), tasks)))
+
+
+def _labels_of_step(samples: list[Sample]) -> np.ndarray:
+    """Return the number of labels [tasks, 2] of samples by task, in the text stream and in each audio stream."""
+    counts = np.zeros((len(TASK_NAMES), 2), dtype=np.int64)
+    for sample in samples:
+        counts[sample.task] += sample.text_labels, sample.audio_labels
+    return counts
 
 
 def _by_stream(counts: np.ndarray, layout: TokenLayout) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from omnikit.data.array_cache import ArrayStore
-from omnikit.data.collate import Batch, collate
+from omnikit.data.collate import Batch, collator
 from omnikit.data.manifest_reader import Codes, Features, ManifestEntry
 from omnikit.data.micro_batch import MicroBatch
 from omnikit.data.sample_table import SampleTable
@@ -206,7 +206,7 @@ class SampleMaker:
 
     def _codes(self, entry: ManifestEntry, task: Task) -> Tensor:
         own = self._own_codes(entry, task)
-        return (self.codes[entry.target_recording(task).key] if own is None else own.load()).long()
+        return self.codes[entry.target_recording(task).key] if own is None else own.load()
 
 
 def codec_name(model: OmniLM) -> str | None:
@@ -336,19 +336,6 @@ def _counted(tokenizer: Tokenizer, texts: list[str]) -> dict[str, int | ValueErr
     return _counted(tokenizer, texts[:middle]) | _counted(tokenizer, texts[middle:])
 
 
-def collate_items(model: OmniLM):
-    """Return a collate function that pads items of `Samples` into a `Batch` and ignores items that are None.
-
-    The function raises `ValueError` if all items of a batch are None.
-    """
-
-    def join(items: list[Item | None]) -> Batch:
-        step = items if isinstance(items, MicroBatch) else None
-        items = [item for item in items if item is not None]
-        if not items:
-            raise ValueError("none of the recordings of a batch can be read (see the log); prepare the manifest again")
-        names = ("sample", "features", "wav", "id")
-        samples, features, wavs, ids = ([item[name] for item in items] for name in names)
-        return collate(samples, features, model.layout, model.encoder.dim, wavs, ids, step)
-
-    return join
+def collate_items(model: OmniLM) -> Callable[[list[Item | None]], Batch]:
+    """Return the collate function for items of a model's samples, see `omnikit.data.collate.collator`."""
+    return collator(model.layout, model.encoder.dim)

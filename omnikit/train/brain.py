@@ -51,14 +51,13 @@ def parameter_table(model: OmniLM, trainable: list[str], origins: dict[str, str]
 def encoded(model: OmniLM, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return encoder features [B, T, D] of a batch and their lengths [B].
 
-    Stored features are returned unchanged. Recordings without features are encoded here as in evaluation: in float32
-    and without gradients.
+    Stored features are converted to float32, which does not change their values. Recordings without features are
+    encoded here as in evaluation: in float32 and without gradients.
     """
-    at = batch.to_encode
-    if not at.any():
-        return batch.features, batch.lengths
+    if not batch.has_recordings:
+        return batch.features.float(), batch.lengths
     with torch.no_grad(), torch.autocast(batch.wav.device.type, enabled=False):
-        return batch.with_features(*model.encoder(batch.wav[at], batch.samples[at]))
+        return batch.with_features(*model.encoder(batch.wav, batch.wav_lengths))
 
 
 class OneForward(nn.Module):

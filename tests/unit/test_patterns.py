@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,6 +123,20 @@ def test_interleave_keeps_to_the_table(k):
         assert torch.equal(steps != -7, coded.expand_as(steps))
         spoken = pattern.interleave(codes > 5, hole=False)
         assert spoken.dtype == torch.bool and torch.equal(pattern.deinterleave(spoken), codes > 5)
+
+
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_tables_and_places_are_those_of_every_step(k):
+    for pattern in every_pattern(k):
+        for length in (0, 1, pattern.num_steps(1), pattern.num_steps(4) + 3):
+            slow = torch.tensor([pattern.codebook_at(step) for step in range(length)], dtype=torch.long)
+            assert torch.equal(pattern.codebooks(length), slow.reshape(length, len(pattern.carries)).T)
+        for t in (0, 1, 5):
+            codes = torch.arange(k * t).reshape(k, t)
+            steps = np.full((len(pattern.carries), pattern.num_steps(t) + 2), -7)
+            pattern.place(codes.numpy(), steps)
+            assert steps[:, :-2].tolist() == pattern.interleave(codes[None], hole=-7)[0].tolist()
+            assert (steps[:, -2:] == -7).all()
 
 
 @pytest.mark.parametrize("k", [2, 3, 7])

@@ -14,7 +14,6 @@ from omnikit.tasks import (
     TASKS,
     answer_ends,
     draw,
-    make_answer,
     make_prompt,
     make_sample,
     prompt_length,
@@ -122,13 +121,13 @@ def test_lengths_and_ends_are_those_of_the_sample(name, pattern):
     task, layout = TASKS[name], TokenLayout(text_vocab=100, codebook_size=50, carries=pattern.carries)
     for given, text, frames in [(0, 0, 0), (1, 0, 2), (5, 9, 1), (2, 3, 7)]:
         codes = torch.zeros(2, frames, dtype=torch.long)
-        steps, _ = make_answer(task, layout, pattern, text=[7] * text, codes=codes)
-        marks = [layout.text.eot, *(ids.eoa for ids in layout.audio)]
-        ends = [(row == mark).nonzero().flatten().tolist() for row, mark in zip(steps, marks, strict=True)]
-        expected = answer_ends(task, pattern, text=text, frames=frames)
-        assert ends == [[end] for end in expected] + [[]] * (len(ends) - len(expected))
         question = {"audio_frames": given} if task.given == "speech" else {"question": [5] * given}
         sample = make_sample(task, layout, pattern, answer=[7] * text, codes=codes, **question)
+        steps = sample.whole[:, prompt_length(given) :]
+        marks = [layout.text.eot, *(ids.eoa for ids in layout.audio)]
+        ends = [(row == mark).nonzero()[0].tolist() for row, mark in zip(steps, marks, strict=True)]
+        expected = answer_ends(task, pattern, text=text, frames=frames)
+        assert ends == [[end] for end in expected] + [[]] * (len(ends) - len(expected))
         assert sample.steps.shape[1] == sample_length(task, pattern, given=given, text=text, frames=frames)
 
 

@@ -32,27 +32,37 @@ def test_flattened_has_one_audio_stream():
 @pytest.mark.parametrize("pattern", [Delayed(num_codebooks=3), Flattened(num_codebooks=3, text_lead=2)])
 def test_ids_and_codes_are_inverse(pattern):
     layout = layout_of(pattern, text_vocab=50, codebook_size=10)
-    codes = torch.randint(0, 10, (2, 3, 4))
-    steps = pattern.interleave(codes)
+    codes = torch.randint(0, 10, (3, 4))
+    ids = torch.from_numpy(layout.to_ids(codes.numpy()))
+    steps = pattern.interleave(ids[None])[0]
     books = pattern.codebooks(steps.shape[-1])
-    ids = layout.to_ids(steps, books)
-    holes = (books < 0).expand_as(ids)
-    assert (ids[holes] == layout.audio[0].pad).all()
-    assert torch.equal(layout.to_codes(ids, books), steps)
-    if len(layout.audio) == 1:
-        expected = books * 10 + steps
-        assert torch.equal(ids[~holes], expected[~holes])
+    assert torch.equal(layout.to_codes(steps, books), pattern.interleave(codes[None])[0])
+    assert torch.equal(ids, codes if len(layout.audio) > 1 else 10 * torch.arange(3)[:, None] + codes)
 
 
 @pytest.mark.parametrize("pattern", [Delayed(num_codebooks=3), Flattened(num_codebooks=3)])
 def test_code_ids_are_those_of_the_codes(pattern):
     layout = layout_of(pattern, text_vocab=50, codebook_size=10)
-    for step in range(pattern.num_steps(2)):
-        books = torch.tensor(pattern.codebook_at(step))[:, None]
-        for stream, book in enumerate(books[:, 0].tolist()):
-            if book >= 0:
-                found = [int(layout.to_ids(torch.full_like(books, code), books)[stream, 0]) for code in range(10)]
-                assert found == list(layout.code_ids(stream, book))
+    ids = layout.to_ids(torch.arange(10, dtype=torch.int16).expand(3, 10).numpy())
+    for stream, books in enumerate(layout.carries):
+        for book in books:
+            assert ids[book].tolist() == list(layout.code_ids(stream, book))
+
+
+def test_ids_of_a_large_vocabulary_do_not_overflow():
+    layout = layout_of(Flattened(num_codebooks=9))
+    codes = torch.full((9, 2), 4095, dtype=torch.int16)
+    assert layout.to_ids(codes.numpy())[:, 0].tolist() == [4096 * k + 4095 for k in range(9)]
+
+
+def test_steps_of_special_tokens_are_made_once_and_kept_from_writers():
+    layout = layout_of(Delayed(num_codebooks=2))
+    assert layout.step("eot", "eoa") is layout.step("eot", "eoa")
+    assert layout.step("eot", "eoa").tolist() == layout.ends(audio=True).tolist()
+    with pytest.raises(ValueError, match="read-only"):
+        layout.step("pad", "pad")[0] = 1
+    layout.pads()[0] = 1
+    assert layout.pads()[0] == layout.text.pad
 
 
 def test_text_is_what_the_backbone_knows():

@@ -76,7 +76,8 @@ def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
     assert live.tasks.tolist() == cached.tasks.tolist() and live.lengths.tolist() == cached.lengths.tolist()
     batches = batch_of(model, live), batch_of(model, cached)
     assert torch.equal(batches[0].steps, batches[1].steps) and torch.equal(batches[0].labels, batches[1].labels)
-    assert batches[0].to_encode.sum() == 4 and not batches[1].to_encode.any() and all(b.has_speech for b in batches)
+    assert batches[0].recorded.tolist() == [0, 1, 2, 3] and not batches[1].has_recordings
+    assert all(batch.has_speech for batch in batches)
     brain = brain_of(model)
     brain.modules.train()  # as in a training stage
     found, gradients = [], []
@@ -91,7 +92,7 @@ def test_losses_are_those_of_cached_features(model, manifest, tmp_path):
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-2)
     heard = encoded(model, batches[0])
-    assert torch.allclose(heard[0][:, : batches[1].features.shape[1]], batches[1].features, atol=1e-3)
+    assert torch.allclose(heard[0][:, : batches[1].features.shape[1]], batches[1].features.float(), atol=1e-3)
     assert torch.equal(heard[1], batches[1].lengths)
 
 
@@ -99,9 +100,9 @@ def test_rows_that_have_features_are_not_encoded(model, manifest, tmp_path):
     tokenize(manifest, tmp_path / "out", Parts(encoder=model.encoder), drop=("a1",))
     ready = samples(model, tmp_path / "out", "on_the_fly", {"A1T1": 1.0})
     live = samples(model, manifest, "on_the_fly", {"A1T1": 1.0})
-    assert not batch_of(model, ready).to_encode.any()
+    assert not batch_of(model, ready).has_recordings
     mixed = collate_items(model)([ready[0], live[1], ready[2], live[3]])
-    assert mixed.to_encode.tolist() == [False, True, False, True]
+    assert mixed.recorded.tolist() == [1, 3] and mixed.has_recordings
     brain = brain_of(model)
     expected = losses_of(brain, batch_of(model, ready))
     assert torch.allclose(losses_of(brain, mixed).means(), expected.means(), atol=1e-3)
