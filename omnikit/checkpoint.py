@@ -34,7 +34,9 @@ SHIPPED = packaged("pretrained/mini")
 """Folder of the mini system's checkpoint that comes with the package."""
 
 
-def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def save(
+    model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16, weights: Stored | None = None
+) -> None:
     """Write a model's checkpoint to a folder, without touching unrelated files in it.
 
     A kill or a full disk leaves the old checkpoint or the new one, each complete.
@@ -42,6 +44,7 @@ def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16)
     Args:
         model: a model that was built from a recipe and has its weights.
         dtype: type in which floating-point weights are stored.
+        weights: weights by name in place of the model's own, which may be shared among processes.
 
     Raises:
         ValueError: the model was not built from a recipe, so there is nothing to build it from again; it was loaded
@@ -54,7 +57,7 @@ def save(model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16)
     folder = Path(folder)
     with whole_folder(folder) as aside:
         write_text(aside / HPARAMS, _with_tokenizer(model.recipe, _tokenizer_file(model)))
-        save_weights(model, aside, dtype)
+        save_weights(model, aside, dtype, weights)
         model.llm.tokenizer.save(str(aside))
         _keep_others(folder, aside)
 

@@ -106,12 +106,15 @@ def stored_tensors(path: str | Path) -> Stored:
         raise ValueError(f"{file}: not a safetensors file ({one_line(error)})") from None
 
 
-def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+def save_weights(
+    module: nn.Module, path: str | Path, dtype: torch.dtype = torch.bfloat16, weights: Stored | None = None
+) -> Path:
     """Write the weights of a module to a safetensors file, tied tensors once.
 
     Args:
         path: a file that ends in `.safetensors`, or a folder, which gets `model.safetensors`.
         dtype: type that floating-point weights are converted to.
+        weights: tensors by name in place of the module's own.
 
     Returns:
         Path of the file, which is complete or absent.
@@ -120,7 +123,8 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype = torch
         ValueError: some weights are not finite, or the disk is full; an existing file stays as it is.
     """
     file = Path(path) if str(path).endswith(".safetensors") else Path(path) / FILE_NAME
-    tensors = {name: _stored(tensor, dtype) for name, tensor in _untied(module).items()}
+    weights = module.state_dict(keep_vars=True) if weights is None else weights
+    tensors = {name: _stored(tensor, dtype) for name, tensor in _untied(weights).items()}
     refuse_not_finite(tensors, file)
     with whole_file(file, SafetensorError) as aside:
         save_file(tensors, aside)
@@ -148,11 +152,11 @@ def _check_header(file: Path) -> None:
         raise SafetensorError(f"its header would have {length} bytes, more than {LARGEST_JSON}")
 
 
-def _untied(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a module by name, with tied tensors under their first name only."""
+def _untied(tensors: Stored) -> Stored:
+    """Return tensors by name, with tied ones under their first name only."""
     seen: set[int] = set()
     state = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
+    for name, tensor in tensors.items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
             state[name] = tensor
@@ -182,7 +186,7 @@ def refuse_not_finite(tensors: Stored, where: str | Path) -> None:
     """
     names = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if names:
-        raise ValueError(f"{where}: has numbers that are not finite (NaN or infinity) in {_some(names)}")
+        raise ValueError(f"{where}: has numbers that are not finite (NaN or infinity) in {some_names(names)}")
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -217,9 +221,10 @@ def _differences(own: dict[str, Tensor], stored: dict[str, Tensor], whole: bool)
         if name in own and _kind(own[name].dtype) != _kind(tensor.dtype)
     ]
     kinds = (("lacks ", missing), ("has the unknown ", unknown), ("", shapes), ("", types))
-    return [words + _some(names) for words, names in kinds if names]
+    return [words + some_names(names) for words, names in kinds if names]
 
 
-def _some(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
+    """Return the first few of some names of weights, and the number of the others, for an error message."""
     more = len(names) - _SHOWN
     return ", ".join(name[:_LONGEST_NAME] for name in islice(names, _SHOWN)) + (f" and {more} more" if more > 0 else "")

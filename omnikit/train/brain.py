@@ -20,6 +20,7 @@ from omnikit.files import write_text
 from omnikit.interfaces import count_parameters
 from omnikit.losses import StreamLosses, weighted_mean
 from omnikit.model import OmniLM
+from omnikit.train.distributed import make_parallel
 from omnikit.train.epoch_progress import EpochProgress, StreamSums
 from omnikit.train.plot_curves import draw_curves, read_log
 from omnikit.train.robust_brain import RobustBrain, highest_loss
@@ -85,8 +86,8 @@ class OmniBrain(RobustBrain):
 
     Requires the module `model`, and in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`,
     `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`,
-    `tensorboard`, `sampler` (the batch sampler) and `validate` (a function from the brain to validation figures, called
-    after each epoch).
+    `tensorboard`, `sampler` (the batch sampler), `validate` (a function from the brain to validation figures, called
+    by all processes after each epoch), `distributed` and `hang_timeout` (see `omnikit.train.distributed`).
     """
 
     bar: tqdm | None = None
@@ -106,6 +107,7 @@ class OmniBrain(RobustBrain):
         with self.no_sync(not should_step):
             with self.training_ctx:
                 loss = self.modules.model(self._loss, batch)
+            self.parallel.beat()
             scaled = self.scaler.scale(loss / self.grad_accumulation_factor)
             self.check_loss_isfinite(scaled)
             scaled.backward()
@@ -127,6 +129,7 @@ class OmniBrain(RobustBrain):
         try:
             super().fit(*args, **kwargs)
         finally:
+            self.parallel.stop_watch()
             if self.bar is not None:  # or its line would be printed after the error message
                 self.bar.close()
 
@@ -140,6 +143,13 @@ class OmniBrain(RobustBrain):
         self.total_steps = self.hparams.epochs.limit * self.hparams.steps_per_epoch
         self.highest_loss = highest_loss(max(layout.sizes))
         self.stream_weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device)
+        self.parallel.start_watch()
+
+    def _wrap_distributed(self) -> None:
+        if self.checkpointer is not None:
+            self.checkpointer.identify_frozen()
+        self.parallel = make_parallel(self.hparams.distributed, self.hparams.hang_timeout, self.precision)
+        self.modules["model"] = self.parallel.wrap(self.modules["model"], self.model)
 
     def init_optimizers(self) -> None:
         self.optimizer = self.opt_class([p for p in self.model.parameters() if p.requires_grad])
@@ -148,6 +158,7 @@ class OmniBrain(RobustBrain):
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
     def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
+        self.parallel.beat()
         rate = cosine_rate(
             self.optimizer_step,
             peak=self.hparams.peak_lr,
@@ -159,6 +170,7 @@ class OmniBrain(RobustBrain):
             group["lr"] = rate
 
     def on_fit_batch_end(self, batch: Batch, outputs: None, loss: Tensor, should_step: bool) -> None:
+        self.parallel.beat()
         self.bar.update()
         if self.step % 10 == 0:
             self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.progress.sums.recent().items()})
@@ -188,9 +200,18 @@ class OmniBrain(RobustBrain):
                 self.train_figures["skipped steps"] = self.progress.skipped
             return
         self.check_validation()
+        self.valid_sums.gather(everywhere=True)
         figures = self._figures(self.valid_sums)
-        self._report(figures, epoch)
+        self._report({**figures, **self.hparams.validate(self)}, epoch)
         self.save_epoch({"loss": figures["loss"]}, num_to_keep=1, keep_recent=True)
+
+    def evaluate_batch(self, batch: Batch, stage: sb.Stage) -> Tensor:
+        self.parallel.beat()
+        return super().evaluate_batch(batch, stage)
+
+    def _fit_valid(self, *args: Any, **kwargs: Any) -> None:
+        with self.parallel.whole_weights():
+            super()._fit_valid(*args, **kwargs)
 
     def _skip(self, bad_loss: bool) -> None:
         self.progress.skipped += 1
@@ -207,7 +228,6 @@ class OmniBrain(RobustBrain):
 
     @sb.utils.distributed.main_process_only
     def _report(self, figures: dict[str, float], epoch: int) -> None:
-        figures = {**figures, **self.hparams.validate(self)}
         where = {"stage": self.hparams.stage, "epoch": epoch, "step": self.optimizer_step}
         self._log({**where, "parts": self.hparams.part_names}, figures)
 

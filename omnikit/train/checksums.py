@@ -19,11 +19,22 @@ SUMS = "SUMS.json"
 _CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
-def write_sums(folder: Path) -> None:
-    """Flush a folder to the disk and write the size and the SHA-256 of each of its files to `SUMS.json`."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+Sums = dict[str, dict[str, int | str]]
+"""Size in bytes and SHA-256 of files by their path in a folder."""
+
+
+def write_sums(folder: Path, known: Sums | None = None) -> None:
+    """Flush a folder to the disk and write the size and the SHA-256 of each of its files to `SUMS.json`.
+
+    Args:
+        known: sums of files that other processes have written and flushed.
+    """
+    known = known or {}
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in found if name not in known]
     with ThreadPoolExecutor() as pool:  # hashlib and fsync let other threads run
-        listed = dict(zip(names, pool.map(lambda name: _flushed(folder / name), names), strict=True))
+        listed = dict(zip(names, pool.map(lambda name: flushed(folder / name), names), strict=True))
+    listed = dict(sorted({**known, **listed}.items()))
     with (folder / SUMS).open("w", encoding="utf-8") as file:
         json.dump(listed, file, indent=1)
         file.flush()
@@ -90,7 +101,8 @@ def find_unreadable(folder: Path, expected: Iterable[str]) -> str | None:
     return None
 
 
-def _flushed(path: Path) -> dict[str, int | str]:
+def flushed(path: Path) -> dict[str, int | str]:
+    """Flush a file to the disk, and return its size in bytes and its SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}

@@ -37,14 +37,18 @@ class StreamSums:
         moved = torch.where(self.late.isnan(), means, _SLOW * self.late + (1 - _SLOW) * means)
         self.late = torch.where(counts > 0, moved, self.late)
 
-    def gather(self) -> None:
-        """Add the loss sums of all processes to those of the main process, and reset those of the others to zero."""
+    def gather(self, everywhere: bool = False) -> None:
+        """Add the loss sums of all processes to those of the main process, and reset those of the others to zero.
+
+        Args:
+            everywhere: give the totals to all processes instead.
+        """
         if not sb.utils.distributed.is_distributed_initialized():
             return
         for total in (self.sums, self.counts):
             moved = total.to(collective_device())
-            torch.distributed.reduce(moved, dst=0)
-            total.copy_(moved if sb.utils.distributed.if_main_process() else torch.zeros_like(moved))
+            torch.distributed.all_reduce(moved)
+            total.copy_(moved if everywhere or sb.utils.distributed.if_main_process() else torch.zeros_like(moved))
 
     def losses(self) -> StreamLosses:
         """Return the loss sums and label counts of each stream since the last reset, on the CPU."""

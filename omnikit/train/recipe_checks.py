@@ -37,8 +37,11 @@ RANGES = {
     "min_lr": NOT_NEGATIVE,
     "warmup_steps": FROM_ZERO,
     "epochs.limit": COUNT,
+    "hang_timeout": POSITIVE,
 }
 """Mapping from dotted keys of a training stage's recipe to their accepted ranges."""
+DISTRIBUTED = ("ddp", "fsdp")
+"""Values of `--distributed`: copies of the model, or shards of it."""
 SOURCE_RANGES = {
     "manifest": PATH,
     "answers": PATH_OR_NONE,
@@ -80,6 +83,8 @@ def check_stage(tree: Mapping[str, Any]) -> None:
     """
     refuse_old_keys(tree)
     check_ranges(tree, RANGES)
+    if (kind := tree.get("distributed", DISTRIBUTED[0])) not in DISTRIBUTED:
+        raise ValueError(f"--distributed {kind}: unknown value (choices: {', '.join(DISTRIBUTED)})")
     check_optimizer(tree, "opt_class", "peak_lr")
     check_tasks(tree.get("tasks"))
     for table in ("sources", "valid_sources"):

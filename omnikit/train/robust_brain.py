@@ -21,7 +21,9 @@ from speechbrain.utils.distributed import if_main_process, is_distributed_initia
 from torch import Tensor, nn
 
 from omnikit.errors import Stopped
+from omnikit.train.distributed import Alone
 from omnikit.train.epoch_progress import collective_device
+from omnikit.train.process_group import every_process
 from omnikit.train.stop_signals import StopRequest, stopped_by
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class RobustBrain(sb.Brain):
     """Number of optimiser steps skipped since the last one that was taken."""
     judged = unusable = 0
     """Number of batches in the validation stage, and of those whose loss is not finite or too large."""
+    parallel = Alone()
+    """How this process trains with others, if there are others."""
     signal = 0
     """Number of a stop signal that any process received before the last optimiser step; 0 means none."""
 
@@ -78,8 +82,13 @@ class RobustBrain(sb.Brain):
             Stopped: a signal was received, or too many optimiser steps or validation batches were unusable.
         """
         self.batches: list[tuple[Sequence[str], Tensor]] = []  # of the next step: ids, unusable
-        with StopRequest() as self.request:
-            super().fit(*args, **kwargs)
+        try:
+            with StopRequest() as self.request:
+                super().fit(*args, **kwargs)
+            self._wait_for_checkpoint()
+        finally:
+            if self.checkpointer is not None:
+                self.checkpointer.join()
 
     def fit_batch(self, batch: Any) -> Tensor:
         self.current = self.entries(batch)
@@ -103,7 +112,7 @@ class RobustBrain(sb.Brain):
         self.scaler.unscale_(self.optimizer)
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         # SpeechBrain's negative value for no limit would flip the sign of the gradients
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.max_grad_norm if self.max_grad_norm > 0 else math.inf)
+        norm = self.parallel.clip(weights, self.max_grad_norm if self.max_grad_norm > 0 else math.inf)
         bad_loss, bad_gradient, self.signal = self._agree(norm)
         if bad_loss or (bad_gradient and not self._overflowed()):
             self._skip(bool(bad_loss))
@@ -135,8 +144,9 @@ class RobustBrain(sb.Brain):
         Raises:
             Stopped: no validation batch has a usable loss, or some have none while optimiser steps are being skipped.
         """
-        if self.unusable and (self.in_a_row or self.unusable == self.judged):
-            found = f"{self.unusable} of {self.judged} validation batches have no usable loss"
+        judged, unusable = map(sum, zip(*every_process((self.judged, self.unusable)), strict=True))
+        if unusable and (self.in_a_row or unusable == judged):
+            found = f"{unusable} of {judged} validation batches have no usable loss"
             raise Stopped(f"training stopped: {found}; {self._advice()}")
 
     def save_epoch(self, meta: dict[str, Any], **options: Any) -> None:
@@ -150,8 +160,9 @@ class RobustBrain(sb.Brain):
             Stopped: a process has received a signal.
         """
         if self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only(meta=meta, **options)
+            self.checkpointer.save_and_keep_only(meta=meta, aside=True, **options)
         if number := self._any_process(self.request.signal):
+            self._wait_for_checkpoint()
             raise stopped_by(number, "after a checkpoint; start again with the same command to go on")
 
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
@@ -173,17 +184,24 @@ class RobustBrain(sb.Brain):
         """
         if self.step % self.grad_accumulation_factor:
             return False
+        if self.checkpointer is not None:
+            self.checkpointer.check()
         if self.signal:
             saved = self.checkpointer is not None and not self.in_a_row
             if saved:
                 self._save_intra_epoch_ckpt()
+                self._wait_for_checkpoint()
             how = "after a checkpoint" if saved else "without a new checkpoint"
             raise stopped_by(self.signal, f"{how}; start again with the same command to go on")
         return not self.in_a_row and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
     def _save_intra_epoch_ckpt(self) -> None:
         """Save an intra-epoch checkpoint without also keeping that of the last epoch, as SpeechBrain would do."""
-        self.checkpointer.save_and_keep_only(end_of_epoch=False, verbosity=logging.DEBUG)
+        self.checkpointer.save_and_keep_only(end_of_epoch=False, verbosity=logging.DEBUG, aside=True)
+
+    def _wait_for_checkpoint(self) -> None:
+        if self.checkpointer is not None:
+            self.checkpointer.wait()
 
     def _agree(self, norm: Tensor) -> tuple[int, int, int]:
         """Return whether any process has an unusable loss, whether any has a non-finite gradient, and a signal or 0."""

@@ -24,9 +24,12 @@ from omnikit.files import write_text
 from omnikit.hparams import Recipe
 from omnikit.model import OmniLM
 from omnikit.train.brain import parameter_table
+from omnikit.train.distributed import check_distributed
 from omnikit.train.grad_accumulation import plan_accumulation
 from omnikit.train.initial_weights import load_initial_weights
+from omnikit.train.process_group import start_processes, wait_for_all
 from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
+from omnikit.train.stored_state import whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,8 @@ def open_run(recipe: Recipe) -> Iterator[dict[str, Any]]:
         ValueError: the output folder holds checkpoints of another run, or the disk is full in the block.
     """
     hparams, run_opts = recipe.hparams, {**_run_options(recipe.run_opts), **recipe.run_opts}
-    sb.utils.distributed.ddp_init_group(run_opts)
+    check_distributed(hparams["distributed"], run_opts.get("precision"))
+    start_processes(run_opts["distributed_backend"], hparams["hang_timeout"])
     changes = resumes(hparams["checkpointer"], RunIdentity(recipe, fixed_facts(hparams)))
     with full_disk_names(hparams["output_folder"]):
         make_output_folder(recipe)
@@ -108,8 +112,9 @@ def task_sampler(samples: Samples, hparams: dict[str, Any], run_opts: dict[str, 
 
 def save_system(model: OmniLM, hparams: dict[str, Any]) -> None:
     """Save the trained model to the output folder as a checkpoint for `omnikit.load`."""
+    weights = whole_weights(model)  # of all processes where they share the weights
     if sb.utils.distributed.if_main_process():
-        checkpoint.save(model, hparams["output_folder"])
+        checkpoint.save(model, hparams["output_folder"], weights=weights)
         print(f"saved to {hparams['output_folder']}")
 
 
@@ -134,12 +139,12 @@ def cache_of(hparams: dict[str, Any]) -> Iterator[None]:
     """Run a `with` block on the main process first, so that the other processes find the cache filled."""
     main = sb.utils.distributed.if_main_process()
     if not main:
-        sb.utils.distributed.ddp_barrier()
+        wait_for_all()
     elif hparams["verify_cache"]:
         verify_cache(hparams["cache_folder"])
     yield
     if main:
-        sb.utils.distributed.ddp_barrier()
+        wait_for_all()
 
 
 def _processes() -> int:
@@ -152,7 +157,6 @@ def _run_options(given: dict[str, Any]) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
     by_steps = given.get("ckpt_interval_steps", 0) > 0  # SpeechBrain takes one of the two
     return {
-        "ckpt_interval_minutes": 0.0 if by_steps else 5.0,
+        "ckpt_interval_minutes": 0.0 if by_steps else 30.0,
         "distributed_backend": "nccl" if on_gpu else "gloo",
-        "find_unused_parameters": True,  # a batch without speech does not use the adapter, for example
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from omnikit.evaluate.wer import Pair, score
 from omnikit.generate import BadQuestion, Decoder, Decoding, Question
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
+from omnikit.train.distributed import gather_shares, own_share
 
 logger = logging.getLogger(__name__)
 _BATCH = 32
+_BEAT = 16 * _BATCH  # questions that are decoded between two signs of progress
 _MARGIN = 16  # steps beyond the longest reference
 
 
@@ -46,21 +49,21 @@ class Validation:
                 self.material += [each for each in found if each[1]]
 
     def __call__(self, brain: Any) -> dict[str, float]:
-        """Return the error rates of the brain's model by name, in percent."""
+        """Return the error rates of the brain's model by name, in percent; each process decodes its share."""
         model = brain.model
         training = model.training
         model.eval()
         try:
-            return self._figures(model)
+            return self._figures(model, brain.parallel.beat)
         finally:
             model.train(training)
 
-    def _figures(self, model: OmniLM) -> dict[str, float]:
+    def _figures(self, model: OmniLM, beat: Callable[[], None]) -> dict[str, float]:
         figures = {}
         for task, questions, targets in self.material:
             longest = max(len(model.llm.tokenizer.encode(target)) for target in targets)
             decoder = Decoder(model, decoding=Decoding(max_steps=longest + _MARGIN), capacity=_BATCH)
-            texts = hypotheses(decoder, task, questions)
+            texts = gather_shares(hypotheses(decoder, task, own_share(questions), beat))
             rates = score([Pair(str(i), *pair) for i, pair in enumerate(zip(targets, texts, strict=True))], plain)
             if task.transcribes:
                 figures["wer"] = rates.wer
@@ -69,13 +72,21 @@ class Validation:
         return figures
 
 
-def hypotheses(decoder: Decoder, task: Task, questions: list[Question]) -> list[str]:
-    """Return the answer texts of questions; an invalid question gives an empty text, which counts as wrong."""
+def hypotheses(
+    decoder: Decoder, task: Task, questions: list[Question], beat: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Return the answer texts of questions; an invalid question gives an empty text, which counts as wrong.
+
+    Args:
+        beat: called from time to time, to show that the process is at work.
+    """
     texts = []
-    for outcome in decoder.outcomes(task, questions):
-        if isinstance(outcome, BadQuestion):
-            logger.warning("validation: %s", outcome)
-        texts.append("" if isinstance(outcome, BadQuestion) else decoder.model.llm.tokenizer.decode(outcome.text))
+    for start in range(0, len(questions), _BEAT):
+        beat()
+        for outcome in decoder.outcomes(task, questions[start : start + _BEAT]):
+            if isinstance(outcome, BadQuestion):
+                logger.warning("validation: %s", outcome)
+            texts.append("" if isinstance(outcome, BadQuestion) else decoder.model.llm.tokenizer.decode(outcome.text))
     return texts
 
 

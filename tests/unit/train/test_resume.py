@@ -9,6 +9,7 @@ import torch
 
 from omnikit.hparams import load_recipe
 from omnikit.llms.tokenizers import ByteTokenizer
+from omnikit.torchrun import Share
 from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
 from omnikit.train.run import fixed_facts
@@ -80,7 +81,7 @@ def test_what_may_change_is_told(tmp_path):
 
 def test_number_of_processes_may_change(tmp_path, monkeypatch):
     assert resumed(tmp_path) == []
-    monkeypatch.setattr("omnikit.train.resume.Share.of_torchrun", lambda: type("Share", (), {"processes": 2}))
+    monkeypatch.setattr("omnikit.train.resume.Share.of_torchrun", lambda: Share(0, 2))
     assert resumed(tmp_path) == ["processes was 1, is 2 from here on"]
 
 

@@ -11,6 +11,7 @@ from omnikit.generate import Decoder, Question
 from omnikit.llms.tokenizers import ByteTokenizer
 from omnikit.tasks import TASKS
 from omnikit.train import validation
+from omnikit.train.distributed import Alone
 from omnikit.train.validation import Validation, hypotheses
 from tests.unit.toy import toy_model
 
@@ -22,7 +23,7 @@ def figures(monkeypatch, task: str, targets: list[str], given: list[str]) -> dic
     monkeypatch.setattr(validation, "hypotheses", lambda *_: given)
     made = Validation.__new__(Validation)
     made.material = [(TASKS[task], [None] * len(targets), targets)]
-    return made(SimpleNamespace(model=model))
+    return made(SimpleNamespace(model=model, parallel=Alone()))
 
 
 def test_case_and_punctuation_are_no_errors(monkeypatch):
