@@ -17,10 +17,13 @@ from omnikit.option_ranges import (
     POSITIVE,
     SEED,
     THREADS,
+    TRUE_OR_FALSE,
+    OneOf,
     Range,
     check_ranges,
 )
 from omnikit.tasks import TASKS
+from omnikit.train.compile_blocks import AUTO
 
 RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder"), PATH),
@@ -37,6 +40,8 @@ RANGES = {
     "min_lr": NOT_NEGATIVE,
     "warmup_steps": FROM_ZERO,
     "epochs.limit": COUNT,
+    "compile_blocks": OneOf((True, False, AUTO)),
+    "activation_checkpointing": TRUE_OR_FALSE,
 }
 """Mapping from dotted keys of a training stage's recipe to their accepted ranges."""
 SOURCE_RANGES = {
