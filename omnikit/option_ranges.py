@@ -137,6 +137,23 @@ class Items:
                 allowed.check(f"{flag}.{name}", item[name])
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """A constraint that accepts one of a few values, such as true and false."""
+
+    choices: tuple[Any, ...]
+
+    def check(self, flag: str, value: Any) -> None:
+        """Refuse a value that is not among the choices.
+
+        Raises:
+            ValueError: the message names the flag, the value and the choices.
+        """
+        if not any(value is each or (isinstance(each, str) and value == each) for each in self.choices):
+            words = ", ".join(str(each).lower() for each in self.choices)
+            raise ValueError(f"--{flag} {value}: no such choice (choices: {words})")
+
+
 def as_whole(value: Any) -> Any:
     """Return a float without a fraction, such as `1e3`, as an int, and anything else unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
@@ -170,11 +187,12 @@ NOT_NEGATIVE = Range(0)
 POSITIVE = Range(0, above=True)
 THREADS = Range(1, 1024, whole=True)
 """Range of the number of threads or processes that one machine can start."""
+TRUE_OR_FALSE = OneOf((True, False))
 SEED = Range(0, 2**32 - 1, whole=True)
 """Range of seeds: numpy accepts no others."""
 
 
-def check_ranges(tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | Items], prefix: str = "") -> None:
+def check_ranges(tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | Items | OneOf], prefix: str = "") -> None:
     """Check the values of a resolved recipe.
 
     Args:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +16,7 @@ from omnikit.llms.llama import Trunk
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+_one_sequence_a_row: ContextVar[bool] = ContextVar("one_sequence_a_row", default=False)
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embedding_norm")
 
 
@@ -44,14 +49,45 @@ def run(
     """
     if isinstance(trunk, Trunk):
         return trunk(embeddings, positions, mask, cache)
-    out = trunk(
-        inputs_embeds=embeddings,
-        position_ids=positions,
-        attention_mask=mask,
-        use_cache=cache is not None,
-        **{cache_argument: cache},
-    )
-    return out.last_hidden_state
+    given = {
+        "inputs_embeds": embeddings,
+        "position_ids": positions,
+        "attention_mask": mask,
+        "use_cache": cache is not None,
+        cache_argument: cache,
+    }
+    if mask is not None or cache is not None:
+        return trunk(**given).last_hidden_state
+    with one_sequence_a_row():
+        return trunk(**given).last_hidden_state
+
+
+@contextmanager
+def one_sequence_a_row() -> Iterator[None]:
+    """Tell transformers in a `with` block that no row of its input holds several sequences.
+
+    Without a mask it looks for positions that start again within a row, which makes the CPU wait for a GPU in each
+    forward pass of backbone and TTS adapter.
+    """
+    _let_search_be_skipped()
+    before = _one_sequence_a_row.set(True)
+    try:
+        yield
+    finally:
+        _one_sequence_a_row.reset(before)
+
+
+@functools.cache
+def _let_search_be_skipped() -> None:
+    """Replace transformers' search for several sequences in a row by one that `one_sequence_a_row` can switch off."""
+    from transformers import masking_utils
+
+    search = masking_utils.find_packed_sequence_indices
+
+    def search_unless_known(position_ids: Tensor) -> Tensor | None:
+        return None if _one_sequence_a_row.get() else search(position_ids)
+
+    masking_utils.find_packed_sequence_indices = search_unless_known
 
 
 def finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:

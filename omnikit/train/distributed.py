@@ -20,7 +20,7 @@ from omnikit.freezing import FIXED
 from omnikit.model import OmniLM
 from omnikit.torchrun import Share
 from omnikit.train.process_group import every_process, shared_store, under_torchrun
-from omnikit.train.trunk_blocks import trunk_blocks
+from omnikit.train.transformer_blocks import transformer_blocks
 from omnikit.train.unused_parts import UnusedParts
 from omnikit.train.watchdog import Watchdog
 
@@ -123,9 +123,8 @@ class Sharded(_Several):
     def wrap(self, module: nn.Module, model: OmniLM) -> nn.Module:
         self.device = model.device
         whole = {p for name, part in model.parts().items() if name in FIXED for p in part.parameters()}
-        for trunk in filter(None, (model.llm, model.tts_adapter)):
-            for block in trunk_blocks(trunk):
-                fully_shard(block, mp_policy=self.policy)
+        for block in transformer_blocks(model):
+            fully_shard(block, mp_policy=self.policy)
         self.root = fully_shard(module, mp_policy=self.policy, ignored_params=whole)
         self.unused = UnusedParts(self.root, model)
         return self.root

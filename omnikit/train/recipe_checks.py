@@ -17,10 +17,13 @@ from omnikit.option_ranges import (
     POSITIVE,
     SEED,
     THREADS,
+    TRUE_OR_FALSE,
+    OneOf,
     Range,
     check_ranges,
 )
 from omnikit.tasks import TASKS
+from omnikit.train.compile_blocks import AUTO
 
 RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder"), PATH),
@@ -37,11 +40,12 @@ RANGES = {
     "min_lr": NOT_NEGATIVE,
     "warmup_steps": FROM_ZERO,
     "epochs.limit": COUNT,
+    "distributed": OneOf(("ddp", "fsdp")),
     "hang_timeout": POSITIVE,
+    "compile_blocks": OneOf((True, False, AUTO)),
+    "activation_checkpointing": TRUE_OR_FALSE,
 }
 """Mapping from dotted keys of a training stage's recipe to their accepted ranges."""
-DISTRIBUTED = ("ddp", "fsdp")
-"""Values of `--distributed`: copies of the model, or shards of it."""
 SOURCE_RANGES = {
     "manifest": PATH,
     "answers": PATH_OR_NONE,
@@ -83,8 +87,6 @@ def check_stage(tree: Mapping[str, Any]) -> None:
     """
     refuse_old_keys(tree)
     check_ranges(tree, RANGES)
-    if (kind := tree.get("distributed", DISTRIBUTED[0])) not in DISTRIBUTED:
-        raise ValueError(f"--distributed {kind}: unknown value (choices: {', '.join(DISTRIBUTED)})")
     check_optimizer(tree, "opt_class", "peak_lr")
     check_tasks(tree.get("tasks"))
     for table in ("sources", "valid_sources"):

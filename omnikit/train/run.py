@@ -23,10 +23,12 @@ from omnikit.errors import full_disk_names
 from omnikit.files import write_text
 from omnikit.hparams import Recipe
 from omnikit.model import OmniLM
+from omnikit.train.block_options import set_up_blocks
 from omnikit.train.brain import parameter_table
 from omnikit.train.distributed import check_distributed
 from omnikit.train.grad_accumulation import plan_accumulation
 from omnikit.train.initial_weights import load_initial_weights
+from omnikit.train.precision import precisions
 from omnikit.train.process_group import start_processes, wait_for_all
 from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
 from omnikit.train.stored_state import whole_weights
@@ -51,6 +53,7 @@ def open_run(recipe: Recipe) -> Iterator[dict[str, Any]]:
     with full_disk_names(hparams["output_folder"]):
         make_output_folder(recipe)
         logger.info(f"parts: {recipe.choice}")
+        logger.info(f"precision: {run_opts['precision']} in training, {run_opts['eval_precision']} in validation")
         for change in changes:
             logger.warning("resuming: %s", change)
         yield run_opts
@@ -79,7 +82,9 @@ def start_model(hparams: dict[str, Any], run_opts: dict[str, Any]) -> OmniLM:
     model.freeze_all_but(hparams["trainable"])
     if sb.utils.distributed.if_main_process():
         Console().print(parameter_table(model, hparams["trainable"], origins))
-    return model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # including encoder and codec
+    model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # including encoder and codec
+    set_up_blocks(model, hparams)
+    return model
 
 
 def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: dict[str, Any]) -> Samples:
@@ -157,6 +162,7 @@ def _run_options(given: dict[str, Any]) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
     by_steps = given.get("ckpt_interval_steps", 0) > 0  # SpeechBrain takes one of the two
     return {
+        **precisions(on_gpu, given.get("precision")),
         "ckpt_interval_minutes": 0.0 if by_steps else 30.0,
         "distributed_backend": "nccl" if on_gpu else "gloo",
     }

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from omnikit.model import OmniLM
-from omnikit.train.trunk_blocks import trunk_blocks
+from omnikit.train.transformer_blocks import blocks_of
 
 _TTS = "tts_adapter"
 
@@ -32,7 +32,7 @@ class UnusedParts:
 
     def __init__(self, root: FSDPModule, model: OmniLM):
         self.model = model
-        blocks = {id(p) for block in trunk_blocks(model.llm) for p in block.parameters()}
+        blocks = {id(p) for block in blocks_of(model.llm) for p in block.parameters()}
         self.always = {name for name, p in model.named_parameters() if id(p) in blocks}  # every batch uses them
         self.used: set[str] = set()  # names of parameters, and of the TTS adapter, since the last optimiser step
         self.hooked: set[int] = set()
