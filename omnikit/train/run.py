@@ -23,11 +23,13 @@ from omnikit.errors import full_disk_names
 from omnikit.files import write_text
 from omnikit.hparams import Recipe
 from omnikit.hparams.recipe import self_contained
+from omnikit.llms.tokenizers import vocabulary_of
 from omnikit.model import OmniLM
 from omnikit.train.brain import parameter_table
+from omnikit.train.first_process import first_process
 from omnikit.train.grad_accumulation import plan_accumulation
 from omnikit.train.initial_weights import load_initial_weights
-from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
+from omnikit.train.resume import RunIdentity, resumes
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +87,9 @@ def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hpara
     Features and codes of recordings come from `cache_folder`; missing ones are computed and added to it.
 
     Raises:
-        ValueError: a manifest cannot be read, or it gives no sample.
+        ValueError: a manifest cannot be read, it gives no sample, or more than `max_encode_hours` are to be computed.
     """
-    options = {name: hparams[name] for name in ("tasks", "cache_folder", "features")}
+    options = {name: hparams[name] for name in ("tasks", "cache_folder", "features", "max_encode_hours")}
     read = read_sources(sources, model, **options)
     return make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"])
 
@@ -132,15 +134,14 @@ def _name_of(built: Any) -> str:
 
 @contextmanager
 def cache_of(hparams: dict[str, Any]) -> Iterator[None]:
-    """Run a `with` block on the main process first, so that the other processes find the cache filled."""
-    main = sb.utils.distributed.if_main_process()
-    if not main:
-        sb.utils.distributed.ddp_barrier()
-    elif hparams["verify_cache"]:
-        verify_cache(hparams["cache_folder"])
-    yield
-    if main:
-        sb.utils.distributed.ddp_barrier()
+    """Run a `with` block on the main process first, so that the other processes find the cache filled.
+
+    The others wait for a file, not in a collective operation, which would end them after its time-out.
+    """
+    with first_process(Path(hparams["cache_folder"])) as first:
+        if first and hparams["verify_cache"]:
+            verify_cache(hparams["cache_folder"])
+        yield
 
 
 def _processes() -> int:
