@@ -40,7 +40,7 @@ class EncodingLimit:
         self.taken += hours_of(recordings, seconds)
         if self.taken > self.hours:
             raise ValueError(
-                f"sources.{source}: about {self.taken:.0f} hours of recordings are to be encoded, more than "
+                f"sources.{source}: about {self.taken:.1f} hours of recordings are to be encoded, more than "
                 f"--max_encode_hours {self.hours:g}; encode them once (torchrun uses several GPUs): omnikit tokenize "
                 f"{manifest} --save_folder DIR{self.parts}, and name DIR as the manifest; or raise the limit"
             )
