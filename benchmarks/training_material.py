@@ -194,8 +194,9 @@ def recipe_sources(model: OmniLM, entries: int) -> list[Source]:
 
     Features have 50 frames per second and codes 11.7. Lengths are drawn so that samples have at most about 800 steps.
     """
-    from omnikit.data.manifest_reader import Codes, Features, ManifestEntry
-    from omnikit.data.samples import Source, SpeechInputs, codec_name
+    from omnikit.data.manifest_reader import Codes, Features, ListedEntries, ManifestEntry
+    from omnikit.data.samples import Source, codec_name
+    from omnikit.data.source_index import PartMaker, build_index
 
     rng, draw = random.Random(0), torch.Generator().manual_seed(0)
     encoder = "synthetic"
@@ -223,7 +224,10 @@ def recipe_sources(model: OmniLM, entries: int) -> list[Source]:
         seconds, answer = rng.uniform(2, 6), rng.uniform(5, 25)
         fields = {"features": features(seconds, table), "codes": codes(answer), "duration": seconds}
         asked.append(ManifestEntry(f"asked-{i}", text(int(4 * seconds)), text(int(4 * answer)), **fields))
+    make = PartMaker(model.llm.tokenizer, codec_name(model), encoder)
     return [
-        Source(read, ("A1T1", "T1A1"), SpeechInputs(encoder), name="read"),
-        Source(asked, ("A1T2", "T1T2", "A1A2", "T1A2"), SpeechInputs(encoder), name="asked"),
-    ]
+        Source(ListedEntries(entries), tasks, build_index(entries, make), name=name)
+        for name, entries, tasks in (
+            ("read", read, ("A1T1", "T1A1")), ("asked", asked, ("A1T2", "T1T2", "A1A2", "T1A2")),
+        )
+    ]  # fmt: skip

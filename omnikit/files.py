@@ -50,7 +50,7 @@ def check_unicode(text: str) -> None:
 
 
 @contextmanager
-def whole_file(path: str | Path, *also: type[Exception]) -> Iterator[Path]:
+def whole_file(path: str | Path, *also: type[Exception], of_process: bool = False) -> Iterator[Path]:
     """Context manager that yields a path to write to, and renames it to `path` when the block ends without an error.
 
     After an error the new file is removed and the one that was at `path` stays. A link is kept, and the file that it
@@ -59,6 +59,7 @@ def whole_file(path: str | Path, *also: type[Exception]) -> Iterator[Path]:
     Args:
         path: file to be written; its folder is created if it is missing.
         also: exceptions other than OSError by which a library reports that it cannot write.
+        of_process: write under a name that no other process uses, since several may write the same file.
 
     Raises:
         ValueError: the disk or the system refuses; the message names `path`.
@@ -68,7 +69,7 @@ def whole_file(path: str | Path, *also: type[Exception]) -> Iterator[Path]:
         if final.exists() and not (final.is_file() or final.is_dir()):
             yield final
             return
-        aside = aside_of(final)
+        aside = aside_of(final, of_process=of_process)
         try:
             make_folder(final.parent)
             yield aside

@@ -95,9 +95,13 @@ class Tokenizer(ABC):
             ValueError: the vocabulary lacks some of its characters; the message names them.
         """
 
-    def count(self, texts: list[str]) -> list[int]:
-        """Return the number of ids of each text; subclasses may count many texts at once where that is faster."""
-        return [len(self.encode(text)) for text in texts]
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text; subclasses may encode many texts at once where that is faster.
+
+        Raises:
+            ValueError: see `encode`.
+        """
+        return [self.encode(text) for text in texts]
 
     @abstractmethod
     def decode(self, ids: list[int]) -> str: ...

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import uuid
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from omnikit.errors import writing
 
 logger = logging.getLogger(__name__)
 INDEX = "index.sqlite"
-_READER = f"reader {READER_VERSION} of libsndfile {soundfile.__libsndfile_version__}"
+READER = f"reader {READER_VERSION} of libsndfile {soundfile.__libsndfile_version__}"
 """Versions of audio reader and libsndfile, stored in place of a file name for recordings that cannot be encoded."""
 _TOGETHER = 2048  # digests that are looked up while the index is locked
 _SCHEMA = (
@@ -58,7 +58,46 @@ class ArrayLocation:
         return self.begin + self.rows * self.columns * np.dtype(self.dtype).itemsize
 
 
-class ArrayStore:
+class StoredArrays:
+    """Features or codes [rows, columns] in the files of a cache, read by number from memory-mapped files on access.
+
+    Args:
+        folder: folder of the cache.
+        files: pairs of file name and dtype.
+        places: for each array the index of its pair in `files`, its first byte, rows and columns [arrays, 4].
+    """
+
+    def __init__(self, folder: Path, files: Sequence[tuple[str, str]], places: np.ndarray):
+        self.folder, self.files, self.places = folder, list(files), places
+        self._maps: dict[str, np.memmap] = {}
+
+    def read(self, number: int) -> Tensor:
+        """Return the array with this number [rows, columns]."""
+        pair, begin, rows, columns = self.places[number].tolist()
+        file, dtype = self.files[pair]
+        if not rows * columns:
+            return torch.from_numpy(np.empty((rows, columns), dtype))
+        if file not in self._maps:
+            self._maps[file] = np.memmap(self.folder / file, np.uint8, "r")
+        stored = self._maps[file][begin : begin + rows * columns * np.dtype(dtype).itemsize]
+        return torch.from_numpy(np.array(stored).view(dtype).reshape(rows, columns))
+
+    def whole(self) -> bool:
+        """Return whether the files of the cache still hold all arrays."""
+        sizes = np.array([np.dtype(dtype).itemsize for _, dtype in self.files], dtype=np.int64)
+        pairs, begins, rows, columns = np.asarray(self.places).T
+        ends = begins + rows * columns * sizes[pairs]
+        for pair, (file, _) in enumerate(self.files):
+            path, last = self.folder / file, ends[pairs == pair].max(initial=0)
+            if last > (path.stat().st_size if path.is_file() else 0):
+                return False
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_maps": {}}  # each worker process of a data loader maps the files itself
+
+
+class ArrayStore(StoredArrays):
     """A read-only mapping from keys to features or codes [rows, columns], read from memory-mapped files on access.
 
     Args:
@@ -67,37 +106,24 @@ class ArrayStore:
     """
 
     def __init__(self, folder: Path, places: Iterable[tuple[str, ArrayLocation]] = ()):
-        self.folder = folder
         self.index: dict[str, int] = {}
-        self._maps: dict[str, np.memmap] = {}
         table = array("q")  # plain numbers: there can be millions of arrays
         numbers: dict[tuple[str, str], int] = {}
         for key, place in places:
             self.index[key] = len(self.index)
             number = numbers.setdefault((place.file, place.dtype), len(numbers))
             table.extend((number, place.begin, place.rows, place.columns))
-        self._files = list(numbers)  # pairs of file name and dtype
-        self._table = np.array(table, dtype=np.int64).reshape(-1, 4)
+        super().__init__(folder, list(numbers), np.array(table, dtype=np.int64).reshape(-1, 4))
 
     def __contains__(self, key: str) -> bool:
         return key in self.index
 
     def __getitem__(self, key: str) -> Tensor:
-        number, begin, rows, columns = self._table[self.index[key]].tolist()
-        file, dtype = self._files[number]
-        if not rows * columns:
-            return torch.from_numpy(np.empty((rows, columns), dtype))
-        if file not in self._maps:
-            self._maps[file] = np.memmap(self.folder / file, np.uint8, "r")
-        stored = self._maps[file][begin : begin + rows * columns * np.dtype(dtype).itemsize]
-        return torch.from_numpy(np.array(stored).view(dtype).reshape(rows, columns))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_maps": {}}  # each worker process of a data loader maps the files itself
+        return self.read(self.index[key])
 
     def shape(self, key: str) -> list[int]:
         """Return the shape of the features or codes stored under a key without reading them."""
-        return self._table[self.index[key], 2:].tolist()
+        return self.places[self.index[key], 2:].tolist()
 
 
 class ArrayCache:
@@ -155,12 +181,12 @@ class ArrayCache:
             return None
         place = ArrayLocation(*row)
         if place.problem is not None:  # another version of the reader may be able to read the recording
-            return place if place.file == _READER else None
+            return place if place.file == READER else None
         return None if self._is_cut_short(place) else place
 
     def _append(self, computed: Tensor | str) -> ArrayLocation:
         if isinstance(computed, str):
-            return ArrayLocation(file=_READER, problem=computed)
+            return ArrayLocation(file=READER, problem=computed)
         values = computed.contiguous().numpy()
         begin = self._file.tell()
         self._file.write(values.tobytes())

@@ -48,7 +48,7 @@ def lay_out(
 
     folder = Path(config.HF_DATASETS_CACHE) / "omnikit" if cache_folder is None else Path(cache_folder)
     which = f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
-    version = _version(files, folder, which)
+    version = digest_of_files(files, folder, which)
     disable_progress_bars()
     _report_old(folder)
     try:
@@ -66,7 +66,16 @@ def lay_out(
         raise Unwritable(folder, f"({which} is laid out there: {one_line(cause)})") from None
 
 
-def _version(files: Sequence[Path], folder: Path, which: str) -> str:
+def digest_of_files(files: Sequence[Path], folder: Path, which: str) -> str:
+    """Return the digest (32 hex digits) of the content of a manifest's files, read only where the ledger lacks it.
+
+    Args:
+        folder: folder of the ledger.
+        which: name of the files for the progress bar and the log.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
     with open_ledger(folder) as ledger:
         seen = ledger.look_up([Content.of_file(file) for file in files], which)
     unread = next((file for file, found in zip(files, seen, strict=True) if found is None), None)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from omnikit.audio.reader import Unusable
 from omnikit.data.array_cache import ArrayCache, ArrayLocation, ArrayStore, fingerprint, open_cache
 from omnikit.data.batched import in_batches
+from omnikit.data.content_digest import UNREADABLE, Stamp
 from omnikit.data.digest_ledger import Seen, open_ledger
 from omnikit.data.manifest_reader import Recording
 from omnikit.data.skipped import Skipped
@@ -31,6 +32,7 @@ CHUNK = 512
 """Number of recordings that are sorted by length together before they are split into batches."""
 HELD = 2**27
 """Approximate maximum number of audio samples in memory at a time (512 MiB as float32)."""
+_NOT_NOW = "not readable now"
 Key = TypeVar("Key")
 
 
@@ -104,6 +106,20 @@ def code_encoder(codec: Codec, batch_seconds: float = BATCH_SECONDS) -> BatchEnc
     return BatchEncoder(codec.eval(), encode, batch_seconds)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Features or codes of recordings in a cache, and what the recordings were when they were looked up."""
+
+    store: ArrayStore
+    """Features or codes by the key of the recording; a recording that could not be encoded has none."""
+    stamps: dict[str, Stamp | None]
+    """Size and modification time of each recording by its key; see `Content.stamp`."""
+    skipped: Skipped
+    """Recordings that could not be encoded, by reason."""
+    lasting: bool
+    """Whether all of them will be skipped again as long as they do not change."""
+
+
 def cached_features(encoder: AudioEncoder, recordings: list[Recording], folder: str | Path, name: str) -> ArrayStore:
     """Return the encoder features [T, D] (float16) of recordings, computing those that the cache folder lacks.
 
@@ -113,7 +129,7 @@ def cached_features(encoder: AudioEncoder, recordings: list[Recording], folder: 
     Raises:
         ValueError: the cache cannot be read or written; the message names the file.
     """
-    return _stored(feature_encoder(encoder), recordings, Path(folder), "features", name)
+    return encode(feature_encoder(encoder), recordings, Path(folder), "features", name).store
 
 
 def cached_codes(codec: Codec, recordings: list[Recording], folder: str | Path, name: str) -> ArrayStore:
@@ -121,15 +137,27 @@ def cached_codes(codec: Codec, recordings: list[Recording], folder: str | Path, 
 
     Args, Raises: see `cached_features`.
     """
-    return _stored(code_encoder(codec), recordings, Path(folder), "codes", name)
+    return encode(code_encoder(codec), recordings, Path(folder), "codes", name).store
 
 
-def _device(module: torch.nn.Module) -> torch.device:
-    return next((t.device for t in module.state_dict().values()), torch.device("cpu"))
+def encode(
+    encoder: BatchEncoder,
+    recordings: list[Recording],
+    folder: Path,
+    kind: str,
+    name: str,
+    allow: Callable[[list[Recording]], None] = lambda missing: None,
+) -> Encoded:
+    """Return the features or codes of recordings, computing those that the cache folder lacks; log unusable ones.
 
+    Args:
+        kind: `features` or `codes`.
+        name: name of the source, for the progress bar and the log.
+        allow: called with the recordings that are to be encoded, before the first one is; it may refuse by an error.
 
-def _stored(encoder: BatchEncoder, recordings: list[Recording], folder: Path, kind: str, name: str) -> ArrayStore:
-    """Return the features or codes by recording key, computing missing ones; unusable recordings are logged."""
+    Raises:
+        ValueError: the cache cannot be read or written; the message names the file.
+    """
     recordings = list({recording.key: recording for recording in recordings}.values())
     title = f"{name}-{kind}"
     _report_old(folder, title)
@@ -137,15 +165,32 @@ def _stored(encoder: BatchEncoder, recordings: list[Recording], folder: Path, ki
         seen = ledger.look_up((recording.content() for recording in recordings), title, len(recordings))
     found = [(recording, each) for recording, each in zip(recordings, seen, strict=True) if each is not None]
     with open_cache(folder / f"{kind}-{fingerprint(encoder.part)}") as cache:
-        _fill(cache, encoder, found, title)
+        _fill(cache, encoder, found, title, allow)
         places = list(
             zip((recording for recording, _ in found), cache.find(seen.digest for _, seen in found), strict=True)
         )
-    _report_skipped(recordings, {recording.key: place for recording, place in places}, title)
-    return ArrayStore(cache.folder, ((c.key, place) for c, place in places if place is not None and not place.problem))
+    by_key = {recording.key: place for recording, place in places}
+    skipped = _skipped(recordings, by_key)
+    report_skipped(title, skipped, len(recordings))
+    return Encoded(
+        ArrayStore(cache.folder, ((c.key, place) for c, place in places if place is not None and not place.problem)),
+        {c.key: UNREADABLE if each is None else each.stamp for c, each in zip(recordings, seen, strict=True)},
+        skipped,
+        not skipped.reasons[_NOT_NOW],
+    )
 
 
-def _fill(cache: ArrayCache, encoder: BatchEncoder, recordings: list[tuple[Recording, Seen]], title: str) -> None:
+def _device(module: torch.nn.Module) -> torch.device:
+    return next((t.device for t in module.state_dict().values()), torch.device("cpu"))
+
+
+def _fill(
+    cache: ArrayCache,
+    encoder: BatchEncoder,
+    recordings: list[tuple[Recording, Seen]],
+    title: str,
+    allow: Callable[[list[Recording]], None],
+) -> None:
     """Compute and store the features or codes that the cache lacks; recordings of equal content are encoded once."""
     places = cache.find(seen.digest for _, seen in recordings)
     wanted = {
@@ -155,6 +200,7 @@ def _fill(cache: ArrayCache, encoder: BatchEncoder, recordings: list[tuple[Recor
     }
     if not wanted:
         return
+    allow([recording for recording, _ in wanted.values()])
     if len(wanted) < len(recordings):
         logger.info("%s: %d of %d recordings are encoded, the others are cached", title, len(wanted), len(recordings))
     with tqdm(total=len(wanted), desc=title) as bar:
@@ -194,17 +240,22 @@ def _arrays(encoder: BatchEncoder, loaded: list[tuple[bytes, Tensor]]) -> Iterat
         yield digest, "refused" if array is None else array
 
 
-def _report_skipped(recordings: list[Recording], places: dict[str, ArrayLocation | None], title: str) -> None:
+def _skipped(recordings: list[Recording], places: dict[str, ArrayLocation | None]) -> Skipped:
     skipped = Skipped()
     for recording in recordings:
         place = places.get(recording.key)
         if place is None:  # not cached as unusable, so the next run tries again
             exists = recording.path is None or os.path.exists(recording.path)
-            skipped.add("not readable now" if exists else "missing", recording.path or recording.key)
+            skipped.add(_NOT_NOW if exists else "missing", recording.path or recording.key)
         elif place.problem:
             skipped.add(place.problem, recording.path or recording.key)
+    return skipped
+
+
+def report_skipped(title: str, skipped: Skipped, recordings: int) -> None:
+    """Warn of skipped recordings, if there are any, out of a number of recordings."""
     if skipped:
-        logger.warning("%s: %d of %d recordings skipped: %s", title, skipped.total(), len(recordings), skipped)
+        logger.warning("%s: %d of %d recordings skipped: %s", title, skipped.total(), recordings, skipped)
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from torch import Tensor
 from omnikit.audio.io import load_source
 from omnikit.audio.reader import Source
 from omnikit.data.arrow_cache import LaidOut, lay_out
+from omnikit.data.batched import in_batches
 from omnikit.data.content_digest import Content
 from omnikit.data.field_values import is_bytes, is_text
 from omnikit.data.manifest_columns import AUDIO, CODES_OF, COLUMNS, NEEDED, typed
@@ -196,7 +197,28 @@ def check_codec(codes: Codes, codec: Codec, codec_name: str | None, where: str) 
         raise ValueError(f"{where}: {found} codes a frame, but codec {codec_name} has {codec.num_codebooks}")
 
 
-class ListedEntries(list[ManifestEntry]):
+class EntryFields:
+    """Access to single fields of the manifest entries of a sequence, by the index of the entry."""
+
+    @property
+    def have_features(self) -> bool:
+        """Whether an entry has stored encoder features."""
+        return any(entry.features is not None for entry in self)
+
+    def id_of(self, index: int) -> str:
+        """Return the id of an entry."""
+        return self[index].id
+
+    def codes_of(self, index: int, field: str) -> Tensor:
+        """Return the stored codes [K, T] (int16) of an entry in the field `codes1` or `codes`."""
+        return getattr(self[index], field).load()
+
+    def features_of(self, index: int) -> Tensor:
+        """Return the stored encoder features [T, D] (float16) of an entry."""
+        return self[index].features.load()
+
+
+class ListedEntries(EntryFields, list[ManifestEntry]):
     """The usable entries of a CSV, JSON or JSONL manifest as a list; `skipped` counts the malformed ones by reason."""
 
     def __init__(self, entries: Iterable[ManifestEntry] = (), skipped: Skipped | None = None):
@@ -297,7 +319,7 @@ class _Recordings:
         return None if path is None else Recording(key, path=path)
 
 
-class TableEntries(Sequence[ManifestEntry]):
+class TableEntries(EntryFields, Sequence[ManifestEntry]):
     """The entries of a Parquet manifest as a sequence; each entry is created from a memory-mapped table on access.
 
     Args:
@@ -316,20 +338,29 @@ class TableEntries(Sequence[ManifestEntry]):
         self.frames = {name: _frames(dataset, name) for name in coded}
         self.featured = _present(dataset, "features") if "features" in self.large else None
 
+    @property
+    def have_features(self) -> bool:
+        return self.featured is not None
+
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: int | slice) -> ManifestEntry | list[ManifestEntry]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return list(self._entries(self.places[index]))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         place = int(self.places[index])
         return self._entry(place, self.small[place])
 
     def __iter__(self) -> Iterator[ManifestEntry]:
-        some = self.small if len(self.places) == len(self.small) else self.small.select(self.places)
-        return (self._entry(place, fields) for place, fields in zip(self.places.tolist(), some, strict=True))
+        return self._entries(self.places)
+
+    def _entries(self, places: np.ndarray) -> Iterator[ManifestEntry]:
+        for some in in_batches(places.tolist()):
+            columns = self.small[some]
+            for number, place in enumerate(some):
+                yield self._entry(place, {name: values[number] for name, values in columns.items()})
 
     def _entry(self, index: int, stored: dict[str, Any]) -> ManifestEntry:
         stored = self.recordings.paths_named(stored)
@@ -352,7 +383,7 @@ class TableEntries(Sequence[ManifestEntry]):
         return ManifestEntry(**fields | recordings | codes, features=features)
 
 
-class EntrySubset(Sequence[ManifestEntry]):
+class EntrySubset(EntryFields, Sequence[ManifestEntry]):
     """A view of some entries of a manifest, selected by their indices."""
 
     def __init__(self, entries: Sequence[ManifestEntry], places: Sequence[int]):
@@ -364,6 +395,19 @@ class EntrySubset(Sequence[ManifestEntry]):
     def __getitem__(self, index: int | slice) -> ManifestEntry | EntrySubset:
         places = self.places[index]
         return EntrySubset(self.entries, places) if isinstance(index, slice) else self.entries[places]
+
+    @property
+    def have_features(self) -> bool:
+        return self.entries.have_features
+
+    def id_of(self, index: int) -> str:
+        return self.entries.id_of(self.places[index])
+
+    def codes_of(self, index: int, field: str) -> Tensor:
+        return self.entries.codes_of(self.places[index], field)
+
+    def features_of(self, index: int) -> Tensor:
+        return self.entries.features_of(self.places[index])
 
 
 def recording_key(entry: str, name: str) -> str:

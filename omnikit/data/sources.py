@@ -1,28 +1,90 @@
-"""Reads the `sources` of a recipe: manifest entries, the tasks that they serve, and their features and codes."""
+"""Reads the `sources` of a recipe: manifest entries, the tasks that they serve, and their texts, features and codes."""
 
 from __future__ import annotations
 
 import logging
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from omnikit.data.array_cache import fingerprint
+import numpy as np
+from torch import Tensor
+
+from omnikit.data.array_cache import ArrayStore, fingerprint
+from omnikit.data.arrow_cache import digest_of_files
 from omnikit.data.digest_ledger import open_ledger
-from omnikit.data.encode_recordings import cached_codes, cached_features
-from omnikit.data.manifest_reader import EntrySubset, ManifestEntry, Recording, check_codec, read_manifest
-from omnikit.data.samples import Source, SpeechInputs, codec_name
-from omnikit.data.skipped import Skipped
+from omnikit.data.encode_recordings import cached_features, code_encoder, encode, feature_encoder
+from omnikit.data.encoded_entries import FACTS, EncodedEntries, Found, found_by_key, live_frames, look_up
+from omnikit.data.encoding_limit import SAMPLED, EncodingLimit, mean_seconds
+from omnikit.data.live_features import can_be_live
+from omnikit.data.manifest_reader import (
+    AUDIO,
+    EntrySubset,
+    ListedEntries,
+    ManifestEntry,
+    TableEntries,
+    check_codec,
+    in_parquet,
+    read_manifest,
+)
+from omnikit.data.parquet_manifest import shard_files
+from omnikit.data.samples import Source, codec_name, codes_field
+from omnikit.data.source_index import (
+    CODES,
+    CODES1,
+    FEATURES,
+    FOREIGN,
+    INDEX,
+    RECORDINGS,
+    PartMaker,
+    SourceIndex,
+    build_index,
+    index_key,
+)
+from omnikit.files import remove
+from omnikit.hparams.recipe import names_of
 from omnikit.interfaces import AudioEncoder
+from omnikit.llms.tokenizers import tokenizer_fingerprint
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, Task
 
 logger = logging.getLogger(__name__)
-CACHED, ON_THE_FLY = "cached", "on_the_fly"
-"""Choices for when the frozen encoder computes features: once, to be cached on disk, or in each training step."""
+AUTO, CACHED, ON_THE_FLY = "auto", "cached", "on_the_fly"
+"""Choices for when the frozen encoder computes features: once, to be cached on disk, or in each training step; `AUTO`
+is `ON_THE_FLY` on a GPU for more than `LIVE_HOURS` without stored features, and `CACHED` otherwise."""
+LIVE_HOURS = 500
 TABLES = "tables"
 """Name of the folder in the cache folder that holds memory-mapped copies of Parquet manifests."""
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """The entries of one source of a recipe with their index, before features and codes are looked up."""
+
+    name: str
+    options: dict[str, Any]
+    tasks: tuple[Task, ...]
+    entries: TableEntries | ListedEntries | EntrySubset
+    index: SourceIndex
+
+    def without_features(self) -> np.ndarray:
+        """Return the sorted indices of entries with a recording of the question, but without features of the encoder.
+        """
+        if not any(task.given == "speech" for task in self.tasks):
+            return np.zeros(0, np.int64)
+        return np.flatnonzero((self.index.column(FEATURES) < 0) & has_recording(self.index, "a1"))
+
+    def hours_without_features(self) -> float:
+        """Return the total length of these recordings; unknown lengths are estimated from some of their headers."""
+        wanted = self.without_features()
+        seconds = self.index.seconds()[wanted]
+        unknown = wanted[~(seconds > 0)].tolist()
+        some = random.Random(0).sample(unknown, min(SAMPLED, len(unknown)))
+        mean = mean_seconds(self.entries[entry].a1 for entry in some)
+        return (seconds[seconds > 0].sum() + len(unknown) * mean) / 3600
 
 
 def read_sources(
@@ -31,7 +93,8 @@ def read_sources(
     *,
     tasks: dict[str, float],
     cache_folder: str | Path,
-    features: str = CACHED,
+    features: str = AUTO,
+    max_encode_hours: float | None = None,
 ) -> list[Source]:
     """Read the sources of a recipe, and compute the encoder features and codes that their tasks need.
 
@@ -40,22 +103,32 @@ def read_sources(
             optionally `limit: N` for N entries chosen at random, `answers: FILE` with recordings of answers, and
             `without_held_out: N` or `only_held_out: N`, see `read_entries`. A source that is None is ignored.
         tasks: weight of each task in the mix; features and codes that only tasks of weight 0 need are not computed.
-        cache_folder: folder for features, codes and memory-mapped copies of Parquet manifests.
-        features: `CACHED` or `ON_THE_FLY`.
+        cache_folder: folder for the indices of sources, features, codes and copies of Parquet manifests.
+        features: `AUTO`, `CACHED` or `ON_THE_FLY`.
+        max_encode_hours: maximum hours of recordings whose features or codes may be computed here; None = no limit.
 
     Raises:
-        ValueError: a missing file, an unknown task, codes or features of other parts without the recordings, or an
-            encoder that cannot be used on the fly.
+        ValueError: a missing file, an unknown task, codes or features of other parts without the recordings, more hours
+            to encode than `max_encode_hours`, or an encoder that cannot be used on the fly.
     """
-    live = _live(features, model.encoder)
-    return [_read(name, options, model, tasks, cache_folder, live) for name, options in sources.items() if options]
+    _check_choice(features, model.encoder)
+    reader = _Reader(model, Path(cache_folder), tasks, EncodingLimit(max_encode_hours, _tokenize_flags(model)))
+    read = [reader.entries(name, options) for name, options in sources.items() if options]
+    live = features == ON_THE_FLY or (features == AUTO and _better_live(model, read))
+    return [reader.source(each, live) for each in read]
+
+
+def _tokenize_flags(model: OmniLM) -> str:
+    """Return the flags with which `omnikit tokenize` is to encode recordings for a system."""
+    names = names_of(model.recipe) if getattr(model, "recipe", "") else {}
+    return "".join(f" --{kind} {names[kind]}" for kind in ("codec", "encoder") if kind in names)
 
 
 def verify_cache(cache_folder: str | Path) -> None:
     """Mark all digests in a cache folder as untrusted.
 
-    The content of every recording and Parquet manifest is then read and compared when it is next used, even if its size
-    and modification time are unchanged.
+    The content of every recording and manifest is then read and compared when it is next used, even if its size and
+    modification time are unchanged.
 
     Raises:
         ValueError: the cache cannot be written.
@@ -63,18 +136,32 @@ def verify_cache(cache_folder: str | Path) -> None:
     for folder in (Path(cache_folder), Path(cache_folder) / TABLES):
         with open_ledger(folder) as ledger:
             ledger.distrust()
+    for facts in (Path(cache_folder) / INDEX).glob(f"*/*/{FACTS}"):
+        remove(facts)
 
 
-def _live(features: str, encoder: AudioEncoder) -> bool:
-    if features not in (CACHED, ON_THE_FLY):
-        raise ValueError(f"features: {features}; choices: {CACHED}, {ON_THE_FLY}")
-    if features == ON_THE_FLY and type(encoder).num_frames is AudioEncoder.num_frames:
+def _check_choice(features: str, encoder: AudioEncoder) -> None:
+    if features not in (AUTO, CACHED, ON_THE_FLY):
+        raise ValueError(f"features: {features}; choices: {AUTO}, {CACHED}, {ON_THE_FLY}")
+    if features == ON_THE_FLY and not can_be_live(encoder):
         name = type(encoder).__name__
         raise ValueError(f"features: {ON_THE_FLY}: the encoder {name} has no num_frames; choices: {CACHED}")
-    return features == ON_THE_FLY
 
 
-def read_entries(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[ManifestEntry]:
+def _better_live(model: OmniLM, read: Sequence[_Entries]) -> bool:
+    """Return whether features are too many to store but quickly computed, and log it."""
+    if model.device.type != "cuda" or not can_be_live(model.encoder):
+        return False
+    hours = sum(each.hours_without_features() for each in read)
+    if hours > LIVE_HOURS:
+        words = "%.0f hours of recordings have no stored features: they are computed in each step (features: %s)"
+        logger.info(words, hours, ON_THE_FLY)
+    return hours > LIVE_HOURS
+
+
+def read_entries(
+    name: str, options: dict[str, Any], cache_folder: str | Path
+) -> TableEntries | ListedEntries | EntrySubset:
     """Return the manifest entries of one source.
 
     N entries, chosen at random, can be held out for validation: `without_held_out: N` returns all other entries, and
@@ -108,85 +195,150 @@ def _parted(name: str, key: str, count: int, entries: int) -> list[int]:
     return held if key == "only_held_out" else sorted(set(range(entries)).difference(held))
 
 
-def _read(
-    name: str, options: dict[str, Any], model: OmniLM, tasks: dict[str, float], cache_folder: str | Path, live: bool
-) -> Source:
-    for task in options["tasks"]:
-        if task not in TASKS:
-            raise ValueError(f"sources.{name}.tasks: no such task {task!r}; choices: {', '.join(TASKS)}")
-    wanted = [TASKS[t] for t in options["tasks"] if tasks.get(t, 0) > 0]
-    if not wanted:
-        return Source([], ())
-    entries = read_entries(name, options, cache_folder)
-    # tasks with text answers need no codes: their entries, which can be millions, are not iterated over
-    spoken = _with_recordings(_to_encode(entries, [task for task in wanted if task.speaks], model, f"sources.{name}"))
-    return Source(
-        entries,
-        tuple(task.name for task in wanted),
-        read_features(model, entries, cache_folder, name, live)
-        if any(task.given == "speech" for task in wanted)
-        else SpeechInputs(),
-        cached_codes(model.codec, spoken, cache_folder, name) if spoken else None,
-        name,
-    )
+def _version(options: dict[str, Any], cache_folder: Path) -> list[str]:
+    """Return the digests of the manifest's and the answers' files of a source, which `read_entries` has read."""
+    paths = [Path(options[key]) for key in ("manifest", "answers") if options.get(key) is not None]
+    files = [shard_files(path) if in_parquet(path) else [path] for path in paths]
+    return [digest_of_files(each, cache_folder / TABLES, str(each[0])) for each in files]
 
 
-def read_features(
-    model: OmniLM, entries: Sequence[ManifestEntry], cache_folder: str | Path, name: str, live: bool = False
-) -> SpeechInputs:
-    """Return the encoder features of manifest entries that have features or a recording, computing missing ones.
+class _Reader:
+    """Reads sources for the parts of one system, whose fingerprints are computed once.
+
+    Args:
+        limit: limit of the hours of recordings that may be encoded.
+    """
+
+    def __init__(self, model: OmniLM, cache_folder: Path, tasks: dict[str, float], limit: EncodingLimit):
+        self.model, self.folder, self.tasks, self.limit = model, cache_folder, tasks, limit
+        self.codec = codec_name(model)
+
+    @cached_property
+    def tokenizer(self) -> str:
+        return tokenizer_fingerprint(self.model.llm.tokenizer)
+
+    @cached_property
+    def codec_print(self) -> str:
+        return fingerprint(self.model.codec)
+
+    @cached_property
+    def encoder(self) -> str:
+        return fingerprint(self.model.encoder)
+
+    def entries(self, name: str, options: dict[str, Any]) -> _Entries:
+        """Read the manifest of a source and index its entries."""
+        for task in options["tasks"]:
+            if task not in TASKS:
+                raise ValueError(f"sources.{name}.tasks: no such task {task!r}; choices: {', '.join(TASKS)}")
+        wanted = tuple(TASKS[task] for task in options["tasks"] if self.tasks.get(task, 0) > 0)
+        if not wanted:
+            return _Entries(name, options, (), ListedEntries(), SourceIndex(()))
+        entries = read_entries(name, options, self.folder)
+        encoder = self.encoder if entries.have_features else None
+        chosen = [options.get(key) for key in ("limit", "without_held_out", "only_held_out")]
+        key = index_key(_version(options, self.folder), chosen, self.tokenizer, self.codec, encoder)
+        make = PartMaker(self.model.llm.tokenizer, self.codec, encoder)
+        return _Entries(name, options, wanted, entries, build_index(entries, make, self.folder / INDEX / key, name))
+
+    def source(self, read: _Entries, live: bool) -> Source:
+        """Look up the features and codes of a source's recordings, and compute those that are missing."""
+        wanted = read.without_features()
+        self._check_features(read)
+        features = frames = None
+        if len(wanted) and live:
+            frames = self._live_frames(read, wanted)
+        elif len(wanted):
+            features = self._encoded(read, "features", "a1", wanted)
+        codes = self._codes(read)
+        tasks, encoder = tuple(task.name for task in read.tasks), None if frames is None else self.model.encoder
+        return Source(read.entries, tasks, read.index, features, codes, encoder, frames, read.name)
+
+    def _live_frames(self, read: _Entries, wanted: np.ndarray) -> np.ndarray:
+        folder = read.index.folder / f"lengths-{self.encoder}"
+        return live_frames(folder, read.entries, wanted, read.index.seconds(), self.model.encoder, read.name)
+
+    def _codes(self, read: _Entries) -> dict[str, EncodedEntries]:
+        """Return the codes of recordings of answers that have no codes of the system's codec, by field."""
+        found = {}
+        for task in read.tasks:
+            if task.speaks and codes_field(task) not in found:
+                name, recording = codes_field(task), "a1" if task.repeats else "a2"
+                stored, recorded = read.index.column(_COLUMN[name]), has_recording(read.index, recording)
+                self._check_codes(read, name, stored, recorded)
+                wanted = np.flatnonzero((stored < 0) & recorded)
+                if len(wanted):
+                    found[name] = self._encoded(read, "codes", recording, wanted)
+        return found
+
+    def _encoded(self, read: _Entries, kind: str, recording: str, wanted: np.ndarray) -> EncodedEntries:
+        """Return the features or codes of the recordings `a1` or `a2` of some entries."""
+        codes = kind == "codes"
+        encoder = code_encoder(self.model.codec) if codes else feature_encoder(self.model.encoder)
+
+        def find(entries: list[ManifestEntry]) -> Found:
+            recordings = [getattr(entry, recording) for entry in entries]
+            seconds = {
+                each.key: entry.duration if recording == "a1" or entry.a1 is None else None
+                for each, entry in zip(recordings, entries, strict=True)
+            }
+            allow = partial(self.limit.take, read.name, read.options["manifest"], seconds)
+            return found_by_key(lambda some: encode(encoder, some, self.folder, kind, read.name, allow), recordings)
+
+        folder = read.index.folder / f"{kind}-{recording}-{self.codec_print if codes else self.encoder}"
+        return look_up(folder, read.entries, wanted, f"{read.name}-{kind}", find)
+
+    def _check_features(self, read: _Entries) -> None:
+        """Raise `ValueError` if an entry holds another encoder's features and no recording."""
+        if not any(task.given == "speech" for task in read.tasks):
+            return
+        lost = (read.index.column(FEATURES) == FOREIGN) & ~has_recording(read.index, "a1")
+        if lost.any():
+            entry = read.entries[int(lost.argmax())]
+            raise ValueError(
+                f"sources.{read.name}: entry {entry.id}: holds features of the encoder {entry.features.encoder}, but "
+                f"the system's is {self.encoder}; compute them again (omnikit tokenize), or give the recordings (a1)"
+            )
+
+    def _check_codes(self, read: _Entries, name: str, stored: np.ndarray, recorded: np.ndarray) -> None:
+        """Raise `ValueError` if an entry has another codec's codes and no recording, or codes of other codebooks."""
+        lost, own = (stored == FOREIGN) & ~recorded, stored >= 0
+        for some in (lost, own):
+            if some.any():  # one entry stands for all codes of the codec; loading is slow
+                codes = getattr(read.entries[int(some.argmax())], name)
+                check_codec(codes, self.model.codec, self.codec, f"sources.{read.name}")
+
+
+_COLUMN = {"codes1": CODES1, "codes": CODES}
+
+
+def has_recording(index: SourceIndex, name: str) -> np.ndarray:
+    """Return a mask [entries] of the entries with a recording `a1` or `a2`."""
+    return (index.column(RECORDINGS) >> AUDIO.index(name) & 1).astype(bool)
+
+
+class _Features:
+    """The encoder features of manifest entries, stored in the manifest or cached, by entry."""
+
+    def __init__(self, encoder: str | None, cached: ArrayStore | None):
+        self.encoder, self.cached = encoder, cached
+
+    def _stored(self, entry: ManifestEntry) -> bool:
+        return entry.features is not None and entry.features.encoder == self.encoder
+
+    def __contains__(self, entry: ManifestEntry) -> bool:
+        return self._stored(entry) or (self.cached is not None and entry.a1 is not None and entry.a1.key in self.cached)
+
+    def __getitem__(self, entry: ManifestEntry) -> Tensor:
+        """Return the features [T, D] (float16) of an entry that has some."""
+        return entry.features.load() if self._stored(entry) else self.cached[entry.a1.key]
+
+
+def read_features(model: OmniLM, entries: Sequence[ManifestEntry], cache_folder: str | Path, name: str) -> _Features:
+    """Return the encoder features of a few manifest entries, computing those of recordings that the cache lacks.
 
     Args:
         name: name of the source, for messages.
-        live: whether the training step computes features; then recordings are only checked.
-
-    Raises:
-        ValueError: an entry holds another encoder's features and no recording.
     """
-    encoder, recordings, skipped = None, [], Skipped()
-    in_step = SpeechInputs(live=model.encoder)
-    for entry in entries:
-        if entry.features is not None and encoder is None:
-            encoder = fingerprint(model.encoder)
-        if entry.features is not None and entry.features.encoder == encoder:
-            continue
-        if entry.a1 is not None and live:
-            expected = in_step.expected(entry)
-            if isinstance(expected, str):
-                skipped.add(expected, entry.id)
-        elif entry.a1 is not None:
-            recordings.append(entry.a1)
-        elif entry.features is not None:
-            raise ValueError(
-                f"sources.{name}: entry {entry.id}: holds features of the encoder {entry.features.encoder}, but the "
-                f"system's is {encoder}; compute them again (omnikit tokenize), or give the recordings (a1)"
-            )
-    if skipped:
-        logger.warning("%s: %d of %d recordings skipped: %s", name, skipped.total(), len(entries), skipped)
-    if live:
-        return SpeechInputs(encoder, live=model.encoder)
-    return SpeechInputs(encoder, cached_features(model.encoder, recordings, cache_folder, name) if recordings else None)
-
-
-def _to_encode(
-    entries: Sequence[ManifestEntry], tasks: list[Task], model: OmniLM, where: str
-) -> list[Recording | None]:
-    """Return the recordings of answers whose codes must be computed: entries without codes of the system's codec.
-
-    Raises:
-        ValueError: an entry holds another codec's codes and no recording.
-    """
-    codec, own, recordings = codec_name(model), None, []
-    for task in tasks:
-        for entry in entries:
-            codes, recording = entry.target_codes(task), entry.target_recording(task)
-            if codes is None or (codes.codec != codec and recording is not None):
-                recordings.append(recording)
-            elif own is None or codes.codec != codec:
-                check_codec(codes, model.codec, codec, where)  # checks one entry for all of the codec; loading is slow
-                own = codes
-    return recordings
-
-
-def _with_recordings(recordings: list[Recording | None]) -> list[Recording]:
-    return [recording for recording in recordings if recording is not None]
+    encoder = fingerprint(model.encoder) if any(entry.features is not None for entry in entries) else None
+    others = [e.a1 for e in entries if e.a1 is not None and (e.features is None or e.features.encoder != encoder)]
+    return _Features(encoder, cached_features(model.encoder, others, cache_folder, name) if others else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ _SETTINGS = "tokenizer_config.json"
 _PLACES = ("vocab", "merges", "init_inputs", "sp_model_kwargs")
 """Settings of tokenizers that may name files, besides those that end in `_file`."""
 _MOST_BYTES = 128 * MEBIBYTE  # Gemma 3's `tokenizer.json`, one of the largest, has 33 MB
+_SAMPLED_IDS = 4096
 _OPENED: ContextVar[dict[tuple[str, int | None], Tokenizer] | None] = ContextVar("opened", default=None)
 
 
@@ -74,6 +76,30 @@ def _open(path: str, vocab_size: int | None) -> Tokenizer:
     tokenizer = _in_folder(Path(path)) if Path(path).is_dir() else SentencePieceTokenizer(path)
     _check_size(path, tokenizer.vocab_size, vocab_size)
     return tokenizer
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> str:
+    """Return the size of a tokenizer's vocabulary and a digest of the texts of ids sampled from all of it."""
+    tokenizer = tokenizer.loaded if isinstance(tokenizer, HubTokenizer) else tokenizer  # names differ, files decide
+    digest = hashlib.sha256(str(tokenizer.vocab_size).encode())
+    for i in range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // _SAMPLED_IDS)):
+        digest.update(tokenizer.decode([i]).encode(errors="surrogatepass") + b"\0")
+    return f"{tokenizer.vocab_size} ids, {digest.hexdigest()[:8]}"
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """Return a hash (32 hex digits) of what determines the ids of a text: the tokenizer's class, vocabulary and files.
+
+    The files are those that `Tokenizer.save` writes.
+    """
+    tokenizer = tokenizer.loaded if isinstance(tokenizer, HubTokenizer) else tokenizer
+    digest = hashlib.sha256(f"{type(tokenizer).__qualname__} {vocabulary_of(tokenizer)}".encode())
+    with TemporaryDirectory(prefix="omnikit-tokenizer-") as folder:
+        tokenizer.save(folder)
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:32]
 
 
 def beside(weights: str | None, otherwise: str) -> str:
@@ -165,13 +191,11 @@ class TransformersTokenizer(Tokenizer):
         self._special = {i: token.content for i, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
-        check_unicode(text)
-        return self._encode([text])[0]
+        return self.encode_many([text])[0]
 
-    def count(self, texts: list[str]) -> list[int]:
-        return [len(ids) for ids in self._encode(texts)]
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        for text in texts:
+            check_unicode(text)
         found = self.loaded(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [self._spelled(text, ids) for text, ids in zip(texts, found, strict=True)]
 
@@ -231,8 +255,8 @@ class HubTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self.loaded.encode(text)
 
-    def count(self, texts: list[str]) -> list[int]:
-        return self.loaded.count(texts)
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        return self.loaded.encode_many(texts)
 
     def decode(self, ids: list[int]) -> str:
         return self.loaded.decode(ids)

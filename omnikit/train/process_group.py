@@ -1,10 +1,8 @@
-"""Start of the processes of a training under torchrun, and waiting for each other without a time limit."""
+"""Start of the processes of a training under torchrun, and what they share."""
 
 from __future__ import annotations
 
-import itertools
 import os
-import time
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -16,8 +14,6 @@ from omnikit.torchrun import Share
 
 GRACE = 60.0
 """Seconds by which collective operations may last longer than `--hang_timeout`, so that the watchdog speaks first."""
-_POLL = 0.2  # seconds between two looks at the store
-_meetings = itertools.count()
 
 
 def under_torchrun() -> bool:
@@ -54,20 +50,6 @@ def shared_store() -> Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, is_master=False, wait_for_workers=False)
     return PrefixStore(f"omnikit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-
-
-def wait_for_all() -> None:
-    """Wait until every process has come here, for as long as it takes.
-
-    A barrier of torch would end after `--hang_timeout`, and preparations such as encoding a corpus may take longer. A
-    process that dies meanwhile ends the others through torchrun.
-    """
-    if not torch.distributed.is_initialized():
-        return
-    key, processes = f"meeting {next(_meetings)}", Share.of_torchrun().processes
-    shared_store().add(key, 1)
-    while shared_store().add(key, 0) < processes:
-        time.sleep(_POLL)
 
 
 def every_process(value: Any) -> list[Any]:

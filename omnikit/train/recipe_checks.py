@@ -29,6 +29,7 @@ RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder"), PATH),
     "initial_weights": PATH_OR_NONE,
     "seed": SEED,
+    "max_encode_hours": Range(0, null=True),
     "num_workers": Range(0, THREADS.high, whole=True),
     "stream_weights.text": NOT_NEGATIVE,
     "stream_weights.audio": NOT_NEGATIVE,

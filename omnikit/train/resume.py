@@ -10,7 +10,6 @@ The checkpoint itself is loaded when `fit` begins, by `OmniBrain.on_fit_start` (
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +18,10 @@ from typing import Any
 from speechbrain.utils.checkpoints import Checkpointer, mark_as_loader, mark_as_saver, register_checkpoint_hooks
 
 from omnikit.hparams.recipe import ORIGINS, Recipe, different_parts, settings_of
-from omnikit.interfaces import Tokenizer
-from omnikit.llms.tokenizers import HubTokenizer
 from omnikit.torchrun import Share
 
 NAME = "run"
 """Name under which checkpoints store the description of their run."""
-_SAMPLED_IDS = 4096
 
 
 @register_checkpoint_hooks
@@ -78,15 +74,6 @@ def resumes(checkpointer: Checkpointer, identity: RunIdentity) -> list[str]:
         )
     changed = _changed(before["settings"], now["settings"])
     return [f"{name} was {there}, is {here} from here on" for name, (there, here) in changed.items()]
-
-
-def vocabulary_of(tokenizer: Tokenizer) -> str:
-    """Return the size of a tokenizer's vocabulary and a digest of the texts of ids sampled from all of it."""
-    tokenizer = tokenizer.loaded if isinstance(tokenizer, HubTokenizer) else tokenizer  # names differ, files decide
-    digest = hashlib.sha256(str(tokenizer.vocab_size).encode())
-    for i in range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // _SAMPLED_IDS)):
-        digest.update(tokenizer.decode([i]).encode(errors="surrogatepass") + b"\0")
-    return f"{tokenizer.vocab_size} ids, {digest.hexdigest()[:8]}"
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

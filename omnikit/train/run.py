@@ -22,15 +22,17 @@ from omnikit.data.task_sampler import TaskSampler
 from omnikit.errors import full_disk_names
 from omnikit.files import write_text
 from omnikit.hparams import Recipe
+from omnikit.llms.tokenizers import vocabulary_of
 from omnikit.model import OmniLM
 from omnikit.train.block_options import set_up_blocks
 from omnikit.train.brain import parameter_table
 from omnikit.train.distributed import check_distributed
+from omnikit.train.first_process import first_process
 from omnikit.train.grad_accumulation import plan_accumulation
 from omnikit.train.initial_weights import load_initial_weights
 from omnikit.train.precision import precisions
-from omnikit.train.process_group import start_processes, wait_for_all
-from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
+from omnikit.train.process_group import start_processes
+from omnikit.train.resume import RunIdentity, resumes
 from omnikit.train.stored_state import whole_weights
 
 logger = logging.getLogger(__name__)
@@ -93,9 +95,9 @@ def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hpara
     Features and codes of recordings come from `cache_folder`; missing ones are computed and added to it.
 
     Raises:
-        ValueError: a manifest cannot be read, or it gives no sample.
+        ValueError: a manifest cannot be read, it gives no sample, or more than `max_encode_hours` are to be computed.
     """
-    options = {name: hparams[name] for name in ("tasks", "cache_folder", "features")}
+    options = {name: hparams[name] for name in ("tasks", "cache_folder", "features", "max_encode_hours")}
     read = read_sources(sources, model, **options)
     return make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"])
 
@@ -141,15 +143,14 @@ def _name_of(built: Any) -> str:
 
 @contextmanager
 def cache_of(hparams: dict[str, Any]) -> Iterator[None]:
-    """Run a `with` block on the main process first, so that the other processes find the cache filled."""
-    main = sb.utils.distributed.if_main_process()
-    if not main:
-        wait_for_all()
-    elif hparams["verify_cache"]:
-        verify_cache(hparams["cache_folder"])
-    yield
-    if main:
-        wait_for_all()
+    """Run a `with` block on the main process first, so that the other processes find the cache filled.
+
+    The others wait for a file, not in a collective operation, which would end them after its time-out.
+    """
+    with first_process(Path(hparams["cache_folder"])) as first:
+        if first and hparams["verify_cache"]:
+            verify_cache(hparams["cache_folder"])
+        yield
 
 
 def _processes() -> int:

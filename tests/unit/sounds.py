@@ -15,9 +15,9 @@ from toy import ToyEncoder
 from omnikit.audio.io import load_audio
 from omnikit.audio.reader import Unusable
 from omnikit.data.encode_recordings import feature_encoder
+from omnikit.data.live_features import UnusableRecording, expected_frames, load_wav
 from omnikit.data.manifest_reader import ManifestEntry, Recording, read_manifest
 from omnikit.data.recording_check import check_recording
-from omnikit.data.samples import SpeechInputs, UnusableRecording
 from omnikit.data.skipped import NOTES, Remark
 from omnikit.offline.batches import DecodedAnswer, Problem, each_reply, load_recordings
 from omnikit.prepare.shards import Summary
@@ -130,12 +130,11 @@ def _length(features: torch.Tensor) -> int:
 
 
 def _on_the_fly(entry: ManifestEntry) -> Outcome:
-    heard = SpeechInputs(live=Ear())
-    expected = heard.expected(entry)
+    expected = expected_frames(Ear(), entry)
     if isinstance(expected, str):
         return expected
     try:
-        return len(heard.wav(entry))
+        return len(load_wav(Ear(), entry))
     except UnusableRecording:
         return "unreadable"  # the damage was found only when the sample was needed
 

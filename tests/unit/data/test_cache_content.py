@@ -252,7 +252,7 @@ def test_training_sources_follow_their_recordings(recordings: Recordings, tmp_pa
     (source,) = read_sources(options, model, tasks=tasks, cache_folder=tmp_path / "c")
     assert len(model.encoder.encoded) == 5
     wav = recordings.clips()[3].load(16000)
-    assert torch.equal(source.codes["r3"].long(), model.codec.encode(wav[None])[0])
+    assert torch.equal(source.codes["codes1"][3].long(), model.codec.encode(wav[None])[0])
 
 
 def test_caches_of_an_earlier_version_are_told_and_not_used(recordings: Recordings, tmp_path: Path, caplog):
@@ -292,6 +292,6 @@ def test_the_verdict_of_another_reader_is_asked_again(recordings: Recordings, mo
     )
     cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert asked == []
-    monkeypatch.setattr("omnikit.data.array_cache._READER", "reader 0")
+    monkeypatch.setattr("omnikit.data.array_cache.READER", "reader 0")
     cached_features(recordings.encoder, recordings.clips(), recordings.cache, "toy")
     assert asked == ["r1"]

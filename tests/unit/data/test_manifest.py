@@ -301,7 +301,7 @@ def test_long_samples_are_left_out_and_none_is_an_error(tmp_path: Path):
     dataset = make_dataset(model, sources, {"T1T2": 1.0}, longest=lengths[1])
     assert sorted(dataset.lengths) == lengths[:2] and len(dataset) == 2
     assert [
-        len(model.llm.tokenizer.encode(dataset.sources[0].entries[entry].t1)) for entry in dataset.table.entries
+        len(model.llm.tokenizer.encode(dataset.makers[0].source.entries[entry].t1)) for entry in dataset.table.entries
     ] == [1, 2]
     with pytest.raises(ValueError, match="no entry of the sources serves a task of T1T2; 4 samples are too long"):
         make_dataset(model, sources, {"T1T2": 1.0}, longest=1)

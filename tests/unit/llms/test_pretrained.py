@@ -103,7 +103,7 @@ def test_a_folder_of_a_tokenizer(folder, tmp_path):
     assert tokenizer.vocab_size == 257
     text = " Grüße, 世界 "
     assert tokenizer.decode([*tokenizer.encode(text), 256, 299]) == text
-    assert tokenizer.count([text, "", text * 3]) == [len(tokenizer.encode(each)) for each in (text, "", text * 3)]
+    assert tokenizer.encode_many([text, "", text * 3]) == [tokenizer.encode(each) for each in (text, "", text * 3)]
     tokenizer.save(str(tmp_path / "copy"))
     assert open_tokenizer(str(tmp_path / "copy")).encode(text) == tokenizer.encode(text)
 

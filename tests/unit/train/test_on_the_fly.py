@@ -125,7 +125,7 @@ def test_what_the_header_tells_is_no_sample(model, manifest, tmp_path, caplog):
 
 
 def test_wrong_choices_are_told(model, manifest):
-    with pytest.raises(ValueError, match="features: live; choices: cached, on_the_fly"):
+    with pytest.raises(ValueError, match="features: live; choices: auto, cached, on_the_fly"):
         samples(model, manifest, "live")
 
     class Mute(Dropping):

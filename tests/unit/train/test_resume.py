@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from omnikit.hparams import load_recipe
-from omnikit.llms.tokenizers import ByteTokenizer
+from omnikit.llms.tokenizers import ByteTokenizer, vocabulary_of
 from omnikit.torchrun import Share
 from omnikit.train.checkpointer import WholeCheckpointer
-from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
+from omnikit.train.resume import RunIdentity, resumes
 from omnikit.train.run import fixed_facts
 
 ROOT = Path(__file__).parents[3]

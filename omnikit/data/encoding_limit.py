@@ -1,0 +1,60 @@
+"""Limit of the recordings that a recipe encodes itself, in hours; `omnikit tokenize` encodes larger corpora."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+
+from omnikit.data.manifest_reader import Recording
+
+SAMPLED = 200
+"""Number of recordings of unknown length whose headers are read to estimate the length of all."""
+
+
+class EncodingLimit:
+    """Maximum hours of recordings that may be encoded, over all sources.
+
+    Args:
+        hours: the maximum; None = no limit.
+        parts: flags of `omnikit tokenize` that name the system's codec and encoder.
+    """
+
+    def __init__(self, hours: float | None = None, parts: str = ""):
+        self.hours, self.parts, self.taken = hours, parts, 0.0
+
+    def take(
+        self, source: str, manifest: object, seconds: Mapping[str, float | None], recordings: Sequence[Recording]
+    ) -> None:
+        """Count recordings that are to be encoded.
+
+        Args:
+            source: name of the source.
+            manifest: path of its manifest.
+            seconds: length of each recording by its key; None if it is not known.
+
+        Raises:
+            ValueError: they exceed the limit; the message names the command to run instead.
+        """
+        if self.hours is None:
+            return
+        self.taken += hours_of(recordings, seconds)
+        if self.taken > self.hours:
+            raise ValueError(
+                f"sources.{source}: about {self.taken:.1f} hours of recordings are to be encoded, more than "
+                f"--max_encode_hours {self.hours:g}; encode them once (torchrun uses several GPUs): omnikit tokenize "
+                f"{manifest} --save_folder DIR{self.parts}, and name DIR as the manifest; or raise the limit"
+            )
+
+
+def hours_of(recordings: Sequence[Recording], seconds: Mapping[str, float | None]) -> float:
+    """Return the total length of recordings in hours; unknown lengths are estimated from some of their headers."""
+    known = [seconds[each.key] for each in recordings if seconds[each.key]]
+    unknown = [each for each in recordings if not seconds[each.key]]
+    some = random.Random(0).sample(unknown, min(SAMPLED, len(unknown)))
+    return (sum(known) + len(unknown) * mean_seconds(some)) / 3600
+
+
+def mean_seconds(recordings: Iterable[Recording]) -> float:
+    """Return the mean length of recordings in seconds according to their headers; 0 for none."""
+    found = [recording.check().seconds for recording in recordings]
+    return sum(found) / max(1, len(found))
