@@ -138,7 +138,8 @@ class TokenLayout:
     def to_codes(self, ids: Tensor, codebooks: Tensor) -> Tensor:
         """Convert ids laid out by a pattern [.., S - 1, L] to codes, with -1 where no code stands.
 
-        `codebooks` [S - 1, L] says which codebook each code is from, -1 where there is none. Ids outside the codebook give codes outside it.
+        `codebooks` [S - 1, L] says which codebook each code is from, -1 where there is none. Ids outside the codebook
+        give codes outside it.
         """
         codes = ids - self.code_offsets(codebooks.clamp(min=0))
         return torch.where(codebooks < 0, torch.full_like(codes, -1), codes)

@@ -26,7 +26,7 @@ RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder"), PATH),
     "initial_weights": PATH_OR_NONE,
     "seed": SEED,
-    "num_workers": Range(0, THREADS.high, whole=True),
+    "num_workers": Range(0, THREADS.high, whole=True, null=True),
     "stream_weights.text": NOT_NEGATIVE,
     "stream_weights.audio": NOT_NEGATIVE,
     "max_batch_length": COUNT,
