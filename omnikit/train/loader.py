@@ -1,13 +1,11 @@
 """Data loaders of a training: worker processes prepare batches ahead, so that the training loop does not wait.
 
-A worker process has its own copy of the data set without weights, uses one thread, and ignores the signals that ask a
-run to stop: the main process still needs batches to finish its optimiser step. An error in a worker is raised in the
-main process as it is.
+A worker process uses one thread, and ignores the signals that ask a run to stop, because the main process still needs
+batches to finish its optimiser step. An error in a worker is raised in the main process as it is.
 """
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import pickle
@@ -19,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from omnikit.data.collate import Batch
@@ -37,7 +34,7 @@ class BatchLoader(DataLoader):
     """A data loader whose `waiting` measures how long its user waited for batches since an iteration began.
 
     Args:
-        samples: data set of samples.
+        samples: data set of samples; workers that are not forked get it pickled.
         sampler: sampler that yields the samples of each batch, such as `MicroBatch`es.
         collate: picklable collate function.
         workers: number of worker processes; 0 = the main process prepares each batch when it is asked for.
@@ -60,11 +57,9 @@ class BatchLoader(DataLoader):
         if workers:
             # the warning of the tokenizers library about forks, and its threads, are of no use in workers
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            context = multiprocessing.get_context(method)
-            samples = _InWorker(samples, pickled=context.get_start_method() != "fork")
-            collate = _Collate(collate)
+            samples, collate = _InWorker(samples), _Collate(collate)
             options |= {"num_workers": workers, "persistent_workers": True, "prefetch_factor": _AHEAD}
-            options |= {"worker_init_fn": _start_worker, "multiprocessing_context": context}
+            options |= {"worker_init_fn": _start_worker, "multiprocessing_context": method}
         super().__init__(samples, batch_sampler=sampler, collate_fn=collate, **options)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -96,7 +91,10 @@ class BatchLoader(DataLoader):
                 ) from error
             raise
         if isinstance(batch, _Failure):
-            raise batch.error
+            try:
+                raise batch.error
+            finally:
+                del batch  # its reference to the error, and so to this frame, would keep the workers running
         return batch
 
 
@@ -148,31 +146,16 @@ class _Failure:
 
 
 class _InWorker(Dataset):
-    """A data set that returns errors instead of raising them, and reaches workers without weights.
+    """A data set that returns errors instead of raising them."""
 
-    Args:
-        samples: data set of samples.
-        pickled: whether worker processes get a pickled copy, because they are not forked.
-
-    Raises:
-        ValueError: the data set cannot be pickled.
-    """
-
-    def __init__(self, samples: Dataset, pickled: bool):
-        self.samples, self.stored, self.count = samples, b"", len(samples)
-        if pickled:
-            self.stored = _pickled_without_weights(samples)
+    def __init__(self, samples: Dataset):
+        self.samples = samples
 
     def __len__(self) -> int:
-        return self.count
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"samples": None, "stored": self.stored, "count": self.count}
+        return len(self.samples)
 
     def __getitems__(self, indices: list[int]) -> list[Item | None] | _Failure:
         try:
-            if self.samples is None:
-                self.samples = pickle.loads(self.stored)
             return self.samples.__getitems__(indices)
         except Exception as error:
             return _Failure(error)
@@ -191,33 +174,6 @@ class _Collate:
             return self.collate(items)
         except Exception as error:
             return _Failure(error)
-
-
-class _WithoutWeights(pickle.Pickler):
-    """A pickler that replaces weights, and all tensors on a GPU, by empty tensors of the same shape.
-
-    Samples refer to the model's parts, such as the encoder, for their numbers, but compute nothing with them.
-    """
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and value.device.type != "cpu"):
-            return _empty, (tuple(value.shape), value.dtype, isinstance(value, nn.Parameter))
-        return NotImplemented
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, is_parameter: bool) -> Tensor:
-    tensor = torch.empty(shape, dtype=dtype, device="meta")
-    return nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
-
-
-def _pickled_without_weights(samples: Dataset) -> bytes:
-    buffer = io.BytesIO()
-    try:
-        _WithoutWeights(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(samples)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
-        why = f"the samples cannot be sent to worker processes ({one_line(error)})"
-        raise ValueError(f"--num_workers: {why}; choose 0") from error
-    return buffer.getvalue()
 
 
 @contextmanager
