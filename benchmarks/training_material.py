@@ -189,10 +189,11 @@ class InMemory:
         return self.rows[index]
 
 
-def recipe_sources(model: OmniLM, entries: int) -> list[Source]:
+def recipe_sources(model: OmniLM, entries: int, letters: int = 4) -> list[Source]:
     """Return two synthetic sources: read speech, and spoken questions with answers.
 
-    Features have 50 frames per second and codes 11.7. Lengths are drawn so that samples have at most about 800 steps.
+    Features have 50 frames per second and codes 11.7. Lengths are drawn so that samples have at most about 800 steps,
+    if texts have the default of 4 `letters` per second. Texts are made of 2000 words.
     """
     from omnikit.data.manifest_reader import Codes, Features, ListedEntries, ManifestEntry
     from omnikit.data.samples import Source, codec_name
@@ -210,20 +211,22 @@ def recipe_sources(model: OmniLM, entries: int) -> list[Source]:
     def codes(seconds: float) -> Codes:
         frames = max(1, int(11.7 * seconds))
         shape = (model.codec.num_codebooks, frames)
-        values = torch.randint(0, model.codec.codebook_size, shape, generator=draw).tolist()
+        values = torch.randint(0, model.codec.codebook_size, shape, generator=draw, dtype=torch.int16).numpy()
         return Codes(codec_name(model), frames, values=values)
 
-    def text(letters: int) -> str:
-        return "".join(rng.choices(string.ascii_lowercase + " ", k=letters))
+    words = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9))) for _ in range(2000)]
+
+    def text(seconds: float) -> str:
+        return " ".join(rng.choices(words, k=int(letters * seconds)))[: int(letters * seconds)]
 
     table, read, asked = InMemory([]), [], []
     for i in range(entries):
         seconds = rng.uniform(3, 14)
         fields = {"features": features(seconds, table), "codes1": codes(seconds), "duration": seconds}
-        read.append(ManifestEntry(f"read-{i}", text(int(4 * seconds)), **fields))
+        read.append(ManifestEntry(f"read-{i}", text(seconds), **fields))
         seconds, answer = rng.uniform(2, 6), rng.uniform(5, 25)
         fields = {"features": features(seconds, table), "codes": codes(answer), "duration": seconds}
-        asked.append(ManifestEntry(f"asked-{i}", text(int(4 * seconds)), text(int(4 * answer)), **fields))
+        asked.append(ManifestEntry(f"asked-{i}", text(seconds), text(answer), **fields))
     make = PartMaker(model.llm.tokenizer, codec_name(model), encoder)
     return [
         Source(ListedEntries(entries), tasks, build_index(entries, make), name=name)

@@ -30,7 +30,7 @@ RANGES = {
     "initial_weights": PATH_OR_NONE,
     "seed": SEED,
     "max_encode_hours": Range(0, null=True),
-    "num_workers": Range(0, THREADS.high, whole=True),
+    "num_workers": Range(0, THREADS.high, whole=True, null=True),
     "stream_weights.text": NOT_NEGATIVE,
     "stream_weights.audio": NOT_NEGATIVE,
     "max_batch_length": COUNT,

@@ -37,3 +37,11 @@ def test_steps_of_the_engines_of_torch(run, tmp_path):
     assert {one["engine"] for one in figures if one["name"] == "first sound"} == {"torch", "static"}
     assert all(one["error"] < 1e-6 for one in figures if one["name"] == "replay")  # both are run on a CPU
     assert "| 16 | 200 |" in done.stdout
+
+
+@pytest.mark.long
+def test_batches_are_made_faster_than_by_the_earlier_code(run):
+    done = run("benchmarks/loader.py", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ratios = [line for line in done.stdout.splitlines() if line.endswith("(goal 2)")]
+    assert len(ratios) == 3 and "features of questions: " in done.stdout

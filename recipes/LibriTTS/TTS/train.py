@@ -52,7 +52,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
     sampler = task_sampler(train_set, hparams, run_opts)
-    loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"]}
+    loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"] or 0}
 
     brain = TTSBrain(
         modules={"model": model},

@@ -61,7 +61,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
             model, hparams["valid_sources"], tasks=hparams["tasks"], cache_folder=hparams["cache_folder"]
         )
     sampler = task_sampler(train_set, hparams, run_opts)
-    loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"]}
+    loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"] or 0}
 
     brain = QABrain(
         modules={"model": model},
