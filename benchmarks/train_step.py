@@ -8,8 +8,8 @@
 A step is a forward pass, a backward pass and an optimiser step (AdamW, fused) on a batch of random tokens that is
 already on the device. Weights are random float32 values; on a GPU, products are bfloat16 by autocast. The bare loops do
 nothing else; "recipe" is SpeechBrain's loop with the recipe's sampler, collate function and Brain, over entries in
-memory. MFU is the number of operations per second (`benchmarks.training_material.step_operations`) relative to the
-dense bfloat16 peak in the GPU's data sheet. Everything is measured in one process. Ratios are printed last; the exit
+memory. MFU is the number of operations per second (`omnikit.train.operations`) relative to the dense bfloat16 peak in
+the GPU's data sheet. Everything is measured in one process. Ratios are printed last; the exit
 status is 1 if one of them misses its goal. Measurements for which no time is left are listed.
 """
 
@@ -62,11 +62,10 @@ from omnikit.option_ranges import COUNT  # noqa: E402
 from omnikit.tasks import AUDIO_START  # noqa: E402
 from omnikit.tokens import IGNORE  # noqa: E402
 from omnikit.torchrun import check_device  # noqa: E402
+from omnikit.train.operations import peak_operations  # noqa: E402
 
 SECONDS = 165.0
 """Seconds from the start after which no measurement is begun on a GPU, so that all ends within three minutes."""
-PEAK = {"H100": 989e12, "H200": 989e12}
-"""Mapping from GPU to operations per second of dense bfloat16 products in its data sheet (SXM)."""
 LENGTH = 512
 """Number of steps of a training sample."""
 EARLIER, CHUNKED, FUSED, COMPILED = "earlier", "chunked", "fused", "compiled"
@@ -309,10 +308,11 @@ def measure_bare(model: OmniLM, stage: MeasuredStage, rows: int, variant: str, p
         together = bench.timed(lambda: [loop.step() for _ in range(plan.steps)], plan.repeats, device)
         taken = [seconds / plan.steps for seconds in together]
         positions = loop.batches[0].positions
+        peak = peak_operations(device, "bf16") or math.nan
         return {
             "name": "bare", "stage": stage.name, "positions": positions, "variant": variant, "first_loss": first,
             "ms": [1e3 * one for one in taken], "positions_per_second": positions / median(taken),
-            "mfu": loop.operations() / median(taken) / peak_operations(device), "warming_seconds": warming,
+            "mfu": loop.operations() / median(taken) / peak, "warming_seconds": warming,
             "synchronises": waits,
             "labels": [int(sum(b.text.counts)) for b in loop.batches],
             "gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
@@ -355,12 +355,13 @@ def brain_options(stage: MeasuredStage, steps: int, folder: str) -> dict:
     """Return what the recipe's Brain needs in its hparams to train some optimiser steps, the sampler aside."""
     from speechbrain.utils.epoch_loop import EpochCounter
 
-    from omnikit.train.tensorboard import TensorBoard
+    from omnikit.train.loggers import Loggers
 
     return {
         "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
         "epochs": EpochCounter(1), "steps_per_epoch": steps, "output_folder": folder, "stage": stage.name,
-        "part_names": "", "tensorboard": TensorBoard(folder), "validate": lambda brain: {},
+        "part_names": "", "validate": lambda brain: {},
+        "loggers": Loggers(tensorboard=None, wandb=None, output_folder=folder),
     }  # fmt: skip
 
 
@@ -468,12 +469,6 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
-
-
-def peak_operations(device: torch.device) -> float:
-    """Return a GPU's peak operations per second by `PEAK`, or NaN if it is not listed."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for key, peak in PEAK.items() if key in name), math.nan)
 
 
 def print_kernels(model: OmniLM, variant: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,23 @@ def rounded(length: int | np.ndarray, multiple: int) -> int | np.ndarray:
     return -(-length // multiple) * multiple
 
 
+class BatchSizes(NamedTuple):
+    """Sizes of a batch as plain numbers, so that nobody has to fetch them from the device."""
+
+    sequences: int
+    """Number B of samples."""
+    positions: int
+    """Number of positions without padding."""
+    padded: int
+    """Number of positions with padding, B * L."""
+    feature_frames: int
+    """Number of stored feature frames without padding."""
+    wav_samples: int
+    """Number of audio samples, without padding, of the recordings whose features are to be computed."""
+    code_steps: int
+    """Number of labels in one audio stream."""
+
+
 @dataclass
 class Batch:
     """A training batch of B padded samples.
@@ -47,6 +64,7 @@ class Batch:
     text: LabelPositions  # positions with a label in the text stream
     audio: LabelPositions  # positions with a label in an audio stream
     step_labels: Tensor  # [tasks, S] labels of the whole optimiser step by task and stream, see `MicroBatch`
+    sizes: BatchSizes
     ends_step: bool = True  # whether the optimiser step follows this batch
     ids: tuple[str, ...] = ()  # ids of the manifest entries, for logs
 
@@ -129,6 +147,10 @@ def collate(
     return Batch(
         steps, labels, padded, lengths, pad_sequence(recorded, batch_first=True), counts, text, audio,
         _labels_of_step(labels, tasks) if step.step_labels is None else _by_stream(step.step_labels, layout),
+        BatchSizes(
+            len(samples), sum(s.steps.shape[1] for s in samples), len(samples) * longest, int(lengths.sum()),
+            int(counts.sum()), int((labels[:, 1] != IGNORE).sum()),
+        ),
         step.ends_step, tuple(ids),
     )  # fmt: skip
 
