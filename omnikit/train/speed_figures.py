@@ -42,8 +42,8 @@ class SpeedFigures:
         model: model that is trained; its trainable parts do not change any more.
         precision: precision of the training, as SpeechBrain names it.
         processes: number of processes, each of which does about the same work.
-        loader: data loader, whose attribute `waited` counts the seconds that the training loop waited for it; other
-            loaders have none, and no such figure is reported.
+        loader: data loader. If it has `waiting.seconds`, the seconds that the training loop waited for it since its
+            iteration began, their share of the time is reported.
         clock: function that returns the time in seconds.
     """
 
@@ -88,7 +88,7 @@ class SpeedFigures:
                 audio_labels=len(batch.audio.positions),
                 frames=sizes.feature_frames + round(recorded * self.encoder_rate),
             ),
-            now[1] - self.read[1],
+            now[1] - self.read[1] if now[1] >= self.read[1] else now[1],  # less after an iteration has begun
             now[0] - self.read[0],
         )
         self.read = now
@@ -109,7 +109,7 @@ class SpeedFigures:
         """
         figures = self._speed(self.total)
         figures["audio_seconds_per_second"] = self.processes * self.total.audio_seconds / max(self.total.seconds, 1e-9)
-        if self.loader is not None and hasattr(self.loader, "waited"):
+        if hasattr(self.loader, "waiting"):
             figures["waiting"] = self.total.waited / max(self.total.seconds, 1e-9)
         figures["padding"] = 1 - self.total.positions / max(self.total.padded, 1)
         if self.model.device.type == "cuda":
@@ -130,7 +130,7 @@ class SpeedFigures:
         return speed if self.peak is None else {**speed, "mfu": work.operations / seconds / self.peak}
 
     def _waited(self) -> float:
-        return getattr(self.loader, "waited", 0.0)
+        return self.loader.waiting.seconds if hasattr(self.loader, "waiting") else 0.0
 
 
 def described(figures: dict[str, float]) -> str:

@@ -41,11 +41,11 @@ def figures_of(clock: Clock, **options) -> SpeedFigures:
 
 
 def test_figures_of_an_epoch():
-    clock, loader = Clock(), SimpleNamespace(waited=7.0)
+    clock, loader = Clock(), SimpleNamespace(waiting=SimpleNamespace(seconds=7.0))
     speed = figures_of(clock, processes=2, loader=loader)
-    for _ in range(2):
+    for waited in (1.0, 2.0):  # an iteration began in between
         clock.now += 5.0
-        loader.waited += 1.0
+        loader.waiting.seconds = waited
         speed.add(batch(900, 1000, frames=200, samples=16000, codes=5333))
     found = speed.figures(steps_left=720)
     assert found["positions_per_second"] == pytest.approx(2 * 900 / 5)
