@@ -8,8 +8,8 @@
 A step is a forward pass, a backward pass and an optimiser step (AdamW, fused) on a batch of random tokens that is
 already on the device. Weights are random float32 values; on a GPU, products are bfloat16 by autocast. The bare loops do
 nothing else; "recipe" is SpeechBrain's loop with the recipe's sampler, collate function and Brain, over entries in
-memory. MFU is the number of operations per second (`benchmarks.training_material.step_operations`) relative to the
-dense bfloat16 peak in the GPU's data sheet. Everything is measured in one process. Ratios are printed last; the exit
+memory. MFU is the number of operations per second (`omnikit.train.operations`) relative to the dense bfloat16 peak in
+the GPU's data sheet. Everything is measured in one process. Ratios are printed last; the exit
 status is 1 if one of them misses its goal. Measurements for which no time is left are listed.
 """
 
@@ -62,20 +62,28 @@ from omnikit.option_ranges import COUNT  # noqa: E402
 from omnikit.tasks import AUDIO_START  # noqa: E402
 from omnikit.tokens import IGNORE  # noqa: E402
 from omnikit.torchrun import check_device  # noqa: E402
+from omnikit.train.activation_checkpointing import checkpoint_activations  # noqa: E402
+from omnikit.train.block_options import set_up_blocks  # noqa: E402
+from omnikit.train.compile_blocks import AUTO, compile_blocks  # noqa: E402
+from omnikit.train.operations import peak_operations  # noqa: E402
+from omnikit.train.transformer_blocks import plain_blocks  # noqa: E402
 
 SECONDS = 165.0
 """Seconds from the start after which no measurement is begun on a GPU, so that all ends within three minutes."""
-PEAK = {"H100": 989e12, "H200": 989e12}
-"""Mapping from GPU to operations per second of dense bfloat16 products in its data sheet (SXM)."""
 LENGTH = 512
 """Number of steps of a training sample."""
 EARLIER, CHUNKED, FUSED, COMPILED = "earlier", "chunked", "fused", "compiled"
 """Names of the bare training loops.
 
 These are the baseline, chunked logits, chunked logits with the operations between the products compiled, and the last
-with all blocks compiled, too.
+with all blocks compiled as the recipe does it, one graph for all shapes of batches.
 """
-VARIANTS = (EARLIER, CHUNKED, FUSED, COMPILED)
+STATIC, RECOMPUTED = "static", "recomputed"
+"""Names of further bare training loops: blocks compiled for each shape, and activations recomputed.
+
+The last one is compiled like `COMPILED` on a GPU, and otherwise like `CHUNKED`.
+"""
+VARIANTS = (EARLIER, CHUNKED, FUSED, COMPILED, STATIC, RECOMPUTED)
 RECIPE = "recipe"
 COMPILING = 40.0
 """Maximum number of seconds for compiling the blocks for one shape of batch."""
@@ -107,14 +115,18 @@ class Plan:
     pairs: int  # interleaved timings of heads and loss
     entries: int  # manifest entries of each source of the recipe
     recipe_steps: int
+    further: tuple[str, ...] = ()  # loops that are measured at the end, with the smallest batch in the last stage
 
 
 WHOLE = Plan(
-    False, 1, 1, {16: VARIANTS, 32: (EARLIER, COMPILED)}, steps=6, repeats=3, pairs=5,
-    entries=192, recipe_steps=24,
+    False, 1, 1, {16: VARIANTS[:4], 32: (EARLIER, COMPILED)}, steps=6, repeats=3, pairs=5,
+    entries=192, recipe_steps=24, further=(STATIC, RECOMPUTED),
 )  # fmt: skip
 ON_CPU = Plan(True, 1, 1, {4: (EARLIER, CHUNKED)}, steps=2, repeats=3, pairs=5, entries=32, recipe_steps=8)
-QUICK = Plan(True, 8, 4, {2: (EARLIER, CHUNKED)}, steps=1, repeats=3, pairs=5, entries=16, recipe_steps=5)
+QUICK = Plan(
+    True, 8, 4, {2: (EARLIER, CHUNKED)}, steps=1, repeats=3, pairs=5, entries=16, recipe_steps=5,
+    further=(RECOMPUTED,),
+)  # fmt: skip
 
 
 # --- heads and loss alone
@@ -246,23 +258,22 @@ def bare_loss(model: OmniLM, batch: FixedBatch, variant: str) -> Tensor:
     adapted, lengths = model.adapter(batch.features, batch.lengths)
     hidden = model(batch.steps, AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START)))
     flat = hidden.text.flatten(0, 1), hidden.audio.flatten(0, 1)
-    return chunked_loss(heads, *flat, batch.text, batch.audio, weights, variant != CHUNKED)
+    compiled = variant != CHUNKED and not (variant == RECOMPUTED and model.device.type == "cpu")
+    return chunked_loss(heads, *flat, batch.text, batch.audio, weights, compiled)
 
 
-def blocks_of(model: OmniLM) -> list[nn.Module]:
-    return [*model.llm.trunk.layers, *model.tts_adapter.trunk.layers]
-
-
-def compile_blocks(model: OmniLM) -> None:
-    """Compile each transformer block with `torch.compile`, for static shapes."""
-    torch._dynamo.config.recompile_limit = 64  # one process compiles for all shapes, trainable and frozen
-    for block in blocks_of(model):
-        block.compile(dynamic=False)
-
-
-def uncompile_blocks(model: OmniLM) -> None:
-    for block in blocks_of(model):
-        block._compiled_call_impl = None  # set by `compile`; there is no public way to undo it
+@contextmanager
+def blocks_of(model: OmniLM, variant: str) -> Iterator[None]:
+    """Context manager that lets the model's blocks be computed as a loop in `VARIANTS` says."""
+    gpu = model.device.type == "cuda"
+    try:
+        if variant in (COMPILED, STATIC) or (variant == RECOMPUTED and gpu):
+            compile_blocks(model, static=variant == STATIC)
+        if variant == RECOMPUTED:
+            checkpoint_activations(model)
+        yield
+    finally:
+        plain_blocks(model)
 
 
 class BareLoop:
@@ -295,9 +306,7 @@ class BareLoop:
 def measure_bare(model: OmniLM, stage: MeasuredStage, rows: int, variant: str, plan: Plan) -> dict:
     """Return the speed, MFU and peak memory of one bare training loop, which does nothing but training steps."""
     device, began = model.device, time.perf_counter()
-    if variant == COMPILED:
-        compile_blocks(model)
-    try:
+    with blocks_of(model, variant):
         loop = BareLoop(model, stage, rows, variant)
         first = float(loop.step())
         for _ in loop.batches:
@@ -309,16 +318,15 @@ def measure_bare(model: OmniLM, stage: MeasuredStage, rows: int, variant: str, p
         together = bench.timed(lambda: [loop.step() for _ in range(plan.steps)], plan.repeats, device)
         taken = [seconds / plan.steps for seconds in together]
         positions = loop.batches[0].positions
+        peak = peak_operations(device, "bf16") or math.nan
         return {
             "name": "bare", "stage": stage.name, "positions": positions, "variant": variant, "first_loss": first,
             "ms": [1e3 * one for one in taken], "positions_per_second": positions / median(taken),
-            "mfu": loop.operations() / median(taken) / peak_operations(device), "warming_seconds": warming,
+            "mfu": loop.operations() / median(taken) / peak, "warming_seconds": warming,
             "synchronises": waits,
             "labels": [int(sum(b.text.counts)) for b in loop.batches],
             "gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
         }  # fmt: skip
-    finally:
-        uncompile_blocks(model)
 
 
 # --- through the recipe
@@ -355,12 +363,13 @@ def brain_options(stage: MeasuredStage, steps: int, folder: str) -> dict:
     """Return what the recipe's Brain needs in its hparams to train some optimiser steps, the sampler aside."""
     from speechbrain.utils.epoch_loop import EpochCounter
 
-    from omnikit.train.tensorboard import TensorBoard
+    from omnikit.train.loggers import Loggers
 
     return {
         "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
         "epochs": EpochCounter(1), "steps_per_epoch": steps, "output_folder": folder, "stage": stage.name,
-        "part_names": "", "tensorboard": TensorBoard(folder), "validate": lambda brain: {},
+        "part_names": "", "validate": lambda brain: {},
+        "loggers": Loggers(tensorboard=None, wandb=None, output_folder=folder),
     }  # fmt: skip
 
 
@@ -370,6 +379,7 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
     from omnikit.data.task_sampler import TaskSampler
 
     model.freeze_all_but(list(stage.trainable))
+    set_up_blocks(model, {"compile_blocks": AUTO, "activation_checkpointing": False})
     tasks, on_gpu = dict.fromkeys(stage.tasks, 1.0), model.device.type == "cuda"
     began = time.perf_counter()
     samples = make_dataset(model, recipe_sources(model, plan.entries), tasks, 2048)
@@ -388,6 +398,7 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
         )
         options = {"batch_sampler": sampler, "collate_fn": collate_items(model), "num_workers": 0}
         brain.fit(hparams["epochs"], samples, None, progressbar=False, train_loader_kwargs=options)
+    plain_blocks(model)
     warm = max(2, plan.recipe_steps // 4)
     seconds = brain.ends[-1][0] - brain.ends[warm - 1][0]
     found = sum(each[1] for each in brain.ends[warm:])
@@ -470,18 +481,10 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def peak_operations(device: torch.device) -> float:
-    """Return a GPU's peak operations per second by `PEAK`, or NaN if it is not listed."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for key, peak in PEAK.items() if key in name), math.nan)
-
-
 def print_kernels(model: OmniLM, variant: str) -> None:
     """Print the kernels (operations on a CPU) that take most of the time of a stage-3 step."""
     device = model.device
-    if variant == COMPILED:
-        compile_blocks(model)
-    try:
+    with blocks_of(model, variant):
         loop = BareLoop(model, STAGES[-1], 16 if device.type == "cuda" else 2, variant)
         for _ in range(3):
             loop.step()
@@ -493,8 +496,6 @@ def print_kernels(model: OmniLM, variant: str) -> None:
         by = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
         print(f"\n{variant}, {STAGES[-1].name}: one step\n")
         print(profiler.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=80), flush=True)
-    finally:
-        uncompile_blocks(model)
 
 
 # --- measurements, the most important first, as time may run out
@@ -570,10 +571,16 @@ def measure_all(run: MeasuredRun, device: torch.device, plan: Plan, options: obj
                     if time_left:
                         print_kernels(model, variant)
                 clear(device)
+    for variant in plan.further if "bare" in options.parts and not options.variants else ():
+        rows, stage = min(plan.rows), STAGES[-1]
+        with run.part(f"{stage.name}, {rows * LENGTH} positions, {variant}", _needs(variant)) as time_left:
+            if time_left:
+                run.add(measure_bare(model, stage, rows, variant, plan))
+        clear(device)
 
 
 def _needs(variant: str) -> float:
-    return COMPILING if variant == COMPILED else 8.0
+    return COMPILING if variant in (COMPILED, STATIC, RECOMPUTED) else 8.0
 
 
 # --- report
@@ -628,7 +635,7 @@ def _check_loops(loops: list[dict]) -> Iterator[bool]:
             return by[(*key, variant)]["positions_per_second"] if (*key, variant) in by else None
 
         what, earlier = f"{stage}, {positions} positions", speed(EARLIER)
-        bare = {v: speed(v) for v in (CHUNKED, FUSED, COMPILED) if speed(v) is not None}
+        bare = {v: speed(v) for v in VARIANTS[1:] if speed(v) is not None}
         for variant, found in bare.items():
             if earlier:
                 memory = [by[(stage, positions, v)]["gib"] for v in (variant, EARLIER)]

@@ -20,6 +20,7 @@ from omnikit.model import OmniLM
 from omnikit.skip_init import SkipInit
 from omnikit.tasks import TASKS, Sample, Task, make_sample, prompt_length
 from omnikit.tokens import IGNORE
+from omnikit.train.operations import StepOperations
 
 if TYPE_CHECKING:
     from omnikit.data.samples import Source
@@ -141,42 +142,17 @@ def _sample(model: OmniLM, task: Task, length: int, draw: torch.Generator) -> Sa
 
 
 def step_operations(model: OmniLM, batch: FixedBatch) -> float:
-    """Return the number of floating-point operations of one training step on a batch.
-
-    Multiplying one position by a matrix of n weights takes 2 n operations, and as many again for each gradient: of the
-    input, for every matrix above a trainable one, and of the weights, if these train. A position attends to L / 2
-    others on average, which takes 2 L D operations, and twice as many in the backward pass. Heads count at labelled
-    positions and the adapter at all frames; norms and the optimiser are not counted.
-    """
-    total = attention_operations(model, batch)
-    for block in _blocks(model):
-        trains = any(parameter.requires_grad for parameter in block.parameters())
-        total += batch.positions * (6 if trains else 4) * _matrix_weights(block)
-    for head, labels in (
-        (model.llm.lm_head, batch.text), (model.new_text_embeddings.head, batch.text),
-        (model.new_audio_embeddings.head, batch.audio),
-    ):  # fmt: skip
-        found = int((labels.labels != IGNORE).any(dim=1).sum())
-        total += found * (6 if head.weight.requires_grad else 4) * head.weight.numel()
-    frames, lowest = batch.features.shape[0] * batch.features.shape[1], 4  # no input gradient at first
-    for layer in model.adapter.modules():
-        if isinstance(layer, nn.Linear):
-            total, lowest = total + frames * lowest * layer.weight.numel(), 6
-    return total
+    """Return the number of floating-point operations of one training step on a batch."""
+    text, audio = (int((each.labels != IGNORE).any(dim=1).sum()) for each in (batch.text, batch.audio))
+    rows, frames = batch.features.shape[:2]
+    return StepOperations(model).count(
+        sequences=rows, positions=batch.positions, text_labels=text, audio_labels=audio, frames=rows * frames
+    )
 
 
 def attention_operations(model: OmniLM, batch: FixedBatch) -> float:
     """Return the number of floating-point operations that attention takes in a training step."""
-    widths = [block.self_attn.config.num_attention_heads * block.self_attn.head_dim for block in _blocks(model)]
-    return batch.positions * 3 * 2 * batch.steps.shape[2] * sum(widths)
-
-
-def _blocks(model: OmniLM) -> list[nn.Module]:
-    return [*model.llm.trunk.layers, *model.tts_adapter.trunk.layers]
-
-
-def _matrix_weights(module: nn.Module) -> int:
-    return sum(one.weight.numel() for one in module.modules() if isinstance(one, nn.Linear))
+    return batch.positions * batch.steps.shape[2] * StepOperations(model).per_pair
 
 
 class InMemory:

@@ -24,6 +24,7 @@ from omnikit.train.distributed import make_parallel
 from omnikit.train.epoch_progress import EpochProgress, StreamSums
 from omnikit.train.plot_curves import draw_curves, read_log
 from omnikit.train.robust_brain import RobustBrain, highest_loss
+from omnikit.train.speed_figures import SpeedFigures, described
 
 LOG = "train_log.jsonl"
 
@@ -86,7 +87,7 @@ class OmniBrain(RobustBrain):
 
     Requires the module `model`, and in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`,
     `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`,
-    `tensorboard`, `sampler` (the batch sampler), `validate` (a function from the brain to validation figures, called
+    `loggers`, `sampler` (the batch sampler), `validate` (a function from the brain to validation figures, called
     by all processes after each epoch), `distributed` and `hang_timeout` (see `omnikit.train.distributed`).
     """
 
@@ -125,9 +126,10 @@ class OmniBrain(RobustBrain):
         if self.usable(loss):
             (self.progress.sums if stage == sb.Stage.TRAIN else self.valid_sums).add(losses)
 
-    def fit(self, *args: Any, **kwargs: Any) -> None:
+    def fit(self, epoch_counter: Any, train_set: Any, *args: Any, **kwargs: Any) -> None:
+        self.train_loader = train_set  # whose waiting time is reported, if it is a loader that counts it
         try:
-            super().fit(*args, **kwargs)
+            super().fit(epoch_counter, train_set, *args, **kwargs)
         finally:
             self.parallel.stop_watch()
             if self.bar is not None:  # or its line would be printed after the error message
@@ -142,6 +144,8 @@ class OmniBrain(RobustBrain):
         text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
         self.total_steps = self.hparams.epochs.limit * self.hparams.steps_per_epoch
         self.highest_loss = highest_loss(max(layout.sizes))
+        processes = torch.distributed.get_world_size() if sb.utils.distributed.is_distributed_initialized() else 1
+        self.speed = SpeedFigures(self.model, self.precision, processes, self.train_loader)
         self.stream_weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device)
         self.parallel.start_watch()
 
@@ -171,9 +175,11 @@ class OmniBrain(RobustBrain):
 
     def on_fit_batch_end(self, batch: Batch, outputs: None, loss: Tensor, should_step: bool) -> None:
         self.parallel.beat()
+        self.speed.add(batch, ends_step=should_step)
         self.bar.update()
         if self.step % 10 == 0:
-            self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.progress.sums.recent().items()})
+            losses = {name: f"{value:.2f}" for name, value in self.progress.sums.recent().items()}
+            self.bar.set_postfix({**losses, **self.speed.shown()})
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         if stage != sb.Stage.TRAIN:
@@ -181,6 +187,7 @@ class OmniBrain(RobustBrain):
             return
         if not self.step:  # otherwise an intra-epoch checkpoint has restored the sums
             self.progress.restart()
+        self.speed.restart()
         self.hparams.sampler.set_epoch(epoch)
         title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
         self.bar = tqdm(
@@ -196,6 +203,7 @@ class OmniBrain(RobustBrain):
             self.bar.close()
             self.progress.sums.gather()
             self.train_figures = {**self._figures(self.progress.sums), "seconds": self.progress.seconds}
+            self.speed_figures = self.speed.figures(self.total_steps - self.optimizer_step)
             if self.progress.skipped:
                 self.train_figures["skipped steps"] = self.progress.skipped
             return
@@ -232,15 +240,16 @@ class OmniBrain(RobustBrain):
         self._log({**where, "parts": self.hparams.part_names}, figures)
 
     def _log(self, where: dict, valid: dict) -> None:
-        line = {**where, "train": _rounded(self.train_figures), "valid": _rounded(valid)}
+        figures = {"train": self.train_figures, "speed": self.speed_figures, "valid": valid}
+        line = {**where, **{name: _rounded(each) for name, each in figures.items()}}
         path = Path(self.hparams.output_folder) / LOG
         # an epoch that is repeated after a kill replaces its earlier line
         kept = [old for old in read_log(path) if old["epoch"] < line["epoch"]] if path.exists() else []
         write_text(path, "".join(json.dumps(each) + "\n" for each in [*kept, line]))
-        self.hparams.tensorboard.log_stats(where, line["train"], line["valid"])
+        self.hparams.loggers.log_stats(where, {**line["train"], "speed": line["speed"]}, line["valid"])
         draw_curves(path, path.with_name("curves.png"))
         shown = {k: v for k, v in line["valid"].items() if not k.startswith("audio")}
-        Console().print(f"{where['stage']} epoch {where['epoch']}: valid {shown}")
+        Console().print(f"{where['stage']} epoch {where['epoch']}: valid {shown}; {described(self.speed_figures)}")
 
 
 def _rounded(figures: dict) -> dict:

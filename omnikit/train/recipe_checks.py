@@ -92,6 +92,7 @@ def check_stage(tree: Mapping[str, Any]) -> None:
     check_tasks(tree.get("tasks"))
     for table in ("sources", "valid_sources"):
         check_sources(tree.get(table), table)
+    check_wandb(tree.get("wandb"))
     weights = tree.get("stream_weights")
     if isinstance(weights, Mapping) and not any(weights.values()):
         raise ValueError("--stream_weights: all are 0, so there is nothing to learn from")
@@ -115,6 +116,12 @@ def check_optimizer(tree: Mapping[str, Any], key: str, rate: str) -> None:
     if "lr" in options and options["lr"] != tree.get(rate):
         raise ValueError(f"--{key}.lr {options['lr']}: has no effect, the schedule sets the rate; use --{rate}")
     check_ranges(options, {"weight_decay": NOT_NEGATIVE, "eps": POSITIVE}, prefix=f"{key}.")
+
+
+def check_wandb(options: Any) -> None:
+    """Raise a `ValueError` if options of Weights & Biases are neither null, nor a text, nor a mapping."""
+    if not (options is None or isinstance(options, Mapping) or (isinstance(options, str) and options)):
+        raise ValueError(f"--wandb {options}: must be the name of a project, a mapping of options, or null")
 
 
 def check_tasks(tasks: Any) -> None:

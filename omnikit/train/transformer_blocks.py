@@ -40,5 +40,11 @@ def in_training(block: nn.Module, call: BlockCall) -> None:
     block.forward = partial(_forward, block, block.forward, call)
 
 
+def plain_blocks(model: OmniLM) -> None:
+    """Undo `in_training` for all blocks of a model."""
+    for block in transformer_blocks(model):
+        vars(block).pop("forward", None)
+
+
 def _forward(block: nn.Module, before: BlockCall, call: BlockCall, *args: Any, **kwargs: Any) -> Any:
     return (call if torch.is_grad_enabled() else before)(*args, **kwargs)

@@ -115,7 +115,7 @@ def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) ->
     hparams = {
         "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
         "epochs": counter, "steps_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder),
-        "stage": "toy", "part_names": {}, "tensorboard": Quiet(), "sampler": Quiet(), "validate": Quiet(),
+        "stage": "toy", "part_names": {}, "loggers": Quiet(), "sampler": Quiet(), "validate": Quiet(),
         "distributed": "ddp", "hang_timeout": 10.0,
     }  # fmt: skip
     options = {"device": "cpu", "distributed_backend": "gloo", **run_opts}
