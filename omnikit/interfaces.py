@@ -12,12 +12,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, SeparateStreams
+
+if TYPE_CHECKING:
+    from omnikit.linear_cross_entropy import Head
 
 
 class Part(nn.Module):
@@ -138,6 +141,10 @@ class Backbone(Part, ABC):
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Compute text logits [..., V] from normed hidden states [..., D]."""
+
+    def linear_head(self) -> Head | None:
+        """Return the linear layer that `head` computes, so that training need not store all logits; None = unknown."""
+        return None
 
     @abstractmethod
     def new_cache(self) -> Any:

@@ -12,19 +12,23 @@ import speechbrain as sb
 import torch
 from rich.console import Console
 from rich.table import Table
+from speechbrain.utils.distributed import is_distributed_initialized
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from omnikit.data.collate import Batch
 from omnikit.files import write_text
 from omnikit.interfaces import count_parameters
-from omnikit.losses import StreamLosses, weighted_mean
+from omnikit.losses import TASKS, StreamLosses, label_weights
 from omnikit.model import OmniLM
-from omnikit.train.epoch_progress import EpochProgress, StreamSums
+from omnikit.tasks import TASK_NAMES
+from omnikit.train.epoch_progress import EpochProgress, StreamSums, named_streams
 from omnikit.train.plot_curves import draw_curves, read_log
 from omnikit.train.robust_brain import RobustBrain, highest_loss
 
 LOG = "train_log.jsonl"
+LOG_STEPS = {"cpu": 1, "cuda": 10}
+"""Default of `log_steps` by device type: reading a figure from a GPU stops it for a moment."""
 
 
 def cosine_rate(step: int, *, peak: float, lowest: float, warmup: int, total: int) -> float:
@@ -76,21 +80,38 @@ class OneForward(nn.Module):
         return function(*arguments)
 
 
+class _Joined(torch.autograd.Function):
+    """The identity of a loss that names further parameters as its inputs, to which it gives no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.others = len(parameters)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient, *[None] * ctx.others
+
+
 class OmniBrain(RobustBrain):
     """A Brain that trains an `OmniLM` with warm-up, a cosine schedule and task-mixed batches.
 
-    A recipe's subclass implements `compute_forward`, from a batch to predictions, and `compute_objectives`, from
-    predictions to the loss, which calls `log_losses`. Under torchrun each process draws its own batches.
+    A recipe's subclass implements `compute_forward`, from a batch on the device to predictions, and
+    `compute_objectives`, from predictions to the batch's part of the loss of its optimiser step, see
+    `omnikit.losses`; it calls `log_losses`. The parts of an optimiser step are added up, and the step is taken where
+    `Batch.ends_step` says so. Under torchrun each process draws its own batches.
 
     Freeze parameters before the Brain is built: only those that require gradients are optimised and synchronised.
 
-    Requires the module `model`, and in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`,
-    `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`,
-    `tensorboard`, `sampler` (the batch sampler) and `validate` (a function from the brain to validation figures, called
-    after each epoch).
+    Requires the module `model`, and in hparams: `stream_weights` (text, audio), `loss_normalization`, `tasks`,
+    `peak_lr`, `min_lr`, `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `log_steps`, `output_folder`,
+    `stage`, `part_names`, `tensorboard`, `sampler` (the batch sampler) and `validate` (a function from the brain to
+    validation figures, called after each epoch).
     """
 
     bar: tqdm | None = None
+    recent_loss = torch.tensor(torch.nan)
+    """Mean over the streams of their recent training losses in nats, on the CPU."""
 
     def __init__(self, modules: Mapping[str, OmniLM], *args: Any, **kwargs: Any):
         self.model = modules["model"]
@@ -100,29 +121,59 @@ class OmniBrain(RobustBrain):
         return batch.ids
 
     def fit_batch(self, batch: Batch) -> Tensor:
-        """Train on one batch as SpeechBrain does, but compute forward pass and loss inside `OneForward`."""
+        """Train on one batch, and take the optimiser step if this is its last batch.
+
+        Returns:
+            A recent loss for SpeechBrain's mean, on the CPU: that of this batch would make the CPU wait for the device.
+        """
         self.current = self.entries(batch)
-        should_step = self.step % self.grad_accumulation_factor == 0
-        self.on_fit_batch_start(batch, should_step)
-        with self.no_sync(not should_step):
+        batch = batch.to(self.device)
+        self.on_fit_batch_start(batch, batch.ends_step)
+        with self.no_sync(not batch.ends_step):
             with self.training_ctx:
                 loss = self.modules.model(self._loss, batch)
-            scaled = self.scaler.scale(loss / self.grad_accumulation_factor)
+            scaled = self.scaler.scale(loss)
             self.check_loss_isfinite(scaled)
-            scaled.backward()
-        if should_step:
+            if scaled.requires_grad:  # not if the parts that its labels train are frozen
+                scaled.backward()
+        if batch.ends_step:
             self.optimizers_step()
-        self.on_fit_batch_end(batch, None, loss, should_step)
-        return loss.detach().cpu()
+        self.on_fit_batch_end(batch, None, loss, batch.ends_step)
+        return self.recent_loss
+
+    def evaluate_batch(self, batch: Batch, stage: sb.Stage) -> Tensor:
+        """Return the loss of a validation batch, see `RobustBrain.evaluate_batch`."""
+        return super().evaluate_batch(batch.to(self.device), stage)
 
     def _loss(self, batch: Batch) -> Tensor:
         predictions = self.compute_forward(batch, sb.Stage.TRAIN)
-        return self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+        loss = self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+        return self._for_all_processes(loss, batch.ends_step) if is_distributed_initialized() else loss
 
-    def log_losses(self, loss: Tensor, losses: StreamLosses, stage: sb.Stage) -> None:
+    def _for_all_processes(self, loss: Tensor, ends_step: bool) -> Tensor:
+        """Return a loss whose gradients, averaged over the processes, are the sum of those of all processes.
+
+        DistributedDataParallel averages the gradients of parameters that some process used in the last batch of the
+        optimiser step, and would leave the processes' gradients of earlier batches apart. So this batch names all
+        parameters as used; those without any gradient in any process still get none.
+        """
+        loss = loss * torch.distributed.get_world_size()
+        return _Joined.apply(loss, *(p for p in self.model.parameters() if p.requires_grad)) if ends_step else loss
+
+    def label_weights(self, batch: Batch) -> Tensor:
+        """Return the weight of one label of each task and stream of a batch in the objective [tasks, S]."""
+        return label_weights(batch.step_labels, self.stream_weights, self.task_shares)
+
+    def log_losses(self, losses: StreamLosses, stage: sb.Stage) -> None:
         """Add the losses of a batch to the loss sums of the epoch, unless its mean loss is not finite or too large."""
-        if self.usable(loss):
-            (self.progress.sums if stage == sb.Stage.TRAIN else self.valid_sums).add(losses)
+        self.mean_loss = losses.objective(self.stream_weights)
+        sums = self.progress.sums if stage == sb.Stage.TRAIN else self.valid_sums
+        sums.add(losses, self.usable(self.mean_loss))
+
+    def check_loss_isfinite(self, loss: Tensor) -> None:
+        """Record whether the mean loss of a batch is usable; `loss` is the batch's part of that of the optimiser step.
+        """
+        self.batches.append((self.current, ~self.usable(self.mean_loss)))
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -132,15 +183,18 @@ class OmniBrain(RobustBrain):
                 self.bar.close()
 
     def on_fit_start(self) -> None:
-        layout = self.model.layout
-        self.progress = EpochProgress(layout.num_streams)
+        layout, hparams = self.model.layout, self.hparams
+        self.progress = EpochProgress(layout.num_streams, self.device)
         if self.checkpointer is not None:  # older checkpoints lack it
             self.checkpointer.add_recoverable("progress", self.progress, optional_load=True)
         super().on_fit_start()  # resumes: loads the newest undamaged checkpoint, if there is one
-        text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
-        self.total_steps = self.hparams.epochs.limit * self.hparams.steps_per_epoch
+        text, audio = hparams.stream_weights["text"], hparams.stream_weights["audio"]
+        self.total_steps = hparams.epochs.limit * hparams.steps_per_epoch
+        self.log_steps = hparams.log_steps or LOG_STEPS.get(torch.device(self.device).type, 1)
         self.highest_loss = highest_loss(max(layout.sizes))
-        self.stream_weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device)
+        self.stream_weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device).float()
+        shares = [float(hparams.tasks.get(name, 0)) for name in TASK_NAMES]
+        self.task_shares = torch.tensor(shares, device=self.device) if hparams.loss_normalization == TASKS else None
 
     def init_optimizers(self) -> None:
         self.optimizer = self.opt_class([p for p in self.model.parameters() if p.requires_grad])
@@ -160,21 +214,33 @@ class OmniBrain(RobustBrain):
             group["lr"] = rate
 
     def on_fit_batch_end(self, batch: Batch, outputs: None, loss: Tensor, should_step: bool) -> None:
-        self.bar.update()
-        if self.step % 10 == 0:
-            self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.progress.sums.recent().items()})
+        if should_step:
+            self.progress.steps += 1
+            self.bar.update()
+
+    def logged_figures(self) -> Tensor:
+        """Return the running mean of recent losses of each stream [S], see `RobustBrain.logged_figures`."""
+        return self.progress.sums.late
+
+    def on_logged_step(self, figures: list[float]) -> None:
+        """Show recent losses in the progress bar; called every `log_steps` optimiser steps."""
+        recent = named_streams(figures)
+        self.bar.set_postfix({name: f"{value:.2f}" for name, value in recent.items()})
+        self.recent_loss = torch.tensor(list(recent.values())).mean()
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         if stage != sb.Stage.TRAIN:
-            self.valid_sums = StreamSums(self.model.layout.num_streams)
+            self.valid_sums = StreamSums(self.model.layout.num_streams, self.device)
             return
+        self.hparams.sampler.set_epoch(epoch)
         if not self.step:  # otherwise an intra-epoch checkpoint has restored the sums
             self.progress.restart()
-        self.hparams.sampler.set_epoch(epoch)
+        elif hasattr(self.hparams.sampler, "start_at"):
+            self.hparams.sampler.start_at(self.optimizer_step)
         title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
         self.bar = tqdm(
-            total=self.hparams.steps_per_epoch * self.grad_accumulation_factor,
-            initial=self.step,
+            total=self.hparams.steps_per_epoch,
+            initial=self.progress.steps,
             desc=title,
             dynamic_ncols=True,
             disable=not sb.utils.distributed.if_main_process(),
@@ -182,6 +248,7 @@ class OmniBrain(RobustBrain):
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         if stage == sb.Stage.TRAIN:
+            self.read_flags()
             self.bar.close()
             self.progress.sums.gather()
             self.train_figures = {**self._figures(self.progress.sums), "seconds": self.progress.seconds}
@@ -193,18 +260,25 @@ class OmniBrain(RobustBrain):
         self._report(figures, epoch)
         self.save_epoch({"loss": figures["loss"]}, num_to_keep=1, keep_recent=True)
 
-    def _skip(self, bad_loss: bool) -> None:
+    def _skip(self, *step: Any) -> None:
         self.progress.skipped += 1
-        super()._skip(bad_loss)
+        super()._skip(*step)
 
     def _save_intra_epoch_ckpt(self) -> None:
         self.progress.sums.gather()
         super()._save_intra_epoch_ckpt()
 
-    def _figures(self, sums: StreamSums) -> dict[str, float]:
-        """Return the weighted mean loss and the mean loss per stream by name; an empty dict if no batch was usable."""
-        means = sums.means()
-        return {"loss": float(weighted_mean(sums.losses(), self.stream_weights.cpu())), **means} if means else {}
+    def _figures(self, sums: StreamSums) -> dict[str, Any]:
+        """Return the objective, the mean loss per stream, and `tasks`, each task's share of the labels and mean loss.
+
+        The dict is empty if no batch was usable.
+        """
+        if not (means := sums.means()):
+            return {}
+        weights = self.stream_weights.cpu().double()
+        shares = None if self.task_shares is None else self.task_shares.cpu().double()
+        loss = float(sums.losses().objective(weights, shares))
+        return {"loss": loss, **means, "tasks": sums.by_task(weights)}
 
     @sb.utils.distributed.main_process_only
     def _report(self, figures: dict[str, float], epoch: int) -> None:
@@ -218,11 +292,22 @@ class OmniBrain(RobustBrain):
         # an epoch that is repeated after a kill replaces its earlier line
         kept = [old for old in read_log(path) if old["epoch"] < line["epoch"]] if path.exists() else []
         write_text(path, "".join(json.dumps(each) + "\n" for each in [*kept, line]))
-        self.hparams.tensorboard.log_stats(where, line["train"], line["valid"])
+        self.hparams.tensorboard.log_stats(where, flat(line["train"]), flat(line["valid"]))
         draw_curves(path, path.with_name("curves.png"))
-        shown = {k: v for k, v in line["valid"].items() if not k.startswith("audio")}
+        shown = {k: v for k, v in line["valid"].items() if not k.startswith("audio") and k != "tasks"}
         Console().print(f"{where['stage']} epoch {where['epoch']}: valid {shown}")
 
 
-def _rounded(figures: dict) -> dict:
-    return {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}
+def flat(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested figures as one mapping, with keys such as `tasks/A1T1/loss`."""
+    found = {}
+    for key, value in figures.items():
+        found |= {f"{key}/{k}": v for k, v in flat(value).items()} if isinstance(value, Mapping) else {key: value}
+    return found
+
+
+def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _rounded(value) if isinstance(value, Mapping) else round(value, 5) if isinstance(value, float) else value
+        for key, value in figures.items()
+    }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnikit.hparams.name_lookup import nearest
+from omnikit.losses import LABELS, NORMALIZATIONS
 from omnikit.old_names import SOURCE_OPTIONS, refuse_old_keys
 from omnikit.option_ranges import (
     COUNT,
@@ -32,6 +33,7 @@ RANGES = {
     "max_batch_length": COUNT,
     "effective_batch_size": COUNT_OR_NONE,
     "steps_per_epoch": COUNT,
+    "log_steps": COUNT_OR_NONE,
     "max_sample_length": COUNT_OR_NONE,
     "peak_lr": POSITIVE,
     "min_lr": NOT_NEGATIVE,
@@ -84,6 +86,8 @@ def check_stage(tree: Mapping[str, Any]) -> None:
     check_tasks(tree.get("tasks"))
     for table in ("sources", "valid_sources"):
         check_sources(tree.get(table), table)
+    if (choice := tree.get("loss_normalization", LABELS)) not in NORMALIZATIONS:
+        raise ValueError(f"--loss_normalization {choice}: unknown value (choices: {', '.join(NORMALIZATIONS)})")
     weights = tree.get("stream_weights")
     if isinstance(weights, Mapping) and not any(weights.values()):
         raise ValueError("--stream_weights: all are 0, so there is nothing to learn from")
