@@ -366,7 +366,8 @@ def brain_options(stage: MeasuredStage, steps: int, folder: str) -> dict:
     from omnikit.train.loggers import Loggers
 
     return {
-        "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
+        "stream_weights": {"text": 1.0, "audio": 1.0}, "loss_normalization": "labels", "log_steps": None,
+        "tasks": dict.fromkeys(stage.tasks, 1.0), "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
         "epochs": EpochCounter(1), "steps_per_epoch": steps, "output_folder": folder, "stage": stage.name,
         "part_names": "", "validate": lambda brain: {},
         "loggers": Loggers(tensorboard=None, wandb=None, output_folder=folder),

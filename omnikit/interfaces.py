@@ -13,13 +13,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, SeparateStreams
+
+if TYPE_CHECKING:
+    from omnikit.linear_cross_entropy import Head
 
 
 class Part(nn.Module):
@@ -144,6 +147,10 @@ class Backbone(Part, ABC):
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Compute text logits [..., V] from normed hidden states [..., D]."""
+
+    def linear_head(self) -> Head | None:
+        """Return the linear layer that `head` computes, so that training need not store all logits; None = unknown."""
+        return None
 
     @abstractmethod
     def new_cache(self) -> Any:

@@ -6,8 +6,6 @@ Logits are by far the largest tensors of a training step, and are needed only fo
 the gradients of hidden states and heads are computed together with the loss, while a chunk's logits exist; the backward
 pass multiplies them by the gradient of the loss.
 
-The recipes do not use it yet; `benchmarks/train_step.py` compares it with their loss.
-
 Letters: N positions of a batch, P labelled positions, C positions of a chunk, D width, S streams, V ids of all streams.
 """
 
@@ -42,10 +40,10 @@ class Head(NamedTuple):
 
 
 class ChunkedLoss(NamedTuple):
-    """Cross-entropy over all streams: the weighted total to minimise, and the summed loss of each stream to report."""
+    """Cross-entropy of all labels: the weighted total to minimise, and the loss of each label to report."""
 
-    total: Tensor  # [], weighted sum of the streams' sums
-    sums: Tensor  # [S], nats, without gradient
+    total: Tensor  # [], weighted sum of the losses
+    losses: Tensor  # [P, S], nats, without gradient; 0 where there is no label
 
 
 def linear_cross_entropy(
@@ -70,26 +68,27 @@ def linear_cross_entropy(
         positions: rows of `hidden` that have a label [P], see `omnikit.label_positions`. If P is 0, the total has no
             gradient, so that an optimiser does not change the heads.
         labels: ids within their streams [P, S], `IGNORE` where a stream has no label.
-        weights: weight of each stream's sum in the total [S], float32. They cannot be applied later, because the
-            backward pass has no logits.
+        weights: weight of each label's loss in the total [P, S], or a shape that broadcasts to it, such as [S];
+            float32. They cannot be applied later, because the backward pass has no logits.
         sizes: number of ids of each stream; they sum to V, the number of rows of all heads.
         chunk_bytes: maximum size of a chunk's float32 logits in bytes; the default depends on the device, see
             `CHUNK_BYTES`.
         compiled: whether torch compiles the operations between the products, which takes seconds at the first call.
     """
     if not len(positions):
-        sums = hidden.new_zeros(len(sizes), dtype=_exact(hidden.dtype))
-        return ChunkedLoss(sums.sum(), sums)
+        losses = hidden.new_zeros(labels.shape, dtype=_exact(hidden.dtype))
+        return ChunkedLoss(losses.sum(), losses)
     device = hidden.device.type
     plan = _Plan(
         sizes=tuple(sizes),
         finish=tuple(head.finish for head in heads),
-        rows=_rows(len(positions), sum(sizes), chunk_bytes or CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])),
+        rows=chunk_rows(len(positions), sum(sizes), hidden.device, chunk_bytes),
         dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype,
         gradients=torch.is_grad_enabled(),
         compiled=compiled,
     )
     parameters = [parameter for head in heads for parameter in (head.weight, head.bias)]
+    weights = weights.expand(labels.shape)
     return ChunkedLoss(*_LinearCrossEntropy.apply(plan, positions, labels, weights, hidden, *parameters))
 
 
@@ -105,11 +104,18 @@ class _Plan:
     compiled: bool
 
 
-def _rows(positions: int, ids: int, chunk_bytes: int) -> int:
+def chunk_rows(positions: int, ids: int, device: torch.device, chunk_bytes: int | None = None) -> int:
     """Return the number of positions whose logits form one chunk: equal chunks of at most `chunk_bytes` of logits.
 
     A chunk has at least `MULTIPLE` positions, even if these exceed `chunk_bytes`.
+
+    Args:
+        positions: number of labelled positions.
+        ids: number of logits of a position.
+        device: device of the logits, on which the default of `chunk_bytes` depends, see `CHUNK_BYTES`.
+        chunk_bytes: maximum size of a chunk's float32 logits in bytes.
     """
+    chunk_bytes = chunk_bytes or CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"])
     most = max(1, chunk_bytes // (4 * ids * MULTIPLE))  # in multiples
     total = -(-positions // MULTIPLE)
     return -(-total // -(-total // most)) * MULTIPLE
@@ -122,9 +128,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wanted = [plan.gradients and needed for needed in ctx.needs_input_grad[4:]]
         with torch.autocast(hidden.device.type, enabled=False):
-            sums, ctx.found = _compute(plan, positions, labels, weights, hidden, parameters, wanted)
-        ctx.mark_non_differentiable(sums)
-        return (sums * weights).sum(), sums
+            losses, ctx.found = _compute(plan, positions, labels, weights, hidden, parameters, wanted)
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
 
     @staticmethod
     @once_differentiable
@@ -144,7 +150,7 @@ def _compute(
     parameters: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the loss sums [S] and the gradients of hidden states and head parameters, None where none is required."""
+    """Return the losses [P, S] and the gradients of hidden states and head parameters, None where none is required."""
     grad = any(wanted)
     tables = [None if parameter is None else parameter.detach().to(plan.dtype) for parameter in parameters]
     heads = [_Part(*each) for each in zip(tables[::2], tables[1::2], plan.finish, strict=True)]
@@ -155,15 +161,15 @@ def _compute(
     ]
     loss_and_gradient = _compiled_loss_and_gradient() if plan.compiled else _loss_and_gradient
     chunk = hidden.new_empty(plan.rows, sum(plan.sizes), dtype=plan.dtype)
-    sums = torch.zeros(len(plan.sizes), device=hidden.device, dtype=_exact(hidden.dtype))
-    for some, label in zip(positions.split(plan.rows), labels.split(plan.rows), strict=True):
+    losses = hidden.new_empty(labels.shape, dtype=_exact(hidden.dtype))
+    chunks = zip(*(each.split(plan.rows) for each in (positions, labels, weights, losses)), strict=True)
+    for some, label, weight, loss in chunks:
         rows = hidden.index_select(0, some).to(plan.dtype)
         logits = chunk[: len(some)]
         pieces = logits.split([len(head.weight) for head in heads], dim=1)
         finishing = [head.compute(rows, piece) for head, piece in zip(heads, pieces, strict=True)]
         for streams, at in _split_streams(logits, plan.sizes):
-            found, gradient = loss_and_gradient(streams, label[:, at], weights[at], grad)
-            sums[at] += found
+            loss[:, at], gradient = loss_and_gradient(streams, label[:, at], weight[:, at], grad)
             if grad and gradient is not streams:
                 streams.copy_(gradient)
         if not grad:
@@ -177,7 +183,7 @@ def _compute(
             if (bias := to_parameters[2 * number + 1]) is not None:
                 bias += piece.sum(dim=0, dtype=bias.dtype)
     kept = [g if g is None else g.to(p.dtype) for g, p in zip(to_parameters, parameters, strict=True)]
-    return sums, [to_hidden, *kept]
+    return losses, [to_hidden, *kept]
 
 
 class _Part(NamedTuple):
@@ -214,7 +220,7 @@ def _split_streams(logits: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, s
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
-    """Return the loss sums [s] of logits [C, s, V] with labels [C, s], and the gradient of their weighted total.
+    """Return the losses [C, s] of logits [C, s, V] with labels [C, s], and the gradient of the weighted total.
 
     The gradient is computed only if `grad` is true, and overwrites float32 logits.
     """
@@ -226,7 +232,7 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor, grad: bo
     if grad:
         share = (weights * known)[..., None]
         scores = scores.mul_(share / total).scatter_add_(-1, index, -share)
-    return losses.sum(dim=0), scores
+    return losses, scores
 
 
 @cache
@@ -237,7 +243,7 @@ def _compiled_loss_and_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
         scores, known = logits.to(_exact(logits.dtype)), labels != IGNORE
         log_total = torch.logsumexp(scores, dim=-1)
         at_label = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        losses = torch.where(known, log_total - at_label, 0.0).sum(dim=0)
+        losses = torch.where(known, log_total - at_label, 0.0)
         if not grad:
             return losses, logits
         hit = torch.arange(logits.shape[-1], device=logits.device) == labels[..., None]

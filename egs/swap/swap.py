@@ -19,7 +19,7 @@ from omnikit.data.collate import Batch, collate
 from omnikit.describe import describe
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.generate.prompts import encode
-from omnikit.losses import stream_losses, weighted_mean
+from omnikit.losses import label_weights, stream_losses
 from omnikit.model import OmniLM
 from omnikit.option_ranges import COUNT
 from omnikit.tasks import TASKS, make_sample
@@ -66,11 +66,10 @@ def learn(model: OmniLM, batch: Batch, steps: int) -> list[float]:
     """Train a model on one batch for a number of optimiser steps, and return the loss of each."""
     model.freeze_all_but(["adapter", "llm", "new_text_embeddings", "new_audio_embeddings"])
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    losses = []
+    weights, losses = label_weights(batch.step_labels, torch.ones(model.layout.num_streams)), []
     for _ in range(steps):
         speech = batch.speech(*model.adapter(batch.features, batch.lengths))
-        each = stream_losses(model, model(batch.steps, speech), batch.labels)
-        loss = weighted_mean(each, torch.ones(len(each.sums)))
+        loss, _ = stream_losses(model, model(batch.steps, speech), batch, weights)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -5,6 +5,7 @@ For inference, models of Llama's kind are computed without transformers, see `om
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +15,14 @@ from omnikit.errors import one_line
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Backbone
 from omnikit.kv_cache import cache_argument
+from omnikit.linear_cross_entropy import Head
 from omnikit.llms.build_modes import SKELETON_DTYPE, blocks_device, for_inference, skeletons
 from omnikit.llms.configs import make_config, with_layers
 from omnikit.llms.llama import KeyValues, LlamaConfig, Trunk
 from omnikit.llms.lora import add_lora, train_lora_alone
 from omnikit.llms.pretrained import read_transformers
 from omnikit.llms.tokenizers import open_tokenizer
-from omnikit.llms.transformers_trunk import embedding_scale, finish_logits, run, take_norm
+from omnikit.llms.transformers_trunk import embedding_scale, finish_logits, finishes_logits, run, take_norm
 from omnikit.part_sizes import PUBLISHED
 from omnikit.untrusted_models import build_network
 
@@ -109,6 +111,12 @@ class TransformersLM(Backbone):
 
     def head(self, hidden: Tensor) -> Tensor:
         return finish_logits(self.lm_head(hidden), self.config)
+
+    def linear_head(self) -> Head | None:
+        if type(self.lm_head) is not nn.Linear or type(self).head is not TransformersLM.head:
+            return None  # a quantised head, or a subclass that computes logits in its own way
+        finish = partial(finish_logits, config=self.config) if finishes_logits(self.config) else None
+        return Head(self.lm_head.weight, self.lm_head.bias, finish)
 
     def new_cache(self) -> Any:
         return _new_cache(self.config)

@@ -90,6 +90,12 @@ def _let_search_be_skipped() -> None:
     masking_utils.find_packed_sequence_indices = search_unless_known
 
 
+def finishes_logits(config: PretrainedConfig) -> bool:
+    """Return whether `finish_logits` changes the logits of a model."""
+    names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+    return any(getattr(config, name, None) is not None for name in names)
+
+
 def finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
     """Apply the scaling that some models add after the head's matrix.
 

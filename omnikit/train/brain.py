@@ -18,15 +18,18 @@ from tqdm import tqdm
 from omnikit.data.collate import Batch
 from omnikit.files import write_text
 from omnikit.interfaces import count_parameters
-from omnikit.losses import StreamLosses, weighted_mean
+from omnikit.losses import TASKS, StreamLosses, label_weights
 from omnikit.model import OmniLM
+from omnikit.tasks import TASK_NAMES
 from omnikit.train.distributed import make_parallel
-from omnikit.train.epoch_progress import EpochProgress, StreamSums
+from omnikit.train.epoch_progress import EpochProgress, StreamSums, named_streams
 from omnikit.train.plot_curves import draw_curves, read_log
 from omnikit.train.robust_brain import RobustBrain, highest_loss
 from omnikit.train.speed_figures import SpeedFigures, described
 
 LOG = "train_log.jsonl"
+LOG_STEPS = {"cpu": 1, "cuda": 10}
+"""Default of `log_steps` by device type: reading a figure from a GPU stops it for a moment."""
 
 
 def cosine_rate(step: int, *, peak: float, lowest: float, warmup: int, total: int) -> float:
@@ -80,18 +83,23 @@ class OneForward(nn.Module):
 class OmniBrain(RobustBrain):
     """A Brain that trains an `OmniLM` with warm-up, a cosine schedule and task-mixed batches.
 
-    A recipe's subclass implements `compute_forward`, from a batch to predictions, and `compute_objectives`, from
-    predictions to the loss, which calls `log_losses`. Under torchrun each process draws its own batches.
+    A recipe's subclass implements `compute_forward`, from a batch on the device to predictions, and
+    `compute_objectives`, from predictions to the batch's part of the loss of its optimiser step, see
+    `omnikit.losses`; it calls `log_losses`. The parts of an optimiser step are added up, and the step is taken where
+    `Batch.ends_step` says so. Under torchrun each process draws its own batches.
 
     Freeze parameters before the Brain is built: only those that require gradients are optimised and synchronised.
 
-    Requires the module `model`, and in hparams: `stream_weights` (text, audio), `peak_lr`, `min_lr`,
-    `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `output_folder`, `stage`, `part_names`,
-    `loggers`, `sampler` (the batch sampler), `validate` (a function from the brain to validation figures, called
-    by all processes after each epoch), `distributed` and `hang_timeout` (see `omnikit.train.distributed`).
+    Requires the module `model`, and in hparams: `stream_weights` (text, audio), `loss_normalization`, `tasks`,
+    `peak_lr`, `min_lr`, `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `log_steps`, `output_folder`,
+    `stage`, `part_names`, `loggers`, `sampler` (the batch sampler), `validate` (a function from the brain to validation
+    figures, called by all processes after each epoch), `distributed` and `hang_timeout` (see
+    `omnikit.train.distributed`).
     """
 
     bar: tqdm | None = None
+    recent_loss = torch.tensor(torch.nan)
+    """Mean over the streams of their recent training losses in nats, on the CPU."""
 
     def __init__(self, modules: Mapping[str, OmniLM], *args: Any, **kwargs: Any):
         self.model = modules["model"]
@@ -101,30 +109,51 @@ class OmniBrain(RobustBrain):
         return batch.ids
 
     def fit_batch(self, batch: Batch) -> Tensor:
-        """Train on one batch as SpeechBrain does, but compute forward pass and loss inside `OneForward`."""
+        """Train on one batch, and take the optimiser step if this is its last batch.
+
+        Returns:
+            A recent loss for SpeechBrain's mean, on the CPU: that of this batch would make the CPU wait for the device.
+        """
         self.current = self.entries(batch)
-        should_step = self.step % self.grad_accumulation_factor == 0
-        self.on_fit_batch_start(batch, should_step)
-        with self.no_sync(not should_step):
+        batch = batch.to(self.device)
+        self.on_fit_batch_start(batch, batch.ends_step)
+        with self.no_sync(not batch.ends_step):
             with self.training_ctx:
                 loss = self.modules.model(self._loss, batch)
             self.parallel.beat()
-            scaled = self.scaler.scale(loss / self.grad_accumulation_factor)
+            scaled = self.scaler.scale(loss)
             self.check_loss_isfinite(scaled)
-            scaled.backward()
-        if should_step:
+            if scaled.requires_grad:  # not if the parts that its labels train are frozen
+                scaled.backward()
+        if batch.ends_step:
             self.optimizers_step()
-        self.on_fit_batch_end(batch, None, loss, should_step)
-        return loss.detach().cpu()
+        self.on_fit_batch_end(batch, None, loss, batch.ends_step)
+        return self.recent_loss
+
+    def evaluate_batch(self, batch: Batch, stage: sb.Stage) -> Tensor:
+        """Return the loss of a validation batch, see `RobustBrain.evaluate_batch`."""
+        self.parallel.beat()
+        return super().evaluate_batch(batch.to(self.device), stage)
 
     def _loss(self, batch: Batch) -> Tensor:
         predictions = self.compute_forward(batch, sb.Stage.TRAIN)
-        return self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+        loss = self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+        return self.parallel.joint_loss(loss, self.model, batch.ends_step)
 
-    def log_losses(self, loss: Tensor, losses: StreamLosses, stage: sb.Stage) -> None:
+    def label_weights(self, batch: Batch) -> Tensor:
+        """Return the weight of one label of each task and stream of a batch in the objective [tasks, S]."""
+        return label_weights(batch.step_labels, self.stream_weights, self.task_shares)
+
+    def log_losses(self, losses: StreamLosses, stage: sb.Stage) -> None:
         """Add the losses of a batch to the loss sums of the epoch, unless its mean loss is not finite or too large."""
-        if self.usable(loss):
-            (self.progress.sums if stage == sb.Stage.TRAIN else self.valid_sums).add(losses)
+        self.mean_loss = losses.objective(self.stream_weights)
+        sums = self.progress.sums if stage == sb.Stage.TRAIN else self.valid_sums
+        sums.add(losses, self.usable(self.mean_loss))
+
+    def check_loss_isfinite(self, loss: Tensor) -> None:
+        """Record whether the mean loss of a batch is usable; `loss` is the batch's part of that of the optimiser step.
+        """
+        self.batches.append((self.current, ~self.usable(self.mean_loss)))
 
     def fit(self, epoch_counter: Any, train_set: Any, *args: Any, **kwargs: Any) -> None:
         self.train_loader = train_set  # whose waiting time is reported, if it is a loader that counts it
@@ -136,17 +165,20 @@ class OmniBrain(RobustBrain):
                 self.bar.close()
 
     def on_fit_start(self) -> None:
-        layout = self.model.layout
-        self.progress = EpochProgress(layout.num_streams)
+        layout, hparams = self.model.layout, self.hparams
+        self.progress = EpochProgress(layout.num_streams, self.device)
         if self.checkpointer is not None:  # older checkpoints lack it
             self.checkpointer.add_recoverable("progress", self.progress, optional_load=True)
         super().on_fit_start()  # resumes: loads the newest undamaged checkpoint, if there is one
-        text, audio = self.hparams.stream_weights["text"], self.hparams.stream_weights["audio"]
-        self.total_steps = self.hparams.epochs.limit * self.hparams.steps_per_epoch
+        text, audio = hparams.stream_weights["text"], hparams.stream_weights["audio"]
+        self.total_steps = hparams.epochs.limit * hparams.steps_per_epoch
+        self.log_steps = hparams.log_steps or LOG_STEPS.get(torch.device(self.device).type, 1)
         self.highest_loss = highest_loss(max(layout.sizes))
         processes = torch.distributed.get_world_size() if sb.utils.distributed.is_distributed_initialized() else 1
         self.speed = SpeedFigures(self.model, self.precision, processes, self.train_loader)
-        self.stream_weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device)
+        self.stream_weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device).float()
+        shares = [float(hparams.tasks.get(name, 0)) for name in TASK_NAMES]
+        self.task_shares = torch.tensor(shares, device=self.device) if hparams.loss_normalization == TASKS else None
         self.parallel.start_watch()
 
     def _wrap_distributed(self) -> None:
@@ -176,23 +208,34 @@ class OmniBrain(RobustBrain):
     def on_fit_batch_end(self, batch: Batch, outputs: None, loss: Tensor, should_step: bool) -> None:
         self.parallel.beat()
         self.speed.add(batch, ends_step=should_step)
-        self.bar.update()
-        if self.step % 10 == 0:
-            losses = {name: f"{value:.2f}" for name, value in self.progress.sums.recent().items()}
-            self.bar.set_postfix({**losses, **self.speed.shown()})
+        if should_step:
+            self.progress.steps += 1
+            self.bar.update()
+
+    def logged_figures(self) -> Tensor:
+        """Return the running mean of recent losses of each stream [S], see `RobustBrain.logged_figures`."""
+        return self.progress.sums.late
+
+    def on_logged_step(self, figures: list[float]) -> None:
+        """Show recent losses in the progress bar; called every `log_steps` optimiser steps."""
+        recent = named_streams(figures)
+        self.bar.set_postfix({**{name: f"{value:.2f}" for name, value in recent.items()}, **self.speed.shown()})
+        self.recent_loss = torch.tensor(list(recent.values())).mean()
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         if stage != sb.Stage.TRAIN:
-            self.valid_sums = StreamSums(self.model.layout.num_streams)
+            self.valid_sums = StreamSums(self.model.layout.num_streams, self.device)
             return
+        self.hparams.sampler.set_epoch(epoch)
+        self.speed.restart()
         if not self.step:  # otherwise an intra-epoch checkpoint has restored the sums
             self.progress.restart()
-        self.speed.restart()
-        self.hparams.sampler.set_epoch(epoch)
+        elif hasattr(self.hparams.sampler, "start_at"):
+            self.hparams.sampler.start_at(self.optimizer_step)
         title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
         self.bar = tqdm(
-            total=self.hparams.steps_per_epoch * self.grad_accumulation_factor,
-            initial=self.step,
+            total=self.hparams.steps_per_epoch,
+            initial=self.progress.steps,
             desc=title,
             dynamic_ncols=True,
             disable=not sb.utils.distributed.if_main_process(),
@@ -200,6 +243,7 @@ class OmniBrain(RobustBrain):
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         if stage == sb.Stage.TRAIN:
+            self.read_flags()
             self.bar.close()
             self.progress.sums.gather()
             self.train_figures = {**self._figures(self.progress.sums), "seconds": self.progress.seconds}
@@ -213,26 +257,29 @@ class OmniBrain(RobustBrain):
         self._report({**figures, **self.hparams.validate(self)}, epoch)
         self.save_epoch({"loss": figures["loss"]}, num_to_keep=1, keep_recent=True)
 
-    def evaluate_batch(self, batch: Batch, stage: sb.Stage) -> Tensor:
-        self.parallel.beat()
-        return super().evaluate_batch(batch, stage)
-
     def _fit_valid(self, *args: Any, **kwargs: Any) -> None:
         with self.parallel.whole_weights():
             super()._fit_valid(*args, **kwargs)
 
-    def _skip(self, bad_loss: bool) -> None:
+    def _skip(self, *step: Any) -> None:
         self.progress.skipped += 1
-        super()._skip(bad_loss)
+        super()._skip(*step)
 
     def _save_intra_epoch_ckpt(self) -> None:
         self.progress.sums.gather()
         super()._save_intra_epoch_ckpt()
 
-    def _figures(self, sums: StreamSums) -> dict[str, float]:
-        """Return the weighted mean loss and the mean loss per stream by name; an empty dict if no batch was usable."""
-        means = sums.means()
-        return {"loss": float(weighted_mean(sums.losses(), self.stream_weights.cpu())), **means} if means else {}
+    def _figures(self, sums: StreamSums) -> dict[str, Any]:
+        """Return the objective, the mean loss per stream, and `tasks`, each task's share of the labels and mean loss.
+
+        The dict is empty if no batch was usable.
+        """
+        if not (means := sums.means()):
+            return {}
+        weights = self.stream_weights.cpu().double()
+        shares = None if self.task_shares is None else self.task_shares.cpu().double()
+        loss = float(sums.losses().objective(weights, shares))
+        return {"loss": loss, **means, "tasks": sums.by_task(weights)}
 
     @sb.utils.distributed.main_process_only
     def _report(self, figures: dict[str, float], epoch: int) -> None:
@@ -248,9 +295,12 @@ class OmniBrain(RobustBrain):
         write_text(path, "".join(json.dumps(each) + "\n" for each in [*kept, line]))
         self.hparams.loggers.log_stats(where, {**line["train"], "speed": line["speed"]}, line["valid"])
         draw_curves(path, path.with_name("curves.png"))
-        shown = {k: v for k, v in line["valid"].items() if not k.startswith("audio")}
+        shown = {k: v for k, v in line["valid"].items() if not k.startswith("audio") and k != "tasks"}
         Console().print(f"{where['stage']} epoch {where['epoch']}: valid {shown}; {described(self.speed_figures)}")
 
 
-def _rounded(figures: dict) -> dict:
-    return {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}
+def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _rounded(value) if isinstance(value, Mapping) else round(value, 5) if isinstance(value, float) else value
+        for key, value in figures.items()
+    }

@@ -54,6 +54,16 @@ class Alone:
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
+    def joint_loss(self, loss: Tensor, model: OmniLM, ends_step: bool) -> Tensor:
+        """Return the loss whose gradients, averaged over the processes, are the sum of those of all processes.
+
+        Args:
+            loss: loss of this process.
+            model: model that is trained.
+            ends_step: whether the optimiser step follows.
+        """
+        return loss
+
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
         """Give the process all weights in a `with` block, so that it can compute without the other processes."""
@@ -75,6 +85,9 @@ class _Several(Alone):
     def __init__(self, hang_timeout: float):
         self.watchdog = Watchdog(shared_store(), hang_timeout)
 
+    def joint_loss(self, loss: Tensor, model: OmniLM, ends_step: bool) -> Tensor:
+        return loss * Share.of_torchrun().processes
+
     def beat(self) -> None:
         self.watchdog.beat()
 
@@ -86,7 +99,16 @@ class _Several(Alone):
 
 
 class Replicated(_Several):
-    """Training by several processes with a copy of the model each (DDP)."""
+    """Training by several processes with a copy of the model each (DDP).
+
+    DistributedDataParallel averages the gradients of parameters that some process used in the last batch of the
+    optimiser step, and would leave the processes' gradients of earlier batches apart. So the loss of the last batch
+    names all parameters as used; those without any gradient in any process still get none.
+    """
+
+    def joint_loss(self, loss: Tensor, model: OmniLM, ends_step: bool) -> Tensor:
+        loss = super().joint_loss(loss, model, ends_step)
+        return _Joined.apply(loss, *(p for p in model.parameters() if p.requires_grad)) if ends_step else loss
 
     def wrap(self, module: nn.Module, model: OmniLM) -> nn.Module:
         device = model.device
@@ -96,6 +118,19 @@ class Replicated(_Several):
             gradient_as_bucket_view=True,
             find_unused_parameters=True,  # a batch without speech does not use the adapter, for example
         )
+
+
+class _Joined(torch.autograd.Function):
+    """The identity of a loss that names further parameters as its inputs, to which it gives no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.others = len(parameters)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient, *[None] * ctx.others
 
 
 class Sharded(_Several):

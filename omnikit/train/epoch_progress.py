@@ -1,4 +1,7 @@
-"""Loss sums of the current epoch, saved with each checkpoint so that a resumed epoch reports all its batches."""
+"""Loss sums of the current epoch, saved with each checkpoint so that a resumed epoch reports all its batches.
+
+Sums stay on the device; only reading a figure waits for it.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,43 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
+from torch import Tensor
 
 from omnikit.losses import StreamLosses
+from omnikit.tasks import TASK_NAMES
 from omnikit.torchrun import Share
 
 _SLOW = 0.95  # weight of the past in the running mean that the progress bar shows
 
 
 class StreamSums:
-    """Sums of the losses and label counts of each stream over batches, and a running mean of recent losses.
+    """Sums of the losses and label counts of each task and stream over batches, and a running mean of recent losses.
 
     Args:
         streams: number of streams S.
+        device: device of the losses that are added.
     """
 
-    def __init__(self, streams: int):
-        self.sums = torch.zeros(streams, dtype=torch.float64)
-        self.counts = torch.zeros(streams, dtype=torch.int64)
-        self.late = torch.full((streams,), torch.nan)
+    def __init__(self, streams: int, device: torch.device | str = "cpu"):
+        self.sums = torch.zeros(len(TASK_NAMES), streams, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(len(TASK_NAMES), streams, dtype=torch.int64, device=device)
+        self.late = torch.full((streams,), torch.nan, device=device)
+        """Running mean of recent losses in nats by stream [S]; NaN for a stream without any label."""
 
-    def add(self, losses: StreamLosses) -> None:
-        """Add the losses of one training or validation batch to the sums of the losses."""
-        sums, counts = losses.sums.detach().cpu(), losses.counts.cpu()
+    def add(self, losses: StreamLosses, usable: Tensor | None = None) -> None:
+        """Add the losses of one training or validation batch, without waiting for the device.
+
+        Args:
+            usable: bool tensor [] that is False if the batch is to be left out; None means True.
+        """
+        usable = losses.sums.new_ones((), dtype=torch.bool) if usable is None else usable
+        sums, counts = torch.where(usable, losses.sums, 0.0), torch.where(usable, losses.counts, 0)
         self.sums += sums
         self.counts += counts
-        means = sums / counts.clamp(min=1)
+        labels = counts.sum(dim=0)
+        means = sums.sum(dim=0) / labels.clamp(min=1)
         moved = torch.where(self.late.isnan(), means, _SLOW * self.late + (1 - _SLOW) * means)
-        self.late = torch.where(counts > 0, moved, self.late)
+        self.late = torch.where(labels > 0, moved, self.late)
 
     def gather(self, everywhere: bool = False) -> None:
         """Add the loss sums of all processes to those of the main process, and reset those of the others to zero.
@@ -51,30 +64,48 @@ class StreamSums:
             total.copy_(moved if everywhere or sb.utils.distributed.if_main_process() else torch.zeros_like(moved))
 
     def losses(self) -> StreamLosses:
-        """Return the loss sums and label counts of each stream since the last reset, on the CPU."""
-        return StreamLosses(self.sums.float(), self.counts)
+        """Return the loss sums and label counts of each task and stream since the last reset, on the CPU."""
+        return StreamLosses(self.sums.cpu(), self.counts.cpu())
 
     def means(self) -> dict[str, float]:
         """Return the mean loss in nats by stream name, without streams that had no labels."""
-        return _named((self.sums / self.counts).tolist())
+        return named_streams((self.sums.sum(dim=0) / self.counts.sum(dim=0)).tolist())
 
-    def recent(self) -> dict[str, float]:
-        """Return a running mean of recent losses in nats by stream name."""
-        return _named(self.late.tolist())
+    def by_task(self, stream_weights: Tensor) -> dict[str, dict[str, float]]:
+        """Return the share of all labels and the mean loss of each task that has labels.
+
+        Args:
+            stream_weights: weights of the streams in a task's mean loss [S], on the CPU.
+        """
+        sums, counts = self.losses()
+        every = max(1, int(counts.sum()))
+        return {
+            name: {
+                "labels": int(count.sum()) / every,
+                "loss": float(StreamLosses(total[None], count[None]).objective(stream_weights)),
+            }
+            for name, total, count in zip(TASK_NAMES, sums, counts, strict=True)
+            if count.any()
+        }
 
 
 @register_checkpoint_hooks
 class EpochProgress:
-    """State of the training figures of one epoch: loss sums, seconds and skipped optimiser steps."""
+    """State of the training figures of one epoch: loss sums, seconds, optimiser steps and how many were skipped.
 
-    def __init__(self, streams: int):
-        self.streams = streams
+    Args:
+        streams: number of streams.
+        device: device of the losses.
+    """
+
+    def __init__(self, streams: int, device: torch.device | str = "cpu"):
+        self.streams, self.device = streams, device
         self.restart()
 
     def restart(self) -> None:
-        """Reset loss sums, number of skipped steps and clock at the start of an epoch."""
-        self.sums = StreamSums(self.streams)
-        self.skipped = 0
+        """Reset loss sums, numbers of steps and clock at the start of an epoch."""
+        self.sums = StreamSums(self.streams, self.device)
+        self.steps = self.skipped = 0
         self.before = 0.0  # seconds until the run was interrupted
         self.began = time.monotonic()
 
@@ -89,6 +120,7 @@ class EpochProgress:
         state = {
             "sums": self.sums.sums.tolist(),
             "counts": self.sums.counts.tolist(),
+            "steps": self.steps,
             "skipped": self.skipped,
             "seconds": self.seconds,
         }
@@ -104,13 +136,14 @@ class EpochProgress:
         if end_of_epoch:
             return
         state = json.loads(Path(path).read_text(encoding="utf-8"))
-        self.skipped, self.before = state["skipped"], state["seconds"]
+        self.steps, self.skipped, self.before = state["steps"], state["skipped"], state["seconds"]
         if Share.of_torchrun().rank == 0:
-            self.sums.sums = torch.tensor(state["sums"], dtype=torch.float64)
-            self.sums.counts = torch.tensor(state["counts"], dtype=torch.int64)
+            self.sums.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+            self.sums.counts.copy_(torch.tensor(state["counts"], dtype=torch.int64))
 
 
-def _named(values: list[float]) -> dict[str, float]:
+def named_streams(values: list[float]) -> dict[str, float]:
+    """Return values of the streams by name, without those that are NaN."""
     names = ["text", *(f"audio{k}" for k in range(1, len(values)))]
     return {name: value for name, value in zip(names, values, strict=True) if value == value}
 

@@ -23,7 +23,7 @@ def draw_curves(log: str | Path, picture: str | Path) -> None:
     lines = read_log(log)
     steps = [line["step"] for line in lines]
     streams = [k for k in lines[-1]["valid"] if k == "text" or k.startswith("audio")]
-    others = [k for k in lines[-1]["valid"] if k not in (*streams, "loss")]
+    others = [k for k in lines[-1]["valid"] if k not in (*streams, "loss", "tasks")]
     figure, axes = pyplot.subplots(1, 2 if others else 1, figsize=(11 if others else 6, 4), squeeze=False)
     for k, name in enumerate(streams):
         color = pyplot.get_cmap("viridis")(k / max(1, len(streams)))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnikit.hparams.name_lookup import nearest
+from omnikit.losses import NORMALIZATIONS
 from omnikit.old_names import SOURCE_OPTIONS, refuse_old_keys
 from omnikit.option_ranges import (
     COUNT,
@@ -36,11 +37,13 @@ RANGES = {
     "max_batch_length": COUNT,
     "effective_batch_size": COUNT_OR_NONE,
     "steps_per_epoch": COUNT,
+    "log_steps": COUNT_OR_NONE,
     "max_sample_length": COUNT_OR_NONE,
     "peak_lr": POSITIVE,
     "min_lr": NOT_NEGATIVE,
     "warmup_steps": FROM_ZERO,
     "epochs.limit": COUNT,
+    "loss_normalization": OneOf(NORMALIZATIONS),
     "distributed": OneOf(("ddp", "fsdp")),
     "hang_timeout": POSITIVE,
     "compile_blocks": OneOf((True, False, AUTO)),

@@ -3,6 +3,10 @@
 All processes skip an optimiser step together if a loss or a gradient of one of its batches is not finite, or if a loss
 is far above that of a uniform guess. The log names the manifest entries of these batches. After too many skipped steps
 in a row the run stops, and no checkpoint is saved while steps are being skipped.
+
+Losses and gradients are judged on the device, where an optimiser with a fused implementation also skips its step. The
+CPU does not wait for the device to learn of it before `log_steps` optimiser steps are done; it then reads the flags of
+all of them at once. For other optimisers, and for float16's gradient scaler, it waits in each step.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import speechbrain as sb
 import torch
@@ -37,6 +41,15 @@ def highest_loss(classes: int) -> float:
     return _ABOVE_GUESS * math.log(classes)
 
 
+class StepFlags(NamedTuple):
+    """Flags of an optimiser step, which are on the device until they are read, and the entries of its batches."""
+
+    number: int  # of the optimiser step, from 1
+    flags: Tensor  # [3]: any process has an unusable loss, any has a non-finite gradient, stop signal or 0
+    batches: list[tuple[Sequence[str], Tensor]]  # of this process: ids of its entries, whether its loss is unusable
+    rescaled: bool  # whether float16's loss scale may have caused the non-finite gradient
+
+
 class RobustBrain(sb.Brain):
     """A SpeechBrain Brain that skips optimiser steps whose loss or gradients are not finite, and stops on signals.
 
@@ -45,6 +58,11 @@ class RobustBrain(sb.Brain):
     skipped optimiser steps that stops the run. There is one optimiser, `self.optimizer`.
     """
 
+    log_steps = 1
+    """Number of optimiser steps after which their flags are read; skipped steps and signals are handled then.
+
+    A subclass that raises it must call `read_flags` at the end of a training stage, too.
+    """
     highest_loss = torch.finfo(torch.float32).max
     """Mean loss of a batch, in nats, above which its optimiser step is skipped."""
     in_a_row = 0
@@ -54,7 +72,7 @@ class RobustBrain(sb.Brain):
     parallel = Alone()
     """How this process trains with others, if there are others."""
     signal = 0
-    """Number of a stop signal that any process received before the last optimiser step; 0 means none."""
+    """Number of a stop signal that any process received before the last step whose flags were read; 0 means none."""
 
     def __init__(
         self,
@@ -82,6 +100,7 @@ class RobustBrain(sb.Brain):
             Stopped: a signal was received, or too many optimiser steps or validation batches were unusable.
         """
         self.batches: list[tuple[Sequence[str], Tensor]] = []  # of the next step: ids, unusable
+        self.unread: list[StepFlags] = []
         try:
             with StopRequest() as self.request:
                 super().fit(*args, **kwargs)
@@ -113,18 +132,63 @@ class RobustBrain(sb.Brain):
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         # SpeechBrain's negative value for no limit would flip the sign of the gradients
         norm = self.parallel.clip(weights, self.max_grad_norm if self.max_grad_norm > 0 else math.inf)
-        bad_loss, bad_gradient, self.signal = self._agree(norm)
-        if bad_loss or (bad_gradient and not self._overflowed()):
-            self._skip(bool(bad_loss))
-        else:
-            self.scaler.step(self.optimizer)
-            self.in_a_row *= bad_gradient  # a step with one was skipped by float16's gradient scaler
+        flags = self._agree(norm.to(self.device))
+        self.unread.append(StepFlags(self.optimizer_step + 1, flags, self.batches, self._overflowed()))
+        self.batches = []
+        self._step_unless_unusable(self.unread[-1])
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
-        self.batches.clear()
-        if self.in_a_row and self.in_a_row >= self.nonfinite_patience:
-            raise Stopped(f"training stopped after {self.in_a_row} unusable optimiser steps in a row; {self._advice()}")
+        if self.optimizer_step % self.log_steps == 0:
+            self.read_flags()
+
+    def _step_unless_unusable(self, step: StepFlags) -> None:
+        """Let the optimiser take its step, unless a loss or gradient is unusable."""
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False) and not self.scaler.is_enabled():
+            # fused implementations skip the step on the device, by the protocol of torch's gradient scaler
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, step.flags[:2].amax().float()
+            self.optimizer.step()
+            del self.optimizer.grad_scale, self.optimizer.found_inf
+            return
+        bad_loss, bad_gradient, _ = step.flags.tolist()
+        if not bad_loss and (step.rescaled or not bad_gradient):
+            self.scaler.step(self.optimizer)
+
+    def read_flags(self) -> None:
+        """Read the flags of the optimiser steps since the last reading from the device, and act on them.
+
+        This is the only time at which the CPU waits for the device; figures for the log are read together with the
+        flags.
+
+        Raises:
+            Stopped: too many optimiser steps were skipped in a row.
+        """
+        if not self.unread:
+            return
+        unread, self.unread = self.unread, []
+        tensors = [step.flags for step in unread]
+        tensors += [unusable for step in unread for _, unusable in step.batches]
+        found = [each.detach().reshape(-1).float() for each in (*tensors, self.logged_figures())]
+        values = iter(torch.cat(found).tolist())
+        flags = [[int(next(values)) for _ in step.flags] for step in unread]
+        batches = [[(ids, bool(next(values))) for ids, _ in step.batches] for step in unread]
+        self.signal = max(signal for _, _, signal in flags)
+        for step, (bad_loss, bad_gradient, _), ids in zip(unread, flags, batches, strict=True):
+            if bad_loss or (bad_gradient and not step.rescaled):
+                self._skip(step.number, ids, bool(bad_loss))
+            else:
+                self.in_a_row *= bad_gradient  # a step with one was skipped by float16's gradient scaler
+            if self.in_a_row and self.in_a_row >= self.nonfinite_patience:
+                many = f"{self.in_a_row} unusable optimiser steps in a row"
+                raise Stopped(f"training stopped after {many}; {self._advice()}")
+        self.on_logged_step(list(values))
+
+    def logged_figures(self) -> Tensor:
+        """Return figures [n] for the log that are on the device; see `on_logged_step`."""
+        return torch.zeros(0, device=self.device)
+
+    def on_logged_step(self, figures: list[float]) -> None:
+        """Take the values of `logged_figures`, after every `log_steps` optimiser steps."""
 
     def evaluate_batch(self, batch: Any, stage: sb.Stage) -> Tensor:
         """Return a validation batch's loss, or NaN, which SpeechBrain's mean ignores, if the loss is unusable."""
@@ -166,7 +230,7 @@ class RobustBrain(sb.Brain):
             raise stopped_by(number, "after a checkpoint; start again with the same command to go on")
 
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
-        self.batches.clear()  # an epoch may have ended between two batches of an optimiser step
+        self.batches = []  # an epoch may have ended between two batches of an optimiser step
         super()._fit_train(train_set, epoch, enable)
 
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
@@ -177,12 +241,13 @@ class RobustBrain(sb.Brain):
         """Return whether to save an intra-epoch checkpoint now.
 
         None is saved between two batches of an optimiser step, since the accumulated gradients would be lost, nor while
-        steps are being skipped, since the current weights may be the reason.
+        steps are being skipped, since the current weights may be the reason. Whether they are is known after each
+        `log_steps` optimiser steps.
 
         Raises:
             Stopped: a process has received a signal.
         """
-        if self.step % self.grad_accumulation_factor:
+        if self.batches or self.unread:
             return False
         if self.checkpointer is not None:
             self.checkpointer.check()
@@ -203,12 +268,11 @@ class RobustBrain(sb.Brain):
         if self.checkpointer is not None:
             self.checkpointer.wait()
 
-    def _agree(self, norm: Tensor) -> tuple[int, int, int]:
-        """Return whether any process has an unusable loss, whether any has a non-finite gradient, and a signal or 0."""
+    def _agree(self, norm: Tensor) -> Tensor:
+        """Return flags [3]: any process has an unusable loss, any has a non-finite gradient, a signal or 0."""
         bad_loss = torch.stack([bad for _, bad in self.batches]).any().to(norm.device)
-        flags = torch.stack([bad_loss, ~norm.isfinite()]).int()
-        flags = torch.cat([flags, flags.new_tensor([self.request.signal])])
-        return tuple(_highest(flags).tolist())
+        signal = torch.full((), self.request.signal, device=norm.device)  # filled there, a copy would wait
+        return _highest(torch.stack([bad_loss, ~norm.isfinite(), signal]).int())
 
     def _overflowed(self) -> bool:
         """Return whether float16's loss scale may have caused an infinite gradient.
@@ -217,19 +281,24 @@ class RobustBrain(sb.Brain):
         """
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
-    def _skip(self, bad_loss: bool) -> None:
+    def _skip(self, number: int, batches: Sequence[tuple[Sequence[str], bool]], bad_loss: bool) -> None:
         """Count a skipped optimiser step and log the entries of its unusable batches.
 
         If a gradient is not finite, the entries of all its batches are logged.
+
+        Args:
+            number: number of the optimiser step, from 1.
+            batches: ids of the entries of each of its batches, and whether its loss is unusable.
+            bad_loss: whether the loss is the reason.
         """
         self.in_a_row += 1
-        unusable = [ids for ids, bad in self.batches if bad or not bad_loss]
+        unusable = [ids for ids, bad in batches if bad or not bad_loss]
         entries = [str(name) for ids in _of_all_processes(unusable) for name in ids]
         why = "the loss is not finite or far too large" if bad_loss else "a gradient is not finite"
         if if_main_process():
             logger.warning(
                 "optimiser step %d skipped (%d in a row): %s; entries: %s",
-                self.optimizer_step + 1, self.in_a_row, why, ", ".join(entries),
+                number, self.in_a_row, why, ", ".join(entries),
             )  # fmt: skip
 
     def _any_process(self, number: int) -> int:

@@ -20,7 +20,7 @@ from omnikit.convert.mini_omni import from_state_dict
 from omnikit.engines import COMPILED, ENGINES, OPENVINO, open_engine
 from omnikit.engines.static import find_compiler
 from omnikit.generate import Decoder, Decoding, Question
-from omnikit.losses import stream_losses, weighted_mean
+from omnikit.losses import step_loss
 from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS, make_prompt, make_sample
@@ -218,8 +218,7 @@ def test_training_on_leaves_a_frozen_backbone_as_it_was(changes: dict):
     sample = make_sample(TASKS["A1A2"], model.layout, model.pattern, audio_frames=5, answer=[2, 7], codes=codes)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     hidden = model(sample.steps[None], speech_of(model, torch.randn(5, 10)))
-    loss = weighted_mean(stream_losses(model, hidden, sample.labels[None]), torch.ones(model.layout.num_streams))
-    loss.backward()
+    step_loss(model, hidden, sample.labels[None]).backward()
     optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert not {name for name in changed if name.startswith("llm.")}

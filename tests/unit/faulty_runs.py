@@ -113,7 +113,8 @@ def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) ->
     model.freeze_all_but(["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"])
     counter = EpochCounter(epochs)
     hparams = {
-        "stream_weights": {"text": 1.0, "audio": 1.0}, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
+        "stream_weights": {"text": 1.0, "audio": 1.0}, "loss_normalization": "labels", "tasks": {"A1A2": 1.0},
+        "log_steps": None, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
         "epochs": counter, "steps_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder),
         "stage": "toy", "part_names": {}, "loggers": Quiet(), "sampler": Quiet(), "validate": Quiet(),
         "distributed": "ddp", "hang_timeout": 10.0,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import speechbrain as sb
+import torch
+from torch import Tensor
 
 from omnikit.data.collate import Batch
-from omnikit.losses import StreamLosses, sum_losses
+from omnikit.losses import StreamLosses, label_weights, stream_losses
 from omnikit.model import OmniLM
 from tests.recipes.trees import RECIPES, load_script
 
@@ -17,6 +19,8 @@ def brain_of(model: OmniLM) -> QABrain:
     return QABrain({"model": model}, run_opts={"device": "cpu"})
 
 
-def losses_of(brain: QABrain, batch: Batch) -> StreamLosses:
-    """Return the training losses of each stream for a batch, as the recipe computes them in a training step."""
-    return sum_losses(brain.compute_forward(batch, sb.Stage.TRAIN), recipe.token_loss)
+def losses_of(brain: QABrain, batch: Batch) -> tuple[Tensor, StreamLosses]:
+    """Return the objective of a batch, and its losses by task and stream, as the recipe computes them in training."""
+    hidden = brain.compute_forward(batch, sb.Stage.TRAIN)
+    weights = label_weights(batch.step_labels, torch.ones(brain.model.layout.num_streams))
+    return stream_losses(brain.model, hidden, batch, weights, recipe.token_loss)

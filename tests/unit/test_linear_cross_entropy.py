@@ -50,18 +50,22 @@ def plain_loss(
         one = nn.functional.linear(hidden, weight, bias)
         logits.append(one if finish is None else finish(one))
     streams = torch.cat(logits, dim=-1).float().split(list(sizes), dim=-1)
-    options = {"ignore_index": IGNORE, "reduction": "sum"}
+    options = {"ignore_index": IGNORE, "reduction": "none"}
     wanted = labels.transpose(1, 2).flatten(0, 1).unbind(1)
-    sums = [nn.functional.cross_entropy(one, two, **options) for one, two in zip(streams, wanted, strict=True)]
-    sums = torch.stack(sums)
-    return ChunkedLoss((sums * weights).sum(), sums.detach())
+    losses = [nn.functional.cross_entropy(one, two, **options) for one, two in zip(streams, wanted, strict=True)]
+    losses = torch.stack(losses, dim=1)
+    return ChunkedLoss((losses * weights).sum(), losses.detach())
 
 
 def both(
     labels: Tensor, heads: list[Head], sizes: tuple[int, ...], factor: float = 0.7, **options
 ) -> list[list[Tensor | None]]:
-    """Return loss, sum of losses per stream, and all gradients, as chunked and as plain cross-entropy compute them."""
-    weights, found = torch.linspace(0.5, 2.0, len(sizes)), label_positions(labels)
+    """Return total, sum of losses per stream, and all gradients, as chunked and as plain cross-entropy compute them.
+
+    The labels of a position have weights of their own.
+    """
+    found = label_positions(labels)
+    weights = torch.linspace(0.5, 2.0, BATCH * LENGTH * len(sizes)).unflatten(0, (-1, len(sizes)))
     start, results = torch.randn(BATCH * LENGTH, WIDTH, generator=torch.Generator().manual_seed(5)), []
     for chunked in (True, False):
         hidden = start.clone().requires_grad_()
@@ -71,14 +75,14 @@ def both(
         if chunked:
             loss = linear_cross_entropy(
                 hidden, heads, found.positions, found.labels,
-                weights=weights, sizes=sizes, chunk_bytes=SMALL, **options,
+                weights=weights[found.positions], sizes=sizes, chunk_bytes=SMALL, **options,
             )  # fmt: skip
         else:
             loss = plain_loss(hidden, heads, labels, weights, sizes)
         if loss.total.requires_grad:
             (factor * loss.total).backward()
         gradients = [None if each.grad is None else each.grad.clone() for each in (hidden, *parameters)]
-        results.append([loss.total.detach(), loss.sums, *gradients])
+        results.append([loss.total.detach(), loss.losses.sum(dim=0), *gradients])
     return results
 
 
@@ -121,7 +125,7 @@ def test_no_label_gives_a_zero_without_gradient():
     assert len(found.positions) == 0
     hidden = torch.randn(BATCH * LENGTH, WIDTH, requires_grad=True)
     loss = linear_cross_entropy(hidden, heads, found.positions, found.labels, weights=torch.ones(1), sizes=(34,))
-    assert not loss.total.requires_grad and float(loss.total) == 0 and loss.sums.tolist() == [0]
+    assert not loss.total.requires_grad and float(loss.total) == 0 and loss.losses.shape == (0, 1)
 
 
 def test_without_gradients_the_loss_is_the_same():
@@ -131,7 +135,8 @@ def test_without_gradients_the_loss_is_the_same():
     with torch.no_grad():
         loss = linear_cross_entropy(hidden, heads, found.positions, found.labels, **options)
     assert not loss.total.requires_grad
-    assert torch.allclose(loss.sums, plain_loss(hidden, heads, labels, weights, (11, 11, 11)).sums, rtol=1e-5)
+    expected = plain_loss(hidden, heads, labels, weights, (11, 11, 11)).losses
+    assert torch.allclose(loss.losses.sum(dim=0), expected.sum(dim=0), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [((30, 4), (34,)), ((33,), (11, 11, 11))])

@@ -20,7 +20,7 @@ from omnikit.hparams.include import read_recipe
 from omnikit.hparams.overrides import PICK
 from omnikit.hparams.yaml_tree import has_tag, read_tree, read_tree_text, tag_of, walk
 from omnikit.interfaces import count_parameters
-from omnikit.losses import stream_losses, weighted_mean
+from omnikit.losses import label_weights, stream_losses
 from omnikit.model import OmniLM
 from omnikit.sampling import Sampling
 from omnikit.tasks import TASKS, make_sample
@@ -155,9 +155,10 @@ def batch_of(model: OmniLM, features: list[Tensor]) -> Batch:
 
 def loss_of(model: OmniLM, batch: Batch) -> Tensor:
     speech = batch.speech(*model.adapter(batch.features, batch.lengths))
-    losses = stream_losses(model, model(batch.steps, speech), batch.labels)
-    assert losses.sums.isfinite().all() and losses.counts.all()
-    return weighted_mean(losses, torch.ones(len(losses.sums)))
+    weights = label_weights(batch.step_labels, torch.ones(model.layout.num_streams))
+    loss, losses = stream_losses(model, model(batch.steps, speech), batch, weights)
+    assert losses.sums.isfinite().all() and losses.counts.any(dim=0).all()
+    return loss
 
 
 def train_one_step(model: OmniLM, batch: Batch) -> None:

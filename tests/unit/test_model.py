@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from omnikit.losses import stream_losses, weighted_mean
+from omnikit.losses import StreamLabels, label_weights, step_loss, stream_losses
 from omnikit.model import AdaptedSpeech
 from omnikit.tokens import IGNORE
 from tests.unit.toy import toy_model
@@ -52,19 +52,21 @@ def test_loss_equals_cross_entropy_of_each_stream_on_its_own(tts_blocks):
     labels = random_steps(model).masked_fill(torch.rand(3, model.layout.num_streams, 8) < 0.5, IGNORE)
     labels[:, 2] = IGNORE
     hidden = model(steps)
-    got = stream_losses(model, hidden, labels)
+    weights = torch.arange(1.0, model.layout.num_streams + 1)
+    loss, got = stream_losses(
+        model, hidden, StreamLabels.of(labels), label_weights((labels != IGNORE).sum(dim=(0, 2))[None], weights)
+    )
     logits = [model.text_logits(hidden.text), *model.audio_logits(hidden.audio)]
     for s, each in enumerate(logits):
-        assert got.counts[s] == (labels[:, s] != IGNORE).sum()
+        assert got.counts[0, s] == (labels[:, s] != IGNORE).sum()
         if s == 2:
-            assert got.counts[s] == got.sums[s] == got.means()[s] == 0
+            assert got.counts[0, s] == got.sums[0, s] == got.means()[s] == 0
         else:
             twin = functional.cross_entropy(each.flatten(0, 1), labels[:, s].flatten(), ignore_index=IGNORE)
             assert torch.allclose(got.means()[s], twin, atol=1e-5)
-    weights = torch.arange(1.0, model.layout.num_streams + 1)
     present = [s for s in range(model.layout.num_streams) if s != 2]
     twin = sum(got.means()[s] * weights[s] for s in present) / sum(weights[s] for s in present)
-    assert torch.allclose(weighted_mean(got, weights), twin)
+    assert torch.allclose(loss, twin) and torch.allclose(step_loss(model, hidden, labels, weights), twin)
 
 
 def test_frozen_parts_stay_bit_identical():
@@ -75,7 +77,7 @@ def test_frozen_parts_stay_bit_identical():
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     adapted = model.adapter(torch.randn(3, 6, model.encoder.dim), torch.tensor([6, 6, 6]))
     hidden = model(random_steps(model), AdaptedSpeech(*adapted, torch.ones(3, dtype=torch.long)))
-    weighted_mean(stream_losses(model, hidden, random_steps(model)), torch.ones(4)).backward()
+    step_loss(model, hidden, random_steps(model)).backward()
     optimizer.step()
     for name, part in model.parts().items():
         same = all(torch.equal(v, before[name][k]) for k, v in part.state_dict().items())

@@ -9,44 +9,35 @@ from typing import Any
 
 import speechbrain as sb
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from omnikit.data.collate import Batch
 from omnikit.data.samples import collate_items
 from omnikit.errors import bad_input_exits
 from omnikit.hparams import load_recipe
-from omnikit.losses import StreamLogits, stream_logits, sum_losses
-from omnikit.tokens import IGNORE
+from omnikit.losses import cross_entropy, stream_losses
+from omnikit.model import Hidden
 from omnikit.train.brain import OmniBrain, encoded
 from omnikit.train.recipe_checks import check_stage
 from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, task_sampler
 from omnikit.train.validation import Validation
 
-TEXT = 0
-"""Index of the text stream, which holds the transcript."""
+token_loss = cross_entropy  # for another loss of each token, write a function, see recipes/README.md
 
 
 class ASRBrain(OmniBrain):
     """A Brain that trains speech recognition: audio streams have no labels, the text stream has the transcript."""
 
-    def compute_forward(self, batch: Batch, stage: sb.Stage) -> StreamLogits:
-        """Return the logits of the text stream at the positions of transcripts."""
-        batch = batch.to(self.device)
+    def compute_forward(self, batch: Batch, stage: sb.Stage) -> Hidden:
+        """Return the hidden states of all positions."""
         features, lengths = encoded(self.model, batch)
         speech = batch.speech(*self.model.adapter(features, lengths))
-        return stream_logits(self.model, self.model(batch.steps, speech), batch.labels)
+        return self.model(batch.steps, speech)
 
-    def compute_objectives(self, predictions: StreamLogits, batch: Batch, stage: sb.Stage) -> Tensor:
-        """Return the mean cross-entropy over the tokens of the transcripts."""
-        losses = sum_losses(predictions, token_loss)
-        loss = losses.means()[TEXT]
-        self.log_losses(loss, losses, stage)
+    def compute_objectives(self, predictions: Hidden, batch: Batch, stage: sb.Stage) -> Tensor:
+        """Return the batch's part of the mean loss over the tokens of all transcripts of the optimiser step."""
+        loss, losses = stream_losses(self.model, predictions, batch, self.label_weights(batch), token_loss)
+        self.log_losses(losses, stage)
         return loss
-
-
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed cross-entropy of the text stream's logits [P, V] with labels [P]."""
-    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:

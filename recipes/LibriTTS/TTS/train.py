@@ -9,38 +9,33 @@ from typing import Any
 
 import speechbrain as sb
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from omnikit.data.collate import Batch
 from omnikit.data.samples import collate_items
 from omnikit.errors import bad_input_exits
 from omnikit.hparams import load_recipe
-from omnikit.losses import StreamLogits, stream_logits, sum_losses
-from omnikit.tokens import IGNORE
+from omnikit.losses import cross_entropy, stream_losses
+from omnikit.model import Hidden
 from omnikit.train.brain import OmniBrain
 from omnikit.train.recipe_checks import check_stage
 from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, task_sampler
+
+code_loss = cross_entropy  # for another loss of each code, write a function, see recipes/README.md
 
 
 class TTSBrain(OmniBrain):
     """A Brain that trains speech synthesis: the text stream is fed the text, the audio streams have the labels."""
 
-    def compute_forward(self, batch: Batch, stage: sb.Stage) -> StreamLogits:
-        """Return the logits of the audio streams at their labels; this task has no speech input."""
-        batch = batch.to(self.device)
-        return stream_logits(self.model, self.model(batch.steps), batch.labels)
+    def compute_forward(self, batch: Batch, stage: sb.Stage) -> Hidden:
+        """Return the hidden states of all positions; this task has no speech input."""
+        return self.model(batch.steps)
 
-    def compute_objectives(self, predictions: StreamLogits, batch: Batch, stage: sb.Stage) -> Tensor:
-        """Return the mean cross-entropy of codes per audio stream, averaged over the audio streams without weights."""
-        losses = sum_losses(predictions, code_loss)
-        loss = losses.means().sum() / (losses.counts > 0).sum()
-        self.log_losses(loss, losses, stage)
+    def compute_objectives(self, predictions: Hidden, batch: Batch, stage: sb.Stage) -> Tensor:
+        """Return the batch's part of the loss: the mean over the audio streams of the mean loss of all codes of the
+        optimiser step."""
+        loss, losses = stream_losses(self.model, predictions, batch, self.label_weights(batch), code_loss)
+        self.log_losses(losses, stage)
         return loss
-
-
-def code_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed cross-entropy of one audio stream's logits [P, V] with labels [P]."""
-    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:

@@ -10,43 +10,37 @@ from typing import Any
 
 import speechbrain as sb
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from omnikit.data.collate import Batch
 from omnikit.data.samples import collate_items
 from omnikit.errors import bad_input_exits
 from omnikit.hparams import load_recipe
-from omnikit.losses import StreamLogits, stream_logits, sum_losses, weighted_mean
-from omnikit.tokens import IGNORE
+from omnikit.losses import cross_entropy, stream_losses
+from omnikit.model import Hidden
 from omnikit.train.brain import OmniBrain, encoded
 from omnikit.train.recipe_checks import check_stage
 from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, task_sampler
 from omnikit.train.validation import Validation
 
+token_loss = cross_entropy  # for another loss of each token, write a function, see recipes/README.md
+
 
 class QABrain(OmniBrain):
     """A Brain that trains a mix of tasks from speech or text to text, speech or both."""
 
-    def compute_forward(self, batch: Batch, stage: sb.Stage) -> StreamLogits:
-        """Return the logits of all streams at the positions of answers; speech passes encoder and adapter first."""
-        batch = batch.to(self.device)
+    def compute_forward(self, batch: Batch, stage: sb.Stage) -> Hidden:
+        """Return the hidden states of all positions; speech passes encoder and adapter first."""
         speech = None  # a batch may hold written questions alone
         if batch.has_speech:
             speech = batch.speech(*self.model.adapter(*encoded(self.model, batch)))
-        hidden = self.model(batch.steps, speech)
-        return stream_logits(self.model, hidden, batch.labels)
+        return self.model(batch.steps, speech)
 
-    def compute_objectives(self, predictions: StreamLogits, batch: Batch, stage: sb.Stage) -> Tensor:
-        """Return the mean loss over streams, weighted by `stream_weights`, which can favour the few text tokens."""
-        losses = sum_losses(predictions, token_loss)
-        loss = weighted_mean(losses, self.stream_weights)
-        self.log_losses(loss, losses, stage)
+    def compute_objectives(self, predictions: Hidden, batch: Batch, stage: sb.Stage) -> Tensor:
+        """Return the batch's part of the loss: the mean over the streams, weighted by `stream_weights`, of the mean
+        loss of all tokens of the optimiser step."""
+        loss, losses = stream_losses(self.model, predictions, batch, self.label_weights(batch), token_loss)
+        self.log_losses(losses, stage)
         return loss
-
-
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed cross-entropy of one stream's logits [P, V] with labels [P]."""
-    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:

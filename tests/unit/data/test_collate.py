@@ -12,7 +12,7 @@ from benchmarks.earlier_loader import earlier_collate, earlier_sample
 from omnikit.data.collate import FRAMES, STEPS, Batch, collate, collator
 from omnikit.data.micro_batch import MicroBatch
 from omnikit.label_positions import LabelPositions, label_positions
-from omnikit.losses import stream_losses
+from omnikit.losses import StreamLabels, stream_losses
 from omnikit.patterns import AffinePattern, Delayed, Flattened, Parallel
 from omnikit.tasks import TASK_NAMES, TASKS, Sample, answer_ends, make_sample
 from omnikit.tokens import IGNORE, TokenLayout
@@ -93,8 +93,9 @@ def test_padding_carries_no_label_and_no_loss():
         for ours, searched in zip(found, label_positions(labels), strict=True):
             assert torch.equal(ours, searched)
     alone = collate(samples[:1], [None], model.layout, 12)
-    unpadded = stream_losses(model, model(samples[0].steps[None]), samples[0].labels[None])
-    padded = stream_losses(model, model(alone.steps), alone.labels)
+    labels, weights = StreamLabels.of(samples[0].labels[None]), torch.ones(alone.step_labels.shape)
+    unpadded = stream_losses(model, model(samples[0].steps[None]), labels, weights)[1]
+    padded = stream_losses(model, model(alone.steps), alone, weights)[1]
     assert torch.equal(padded.counts, unpadded.counts) and torch.allclose(padded.sums, unpadded.sums, atol=1e-4)
     assert alone.features.shape == (1, 0, 12) and not alone.has_speech
 

@@ -7,7 +7,7 @@ import torch
 
 from omnikit.data.collate import collate
 from omnikit.generate import Decoder, Decoding, Question
-from omnikit.losses import stream_losses, weighted_mean
+from omnikit.losses import label_weights, stream_losses
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS, make_sample
 from tests.unit.scripted import emitted
@@ -53,11 +53,10 @@ def train(model, tasks, steps=250):
     batch = collate(samples, features, model.layout, model.encoder.dim)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     model.train()
+    weights = label_weights(batch.step_labels, torch.ones(model.layout.num_streams))
     for _ in range(steps):
         speech = batch.speech(*model.adapter(batch.features, batch.lengths)) if batch.has_speech else None
-        loss = weighted_mean(
-            stream_losses(model, model(batch.steps, speech), batch.labels), torch.ones(model.layout.num_streams)
-        )
+        loss, _ = stream_losses(model, model(batch.steps, speech), batch, weights)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

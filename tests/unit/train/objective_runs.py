@@ -1,0 +1,114 @@
+"""Gradients of one optimiser step, computed from hand-made micro-batches in one process or in two that train together.
+
+Under torchrun, `objective_runs.py FOLDER` writes the gradients of each division of the step to files in a folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import speechbrain as sb
+import torch
+from speechbrain.utils.epoch_loop import EpochCounter
+from torch import Tensor
+
+from omnikit.data.collate import Batch, collate
+from omnikit.data.micro_batch import MicroBatch
+from omnikit.losses import LABELS, TASKS
+from omnikit.model import OmniLM
+from omnikit.tasks import TASK_NAMES, Sample, make_sample
+from omnikit.tasks import TASKS as ALL
+from omnikit.tokens import IGNORE
+from omnikit.torchrun import Share
+from tests.unit.faulty_runs import Quiet, loader
+from tests.unit.qa_brain import QABrain
+from tests.unit.toy import toy_model
+
+SHARES = {"A1T1": 0.5, "T1T2": 0.2, "T1A1": 0.2, "A1A2": 0.1}
+DIVISIONS = {
+    "whole": [[[0, 1, 2, 3, 4, 5]]],
+    "accumulated": [[[0, 5], [1, 2], [3, 4]]],
+    "shared": [[[0, 1, 2]], [[3, 4, 5]]],
+    "both": [[[2], [4, 0], [1]], [[5], [3]]],
+    "text at last": [[[2], [0]], [[5], [1]]],
+}
+"""Divisions of the samples of an optimiser step: samples of each micro-batch of each process.
+
+Samples 2 to 5 have audio labels, samples 0, 1 and 5 have text labels. "text at last" leaves 3 and 4 out, and no process
+has audio labels in its last micro-batch.
+"""
+
+
+class RecordingBrain(QABrain):
+    """A Brain that records the gradients of its optimiser steps and the weights of the labels."""
+
+    def optimizers_step(self) -> None:
+        self.gradients = {n: None if p.grad is None else p.grad.clone() for n, p in self.model.named_parameters()}
+        super().optimizers_step()
+
+
+def material(model: OmniLM) -> tuple[list[Sample], list[Tensor | None]]:
+    """Return six samples of four tasks and unequal lengths, with their features."""
+    draw, encode = torch.Generator().manual_seed(0), model.llm.tokenizer.encode
+    made, features = [], []
+    for i, (task, answer) in enumerate(
+        [("A1T1", "the cat"), ("T1T2", "yes"), ("T1A1", "no"), ("T1A1", "a dog"), ("T1A1", "red"),
+         ("A1A2", "the dog sees a cat")]
+    ):  # fmt: skip
+        codes = torch.randint(0, model.codec.codebook_size, (model.codec.num_codebooks, 2 + i), generator=draw)
+        speech = torch.randn(6, model.encoder.dim, generator=draw) if ALL[task].given == "speech" else None
+        given = {"question": encode("what is")} if speech is None else {"audio_frames": model.num_speech_positions(6)}
+        options = {"codes": codes} if ALL[task].speaks else {}
+        made.append(make_sample(ALL[task], model.layout, model.pattern, answer=encode(answer), **given, **options))
+        features.append(speech)
+    return made, features
+
+
+def micro_batches(model: OmniLM, division: list[list[list[int]]], rank: int) -> list[Batch]:
+    """Return the micro-batches of one process, which know the labels of the whole optimiser step."""
+    made, features = material(model)
+    counts = np.zeros((len(TASK_NAMES), 2), dtype=np.int64)
+    for index in [i for process in division for batch in process for i in batch]:
+        known = (made[index].labels != IGNORE).sum(dim=1)
+        counts[made[index].task] += [int(known[0]), int(known[1])]
+    batches = []
+    for number, indices in enumerate(division[rank]):
+        step = MicroBatch(indices, counts, ends_step=number == len(division[rank]) - 1)
+        each = [made[i] for i in indices], [features[i] for i in indices]
+        batches.append(collate(*each, model.layout, model.encoder.dim, ids=[str(i) for i in indices], step=step))
+    return batches
+
+
+def brain_of(folder: Path, normalization: str = LABELS, **hparams: Any) -> RecordingBrain:
+    model = toy_model(tts_blocks=1)
+    model.freeze_all_but(["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"])
+    options = {
+        "stream_weights": {"text": 2.0, "audio": 1.0}, "loss_normalization": normalization, "tasks": SHARES,
+        "log_steps": None, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1, "epochs": EpochCounter(1),
+        "steps_per_epoch": 1, "output_folder": str(folder), "stage": "toy", "part_names": {}, "tensorboard": Quiet(),
+        "sampler": Quiet(), "validate": Quiet(), **hparams,
+    }  # fmt: skip
+    run_opts = {"device": "cpu", "distributed_backend": "gloo", "find_unused_parameters": True, "max_grad_norm": 0.0}
+    return RecordingBrain({"model": model}, torch.optim.AdamW, options, run_opts)
+
+
+def gradients(folder: Path, name: str, normalization: str) -> dict[str, Tensor | None]:
+    """Train one optimiser step of a division, as the process that this is, and return the gradients by name."""
+    brain = brain_of(folder, normalization)
+    batches = micro_batches(brain.model, DIVISIONS[name], Share.of_torchrun().rank)
+    brain.fit(brain.hparams.epochs, loader(batches), progressbar=False)
+    assert brain.optimizer_step == brain.progress.steps == 1
+    return {name: None if grad is None else grad.detach() for name, grad in brain.gradients.items()}
+
+
+if __name__ == "__main__":
+    sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
+    torch.set_num_threads(1)
+    for name in ("shared", "both", "text at last"):
+        for normalization in (LABELS, TASKS):
+            found = gradients(Path(sys.argv[1]), name, normalization)
+            torch.save(found, Path(sys.argv[1]) / f"{name}.{normalization}.{Share.of_torchrun().rank}.pt")
+    torch.distributed.destroy_process_group()
