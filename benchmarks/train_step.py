@@ -366,16 +366,17 @@ def brain_options(stage: MeasuredStage, steps: int, folder: str) -> dict:
 
 def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Plan) -> dict:
     """Return the speed and peak memory of the recipe's whole loop; each batch is an optimiser step."""
+    from omnikit.data.sample_draws import SampleDraws
     from omnikit.data.samples import collate_items, make_dataset
-    from omnikit.data.task_sampler import TaskSampler
+    from omnikit.data.step_sampler import StepSampler
 
     model.freeze_all_but(list(stage.trainable))
     tasks, on_gpu = dict.fromkeys(stage.tasks, 1.0), model.device.type == "cuda"
     began = time.perf_counter()
     samples = make_dataset(model, recipe_sources(model, plan.entries), tasks, 2048)
     prepared = time.perf_counter() - began
-    mix = {"weights": tasks, "max_batch_length": positions, "batches": plan.recipe_steps}
-    sampler = TaskSampler(samples.tasks, samples.lengths, **mix)
+    size = {"max_batch_length": positions, "steps_per_epoch": plan.recipe_steps}
+    sampler = StepSampler(SampleDraws(samples.table, tasks), **size)
     with tempfile.TemporaryDirectory() as folder:
         hparams = {**brain_options(stage, plan.recipe_steps, folder), "sampler": sampler}
         if on_gpu:

@@ -148,6 +148,9 @@ class OmniBrain(RobustBrain):
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
+    def _train_loader_specifics(self, dataset: Any, loader_kwargs: dict[str, Any]) -> dict[str, Any]:
+        return loader_kwargs  # the sampler yields the batches of its own process
+
     def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
         rate = cosine_rate(
             self.optimizer_step,

@@ -16,16 +16,18 @@ import torch
 from rich.console import Console
 
 from omnikit import checkpoint
+from omnikit.data.label_cost import label_cost
+from omnikit.data.sample_draws import SampleDraws
 from omnikit.data.samples import Samples, make_dataset
 from omnikit.data.sources import read_sources, verify_cache
-from omnikit.data.task_sampler import TaskSampler
+from omnikit.data.step_plan import EffectiveBatch
+from omnikit.data.step_sampler import StepSampler
 from omnikit.errors import full_disk_names
 from omnikit.files import write_text
 from omnikit.hparams import Recipe
 from omnikit.hparams.recipe import self_contained
 from omnikit.model import OmniLM
 from omnikit.train.brain import parameter_table
-from omnikit.train.grad_accumulation import plan_accumulation
 from omnikit.train.initial_weights import load_initial_weights
 from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
 
@@ -92,18 +94,26 @@ def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hpara
     return make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"])
 
 
-def task_sampler(samples: Samples, hparams: dict[str, Any], run_opts: dict[str, Any]) -> TaskSampler:
-    """Return the sampler of training batches, and set the accumulation factor in `run_opts`.
+def step_sampler(samples: Samples, hparams: dict[str, Any], run_opts: dict[str, Any]) -> StepSampler:
+    """Return the sampler of training batches, and set the accumulation factor in `run_opts` to that of the sampler.
 
-    The factor makes optimiser steps of about `effective_batch_size` sequences, unless the command line sets it.
+    Its optimiser steps have `effective_batch_size` sequences or `effective_batch_labels` labels, unless the command
+    line sets the accumulation factor.
     """
-    options = {"weights": hparams["tasks"], "max_batch_length": hparams["max_batch_length"], "seed": hparams["seed"]}
-    sampler = TaskSampler(samples.tasks, samples.lengths, **options)
     fixed = run_opts.get("grad_accumulation_factor")
-    together = plan_accumulation(hparams["effective_batch_size"], sampler.sequences_per_batch(), _processes(), fixed)
-    logger.info(str(together))
-    sampler.batches = hparams["steps_per_epoch"] * together.batches
-    run_opts["grad_accumulation_factor"] = together.accumulated
+    wanted = EffectiveBatch(hparams["effective_batch_size"], hparams["effective_batch_labels"])
+    options = [hparams["sources"].get(source.name) or {} for source in samples.sources]
+    weights = [option.get("weight", 1.0) for option in options]
+    sampler = StepSampler(
+        SampleDraws(samples.table, hparams["tasks"], source_weights=weights, seed=hparams["seed"]),
+        max_batch_length=hparams["max_batch_length"],
+        steps_per_epoch=hparams["steps_per_epoch"],
+        effective_batch=wanted if fixed is None else EffectiveBatch(accumulated=fixed),
+        label_cost=label_cost(hparams["model"]),
+    )
+    if sb.utils.distributed.if_main_process():
+        logger.info(sampler.described({number: source.name for number, source in enumerate(samples.sources)}))
+    run_opts["grad_accumulation_factor"] = sampler.micro_batches
     return sampler
 
 
@@ -141,11 +151,6 @@ def cache_of(hparams: dict[str, Any]) -> Iterator[None]:
     yield
     if main:
         sb.utils.distributed.ddp_barrier()
-
-
-def _processes() -> int:
-    started = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if started else 1
 
 
 def _run_options(given: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from omnikit.losses import StreamLogits, stream_logits, sum_losses
 from omnikit.tokens import IGNORE
 from omnikit.train.brain import OmniBrain
 from omnikit.train.recipe_checks import check_stage
-from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, task_sampler
+from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, step_sampler
 
 
 class TTSBrain(OmniBrain):
@@ -51,7 +51,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     with cache_of(hparams):
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
-    sampler = task_sampler(train_set, hparams, run_opts)
+    sampler = step_sampler(train_set, hparams, run_opts)
     loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"]}
 
     brain = TTSBrain(

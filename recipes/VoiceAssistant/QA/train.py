@@ -20,7 +20,7 @@ from omnikit.losses import StreamLogits, stream_logits, sum_losses, weighted_mea
 from omnikit.tokens import IGNORE
 from omnikit.train.brain import OmniBrain, encoded
 from omnikit.train.recipe_checks import check_stage
-from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, task_sampler
+from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, step_sampler
 from omnikit.train.validation import Validation
 
 
@@ -53,14 +53,14 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     """Train the recipe's model and save it to the output folder."""
     model = start_model(hparams, run_opts)
 
-    # Manifests -> samples of the stage's tasks -> batches that mix the tasks by their weights.
+    # Manifests -> samples of the stage's tasks -> micro-batches in which each task has its share.
     with cache_of(hparams):
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
         validation = Validation(
             model, hparams["valid_sources"], tasks=hparams["tasks"], cache_folder=hparams["cache_folder"]
         )
-    sampler = task_sampler(train_set, hparams, run_opts)
+    sampler = step_sampler(train_set, hparams, run_opts)
     loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"]}
 
     brain = QABrain(
