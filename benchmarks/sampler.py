@@ -80,7 +80,7 @@ def measured_sampler(stage: str, table: SampleTable, tasks: Sequence[str], steps
     draws = SampleDraws(table, dict.fromkeys(tasks, 1.0), seed=1)
     size = {"max_batch_length": MAX_BATCH_LENGTH, "steps_per_epoch": steps}
     wanted = EffectiveBatch(sequences=SEQUENCES)
-    sampler = StepSampler(draws, **size, effective_batch=wanted, label_cost=COST, share=Share(0, PROCESSES))
+    sampler = StepSampler(draws, **size, wanted=wanted, label_cost=COST, share=Share(0, PROCESSES))
     built, memory = time.process_time() - began, [value / 2**20 for value in tracemalloc.get_traced_memory()]
     tracemalloc.stop()
     began = time.process_time()

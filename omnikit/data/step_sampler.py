@@ -35,7 +35,7 @@ class StepSampler(Sampler[MicroBatch]):
         draws: the sequence of samples that is trained on.
         max_batch_length: maximum number of steps in a micro-batch, padding included.
         steps_per_epoch: optimiser steps per epoch.
-        effective_batch: wanted size of an optimiser step.
+        wanted: wanted size of an optimiser step; None = one full micro-batch per process.
         label_cost: cost of labels, by which micro-batches are made equal.
         share: rank of this process and number of processes; None = from torchrun's environment variables.
 
@@ -49,13 +49,13 @@ class StepSampler(Sampler[MicroBatch]):
         *,
         max_batch_length: int,
         steps_per_epoch: int,
-        effective_batch: EffectiveBatch | None = None,
+        wanted: EffectiveBatch | None = None,
         label_cost: LabelCost | None = None,
         share: Share | None = None,
     ):
         self.pools = SamplePools(draws, max_batch_length, label_cost or LabelCost())
         self.steps_per_epoch = steps_per_epoch
-        self.wanted, self.share = effective_batch or EffectiveBatch(), share or Share.of_torchrun()
+        self.wanted, self.share = wanted or EffectiveBatch(), share or Share.of_torchrun()
         self.plan = plan_steps(self.pools, self.wanted, self.share.processes)
         self.start_at(0)
 

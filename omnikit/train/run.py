@@ -108,7 +108,7 @@ def step_sampler(samples: Samples, hparams: dict[str, Any], run_opts: dict[str, 
         SampleDraws(samples.table, hparams["tasks"], source_weights=weights, seed=hparams["seed"]),
         max_batch_length=hparams["max_batch_length"],
         steps_per_epoch=hparams["steps_per_epoch"],
-        effective_batch=wanted if fixed is None else EffectiveBatch(accumulated=fixed),
+        wanted=wanted if fixed is None else EffectiveBatch(accumulated=fixed),
         label_cost=label_cost(hparams["model"]),
     )
     if sb.utils.distributed.if_main_process():

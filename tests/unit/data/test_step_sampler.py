@@ -39,7 +39,7 @@ def sampler(table=None, *, rank=0, processes=1, tasks=None, weights=None, wanted
     draws = SampleDraws(samples() if table is None else table, tasks or SHARES, source_weights=weights, seed=7)
     options = {"max_batch_length": 800, "steps_per_epoch": 30, "label_cost": LabelCost(0.3, 0.1), **options}
     wanted = EffectiveBatch(sequences=32) if wanted is None else wanted
-    return StepSampler(draws, effective_batch=wanted, share=Share(rank, processes), **options)
+    return StepSampler(draws, wanted=wanted, share=Share(rank, processes), **options)
 
 
 def by_step(batches) -> list[list[list[int]]]:
