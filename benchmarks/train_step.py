@@ -369,15 +369,17 @@ def brain_options(stage: MeasuredStage, steps: int, folder: str) -> dict:
         "stream_weights": {"text": 1.0, "audio": 1.0}, "loss_normalization": "labels", "log_steps": None,
         "tasks": dict.fromkeys(stage.tasks, 1.0), "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
         "epochs": EpochCounter(1), "steps_per_epoch": steps, "output_folder": folder, "stage": stage.name,
-        "part_names": "", "validate": lambda brain: {},
+        "part_names": "", "validate": lambda brain: {}, "distributed": "ddp", "hang_timeout": 10.0,
         "loggers": Loggers(tensorboard=None, wandb=None, output_folder=folder),
     }  # fmt: skip
 
 
 def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Plan) -> dict:
     """Return the speed and peak memory of the recipe's whole loop; each batch is an optimiser step."""
-    from omnikit.data.samples import collate_items, make_dataset
-    from omnikit.data.task_sampler import TaskSampler
+    from omnikit.data.sample_draws import SampleDraws
+    from omnikit.data.samples import make_dataset
+    from omnikit.data.step_sampler import StepSampler
+    from omnikit.train.loader import batch_loader
 
     model.freeze_all_but(list(stage.trainable))
     set_up_blocks(model, {"compile_blocks": AUTO, "activation_checkpointing": False})
@@ -385,8 +387,8 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
     began = time.perf_counter()
     samples = make_dataset(model, recipe_sources(model, plan.entries), tasks, 2048)
     prepared = time.perf_counter() - began
-    mix = {"weights": tasks, "max_batch_length": positions, "batches": plan.recipe_steps}
-    sampler = TaskSampler(samples.tasks, samples.lengths, **mix)
+    size = {"max_batch_length": positions, "steps_per_epoch": plan.recipe_steps}
+    sampler = StepSampler(SampleDraws(samples.table, tasks), **size)
     with tempfile.TemporaryDirectory() as folder:
         hparams = {**brain_options(stage, plan.recipe_steps, folder), "sampler": sampler}
         if on_gpu:
@@ -397,8 +399,8 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
             hparams,
             {"device": str(model.device), **({"precision": "bf16"} if on_gpu else {})},
         )
-        options = {"batch_sampler": sampler, "collate_fn": collate_items(model), "num_workers": 0}
-        brain.fit(hparams["epochs"], samples, None, progressbar=False, train_loader_kwargs=options)
+        loader = batch_loader(samples, sampler, model, num_workers=None, device=model.device)
+        brain.fit(hparams["epochs"], loader, None, progressbar=False)
     plain_blocks(model)
     warm = max(2, plan.recipe_steps // 4)
     seconds = brain.ends[-1][0] - brain.ends[warm - 1][0]

@@ -53,7 +53,7 @@ MODULES = {
     "bench": "bench.measure",
     "bench_table": "bench.table",
     "batch": "offline.batch_inference",
-    "data.mix": "data.task_sampler",
+    "data.mix": "data.step_sampler",
     "data.rows": "data.manifest_reader",
     "data.manifest": "data.manifest_writer",
     "data.entries": "data.text_manifest",
@@ -86,7 +86,7 @@ MODULES = {
     "evaluate.run": "evaluate.asr_command",
     "evaluate.tables": "evaluate.result_tables",
     "evaluate.text": "evaluate.text_normalisation",
-    "train.effective": "train.grad_accumulation",
+    "train.effective": "data.step_plan",
     "train.start": "train.initial_weights",
     "train.encoder": "train.ctc_pretraining",
     "train.guarded": "train.robust_brain",
@@ -125,7 +125,7 @@ MODULES = {
 }
 """Mapping from old to present paths of the package's modules, without the leading `omnikit.`."""
 CLASSES = {
-    "data.task_sampler.TaskMix": "data.task_sampler.TaskSampler",
+    "data.step_sampler.TaskMix": "data.step_sampler.StepSampler",
     "offline.batches.Reply": "offline.batches.DecodedAnswer",
     "train.robust_brain.GuardedBrain": "train.robust_brain.RobustBrain",
 }

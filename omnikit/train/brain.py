@@ -226,12 +226,10 @@ class OmniBrain(RobustBrain):
         if stage != sb.Stage.TRAIN:
             self.valid_sums = StreamSums(self.model.layout.num_streams, self.device)
             return
-        self.hparams.sampler.set_epoch(epoch)
         self.speed.restart()
         if not self.step:  # otherwise an intra-epoch checkpoint has restored the sums
             self.progress.restart()
-        elif hasattr(self.hparams.sampler, "start_at"):
-            self.hparams.sampler.start_at(self.optimizer_step)
+        self.hparams.sampler.set_epoch(epoch, self.progress.steps)
         title = f"{self.hparams.stage} epoch {epoch}/{self.hparams.epochs.limit}"
         self.bar = tqdm(
             total=self.hparams.steps_per_epoch,

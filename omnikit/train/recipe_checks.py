@@ -36,6 +36,7 @@ RANGES = {
     "stream_weights.audio": NOT_NEGATIVE,
     "max_batch_length": COUNT,
     "effective_batch_size": COUNT_OR_NONE,
+    "effective_batch_labels": COUNT_OR_NONE,
     "steps_per_epoch": COUNT,
     "log_steps": COUNT_OR_NONE,
     "max_sample_length": COUNT_OR_NONE,
@@ -54,6 +55,7 @@ SOURCE_RANGES = {
     "manifest": PATH,
     "answers": PATH_OR_NONE,
     "limit": COUNT_OR_NONE,
+    "weight": POSITIVE,
     "decode": FROM_ZERO,
     "without_held_out": Range(0, whole=True, null=True),
     "only_held_out": Range(0, whole=True, null=True),
@@ -93,6 +95,7 @@ def check_stage(tree: Mapping[str, Any]) -> None:
     check_ranges(tree, RANGES)
     check_optimizer(tree, "opt_class", "peak_lr")
     check_tasks(tree.get("tasks"))
+    check_effective_batch(tree.get("effective_batch_size"), tree.get("effective_batch_labels"))
     for table in ("sources", "valid_sources"):
         check_sources(tree.get(table), table)
     check_wandb(tree.get("wandb"))
@@ -137,6 +140,14 @@ def check_tasks(tasks: Any) -> None:
         NOT_NEGATIVE.check(f"tasks.{name}", weight)
     if not any(tasks.values()):
         raise ValueError("--tasks: all weights are 0, so there is nothing to train")
+
+
+def check_effective_batch(sequences: int | None, labels: int | None) -> None:
+    """Raise a `ValueError` if the size of an optimiser step is given in sequences and in labels."""
+    if sequences is not None and labels is not None:
+        raise ValueError(
+            f"--effective_batch_labels {labels}: effective_batch_size is {sequences}; set one of them to null"
+        )
 
 
 def check_sources(sources: Any, table: str) -> None:

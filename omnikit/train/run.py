@@ -16,9 +16,12 @@ import torch
 from rich.console import Console
 
 from omnikit import checkpoint
+from omnikit.data.label_cost import label_cost
+from omnikit.data.sample_draws import SampleDraws
 from omnikit.data.samples import Samples, make_dataset
 from omnikit.data.sources import read_sources, verify_cache
-from omnikit.data.task_sampler import TaskSampler
+from omnikit.data.step_plan import EffectiveBatch
+from omnikit.data.step_sampler import StepSampler
 from omnikit.errors import full_disk_names
 from omnikit.files import write_text
 from omnikit.hparams import Recipe
@@ -28,7 +31,6 @@ from omnikit.train.block_options import set_up_blocks
 from omnikit.train.brain import parameter_table
 from omnikit.train.distributed import check_distributed
 from omnikit.train.first_process import first_process
-from omnikit.train.grad_accumulation import plan_accumulation
 from omnikit.train.initial_weights import load_initial_weights
 from omnikit.train.precision import precisions
 from omnikit.train.process_group import start_processes
@@ -102,18 +104,25 @@ def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hpara
     return make_dataset(model, read, hparams["tasks"], hparams["max_sample_length"])
 
 
-def task_sampler(samples: Samples, hparams: dict[str, Any], run_opts: dict[str, Any]) -> TaskSampler:
-    """Return the sampler of training batches, and set the accumulation factor in `run_opts`.
+def step_sampler(samples: Samples, hparams: dict[str, Any], run_opts: dict[str, Any]) -> StepSampler:
+    """Return the sampler of training batches.
 
-    The factor makes optimiser steps of about `effective_batch_size` sequences, unless the command line sets it.
+    Its optimiser steps have `effective_batch_size` sequences or `effective_batch_labels` labels, or as many
+    micro-batches per process as the run option `grad_accumulation_factor` says.
     """
-    options = {"weights": hparams["tasks"], "max_batch_length": hparams["max_batch_length"], "seed": hparams["seed"]}
-    sampler = TaskSampler(samples.tasks, samples.lengths, **options)
     fixed = run_opts.get("grad_accumulation_factor")
-    together = plan_accumulation(hparams["effective_batch_size"], sampler.sequences_per_batch(), _processes(), fixed)
-    logger.info(str(together))
-    sampler.batches = hparams["steps_per_epoch"] * together.batches
-    run_opts["grad_accumulation_factor"] = together.accumulated
+    wanted = EffectiveBatch(hparams["effective_batch_size"], hparams["effective_batch_labels"])
+    names = [maker.source.name for maker in samples.makers]
+    weights = [(hparams["sources"].get(name) or {}).get("weight", 1.0) for name in names]
+    sampler = StepSampler(
+        SampleDraws(samples.table, hparams["tasks"], source_weights=weights, seed=hparams["seed"]),
+        max_batch_length=hparams["max_batch_length"],
+        steps_per_epoch=hparams["steps_per_epoch"],
+        wanted=wanted if fixed is None else EffectiveBatch(accumulated=fixed),
+        label_cost=label_cost(hparams["model"]),
+    )
+    if sb.utils.distributed.if_main_process():
+        logger.info(sampler.described(dict(enumerate(names))))
     return sampler
 
 
@@ -151,11 +160,6 @@ def cache_of(hparams: dict[str, Any]) -> Iterator[None]:
         if first and hparams["verify_cache"]:
             verify_cache(hparams["cache_folder"])
         yield
-
-
-def _processes() -> int:
-    started = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if started else 1
 
 
 def _run_options(given: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_old_paths_of_classes_in_a_checkpoint_are_understood(tmp_path, monkeypat
         ("omnikit.audio.load_audio", "omnikit.audio.io.load_audio"),
         ("omnikit.audio.io.load_audio", "omnikit.audio.io.load_audio"),
         ("omnikit.audio.reader.read", "omnikit.audio.reader.read"),
-        ("omnikit.data.mix.TaskMix", "omnikit.data.task_sampler.TaskSampler"),
+        ("omnikit.data.mix.TaskMix", "omnikit.data.step_sampler.StepSampler"),
         ("omnikit.train.guarded.GuardedBrain", "omnikit.train.robust_brain.RobustBrain"),
         ("omnikit.model.OmniLM", "omnikit.model.OmniLM"),
         ("torch.nn.Linear", "torch.nn.Linear"),
@@ -116,7 +116,7 @@ def test_errors_point_to_new_names(tmp_path, run):
         "--sources.a.hold_out: no such option; it is called without_held_out now"
     )
     recipe.write_text("mix: !name:omnikit.data.mix.TaskMix\n")
-    assert "there is no class omnikit.data.mix.TaskMix; it is called omnikit.data.task_sampler.TaskSampler now" in (
+    assert "there is no class omnikit.data.mix.TaskMix; it is called omnikit.data.step_sampler.StepSampler now" in (
         message(load_recipe, [str(recipe)])
     )
     status, _, err = run("tokenize", "m.csv", "--save_folder", tmp_path, "--shard_rows", "3")

@@ -11,14 +11,15 @@ import speechbrain as sb
 from torch import Tensor
 
 from omnikit.data.collate import Batch
-from omnikit.data.samples import collate_items
 from omnikit.errors import bad_input_exits
 from omnikit.hparams import load_recipe
 from omnikit.losses import cross_entropy, stream_losses
 from omnikit.model import Hidden
+from omnikit.torchrun import Share
 from omnikit.train.brain import OmniBrain
+from omnikit.train.loader import batch_loader
 from omnikit.train.recipe_checks import check_stage
-from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, task_sampler
+from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, step_sampler
 
 code_loss = cross_entropy  # for another loss of each code, write a function, see recipes/README.md
 
@@ -46,8 +47,10 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     with cache_of(hparams):
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
-    sampler = task_sampler(train_set, hparams, run_opts)
-    loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"] or 0}
+    sampler = step_sampler(train_set, hparams, run_opts)
+    loading = {"num_workers": hparams["num_workers"], "device": model.device}
+    train_loader = batch_loader(train_set, sampler, model, **loading)
+    valid_loader = batch_loader(valid_set, sampler.cover(valid_set.lengths, Share.of_torchrun()), model, **loading)
 
     brain = TTSBrain(
         modules={"model": model},
@@ -56,14 +59,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    brain.fit(
-        hparams["epochs"],
-        train_set,
-        valid_set,
-        progressbar=False,  # OmniBrain shows its own, with the loss of each stream
-        train_loader_kwargs={"batch_sampler": sampler, **loader},
-        valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), **loader},
-    )
+    brain.fit(hparams["epochs"], train_loader, valid_loader, progressbar=False)  # OmniBrain shows its own
     save_system(model, hparams)
 
 

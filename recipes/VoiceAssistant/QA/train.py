@@ -12,14 +12,15 @@ import speechbrain as sb
 from torch import Tensor
 
 from omnikit.data.collate import Batch
-from omnikit.data.samples import collate_items
 from omnikit.errors import bad_input_exits
 from omnikit.hparams import load_recipe
 from omnikit.losses import cross_entropy, stream_losses
 from omnikit.model import Hidden
+from omnikit.torchrun import Share
 from omnikit.train.brain import OmniBrain, encoded
+from omnikit.train.loader import batch_loader
 from omnikit.train.recipe_checks import check_stage
-from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, task_sampler
+from omnikit.train.run import cache_of, open_run, read_samples, save_system, start_model, step_sampler
 from omnikit.train.validation import Validation
 
 token_loss = cross_entropy  # for another loss of each token, write a function, see recipes/README.md
@@ -47,15 +48,17 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     """Train the recipe's model and save it to the output folder."""
     model = start_model(hparams, run_opts)
 
-    # Manifests -> samples of the stage's tasks -> batches that mix the tasks by their weights.
+    # Manifests -> samples of the stage's tasks -> micro-batches in which each task has its share.
     with cache_of(hparams):
         train_set = read_samples(model, hparams["sources"], hparams)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
         validation = Validation(
             model, hparams["valid_sources"], tasks=hparams["tasks"], cache_folder=hparams["cache_folder"]
         )
-    sampler = task_sampler(train_set, hparams, run_opts)
-    loader = {"collate_fn": collate_items(model), "num_workers": hparams["num_workers"] or 0}
+    sampler = step_sampler(train_set, hparams, run_opts)
+    loading = {"num_workers": hparams["num_workers"], "device": model.device}
+    train_loader = batch_loader(train_set, sampler, model, **loading)
+    valid_loader = batch_loader(valid_set, sampler.cover(valid_set.lengths, Share.of_torchrun()), model, **loading)
 
     brain = QABrain(
         modules={"model": model},
@@ -64,14 +67,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    brain.fit(
-        hparams["epochs"],
-        train_set,
-        valid_set,
-        progressbar=False,  # OmniBrain shows its own, with the loss of each stream
-        train_loader_kwargs={"batch_sampler": sampler, **loader},
-        valid_loader_kwargs={"batch_sampler": sampler.cover(valid_set.lengths), **loader},
-    )
+    brain.fit(hparams["epochs"], train_loader, valid_loader, progressbar=False)  # OmniBrain shows its own
     save_system(model, hparams)
 
 
