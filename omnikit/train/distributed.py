@@ -122,6 +122,8 @@ class Sharded(_Several):
 
     def wrap(self, module: nn.Module, model: OmniLM) -> nn.Module:
         self.device = model.device
+        for tensor in (*module.parameters(), *module.buffers()):  # as DDP does; random weights may differ
+            torch.distributed.broadcast(tensor.detach(), src=0)
         whole = {p for name, part in model.parts().items() if name in FIXED for p in part.parameters()}
         for trunk in filter(None, (model.llm, model.tts_adapter)):
             for block in trunk_blocks(trunk):
