@@ -108,7 +108,6 @@ class OmniBrain(RobustBrain):
         with self.no_sync(not should_step):
             with self.training_ctx:
                 loss = self.modules.model(self._loss, batch)
-            self.parallel.beat()
             scaled = self.scaler.scale(loss / self.grad_accumulation_factor)
             self.check_loss_isfinite(scaled)
             scaled.backward()

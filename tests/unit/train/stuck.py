@@ -1,6 +1,7 @@
 """Script of a training by two processes of which the second stops in its second step: `stuck.py FOLDER HOW MINUTES`.
 
-HOW is `sleep`, `die` or `freeze`; MINUTES is the time after which a process that stands still ends the training.
+HOW is `sleep`, `die` or `freeze`; MINUTES is the time after which a process that stands still ends the training. The
+time at which it stops is written to FOLDER.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from omnikit.data.collate import Batch
 from omnikit.torchrun import Share
 from omnikit.train.process_group import start_processes
-from tests.unit.faulty_runs import FaultyBrain, batches, brain_of, loader
+from tests.unit.faulty_runs import batches, brain_of, loader
 
 
 def stop(how: str) -> None:
@@ -34,11 +35,10 @@ def main(folder: Path, how: str, minutes: float) -> None:
     def stopping(batch: Batch, should_step: bool) -> None:
         begin(batch, should_step)
         if brain.step == 2 and Share.of_torchrun().rank == 1:
-            print("stops now", flush=True)
+            (folder / "stopped").write_text(str(time.monotonic()))
             stop(how)
 
     brain.on_fit_batch_start = stopping
-    assert isinstance(brain, FaultyBrain)
     brain.fit(brain.hparams.epochs, loader(batches(brain.model, "train")), None, progressbar=False)
 
 

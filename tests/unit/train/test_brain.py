@@ -66,7 +66,8 @@ def test_table_says_what_trains_and_where_weights_come_from():
 
 def test_no_checkpoint_between_two_batches_of_an_optimiser_step():
     brain = OmniBrain.__new__(OmniBrain)
-    options = {"ckpt_interval_minutes": 0.0, "ckpt_interval_steps": 1, "checkpointer": SimpleNamespace(check=lambda: None)}
+    checkpointer = SimpleNamespace(check=lambda: None)
+    options = {"ckpt_interval_minutes": 0.0, "ckpt_interval_steps": 1, "checkpointer": checkpointer}
     vars(brain).update(options, grad_accumulation_factor=3)
     saved = []
     for brain.step in range(1, 8):
