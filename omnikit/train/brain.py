@@ -120,7 +120,6 @@ class OmniBrain(RobustBrain):
         with self.no_sync(not batch.ends_step):
             with self.training_ctx:
                 loss = self.modules.model(self._loss, batch)
-            self.parallel.beat()
             scaled = self.scaler.scale(loss)
             self.check_loss_isfinite(scaled)
             if scaled.requires_grad:  # not if the parts that its labels train are frozen

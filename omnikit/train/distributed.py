@@ -6,6 +6,7 @@ DDP (Li et al. 2020, arXiv 2006.15704) averages the gradients of copies of the m
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,8 +86,19 @@ class _Several(Alone):
     def __init__(self, hang_timeout: float):
         self.watchdog = Watchdog(shared_store(), hang_timeout)
 
+    def wrap(self, module: nn.Module, model: OmniLM) -> nn.Module:
+        wrapped = self._wrap(module, model)
+        # before the first and after the last of its collective operations, to tell waiting processes from a hung one
+        wrapped.register_forward_pre_hook(lambda *_: self.beat(), prepend=True)
+        wrapped.register_forward_hook(lambda *_: self.beat())
+        return wrapped
+
     def joint_loss(self, loss: Tensor, model: OmniLM, ends_step: bool) -> Tensor:
         return loss * Share.of_torchrun().processes
+
+    @abstractmethod
+    def _wrap(self, module: nn.Module, model: OmniLM) -> nn.Module:
+        """Return the module for forward passes, see `wrap`."""
 
     def beat(self) -> None:
         self.watchdog.beat()
@@ -110,12 +122,13 @@ class Replicated(_Several):
         loss = super().joint_loss(loss, model, ends_step)
         return _Joined.apply(loss, *(p for p in model.parameters() if p.requires_grad)) if ends_step else loss
 
-    def wrap(self, module: nn.Module, model: OmniLM) -> nn.Module:
+    def _wrap(self, module: nn.Module, model: OmniLM) -> nn.Module:
         device = model.device
         return DistributedDataParallel(
             module,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # tables that training does not change
             find_unused_parameters=True,  # a batch without speech does not use the adapter, for example
         )
 
@@ -155,8 +168,10 @@ class Sharded(_Several):
         self.root: FSDPModule | None = None
         self.unused: UnusedParts | None = None
 
-    def wrap(self, module: nn.Module, model: OmniLM) -> nn.Module:
+    def _wrap(self, module: nn.Module, model: OmniLM) -> nn.Module:
         self.device = model.device
+        for tensor in (*module.parameters(), *module.buffers()):  # as DDP does; random weights may differ
+            torch.distributed.broadcast(tensor.detach(), src=0)
         whole = {p for name, part in model.parts().items() if name in FIXED for p in part.parameters()}
         for block in transformer_blocks(model):
             fully_shard(block, mp_policy=self.policy)

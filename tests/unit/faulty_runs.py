@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from omnikit.data.collate import Batch, collate
 from omnikit.errors import Stopped
+from omnikit.llms.lora import add_lora
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS, make_sample
 from omnikit.torchrun import Share
@@ -108,8 +109,13 @@ def loader(found: list[Batch]) -> DataLoader:
     return DataLoader(found, batch_size=None, collate_fn=None)
 
 
-def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) -> FaultyBrain:
+def brain_of(
+    folder: Path, epochs: int, fault: str = "none", distributed: str = "ddp", lora: bool = False, **run_opts: Any
+) -> FaultyBrain:
     model = toy_model(tts_blocks=1)
+    if lora:
+        model.llm.lora = {"rank": 2}
+        add_lora(model.llm.trunk, model.llm.lora)
     model.freeze_all_but(["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"])
     counter = EpochCounter(epochs)
     hparams = {
@@ -117,7 +123,7 @@ def brain_of(folder: Path, epochs: int, fault: str = "none", **run_opts: Any) ->
         "log_steps": None, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
         "epochs": counter, "steps_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder),
         "stage": "toy", "part_names": {}, "loggers": Quiet(), "sampler": Quiet(), "validate": Quiet(),
-        "distributed": "ddp", "hang_timeout": 10.0,
+        "distributed": distributed, "hang_timeout": 10.0,
     }  # fmt: skip
     options = {"device": "cpu", "distributed_backend": "gloo", **run_opts}
     brain = FaultyBrain(
