@@ -90,7 +90,8 @@ def make_case(name: str, model: OmniLM, tokenizer: Tokenizer, entries: int, task
     """Return the case of some tasks; the earlier code calls the tokenizer."""
     stored = StoredIds(tokenizer)
     model.llm.tokenizer = stored
-    samples = make_dataset(model, recipe_sources(model, entries, letters), dict.fromkeys(tasks, 1.0))
+    sources = recipe_sources(model, entries, letters)
+    samples = make_dataset(model, sources, dict.fromkeys(tasks, 1.0))
     collate = collate_items(model)
 
     def now(batch: list[int]) -> object:
@@ -102,7 +103,7 @@ def make_case(name: str, model: OmniLM, tokenizer: Tokenizer, entries: int, task
         table, made = samples.table, []
         for index in batch:
             number = int(table.tasks[index])
-            entry = samples.sources[table.sources[index]].entries[int(table.entries[index])]
+            entry = sources[table.sources[index]].entries[int(table.entries[index])]
             made.append(earlier_item(model, entry, TASKS[TASK_NAMES[number]], number))
         return earlier_collate(*map(list, zip(*made, strict=True)), model.layout, model.encoder.dim, len(TASKS))
 
