@@ -153,9 +153,9 @@ class OmniBrain(RobustBrain):
     def _for_all_processes(self, loss: Tensor, ends_step: bool) -> Tensor:
         """Return a loss whose gradients, averaged over the processes, are the sum of those of all processes.
 
-        DistributedDataParallel averages the gradients of parameters that some process used in the last batch of the
-        optimiser step, and would leave the processes' gradients of earlier batches apart. So this batch names all
-        parameters as used; those without any gradient in any process still get none.
+        The last batch of an optimiser step names all trainable parameters as its inputs, since the processes average
+        gradients in its backward pass, which must not be missing where its labels train no part that is trainable.
+        Parameters without a gradient in all processes still get none.
         """
         loss = loss * torch.distributed.get_world_size()
         return _Joined.apply(loss, *(p for p in self.model.parameters() if p.requires_grad)) if ends_step else loss
