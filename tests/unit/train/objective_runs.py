@@ -6,8 +6,8 @@ Under torchrun, `objective_runs.py FOLDER` writes the gradients of each division
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import speechbrain as sb
@@ -27,6 +27,7 @@ from tests.unit.faulty_runs import Quiet, loader
 from tests.unit.qa_brain import QABrain
 from tests.unit.toy import toy_model
 
+PARTS = ("adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings")
 SHARES = {"A1T1": 0.5, "T1T2": 0.2, "T1A1": 0.2, "A1A2": 0.1}
 DIVISIONS = {
     "whole": [[[0, 1, 2, 3, 4, 5]]],
@@ -34,12 +35,16 @@ DIVISIONS = {
     "shared": [[[0, 1, 2]], [[3, 4, 5]]],
     "both": [[[2], [4, 0], [1]], [[5], [3]]],
     "text at last": [[[2], [0]], [[5], [1]]],
+    "nothing at last": [[[2], [0]], [[5], [3]]],
 }
 """Divisions of the samples of an optimiser step: samples of each micro-batch of each process.
 
-Samples 2 to 5 have audio labels, samples 0, 1 and 5 have text labels. "text at last" leaves 3 and 4 out, and no process
-has audio labels in its last micro-batch.
+Samples 2 to 5 have audio labels, samples 0, 1 and 5 have text labels. In "text at last" no process has audio labels in
+its last micro-batch. In "nothing at last" the TTS adapter alone is trained, and the last micro-batch of one process has
+no labels that train it.
 """
+
+SHARED = [name for name, division in DIVISIONS.items() if len(division) == 2]
 
 
 class RecordingBrain(QABrain):
@@ -82,23 +87,31 @@ def micro_batches(model: OmniLM, division: list[list[list[int]]], rank: int) -> 
     return batches
 
 
-def brain_of(folder: Path, normalization: str = LABELS, **hparams: Any) -> RecordingBrain:
+def brain_of(folder: Path, normalization: str = LABELS, trainable: Sequence[str] = PARTS) -> RecordingBrain:
     model = toy_model(tts_blocks=1)
-    model.freeze_all_but(["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"])
+    model.freeze_all_but(list(trainable))
     options = {
         "stream_weights": {"text": 2.0, "audio": 1.0}, "loss_normalization": normalization, "tasks": SHARES,
         "log_steps": None, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1, "epochs": EpochCounter(1),
         "steps_per_epoch": 1, "output_folder": str(folder), "stage": "toy", "part_names": {}, "tensorboard": Quiet(),
-        "sampler": Quiet(), "validate": Quiet(), **hparams,
+        "sampler": Quiet(), "validate": Quiet(),
     }  # fmt: skip
     run_opts = {"device": "cpu", "distributed_backend": "gloo", "find_unused_parameters": True, "max_grad_norm": 0.0}
     return RecordingBrain({"model": model}, torch.optim.AdamW, options, run_opts)
 
 
-def gradients(folder: Path, name: str, normalization: str) -> dict[str, Tensor | None]:
-    """Train one optimiser step of a division, as the process that this is, and return the gradients by name."""
-    brain = brain_of(folder, normalization)
-    batches = micro_batches(brain.model, DIVISIONS[name], Share.of_torchrun().rank)
+def gradients(
+    folder: Path, name: str, normalization: str, division: list[list[list[int]]] | None = None
+) -> dict[str, Tensor | None]:
+    """Train one optimiser step as the process that this is, and return the gradients by name.
+
+    Args:
+        name: name of a division of the samples.
+        normalization: that of the loss.
+        division: division to train on in place of that of this name.
+    """
+    brain = brain_of(folder, normalization, ["tts_adapter"] if name == "nothing at last" else PARTS)
+    batches = micro_batches(brain.model, division or DIVISIONS[name], Share.of_torchrun().rank)
     brain.fit(brain.hparams.epochs, loader(batches), progressbar=False)
     assert brain.optimizer_step == brain.progress.steps == 1
     return {name: None if grad is None else grad.detach() for name, grad in brain.gradients.items()}
@@ -107,7 +120,7 @@ def gradients(folder: Path, name: str, normalization: str) -> dict[str, Tensor |
 if __name__ == "__main__":
     sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
     torch.set_num_threads(1)
-    for name in ("shared", "both", "text at last"):
+    for name in SHARED:
         for normalization in (LABELS, TASKS):
             found = gradients(Path(sys.argv[1]), name, normalization)
             torch.save(found, Path(sys.argv[1]) / f"{name}.{normalization}.{Share.of_torchrun().rank}.pt")

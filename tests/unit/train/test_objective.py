@@ -13,7 +13,7 @@ from torch import Tensor
 
 import omnikit
 from omnikit.losses import LABELS, TASKS
-from tests.unit.train.objective_runs import DIVISIONS, brain_of, gradients, micro_batches
+from tests.unit.train.objective_runs import DIVISIONS, SHARED, brain_of, gradients, micro_batches
 
 ROOT = Path(omnikit.__file__).parents[1]
 
@@ -44,15 +44,16 @@ def test_accumulated_micro_batches_have_the_gradients_of_the_whole_step(tmp_path
     whole = gradients(tmp_path, "whole", normalization)
     assert whole["new_audio_embeddings.head.weight"].any() and whole["llm.lm_head.weight"].any()
     assert_same(gradients(tmp_path, "accumulated", normalization), whole)
+    alone = gradients(tmp_path, "nothing at last", normalization, [[[2], [0]]])  # the second trains nothing
+    assert_same(alone, gradients(tmp_path, "nothing at last", normalization, [[[2, 0]]]))
 
 
 @pytest.mark.parametrize("normalization", [LABELS, TASKS])
-@pytest.mark.parametrize("name", ["shared", "both", "text at last"])
-def test_two_processes_have_the_gradients_of_one(tmp_path, monkeypatch, together, name, normalization):
+@pytest.mark.parametrize("name", SHARED)
+def test_two_processes_have_the_gradients_of_one(tmp_path, together, name, normalization):
     """Both processes get the gradients of one process with all their samples, even of parts that one does not use."""
-    alone = [sorted(i for process in DIVISIONS[name] for batch in process for i in batch)]
-    monkeypatch.setitem(DIVISIONS, "alone", [alone])
-    expected = gradients(tmp_path, "alone", normalization)
+    alone = sorted(i for process in DIVISIONS[name] for batch in process for i in batch)
+    expected = gradients(tmp_path, name, normalization, [[alone]])
     for rank in (0, 1):
         assert_same(torch.load(together / f"{name}.{normalization}.{rank}.pt"), expected)
 
