@@ -20,7 +20,7 @@ _ERROR = "error"
 
 
 def shard_of(path: Path, rank: int) -> Path:
-    """Return the path of the file that a process writes for an object: `model.ckpt`, `model.1.ckpt`, .."""
+    """Return the path of the file that a process writes for an object, such as `model.ckpt` or `model.1.ckpt`."""
     return path if rank == 0 else path.with_suffix(f".{rank}{path.suffix}")
 
 
