@@ -36,8 +36,9 @@ class UnusedParts:
         self.always = {name for name, p in model.named_parameters() if id(p) in blocks}  # every batch uses them
         self.used: set[str] = set()  # names of parameters, and of the TTS adapter, since the last optimiser step
         self.hooked: set[int] = set()
-        self.tts_output: Tensor | None = None
+        self.outputs: list[Tensor] = []  # of the backbone's blocks and of the TTS adapter in this forward pass
         model.llm.register_forward_pre_hook(_require_gradient)
+        model.llm.register_forward_hook(self._after_blocks)
         if model.tts_adapter is not None:
             model.tts_adapter.register_forward_hook(self._after_tts_adapter)
         root.register_forward_hook(self._after_forward, prepend=True)  # before FSDP prepares the backward pass
@@ -53,13 +54,17 @@ class UnusedParts:
                 parameter.grad = None
         self.used.clear()
 
-    def _after_tts_adapter(self, _: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-        self.tts_output = output
+    def _after_blocks(self, _: nn.Module, arguments: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            self.outputs.append(output)
+
+    def _after_tts_adapter(self, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        self._after_blocks(module, arguments, output)
         return _NotedUse.apply(output, self.used) if output.requires_grad else output
 
     def _after_forward(self, _: nn.Module, arguments: Any, loss: Tensor) -> Tensor:
-        output, self.tts_output = self.tts_output, None
-        if not loss.requires_grad:
+        outputs, self.outputs = self.outputs, []
+        if not torch.is_grad_enabled():
             return loss
         for name, parameter in self._trainable():
             if isinstance(parameter, DTensor):  # of a block, which is gathered on its own
@@ -69,7 +74,7 @@ class UnusedParts:
             if id(parameter) not in self.hooked:
                 self.hooked.add(id(parameter))
                 parameter.register_post_accumulate_grad_hook(self._noting(name))
-        return loss if output is None or not output.requires_grad else _Touched.apply(loss, output)
+        return _Touched.apply(loss, *outputs)
 
     def _noting(self, name: str) -> Callable[[Tensor], None]:
         return lambda _: None if name.startswith(_TTS) else self.used.add(name)
@@ -93,21 +98,21 @@ class _NotedUse(torch.autograd.Function):
 
 
 class _Touched(torch.autograd.Function):
-    """The identity on a loss; its backward pass gives another tensor a gradient of zero."""
+    """The identity on a loss; its backward pass gives other tensors gradients of zero."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, output: Tensor) -> Tensor:
-        ctx.like = output.shape, output.dtype, output.device
-        return loss.view_as(loss)
+    def forward(ctx: Any, loss: Tensor, *outputs: Tensor) -> Tensor:
+        ctx.like = [(output.shape, output.dtype, output.device) for output in outputs]
+        return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        shape, dtype, device = ctx.like
-        return gradient, torch.zeros(shape, dtype=dtype, device=device)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        zeros = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like]
+        return gradient, *zeros
 
 
 def _require_gradient(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Let the backward pass run through the blocks even if nothing before them is trained and used in this batch."""
+    """Let the backward pass run through the blocks even if nothing before them is trained, or used in this batch."""
     embeddings, *others = arguments
     if torch.is_grad_enabled() and not embeddings.requires_grad:
         embeddings = embeddings.detach().requires_grad_()

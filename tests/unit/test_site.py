@@ -6,13 +6,14 @@ import importlib.util
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.pages import DOCS, ROOT, page
+from tests.pages import DOCS, ROOT, blocks, page
 
 DRAWING = runpy.run_path(str(DOCS / "img" / "draw.py"))
 needs_mkdocs = pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra docs: mkdocs")
@@ -65,3 +66,35 @@ def test_errors_that_are_explained_are_errors_of_the_code():
     assert len(quoted) > 10
     pieces = {piece.strip(" :;,") for message in quoted for piece in message.split("..")}
     assert sorted(piece for piece in pieces if piece not in sources) == []
+
+
+def test_the_script_for_slurm_is_one(tmp_path):
+    """The script for Slurm parses, asks Slurm for what the recipe needs, and runs a command that exists."""
+    (script,) = (block for block in blocks("gpus.md") if block.title)
+    file = tmp_path / script.title
+    file.write_text(script.text)
+    assert subprocess.run(["bash", "-n", file], capture_output=True, text=True).stderr == ""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, text in SLURM.items():
+        (run / name).write_text(f"#!/bin/bash\n{text}\n")
+        (run / name).chmod(0o755)
+    environment = {
+        "PATH": f"{run}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "20007",
+        "SLURM_JOB_NODELIST": "a[1-4]", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NTASKS": "32",
+    }  # fmt: skip
+    job = subprocess.Popen(["bash", file], env=environment, stdout=subprocess.PIPE, text=True)
+    assert job.stdout.readline() == "9 1 32 a1 20007: train.py hparams/stage1.yaml --data_folder /shared/data\n"
+    job.send_signal(signal.SIGTERM)
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == 0
+    assert said.splitlines()[1:] == ["checkpoint saved", "requeue 20007"]
+
+
+SLURM = {
+    "srun": 'shift; "$@" & trap "kill -TERM $!" TERM; wait; wait',
+    "scontrol": 'if [ "$1" = show ]; then printf "a1\\na2\\n"; else echo "$@"; fi',
+    "python": 'trap "echo checkpoint saved; exit 143" TERM\n'
+    'echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT: $*"\nsleep 60 > /dev/null & wait',
+}
+"""Stand-ins for the commands that the script for Slurm uses, by name."""

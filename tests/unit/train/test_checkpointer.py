@@ -9,14 +9,18 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
 
 from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.checksums import SUMS, find_damage, write_sums
+from omnikit.train.frozen_weights import fingerprints
 from tests.unit.train import saver, tiny_training
 from tests.unit.train.tiny_training import DAMAGES, FILES, checkpoints, same, train
 
@@ -255,3 +259,116 @@ def test_weights_that_are_not_finite_are_not_saved(stopped, value):
     with pytest.raises(ValueError, match=r"no checkpoint is saved: model: has numbers that are not finite .* bias"):
         checkpointer.save_and_keep_only()
     assert checkpoints(stopped) == before
+
+
+def test_weights_may_change_while_they_are_written_aside(tmp_path, monkeypatch):
+    """A checkpoint that is written while training goes on holds the weights, states and counters of its moment."""
+    model, counter = torch.nn.Linear(4, 4), EpochCounter(9)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(4)).sum().backward()
+    optimizer.step()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    writing, saved = threading.Event(), torch.save
+
+    def slow(*arguments):
+        writing.wait(10)
+        saved(*arguments)
+
+    monkeypatch.setattr("omnikit.train.checkpointer.torch.save", slow)
+    recoverables = {"model": model, "optimizer": optimizer, "epochs": counter}
+    checkpointer = WholeCheckpointer(tmp_path, recoverables)
+    counter.current = 3
+    checkpointer.save_and_keep_only(aside=True)
+    optimizer.step()
+    counter.current = 4
+    assert not checkpoints(tmp_path)
+    writing.set()
+    checkpointer.join()
+    again = WholeCheckpointer(tmp_path, recoverables)
+    assert again.recover_if_possible() is not None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert counter.current == 3
+    assert all(float(state["step"]) == 1 for state in optimizer.state_dict()["state"].values())
+
+
+def test_the_next_save_waits_and_deletes_as_if_none_was_aside(tmp_path):
+    checkpointer = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(1, 1)})
+    for loss in (1.0, 3.0, 2.0, 4.0):
+        checkpointer.save_and_keep_only(meta={"loss": loss}, aside=True)
+    assert [c.meta["loss"] for c in checkpointer.find_checkpoints()] == [4.0, 2.0]
+    assert sorted(tmp_path.iterdir()) == sorted(checkpoints(tmp_path))
+
+
+def test_a_full_disk_is_told_by_the_next_look(tmp_path, monkeypatch):
+    checkpointer = WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(10, 100)})
+    first = checkpointer.save_checkpoint()
+    monkeypatch.setattr("omnikit.train.checkpointer.torch.save", full)
+    checkpointer.save_and_keep_only(aside=True)
+    while checkpointer._writer.error is None:
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match=f"{tmp_path}: cannot be written .*MB are free"):
+        checkpointer.check()
+    checkpointer.check()  # told once
+    assert list(tmp_path.iterdir()) == [first.path]
+
+
+def full(*_):
+    raise RuntimeError("[enforce fail at inline_container.cc:1] . PytorchStreamWriter failed writing file data/0")
+
+
+class Two(torch.nn.Module):
+    """Two parts, one of them frozen, as in a system."""
+
+    frozen = ("encoder",)
+
+    def __init__(self, value: float = 1.0):
+        super().__init__()
+        self.encoder, self.llm = torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2)
+        self.encoder.requires_grad_(False).weight.fill_(value)
+
+
+def test_frozen_weights_are_known_by_their_fingerprint(tmp_path):
+    WholeCheckpointer(tmp_path, {"model": Two()}).save_checkpoint()
+    stored = torch.load(checkpoints(tmp_path)[0] / "model.ckpt", weights_only=True)
+    assert stored.keys() == {"llm.weight", "llm.bias"}
+    same, other = Two(), Two(1.0001)
+    WholeCheckpointer(tmp_path, {"model": same}).recover_if_possible()
+    assert torch.equal(same.llm.weight, stored["llm.weight"])
+    with pytest.raises(ValueError, match=r"CKPT\S+: belongs to other frozen weights of encoder; start") as caught:
+        WholeCheckpointer(tmp_path, {"model": other}).recover_if_possible()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_with_frozen_weights_in_it_is_loaded(tmp_path):
+    Checkpointer(tmp_path, {"model": Two(7.0)}).save_checkpoint()
+    model = Two()
+    WholeCheckpointer(tmp_path, {"model": model}).recover_if_possible()
+    assert model.encoder.weight.tolist() == [7.0] * 3
+
+
+def test_stored_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
+    WholeCheckpointer(tmp_path, {"model": torch.nn.Linear(2, 3)}).save_checkpoint()
+    for other, words in ((torch.nn.Linear(2, 4), "has another shape of weight, bias"),
+                         (torch.nn.Linear(2, 3, bias=False), "has the unknown bias")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"CKPT.*: does not fit Linear: {words}"):
+            WholeCheckpointer(tmp_path, {"model": other}).recover_if_possible()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_fingerprint_tells_values_and_places(shape, dtype):
+    rng = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 2, shape, generator=rng).to(dtype)
+    module = torch.nn.Module()
+    module.frozen = ("part",)
+    module.part = torch.nn.Module()
+    module.part.register_buffer("table", values)
+    first = fingerprints(module)
+    assert first == fingerprints(module) and first.keys() == {"part"}
+    flat = values.view(-1)
+    flat[0] = flat[0] == 0
+    changed = fingerprints(module)
+    assert changed != first
+    for place in (flat != flat[0]).nonzero()[:1, 0]:  # the same values in another order
+        flat[0], flat[place] = flat[place].clone(), flat[0].clone()
+        assert fingerprints(module) not in (first, changed)
