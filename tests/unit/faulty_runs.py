@@ -42,9 +42,9 @@ FAULTS = ("none", "sample", "weight", "rate", "gradient")
 
 
 class Quiet:
-    """A stand-in for a training's sampler, TensorBoard logger and validation that does nothing."""
+    """A stand-in for a training's sampler, loggers and validation that does nothing."""
 
-    def set_epoch(self, epoch: int) -> None: ...
+    def set_epoch(self, epoch: int, taken: int = 0) -> None: ...
 
     def log_stats(self, *figures: Any) -> None: ...
 

@@ -93,10 +93,10 @@ def brain_of(folder: Path, normalization: str = LABELS, trainable: Sequence[str]
     options = {
         "stream_weights": {"text": 2.0, "audio": 1.0}, "loss_normalization": normalization, "tasks": SHARES,
         "log_steps": None, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1, "epochs": EpochCounter(1),
-        "steps_per_epoch": 1, "output_folder": str(folder), "stage": "toy", "part_names": {}, "tensorboard": Quiet(),
-        "sampler": Quiet(), "validate": Quiet(),
+        "steps_per_epoch": 1, "output_folder": str(folder), "stage": "toy", "part_names": {}, "loggers": Quiet(),
+        "distributed": "ddp", "hang_timeout": 10.0, "sampler": Quiet(), "validate": Quiet(),
     }  # fmt: skip
-    run_opts = {"device": "cpu", "distributed_backend": "gloo", "find_unused_parameters": True, "max_grad_norm": 0.0}
+    run_opts = {"device": "cpu", "distributed_backend": "gloo", "max_grad_norm": 0.0}
     return RecordingBrain({"model": model}, torch.optim.AdamW, options, run_opts)
 
 

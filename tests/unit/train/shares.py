@@ -23,7 +23,7 @@ from omnikit.tasks import TASKS
 from omnikit.torchrun import Share
 from omnikit.train.brain import OneForward
 from omnikit.train.distributed import Alone, make_parallel, own_share
-from omnikit.train.process_group import start_processes, wait_for_all
+from omnikit.train.process_group import start_processes
 from omnikit.train.stored_state import whole_weights
 from omnikit.train.validation import Validation
 from tests.unit.faulty_runs import FaultyBrain, batches, brain_of, loader
@@ -162,7 +162,7 @@ def main(folder: Path) -> None:
     state = state_of(train(folder / "alone", 1, distributed="fsdp"))  # stored by one process
     if Share.of_torchrun().rank == 0:
         assert same(state, torch.load(folder / "alone" / "state.pt", weights_only=True))
-    wait_for_all()
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from omnikit.losses import StreamLosses
 from omnikit.tasks import TASK_NAMES
-from omnikit.train.brain import OmniBrain, _rounded, cosine_rate, flat, parameter_table
+from omnikit.train.brain import OmniBrain, _rounded, cosine_rate, parameter_table
 from omnikit.train.checkpointer import WholeCheckpointer
 from omnikit.train.epoch_progress import EpochProgress, StreamSums, named_streams
 from omnikit.train.robust_brain import RobustBrain
@@ -64,7 +64,6 @@ def test_each_task_has_its_share_of_the_labels_and_its_loss():
 def test_nested_figures_of_the_log():
     figures = {"loss": 1.234567, "tasks": {"A1T1": {"labels": 0.333333, "loss": 2}}}
     assert _rounded(figures) == {"loss": 1.23457, "tasks": {"A1T1": {"labels": 0.33333, "loss": 2}}}
-    assert flat(figures) == {"loss": 1.234567, "tasks/A1T1/labels": 0.333333, "tasks/A1T1/loss": 2}
 
 
 def test_a_resumed_epoch_reports_all_of_it(tmp_path):
