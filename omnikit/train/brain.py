@@ -98,6 +98,8 @@ class OmniBrain(RobustBrain):
     """
 
     bar: tqdm | None = None
+    train_loader: Any = None
+    """Loader of the training batches, whose waiting time is reported if it is a `BatchLoader`."""
     recent_loss = torch.tensor(torch.nan)
     """Mean over the streams of their recent training losses in nats, on the CPU."""
 
@@ -155,7 +157,7 @@ class OmniBrain(RobustBrain):
         self.batches.append((self.current, ~self.usable(self.mean_loss)))
 
     def fit(self, epoch_counter: Any, train_set: Any, *args: Any, **kwargs: Any) -> None:
-        self.train_loader = train_set  # whose waiting time is reported, if it is a loader that counts it
+        self.train_loader = train_set
         try:
             super().fit(epoch_counter, train_set, *args, **kwargs)
         finally:

@@ -85,6 +85,8 @@ def test_three_stages(train_here, data, tmp_path):
     log = [json.loads(line) for line in (stages[2] / "train_log.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["epoch"], line["step"]) for line in log] == [("stage3", 1, 3), ("stage3", 2, 6)]
     assert {"loss", "text", "audio1", "audio7", "wer", "wrong A1T2"} <= set(log[-1]["valid"])
+    assert sum(task["labels"] for task in log[-1]["train"]["tasks"].values()) == pytest.approx(1, abs=1e-4)
+    assert all(task["loss"] > 0 for part in ("train", "valid") for task in log[-1][part]["tasks"].values())
     assert (stages[2] / "curves.png").stat().st_size > 5000
     assert checkpoint.load(stages[2]).tts_adapter is not None
 

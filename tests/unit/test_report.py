@@ -58,7 +58,8 @@ def make(results: Path, parts: list[str]) -> None:
         else:
             lines = [
                 {"stage": name, "epoch": e, "step": 5 * e, "train": {"loss": 1 / e, "text": 1 / e, "audio1": 2 / e},
-                 "valid": {"loss": 1 / e, "text": 1 / e, "audio1": 2 / e, "wer": 90 / e, "wrong A1T2": 50 / e}}
+                 "valid": {"loss": 1 / e, "text": 1 / e, "audio1": 2 / e, "wer": 90 / e, "wrong A1T2": 50 / e,
+                           "tasks": {"A1T1": {"labels": 1.0, "loss": 1 / e}}}}
                 for e in (1, 2)
             ]  # fmt: skip
             (results / name).mkdir(parents=True)
