@@ -37,4 +37,4 @@ def test_a_copied_recipe_changes_its_loss(run_here, data, tmp_path):
         for stream in streams:  # logsumexp over some hundred ids is about 6
             assert logs["own"][kind][stream] > logs["plain"][kind][stream] + 1, (kind, stream)
     embeddings = {"new_text_embeddings", "new_audio_embeddings"}
-    assert changed(tmp_path / "plain", tmp_path / "own") == {"adapter", *embeddings}
+    assert changed(tmp_path / "plain", tmp_path / "own") == {"adapter", "tts_adapter", *embeddings}
