@@ -156,13 +156,14 @@ def attention_operations(model: OmniLM, batch: FixedBatch) -> float:
 
 
 class InMemory:
-    """A table of manifest entries in memory, in place of a memory-mapped Parquet manifest."""
+    """Encoder features in memory, in place of those in the files of a Parquet manifest."""
 
-    def __init__(self, rows: list[dict[str, object]]):
+    def __init__(self, rows: list[bytes]):
         self.rows = rows
 
-    def __getitem__(self, index: int) -> dict[str, object]:
-        return self.rows[index]
+    def read(self, row: int, frames: int) -> torch.Tensor:
+        """Return the features [T, D] (float16) in a row."""
+        return torch.frombuffer(bytearray(self.rows[row]), dtype=torch.float16).reshape(frames, -1)
 
 
 def recipe_sources(model: OmniLM, entries: int, letters: int = 4) -> list[Source]:
@@ -181,7 +182,7 @@ def recipe_sources(model: OmniLM, entries: int, letters: int = 4) -> list[Source
     def features(seconds: float, table: InMemory) -> Features:
         frames = int(50 * seconds)
         values = torch.randn(frames, model.encoder.dim, generator=draw).half().numpy().tobytes()
-        table.rows.append({"features": values})
+        table.rows.append(values)
         return Features(encoder, frames, table, len(table.rows) - 1)
 
     def codes(seconds: float) -> Codes:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from omnikit.data.content_digest import Content, digest_of
 from omnikit.data.digest_ledger import open_ledger
+from omnikit.data.parquet_features import TableContent
 from omnikit.errors import Unwritable, one_line
 
 logger = logging.getLogger(__name__)
@@ -23,10 +24,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LaidOut:
-    """A memory-mapped `datasets.Dataset` and a digest of the content of the Parquet files that it was built from."""
+    """A memory-mapped `datasets.Dataset`, and the Parquet files that it was built from."""
 
     data: Any
     version: str
+    """Digest of the content of the files, without encoder features."""
+    folder: Path
+    """Folder in the cache folder for what depends on this content."""
 
 
 def lay_out(
@@ -58,7 +62,7 @@ def lay_out(
             columns=schema.names if only else None,
             cache_dir=str(folder / version),
         )
-        return LaidOut(data, version)
+        return LaidOut(data, version, folder / version)
     except (OSError, DatasetGenerationError) as error:
         cause = error.__cause__ or error
         if not isinstance(cause, OSError):
@@ -69,6 +73,8 @@ def lay_out(
 def digest_of_files(files: Sequence[Path], folder: Path, which: str) -> str:
     """Return the digest (32 hex digits) of the content of a manifest's files, read only where the ledger lacks it.
 
+    Encoder features in Parquet are not read, see `TableContent`.
+
     Args:
         folder: folder of the ledger.
         which: name of the files for the progress bar and the log.
@@ -77,11 +83,15 @@ def digest_of_files(files: Sequence[Path], folder: Path, which: str) -> str:
         ValueError: a file cannot be read.
     """
     with open_ledger(folder) as ledger:
-        seen = ledger.look_up([Content.of_file(file) for file in files], which)
+        seen = ledger.look_up([_content(file) for file in files], which)
     unread = next((file for file, found in zip(files, seen, strict=True) if found is None), None)
     if unread is not None:
         raise ValueError(f"manifest {unread}: cannot be read")
     return digest_of(b"".join(found.digest for found in seen)).hex()
+
+
+def _content(file: Path) -> Content:
+    return (TableContent if file.suffix == ".parquet" else Content).of_file(file)
 
 
 @cache

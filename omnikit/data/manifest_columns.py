@@ -26,6 +26,8 @@ CODES_OF = {"a1": "codes1", "a2": "codes"}
 """Mapping from the field of a recording to the field of its codes."""
 NEEDED = ("id", "t1")
 """Fields that every manifest must have a column for."""
+WIDTH = "features_width"
+"""Key of the metadata of a Parquet file that notes the width of its features, if all have it and fit `frames`."""
 _SHOWN = 30  # maximum number of columns that an error lists
 _DATA_ROOT = re.compile(r"^(\$data_root|\{data_root\})(/+|$)")
 

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from omnikit.audio.io import load_source
 from omnikit.audio.reader import Source
+from omnikit.data import field_values
 from omnikit.data.arrow_cache import LaidOut, lay_out
+from omnikit.data.arrow_column import ArrowColumn
 from omnikit.data.batched import in_batches
 from omnikit.data.content_digest import Content
 from omnikit.data.field_values import is_bytes, is_text
 from omnikit.data.manifest_columns import AUDIO, CODES_OF, COLUMNS, NEEDED, typed
+from omnikit.data.parquet_features import FEATURES, ParquetFeatures, find_features
 from omnikit.data.parquet_manifest import (
     DAMAGED,
     Shard,
@@ -51,7 +54,7 @@ class Recording:
 
     key: str  # name in caches
     path: str | None = None
-    table: Any = None  # a `datasets.Dataset`
+    table: ArrowColumn | Sequence[bytes] = ()  # bytes of sound files
     index: int = 0  # row of the table
     column: str = ""
     version: str = ""  # digest of the table's content; "" = unknown, then the bytes are read to notice changes
@@ -64,7 +67,7 @@ class Recording:
     @property
     def source(self) -> Source:
         """Path of the sound file, or its bytes if it is embedded in a table."""
-        return self.table[self.index][self.column] if self.path is None else self.path
+        return self.table[self.index] if self.path is None else self.path
 
     def load(self, sample_rate: int) -> Tensor:
         """Return the waveform [N] of the recording at a sample rate in Hz, and log notes about its quality.
@@ -92,30 +95,28 @@ class Codes:
 
     codec: str  # name of the codec
     frames: int  # T
-    table: Any = None  # a `datasets.Dataset`
+    table: ArrowColumn | None = None
     index: int = 0  # row of the table
-    column: str = ""
     values: Sequence[Sequence[int]] = ()
 
     def load(self) -> Tensor:
         """Return the codes [K, T] as an int16 tensor."""
-        values = self.values if self.table is None else self.table[self.index][self.column]
-        return torch.from_numpy(np.array(values, dtype=np.int16))
+        values = np.array(self.values, np.int16) if self.table is None else self.table.matrix(self.index)
+        return torch.from_numpy(values)
 
 
 @dataclass(frozen=True)
 class Features:
-    """The encoder features [T, D] of a recording, in a table from which they are read on demand."""
+    """The encoder features [T, D] of a recording, in Parquet files from which they are read on demand."""
 
     encoder: str  # fingerprint of the encoder
     frames: int  # T
-    table: Any  # a `datasets.Dataset`
+    table: ParquetFeatures
     index: int  # row of the table
 
     def load(self) -> Tensor:
         """Return the encoder features [T, D] as a float16 tensor."""
-        values = np.frombuffer(self.table[self.index]["features"], dtype="<f2")
-        return torch.from_numpy(values.reshape(self.frames, -1).copy())
+        return self.table.read(self.index, self.frames)
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,7 @@ class _ParquetTable:
     places: np.ndarray  # indices of the rows that are not malformed
     skipped: Skipped
     version: str  # digest of the content of its files, see `Recording`
+    features: ParquetFeatures | None = None
 
     def type(self, column: str) -> pa.DataType:
         return self.dataset.data.column(column).type
@@ -289,20 +291,19 @@ class _Recordings:
         self.paths: dict[str, str] = {}
         """Mapping from the field of a recording to the name of the column with its path."""
         self.version = table.version
-        self.inside: dict[str, tuple[Any, str, np.ndarray]] = {}
-        """Mapping from the field of a recording to the table, column and row mask with which its bytes are found."""
+        self.inside: dict[str, tuple[ArrowColumn, np.ndarray]] = {}
+        """Mapping from the field of a recording to the column with its bytes, and a mask of the rows that have some."""
         for name in AUDIO:
             for column in {name, f"{name}.bytes", f"{name}.path"}.intersection(table.dataset.column_names):
                 if is_bytes(table.type(column)):
-                    bytes_of = table.dataset.select_columns([column])
-                    self.inside[name] = bytes_of, column, _present(table.dataset, column)
+                    self.inside[name] = _column(table.dataset, column), _present(table.dataset, column)
                 elif is_text(table.type(column)):
                     self.paths[name] = column
 
     @property
     def columns(self) -> set[str]:
         """Names of the table's columns that hold bytes of sound files."""
-        return {column for _, column, _ in self.inside.values()}
+        return {column.name for column, _ in self.inside.values()}
 
     def paths_named(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Rename the path columns of a Parquet row, in place, to the fields of their recordings, and return the row."""
@@ -313,9 +314,9 @@ class _Recordings:
     def recording(self, name: str, key: str, index: int, path: str | None) -> Recording | None:
         """Return a recording of the Parquet row at `index`; None if it has none. Bytes take precedence over a path."""
         if name in self.inside:
-            table, column, present = self.inside[name]
+            column, present = self.inside[name]
             if present[index]:
-                return Recording(key, table=table, index=index, column=column, version=self.version)
+                return Recording(key, table=column, index=index, column=column.name, version=self.version)
         return None if path is None else Recording(key, path=path)
 
 
@@ -330,17 +331,27 @@ class TableEntries(EntryFields, Sequence[ManifestEntry]):
     def __init__(self, table: _ParquetTable, spoken: dict[str, Recording]):
         self.spoken, self.places, self.folder, self.skipped = spoken, table.places, table.folder, table.skipped
         dataset, self.recordings = table.dataset, _Recordings(table)
-        coded = [name for name in CODES_OF.values() if name in dataset.column_names]
-        large = [*self.recordings.columns, *coded, *(name for name in ("features",) if name in dataset.column_names)]
-        self.large = {name: dataset.select_columns([name]) for name in large}
+        self.codes = {name: _column(dataset, name) for name in CODES_OF.values() if name in dataset.column_names}
+        large = {*self.recordings.columns, *self.codes}
         self.small = dataset.select_columns([name for name in dataset.column_names if name not in large])
-        self.names = {n: n for n in COLUMNS if n in self.small.column_names or n in self.recordings.paths}
-        self.frames = {name: _frames(dataset, name) for name in coded}
-        self.featured = _present(dataset, "features") if "features" in self.large else None
+        self.columns = {name: _column(dataset, name) for name in self.small.column_names}
+        self.names = {n: n for n in COLUMNS if n in self.columns or n in self.recordings.paths}
+        self.frames = {name: _frames(dataset, name) for name in self.codes}
+        self.features = table.features
 
     @property
     def have_features(self) -> bool:
-        return self.featured is not None
+        return self.features is not None
+
+    def id_of(self, index: int) -> str:
+        return field_values.name(self.columns["id"][int(self.places[index])])
+
+    def codes_of(self, index: int, field: str) -> Tensor:
+        return torch.from_numpy(self.codes[field].matrix(int(self.places[index])))
+
+    def features_of(self, index: int) -> Tensor:
+        place = int(self.places[index])
+        return self.features.read(place, self.columns["frames"][place])
 
     def __len__(self) -> int:
         return len(self.places)
@@ -351,7 +362,7 @@ class TableEntries(EntryFields, Sequence[ManifestEntry]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         place = int(self.places[index])
-        return self._entry(place, self.small[place])
+        return self._entry(place, {name: column[place] for name, column in self.columns.items()})
 
     def __iter__(self) -> Iterator[ManifestEntry]:
         return self._entries(self.places)
@@ -373,13 +384,13 @@ class TableEntries(EntryFields, Sequence[ManifestEntry]):
         }
         recordings["a2"] = recordings["a2"] or self.spoken.get(fields.get("t2"))
         codes = {
-            name: Codes(codec or "", int(counts[index]), self.large[name], index, name)
+            name: Codes(codec or "", int(counts[index]), self.codes[name], index)
             for name, counts in self.frames.items()
             if counts[index] >= 0
         }
         features = None
-        if self.featured is not None and self.featured[index]:
-            features = Features(encoder or "", frames, self.large["features"], index)
+        if self.features is not None and self.features.sizes[index] >= 0:
+            features = Features(encoder or "", frames, self.features, index)
         return ManifestEntry(**fields | recordings | codes, features=features)
 
 
@@ -415,6 +426,10 @@ def recording_key(entry: str, name: str) -> str:
     return entry if name == "a1" else f"{entry} {name}"
 
 
+def _column(dataset: Any, name: str) -> ArrowColumn:
+    return ArrowColumn(dataset.select_columns([name]), name)
+
+
 def _frames(table: Any, column: str) -> np.ndarray:
     """Return the number of frames [rows] of the codes in each row of a Parquet column; -1 where a row has none."""
     return np.concatenate([code_frames(chunk)[0] for chunk in table.data.column(column).chunks] or [np.zeros(0, int)])
@@ -448,9 +463,9 @@ def _answer_recordings(path: Path, cache_folder: str | Path | None) -> Iterator[
         return
     _warn_of_skipped(path, table.skipped)
     recordings = _Recordings(table)
-    texts = table.dataset.select_columns(["t2", *recordings.paths.values()])
+    texts = {name: _column(table.dataset, name) for name in ("t2", *recordings.paths.values())}
     for place in table.places.tolist():
-        fields = recordings.paths_named(texts[place])
+        fields = recordings.paths_named({name: column[place] for name, column in texts.items()})
         fields = typed(fields, {name: name for name in fields}, table.folder)
         recording = recordings.recording("a2", f"answer {fields.get('t2')}", place, fields.get("a2"))
         if recording is not None and "t2" in fields:
@@ -471,10 +486,11 @@ def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[st
     with about(path):
         laid_out = _as_table(held, cache_folder, schema)
         dataset = laid_out.data
+        features = find_features(held, laid_out.folder) if _holds_features(schema) else None
         fields = {name: field for name, field in shards[0].fields.items() if name in dataset.column_names}
         if "id" in needed:
             check_ids([dataset.data.column(name) for name, field in fields.items() if field == "id"])
-        bad = malformed_rows(dataset.data, fields)
+        bad = malformed_rows(dataset.data, fields, None if features is None else features.sizes)
         if len(bad) == len(dataset):
             raise ValueError(f"{bad[0]}; no entry is usable")
     skipped = Skipped()
@@ -482,18 +498,26 @@ def _read_table(path: Path, cache_folder: str | Path | None, needed: Sequence[st
         skipped.add(each.reason, f"{path.name}: {each}")
     places = np.setdiff1d(np.arange(len(dataset)), list(bad))
     folder = path if path.is_dir() else path.parent
-    return _ParquetTable(_named_by_fields(dataset, fields), folder, places, skipped, laid_out.version)
+    return _ParquetTable(_named_by_fields(dataset, fields), folder, places, skipped, laid_out.version, features)
+
+
+def _holds_features(schema: pa.Schema) -> bool:
+    return FEATURES in schema.names and not pa.types.is_null(schema.field(FEATURES).type)
 
 
 def _as_table(shards: Sequence[Shard], cache_folder: str | Path | None, schema: pa.Schema) -> LaidOut:
-    """Return the rows of shards as one memory-mapped table with the columns of `schema`.
+    """Return the rows of shards as one memory-mapped table with the columns of `schema` but encoder features.
 
     Raises:
         ValueError: the shards cannot be read as one table.
     """
     from datasets.exceptions import DatasetsError
 
-    complete = all(len(shard.fields) == len(schema) for shard in shards)
+    with_features = _holds_features(schema)
+    schema = pa.schema([field for field in schema if field.name != FEATURES], schema.metadata)
+    complete = all(set(schema.names) <= shard.fields.keys() for shard in shards)
+    if with_features and not complete:
+        raise ValueError("a shard lacks columns of the first one; shards with features need the same columns")
     if not complete:  # `datasets` fills columns that a file lacks only if it reads all columns
         known = {field.name: field for field in schema}
         schema = pa.schema([known.get(field.name, field) for field in shards[0].schema], schema.metadata)

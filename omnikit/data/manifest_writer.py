@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omnikit.data.field_values import BETWEEN
-from omnikit.data.manifest_columns import AUDIO, CODES_OF, COLUMNS, CSV_ID
+from omnikit.data.manifest_columns import AUDIO, CODES_OF, COLUMNS, CSV_ID, WIDTH, features_fit
 from omnikit.errors import unwritable
 from omnikit.files import whole_file
 
@@ -24,6 +24,9 @@ FIELDS = {name: column.type for name, column in COLUMNS.items()}
 """Mapping from each manifest field to its Parquet type; `a1` and `a2` are paths, or binary if embedded."""
 WRITTEN = (".csv", ".json", ".parquet")
 """File name endings of the manifest formats that can be written."""
+GROUP_BYTES = 2**26
+"""Maximum number of bytes of encoder features in a row group, unless a single entry has more."""
+_PAGE_BYTES = 2**30  # above what a row group holds, so that all its features are in one page
 _REPEATED = ("speaker", "language", "kind", "codec", "encoder")  # few distinct values: dictionary-encoded in Parquet
 
 
@@ -138,20 +141,58 @@ class _Json:
 
 
 class _Parquet:
-    """A writer of Parquet manifests; each call of `write` makes one row group."""
+    """A writer of Parquet manifests; each call of `write` makes one row group, or several of up to `GROUP_BYTES`.
+
+    Features are laid out as `parquet_features.py` reads them: uncompressed and in one page of their row group.
+    """
 
     def __init__(self, path: Path, columns: pa.Schema):
+        compression = {name: "NONE" if name == "features" else "ZSTD" for name in _leaves(columns)}
+        options = {"data_page_size": _PAGE_BYTES} if "features" in columns.names else {}
         repeated = [name for name in _REPEATED if name in columns.names]
-        self.writer = pq.ParquetWriter(path, columns, compression="zstd", use_dictionary=repeated)
+        self.writer = pq.ParquetWriter(path, columns, compression=compression, use_dictionary=repeated, **options)
+        self.widths: set[int] = set()
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         # Arrow converts lists of vectors, but not matrices
         codes = [{name: list(row[name]) for name in CODES_OF.values() if row.get(name) is not None} for row in rows]
         rows = [{**row, **each} for row, each in zip(rows, codes, strict=True)]
-        self.writer.write_table(pa.Table.from_pylist(rows, schema=self.writer.schema))
+        self.widths.update(_width(row) for row in rows if (row.get("features"), row.get("frames")) != (None, None))
+        for group in _groups(rows):
+            self.writer.write_table(pa.Table.from_pylist(group, schema=self.writer.schema))
 
     def close(self) -> None:
+        if self.writer.is_open and len(self.widths) == 1 and 0 not in self.widths:
+            self.writer.add_key_value_metadata({WIDTH: str(*self.widths)})
         self.writer.close()
+
+
+def _leaves(columns: pa.Schema) -> list[str]:
+    """Return the paths of the columns with which Parquet stores those of a schema; lists have paths of their own."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(columns.empty_table(), sink)
+    stored = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [stored.column(number).path for number in range(len(stored))]
+
+
+def _width(row: dict[str, Any]) -> int:
+    """Return the width of the features of an entry; 0 if they do not fit its `frames`."""
+    data, frames = row.get("features") or b"", row.get("frames")
+    return len(data) // (2 * frames) if features_fit(len(data), frames) else 0
+
+
+def _groups(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows in lists with up to `GROUP_BYTES` of features."""
+    group: list[dict[str, Any]] = []
+    held = 0
+    for row in rows:
+        size = len(row.get("features") or b"")
+        if group and held + size > GROUP_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(row)
+        held += size
+    yield group
 
 
 _FORMATS = dict(zip(WRITTEN, (_Csv, _Json, _Parquet), strict=True))

@@ -23,6 +23,7 @@ from omnikit.data.manifest_columns import (
     CODES_OF,
     COLUMNS,
     NEEDED,
+    WIDTH,
     Malformed,
     converted,
     entry_called,
@@ -51,6 +52,8 @@ class Shard:
     schema: pa.Schema
     rows: int
     fields: dict[str, str]  # column name -> field
+    width: int | None = None
+    """Width D of all features of the file, if it notes one: then exactly the rows with `frames` have features."""
 
 
 def shard_files(manifest: Path) -> list[Path]:
@@ -78,7 +81,7 @@ def read_shard(file: Path, needed: Iterable[str] = NEEDED) -> Shard:
     try:
         with pq.ParquetFile(file) as opened:
             schema, rows = opened.schema_arrow, opened.metadata.num_rows
-            names = schema.names
+            names, width = schema.names, (opened.metadata.metadata or {}).get(WIDTH.encode())
     except DAMAGED as error:
         raise Damaged(f"manifest {file}: not a Parquet file that can be read ({one_line(error)})") from None
     with about(file):
@@ -87,7 +90,7 @@ def read_shard(file: Path, needed: Iterable[str] = NEEDED) -> Shard:
             kind = schema.field(name).type
             if not pa.types.is_null(kind) and not COLUMNS[field].stored(kind):
                 raise ValueError(f"column {name!r} holds {one_line(kind)}, which is no {COLUMNS[field].accepts}")
-    return Shard(file, schema, rows, fields)
+    return Shard(file, schema, rows, fields, int(width) if width is not None and width.isdigit() else None)
 
 
 def check_alike(shards: Sequence[Shard]) -> pa.Schema:
@@ -140,8 +143,12 @@ def check_ids(ids: Iterable[pa.ChunkedArray]) -> None:
             raise ValueError(f"two entries have the id {shortened(name)}")
 
 
-def malformed_rows(table: pa.Table, fields: dict[str, str]) -> dict[int, Malformed]:
-    """Return a mapping from the index of each row with a value that its column does not accept to the error."""
+def malformed_rows(table: pa.Table, fields: dict[str, str], sizes: np.ndarray | None = None) -> dict[int, Malformed]:
+    """Return a mapping from the index of each row with a value that its column does not accept to the error.
+
+    Args:
+        sizes: number of bytes of the encoder features in each row, which are not in the table; -1 where there are none.
+    """
     found: dict[int, Malformed] = {}
     for name, field in fields.items():
         start = 0
@@ -152,9 +159,8 @@ def malformed_rows(table: pa.Table, fields: dict[str, str]) -> dict[int, Malform
                 except Malformed as bad:
                     found.setdefault(start + int(place), bad)
             start += len(chunk)
-    columns = {field: name for name, field in fields.items()}
-    if "features" in columns:
-        for place in _unfit_features(table, columns):
+    if sizes is not None:
+        for place in _unfit_features(table, sizes):
             found.setdefault(place, Malformed("frames is no number of float16 vectors in features"))
     return {place: _about_row(bad, table, fields, place) for place, bad in sorted(found.items())}
 
@@ -243,11 +249,12 @@ def _unusual_codes(chunk: pa.Array) -> np.ndarray:
     return np.flatnonzero(~usual & _valid(chunk))
 
 
-def _unfit_features(table: pa.Table, columns: dict[str, str]) -> Iterator[int]:
-    sizes = pc.binary_length(table.column(columns["features"])).to_pylist()
-    frames = table.column(columns["frames"]).to_pylist() if "frames" in columns else [None] * len(sizes)
-    pairs = enumerate(zip(sizes, frames, strict=True))
-    return (place for place, (size, count) in pairs if size is not None and not features_fit(size, count))
+def _unfit_features(table: pa.Table, sizes: np.ndarray) -> list[int]:
+    held, frames = np.flatnonzero(sizes >= 0), np.zeros(len(sizes), np.int64)
+    if "frames" in table.column_names and not pa.types.is_null(table.column("frames").type):
+        frames = pc.fill_null(table.column("frames").cast(pa.int64()), 0).to_numpy()
+    pairs = zip(held.tolist(), sizes[held].tolist(), frames[held].tolist(), strict=True)
+    return [place for place, size, count in pairs if not features_fit(size, count)]
 
 
 def _about_row(bad: Malformed, table: pa.Table, fields: dict[str, str], place: int) -> Malformed:

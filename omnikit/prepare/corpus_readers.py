@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def parquet_parts(
             [path],
             lambda groups=groups: _read(path, columns, groups, to_item),
             sum(file.metadata.row_group(group).num_rows for group in groups),
+            stored=lambda names, groups=groups: _stored(path, names, groups),
         )
         for i, groups in enumerate(ranges)
     ]
@@ -121,6 +122,14 @@ def _ranges(sizes: Sequence[int], rows: int | None) -> list[list[int]]:
         ranges[-1].append(group)
         held += size
     return ranges
+
+
+def _stored(path: Path, names: Collection[str], groups: Sequence[int]) -> int:
+    """Return the number of bytes that columns take in some row groups of a Parquet file."""
+    with pq.ParquetFile(path) as file:
+        found = [file.metadata.row_group(group) for group in groups]
+        chunks = [group.column(number) for group in found for number in range(group.num_columns)]
+        return sum(each.total_compressed_size for each in chunks if each.path_in_schema.partition(".")[0] in names)
 
 
 def _read(

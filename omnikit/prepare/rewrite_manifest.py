@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from omnikit.data.skipped import Item, Remark
 from omnikit.data.text_manifest import about, read_fields
 from omnikit.option_ranges import COUNT
 from omnikit.prepare.corpus_readers import parquet_parts
+from omnikit.prepare.expected_size import ExpectedSize
 from omnikit.prepare.reuse import FormerShard, digest_recordings
 from omnikit.prepare.shards import (
     ManifestPart,
@@ -39,6 +41,7 @@ from omnikit.prepare.shards import (
 )
 from omnikit.torchrun import Share
 
+_OUTLINED = ("duration", "codec", "encoder")
 SHARD_SIZE = 2048
 """Default minimum number of entries in a shard."""
 VERSION = 2
@@ -90,6 +93,14 @@ class ManifestTransform(ABC):
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
         """Yield the transformed manifest entries in the order of `items`, or the reason why one is skipped."""
 
+    def expected_size(self, found: Columns, new: Columns, parts: Sequence[ManifestPart]) -> ExpectedSize | None:
+        """Return the estimated size of the shards of some parts; None if it is not known before they are computed.
+
+        Args:
+            found, new: columns of the manifest and of the shards.
+        """
+        return None
+
     def reads(self, item: Item) -> list[str]:
         """Return the names of the fields whose recordings must be read to compute the new fields of a manifest item."""
         return []
@@ -118,7 +129,8 @@ def rewrite(
         The summary of the shards of this process.
 
     Raises:
-        ValueError: the manifest cannot be read, has no usable entry, or lies in the save folder; the disk is full.
+        ValueError: the manifest cannot be read, has no usable entry, or lies in the save folder; the disk is full, or
+            has less space than the shards are expected to need.
     """
     manifest, save_folder = Path(manifest), Path(save_folder)
     COUNT.check("shard_size", shard_size)
@@ -129,10 +141,16 @@ def rewrite(
     share = Share.of_torchrun()
     which = f", process {share.rank + 1} of {share.processes}" if share.processes > 1 else ""
     total = Summary(step.name + which)
-    for number, part in enumerate(parts):
-        if number % share.processes == share.rank:
-            title = f"{step.name} {number + 1}/{len(parts)}"
-            total.update(_shard(save_folder, part, step, columns, shard_size, strict, title))
+    shards = [
+        _Shard.of(save_folder, part, step, columns, shard_size, f"{step.name} {number + 1}/{len(parts)}")
+        for number, part in enumerate(parts)
+        if number % share.processes == share.rank
+    ]
+    done = [read_if_current(shard.path, shard.fingerprint, strict) for shard in shards]
+    missing = [shard for shard, summary in zip(shards, done, strict=True) if summary is None]
+    _check_space(save_folder, missing, step, found, columns, share)
+    for shard, summary in zip(shards, done, strict=True):
+        total.update(summary or shard.write(step, columns, strict))
     if share.rank == 0:
         remove_others(save_folder, {part.name for part in parts})
     if not total.rows and share.processes == 1:
@@ -161,6 +179,8 @@ def read_parts(manifest: Path, shard_size: int, recordings: Sequence[str] = ()) 
             lambda rows=rows: map(_copy, rows),
             len(rows),
             lambda rows=rows: _paths(rows, recordings),
+            outline=lambda rows=rows: rows,
+            stored=lambda names, rows=rows: manifest.stat().st_size * len(rows) / len(items),
         )
         for number, rows in enumerate(in_batches(items, shard_size))
     ]
@@ -201,6 +221,7 @@ def _parts_of(shard: Shard, shard_size: int, recordings: Sequence[str]) -> list[
     Embedded recordings are covered by the state of the file itself.
     """
     parts = parquet_parts(shard.file, tuple(shard.fields), _typing(shard), shard_size)
+    parts = _with_outlines(parts, shard, shard_size)
     kinds = {name: shard.schema.field(name).type for name, field in shard.fields.items() if field in recordings}
     named = [name for name, kind in kinds.items() if not is_bytes(kind)]
     if not named:
@@ -211,6 +232,25 @@ def _parts_of(shard: Shard, shard_size: int, recordings: Sequence[str]) -> list[
     return [
         replace(part, recordings=lambda rows=rows: _paths(rows.items(), fields))
         for part, rows in zip(parts, paths, strict=True)
+    ]
+
+
+def _with_outlines(parts: list[ManifestPart], shard: Shard, shard_size: int) -> list[ManifestPart]:
+    """Add functions that return the outline and the size of parts; all entries are taken to have each recording."""
+    named = {field: name for name, field in shard.fields.items()}
+    only = replace(shard, fields={named[field]: field for field in ("id", *_OUTLINED) if field in named})
+    sounds = {field: b"" for field in AUDIO if field in named}
+    outlines = parquet_parts(shard.file, tuple(only.fields), _typing(only), shard_size)
+
+    def stored(part: ManifestPart, fields: Iterable[str]) -> float:
+        return part.stored([named[field] for field in fields if field in named])
+
+    def outline(part: ManifestPart) -> Iterator[Item | Remark]:
+        return (item if isinstance(item, Remark) else item | sounds for item in part.items())
+
+    return [
+        replace(part, outline=partial(outline, brief), stored=partial(stored, part))
+        for part, brief in zip(parts, outlines, strict=True)
     ]
 
 
@@ -238,25 +278,39 @@ def _typing(shard: Shard) -> Callable[[dict[str, Any]], Item]:
     return to_item
 
 
-def _shard(
-    folder: Path,
-    part: ManifestPart,
-    step: ManifestTransform,
-    columns: Columns,
-    shard_size: int,
-    strict: bool,
-    title: str,
-) -> Summary:
-    path = folder / f"{part.name}.parquet"
-    fingerprint = fingerprint_of(part, VERSION, shard_size, columns, *step.depends_on)
-    summary = read_if_current(path, fingerprint, strict)
-    if summary is not None:
-        return summary
-    earlier = FormerShard.read(path, repr((VERSION, columns, step.depends_on)), step.computed)
-    note = earlier.new_note()
-    return write_with_note(
-        path, fingerprint, lambda: _write(path, part, step, columns, strict, title, earlier, note), note
-    )
+@dataclass(frozen=True)
+class _Shard:
+    """A shard to be written, and the fingerprint of what it is computed from."""
+
+    path: Path
+    part: ManifestPart
+    fingerprint: str
+    title: str
+
+    @classmethod
+    def of(
+        cls, folder: Path, part: ManifestPart, step: ManifestTransform, columns: Columns, shard_size: int, title: str
+    ) -> _Shard:
+        fingerprint = fingerprint_of(part, VERSION, shard_size, columns, *step.depends_on)
+        return cls(folder / f"{part.name}.parquet", part, fingerprint, title)
+
+    def write(self, step: ManifestTransform, columns: Columns, strict: bool) -> Summary:
+        """Write the shard and its note, and return its summary."""
+        earlier = FormerShard.read(self.path, repr((VERSION, columns, step.depends_on)), step.computed)
+        note = earlier.new_note()
+        write = partial(_write, self.path, self.part, step, columns, strict, self.title, earlier, note)
+        return write_with_note(self.path, self.fingerprint, write, note)
+
+
+def _check_space(
+    folder: Path, missing: Sequence[_Shard], step: ManifestTransform, found: Columns, new: Columns, share: Share
+) -> None:
+    """Refuse a disk that is too small for the missing shards; shards that they replace give back their space."""
+    expected = step.expected_size(found, new, [shard.part for shard in missing]) if missing else None
+    if expected is not None:
+        replaced = sum(shard.path.stat().st_size for shard in missing if shard.path.is_file())
+        expected = replace(expected, size=max(0.0, expected.size - replaced))
+        expected.check(folder, share.processes, announce=share.rank == 0)
 
 
 def _write(

@@ -40,6 +40,10 @@ class ManifestPart:
 
     The part is written again when the size or modification time of one changes.
     """
+    outline: Callable[[], Iterable[Item | Remark]] = tuple
+    """Function that returns the items with little more than their durations and makers; recordings may be empty."""
+    stored: Callable[[Collection[str]], float] = lambda fields: 0.0
+    """Function that returns the number of bytes that some fields of the part take in its sources."""
 
 
 @dataclass

@@ -25,8 +25,9 @@ from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part
 from omnikit.old_names import pointer
 from omnikit.option_ranges import POSITIVE
+from omnikit.prepare.expected_size import Computed, ExpectedSize, expected_size
 from omnikit.prepare.rewrite_manifest import SHARD_SIZE, Columns, ManifestTransform, check_recordings, rewrite
-from omnikit.prepare.shards import Summary
+from omnikit.prepare.shards import ManifestPart, Summary
 from omnikit.torchrun import check_device, own_device
 
 HEARD = "a1"
@@ -180,6 +181,18 @@ class _Tokenizing(ManifestTransform):
         coded = [CODES_OF[name] for name in self.fields]
         new = [*coded, *(["codec"] if coded else []), *(FEATURES if self.features else ())]
         return found.with_more(["duration", *new]).without(self.drop)
+
+    def expected_size(self, found: Columns, new: Columns, parts: Sequence[ManifestPart]) -> ExpectedSize:
+        computed = []
+        if self.codes is not None:
+            codec = self.codes.part
+            rate = 2 * codec.num_codebooks * codec.frame_rate
+            computed += [Computed(CODES_OF[name], name, rate, "codec", self.codec_name) for name in self.fields]
+        if self.features is not None:
+            encoder = self.features.part
+            rate = 2 * encoder.dim * encoder.frame_rate
+            computed.append(Computed("features", HEARD, rate, "encoder", self.encoder_name))
+        return expected_size(parts, found.names, new.names, computed)
 
     def reads(self, item: Item) -> list[str]:
         return [name for name in dict.fromkeys(self._to_make(item).values()) if name in item]

@@ -98,7 +98,7 @@ def by_all_paths(files: list[Path], folder: Path) -> dict[str, list[Outcome]]:
 
 
 def _embedded(file: Path) -> Recording:
-    return Recording("row", table=[{"a1": file.read_bytes()}], column="a1")
+    return Recording("row", table=[file.read_bytes()], column="a1")
 
 
 def _outcome(length) -> Outcome:
