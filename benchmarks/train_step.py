@@ -367,7 +367,8 @@ def brain_options(stage: MeasuredStage, steps: int, folder: str) -> dict:
 
     return {
         "stream_weights": {"text": 1.0, "audio": 1.0}, "loss_normalization": "labels", "log_steps": None,
-        "tasks": dict.fromkeys(stage.tasks, 1.0), "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
+        "validate_first": False, "tasks": dict.fromkeys(stage.tasks, 1.0),
+        "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
         "epochs": EpochCounter(1), "steps_per_epoch": steps, "output_folder": folder, "stage": stage.name,
         "part_names": "", "validate": lambda brain: {}, "distributed": "ddp", "hang_timeout": 10.0,
         "loggers": Loggers(tensorboard=None, wandb=None, output_folder=folder),

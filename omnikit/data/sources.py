@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -87,6 +87,11 @@ class _Entries:
         return (seconds[seconds > 0].sum() + len(unknown) * mean) / 3600
 
 
+def serves(options: Mapping[str, Any], task: Task, tasks: Mapping[str, float]) -> bool:
+    """Return whether a source is used for one of its tasks: one with a weight in the mix, or any with `every_stage`."""
+    return bool(options.get("every_stage")) or tasks.get(task.name, 0) > 0
+
+
 def read_sources(
     sources: dict[str, dict[str, Any] | None],
     model: OmniLM,
@@ -102,7 +107,8 @@ def read_sources(
         sources: mapping from names to options: `manifest: FILE or FOLDER`, `tasks: [..]` that it may serve, and
             optionally `limit: N` for N entries chosen at random, `answers: FILE` with recordings of answers, and
             `without_held_out: N` or `only_held_out: N`, see `read_entries`. A source that is None is ignored.
-        tasks: weight of each task in the mix; features and codes that only tasks of weight 0 need are not computed.
+        tasks: weight of each task in the mix; of tasks of weight 0 no sample, feature or code is computed, unless the
+            source has the option `every_stage: true`.
         cache_folder: folder for the indices of sources, features, codes and copies of Parquet manifests.
         features: `AUTO`, `CACHED` or `ON_THE_FLY`.
         max_encode_hours: maximum hours of recordings whose features or codes may be computed here; None = no limit.
@@ -230,7 +236,7 @@ class _Reader:
         for task in options["tasks"]:
             if task not in TASKS:
                 raise ValueError(f"sources.{name}.tasks: no such task {task!r}; choices: {', '.join(TASKS)}")
-        wanted = tuple(TASKS[task] for task in options["tasks"] if self.tasks.get(task, 0) > 0)
+        wanted = tuple(task for task in map(TASKS.get, options["tasks"]) if serves(options, task, self.tasks))
         if not wanted:
             return _Entries(name, options, (), ListedEntries(), SourceIndex(()))
         entries = read_entries(name, options, self.folder)

@@ -91,13 +91,15 @@ class OmniBrain(RobustBrain):
     Freeze parameters before the Brain is built: only those that require gradients are optimised and synchronised.
 
     Requires the module `model`, and in hparams: `stream_weights` (text, audio), `loss_normalization`, `tasks`,
-    `peak_lr`, `min_lr`, `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `log_steps`, `output_folder`,
-    `stage`, `part_names`, `loggers`, `sampler` (the batch sampler), `validate` (a function from the brain to validation
-    figures, called by all processes after each epoch), `distributed` and `hang_timeout` (see
+    `validate_first`, `peak_lr`, `min_lr`, `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `log_steps`,
+    `output_folder`, `stage`, `part_names`, `loggers`, `sampler` (the batch sampler), `validate` (a function from the
+    brain to validation figures, called by all processes after each epoch), `distributed` and `hang_timeout` (see
     `omnikit.train.distributed`).
     """
 
     bar: tqdm | None = None
+    valid_loader: Any = None
+    """Loader of the validation batches; None without validation."""
     train_loader: Any = None
     """Loader of the training batches, whose waiting time is reported if it is a `BatchLoader`."""
     recent_loss = torch.tensor(torch.nan)
@@ -156,10 +158,10 @@ class OmniBrain(RobustBrain):
         """
         self.batches.append((self.current, ~self.usable(self.mean_loss)))
 
-    def fit(self, epoch_counter: Any, train_set: Any, *args: Any, **kwargs: Any) -> None:
-        self.train_loader = train_set
+    def fit(self, epoch_counter: Any, train_set: Any, valid_set: Any = None, **kwargs: Any) -> None:
+        self.train_loader, self.valid_loader = train_set, valid_set
         try:
-            super().fit(epoch_counter, train_set, *args, **kwargs)
+            super().fit(epoch_counter, train_set, valid_set, **kwargs)
         finally:
             self.parallel.stop_watch()
             if self.bar is not None:  # or its line would be printed after the error message
@@ -181,6 +183,9 @@ class OmniBrain(RobustBrain):
         shares = [float(hparams.tasks.get(name, 0)) for name in TASK_NAMES]
         self.task_shares = torch.tensor(shares, device=self.device) if hparams.loss_normalization == TASKS else None
         self.parallel.start_watch()
+        self.train_figures, self.speed_figures = {}, {}
+        if self.optimizer_step == 0 and self.valid_loader is not None and hparams.validate_first:
+            self._fit_valid(self.valid_loader, epoch=0, enable=False)
 
     def _wrap_distributed(self) -> None:
         if self.checkpointer is not None:
@@ -254,6 +259,8 @@ class OmniBrain(RobustBrain):
         self.valid_sums.gather(everywhere=True)
         figures = self._figures(self.valid_sums)
         self._report({**figures, **self.hparams.validate(self)}, epoch)
+        if epoch == 0:  # before training, so there is nothing to save
+            return
         self.save_epoch({"loss": figures["loss"]}, num_to_keep=1, keep_recent=True)
 
     def _fit_valid(self, *args: Any, **kwargs: Any) -> None:
@@ -271,13 +278,14 @@ class OmniBrain(RobustBrain):
     def _figures(self, sums: StreamSums) -> dict[str, Any]:
         """Return the objective, the mean loss per stream, and `tasks`, each task's share of the labels and mean loss.
 
-        The dict is empty if no batch was usable.
+        Objective and streams are those of the tasks that the stage trains. The dict is empty if no batch was usable.
         """
-        if not (means := sums.means()):
+        trained = sums.of_tasks([name for name, share in self.hparams.tasks.items() if share > 0])
+        if not (means := trained.means()):
             return {}
         weights = self.stream_weights.cpu().double()
         shares = None if self.task_shares is None else self.task_shares.cpu().double()
-        loss = float(sums.losses().objective(weights, shares))
+        loss = float(trained.losses().objective(weights, shares))
         return {"loss": loss, **means, "tasks": sums.by_task(weights)}
 
     @sb.utils.distributed.main_process_only
@@ -295,7 +303,8 @@ class OmniBrain(RobustBrain):
         self.hparams.loggers.log_stats(where, {**line["train"], "speed": line["speed"]}, line["valid"])
         draw_curves(path, path.with_name("curves.png"))
         shown = {k: v for k, v in line["valid"].items() if not k.startswith("audio") and k != "tasks"}
-        Console().print(f"{where['stage']} epoch {where['epoch']}: valid {shown}; {described(self.speed_figures)}")
+        speed = f"; {described(self.speed_figures)}" if self.speed_figures else ""
+        Console().print(f"{where['stage']} epoch {where['epoch']}: valid {shown}{speed}")
 
 
 def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:

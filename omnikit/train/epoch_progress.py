@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import speechbrain as sb
@@ -70,6 +71,13 @@ class StreamSums:
     def means(self) -> dict[str, float]:
         """Return the mean loss in nats by stream name, without streams that had no labels."""
         return named_streams((self.sums.sum(dim=0) / self.counts.sum(dim=0)).tolist())
+
+    def of_tasks(self, names: Collection[str]) -> StreamSums:
+        """Return the sums of some tasks alone, without the running mean."""
+        chosen = torch.tensor([name in names for name in TASK_NAMES], device=self.sums.device)[:, None]
+        found = StreamSums(self.sums.shape[1], self.sums.device)
+        found.sums, found.counts = self.sums * chosen, self.counts * chosen
+        return found
 
     def by_task(self, stream_weights: Tensor) -> dict[str, dict[str, float]]:
         """Return the share of all labels and the mean loss of each task that has labels.

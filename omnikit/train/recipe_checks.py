@@ -44,6 +44,7 @@ RANGES = {
     "min_lr": NOT_NEGATIVE,
     "warmup_steps": FROM_ZERO,
     "epochs.limit": COUNT,
+    "validate_first": TRUE_OR_FALSE,
     "loss_normalization": OneOf(NORMALIZATIONS),
     "distributed": OneOf(("ddp", "fsdp")),
     "hang_timeout": POSITIVE,
@@ -57,6 +58,7 @@ SOURCE_RANGES = {
     "limit": COUNT_OR_NONE,
     "weight": POSITIVE,
     "decode": FROM_ZERO,
+    "every_stage": TRUE_OR_FALSE,
     "without_held_out": Range(0, whole=True, null=True),
     "only_held_out": Range(0, whole=True, null=True),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.data.manifest_reader import ManifestEntry
-from omnikit.data.sources import read_entries, read_features
+from omnikit.data.sources import read_entries, read_features, serves
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.evaluate.wer import Pair, score
 from omnikit.generate import BadQuestion, Decoder, Decoding, Question
@@ -26,7 +26,8 @@ class Validation:
     """A callable that decodes entries of each validation source greedily and returns error rates in percent.
 
     The first `decode` entries of a source (0 for none) are decoded for each of its tasks that has a text answer and no
-    spoken one. The figures are `wer`, the word error rate of transcripts, and `wrong T1T2` and so on, the percentage of
+    spoken one; of a source with `every_stage: true` also tasks that the stage does not train, which shows what it
+    forgets. The figures are `wer`, the word error rate of transcripts, and `wrong T1T2` and so on, the percentage of
     answers that differ from the reference. Texts are normalised by `omnikit.evaluate.text_normalisation.plain`.
     """
 
@@ -42,7 +43,8 @@ class Validation:
         for name, options in sources.items():
             if options is None:
                 continue
-            wanted = [TASKS[t] for t in options["tasks"] if tasks.get(t, 0) > 0 and not TASKS[t].speaks]
+            served = [task for task in map(TASKS.get, options["tasks"]) if serves(options, task, tasks)]
+            wanted = [task for task in served if not task.speaks]
             if wanted and options["decode"]:
                 entries = read_entries(name, {**options, "limit": options["decode"]}, cache_folder)
                 found = [_questions(model, task, entries, name, cache_folder) for task in wanted]

@@ -75,7 +75,7 @@ def _training(run: Run, record: RunRecord) -> dict[str, Any]:
     logs = [read_log(stage.folder / LOG) for stage in stages]
     whole = not any(record.steps[stage.name]["resumed"] for stage in stages)
     return {
-        "seconds": sum(line["train"]["seconds"] for log in logs for line in log) if whole else None,
+        "seconds": sum(line["train"].get("seconds", 0.0) for log in logs for line in log) if whole else None,
         "steps": sum(log[-1]["step"] for log in logs),
         "valid": logs[-1][-1]["valid"],
     }

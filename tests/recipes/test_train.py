@@ -83,12 +83,16 @@ def test_three_stages(train_here, data, tmp_path):
         "new_audio_embeddings",
     }
     log = [json.loads(line) for line in (stages[2] / "train_log.jsonl").read_text().splitlines()]
-    assert [(line["stage"], line["epoch"], line["step"]) for line in log] == [("stage3", 1, 3), ("stage3", 2, 6)]
+    assert [(line["stage"], line["epoch"], line["step"]) for line in log] == [("stage3", i, 3 * i) for i in range(3)]
     assert {"loss", "text", "audio1", "audio7", "wer", "wrong A1T2"} <= set(log[-1]["valid"])
     assert sum(task["labels"] for task in log[-1]["train"]["tasks"].values()) == pytest.approx(1, abs=1e-4)
     assert all(task["loss"] > 0 for part in ("train", "valid") for task in log[-1][part]["tasks"].values())
     assert (stages[2] / "curves.png").stat().st_size > 5000
     assert checkpoint.load(stages[2]).tts_adapter is not None
+    log = [json.loads(line) for line in (stages[0] / "train_log.jsonl").read_text().splitlines()]
+    for line in log:  # written questions, which stage 1 does not train
+        assert {"A1T1", "T1A1", "T1T2"} == set(line["valid"]["tasks"]) and "wrong T1T2" in line["valid"]
+    assert {"A1T1", "T1A1"} == set(log[-1]["train"]["tasks"]) and log[0]["train"] == {}
 
 
 def test_another_codec_is_refused_by_name(train_here, data, untrained, tmp_path):

@@ -120,7 +120,7 @@ def brain_of(
     counter = EpochCounter(epochs)
     hparams = {
         "stream_weights": {"text": 1.0, "audio": 1.0}, "loss_normalization": "labels", "tasks": {"A1A2": 1.0},
-        "log_steps": None, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
+        "log_steps": None, "validate_first": False, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
         "epochs": counter, "steps_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder),
         "stage": "toy", "part_names": {}, "loggers": Quiet(), "sampler": Quiet(), "validate": Quiet(),
         "distributed": distributed, "hang_timeout": 10.0,

@@ -92,7 +92,8 @@ def brain_of(folder: Path, normalization: str = LABELS, trainable: Sequence[str]
     model.freeze_all_but(list(trainable))
     options = {
         "stream_weights": {"text": 2.0, "audio": 1.0}, "loss_normalization": normalization, "tasks": SHARES,
-        "log_steps": None, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1, "epochs": EpochCounter(1),
+        "log_steps": None, "validate_first": False, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
+        "epochs": EpochCounter(1),
         "steps_per_epoch": 1, "output_folder": str(folder), "stage": "toy", "part_names": {}, "loggers": Quiet(),
         "distributed": "ddp", "hang_timeout": 10.0, "sampler": Quiet(), "validate": Quiet(),
     }  # fmt: skip
