@@ -45,6 +45,14 @@ def start_processes(backend: str, hang_timeout: float) -> None:
     torch.distributed.init_process_group(backend, timeout=timedelta(minutes=hang_timeout, seconds=GRACE))
 
 
+def end_processes() -> None:
+    """Part from the other processes at the end of a training, after all of them have come here."""
+    if torch.distributed.is_initialized():
+        wait_for_all()
+        shared_store.cache_clear()
+        torch.distributed.destroy_process_group()
+
+
 @cache
 def shared_store() -> Store:
     """Return a key-value store that all processes of the training share, with a connection of its own.
@@ -64,9 +72,17 @@ def wait_for_all() -> None:
     """
     if not torch.distributed.is_initialized():
         return
-    key, processes = f"meeting {next(_meetings)}", Share.of_torchrun().processes
+    key, share = f"meeting {next(_meetings)}", Share.of_torchrun()
+    _count_to(share.processes, f"{key}: here")
+    if share.rank:
+        shared_store().add(f"{key}: left", 1)
+    else:  # leaves last, since the store may end with its process
+        _count_to(share.processes, f"{key}: left")
+
+
+def _count_to(number: int, key: str) -> None:
     shared_store().add(key, 1)
-    while shared_store().add(key, 0) < processes:
+    while shared_store().add(key, 0) < number:
         time.sleep(_POLL)
 
 

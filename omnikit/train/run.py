@@ -28,7 +28,7 @@ from omnikit.train.brain import parameter_table
 from omnikit.train.distributed import check_distributed
 from omnikit.train.grad_accumulation import plan_accumulation
 from omnikit.train.initial_weights import load_initial_weights
-from omnikit.train.process_group import start_processes, wait_for_all
+from omnikit.train.process_group import end_processes, start_processes, wait_for_all
 from omnikit.train.resume import RunIdentity, resumes, vocabulary_of
 from omnikit.train.stored_state import whole_weights
 
@@ -55,6 +55,7 @@ def open_run(recipe: Recipe) -> Iterator[dict[str, Any]]:
         for change in changes:
             logger.warning("resuming: %s", change)
         yield run_opts
+        end_processes()
 
 
 def make_output_folder(recipe: Recipe) -> None:
