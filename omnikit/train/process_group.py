@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -14,6 +16,9 @@ from omnikit.torchrun import Share
 
 GRACE = 60.0
 """Seconds by which collective operations may last longer than `--hang_timeout`, so that the watchdog speaks first."""
+
+_POLL = 0.2  # seconds between two looks at the store
+_meetings = itertools.count()
 
 
 def under_torchrun() -> bool:
@@ -41,6 +46,14 @@ def start_processes(backend: str, hang_timeout: float) -> None:
     torch.distributed.init_process_group(backend, timeout=timedelta(minutes=hang_timeout, seconds=GRACE))
 
 
+def end_processes() -> None:
+    """Part from the other processes at the end of a training, after all of them have come here."""
+    if torch.distributed.is_initialized():
+        wait_for_all()
+        shared_store.cache_clear()
+        torch.distributed.destroy_process_group()
+
+
 @cache
 def shared_store() -> Store:
     """Return a key-value store that all processes of the training share, with a connection of its own.
@@ -50,6 +63,28 @@ def shared_store() -> Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, is_master=False, wait_for_workers=False)
     return PrefixStore(f"omnikit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def wait_for_all() -> None:
+    """Wait until every process has come here, for as long as it takes.
+
+    A barrier of torch would end after `--hang_timeout`, and preparations such as encoding a corpus may take longer. A
+    process that dies meanwhile ends the others through torchrun.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    key, share = f"meeting {next(_meetings)}", Share.of_torchrun()
+    _count_to(share.processes, f"{key}: here")
+    if share.rank:
+        shared_store().add(f"{key}: left", 1)
+    else:  # leaves last, since the store may end with its process
+        _count_to(share.processes, f"{key}: left")
+
+
+def _count_to(number: int, key: str) -> None:
+    shared_store().add(key, 1)
+    while shared_store().add(key, 0) < number:
+        time.sleep(_POLL)
 
 
 def every_process(value: Any) -> list[Any]:

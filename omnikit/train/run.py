@@ -33,7 +33,7 @@ from omnikit.train.distributed import check_distributed
 from omnikit.train.first_process import first_process
 from omnikit.train.initial_weights import load_initial_weights
 from omnikit.train.precision import precisions
-from omnikit.train.process_group import start_processes
+from omnikit.train.process_group import end_processes, start_processes
 from omnikit.train.resume import RunIdentity, resumes
 from omnikit.train.stored_state import whole_weights
 
@@ -61,6 +61,7 @@ def open_run(recipe: Recipe) -> Iterator[dict[str, Any]]:
         for change in changes:
             logger.warning("resuming: %s", change)
         yield run_opts
+        end_processes()
 
 
 def make_output_folder(recipe: Recipe) -> None:

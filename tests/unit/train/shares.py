@@ -1,12 +1,13 @@
-"""Script that checks trainings by two processes, started by torchrun: `shares.py FOLDER`.
+"""Checks of trainings by two processes, each of which runs `run_share`.
 
-It compares gradients of copies and of shards of a toy system with those of one process, trains with both, resumes, and
-leaves checkpoints and figures in FOLDER for `test_distributed.py`. A check that fails ends the script.
+They compare gradients of copies and of shards of a toy system with those of one process, train with both, resume, and
+leave checkpoints and figures in a folder for `test_distributed.py`. A check that fails ends the process.
 """
 
 from __future__ import annotations
 
-import sys
+import os
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +24,7 @@ from omnikit.tasks import TASKS
 from omnikit.torchrun import Share
 from omnikit.train.brain import OneForward
 from omnikit.train.distributed import Alone, make_parallel, own_share
-from omnikit.train.process_group import start_processes
+from omnikit.train.process_group import end_processes, start_processes
 from omnikit.train.stored_state import whole_weights
 from omnikit.train.validation import Validation
 from tests.unit.faulty_runs import FaultyBrain, batches, brain_of, loader
@@ -151,8 +152,14 @@ def check_error_rates() -> None:
         assert together == made(brain) and together["wer"] > 0
 
 
-def main(folder: Path) -> None:
+def run_share(folder: Path, begun: Connection, environment: dict[str, str]) -> None:
+    """Run all checks as one of several processes; called by `rewriting.start`.
+
+    `environment` has torchrun's variables with rank and number of processes.
+    """
+    os.environ.update(environment)
     torch.set_num_threads(1)
+    begun.send(None)
     start_processes("gloo", 1.0)
     for case in GRADIENTS:
         check_gradients(*case)
@@ -162,9 +169,4 @@ def main(folder: Path) -> None:
     state = state_of(train(folder / "alone", 1, distributed="fsdp"))  # stored by one process
     if Share.of_torchrun().rank == 0:
         assert same(state, torch.load(folder / "alone" / "state.pt", weights_only=True))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    end_processes()
