@@ -40,6 +40,14 @@ def test_steps_of_the_engines_of_torch(run, tmp_path):
 
 
 @pytest.mark.long
+def test_a_later_start_takes_seconds(run):
+    done = run("benchmarks/index.py", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("(goal: at most 5 s)") == 2
+    assert "features: by row groups / by position" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.long
 def test_batches_are_made_faster_than_by_the_earlier_code(run):
     done = run("benchmarks/loader.py", "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
