@@ -130,14 +130,25 @@ class Backbone(Part, ABC):
         """Return the embeddings [..., D] of ids [...]."""
 
     @abstractmethod
-    def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        cache: Any = None,
+        sequences: Tensor | None = None,
+    ) -> Tensor:
         """Compute hidden states [B, L, D] *before* the final norm from embeddings [B, L, D].
+
+        A backbone without the argument `sequences` cannot be trained with `--pack true`.
 
         Args:
             embeddings: [B, L, D].
             positions: position of each step in its sequence [B, L].
             mask: [B, L_cached + L], 1 where a position may be attended to; None = all may.
             cache: KV cache from `new_cache`, which is extended; None = no positions were computed before.
+            sequences: number of the sequence at each position [B, L] if rows are packed, given without mask and cache:
+                a position attends only to earlier ones of the same number. None = each row is one sequence.
         """
 
     @abstractmethod
@@ -164,7 +175,8 @@ class Backbone(Part, ABC):
     def blocks(self, n: int) -> nn.Module:
         """Return a stack of `n` new blocks of this backbone's kind with a final norm of its own.
 
-        It is called as `(hidden, positions, mask, cache) -> normed hidden` and has a `new_cache()` like the backbone.
+        It is called as `(hidden, positions, mask, cache) -> normed hidden`, with `sequences` if rows are packed, and
+        has a `new_cache()` like the backbone.
         """
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,19 @@ PARTS = ("encoder", "adapter", "llm", "tts_adapter", "new_text_embeddings", "new
 class AdaptedSpeech:
     """Adapted speech features that take the place of the audio streams in the prompts of a batch."""
 
-    features: Tensor  # [B, T, D]
+    features: Tensor  # [B, T, D], one sequence each; B is the number of sequences, also in packed rows
     lengths: Tensor  # [B]
     starts: Tensor  # [B], position of the first feature in its sequence
+
+
+class PackedRows(NamedTuple):
+    """Positions of a batch whose rows hold several sequences each, one after another.
+
+    A tuple, because DistributedDataParallel finds tensors only in tuples, lists and dicts.
+    """
+
+    positions: Tensor  # [B, L], position of each step in its sequence
+    sequences: Tensor  # [B, L], number of the sequence in the batch; -1 in the padding
 
 
 @dataclass
@@ -131,14 +141,14 @@ class OmniLM(Freezable):
         """Return the number of prompt positions that a number of encoder frames takes after the adapter."""
         return -(-features // self.adapter.stride)
 
-    def embed(self, steps: Tensor, speech: AdaptedSpeech | None = None) -> Tensor:
+    def embed(self, steps: Tensor, speech: AdaptedSpeech | None = None, packed: PackedRows | None = None) -> Tensor:
         """Return the embeddings [B, L, D] of steps [B, S, L]: the mean over the streams' embeddings at each position.
 
         Positions inside `speech` have its features in the audio streams instead of embeddings.
         """
         audio = self.new_audio_embeddings.embed(steps[:, 1:] + self.audio_offsets).sum(dim=1, dtype=torch.float32)
         if speech is not None:
-            audio = self._insert(audio, speech)
+            audio = self._insert(audio, speech) if packed is None else self._insert_packed(audio, speech, packed)
         return ((self._embed_text(steps[:, 0]) + audio) / self.layout.num_streams).to(self.dtype)
 
     def _embed_text(self, ids: Tensor) -> Tensor:
@@ -157,6 +167,15 @@ class OmniLM(Freezable):
         summed = speech.features.gather(1, at) * (self.layout.num_streams - 1)
         return torch.where(inside[..., None], summed, audio)
 
+    def _insert_packed(self, audio: Tensor, speech: AdaptedSpeech, packed: PackedRows) -> Tensor:
+        """Replace summed audio embeddings like `_insert` in packed rows, by the features of several sequences a row."""
+        frames, sequences = speech.features.shape[1], packed.sequences.clamp(min=0)
+        at = packed.positions - speech.starts[sequences]
+        inside = (packed.sequences >= 0) & (at >= 0) & (at < speech.lengths[sequences])
+        at = (sequences * frames + at.clamp(0, frames - 1)).flatten()
+        summed = speech.features.flatten(0, 1).index_select(0, at).view_as(audio) * (self.layout.num_streams - 1)
+        return torch.where(inside[..., None], summed, audio)
+
     def new_cache(self) -> Cache:
         """Return empty KV caches for decoding step by step."""
         return Cache(self.llm.new_cache(), self.tts_adapter.new_cache() if self.tts_adapter is not None else None)
@@ -166,6 +185,7 @@ class OmniLM(Freezable):
         steps: Tensor,
         speech: AdaptedSpeech | None = None,
         *,
+        packed: PackedRows | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: Cache | None = None,
@@ -173,25 +193,31 @@ class OmniLM(Freezable):
         """Compute the normed hidden states [B, L, D] of steps [B, S, L], from which the heads compute logits.
 
         `positions` [B, L], `mask` [B, L_cached + L] and `cache` have the meaning that they have for `Backbone.forward`.
+        They are not given if rows are packed; `packed` is None if each row is one sequence.
         """
-        return self.hidden(self.embed(steps, speech), positions=positions, mask=mask, cache=cache)
+        embeddings = self.embed(steps, speech, packed)
+        return self.hidden(embeddings, packed=packed, positions=positions, mask=mask, cache=cache)
 
     def hidden(
         self,
         embeddings: Tensor,
         *,
+        packed: PackedRows | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Hidden:
         """Compute the normed hidden states [B, L, D] of embeddings [B, L, D]; see `forward` for the other arguments."""
+        rows = {}  # only if needed, since a backbone may not take them
+        if packed is not None:
+            positions, rows = packed.positions, {"sequences": packed.sequences}
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None].expand(len(embeddings), -1)
-        trunk = self.llm(embeddings, positions, mask, cache and cache.llm)
+        trunk = self.llm(embeddings, positions, mask, cache and cache.llm, **rows)
         text = self.llm.final_norm(trunk)
         if self.tts_adapter is None:
             return Hidden(text, text)
-        return Hidden(text, self.tts_adapter(trunk, positions, mask, cache and cache.tts))
+        return Hidden(text, self.tts_adapter(trunk, positions, mask, cache and cache.tts, **rows))
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Compute the logits [..., V] over the text stream's ids from hidden states [..., D]."""

@@ -1,4 +1,4 @@
-"""Pads training samples of any mix of tasks into one batch."""
+"""Pads training samples of any mix of tasks into one batch, or packs them: several samples in a row."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from omnikit.data.micro_batch import MicroBatch
+from omnikit.data.packed_rows import pack_rows
 from omnikit.interfaces import lengths_to_mask
 from omnikit.label_positions import MULTIPLE, LabelPositions
-from omnikit.model import AdaptedSpeech
+from omnikit.model import AdaptedSpeech, PackedRows
 from omnikit.tasks import AUDIO_START, TASK_NAMES, Sample
 from omnikit.tokens import IGNORE, TokenLayout
 
@@ -34,7 +35,7 @@ class BatchSizes(NamedTuple):
     """Sizes of a batch as plain numbers, so that nobody has to fetch them from the device."""
 
     sequences: int
-    """Number B of samples."""
+    """Number N of samples, which is B without packing."""
     positions: int
     """Number of positions without padding."""
     padded: int
@@ -49,15 +50,15 @@ class BatchSizes(NamedTuple):
 
 @dataclass
 class Batch:
-    """A training batch of B padded samples.
+    """A training batch of N samples in B padded rows: one in each, or, if they are packed, one after another.
 
     A sample without speech has the feature length 0. So has a sample whose features are to be computed in the training
     step from its recording in `wav`; see `with_features`.
     """
 
     steps: Tensor  # [B, S, L]
-    features: Tensor  # [B, T, D] encoder features, in float16 as they are stored, or in float32
-    lengths: Tensor  # [B] number of feature frames
+    features: Tensor  # [N, T, D] encoder features, in float16 as they are stored, or in float32
+    lengths: Tensor  # [N] number of feature frames
     wav: Tensor  # [b, N] recordings of those samples whose features are to be computed
     wav_lengths: Tensor  # [b] lengths of these recordings in audio samples
     recorded: Tensor  # [b] indices of these samples in the batch
@@ -67,6 +68,7 @@ class Batch:
     sizes: BatchSizes
     ends_step: bool = True  # whether the optimiser step follows this batch
     ids: tuple[str, ...] = ()  # ids of the manifest entries, for logs
+    packed: PackedRows | None = None  # positions and samples of packed rows, for the model; None = not packed
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with all tensors on another device.
@@ -110,7 +112,7 @@ class Batch:
             counts: their lengths [b] in frames.
 
         Returns:
-            Features [B, T, D], in the type of the computed ones, and lengths [B] of all samples.
+            Features [N, T, D], in the type of the computed ones, and lengths [N] of all samples.
         """
         ready, inside = self.features, lengths_to_mask(counts, made.shape[1])
         longest = rounded(max(made.shape[1], ready.shape[1]), FRAMES)
@@ -120,13 +122,13 @@ class Batch:
         return features, self.lengths.index_copy(0, self.recorded, counts.to(self.lengths.dtype))
 
     def speech(self, adapted: Tensor, lengths: Tensor) -> AdaptedSpeech:
-        """Return adapted features [B, T, D] of this batch together with their start position in the prompts."""
+        """Return adapted features [N, T, D] of this batch together with their start position in the prompts."""
         return AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
 
 
 def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    if isinstance(value, LabelPositions):
-        return LabelPositions(*map(function, value))
+    if isinstance(value, (LabelPositions, PackedRows)):
+        return type(value)(*map(function, value))
     return function(value) if isinstance(value, Tensor) else value
 
 
@@ -160,7 +162,7 @@ def collate(
     ids: Sequence[str] = (),
     step: MicroBatch | None = None,
 ) -> Batch:
-    """Pad training samples on the right and return them as one batch.
+    """Pad training samples on the right, or pack them if the micro-batch says so, and return them as one batch.
 
     Steps are padded to a multiple of `STEPS`, features to a multiple of `FRAMES`. The training step converts features
     in float16 to float32 on its device, where this is cheaper.
@@ -173,26 +175,51 @@ def collate(
         step: micro-batch that says which optimiser step the samples belong to; None if they are a whole step.
     """
     step = MicroBatch() if step is None else step
-    longest = rounded(max(sample.length for sample in samples), STEPS)
-    steps = np.empty((len(samples), layout.num_streams, longest), dtype=np.int64)
-    for row, sample in zip(steps, samples, strict=True):
-        row[:, : sample.length] = sample.whole[:, :-1]
-        row[:, sample.length :] = layout.step("pad", "pad")[:, None]
-    padded, lengths = _pad_features(features, dim)
+    lengths = [sample.length for sample in samples]
+    rows, longest = [[b] for b in range(len(samples))], rounded(max(lengths), STEPS)
+    if step.packed:
+        rows, longest = pack_rows(lengths, STEPS)
+    steps, starts = _rows_of_steps(samples, rows, longest, layout)
+    padded, frames = _pad_features(features, dim)
     recorded = [b for b, wav in enumerate(wavs) if wav is not None]
     wav, wav_lengths = _pad_rows([wavs[b] for b in recorded])
     return Batch(
-        torch.from_numpy(steps), padded, torch.tensor(lengths), wav, torch.tensor(wav_lengths, dtype=torch.long),
+        torch.from_numpy(steps), padded, torch.tensor(frames), wav, torch.tensor(wav_lengths, dtype=torch.long),
         torch.tensor(recorded, dtype=torch.long),
-        _label_positions(samples, slice(1), [sample.text_labels for sample in samples], longest),
-        _label_positions(samples, slice(1, None), [sample.audio_labels for sample in samples], longest),
+        _label_positions(samples, slice(1), [sample.text_labels for sample in samples], starts),
+        _label_positions(samples, slice(1, None), [sample.audio_labels for sample in samples], starts),
         _by_stream(_labels_of_step(samples) if step.step_labels is None else step.step_labels, layout),
         BatchSizes(
-            len(samples), sum(sample.length for sample in samples), len(samples) * longest, sum(lengths),
+            len(samples), sum(lengths), len(rows) * longest, sum(frames),
             sum(wav_lengths), sum(sample.audio_labels for sample in samples),
         ),
-        step.ends_step, tuple(ids),
+        step.ends_step, tuple(ids), _packed_rows(samples, starts, len(rows), longest) if step.packed else None,
     )  # fmt: skip
+
+
+def _rows_of_steps(
+    samples: list[Sample], rows: list[list[int]], longest: int, layout: TokenLayout
+) -> tuple[np.ndarray, list[int]]:
+    """Return the steps [B, S, longest] of rows of samples, and where each sample begins among the B * L positions."""
+    steps = np.empty((len(rows), layout.num_streams, longest), dtype=np.int64)
+    starts = [0] * len(samples)
+    for number, (row, indices) in enumerate(zip(steps, rows, strict=True)):
+        end = 0
+        for b in indices:
+            starts[b] = number * longest + end
+            begin, end = end, end + samples[b].length
+            row[:, begin:end] = samples[b].whole[:, :-1]
+        row[:, end:] = layout.step("pad", "pad")[:, None]
+    return steps, starts
+
+
+def _packed_rows(samples: list[Sample], starts: list[int], rows: int, longest: int) -> PackedRows:
+    """Return the position in its sample, and the sample, of each position [rows, longest] of a packed batch."""
+    positions, sequences = np.zeros(rows * longest, dtype=np.int64), np.full(rows * longest, -1, dtype=np.int64)
+    for b, (sample, start) in enumerate(zip(samples, starts, strict=True)):
+        positions[start : start + sample.length] = np.arange(sample.length)
+        sequences[start : start + sample.length] = b
+    return PackedRows(*(torch.from_numpy(each).view(rows, longest) for each in (positions, sequences)))
 
 
 def _pad_features(features: list[Tensor | None], dim: int) -> tuple[Tensor, list[int]]:
@@ -216,13 +243,14 @@ def _pad_rows(wavs: list[Tensor]) -> tuple[Tensor, list[int]]:
     return torch.from_numpy(padded), lengths
 
 
-def _label_positions(samples: list[Sample], streams: slice, counts: list[int], longest: int) -> LabelPositions:
-    """Return the positions of labels in some streams of samples that are padded to `longest` positions.
+def _label_positions(samples: list[Sample], streams: slice, counts: list[int], starts: list[int]) -> LabelPositions:
+    """Return the positions of labels in some streams of samples, sample by sample.
 
-    The result equals that of `omnikit.label_positions.label_positions`, without a search.
+    If each row holds one sample, the result equals that of `omnikit.label_positions.label_positions`, without a search.
 
     Args:
         counts: number of labels of each sample in each of these streams.
+        starts: index of the first position of each sample among all positions of the batch.
     """
     total = sum(counts)
     size, width = rounded(total, MULTIPLE), len(samples[0].whole[streams])
@@ -231,7 +259,7 @@ def _label_positions(samples: list[Sample], streams: slice, counts: list[int], l
     begin = 0
     for b, (sample, count) in enumerate(zip(samples, counts, strict=True)):
         if count:
-            end, first = begin + count, sample.start + b * longest
+            end, first = begin + count, starts[b] + sample.start
             positions[begin:end] = np.arange(first, first + count)
             labels[begin:end] = sample.whole[streams, sample.start + 1 : sample.start + 1 + count].T
             tasks[begin:end] = sample.task

@@ -7,6 +7,8 @@ from bisect import bisect_left
 
 import numpy as np
 
+from omnikit.data.packed_rows import most_steps
+
 _HALVINGS = 18  # of the range in which the cost of the micro-batches is searched
 
 
@@ -20,12 +22,20 @@ class BatchCutter:
         label_costs: cost of the labels of each sample [n], in steps.
         max_batch_length: maximum number of steps in a micro-batch, padding included.
         max_sequences: maximum number of samples in a micro-batch; None = no limit.
+        packed: whether a row may hold several samples; the padding of a micro-batch is then the most that there may be,
+            see `omnikit.data.packed_rows.most_steps`.
     """
 
     def __init__(
-        self, lengths: np.ndarray, label_costs: np.ndarray, max_batch_length: int, max_sequences: int | None = None
+        self,
+        lengths: np.ndarray,
+        label_costs: np.ndarray,
+        max_batch_length: int,
+        max_sequences: int | None = None,
+        packed: bool = False,
     ):
-        self.lengths = lengths.tolist()
+        self.lengths, self.packed = lengths.tolist(), packed
+        self.steps_before = [0, *np.cumsum(lengths).tolist()]
         self.labels_before = np.concatenate([[0.0], np.cumsum(label_costs)]).tolist()
         self.max_batch_length = max_batch_length
         self.max_sequences = len(lengths) if max_sequences is None else max_sequences
@@ -35,7 +45,14 @@ class BatchCutter:
 
     def cost(self, start: int, end: int) -> float:
         """Return the cost in steps of a micro-batch of the samples `start` .. `end` - 1."""
-        return (end - start) * self.lengths[end - 1] + self.labels_before[end] - self.labels_before[start]
+        return self.steps(start, end) + self.labels_before[end] - self.labels_before[start]
+
+    def steps(self, start: int, end: int) -> int:
+        """Return the steps of a micro-batch of the samples `start` .. `end` - 1, padding included."""
+        samples, longest = end - start, self.lengths[end - 1]
+        if not self.packed:
+            return samples * longest
+        return most_steps(samples, self.steps_before[end] - self.steps_before[start], longest)
 
     def cut(self, count: int) -> list[tuple[int, int]] | None:
         """Cut all samples into exactly `count` micro-batches of nearly equal cost.
@@ -68,13 +85,13 @@ class BatchCutter:
 
     def _end(self, start: int, cost: float) -> int:
         """Return the end of the micro-batch that begins with a sample; it holds at least that one."""
-        lengths, before, longest = self.lengths, self.labels_before, self.max_batch_length
+        lengths, longest = self.lengths, self.max_batch_length
 
         def too_long(end: int) -> bool:
-            return (end - start) * lengths[end - 1] > longest
+            return self.steps(start, end) > longest
 
         def too_costly(end: int) -> bool:
-            return (end - start) * lengths[end - 1] + before[end] - before[start] > cost
+            return self.cost(start, end) > cost
 
         most = min(self.max_sequences, longest // lengths[start])  # the other samples are at least as long
         last = min(len(lengths), start + most)

@@ -21,14 +21,19 @@ class MicroBatch(list[Any]):
             `omnikit.tasks.TASK_NAMES` those of the text stream and those of each audio stream [tasks, 2]; None if the
             micro-batch is a whole step.
         ends_step: whether the optimiser step follows this micro-batch.
+        packed: whether a row of the batch may hold several samples.
     """
 
     def __init__(
-        self, samples: Iterable[Any] = (), step_labels: np.ndarray | None = None, ends_step: bool = True
+        self,
+        samples: Iterable[Any] = (),
+        step_labels: np.ndarray | None = None,
+        ends_step: bool = True,
+        packed: bool = False,
     ) -> None:
         super().__init__(samples)
-        self.step_labels, self.ends_step = step_labels, ends_step
+        self.step_labels, self.ends_step, self.packed = step_labels, ends_step, packed
 
     def with_samples(self, samples: Iterable[Any]) -> MicroBatch:
         """Return a micro-batch of other samples in the same optimiser step."""
-        return MicroBatch(samples, self.step_labels, self.ends_step)
+        return MicroBatch(samples, self.step_labels, self.ends_step, self.packed)

@@ -9,6 +9,7 @@ import numpy as np
 from omnikit.data.collate import STEPS, rounded
 from omnikit.data.cut_batches import BatchCutter
 from omnikit.data.label_cost import LabelCost
+from omnikit.data.packed_rows import pack_rows
 from omnikit.data.sample_draws import SampleDraws
 
 TIES = 1
@@ -22,14 +23,15 @@ class SamplePools:
         draws: the sequence of samples that is trained on.
         max_batch_length: maximum number of steps in a micro-batch, padding included.
         label_cost: cost of labels.
+        packed: whether a row of a batch may hold several samples.
 
     Raises:
         ValueError: a sample is longer than a micro-batch.
     """
 
-    def __init__(self, draws: SampleDraws, max_batch_length: int, label_cost: LabelCost):
+    def __init__(self, draws: SampleDraws, max_batch_length: int, label_cost: LabelCost, packed: bool = False):
         self.draws, self.table = draws, draws.table
-        self.max_batch_length, self.label_cost = max_batch_length, label_cost
+        self.max_batch_length, self.label_cost, self.packed = max_batch_length, label_cost, packed
         self.longest = int(self.table.lengths.max())
         self.mean_length = draws.mean(rounded(self.table.lengths, STEPS))
         if rounded(self.longest, STEPS) > max_batch_length:
@@ -52,13 +54,19 @@ class SamplePools:
         """Return some samples as a pool; those of equal padded length and cost stay in their order."""
         lengths, costs = self.padded_lengths(samples), self.label_costs(samples)
         order = np.lexsort((costs, lengths))
-        cutter = BatchCutter(lengths[order], costs[order], self.max_batch_length, max_sequences)
+        cutter = BatchCutter(lengths[order], costs[order], self.max_batch_length, max_sequences, self.packed)
         return Pool(samples[order], cutter)
 
     def costs(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
         """Return the cost in steps of each micro-batch, given the sample indices of each."""
-        padded = [len(piece) * int(self.padded_lengths(piece).max()) for piece in pieces]
-        return np.array([steps + self.label_costs(p).sum() for steps, p in zip(padded, pieces, strict=True)])
+        return np.array([self.steps(piece) + self.label_costs(piece).sum() for piece in pieces])
+
+    def steps(self, samples: np.ndarray) -> int:
+        """Return the steps of a micro-batch of samples, padding included."""
+        if not self.packed:
+            return len(samples) * int(self.padded_lengths(samples).max())
+        rows, length = pack_rows(self.table.lengths[samples].tolist(), STEPS)
+        return len(rows) * length
 
     def padded_lengths(self, samples: np.ndarray) -> np.ndarray:
         """Return the lengths of samples in steps, each rounded up to what a batch is padded to."""

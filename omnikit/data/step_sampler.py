@@ -37,6 +37,7 @@ class StepSampler(Sampler[MicroBatch]):
         steps_per_epoch: optimiser steps per epoch.
         wanted: wanted size of an optimiser step; None = one full micro-batch per process.
         label_cost: cost of labels, by which micro-batches are made equal.
+        packed: whether a row of a batch may hold several samples.
         share: rank of this process and number of processes; None = from torchrun's environment variables.
 
     Raises:
@@ -51,9 +52,10 @@ class StepSampler(Sampler[MicroBatch]):
         steps_per_epoch: int,
         wanted: EffectiveBatch | None = None,
         label_cost: LabelCost | None = None,
+        packed: bool = False,
         share: Share | None = None,
     ):
-        self.pools = SamplePools(draws, max_batch_length, label_cost or LabelCost())
+        self.pools = SamplePools(draws, max_batch_length, label_cost or LabelCost(), packed)
         self.steps_per_epoch = steps_per_epoch
         self.wanted, self.share = wanted or EffectiveBatch(), share or Share.of_torchrun()
         self.plan = plan_steps(self.pools, self.wanted, self.share.processes)
@@ -101,6 +103,8 @@ class StepSampler(Sampler[MicroBatch]):
     def cover(self, lengths: Sequence[int], share: Share | None = None) -> list[list[int]]:
         """Return a process' batches for validation; each of the given samples is in one batch of one process.
 
+        Their rows hold one sample each.
+
         Args:
             lengths: length of each sample in steps.
             share: rank of the process and number of processes; None = one process gets all.
@@ -118,7 +122,7 @@ class StepSampler(Sampler[MicroBatch]):
             sources: names of the sources by number.
         """
         pieces = [piece for step in self.pool_steps(0) for piece in step]
-        padded = sum(len(piece) * int(self.pools.padded_lengths(piece).max()) for piece in pieces)
+        padded = sum(self.pools.steps(piece) for piece in pieces)
         filled = sum(int(self.pools.table.lengths[piece].sum()) for piece in pieces)
         batches = self.micro_batches * self.share.processes
         labels = "" if self.wanted.labels is None else f" of {self.wanted.labels} labels"
@@ -144,7 +148,7 @@ class StepSampler(Sampler[MicroBatch]):
         own = deal_to_processes(self.pools.costs(pieces), self.share.processes)[self.share.rank]
         labels = self._labels(samples)
         for number, i in enumerate(own, start=1):
-            yield MicroBatch(pieces[i].tolist(), labels, ends_step=number == len(own))
+            yield MicroBatch(pieces[i].tolist(), labels, number == len(own), self.pools.packed)
 
     def _cut_again(self, samples: np.ndarray, least: int) -> list[np.ndarray]:
         """Cut the samples of a step into at least `least` micro-batches, equally many for each process."""

@@ -103,8 +103,16 @@ class TransformersLM(Backbone):
     def embed(self, ids: Tensor) -> Tensor:
         return self.trunk.get_input_embeddings()(ids)
 
-    def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
-        return run(self.trunk, embeddings, positions, mask, cache=cache, cache_argument=self.cache_argument)
+    def forward(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        cache: Any = None,
+        sequences: Tensor | None = None,
+    ) -> Tensor:
+        options = {"cache": cache, "cache_argument": self.cache_argument, "sequences": sequences}
+        return run(self.trunk, embeddings, positions, mask, **options)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         return self.norm(hidden)
@@ -140,8 +148,16 @@ class TransformersBlocks(nn.Module):
             self.trunk.set_input_embeddings(nn.Identity())
         self.cache_argument = cache_argument(self.trunk)
 
-    def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
-        return run(self.trunk, hidden, positions, mask, cache=cache, cache_argument=self.cache_argument)
+    def forward(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        cache: Any = None,
+        sequences: Tensor | None = None,
+    ) -> Tensor:
+        options = {"cache": cache, "cache_argument": self.cache_argument, "sequences": sequences}
+        return run(self.trunk, hidden, positions, mask, **options)
 
     def new_cache(self) -> Any:
         return _new_cache(self.config)

@@ -16,7 +16,8 @@ from omnikit.llms.llama import Trunk
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_one_sequence_a_row: ContextVar[bool] = ContextVar("one_sequence_a_row", default=False)
+_NOT_KNOWN = "not known"
+_sequences: ContextVar[Tensor | str | None] = ContextVar("sequences", default=_NOT_KNOWN)
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embedding_norm")
 
 
@@ -39,7 +40,14 @@ def embedding_scale(trunk: nn.Module) -> float:
 
 
 def run(
-    trunk: nn.Module, embeddings: Tensor, positions: Tensor, mask: Tensor | None, *, cache: Any, cache_argument: str
+    trunk: nn.Module,
+    embeddings: Tensor,
+    positions: Tensor,
+    mask: Tensor | None,
+    *,
+    cache: Any,
+    cache_argument: str,
+    sequences: Tensor | None = None,
 ) -> Tensor:
     """Compute the hidden states [B, L, D] of embeddings [B, L, D] with a trunk, see `Backbone.forward`.
 
@@ -47,7 +55,9 @@ def run(
         cache_argument: name of the trunk's argument for the KV cache, see `omnikit.kv_cache`; looked up beforehand, so
             that torch can compile this function.
     """
+    assert sequences is None or (mask is None and cache is None), "packed rows have neither mask nor cache"
     if isinstance(trunk, Trunk):
+        assert sequences is None, "packed rows are computed in training only"
         return trunk(embeddings, positions, mask, cache)
     given = {
         "inputs_embeds": embeddings,
@@ -58,34 +68,38 @@ def run(
     }
     if mask is not None or cache is not None:
         return trunk(**given).last_hidden_state
-    with one_sequence_a_row():
+    with sequences_of_rows(sequences):
         return trunk(**given).last_hidden_state
 
 
 @contextmanager
-def one_sequence_a_row() -> Iterator[None]:
-    """Tell transformers in a `with` block that no row of its input holds several sequences.
+def sequences_of_rows(sequences: Tensor | None) -> Iterator[None]:
+    """Tell transformers in a `with` block which positions of its input belong to one sequence.
 
-    Without a mask it looks for positions that start again within a row, which makes the CPU wait for a GPU in each
-    forward pass of backbone and TTS adapter.
+    From this it makes masks for each kind of attention. Otherwise, without a mask, it looks for positions that start
+    again within a row, which makes the CPU wait for a GPU in each forward pass of backbone and TTS adapter.
+
+    Args:
+        sequences: number of the sequence at each position [B, L]; None = each row is one sequence.
     """
     _let_search_be_skipped()
-    before = _one_sequence_a_row.set(True)
+    before = _sequences.set(sequences)
     try:
         yield
     finally:
-        _one_sequence_a_row.reset(before)
+        _sequences.reset(before)
 
 
 @functools.cache
 def _let_search_be_skipped() -> None:
-    """Replace transformers' search for several sequences in a row by one that `one_sequence_a_row` can switch off."""
+    """Replace transformers' search for several sequences in a row by one that `sequences_of_rows` can answer."""
     from transformers import masking_utils
 
     search = masking_utils.find_packed_sequence_indices
 
     def search_unless_known(position_ids: Tensor) -> Tensor | None:
-        return None if _one_sequence_a_row.get() else search(position_ids)
+        known = _sequences.get()
+        return search(position_ids) if isinstance(known, str) else known
 
     masking_utils.find_packed_sequence_indices = search_unless_known
 

@@ -50,6 +50,7 @@ RANGES = {
     "hang_timeout": POSITIVE,
     "compile_blocks": OneOf((True, False, AUTO)),
     "activation_checkpointing": TRUE_OR_FALSE,
+    "pack": TRUE_OR_FALSE,
 }
 """Mapping from dotted keys of a training stage's recipe to their accepted ranges."""
 SOURCE_RANGES = {

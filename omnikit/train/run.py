@@ -32,6 +32,7 @@ from omnikit.train.brain import parameter_table
 from omnikit.train.distributed import check_distributed
 from omnikit.train.first_process import first_process
 from omnikit.train.initial_weights import load_initial_weights
+from omnikit.train.packing import require_packed_rows
 from omnikit.train.precision import precisions
 from omnikit.train.process_group import end_processes, start_processes
 from omnikit.train.resume import RunIdentity, resumes
@@ -89,6 +90,8 @@ def start_model(hparams: dict[str, Any], run_opts: dict[str, Any]) -> OmniLM:
         Console().print(parameter_table(model, hparams["trainable"], origins))
     model.to(run_opts.get("device") or sb.utils.distributed.infer_device())  # including encoder and codec
     set_up_blocks(model, hparams)
+    if hparams["pack"]:
+        require_packed_rows(model)
     return model
 
 
@@ -122,6 +125,7 @@ def step_sampler(samples: Samples, hparams: dict[str, Any], run_opts: dict[str, 
         steps_per_epoch=hparams["steps_per_epoch"],
         wanted=wanted if fixed is None else EffectiveBatch(accumulated=fixed),
         label_cost=label_cost(hparams["model"]),
+        packed=hparams["pack"],
     )
     if sb.utils.distributed.if_main_process():
         logger.info(sampler.described(dict(enumerate(names))))

@@ -95,6 +95,20 @@ def test_three_stages(train_here, data, tmp_path):
     assert {"A1T1", "T1A1"} == set(log[-1]["train"]["tasks"]) and log[0]["train"] == {}
 
 
+def test_packed_rows_are_trained(train_here, data, tmp_path, monkeypatch):
+    padding, losses = {}, {}
+    monkeypatch.setitem(SMALL, "max_batch_length", 2000)  # so that micro-batches hold samples of unlike lengths
+    monkeypatch.setitem(SMALL, "epochs.limit", 1)
+    for pack in ("false", "true"):
+        out = tmp_path / pack
+        status, written = train_here("single_stage", data, out, "--pack", pack)
+        assert status == 0, written
+        (*_, line) = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+        padding[pack], losses[pack] = line["speed"]["padding"], line["valid"]["loss"]
+    assert padding["true"] < padding["false"]
+    assert losses["true"] == pytest.approx(losses["false"], abs=0.5)
+
+
 def test_another_codec_is_refused_by_name(train_here, data, untrained, tmp_path):
     more = ("--initial_weights", str(untrained), "--codec", "mel_rvq")
     status, written = train_here("stage2", data, tmp_path / "out", *more)

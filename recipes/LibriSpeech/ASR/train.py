@@ -32,7 +32,7 @@ class ASRBrain(OmniBrain):
         """Return the hidden states of all positions."""
         features, lengths = encoded(self.model, batch)
         speech = batch.speech(*self.model.adapter(features, lengths))
-        return self.model(batch.steps, speech)
+        return self.model(batch.steps, speech, packed=batch.packed)
 
     def compute_objectives(self, predictions: Hidden, batch: Batch, stage: sb.Stage) -> Tensor:
         """Return the batch's part of the mean loss over the tokens of all transcripts of the optimiser step."""

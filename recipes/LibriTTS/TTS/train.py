@@ -29,7 +29,7 @@ class TTSBrain(OmniBrain):
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> Hidden:
         """Return the hidden states of all positions; this task has no speech input."""
-        return self.model(batch.steps)
+        return self.model(batch.steps, packed=batch.packed)
 
     def compute_objectives(self, predictions: Hidden, batch: Batch, stage: sb.Stage) -> Tensor:
         """Return the batch's part of the loss: the mean over the audio streams of the mean loss of all codes of the

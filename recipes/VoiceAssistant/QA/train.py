@@ -34,7 +34,7 @@ class QABrain(OmniBrain):
         speech = None  # a batch may hold written questions alone
         if batch.has_speech:
             speech = batch.speech(*self.model.adapter(*encoded(self.model, batch)))
-        return self.model(batch.steps, speech)
+        return self.model(batch.steps, speech, packed=batch.packed)
 
     def compute_objectives(self, predictions: Hidden, batch: Batch, stage: sb.Stage) -> Tensor:
         """Return the batch's part of the loss: the mean over the streams, weighted by `stream_weights`, of the mean

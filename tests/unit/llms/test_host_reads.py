@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnikit.llms.transformers_lm import TransformersLM
-from omnikit.llms.transformers_trunk import one_sequence_a_row
+from omnikit.llms.transformers_trunk import sequences_of_rows
 from tests.unit.toy import tokenizer_file
 
 TYPES = ("qwen2", "qwen3", "llama", "mistral", "gemma", "gemma3_text", "phi", "phi3")
@@ -56,7 +56,7 @@ def test_a_step_reads_nothing_back_and_computes_the_same(model_type):
 
 def test_without_the_promise_transformers_looks_at_the_positions():
     llm = backbone("qwen2")
-    with one_sequence_a_row():
+    with sequences_of_rows(None):
         pass
     with HostReads() as reads:
         llm.trunk(inputs_embeds=torch.randn(3, 24, llm.dim), position_ids=torch.arange(24)[None], use_cache=False)

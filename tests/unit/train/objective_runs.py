@@ -72,7 +72,7 @@ def material(model: OmniLM) -> tuple[list[Sample], list[Tensor | None]]:
     return made, features
 
 
-def micro_batches(model: OmniLM, division: list[list[list[int]]], rank: int) -> list[Batch]:
+def micro_batches(model: OmniLM, division: list[list[list[int]]], rank: int, packed: bool = False) -> list[Batch]:
     """Return the micro-batches of one process, which know the labels of the whole optimiser step."""
     made, features = material(model)
     counts = np.zeros((len(TASK_NAMES), 2), dtype=np.int64)
@@ -81,7 +81,7 @@ def micro_batches(model: OmniLM, division: list[list[list[int]]], rank: int) -> 
         counts[made[index].task] += [int(known[0]), int(known[1])]
     batches = []
     for number, indices in enumerate(division[rank]):
-        step = MicroBatch(indices, counts, ends_step=number == len(division[rank]) - 1)
+        step = MicroBatch(indices, counts, number == len(division[rank]) - 1, packed)
         each = [made[i] for i in indices], [features[i] for i in indices]
         batches.append(collate(*each, model.layout, model.encoder.dim, ids=[str(i) for i in indices], step=step))
     return batches

@@ -51,12 +51,15 @@ def no_autocast(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("no_autocast")
-@pytest.mark.parametrize(("name", "own_loss"), [("whole", False), ("accumulated", False), ("accumulated", True)])
-def test_only_every_tenth_step_reads_from_the_device(tmp_path, name, own_loss, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "own_loss", "packed"),
+    [("whole", False, False), ("whole", False, True), ("accumulated", False, False), ("accumulated", True, False)],
+)
+def test_only_every_tenth_step_reads_from_the_device(tmp_path, name, own_loss, packed, monkeypatch):
     if own_loss:
         monkeypatch.setattr(recipe, "token_loss", lambda logits, labels: cross_entropy(logits, labels))
     brain = on_meta(tmp_path, log_steps=10)
-    batches = micro_batches(brain.model, DIVISIONS[name], 0)
+    batches = micro_batches(brain.model, DIVISIONS[name], 0, packed)
     read = []
     monkeypatch.setattr(brain, "read_flags", lambda: read.append(brain.optimizer_step))
     for _ in range(12):
