@@ -64,7 +64,7 @@ from omnikit.tokens import IGNORE  # noqa: E402
 from omnikit.torchrun import check_device  # noqa: E402
 from omnikit.train.activation_checkpointing import checkpoint_activations  # noqa: E402
 from omnikit.train.block_options import set_up_blocks  # noqa: E402
-from omnikit.train.compile_blocks import AUTO, compile_blocks  # noqa: E402
+from omnikit.train.compile_blocks import compile_blocks  # noqa: E402
 from omnikit.train.operations import peak_operations  # noqa: E402
 from omnikit.train.transformer_blocks import plain_blocks  # noqa: E402
 
@@ -383,7 +383,7 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
     from omnikit.train.loader import batch_loader
 
     model.freeze_all_but(list(stage.trainable))
-    set_up_blocks(model, {"compile_blocks": AUTO, "activation_checkpointing": False})
+    set_up_blocks(model, {"compile_blocks": None, "activation_checkpointing": False})
     tasks, on_gpu = dict.fromkeys(stage.tasks, 1.0), model.device.type == "cuda"
     began = time.perf_counter()
     samples = make_dataset(model, recipe_sources(model, plan.entries), tasks, 2048)

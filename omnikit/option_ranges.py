@@ -150,7 +150,7 @@ class OneOf:
             ValueError: the message names the flag, the value and the choices.
         """
         if not any(value is each or (isinstance(each, str) and value == each) for each in self.choices):
-            words = ", ".join(str(each).lower() for each in self.choices)
+            words = ", ".join("null" if each is None else str(each).lower() for each in self.choices)
             raise ValueError(f"--{flag} {value}: no such choice (choices: {words})")
 
 

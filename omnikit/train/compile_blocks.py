@@ -11,27 +11,26 @@ import torch
 from omnikit.model import OmniLM
 from omnikit.train.transformer_blocks import in_training, transformer_blocks
 
-AUTO = "auto"
 GRAPHS = 32
 """Maximum number of graphs of the code of a block; torch computes further cases uncompiled."""
 _COMPILERS = ("gcc", "cc", "clang")
 
 
-def whether_to_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]:
+def whether_to_compile(wanted: bool | None, device: torch.device) -> tuple[bool, str]:
     """Return whether to compile blocks on a device, and the reason in a few words for the log.
 
     Args:
-        wanted: True or False, or `auto`: on a GPU if torch has what it needs to compile for it.
+        wanted: True or False; None = automatic, on a GPU if torch has what it needs to compile for it.
     """
-    if wanted != AUTO:
-        return bool(wanted), "as the recipe says"
+    if wanted is not None:
+        return wanted, "as the recipe says"
     if device.type != "cuda":
-        return False, "auto: only on a GPU"
+        return False, "automatic: only on a GPU"
     if importlib.util.find_spec("triton") is None:
-        return False, "auto: the Python package triton is not installed"
+        return False, "automatic: the Python package triton is not installed"
     if not any(map(shutil.which, _COMPILERS)):
-        return False, f"auto: no C compiler is installed ({', '.join(_COMPILERS)})"
-    return True, "auto"
+        return False, f"automatic: no C compiler is installed ({', '.join(_COMPILERS)})"
+    return True, "automatic"
 
 
 def compile_blocks(model: OmniLM, *, static: bool = False, backend: str = "inductor") -> None:

@@ -24,7 +24,6 @@ from omnikit.option_ranges import (
     check_ranges,
 )
 from omnikit.tasks import TASKS
-from omnikit.train.compile_blocks import AUTO
 
 RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder"), PATH),
@@ -48,7 +47,7 @@ RANGES = {
     "loss_normalization": OneOf(NORMALIZATIONS),
     "distributed": OneOf(("ddp", "fsdp")),
     "hang_timeout": POSITIVE,
-    "compile_blocks": OneOf((True, False, AUTO)),
+    "compile_blocks": OneOf((True, False, None)),
     "activation_checkpointing": TRUE_OR_FALSE,
     "pack": TRUE_OR_FALSE,
 }

@@ -152,8 +152,8 @@ def options(**chosen) -> dict:
 def test_a_recipe_sets_up_blocks_and_logs_it(caplog):
     model = model_of()
     with caplog.at_level(logging.INFO):
-        set_up_blocks(model, options(compile_blocks="auto", activation_checkpointing=True))
-    assert "3 transformer blocks: not compiled (auto: only on a GPU), activations recomputed" in caplog.text
+        set_up_blocks(model, options(compile_blocks=None, activation_checkpointing=True))
+    assert "3 transformer blocks: not compiled (automatic: only on a GPU), activations recomputed" in caplog.text
     assert close(step(model), step(model_of()))
 
 
@@ -166,18 +166,18 @@ def test_a_backbone_without_a_list_of_blocks_is_refused():
             set_up_blocks(model, options(**{option: True}))
 
 
-def test_auto_compiles_on_a_gpu_that_torch_can_compile_for(monkeypatch):
+def test_the_automatic_choice_compiles_on_a_gpu_that_torch_can_compile_for(monkeypatch):
     gpu, compile_module = torch.device("cuda"), "omnikit.train.compile_blocks"
     monkeypatch.setattr(f"{compile_module}.importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr(f"{compile_module}.shutil.which", lambda name: "/usr/bin/" + name)
-    assert whether_to_compile("auto", gpu) == (True, "auto")
-    assert whether_to_compile("auto", torch.device("cpu"))[0] is False
+    assert whether_to_compile(None, gpu) == (True, "automatic")
+    assert whether_to_compile(None, torch.device("cpu"))[0] is False
     assert whether_to_compile(True, torch.device("cpu"))[0] is True
     assert whether_to_compile(False, gpu)[0] is False
     monkeypatch.setattr(f"{compile_module}.shutil.which", lambda name: None)
-    assert whether_to_compile("auto", gpu) == (False, "auto: no C compiler is installed (gcc, cc, clang)")
+    assert whether_to_compile(None, gpu) == (False, "automatic: no C compiler is installed (gcc, cc, clang)")
     monkeypatch.setattr(f"{compile_module}.importlib.util.find_spec", lambda name: None)
-    assert "triton" in whether_to_compile("auto", gpu)[1]
+    assert "triton" in whether_to_compile(None, gpu)[1]
 
 
 @pytest.mark.parametrize(
