@@ -6,8 +6,9 @@
 Samples are made from synthetic entries in memory and padded to batches of up to 8192 positions, in one thread of one
 process, as a worker process of a data loader does. The cases are spoken answers, whose codes are laid out by the
 pattern; long texts, which the earlier code (benchmarks/earlier_loader.py) tokenized each time while their token ids now
-come from the memory-mapped index; and spoken questions, whose features are padded. Both sides run in alternation; figures are medians. Ratios
-are printed last; the exit status is 1 if codes or texts are not made at least twice as fast as before.
+come from the memory-mapped index; and spoken questions, whose features are padded. Both sides run in alternation;
+figures are medians. Ratios are printed last; the exit status is 1 if codes or texts are not made at least twice as fast
+as before.
 """
 
 from __future__ import annotations

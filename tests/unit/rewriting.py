@@ -78,7 +78,8 @@ def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.
     Most imports are loaded once for all processes.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["omnikit.prepare.tokenize", "omnikit.llms.transformers_lm", "omnikit.train.brain"])
+    loaded = ["omnikit.prepare.tokenize", "omnikit.train.brain", "transformers.models.qwen2.modeling_qwen2"]
+    context.set_forkserver_preload(loaded)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=run, args=(*folders, sender, environment), daemon=True)
     process.start()
