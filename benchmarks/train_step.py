@@ -124,7 +124,7 @@ WHOLE = Plan(
 )  # fmt: skip
 ON_CPU = Plan(True, 1, 1, {4: (EARLIER, CHUNKED)}, steps=2, repeats=3, pairs=5, entries=32, recipe_steps=8)
 QUICK = Plan(
-    True, 16, 4, {2: (EARLIER, CHUNKED)}, steps=1, repeats=1, pairs=5, entries=16, recipe_steps=4,
+    True, 8, 4, {2: (EARLIER, CHUNKED)}, steps=1, repeats=1, pairs=3, entries=16, recipe_steps=4,
     further=(RECOMPUTED,),
 )  # fmt: skip
 
