@@ -124,7 +124,7 @@ WHOLE = Plan(
 )  # fmt: skip
 ON_CPU = Plan(True, 1, 1, {4: (EARLIER, CHUNKED)}, steps=2, repeats=3, pairs=5, entries=32, recipe_steps=8)
 QUICK = Plan(
-    True, 8, 4, {2: (EARLIER, CHUNKED)}, steps=1, repeats=3, pairs=5, entries=16, recipe_steps=5,
+    True, 8, 4, {2: (EARLIER, CHUNKED)}, steps=1, repeats=1, pairs=3, entries=16, recipe_steps=4,
     further=(RECOMPUTED,),
 )  # fmt: skip
 
@@ -371,6 +371,7 @@ def brain_options(stage: MeasuredStage, steps: int, folder: str) -> dict:
         "peak_lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 10,
         "epochs": EpochCounter(1), "steps_per_epoch": steps, "output_folder": folder, "stage": stage.name,
         "part_names": "", "validate": lambda brain: {}, "distributed": "ddp", "hang_timeout": 10.0,
+        "compile_blocks": None,
         "loggers": Loggers(tensorboard=None, wandb=None, output_folder=folder),
     }  # fmt: skip
 

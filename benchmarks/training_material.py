@@ -9,6 +9,7 @@ import random
 import string
 from dataclasses import dataclass, fields, replace
 from itertools import cycle, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -166,11 +167,12 @@ class InMemory:
         return torch.frombuffer(bytearray(self.rows[row]), dtype=torch.float16).reshape(frames, -1)
 
 
-def recipe_sources(model: OmniLM, entries: int, letters: int = 4) -> list[Source]:
+def recipe_sources(model: OmniLM, entries: int, letters: int = 4, folder: Path | None = None) -> list[Source]:
     """Return two synthetic sources: read speech, and spoken questions with answers.
 
     Features have 50 frames per second and codes 11.7. Lengths are drawn so that samples have at most about 800 steps,
-    if texts have the default of 4 `letters` per second. Texts are made of 2000 words.
+    if texts have the default of 4 `letters` per second. Texts are made of 2000 words. Their token ids are memory-mapped
+    from an index in `folder`; None = they are in memory.
     """
     from omnikit.data.manifest_reader import Codes, Features, ListedEntries, ManifestEntry
     from omnikit.data.samples import Source, codec_name
@@ -206,7 +208,7 @@ def recipe_sources(model: OmniLM, entries: int, letters: int = 4) -> list[Source
         asked.append(ManifestEntry(f"asked-{i}", text(seconds), text(answer), **fields))
     make = PartMaker(model.llm.tokenizer, codec_name(model), encoder)
     return [
-        Source(ListedEntries(entries), tasks, build_index(entries, make), name=name)
+        Source(ListedEntries(entries), tasks, build_index(entries, make, folder and folder / name), name=name)
         for name, entries, tasks in (
             ("read", read, ("A1T1", "T1A1")), ("asked", asked, ("A1T2", "T1T2", "A1A2", "T1A2")),
         )

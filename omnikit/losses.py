@@ -133,7 +133,8 @@ def stream_losses(
         token_loss: loss of each label. That of `cross_entropy` computes gradients in the forward pass; for any other
             function, logits are computed a second time in the backward pass.
         chunk_bytes: maximum size of a chunk's float32 logits in bytes, see `omnikit.linear_cross_entropy`.
-        compiled: whether torch compiles the loss of `cross_entropy`, see `omnikit.linear_cross_entropy`.
+        compiled: whether torch compiles the loss of `cross_entropy` where gradients are computed, see
+            `omnikit.linear_cross_entropy`.
 
     Returns:
         The weighted sum of the losses [], and the losses by task and stream.
@@ -143,6 +144,7 @@ def stream_losses(
         (hidden.text, labels.text, sizes[:1], slice(0, 1), _text_heads(model), lambda h: [model.text_logits(h)]),
         (hidden.audio, labels.audio, sizes[1:], slice(1, None), _audio_heads(model), model.audio_logits),
     )
+    compiled = compiled and torch.is_grad_enabled()
     totals, sums, counts = [], [], []
     for states, found, ids, streams, heads, logits in groups:
         options = {"weights": weights[:, streams][found.tasks], "sizes": ids, "chunk_bytes": chunk_bytes}

@@ -21,6 +21,7 @@ from omnikit.interfaces import count_parameters
 from omnikit.losses import TASKS, StreamLosses, label_weights
 from omnikit.model import OmniLM
 from omnikit.tasks import TASK_NAMES
+from omnikit.train.compile_blocks import whether_to_compile
 from omnikit.train.distributed import make_parallel
 from omnikit.train.epoch_progress import EpochProgress, StreamSums, named_streams
 from omnikit.train.plot_curves import draw_curves, read_log
@@ -93,11 +94,13 @@ class OmniBrain(RobustBrain):
     Requires the module `model`, and in hparams: `stream_weights` (text, audio), `loss_normalization`, `tasks`,
     `validate_first`, `peak_lr`, `min_lr`, `warmup_steps`, `epochs`, `steps_per_epoch` (optimiser steps), `log_steps`,
     `output_folder`, `stage`, `part_names`, `loggers`, `sampler` (the batch sampler), `validate` (a function from the
-    brain to validation figures, called by all processes after each epoch), `distributed` and `hang_timeout` (see
-    `omnikit.train.distributed`).
+    brain to validation figures, called by all processes after each epoch), `compile_blocks` (see
+    `omnikit.train.compile_blocks`), `distributed` and `hang_timeout` (see `omnikit.train.distributed`).
     """
 
     bar: tqdm | None = None
+    compiled = False
+    """Whether torch compiles the loss of training steps, which is so where it compiles the transformer blocks."""
     valid_loader: Any = None
     """Loader of the validation batches; None without validation."""
     train_loader: Any = None
@@ -175,6 +178,7 @@ class OmniBrain(RobustBrain):
         super().on_fit_start()  # resumes: loads the newest undamaged checkpoint, if there is one
         text, audio = hparams.stream_weights["text"], hparams.stream_weights["audio"]
         self.total_steps = hparams.epochs.limit * hparams.steps_per_epoch
+        self.compiled, _ = whether_to_compile(hparams.compile_blocks, torch.device(self.device))
         self.log_steps = hparams.log_steps or LOG_STEPS.get(torch.device(self.device).type, 1)
         self.highest_loss = highest_loss(max(layout.sizes))
         processes = torch.distributed.get_world_size() if sb.utils.distributed.is_distributed_initialized() else 1

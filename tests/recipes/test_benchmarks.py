@@ -53,3 +53,17 @@ def test_batches_are_made_faster_than_by_the_earlier_code(run):
     assert done.returncode == 0, done.stdout + done.stderr
     ratios = [line for line in done.stdout.splitlines() if line.endswith("(goal 2)")]
     assert len(ratios) == 3 and "features of questions: " in done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["sampler", "index"])
+def test_benchmarks_of_data_meet_their_goals(run, name):
+    done = run(f"benchmarks/{name}.py", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_training_steps_of_all_loops(run):
+    done = run("benchmarks/train_step.py", "--quick", "--device", "cpu", "--parts", "bare", "recipe")
+    assert done.returncode == 0 and "0 parts failed" in done.stdout, done.stdout + done.stderr
+    assert all(f"| {stage} | 1024 | recipe |" in done.stdout for stage in ("stage 1", "stage 3"))

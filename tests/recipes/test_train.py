@@ -11,13 +11,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from omnikit import checkpoint
 from omnikit.data.digest_ledger import LEDGER
 from omnikit.hparams.yaml_tree import read_tree, write_tree
+from omnikit.train.loggers import flat
 from tests.recipes.conftest import MINI_SYSTEM, ROOT, TEXTS, changed, flac
 from tests.unit.train.tiny_training import DAMAGES, checkpoints
 
@@ -216,6 +219,42 @@ def test_two_processes_share_the_work(features, tmp_path):
     assert weights[0] == weights[1]
 
 
+def without_times(folder: Path) -> list[dict]:
+    """Return the lines of a training's log without times and speed."""
+    lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["train"]["seconds"], line["speed"]
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("kills", "epochs", "processes"),
+    [(2, 3, 1), pytest.param(20, 25, 1, marks=pytest.mark.long), pytest.param(20, 25, 2, marks=pytest.mark.long)],
+)
+def test_kills_at_any_moment_change_nothing(data, tmp_path, kills, epochs, processes):
+    """A training that is killed many times, while it writes checkpoints, too, ends like one that is not disturbed."""
+    given = command("stage1", data, "", "--steps_per_epoch", "4", "--epochs.limit", str(epochs))[2:]
+    words = [*given[: given.index("--output_folder")], *given[given.index("--output_folder") + 2 :]]
+    words += ["--ckpt_interval_steps", "1", "--tensorboard", "null"]
+    words += [word for name in ("asr", "qa") for word in (f"--valid_sources.{name}.decode", "0")]
+    script = [sys.executable, "-m", "tests.recipes.kills", str(tmp_path), str(kills), "1", str(processes), *words]
+    ran = subprocess.run(script, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1500)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    lines = ran.stdout.splitlines()
+    assert len(lines) == kills
+    assert sum("unfinished" in line for line in lines) >= kills // 4  # a checkpoint was being written
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    logs = without_times(whole), without_times(killed)
+    if processes == 1:
+        assert changed(whole, killed) == set() and logs[0] == logs[1]
+        return
+    weights = [load_file(folder / "model.safetensors") for folder in (whole, killed)]
+    assert all(torch.allclose(value, weights[1][name], atol=1e-5) for name, value in weights[0].items())
+    assert all(flat(one) == pytest.approx(flat(two), rel=1e-3) for one, two in zip(*(
+        [{key: line[key] for key in ("train", "valid")} for line in log] for log in logs
+    ), strict=True))
+
+
 @pytest.mark.long
 def test_a_killed_run_ends_with_the_same_weights(data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -276,12 +315,7 @@ def test_a_signal_is_answered_in_one_line_and_the_run_goes_on_later(data, tmp_pa
     assert last.startswith(f"error: training stopped by {number.name}") and "start again with the same command" in last
     run("stage1", data, stopped, "--epochs.limit", "4")
     assert changed(whole, stopped) == set()
-    logs = [
-        [json.loads(line) for line in (each / "train_log.jsonl").read_text().splitlines()] for each in (whole, stopped)
-    ]
-    for line in (line for log in logs for line in log):
-        del line["train"]["seconds"], line["speed"]
-    assert logs[0] == logs[1]
+    assert without_times(whole) == without_times(stopped)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,13 @@ def loader(found: list[Batch]) -> DataLoader:
 
 
 def brain_of(
-    folder: Path, epochs: int, fault: str = "none", distributed: str = "ddp", lora: bool = False, **run_opts: Any
+    folder: Path,
+    epochs: int,
+    fault: str = "none",
+    distributed: str = "ddp",
+    lora: bool = False,
+    fused: bool = False,
+    **run_opts: Any,
 ) -> FaultyBrain:
     model = toy_model(tts_blocks=1)
     if lora:
@@ -123,11 +130,11 @@ def brain_of(
         "log_steps": None, "validate_first": False, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
         "epochs": counter, "steps_per_epoch": steps_of(Share.of_torchrun().processes), "output_folder": str(folder),
         "stage": "toy", "part_names": {}, "loggers": Quiet(), "sampler": Quiet(), "validate": Quiet(),
-        "distributed": distributed, "hang_timeout": 10.0,
+        "distributed": distributed, "hang_timeout": 10.0, "compile_blocks": False,
     }  # fmt: skip
     options = {"device": "cpu", "distributed_backend": "gloo", **run_opts}
     brain = FaultyBrain(
-        {"model": model}, torch.optim.AdamW, hparams, options,
+        {"model": model}, partial(torch.optim.AdamW, fused=fused), hparams, options,
         WholeCheckpointer(folder / "save", {"model": model, "epochs": counter}),
     )  # fmt: skip
     brain.fault = fault

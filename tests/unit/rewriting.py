@@ -1,4 +1,4 @@
-"""Toy parts, a toy voice and helper processes for tests that kill `omnikit tokenize` and `omnikit synthesize`.
+"""Processes for tests that kill others or train by two; toy parts and a toy voice for `omnikit tokenize` and others.
 
 The codec and the voice are slow, so that a process can be killed while it works.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import socket
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -77,13 +78,31 @@ def start(run: Callable, *folders: Path, **environment: str) -> multiprocessing.
     Most imports are loaded once for all processes.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["omnikit.prepare.tokenize", "omnikit.llms.transformers_lm", "omnikit.model"])
+    loaded = ["omnikit.prepare.tokenize", "omnikit.train.brain", "transformers.models.qwen2.modeling_qwen2"]
+    context.set_forkserver_preload(loaded)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=run, args=(*folders, sender, environment), daemon=True)
     process.start()
     sender.close()
     receiver.recv()
     return process
+
+
+def run_by_two(run: Callable, *folders: Path) -> list[int]:
+    """Run a function such as `faulty_runs.run_share` in two processes that train together, until both have ended.
+
+    Their environment is that of torchrun.
+
+    Returns:
+        The exit status of each process.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+    ranks = [{"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    processes = [start(run, *folders, **meeting, **rank) for rank in ranks]
+    for process in processes:
+        process.join(300)
+    return [process.exitcode for process in processes]
 
 
 def killed_at_random(run: Callable, manifest: Path, whole: Path, killed: Path) -> int:

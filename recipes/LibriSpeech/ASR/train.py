@@ -36,7 +36,8 @@ class ASRBrain(OmniBrain):
 
     def compute_objectives(self, predictions: Hidden, batch: Batch, stage: sb.Stage) -> Tensor:
         """Return the batch's part of the mean loss over the tokens of all transcripts of the optimiser step."""
-        loss, losses = stream_losses(self.model, predictions, batch, self.label_weights(batch), token_loss)
+        weights = self.label_weights(batch)
+        loss, losses = stream_losses(self.model, predictions, batch, weights, token_loss, compiled=self.compiled)
         self.log_losses(losses, stage)
         return loss
 

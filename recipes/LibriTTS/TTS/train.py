@@ -34,7 +34,8 @@ class TTSBrain(OmniBrain):
     def compute_objectives(self, predictions: Hidden, batch: Batch, stage: sb.Stage) -> Tensor:
         """Return the batch's part of the loss: the mean over the audio streams of the mean loss of all codes of the
         optimiser step."""
-        loss, losses = stream_losses(self.model, predictions, batch, self.label_weights(batch), code_loss)
+        weights = self.label_weights(batch)
+        loss, losses = stream_losses(self.model, predictions, batch, weights, code_loss, compiled=self.compiled)
         self.log_losses(losses, stage)
         return loss
 

@@ -1,12 +1,11 @@
 """Gradients of one optimiser step, computed from hand-made micro-batches in one process or in two that train together.
-
-Under torchrun, `objective_runs.py FOLDER` writes the gradients of each division of the step to files in a folder.
 """
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +94,7 @@ def brain_of(folder: Path, normalization: str = LABELS, trainable: Sequence[str]
         "log_steps": None, "validate_first": False, "peak_lr": 1e-3, "min_lr": 1e-3, "warmup_steps": 1,
         "epochs": EpochCounter(1),
         "steps_per_epoch": 1, "output_folder": str(folder), "stage": "toy", "part_names": {}, "loggers": Quiet(),
-        "distributed": "ddp", "hang_timeout": 10.0, "sampler": Quiet(), "validate": Quiet(),
+        "distributed": "ddp", "hang_timeout": 10.0, "compile_blocks": False, "sampler": Quiet(), "validate": Quiet(),
     }  # fmt: skip
     run_opts = {"device": "cpu", "distributed_backend": "gloo", "max_grad_norm": 0.0}
     return RecordingBrain({"model": model}, torch.optim.AdamW, options, run_opts)
@@ -118,11 +117,17 @@ def gradients(
     return {name: None if grad is None else grad.detach() for name, grad in brain.gradients.items()}
 
 
-if __name__ == "__main__":
-    sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
+def run_share(folder: Path, begun: Connection, environment: dict[str, str]) -> None:
+    """Write the gradients of each division of the step to files in a folder, as one of two processes.
+
+    `environment` has torchrun's variables with rank and number of processes. Called by `rewriting.run_by_two`.
+    """
+    os.environ.update(environment)
     torch.set_num_threads(1)
+    begun.send(None)
+    sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
     for name in SHARED:
         for normalization in (LABELS, TASKS):
-            found = gradients(Path(sys.argv[1]), name, normalization)
-            torch.save(found, Path(sys.argv[1]) / f"{name}.{normalization}.{Share.of_torchrun().rank}.pt")
+            found = gradients(folder, name, normalization)
+            torch.save(found, folder / f"{name}.{normalization}.{Share.of_torchrun().rank}.pt")
     torch.distributed.destroy_process_group()

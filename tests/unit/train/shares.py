@@ -1,7 +1,7 @@
-"""Checks of trainings by two processes, each of which runs `run_share`.
+"""Checks of trainings by two processes, which the processes run; one that fails ends them.
 
 They compare gradients of copies and of shards of a toy system with those of one process, train with both, resume, and
-leave checkpoints and figures in a folder for `test_distributed.py`. A check that fails ends the process.
+leave checkpoints and figures in a folder for `test_distributed.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
 
 from omnikit.data.collate import Batch
@@ -22,26 +23,33 @@ from omnikit.linear_cross_entropy import Head, linear_cross_entropy
 from omnikit.model import OmniLM
 from omnikit.tasks import TASKS
 from omnikit.torchrun import Share
+from omnikit.train.activation_checkpointing import checkpoint_activations
 from omnikit.train.brain import OneForward
+from omnikit.train.compile_blocks import compile_blocks
 from omnikit.train.distributed import Alone, make_parallel, own_share
 from omnikit.train.process_group import end_processes, start_processes
 from omnikit.train.stored_state import whole_weights
 from omnikit.train.validation import Validation
-from tests.unit.faulty_runs import FaultyBrain, batches, brain_of, loader
+from tests.unit.faulty_runs import FEWER, FaultyBrain, batches, brain_of, loader
 from tests.unit.toy import WORDS, toy_model
 
 TRAINED = ["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
 RATE, LIMIT, STEPS = 1e-2, 1.0, 2
 GRADIENTS = (
-    ("ddp", 1, True), ("fsdp", 1, True), ("ddp", 3, True), ("fsdp", 3, True), ("ddp", 1, False), ("fsdp", 1, False),
+    ("ddp", 1, True, False), ("fsdp", 1, True, False), ("ddp", 3, True, False), ("fsdp", 3, True, False),
+    ("ddp", 1, False, False), ("fsdp", 1, False, False),
 )  # fmt: skip
-"""Cases whose gradients are compared: kind, micro-batches of a process, whether the first process has audio labels."""
-RUNS: dict[str, dict[str, Any]] = {
-    "fsdp": {"distributed": "fsdp"},
+"""Cases whose gradients are compared: kind, micro-batches of a process, whether the first process has audio labels,
+and whether blocks are compiled and their activations recomputed."""
+COMPILED = (("ddp", 3, True, True), ("fsdp", 3, True, True))
+"""Cases that take long."""
+RUNS: dict[str, dict[str, Any]] = {"fsdp": {"distributed": "fsdp"}}
+"""Options of the short trainings by name."""
+LORA: dict[str, dict[str, Any]] = {
     "lora-fsdp": {"distributed": "fsdp", "lora": True},
     "lora-ddp": {"distributed": "ddp", "lora": True},
 }
-"""Options of the short trainings by name."""
+"""Options of further trainings, which together take long."""
 
 
 def example(accumulated: int, audio: bool) -> tuple[Tensor, Tensor]:
@@ -66,11 +74,15 @@ def total(model: OmniLM, steps: Tensor, labels: Tensor) -> Tensor:
     return loss
 
 
-def check_gradients(kind: str, accumulated: int, audio: bool) -> None:
+def check_gradients(kind: str, accumulated: int, audio: bool, compiled: bool) -> None:
     """Compare gradients and norms of some optimiser steps by two processes with those by one."""
     alone, model = toy_model(tts_blocks=1), toy_model(tts_blocks=1)
     for each in (alone, model):
         each.freeze_all_but(TRAINED)
+    counters.clear()
+    if compiled:
+        compile_blocks(model, backend="aot_eager")
+        checkpoint_activations(model)
     parallel = make_parallel(kind, 1.0)
     ways: list[tuple[OmniLM, nn.Module, Alone]] = [
         (alone, OneForward(alone), Alone()), (model, parallel.wrap(OneForward(model), model), parallel),
@@ -93,6 +105,7 @@ def check_gradients(kind: str, accumulated: int, audio: bool) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+    assert not compiled or 0 < counters["stats"]["unique_graphs"] <= 4, counters["stats"]
 
 
 def compare(name: str, whole: Tensor | None, own: Tensor | None) -> None:
@@ -140,6 +153,20 @@ def check_training(folder: Path, options: dict[str, Any]) -> None:
         torch.save(before, folder / "state.pt")
 
 
+def check_bad_step(folder: Path) -> None:
+    """Check that copies and shards skip a step with a non-finite gradient in one process, on the device as a GPU does.
+    """
+    ends = []
+    for kind in ("ddp", "fsdp"):
+        brain = train(folder / f"bad-{kind}", 2, fault="gradient", fused=True, distributed=kind)
+        assert brain.optimizer_step == 2 * FEWER and brain.progress.skipped == 1
+        state = state_of(brain)
+        assert all(value.isfinite().all() for value in state.values())
+        assert {float(value) for name, value in state.items() if name.endswith(" step")} == {2.0 * FEWER - 1}
+        ends.append(state)
+    assert all(torch.allclose(value, ends[0][name], atol=1e-5) for name, value in ends[1].items())
+
+
 def check_error_rates() -> None:
     """Compare the error rates of answers that the processes decode together with those that each decodes alone."""
     made, model = Validation.__new__(Validation), toy_model()
@@ -153,20 +180,35 @@ def check_error_rates() -> None:
 
 
 def run_share(folder: Path, begun: Connection, environment: dict[str, str]) -> None:
-    """Run all checks as one of several processes; called by `rewriting.start`.
+    """Run all checks but those of compiled blocks and LoRA as one of two processes.
 
-    `environment` has torchrun's variables with rank and number of processes.
+    `environment` has torchrun's variables with rank and number of processes. Called by `rewriting.run_by_two`.
     """
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    begun.send(None)
-    start_processes("gloo", 1.0)
+    join(begun, environment)
     for case in GRADIENTS:
         check_gradients(*case)
     check_error_rates()
+    check_bad_step(folder)
     for name, options in RUNS.items():
         check_training(folder / name, options)
     state = state_of(train(folder / "alone", 1, distributed="fsdp"))  # stored by one process
     if Share.of_torchrun().rank == 0:
         assert same(state, torch.load(folder / "alone" / "state.pt", weights_only=True))
     end_processes()
+
+
+def run_long(folder: Path, begun: Connection, environment: dict[str, str]) -> None:
+    """Compare the gradients of compiled blocks and train with LoRA, as one of two processes; see `run_share`."""
+    join(begun, environment)
+    for case in COMPILED:
+        check_gradients(*case)
+    for name, options in LORA.items():
+        check_training(folder / name, options)
+    end_processes()
+
+
+def join(begun: Connection, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    begun.send(None)
+    start_processes("gloo", 1.0)

@@ -1,4 +1,4 @@
-"""Script of a training by two processes of which the second stops in its second step: `stuck.py FOLDER HOW MINUTES`.
+"""Training by two processes of which the second stops in its second step; also a script, `stuck.py FOLDER HOW MINUTES`.
 
 HOW is `sleep`, `die` or `freeze`; MINUTES is the time after which a process that stands still ends the training. The
 time at which it stops is written to FOLDER.
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from omnikit.data.collate import Batch
@@ -40,6 +41,14 @@ def main(folder: Path, how: str, minutes: float) -> None:
 
     brain.on_fit_batch_start = stopping
     brain.fit(brain.hparams.epochs, loader(batches(brain.model, "train")), None, progressbar=False)
+
+
+def run_share(folder: Path, begun: Connection, environment: dict[str, str]) -> None:
+    """Train as one of two processes, whose stderr is a file named by its rank; called by `rewriting.run_by_two`."""
+    os.environ.update(environment)
+    begun.send(None)
+    os.dup2(os.open(folder / f"{environment['RANK']}.txt", os.O_WRONLY | os.O_CREAT), 2)
+    main(folder, "sleep", 0.1)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rewriting import start
+from rewriting import run_by_two
 from torch.distributed import HashStore
 
 from omnikit.torchrun import Share
@@ -37,13 +36,15 @@ def folder(tmp_path_factory) -> Path:
     """Folder of what two processes have trained, which also read a checkpoint that one process has written."""
     folder = tmp_path_factory.mktemp("shares")
     torch.save(shares.state_of(shares.train(folder / "alone", 1)), folder / "alone" / "state.pt")
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
-    ranks = [{"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    processes = [start(shares.run_share, folder, **meeting, **rank) for rank in ranks]
-    for process in processes:
-        process.join(150)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert run_by_two(shares.run_share, folder) == [0, 0]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory) -> Path:
+    """Folder of what two processes have trained with LoRA, after checks of compiled blocks."""
+    folder = tmp_path_factory.mktemp("lora")
+    assert run_by_two(shares.run_long, folder) == [0, 0]
     return folder
 
 
@@ -60,25 +61,34 @@ def valid_of(folder: Path) -> list[dict]:
     return [json.loads(line)["valid"] for line in (folder / "train_log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", shares.RUNS)
-def test_one_process_resumes_what_two_have_written(folder, name):
-    sharded = shares.RUNS[name]["distributed"] == "fsdp"
+def test_one_process_resumes_what_two_have_written(folder):
+    check_resuming(folder, "fsdp", sharded=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", shares.LORA)
+def test_one_process_resumes_what_two_have_trained_with_lora(lora, name):
+    check_resuming(lora, name, sharded=name == "lora-fsdp", lora=True)
+
+
+def check_resuming(folder: Path, name: str, *, sharded: bool, lora: bool = False) -> None:
     assert (stored(folder / name) / "model.1.ckpt").exists() == sharded
-    lora = shares.RUNS[name].get("lora", False)
     brain = shares.train(folder / name, 2, number=0, lora=lora)  # an epoch without training, then validation
     assert shares.same(shares.state_of(brain), torch.load(folder / name / "state.pt", weights_only=True))
     two, one = valid_of(folder / name)
     assert flat(one) == pytest.approx(flat(two), rel=1e-4)
 
 
-def test_lora_learns_the_same_as_copies_and_as_shards(folder):
-    first, second = (torch.load(folder / name / "state.pt", weights_only=True) for name in ("lora-ddp", "lora-fsdp"))
+@pytest.mark.long
+def test_lora_learns_the_same_as_copies_and_as_shards(lora):
+    first, second = (torch.load(lora / name / "state.pt", weights_only=True) for name in ("lora-ddp", "lora-fsdp"))
     assert any("lora" in key for key in first)
     assert all(torch.allclose(value, second[key], atol=1e-5) for key, value in first.items())
 
 
-def test_frozen_weights_are_not_stored(folder):
-    model = torch.load(stored(folder / "lora-ddp") / "model.ckpt", weights_only=True)
+@pytest.mark.long
+def test_frozen_weights_are_not_stored(lora):
+    model = torch.load(stored(lora / "lora-ddp") / "model.ckpt", weights_only=True)
     assert {name.split(".")[0] for name in model} == set(shares.TRAINED)
     assert all(".lora_" in name for name in model if name.startswith("llm."))
 
@@ -92,10 +102,10 @@ def test_shares_are_disjoint_and_come_back_in_order(monkeypatch):
 
 
 def test_a_process_that_stands_still_is_named(tmp_path):
-    ran = torchrun(stuck.__file__, tmp_path, "sleep", 0.1)
-    assert ran.returncode != 0 and seconds_since_stop(tmp_path) < 60
+    assert 0 not in run_by_two(stuck.run_share, tmp_path) and seconds_since_stop(tmp_path) < 60
     message = "error: rank 1 has not finished a step for 0.1 minutes (--hang_timeout); stopping"
-    assert ran.stderr.count(message) == 1, ran.stderr[-3000:]
+    texts = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
+    assert "".join(texts).count(message) == 1, texts
 
 
 @pytest.mark.long

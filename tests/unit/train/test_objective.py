@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rewriting import run_by_two
 from torch import Tensor
 
-import omnikit
 from omnikit.losses import LABELS, TASKS
-from tests.unit.train.objective_runs import DIVISIONS, SHARED, brain_of, gradients, micro_batches
-
-ROOT = Path(omnikit.__file__).parents[1]
+from tests.unit.train.objective_runs import DIVISIONS, SHARED, brain_of, gradients, micro_batches, run_share
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> Path:
     """Folder of the gradients that two processes computed together."""
     folder = tmp_path_factory.mktemp("together")
-    script = Path(__file__).with_name("objective_runs.py")
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, folder]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    assert run_by_two(run_share, folder) == [0, 0]
     return folder
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import signal
-import socket
 
 import pytest
 import torch
 from faulty_runs import BATCHES, FAULTS, PATIENCE, POISONED, batches, brain_of, loader, run, run_share, steps_of
-from rewriting import start
+from rewriting import run_by_two
 
 from omnikit.errors import Stopped
 from omnikit.train.epoch_progress import StreamSums
@@ -28,13 +27,7 @@ def alone(tmp_path_factory) -> dict[str, list[dict]]:
 def together(tmp_path_factory) -> dict[str, list[dict]]:
     """Mapping from each injected fault to the outcomes of its training in two processes, one for each."""
     folder = tmp_path_factory.mktemp("together")
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
-    ranks = [{"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    processes = [start(run_share, folder, **meeting, **rank) for rank in ranks]
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert run_by_two(run_share, folder) == [0, 0]
     return {f: [json.loads((folder / f"{f}.{rank}.json").read_text()) for rank in (0, 1)] for f in FAULTS}
 
 
