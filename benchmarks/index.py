@@ -55,7 +55,7 @@ WORDS = ["".join(random.Random(i).choices(string.ascii_lowercase, k=2 + i % 8)) 
 
 
 @dataclass(frozen=True)
-class Plan:
+class IndexBenchSizes:
     """Sizes of the benchmark: entries of a manifest, those that the earlier code measures, frames of large features."""
 
     entries: int
@@ -113,7 +113,7 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, sum(after[:4]) - sum(before[:4])
 
 
-def measure_start(name: str, model: OmniLM, path: Path, tasks: list[str], cache: Path, plan: Plan) -> dict:
+def measure_start(name: str, model: OmniLM, path: Path, tasks: list[str], cache: Path, plan: IndexBenchSizes) -> dict:
     """Return the seconds of the first and of later starts, and those of the earlier code for as many entries."""
     first = timed(lambda: start(model, path, tasks, cache))
     later = [timed(lambda: start(model, path, tasks, cache)) for _ in range(STARTS)]
@@ -185,7 +185,7 @@ def report(starts: list[dict], reads: dict[str, dict[str, float]]) -> int:
 def main() -> int:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer entries, and smaller features")
-    plan = Plan(20_000, 2000, 150) if parser.parse_args().quick else Plan(100_000, 20_000, 500)
+    plan = IndexBenchSizes(20_000, 2000, 150) if parser.parse_args().quick else IndexBenchSizes(100_000, 20_000, 500)
     torch.set_num_threads(1)
     model = build(torch.device("cpu"), small=True)
     with tempfile.TemporaryDirectory() as name:

@@ -18,7 +18,7 @@ _PERMUTATION = 0  # marks these seeds among others that start with the run's see
 
 
 @dataclass
-class Cell:
+class DrawCell:
     """The samples of one source and one task, which are drawn in passes: each sample once per pass."""
 
     source: int
@@ -61,12 +61,12 @@ class SampleDraws:
         keys = np.asarray(table.sources, dtype=np.int32) * len(TASK_NAMES) + table.tasks
         present = np.flatnonzero(np.bincount(keys)).tolist()
         self._refuse_missing(shares, {key % len(TASK_NAMES) for key in present})
-        self.cells: list[Cell] = []
+        self.cells: list[DrawCell] = []
         self._task_shares = _nested_shares(list(shares.values()))
         self._source_shares: list[list[float]] = []
         for task, weight in shares.items():
             cells = [
-                Cell(key // len(TASK_NAMES), task, np.flatnonzero(keys == key).astype(np.int32), 0.0)
+                DrawCell(key // len(TASK_NAMES), task, np.flatnonzero(keys == key).astype(np.int32), 0.0)
                 for key in present
                 if key % len(TASK_NAMES) == task
             ]
@@ -105,14 +105,14 @@ class SampleDraws:
         """Number of consecutive draws, at least 1, of which hardly any are of the same sample."""
         return max(1, int(min(len(cell) / cell.share for cell in self.cells)))
 
-    def _of_cell(self, cell: Cell, first: int, last: int) -> Iterator[np.ndarray]:
+    def _of_cell(self, cell: DrawCell, first: int, last: int) -> Iterator[np.ndarray]:
         while first < last:
             number, at = divmod(first, len(cell))
             part = self._pass(cell, number)[at : at + last - first]
             yield part
             first += len(part)
 
-    def _pass(self, cell: Cell, number: int) -> np.ndarray:
+    def _pass(self, cell: DrawCell, number: int) -> np.ndarray:
         """Return all samples of a cell in the order of a pass."""
         if number not in cell.passes:
             cell.passes = {other: order for other, order in cell.passes.items() if abs(other - number) == 1}

@@ -65,7 +65,7 @@ class PartMaker:
     codec: str | None = None
     encoder: str | None = None
 
-    def __call__(self, entries: Sequence[ManifestEntry]) -> Part:
+    def __call__(self, entries: Sequence[ManifestEntry]) -> IndexPart:
         """Return the part of an index that describes these entries."""
         texts = list({text: None for entry in entries for text in (entry.t1, entry.t2) if text is not None})
         ids = dict(zip(texts, _encoded(self.tokenizer, texts), strict=True))
@@ -84,7 +84,7 @@ class PartMaker:
                     begin += len(found)
             columns[FEATURES:, place] = self._stored(entry)
         tokens = np.fromiter(chain.from_iterable(flat), np.int32, begin)
-        return Part(np.concatenate([np.array([len(entries)], np.int32), columns.ravel(), tokens]), refused)
+        return IndexPart(np.concatenate([np.array([len(entries)], np.int32), columns.ravel(), tokens]), refused)
 
     def _stored(self, entry: ManifestEntry) -> tuple[int, ...]:
         """Return the columns from `FEATURES` on."""
@@ -99,7 +99,7 @@ class PartMaker:
 
 
 @dataclass
-class Part:
+class IndexPart:
     """The values of one part file, and the errors of some texts that the tokenizer refuses, by field and entry."""
 
     values: np.ndarray
@@ -123,7 +123,7 @@ class Part:
             np.save(file, self.values)
 
     @classmethod
-    def load(cls, path: Path) -> Part:
+    def load(cls, path: Path) -> IndexPart:
         """Return the part in a file, which is memory-mapped."""
         part, errors = cls(np.load(path, mmap_mode="r")), path.with_suffix(".json")
         if errors.is_file():
@@ -140,13 +140,13 @@ class SourceIndex:
         folder: folder of the part files; None = the index is in memory only.
     """
 
-    def __init__(self, parts: Sequence[Part], folder: Path | None = None):
+    def __init__(self, parts: Sequence[IndexPart], folder: Path | None = None):
         self.parts, self.folder = parts, folder
 
     @classmethod
     def open(cls, folder: Path, parts: int) -> SourceIndex:
         """Memory-map the part files of a complete index."""
-        return cls([Part.load(_part_file(folder, number)) for number in range(parts)], folder)
+        return cls([IndexPart.load(_part_file(folder, number)) for number in range(parts)], folder)
 
     def __reduce__(self) -> tuple:
         # a process to which the index is sent maps the files itself

@@ -38,7 +38,7 @@ HEAD_RATE = 1e-2
 class EncoderBrain(RobustBrain):
     """A Brain that trains an encoder with a linear CTC head.
 
-    The encoder is frozen for the first `head_only_steps`: the gradients of a random head would damage trained weights.
+    The encoder gets no gradients for the first `head_only_steps`: those of a random head would damage trained weights.
 
     Requires in hparams: `encoder`, `mask`, `lr`, `head_only_steps`, `warmup_steps`, `steps` (in total), `log_every` and
     `train_logger`.
@@ -50,7 +50,8 @@ class EncoderBrain(RobustBrain):
         mel, frames = log_mel(wav, lengths, self.hparams.encoder.n_mels)
         if stage == sb.Stage.TRAIN:
             mel = self.hparams.mask(mel, frames)
-        features, frames = self.modules.encoder.encode_mel(mel, frames)
+        with torch.set_grad_enabled(stage == sb.Stage.TRAIN and self.optimizer_step >= self.hparams.head_only_steps):
+            features, frames = self.modules.encoder.encode_mel(mel, frames)
         return self.modules.head(features).log_softmax(dim=-1), frames
 
     def compute_objectives(self, predictions, batch, stage):
@@ -66,7 +67,6 @@ class EncoderBrain(RobustBrain):
         return loss
 
     def on_fit_batch_start(self, batch, should_step):
-        self.modules.encoder.requires_grad_(self.optimizer_step >= self.hparams.head_only_steps)
         rate = self.rate_at(self.optimizer_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -6,6 +6,7 @@ batches to finish its optimiser step. An error in a worker is raised in the main
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import pickle
@@ -138,7 +139,8 @@ class _Failure:
     def __init__(self, error: Exception):
         note = "".join(traceback.format_exception(error))
         try:
-            pickle.loads(pickle.dumps(error))
+            pickle.dumps(error)
+            copy.copy(error)  # as in the other process, by calling its class
         except Exception:  # an error whose class takes other arguments than its message cannot be sent
             error = next(kind for kind in (ValueError, OSError, Exception) if isinstance(error, kind))(str(error))
         error.add_note(note)

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from omnikit.torchrun import Share
+from omnikit.untrusted_models import read_pickle
 from omnikit.weights import some_names
 
 _ROWS, _FIRST, _SHAPE = "rows", "first row", "whole shape"
@@ -133,7 +134,7 @@ def read_states(files: Iterable[Path]) -> list[Any]:
     Raises:
         pickle.UnpicklingError: a file holds other objects than tensors and plain values.
     """
-    return [torch.load(file, map_location="cpu", mmap=True, weights_only=True) for file in files]
+    return [read_pickle(file, mapped=True) for file in files]
 
 
 def load_module(module: nn.Module, states: Sequence[Mapping[str, Any]], with_frozen: bool, where: str | Path) -> None:

@@ -97,7 +97,7 @@ CASES = {
     f"{STAGE} --valid_sources.asr.decode -1": "--valid_sources.asr.decode -1: must be 0 or more",
     f"{STAGE} --cache_folder 5": "--cache_folder 5: must be a text",
     f"{STAGE} --grad_accumulation_factor 0": "--grad_accumulation_factor 0: must be 1 or more",
-    f"{STAGE} --loss_normalization streams": "--loss_normalization streams: unknown value (choices: labels, tasks)",
+    f"{STAGE} --loss_normalization streams": "--loss_normalization streams: no such choice (choices: labels, tasks)",
     f"{STAGE} --log_steps 0": "--log_steps 0: must be 1 or more",
     f"{STAGE} --max_grad_norm nan": "--max_grad_norm nan: must be a finite number",
     f"{STAGE} HERE/bad.yaml": "HERE/bad.yaml: not a text in UTF-8",

@@ -81,7 +81,8 @@ def test_prepare_train_evaluate(corpus, run, grammar, tmp_path):
     words += ["--codec.size", "published"] if corpus == "VoiceAssistant" else []  # its codes are of true size
     words += ["--features", "on_the_fly", "--num_workers", "1"] if corpus == "LibriSpeech" else []
     run(f"{folder}/train.py", f"hparams/{file}.yaml", overrides, *words)
-    log = json.loads((out / "train_log.jsonl").read_text())
+    before, log = map(json.loads, (out / "train_log.jsonl").read_text().splitlines())
+    assert before["step"] == 0 and before["valid"]["loss"] > 0
     assert log["step"] == 1 and log["valid"]["loss"] > 0
     assert "effective batch: " in (out / "log.txt").read_text()
     if corpus == "LibriSpeech":  # features only of the entries that validation decodes
