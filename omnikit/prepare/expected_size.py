@@ -72,6 +72,8 @@ class ExpectedSize:
         need, place = processes * self.size, folder.absolute()
         while not place.exists():
             place = place.parent
+        if not place.is_dir():  # a file is in the way, which is refused when the folder is made
+            return
         free = shutil.disk_usage(place).free
         notes = f"; lengths of {processes * self.estimated} recordings are estimated" if self.estimated else ""
         notes += f"; without {processes * self.unknown} recordings of unknown length" if self.unknown else ""

@@ -25,8 +25,6 @@ from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.data.parquet_manifest import DAMAGED, Damaged, Shard, check_alike, check_ids, read_shard, shard_files
 from omnikit.data.skipped import Item, Remark
 from omnikit.data.text_manifest import about, read_fields
-from omnikit.errors import writing
-from omnikit.files import make_folder
 from omnikit.option_ranges import COUNT
 from omnikit.prepare.corpus_readers import parquet_parts
 from omnikit.prepare.expected_size import ExpectedSize
@@ -312,8 +310,6 @@ def _check_space(
     if expected is not None:
         replaced = sum(shard.path.stat().st_size for shard in missing if shard.path.is_file())
         expected = replace(expected, size=max(0.0, expected.size - replaced))
-        with writing(folder):
-            make_folder(folder)
         expected.check(folder, share.processes, announce=share.rank == 0)
 
 
