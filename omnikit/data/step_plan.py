@@ -9,6 +9,7 @@ from omnikit.data.collate import STEPS, rounded
 from omnikit.data.sample_pools import SamplePools
 
 _POOL = 384  # micro-batches that are cut together: the more, the less padding
+_MIXED = 24  # steps of a pool per micro-batch of a step, since few micro-batches of like lengths mix few tasks
 _SPARE = 0.98  # share of a pool's micro-batches that full ones may need, in the pools that a plan is tried on
 _TRIED = 1536  # micro-batches of the pools that a plan is tried on
 
@@ -109,7 +110,7 @@ def _plan_for_batches(pools: SamplePools, accumulated: int, processes: int) -> S
 
 def _with_pools(pools: SamplePools, sequences: int, micro_batches: int, most: int | None = None) -> StepPlan:
     """Return a plan whose pools are large, but draw no sample twice unless a step does."""
-    steps = min(_POOL // micro_batches, pools.draws.without_repetition // sequences)
+    steps = min(_POOL // micro_batches, _MIXED * micro_batches, pools.draws.without_repetition // sequences)
     return StepPlan(sequences, micro_batches, max(1, steps), most)
 
 
