@@ -29,7 +29,7 @@ import torch  # noqa: E402
 
 from benchmarks.earlier_loader import earlier_collate, earlier_item  # noqa: E402
 from benchmarks.training_material import build, recipe_sources  # noqa: E402
-from omnikit.data.collate import STEPS, rounded  # noqa: E402
+from omnikit.data.padding import STEPS, rounded  # noqa: E402
 from omnikit.data.samples import Samples, collate_items, make_dataset  # noqa: E402
 from omnikit.errors import ArgumentParser, bad_input_exits  # noqa: E402
 from omnikit.evaluate.result_tables import markdown_table  # noqa: E402

@@ -23,8 +23,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.earlier_sampler import EarlierSampler, earlier_steps
-from omnikit.data.collate import STEPS, rounded
 from omnikit.data.label_cost import LabelCost
+from omnikit.data.padding import STEPS, rounded
 from omnikit.data.sample_draws import SampleDraws
 from omnikit.data.sample_table import SampleTable
 from omnikit.data.step_plan import EffectiveBatch

@@ -1,4 +1,4 @@
-"""Rank and device of this process among those that torchrun started."""
+"""Rank, device and processor cores of this process, which may be one of several that torchrun started."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def own_device(device: str) -> str:
     """Return the device of this process: under torchrun `cuda` becomes the GPU of its local rank."""
     rank = os.environ.get("LOCAL_RANK")
     return device if rank is None or device != "cuda" else f"cuda:{rank}"
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_device(device: str) -> None:

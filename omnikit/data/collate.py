@@ -13,22 +13,12 @@ from torch import Tensor
 
 from omnikit.data.micro_batch import MicroBatch
 from omnikit.data.packed_rows import pack_rows
+from omnikit.data.padding import FRAMES, STEPS, rounded
 from omnikit.interfaces import lengths_to_mask
 from omnikit.label_positions import MULTIPLE, LabelPositions
 from omnikit.model import AdaptedSpeech, PackedRows
 from omnikit.tasks import AUDIO_START, TASK_NAMES, Sample
 from omnikit.tokens import IGNORE, TokenLayout
-
-STEPS, FRAMES = 8, 32
-"""Multiples to which the length of a batch is padded: in steps of sequences, and in frames of features.
-
-Few, recurring shapes are much faster on a CPU: oneDNN compiles a kernel for each shape, and memory fragments less.
-"""
-
-
-def rounded(length: int | np.ndarray, multiple: int) -> int | np.ndarray:
-    """Return a length, or each length of an array, rounded up to a multiple."""
-    return -(-length // multiple) * multiple
 
 
 class BatchSizes(NamedTuple):

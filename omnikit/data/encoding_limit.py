@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from omnikit.data.manifest_reader import Recording
 
+Item = TypeVar("Item")
 SAMPLED = 200
 """Number of recordings of unknown length whose headers are read to estimate the length of all."""
 
@@ -48,13 +50,18 @@ class EncodingLimit:
 
 def hours_of(recordings: Sequence[Recording], seconds: Mapping[str, float | None]) -> float:
     """Return the total length of recordings in hours; unknown lengths are estimated from some of their headers."""
-    known = [seconds[each.key] for each in recordings if seconds[each.key]]
-    unknown = [each for each in recordings if not seconds[each.key]]
+    known = sum(seconds[each.key] or 0.0 for each in recordings)
+    return estimated_hours(known, [each for each in recordings if not seconds[each.key]], lambda each: each)
+
+
+def estimated_hours(known: float, unknown: Sequence[Item], recording_of: Callable[[Item], Recording]) -> float:
+    """Return the total length of recordings in hours, of which some lengths are unknown.
+
+    Args:
+        known: sum of the known lengths in seconds.
+        unknown: what the recordings of unknown length are found by.
+        recording_of: function that finds such a recording; it is called for some of them, whose headers are read.
+    """
     some = random.Random(0).sample(unknown, min(SAMPLED, len(unknown)))
-    return (sum(known) + len(unknown) * mean_seconds(some)) / 3600
-
-
-def mean_seconds(recordings: Iterable[Recording]) -> float:
-    """Return the mean length of recordings in seconds according to their headers; 0 for none."""
-    found = [recording.check().seconds for recording in recordings]
-    return sum(found) / max(1, len(found))
+    found = [recording_of(each).check().seconds for each in some]
+    return (known + len(unknown) * sum(found) / max(1, len(found))) / 3600

@@ -119,6 +119,21 @@ class Features:
         return self.table.read(self.index, self.frames)
 
 
+def answer_field(task: Task) -> str:
+    """Return the manifest field with the text of the answer for a task."""
+    return "t1" if task.repeats else "t2"
+
+
+def recording_field(task: Task) -> str:
+    """Return the manifest field with the recording of the answer for a task that speaks."""
+    return "a1" if task.repeats else "a2"
+
+
+def codes_field(task: Task) -> str:
+    """Return the manifest field with the codes of the answer for a task that speaks."""
+    return CODES_OF[recording_field(task)]
+
+
 @dataclass(frozen=True)
 class ManifestEntry:
     """One manifest entry: the texts, recordings, codes and features of an example."""
@@ -141,17 +156,17 @@ class ManifestEntry:
         """Return the recording of the answer for a task; None where the task or the entry has none."""
         if not task.speaks:
             return None
-        return self.a1 if task.repeats else self.a2
+        return getattr(self, recording_field(task))
 
     def target_codes(self, task: Task) -> Codes | None:
         """Return the codes of the answer for a task; None where the task or the entry has none."""
         if not task.speaks:
             return None
-        return self.codes1 if task.repeats else self.codes
+        return getattr(self, codes_field(task))
 
     def target_text(self, task: Task) -> str | None:
         """Return the text of the answer for a task; None where the entry has none."""
-        return self.t1 if task.repeats else self.t2
+        return getattr(self, answer_field(task))
 
     def reference_answers(self) -> tuple[str, ...]:
         """Return the texts that count as a correct answer: the accepted ones, or else the entry's answer, if any."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from omnikit.data.padding import rounded
+
 _LONGER = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 """Row lengths that are tried, relative to that of the longest sample."""
 _ATTENTION = 6000
@@ -22,10 +24,10 @@ def pack_rows(lengths: Sequence[int], multiple: int) -> tuple[list[list[int]], i
         lengths: length of each sample in steps.
         multiple: number of steps whose multiple the row length is.
     """
-    longest, total = -(-max(lengths) // multiple) * multiple, sum(lengths)
+    longest, total = rounded(max(lengths), multiple), sum(lengths)
     best: tuple[float, list[list[int]], int] | None = None
     for factor in _LONGER:
-        length = -(-int(factor * longest) // multiple) * multiple
+        length = rounded(int(factor * longest), multiple)
         cost = 1 + length / _ATTENTION
         if best is not None and total * cost >= best[0]:
             break  # even without padding

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from omnikit.data.collate import STEPS, rounded
 from omnikit.data.cut_batches import BatchCutter
 from omnikit.data.label_cost import LabelCost
 from omnikit.data.packed_rows import pack_rows
+from omnikit.data.padding import STEPS, rounded
 from omnikit.data.sample_draws import SampleDraws
 
 TIES = 1

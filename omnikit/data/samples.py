@@ -15,7 +15,7 @@ from omnikit.data import source_index
 from omnikit.data.collate import Batch, collator
 from omnikit.data.encoded_entries import EncodedEntries
 from omnikit.data.live_features import UnusableRecording, load_wav, without_weights
-from omnikit.data.manifest_reader import EntryFields, ListedEntries
+from omnikit.data.manifest_reader import EntryFields, ListedEntries, answer_field, codes_field
 from omnikit.data.micro_batch import MicroBatch
 from omnikit.data.sample_table import SampleTable
 from omnikit.data.source_index import SourceIndex
@@ -124,16 +124,6 @@ class SampleMaker:
         column = source_index.CODES1 if name == "codes1" else source_index.CODES
         stored = self.source.index.value(column, entry) >= 0
         return self.source.entries.codes_of(entry, name) if stored else self.source.codes[name][entry]
-
-
-def answer_field(task: Task) -> str:
-    """Return the manifest field with the text of the answer for a task."""
-    return "t1" if task.repeats else "t2"
-
-
-def codes_field(task: Task) -> str:
-    """Return the manifest field with the codes of the answer for a task that speaks."""
-    return "codes1" if task.repeats else "codes"
 
 
 def codec_name(model: OmniLM) -> str | None:

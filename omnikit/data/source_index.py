@@ -31,6 +31,7 @@ from omnikit.data.manifest_reader import AUDIO, ManifestEntry
 from omnikit.errors import one_line
 from omnikit.files import whole_file, write_json
 from omnikit.interfaces import Tokenizer
+from omnikit.torchrun import cores
 
 INDEX = "index"
 """Name of the folder in the cache folder that holds the indices of sources."""
@@ -208,11 +209,6 @@ def build_index(
         for _ in _made(entries, make, folder, missing):
             bar.update(PART)
     return SourceIndex.open(folder, count)
-
-
-def cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _made(entries: Sequence[ManifestEntry], make: PartMaker, folder: Path, missing: list[int]) -> Iterator[None]:

@@ -18,7 +18,7 @@ from omnikit.data.arrow_cache import digest_of_files
 from omnikit.data.digest_ledger import open_ledger
 from omnikit.data.encode_recordings import cached_features, code_encoder, encode, feature_encoder
 from omnikit.data.encoded_entries import FACTS, EncodedEntries, Found, found_by_key, live_frames, look_up
-from omnikit.data.encoding_limit import SAMPLED, EncodingLimit, mean_seconds
+from omnikit.data.encoding_limit import EncodingLimit, estimated_hours
 from omnikit.data.live_features import can_be_live
 from omnikit.data.manifest_reader import (
     AUDIO,
@@ -27,11 +27,13 @@ from omnikit.data.manifest_reader import (
     ManifestEntry,
     TableEntries,
     check_codec,
+    codes_field,
     in_parquet,
     read_manifest,
+    recording_field,
 )
 from omnikit.data.parquet_manifest import shard_files
-from omnikit.data.samples import Source, codec_name, codes_field
+from omnikit.data.samples import Source, codec_name
 from omnikit.data.source_index import (
     CODES,
     CODES1,
@@ -82,9 +84,7 @@ class _Entries:
         wanted = self.without_features()
         seconds = self.index.seconds()[wanted]
         unknown = wanted[~(seconds > 0)].tolist()
-        some = random.Random(0).sample(unknown, min(SAMPLED, len(unknown)))
-        mean = mean_seconds(self.entries[entry].a1 for entry in some)
-        return (seconds[seconds > 0].sum() + len(unknown) * mean) / 3600
+        return estimated_hours(float(seconds[seconds > 0].sum()), unknown, lambda entry: self.entries[entry].a1)
 
 
 def serves(options: Mapping[str, Any], task: Task, tasks: Mapping[str, float]) -> bool:
@@ -268,7 +268,7 @@ class _Reader:
         found = {}
         for task in read.tasks:
             if task.speaks and codes_field(task) not in found:
-                name, recording = codes_field(task), "a1" if task.repeats else "a2"
+                name, recording = codes_field(task), recording_field(task)
                 stored, recorded = read.index.column(_COLUMN[name]), has_recording(read.index, recording)
                 self._check_codes(read, name, stored, recorded)
                 wanted = np.flatnonzero((stored < 0) & recorded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from omnikit.data.collate import STEPS, rounded
+from omnikit.data.padding import STEPS, rounded
 from omnikit.data.sample_pools import SamplePools
 
 _POOL = 384  # micro-batches that are cut together: the more, the less padding

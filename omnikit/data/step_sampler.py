@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from omnikit.data.collate import STEPS, rounded
 from omnikit.data.cut_batches import BatchCutter
 from omnikit.data.deal_batches import deal_to_processes, deal_to_steps
 from omnikit.data.label_cost import LabelCost
 from omnikit.data.micro_batch import MicroBatch
+from omnikit.data.padding import STEPS, rounded
 from omnikit.data.sample_draws import SampleDraws
 from omnikit.data.sample_pools import TIES, SamplePools
 from omnikit.data.step_plan import EffectiveBatch, more_batches, plan_steps

@@ -30,7 +30,36 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-class TransformersLM(Backbone):
+class _OnTrunk(nn.Module):
+    """A module whose forward pass is that of its trunk, a stack of blocks of transformers or of `omnikit.llms.llama`.
+
+    Subclasses set the trunk, its configuration, and `cache_argument`, the name of its argument for the KV cache.
+    """
+
+    trunk: nn.Module
+    config: PretrainedConfig | LlamaConfig
+    cache_argument: str
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        cache: Any = None,
+        sequences: Tensor | None = None,
+    ) -> Tensor:
+        options = {"cache": cache, "cache_argument": self.cache_argument, "sequences": sequences}
+        return run(self.trunk, embeddings, positions, mask, **options)
+
+    def new_cache(self) -> Any:
+        if isinstance(self.config, LlamaConfig):
+            return KeyValues(self.config.num_hidden_layers)
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.config)
+
+
+class TransformersLM(_OnTrunk, Backbone):
     """A backbone built from the configuration of a causal language model of transformers.
 
     Args:
@@ -103,17 +132,6 @@ class TransformersLM(Backbone):
     def embed(self, ids: Tensor) -> Tensor:
         return self.trunk.get_input_embeddings()(ids)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        positions: Tensor,
-        mask: Tensor | None = None,
-        cache: Any = None,
-        sequences: Tensor | None = None,
-    ) -> Tensor:
-        options = {"cache": cache, "cache_argument": self.cache_argument, "sequences": sequences}
-        return run(self.trunk, embeddings, positions, mask, **options)
-
     def final_norm(self, hidden: Tensor) -> Tensor:
         return self.norm(hidden)
 
@@ -126,14 +144,11 @@ class TransformersLM(Backbone):
         finish = partial(finish_logits, config=self.config) if finishes_logits(self.config) else None
         return Head(self.lm_head.weight, self.lm_head.bias, finish)
 
-    def new_cache(self) -> Any:
-        return _new_cache(self.config)
-
     def blocks(self, n: int) -> TransformersBlocks:
         return TransformersBlocks(self.config, n)
 
 
-class TransformersBlocks(nn.Module):
+class TransformersBlocks(_OnTrunk):
     """A stack of n blocks of a backbone's kind with its own final norm."""
 
     def __init__(self, config: PretrainedConfig | LlamaConfig, n: int):
@@ -148,20 +163,6 @@ class TransformersBlocks(nn.Module):
             self.trunk.set_input_embeddings(nn.Identity())
         self.cache_argument = cache_argument(self.trunk)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        positions: Tensor,
-        mask: Tensor | None = None,
-        cache: Any = None,
-        sequences: Tensor | None = None,
-    ) -> Tensor:
-        options = {"cache": cache, "cache_argument": self.cache_argument, "sequences": sequences}
-        return run(self.trunk, hidden, positions, mask, **options)
-
-    def new_cache(self) -> Any:
-        return _new_cache(self.config)
-
 
 def _trunk_and_head(config: PretrainedConfig | LlamaConfig) -> tuple[nn.Module, nn.Module]:
     """Build the trunk and the head of a backbone; the head may be tied to the embedding table."""
@@ -173,14 +174,6 @@ def _trunk_and_head(config: PretrainedConfig | LlamaConfig) -> tuple[nn.Module, 
     if config.tie_word_embeddings:
         head.weight = trunk.embed_tokens.weight
     return trunk, head
-
-
-def _new_cache(config: PretrainedConfig | LlamaConfig) -> Any:
-    if isinstance(config, LlamaConfig):
-        return KeyValues(config.num_hidden_layers)
-    from transformers import DynamicCache
-
-    return DynamicCache(config=config)
 
 
 def _build(auto: str, config: PretrainedConfig) -> PreTrainedModel:

@@ -21,6 +21,7 @@ from omnikit.interfaces import count_parameters
 from omnikit.losses import TASKS, StreamLosses, label_weights
 from omnikit.model import OmniLM
 from omnikit.tasks import TASK_NAMES
+from omnikit.torchrun import Share
 from omnikit.train.compile_blocks import whether_to_compile
 from omnikit.train.distributed import make_parallel
 from omnikit.train.epoch_progress import EpochProgress, StreamSums, named_streams
@@ -181,8 +182,7 @@ class OmniBrain(RobustBrain):
         self.compiled, _ = whether_to_compile(hparams.compile_blocks, torch.device(self.device))
         self.log_steps = hparams.log_steps or LOG_STEPS.get(torch.device(self.device).type, 1)
         self.highest_loss = highest_loss(max(layout.sizes))
-        processes = torch.distributed.get_world_size() if sb.utils.distributed.is_distributed_initialized() else 1
-        self.speed = SpeedFigures(self.model, self.precision, processes, self.train_loader)
+        self.speed = SpeedFigures(self.model, self.precision, Share.of_torchrun().processes, self.train_loader)
         self.stream_weights = torch.tensor([text] + [audio] * (layout.num_streams - 1), device=self.device).float()
         shares = [float(hparams.tasks.get(name, 0)) for name in TASK_NAMES]
         self.task_shares = torch.tensor(shares, device=self.device) if hparams.loss_normalization == TASKS else None

@@ -24,6 +24,7 @@ from omnikit.data.collate import Batch
 from omnikit.data.samples import Item, Samples, collate_items
 from omnikit.errors import Stopped, one_line
 from omnikit.model import OmniLM
+from omnikit.torchrun import cores
 from omnikit.train.waiting import Waiting
 
 MOST_WORKERS = 8
@@ -129,8 +130,7 @@ def workers_for(device: torch.device) -> int:
     """
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, min(MOST_WORKERS, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class _Failure:

@@ -293,7 +293,7 @@ class RobustBrain(sb.Brain):
         """
         self.in_a_row += 1
         unusable = [ids for ids, bad in batches if bad or not bad_loss]
-        entries = [str(name) for ids in _of_all_processes(unusable) for name in ids]
+        entries = [str(name) for found in every_process(unusable) for ids in found for name in ids]
         why = "the loss is not finite or far too large" if bad_loss else "a gradient is not finite"
         if if_main_process():
             logger.warning(
@@ -318,13 +318,3 @@ def _highest(values: Tensor) -> Tensor:
     if is_distributed_initialized():
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
     return values
-
-
-def _of_all_processes(found: list[Any]) -> list[Any]:
-    """Return the concatenation of the lists that the processes pass."""
-    if not is_distributed_initialized():
-        return found
-    every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, found)
-    return [each for one in every for each in one]
-
