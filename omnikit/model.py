@@ -35,7 +35,7 @@ class AdaptedSpeech:
 
 
 class PackedRows(NamedTuple):
-    """Positions of a batch whose rows hold several sequences each, one after another.
+    """The sequence of each step of a batch, and its position there, if rows hold several sequences one after another.
 
     A tuple, because DistributedDataParallel finds tensors only in tuples, lists and dicts.
     """

@@ -115,7 +115,7 @@ def _with_pools(pools: SamplePools, sequences: int, micro_batches: int, most: in
 
 
 def _fits(pools: SamplePools, plan: StepPlan) -> bool:
-    """Return whether the micro-batches of a plan hold the samples of its first pools, with some to spare."""
+    """Return whether as many micro-batches as planned hold the samples of the first pools, with some room left."""
     count = plan.micro_batches * plan.steps
     tried = min(64, max(4, _TRIED // count))
     spare = math.ceil(_SPARE * count)
