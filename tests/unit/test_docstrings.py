@@ -5,14 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.repository import ROOT, python_files
+
 FOLDERS = ("omnikit", "recipes", "benchmarks", "egs", "tests")
-RESULTS = "results"
-"""Name of the folders that training runs write to, which hold copies of scripts from the start of the run."""
 OPENINGS = {"of", "as", "those", "what", "that", "likewise", "see"}
 """First words, in lower case, of docstrings that are fragments rather than complete sentences."""
 PERIOD = re.compile(r"(?<!\.)\.(?=\s|$)")
@@ -55,8 +53,7 @@ def problems(source: str) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_docstrings_open_with_a_complete_sentence(folder):
-    names = sorted(path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.py"))
-    names = [name for name in names if RESULTS not in name.parts]
+    names = python_files(folder)
     assert names
     found = [f"{name}:{line}: {words}" for name in names for line, words in problems((ROOT / name).read_text("utf-8"))]
     assert not found, "\n".join([f"{len(found)} docstrings:", *found])
