@@ -102,6 +102,17 @@ def count(value: Any) -> int | None:
     return value
 
 
+def turn(value: Any) -> int | None:
+    """Convert a manifest value, a whole number or text of digits, to an integer of at most 32 bits; None for NaN."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise Unfit
+    return value
+
+
 def codes(value: Any) -> np.ndarray:
     """Return nested lists of codes as an int16 array [K, T].
 

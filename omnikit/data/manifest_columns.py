@@ -176,6 +176,8 @@ COLUMNS = {
     "speaker": Column(pa.string(), *_NAME, ("spk_id",)),
     "language": Column(pa.string(), *_NAME),
     "kind": Column(pa.string(), *_NAME),
+    "dialog": Column(pa.string(), *_NAME),
+    "turn": Column(pa.int32(), field_values.turn, "whole number, 0 or more", pa.types.is_integer),
     "t1": Column(pa.string(), *_NAME, ("wrd", "txt", "target")),
     "t2": Column(pa.string(), *_NAME),
     "accepted": Column(pa.list_(pa.string()), *_ANSWERS),

@@ -151,6 +151,8 @@ class ManifestEntry:
     duration: float | None = None  # of the (first) recording, in seconds
     speaker: str = ""
     language: str = ""
+    dialog: str = ""  # name of the conversation that it is a turn of; "" = none
+    turn: int | None = None  # place in that conversation; turns are in the order of these numbers
 
     def target_recording(self, task: Task) -> Recording | None:
         """Return the recording of the answer for a task; None where the task or the entry has none."""
@@ -465,7 +467,7 @@ def _entry_of_files(fields: dict[str, Any]) -> ManifestEntry:
         for name in CODES_OF.values()
         if name in fields
     }
-    plain = ("id", "t2", "kind", "duration", "speaker", "language")
+    plain = ("id", "t2", "kind", "duration", "speaker", "language", "dialog", "turn")
     rest = {name: fields[name] for name in plain if name in fields}
     return ManifestEntry(
         **rest, t1=fields.get("t1", ""), accepted=tuple(fields.get("accepted", ())), **codes, **recordings
