@@ -10,7 +10,6 @@ Loading reads them from a file that it is given, from the folder in `OMNIKIT_WEI
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 from collections.abc import Mapping
@@ -196,7 +195,9 @@ class _Parts:
         model = self.outline()
         dtype = torch.float32 if self.public and dtype is None else dtype
         if dtype is not None:
-            check_memory(sum(tensor.numel() for tensor in model.parameters()) * dtype.itemsize, self.source)
+            buffers = sum(tensor.numel() * tensor.itemsize for tensor in model.buffers())
+            weights = sum(tensor.numel() for tensor in model.parameters()) * dtype.itemsize
+            check_memory(buffers + weights, self.source)
 
 
 def restore(model: OmniLM, folder: str | Path) -> None:
@@ -315,7 +316,9 @@ def _part_of(name: str) -> str:
 
 
 def _public_text(public: Mapping[str, PublicWeights]) -> str:
-    return write_tree({PUBLIC: {kind: dataclasses.asdict(each) for kind, each in public.items()}}) if public else ""
+    """Return the YAML text of public weights by part, which stands at the end of a checkpoint's text."""
+    lines = [f'  {kind}: {{name: "{each.name}", fingerprint: "{each.fingerprint}"}}\n' for kind, each in public.items()]
+    return "".join([f"{PUBLIC}:\n", *lines]) if public else ""
 
 
 def _split_public(text: str, source: str) -> tuple[str, dict[str, PublicWeights]]:

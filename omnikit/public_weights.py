@@ -29,9 +29,10 @@ KEY = "public_weights"
 """Key of a checkpoint's YAML text whose mapping gives the name and fingerprint of a part's public weights, by part."""
 KINDS = ("encoder", "llm", "codec")
 """Parts that may have public weights, as the model's attributes are called."""
-NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
-FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 SUFFIXES = (".pt", ".safetensors")
+NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?(?<!\.pt)(?<!\.safetensors)")
+"""Form of a name of public weights; with one of the suffixes it would be a file."""
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 12
 
 
@@ -64,9 +65,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 def is_public(weights: str | None) -> bool:
     """Return whether the value of a `weights` option names public weights, and not a file or folder that exists here.
     """
-    if weights is None or NAME.fullmatch(weights) is None:
-        return False
-    return Path(weights).suffix not in SUFFIXES and not Path(weights).exists()
+    return weights is not None and NAME.fullmatch(weights) is not None and not Path(weights).exists()
 
 
 def in_folder(name: str) -> str | None:
@@ -120,7 +119,7 @@ def load_public(part: Part, kind: str, public: PublicWeights, given: str | Path 
     Raises:
         ValueError: the weights are not here and cannot be fetched, cannot be read, or are others.
     """
-    where = in_folder(public.name) or public.name if given is None else str(given)
+    where = _source(kind, public.name) if given is None else str(given)
     option, part.weights = part.weights, where
     try:
         part.load_weights()
@@ -141,6 +140,19 @@ def unchanged(part: Part, tensors: Mapping[str, Tensor]) -> bool:
     if part.public is None or any(LORA in name for name in tensors):
         return False
     return fingerprint(tensors) == part.public.fingerprint
+
+
+def _source(kind: str, name: str) -> str:
+    """Return where public weights that a checkpoint names are read, never a local path that happens to be so called."""
+    if found := in_folder(name):
+        return found
+    local = name.partition("/")[0]
+    if Path(local).exists():
+        raise ValueError(
+            f"{kind}: the public weights {name} could be meant or {local} in this folder; run in another folder, "
+            f"set {FOLDER}, or give --{kind}.weights"
+        )
+    return name
 
 
 def _missing(kind: str, name: str, reason: str) -> str:

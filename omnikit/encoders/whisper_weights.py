@@ -67,7 +67,7 @@ def _read_file(file: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise TypeError("dims and model_state_dict must be mappings")
         sizes = {ours: dims[theirs] for ours, theirs in _SIZES.items()}
         tensors = {name.removeprefix(_ENCODER): state[name] for name in state if name.startswith(_ENCODER)}
-    except _DAMAGED as error:
+    except (OSError, *_DAMAGED) as error:
         raise ValueError(f"weights {file}: not a file of openai-whisper ({one_line(error)})") from None
     return sizes, tensors
 
