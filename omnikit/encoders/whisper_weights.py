@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from omnikit.encoders.whisper_network import encoder_sizes
 from omnikit.errors import MissingWeights, one_line
+from omnikit.public_weights import located
 from omnikit.untrusted_models import read_pickle
 
 if TYPE_CHECKING:
@@ -75,12 +76,16 @@ def _read_file(file: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def read_whisper(weights: str) -> Whisper:
     """Load a whole Whisper model, given by name or `.pt` file, with openai-whisper's own loader.
 
+    A name is first looked for as `<name>.pt` in the folder that `OMNIKIT_WEIGHTS` names.
+
     Raises:
         MissingWeights: the file does not exist, or cannot be fetched by its name.
         ValueError: the file is not one of openai-whisper.
     """
     import whisper
 
+    found = located(weights)
+    weights = found if Path(found).suffix == _TORCH else weights
     if weights not in _names() and not Path(weights).is_file():
         known = ", ".join(_names())
         raise MissingWeights(f"weights {weights}: no such file (openai-whisper's names: {known})")
