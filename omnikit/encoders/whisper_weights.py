@@ -31,8 +31,10 @@ _DAMAGED = (RuntimeError, LookupError, TypeError, AttributeError, EOFError, pick
 
 def is_published(weights: str) -> bool:
     """Return whether `weights` is the name of an openai-whisper model or a `.pt` file."""
-    suffix = Path(weights).suffix
-    return suffix == _TORCH or (suffix != _SAFE and weights in _names())
+    path = Path(weights)
+    if path.suffix in (_TORCH, _SAFE) or path.name != weights:  # without openai-whisper, which takes seconds to import
+        return path.suffix == _TORCH
+    return weights in _names()
 
 
 def read_encoder(weights: str, encoder: nn.Module) -> None:
