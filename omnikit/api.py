@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -238,6 +239,7 @@ def load(
     strategy: Strategy | None = None,
     engine: str = AUTO,
     dtype: str = FLOAT32,
+    weights: Mapping[str, str | Path] | None = None,
 ) -> Omni:
     """Load a system from a checkpoint folder or a hub id; None = the mini system that comes with the package.
 
@@ -246,6 +248,9 @@ def load(
         strategy: decoding strategy; None = `parallel`.
         engine: a name in `omnikit.engines.ENGINES`, or `auto`; `openvino` runs on the CPU only.
         dtype: type in which torch's engines compute everything but encoder and codec: float32, bfloat16 or float16.
+        weights: file, folder or name of public weights, by part, for a checkpoint that only names them:
+            `{"encoder": "base.pt"}`. None = the folder in the environment variable `OMNIKIT_WEIGHTS`, or the library
+            that publishes them.
 
     Raises:
         ValueError: the folder or a file in it is missing or does not fit, or the engine cannot run the system.
@@ -254,13 +259,13 @@ def load(
 
     check_engine(engine)
     if engine in TORCH_ENGINES:
-        model = load_checkpoint(checkpoint, device=device, dtype=dtype_named(dtype))
+        model = load_checkpoint(checkpoint, device=device, dtype=dtype_named(dtype), public_weights=weights)
         return Omni(model, strategy=strategy, engine=open_engine(engine, model))
     if device != "cpu":
         raise ValueError(f"--engine {engine}: runs on the CPU, not on --device {device}")
     if dtype != FLOAT32:
         raise ValueError(f"dtype {dtype}: is for {', '.join(TORCH_ENGINES)}; {engine} stores weights in its own way")
-    model, machine = load_openvino(checkpoint)
+    model, machine = load_openvino(checkpoint, public_weights=weights)
     return Omni(model, strategy=strategy, engine=machine)
 
 

@@ -1,7 +1,16 @@
-"""Checkpoints: a trained model as a folder of `hparams.yaml` (its parts), `model.safetensors` and tokenizer files."""
+"""Checkpoints: a trained model as a folder of `hparams.yaml` (its parts), `model.safetensors` and tokenizer files.
+
+A part with public weights that training has not changed is stored as their name and fingerprint in `hparams.yaml`:
+
+    public_weights:
+      encoder: {name: base, fingerprint: 50867345..}
+
+Loading reads them from a file that it is given, from the folder in `OMNIKIT_WEIGHTS`, or through the part's library.
+"""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -23,6 +32,9 @@ from omnikit.llms.build_modes import SKELETON_DTYPE, for_inference, skeletons
 from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, opened_once
 from omnikit.model import OmniLM
 from omnikit.old_names import with_new_paths
+from omnikit.public_weights import KEY as PUBLIC
+from omnikit.public_weights import KINDS as PUBLIC_KINDS
+from omnikit.public_weights import PublicWeights, is_public, load_public, unchanged
 from omnikit.size_limits import check_memory, limited
 from omnikit.skip_init import SkipInit
 from omnikit.torchrun import check_device
@@ -35,7 +47,12 @@ SHIPPED = packaged("pretrained/mini")
 
 
 def save(
-    model: OmniLM, folder: str | Path, dtype: torch.dtype = torch.bfloat16, weights: Stored | None = None
+    model: OmniLM,
+    folder: str | Path,
+    dtype: torch.dtype = torch.bfloat16,
+    weights: Stored | None = None,
+    *,
+    whole: bool = False,
 ) -> None:
     """Write a model's checkpoint to a folder, without touching unrelated files in it.
 
@@ -45,6 +62,7 @@ def save(
         model: a model that was built from a recipe and has its weights.
         dtype: type in which floating-point weights are stored.
         weights: weights by name in place of the model's own, which may be shared among processes.
+        whole: also store the tensors of parts whose weights are public.
 
     Raises:
         ValueError: the model was not built from a recipe, so there is nothing to build it from again; it was loaded
@@ -55,9 +73,12 @@ def save(
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("checkpoint: this model was loaded without its weights (for the engine openvino)")
     folder = Path(folder)
+    weights = model.state_dict(keep_vars=True) if weights is None else weights
+    public = {} if whole else _public_parts(model, weights)
+    stored = {name: tensor for name, tensor in weights.items() if _part_of(name) not in public}
     with whole_folder(folder) as aside:
-        write_text(aside / HPARAMS, _with_tokenizer(model.recipe, _tokenizer_file(model)))
-        save_weights(model, aside, dtype, weights)
+        write_text(aside / HPARAMS, _with_tokenizer(model.recipe, _tokenizer_file(model)) + _public_text(public))
+        save_weights(model, aside, dtype, stored)
         model.llm.tokenizer.save(str(aside))
         _keep_others(folder, aside)
 
@@ -68,6 +89,7 @@ def load(
     allow: tuple[str, ...] = (),
     skeleton: bool = False,
     dtype: torch.dtype = torch.float32,
+    public_weights: Mapping[str, str | Path] | None = None,
 ) -> OmniLM:
     """Load a model from a checkpoint, in evaluation mode and for inference only; see `omnikit.llms.build_modes`.
 
@@ -76,19 +98,29 @@ def load(
         device: where the model shall run.
         allow: modules outside omnikit whose classes the checkpoint may name.
         skeleton: leave out the backbone's blocks and heads, because an engine computes them. The other weights have the
-            type `omnikit.llms.build_modes.SKELETON_DTYPE`, and stay in the file where possible.
-        dtype: type of a model that is not a skeleton, see `OmniLM.to_dtype`; weights never take memory in another type.
+            type `omnikit.llms.build_modes.SKELETON_DTYPE`, and stay in the file where possible. A backbone with public
+            weights is loaded whole.
+        dtype: type of a model that is not a skeleton, see `OmniLM.to_dtype`; weights never take memory in another type,
+            except public weights of a backbone in float16.
+        public_weights: file, folder or name of the weights of parts that the checkpoint only names, by part; those of
+            parts that are not given are found as `omnikit.public_weights.load_public` says.
 
     Raises:
-        ValueError: the folder or a file in it is missing, refused or does not fit, or there is no such device.
+        ValueError: the folder or a file in it is missing, refused or does not fit; there is no such device; or public
+            weights are missing or others than the checkpoint names.
     """
     check_device(device)
     parts = _read(existing(SHIPPED if folder is None else folder), allow)
+    _check_given(public_weights or {}, parts.public, parts.source)
     wanted = SKELETON_DTYPE if skeleton else dtype
-    with SkipInit(), for_inference(), skeletons() if skeleton else nullcontext(), opened_once():
+    in_skeleton = skeleton and "llm" not in parts.public
+    with SkipInit(), for_inference(), skeletons() if in_skeleton else nullcontext(), opened_once():
         parts.check_sizes(None if skeleton else wanted)
-        model = parts.build().to_dtype(wanted)
-    load_into(model, parts.weights, mapped=skeleton, whole=True)
+        # a fingerprint is computed in bfloat16, and values that float16 has rounded would give another one
+        model = parts.build().to_dtype(torch.float32 if parts.public and wanted == torch.float16 else wanted)
+    _load_public(model, parts.public, public_weights or {}, parts.source)
+    model.to_dtype(wanted)
+    load_into(model, parts.weights, mapped=skeleton, whole=True, without=parts.public)
     return (model if skeleton else model.to(device)).eval()
 
 
@@ -117,6 +149,7 @@ class _Parts:
     text: str  # its text, with the complete path of the tokenizer
     nodes: MappingNode  # the nodes of that text
     weights: Path
+    public: dict[str, PublicWeights]  # by part
     allow: tuple[str, ...]
 
     @cached_property
@@ -128,13 +161,16 @@ class _Parts:
         """Build the checkpoint's model with random weights, unless it is much larger than its stored weights."""
         weights = self.stored.values()
         try:
-            with limited(weights):
+            # sizes of parts with public weights are not bounded by stored ones; `check_sizes` compares with the memory
+            with limited(weights, math.inf if self.public else 0):
                 model = construct(self.nodes, self.source).get("model")
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}" if self.source not in str(error) else str(error)) from None
         if not isinstance(model, OmniLM):
             raise ValueError(f"{self.source}: names no model (`model: !new:omnikit.model.OmniLM`)")
         model.recipe = self.text
+        for kind, public in self.public.items():
+            getattr(model, kind).public = public
         return model
 
     def outline(self) -> OmniLM:
@@ -142,7 +178,7 @@ class _Parts:
         stored = self.stored  # read first, because it takes several times as long within the meta device's context
         with SkipInit(), torch.device("meta"):
             model = self.build()
-        check_fits(model, stored, self.weights)
+        check_fits(model, stored, self.weights, without=self.public)
         return model
 
     def check_sizes(self, dtype: torch.dtype | None = None) -> None:
@@ -151,29 +187,40 @@ class _Parts:
         Classes of modules in `allow` may need real tensors, so they are not tried on the meta device.
 
         Args:
-            dtype: type of a model that has to fit this machine's memory; None = memory is not checked.
+            dtype: type of a model that has to fit this machine's memory; None = memory is not checked, unless a part
+                has public weights.
         """
         if self.allow:
             return
         model = self.outline()
+        dtype = torch.float32 if self.public and dtype is None else dtype
         if dtype is not None:
-            check_memory(sum(tensor.numel() for tensor in model.parameters()) * dtype.itemsize, self.source)
+            buffers = sum(tensor.numel() * tensor.itemsize for tensor in model.buffers())
+            weights = sum(tensor.numel() for tensor in model.parameters()) * dtype.itemsize
+            check_memory(buffers + weights, self.source)
 
 
 def restore(model: OmniLM, folder: str | Path) -> None:
     """Load the weights of a checkpoint, such as the previous stage's, into a model that has the same parts.
 
+    Public weights that the checkpoint names are read from the file or folder in the part's own option `weights`, if it
+    gives one, else as `load` finds them.
+
     Raises:
-        ValueError: the checkpoint was trained with other parts; the message names them.
+        ValueError: the checkpoint was trained with other parts; the message names them. Or public weights are missing
+            or others than the checkpoint names.
     """
     folder = existing(folder)
-    trained = _hparams(folder)
-    check_bounds(trained, str(folder / HPARAMS))
+    trained, source = _hparams(folder), str(folder / HPARAMS)
+    check_bounds(trained, source)
+    trained, public = _split_public(trained, source)
     differences = different_parts(trained, model.recipe)
     other = [f"{part} is {there} there and {here} here" for part, (there, here) in differences.items()]
     if other:
         raise ValueError(f"checkpoint {folder} was trained with other parts: {'; '.join(other)}")
-    load_into(model, _checked_file(folder, FILE_NAME))
+    own = {kind: getattr(model, kind).weights for kind in public}
+    _load_public(model, public, {kind: path for kind, path in own.items() if path and not is_public(path)}, source)
+    load_into(model, _checked_file(folder, FILE_NAME), without=public)
 
 
 def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:
@@ -194,7 +241,8 @@ def _read(folder: Path, allow: tuple[str, ...] = ()) -> _Parts:
     if tokenizer is not None:
         tokenizer.value = str(_tokenizer_of(folder, tokenizer.value))
         text = _with_tokenizer(text, tokenizer.value, source)
-    return _Parts(source, text, nodes, weights, allow)
+    text, public = _split_public(text, source)
+    return _Parts(source, text, nodes, weights, public, allow)
 
 
 def _hparams(folder: Path) -> str:
@@ -249,6 +297,54 @@ def _with_tokenizer(text: str, path: str, source: str = HPARAMS) -> str:
     if isinstance(tree.get("llm"), Mapping) and "tokenizer" in tree["llm"]:
         tree["llm"]["tokenizer"] = path
     return write_tree(tree)
+
+
+def _public_parts(model: OmniLM, weights: Stored) -> dict[str, PublicWeights]:
+    """Return the public weights of those parts whose tensors in `weights` are still these, by part."""
+    found = {}
+    for kind in PUBLIC_KINDS:
+        part = getattr(model, kind)
+        if model.frozen and kind not in model.frozen:  # trained, so there is no need to compare
+            continue
+        if unchanged(part, {name.partition(".")[2]: each for name, each in weights.items() if _part_of(name) == kind}):
+            found[kind] = part.public
+    return found
+
+
+def _part_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _public_text(public: Mapping[str, PublicWeights]) -> str:
+    """Return the YAML text of public weights by part, which stands at the end of a checkpoint's text."""
+    lines = [f'  {kind}: {{name: "{each.name}", fingerprint: "{each.fingerprint}"}}\n' for kind, each in public.items()]
+    return "".join([f"{PUBLIC}:\n", *lines]) if public else ""
+
+
+def _split_public(text: str, source: str) -> tuple[str, dict[str, PublicWeights]]:
+    """Return a checked YAML text without the public weights that it names, and these by part."""
+    tree: Any = read_tree_text(text, source)
+    if PUBLIC not in tree:
+        return text, {}
+    public = {str(kind): PublicWeights(**entry) for kind, entry in tree.pop(PUBLIC).items()}
+    return write_tree(tree), public
+
+
+def _check_given(given: Mapping[str, str | Path], public: Mapping[str, PublicWeights], source: str) -> None:
+    for kind, path in given.items():
+        if kind not in public:
+            names = ", ".join(public) or "no part"
+            raise ValueError(f"--{kind}.weights {path}: {source} names public weights of {names}, so it cannot be used")
+
+
+def _load_public(
+    model: OmniLM, public: Mapping[str, PublicWeights], given: Mapping[str, str | Path], source: str
+) -> None:
+    for kind, each in public.items():
+        try:
+            load_public(getattr(model, kind), kind, each, given.get(kind))
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
 
 
 def _tokenizer_file(model: OmniLM) -> str:

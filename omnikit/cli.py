@@ -54,6 +54,14 @@ Engine = Annotated[
 Strategy = Annotated[
     str | None, typer.Option(metavar="NAME", help="Decoding strategy, a name in hparams/strategy. (default: parallel)")
 ]
+EncoderWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder.weights",
+        metavar="FILE",
+        help="Weights of an encoder that the checkpoint only names. (default: looked for in $OMNIKIT_WEIGHTS)",
+    ),
+]
 MaxSteps = Annotated[
     int | None, typer.Option("--max_steps", metavar="N", help="Truncate an answer after N steps. (default: 1024)")
 ]
@@ -105,6 +113,7 @@ def ask(
     device: Device = "cpu",
     strategy: Strategy = None,
     engine: Engine = "auto",
+    encoder_weights: EncoderWeights = None,
     max_steps: MaxSteps = None,
     time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
@@ -121,14 +130,14 @@ def ask(
 
     from omnikit.audio.io import check_target, save_audio
 
-    settings, limits = _settings(context, checkpoint), _limits(max_steps, time_limit)
+    settings, limits = _settings(context, checkpoint, encoder_weights), _limits(max_steps, time_limit)
     about = {"strategy": strategy, "engine": engine, "parts": settings, "max_steps": max_steps}
     about["time_limit"] = time_limit
     job = _job("A1A2", audio, output, batch_size, checkpoint, about)
     output = ANSWER if output is None else output
     if job is None:
         check_target(output)
-    omni = _open(settings, checkpoint, device, engine, strategy=_strategy(strategy))
+    omni = _open(settings, checkpoint, device, engine, encoder_weights, strategy=_strategy(strategy))
     omni.decoding = dataclasses.replace(omni.decoding, **limits)
     if job is not None:
         return _run(job, omni)
@@ -151,6 +160,7 @@ def transcribe(
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "auto",
+    encoder_weights: EncoderWeights = None,
     max_steps: MaxSteps = None,
     time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
@@ -160,7 +170,7 @@ def transcribe(
     job = _job("A1T1", audio, output, batch_size, checkpoint, {"engine": engine, **about})
     if job is None and output is not None:
         raise ValueError(f"--output {output}: the text of one recording is printed; give a folder or a manifest")
-    omni = _load(checkpoint, device, engine, limits)
+    omni = _load(checkpoint, device, engine, limits, encoder_weights)
     if job is not None:
         return _run(job, omni)
     _print(omni.generate_text("A1T1", omni.spoken_question(audio)))
@@ -173,6 +183,7 @@ def speak(
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "auto",
+    encoder_weights: EncoderWeights = None,
     max_steps: MaxSteps = None,
     time_limit: TimeLimit = None,
     batch_size: BatchSize = 16,
@@ -185,7 +196,7 @@ def speak(
     output = SPEECH if output is None else output
     if job is None:
         check_target(output)
-    omni = _load(checkpoint, device, engine, limits)
+    omni = _load(checkpoint, device, engine, limits, encoder_weights)
     if job is not None:
         return _run(job, omni)
     begin = time.perf_counter()
@@ -200,11 +211,12 @@ def chat(
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "auto",
+    encoder_weights: EncoderWeights = None,
     max_steps: MaxSteps = None,
     time_limit: TimeLimit = None,
 ) -> None:
     """Answer a written question with text."""
-    omni = _load(checkpoint, device, engine, _limits(max_steps, time_limit))
+    omni = _load(checkpoint, device, engine, _limits(max_steps, time_limit), encoder_weights)
     _print(omni.generate_text("T1T2", omni.written_question(text)))
 
 
@@ -214,6 +226,7 @@ def bench(
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     engine: Engine = "auto",
+    encoder_weights: EncoderWeights = None,
     dtype: Annotated[
         str, typer.Option(help="Type in which all engines but openvino compute: float32, bfloat16, float16.")
     ] = "float32",
@@ -238,9 +251,9 @@ def bench(
     if threads is not None:
         THREADS.check("threads", threads)
         torch.set_num_threads(threads)
-    settings = {"pretrained": False, **found} if (found := _settings(context, checkpoint)) else {}
+    settings = {"pretrained": False, **found} if (found := _settings(context, checkpoint, encoder_weights)) else {}
     plan = dataclasses.replace(QUICK if quick else BenchSizes(), seconds=seconds, streams=streams)
-    omni = _open(settings, checkpoint, device, engine, dtype=dtype)
+    omni = _open(settings, checkpoint, device, engine, encoder_weights, dtype=dtype)
     figures = measure(omni, plan)
     typer.echo(
         f"{device}, {torch.get_num_threads()} threads, a question of {seconds:g} s, {streams} at a time", err=True
@@ -414,8 +427,10 @@ def _limits(max_steps: int | None, time_limit: float | None) -> dict[str, Any]:
     return limits
 
 
-def _load(checkpoint: str | None, device: str, engine: str, limits: dict[str, Any]) -> Omni:
-    omni = _open({}, checkpoint, device, engine)
+def _load(
+    checkpoint: str | None, device: str, engine: str, limits: dict[str, Any], encoder_weights: str | None = None
+) -> Omni:
+    omni = _open({}, checkpoint, device, engine, encoder_weights)
     omni.decoding = dataclasses.replace(omni.decoding, **limits)
     return omni
 
@@ -425,6 +440,7 @@ def _open(
     checkpoint: str | None,
     device: str,
     engine: str,
+    encoder_weights: str | None = None,
     *,
     strategy: Strategies | None = None,
     dtype: str = "float32",
@@ -436,7 +452,8 @@ def _open(
 
     device = own_device(device)
     if not settings:
-        return load(checkpoint, device=device, strategy=strategy, engine=engine, dtype=dtype)
+        weights = _without_none(encoder=encoder_weights)
+        return load(checkpoint, device=device, strategy=strategy, engine=engine, dtype=dtype, weights=weights)
     check_engine(engine)
     if engine not in TORCH_ENGINES:
         raise ValueError(f"--engine {engine}: needs a --checkpoint, since it stores the weights that it converts")
@@ -451,11 +468,16 @@ def _strategy(name: str | None) -> Strategies | None:
     return None if name is None else build_part("strategy", name)
 
 
-def _settings(context: typer.Context, checkpoint: str | None) -> dict[str, Any]:
-    """Return the parts and options of parts on the command line, such as `--codec mimi`, as a mapping."""
+def _settings(context: typer.Context, checkpoint: str | None, encoder_weights: str | None = None) -> dict[str, Any]:
+    """Return the parts and options of parts on the command line, such as `--codec mimi`, as a mapping.
+
+    The encoder's weights belong to them, unless they are those of a checkpoint.
+    """
     from omnikit.hparams import read_settings
 
     settings = read_settings(context.args)
+    if checkpoint is None and encoder_weights is not None:
+        settings["encoder.weights"] = encoder_weights
     if settings and checkpoint is not None:
         from omnikit.describe import parts_of
 

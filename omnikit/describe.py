@@ -58,7 +58,7 @@ def describe(model: OmniLM) -> str:
         rows.append((part, names.get(part, ""), _class(module), f"{count_parameters(module):,}", _numbers(module)))
     rows += [("pattern", names.get("pattern", ""), _class(model.pattern), "", _pattern(model))]
     rows += [("all", "", "", f"{count_parameters(model):,}", "")]
-    return _table(rows) + "\n\n" + "\n".join([*_ids(model), *_sizes(model), _tokenizer(model)])
+    return _table(rows) + "\n\n" + "\n".join([*_ids(model), *_sizes(model), _tokenizer(model), *_public(model)])
 
 
 def _class(part: object) -> str:
@@ -112,6 +112,12 @@ def _sizes(model: OmniLM) -> list[str]:
 def _tokenizer(model: OmniLM) -> str:
     tokenizer = model.llm.tokenizer
     return f"tokenizer   {_class(tokenizer)}, {getattr(tokenizer, 'path', 'no file')}"
+
+
+def _public(model: OmniLM) -> list[str]:
+    """Return a line of text for each part whose public weights a checkpoint names instead of storing them."""
+    public = {kind: getattr(part, "public", None) for kind, part in model.parts().items()}
+    return [f"weights     {kind}: {each}, not in the checkpoint" for kind, each in public.items() if each is not None]
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

@@ -28,6 +28,10 @@ TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos")
 """Texts in the messages of the RuntimeErrors of `torch.save` by which a full disk is recognised."""
 
 
+class MissingWeights(ValueError):
+    """Error that says that weights are not on this machine and cannot be fetched."""
+
+
 class Stopped(Exception):
     """Exception that ends a command with a one-line message for a reason other than bad input.
 

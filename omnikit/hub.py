@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from omnikit.errors import MissingWeights
+
 CONFIG = "config.json"
 """Name of the file to which transformers writes a configuration."""
 
@@ -27,7 +29,7 @@ def hub_file(repo: str, file: str) -> Path:
     """Return the local path of one file of a hub repository, downloading it if it is not cached.
 
     Raises:
-        ValueError: the file is neither in the local cache nor available from the hub.
+        MissingWeights: the file is neither in the local cache nor available from the hub.
     """
     from huggingface_hub import hf_hub_download
 
@@ -39,7 +41,7 @@ def hub_folder(repo: str) -> Path:
     """Return the local folder with all files of a hub repository, downloading those that are not cached.
 
     Raises:
-        ValueError: the files are neither in the local cache nor available from the hub.
+        MissingWeights: the files are neither in the local cache nor available from the hub.
     """
     from huggingface_hub import snapshot_download
 
@@ -49,7 +51,7 @@ def hub_folder(repo: str) -> Path:
 
 @contextmanager
 def _hub_errors_in_one_line(repo: str) -> Iterator[None]:
-    """Context manager that raises the hub client's errors as a `ValueError` of one line and silences its log."""
+    """Context manager that raises the hub client's errors as a `MissingWeights` of one line and silences its log."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     logger = logging.getLogger("huggingface_hub")
@@ -59,6 +61,6 @@ def _hub_errors_in_one_line(repo: str) -> Iterator[None]:
         yield
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{repo}: no such folder here, and not from the hub ({reason})") from None
+        raise MissingWeights(f"{repo}: no such folder here, and not from the hub ({reason})") from None
     finally:
         logger.setLevel(level)

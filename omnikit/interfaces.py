@@ -23,12 +23,22 @@ from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, SeparateStream
 
 if TYPE_CHECKING:
     from omnikit.linear_cross_entropy import Head
+    from omnikit.public_weights import PublicWeights
 
 
 class Part(nn.Module):
     """Base class of the components of a system that may start from trained weights: encoder, backbone and codec."""
 
     weights: str | None = None
+    """File, folder or name of the trained weights that `load_weights` reads; None = the weights stay random.
+
+    A name, `owner/name` of the hub or one that the part's library knows, means public weights. They are read from the
+    folder in the environment variable `OMNIKIT_WEIGHTS` if it has them (`<name>.pt`, `<name>.safetensors` or a folder
+    `<name>`), else through that library. A checkpoint stores this name with a fingerprint in place of the tensors, as
+    long as these have not been trained further.
+    """
+    public: PublicWeights | None = None
+    """Public weights that this component was filled with; None = its weights are its own."""
 
     def load_weights(self) -> None:
         """Read this component's weights from the file, folder or hub id in `self.weights`; do nothing if it is `None`.
@@ -37,9 +47,10 @@ class Part(nn.Module):
             ValueError: the file is missing or does not fit this part; the message names the file and the differences.
         """
         if self.weights is not None:
+            from omnikit.public_weights import located
             from omnikit.weights import load_into
 
-            load_into(self, self.weights)
+            load_into(self, located(self.weights))
 
 
 class AudioEncoder(Part, ABC):

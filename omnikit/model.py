@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from omnikit.freezing import Freezable
 from omnikit.interfaces import Adapter, AudioEncoder, Backbone, Codec, Hidden, Pattern
+from omnikit.public_weights import load_named
 from omnikit.size_limits import check_count
 from omnikit.tokens import TokenLayout
 
@@ -128,7 +129,7 @@ class OmniLM(Freezable):
     def load_weights(self) -> None:
         """Let encoder, backbone and codec read the weights that their `weights` options name, see `Part`."""
         for part in (self.encoder, self.llm, self.codec):
-            part.load_weights()
+            load_named(part)
 
     def encode_speech(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode waveforms [B, N] to adapted features [B, T, D], returned with their lengths [B] in positions.

@@ -45,18 +45,19 @@ def check_counts(name: str, options: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def limited(weights: Collection[Tensor]) -> Iterator[None]:
+def limited(weights: Collection[Tensor], more: float = 0) -> Iterator[None]:
     """Context manager that bounds the size of networks that the calling thread builds inside the block.
 
     Args:
         weights: tensors that the network will be filled with.
+        more: number of further numbers that it will be filled with from elsewhere; infinity = unknown.
 
     Raises:
         ValueError: the network gets many more modules or numbers than these weights can fill; raised while it is built.
     """
     counted = _Counted(
         modules=min(_MOST_MODULES, _MODULES + _FOR_EACH * len(weights)),
-        numbers=_SPARE + _TIMES * sum(tensor.numel() for tensor in weights),
+        numbers=_SPARE + _TIMES * (more + sum(tensor.numel() for tensor in weights)),
     )
     with ExitStack() as stack:
         for register, count in (
@@ -86,7 +87,7 @@ def check_memory(needed: int, what: str) -> None:
 
 
 class _Counted:
-    def __init__(self, modules: int, numbers: int):
+    def __init__(self, modules: int, numbers: float):
         self.most_modules, self.most_numbers, self.thread = modules, numbers, threading.get_ident()
         self.modules = self.numbers = 0
 

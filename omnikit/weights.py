@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from omnikit.errors import one_line
+from omnikit.errors import MissingWeights, one_line
 from omnikit.files import whole_file
 from omnikit.old_names import new_weight
 from omnikit.untrusted_files import LARGEST_JSON, check_regular
@@ -39,6 +39,7 @@ def load_into(
     *,
     mapped: bool = False,
     whole: bool = False,
+    without: Collection[str] = (),
 ) -> None:
     """Copy stored weights into a module, each converted to the type that the module has.
 
@@ -50,13 +51,14 @@ def load_into(
         mapped: leave weights whose stored type is the module's in the file, which is read as they are used: an
             embedding table takes memory only for the rows that were looked up. Such weights must not be changed.
         whole: no weight may be missing, not even all of LoRA.
+        without: submodules of which the file must have no weights; theirs stay as they are.
 
     Raises:
         ValueError: the file is missing or not safetensors; names, shapes or kinds of numbers differ; or numbers are not
             finite (not checked for weights that stay in the file). The message names the file and the weights.
     """
     file = weights_file(path)
-    own = module.state_dict(keep_vars=True)
+    own = _own(module, without)
     nowhere = {name for name, tensor in own.items() if tensor.is_meta}
     own = {name: tensor for name, tensor in own.items() if name not in nowhere}
     stored = {name: tensor for name, tensor in stored_tensors(file).items() if name not in nowhere}
@@ -74,18 +76,19 @@ def load_into(
                         own[new].data = reader.get_tensor(name)
 
 
-def check_fits(module: nn.Module, stored: Stored, file: str | Path) -> None:
+def check_fits(module: nn.Module, stored: Stored, file: str | Path, without: Collection[str] = ()) -> None:
     """Refuse stored weights whose names, shapes or kinds of numbers differ from those of a module.
 
     Args:
         module: module to compare with, which may be on the meta device.
         stored: weights from `stored_tensors`.
         file: path of their file, for errors.
+        without: submodules of which there must be no stored weights.
 
     Raises:
         ValueError: they differ, or some are missing; see `load_into` with `whole`.
     """
-    _refuse_differences(module, module.state_dict(keep_vars=True), stored, file, whole=True)
+    _refuse_differences(module, _own(module, without), stored, file, whole=True)
 
 
 def stored_tensors(path: str | Path) -> Stored:
@@ -135,13 +138,21 @@ def weights_file(path: str | Path) -> Path:
     """Return the safetensors file at a path, or in the folder at that path.
 
     Raises:
-        ValueError: there is none.
+        MissingWeights: there is none.
     """
     file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     if not file.exists():
-        raise ValueError(f"weights {path}: no such file" if file == Path(path) else f"{path}: {FILE_NAME} is missing")
+        raise MissingWeights(
+            f"weights {path}: no such file" if file == Path(path) else f"{path}: {FILE_NAME} is missing"
+        )
     check_regular(file)
     return file
+
+
+def _own(module: nn.Module, without: Collection[str]) -> Stored:
+    """Return the tensors of a module by name, without those of some of its submodules."""
+    state = module.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if name.partition(".")[0] not in without}
 
 
 def _check_header(file: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from omnikit.codecs.rtisi import PhaseSearch, Search
 from omnikit.interfaces import Codec
+from omnikit.public_weights import located
 from omnikit.skip_init import empty_on_meta
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams, check_frames, check_mode
 from omnikit.weights import load_into
@@ -80,7 +81,7 @@ class MelRVQ(Codec):
             ValueError: also if the weights have fewer than K codebooks.
         """
         if self.weights is not None:
-            load_into(self, self.weights, fit=self._first_codebooks)
+            load_into(self, located(self.weights), fit=self._first_codebooks)
 
     def _first_codebooks(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         if "codebooks" not in stored:

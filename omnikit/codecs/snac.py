@@ -32,6 +32,7 @@ from omnikit.errors import one_line
 from omnikit.hub import hub_file, is_hub_id
 from omnikit.interfaces import Codec
 from omnikit.part_sizes import sized
+from omnikit.public_weights import located
 from omnikit.size_limits import check_count
 from omnikit.streaming import EXACT, DecodeStream, DecodeStreams
 from omnikit.untrusted_models import read_pickle
@@ -87,10 +88,11 @@ class SnacCodec(Codec):
             ValueError: the weights do not fit, or the `config.json` beside them has other values, such as another
                 sample rate, which does not show in the shapes.
         """
-        file = published_file(self.weights)
+        weights = located(self.weights)
+        file = published_file(weights)
         if file is None:
             return super().load_weights()
-        config = hub_file(self.weights, CONFIG) if is_hub_id(self.weights) else file.with_name(CONFIG)
+        config = hub_file(weights, CONFIG) if is_hub_id(weights) else file.with_name(CONFIG)
         if config.is_file():
             refuse_other_numbers(config, self.numbers, read_config(config))
         try:

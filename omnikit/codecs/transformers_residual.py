@@ -20,6 +20,7 @@ from omnikit.codecs.pretrained import read_network
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import Codec
 from omnikit.part_sizes import PUBLISHED, sized
+from omnikit.public_weights import located
 from omnikit.size_limits import check_counts
 from omnikit.weights import load_into
 
@@ -92,10 +93,11 @@ class ResidualCodec(Codec):
         """
         if self.weights is None:
             return
-        if holds_transformers(self.weights):
-            read_network(self.weights, self.network, self.numbers)
+        weights = located(self.weights)
+        if holds_transformers(weights):
+            read_network(weights, self.network, self.numbers)
         else:
-            load_into(self, self.weights, fit=self._used)
+            load_into(self, weights, fit=self._used)
 
     @torch.no_grad()
     def encode(self, wav: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from omnikit.encoders.transformers_speech_weights import read_speech
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import AudioEncoder
 from omnikit.part_sizes import PUBLISHED, sized
+from omnikit.public_weights import located
 from omnikit.size_limits import check_counts
 from omnikit.untrusted_models import build_network
 
@@ -66,8 +67,9 @@ class TransformersSpeechEncoder(AudioEncoder):
         Raises:
             ValueError: the weights cannot be read or do not fit.
         """
-        if self.weights is not None and holds_transformers(self.weights):
-            read_speech(self.weights, self.net)
+        weights = located(self.weights)
+        if weights is not None and holds_transformers(weights):
+            read_speech(weights, self.net)
         else:
             super().load_weights()
 

@@ -13,6 +13,7 @@ from omnikit.encoders.whisper_weights import is_published, read_encoder
 from omnikit.hub import holds_transformers
 from omnikit.interfaces import AudioEncoder, lengths_to_mask
 from omnikit.part_sizes import PUBLISHED, sized
+from omnikit.public_weights import located
 from omnikit.size_limits import check_count
 
 FRAME_SAMPLES = HOP_LENGTH * CONV_STRIDE
@@ -77,10 +78,11 @@ class WhisperEncoder(AudioEncoder):
         Raises:
             ValueError: the weights cannot be read or do not fit.
         """
-        if self.weights is not None and is_published(self.weights):
-            read_encoder(self.weights, self.encoder)
-        elif self.weights is not None and holds_transformers(self.weights):
-            read_transformers(self.weights, self.encoder, self.families)
+        weights = located(self.weights)
+        if weights is not None and is_published(weights):
+            read_encoder(weights, self.encoder)
+        elif weights is not None and holds_transformers(weights):
+            read_transformers(weights, self.encoder, self.families)
         else:
             super().load_weights()
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,11 +55,14 @@ def open_engine(name: str, model: OmniLM, folder: str | Path | None = None, **op
     return _openvino().OpenVINOEngine(model, folder, **options)
 
 
-def load_openvino(checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM, Engine]:
+def load_openvino(
+    checkpoint: str | Path | None, *, public_weights: Mapping[str, str | Path] | None = None, **options: Any
+) -> tuple[OmniLM, Engine]:
     """Load a checkpoint for the engine `openvino` on the CPU, without the weights that the engine replaces.
 
     Args:
         checkpoint: folder or hub id, see `omnikit.checkpoint.load`; None = the mini system of the package.
+        public_weights: see `omnikit.checkpoint.load`.
         options: further arguments of the engine's constructor.
 
     Returns:
@@ -69,8 +73,8 @@ def load_openvino(checkpoint: str | Path | None, **options: Any) -> tuple[OmniLM
     """
     module, folder = _openvino(), engine_folder(checkpoint)
     if not module.is_converted(folder, **options):
-        module.convert(checkpoints.load(checkpoint), folder, **options)
-    model = checkpoints.load(checkpoint, skeleton=True)
+        module.convert(checkpoints.load(checkpoint, public_weights=public_weights), folder, **options)
+    model = checkpoints.load(checkpoint, skeleton=True, public_weights=public_weights)
     return model, module.OpenVINOEngine(model, folder, **options)
 
 

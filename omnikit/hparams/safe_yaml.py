@@ -23,6 +23,8 @@ from omnikit.errors import missing_package, one_line
 from omnikit.hparams.recipe import NAMES
 from omnikit.hparams.yaml_limits import bounded_nodes, check_numbers, scalars
 from omnikit.hparams.yaml_tree import yaml_problem
+from omnikit.public_weights import FINGERPRINT, KINDS, NAME
+from omnikit.public_weights import KEY as PUBLIC
 
 PART_MODULES = tuple(
     f"omnikit.{name}" for name in ("encoders", "adapters", "llms", "codecs", "patterns", "strategies", "model")
@@ -62,6 +64,8 @@ def check_safe(text: str, source: str, allow: tuple[str, ...] = ()) -> MappingNo
     tokenizer = tokenizer_node(root)
     for path, node in scalars(root, skip=functools.partial(_is_of, modules=allow)):
         option = path.rpartition(".")[2]
+        if path.startswith(f"{PUBLIC}."):  # names of published weights, which are checked below
+            continue
         if node is not tokenizer or option != TOKENIZER:
             _check_place(path, option, node, source)
     return root
@@ -70,7 +74,7 @@ def check_safe(text: str, source: str, allow: tuple[str, ...] = ()) -> MappingNo
 def check_bounds(text: str, source: str) -> MappingNode:
     """Refuse a YAML text that is too long, too deep, or has numbers that no network has, whatever classes it names.
 
-    Names of parts that are not a mapping of texts are refused, too.
+    Names of parts that are not a mapping of texts, and public weights without name and fingerprint, are refused, too.
 
     Returns:
         Root of its nodes.
@@ -84,7 +88,24 @@ def check_bounds(text: str, source: str) -> MappingNode:
         isinstance(names, MappingNode) and all(value.tag == _TEXT for _, value in names.value)
     ):
         raise ValueError(f"{source}: {NAMES} must be a mapping of kinds of parts to names")
+    _check_public(root, source)
     return root
+
+
+def _check_public(root: MappingNode, source: str) -> None:
+    """Refuse public weights that are not named as `{encoder: {name: base, fingerprint: 64 hex digits}}`."""
+    found = _entry(root, PUBLIC)
+    if found is None:
+        return
+    forms = {"name": NAME, "fingerprint": FINGERPRINT}
+    for kind, entry in found.value if isinstance(found, MappingNode) else ((None, found),):
+        values = {key.value: node for key, node in entry.value} if isinstance(entry, MappingNode) else {}
+        good = kind is not None and kind.value in KINDS and values.keys() == forms.keys()
+        if not good or not all(
+            node.tag == _TEXT and forms[key].fullmatch(node.value) is not None for key, node in values.items()
+        ):
+            form = "{name: .., fingerprint: 64 hex digits}"
+            raise ValueError(f"{source}: {PUBLIC} must be a mapping of {', '.join(KINDS)} to {form}")
 
 
 def construct(root: MappingNode, source: str) -> dict[str, Any]:

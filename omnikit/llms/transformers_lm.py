@@ -24,6 +24,7 @@ from omnikit.llms.pretrained import read_transformers
 from omnikit.llms.tokenizers import open_tokenizer
 from omnikit.llms.transformers_trunk import embedding_scale, finish_logits, finishes_logits, run, take_norm
 from omnikit.part_sizes import PUBLISHED
+from omnikit.public_weights import located
 from omnikit.untrusted_models import build_network
 
 if TYPE_CHECKING:
@@ -118,9 +119,10 @@ class TransformersLM(_OnTrunk, Backbone):
 
     def load_weights(self) -> None:
         """Load weights from safetensors or from a folder in the format of transformers, see `Part.load_weights`."""
-        if self.weights is None or not holds_transformers(self.weights):
+        weights = located(self.weights)
+        if weights is None or not holds_transformers(weights):
             return super().load_weights()
-        read_transformers(self.weights, self.config, trunk=self.trunk, norm=self.norm, head=self.lm_head)
+        read_transformers(weights, self.config, trunk=self.trunk, norm=self.norm, head=self.lm_head)
 
     def requires_grad_(self, requires_grad: bool = True) -> TransformersLM:
         """Freeze or unfreeze parameters like `torch.nn.Module.requires_grad_`; LoRA keeps its base model frozen."""

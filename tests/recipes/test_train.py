@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 from omnikit import checkpoint
 from omnikit.data.digest_ledger import LEDGER
 from omnikit.hparams.yaml_tree import read_tree, write_tree
+from omnikit.public_weights import FOLDER
 from omnikit.train.loggers import flat
 from tests.recipes.conftest import MINI_SYSTEM, ROOT, TEXTS, changed, flac
+from tests.unit.test_public_weights import published
 from tests.unit.train.tiny_training import DAMAGES, checkpoints
 
 TRAIN = ROOT / "recipes" / "VoiceAssistant" / "QA" / "train.py"
@@ -96,6 +98,29 @@ def test_three_stages(train_here, data, tmp_path):
     for line in log:  # written questions, which stage 1 does not train
         assert {"A1T1", "T1A1", "T1T2"} == set(line["valid"]["tasks"]) and "wrong T1T2" in line["valid"]
     assert {"A1T1", "T1A1"} == set(log[-1]["train"]["tasks"]) and log[0]["train"] == {}
+
+
+@pytest.mark.long
+def test_public_weights_go_through_the_stages_by_name(train_here, data, tmp_path, monkeypatch):
+    """An encoder with public weights is in no checkpoint; runs are resumed and later stages start with it."""
+    published(1, tmp_path)
+    published(2, tmp_path / "others")
+    monkeypatch.setenv(FOLDER, str(tmp_path / "openai"))
+    parts = ["--encoder", "whisper_base", "--encoder.pad_to_30s", "false", "--encoder.n_ctx", "200"]
+    first, second = tmp_path / "stage1", tmp_path / "stage2"
+    for epochs in ("1", "2"):
+        status, written = train_here("stage1", data, first, *parts, "--epochs.limit", epochs)
+        assert status == 0, written
+    assert len((first / "train_log.jsonl").read_text().splitlines()) == 3  # before training, and after each epoch
+    monkeypatch.setenv(FOLDER, str(tmp_path / "transformers"))
+    status, written = train_here("stage2", data, second, *parts, "--initial_weights", str(first))
+    assert status == 0, written
+    for folder in (first, second):
+        assert not [name for name in load_file(folder / "model.safetensors") if name.startswith("encoder.")]
+        assert 'encoder: {name: "base", ' in (folder / "hparams.yaml").read_text()
+    monkeypatch.setenv(FOLDER, str(tmp_path / "others" / "ours"))
+    status, written = train_here("stage3", data, tmp_path / "stage3", *parts, "--initial_weights", str(second))
+    assert status == 2 and "have the fingerprint" in written.splitlines()[-1]
 
 
 def test_packed_rows_are_trained(train_here, data, tmp_path, monkeypatch):

@@ -257,6 +257,18 @@ def tokenizer_json(change: Callable[[dict], object]) -> Spoil:
     return spoil
 
 
+def public(kind: str, name: str) -> Spoil:
+    return added(f'public_weights: {{{kind}: {{name: "{name}", fingerprint: "{"0" * 64}"}}}}')
+
+
+def wide_public(folder: Path, _: Path) -> None:
+    """Name public weights of the encoder, and give it a size that would fill the memory many times."""
+    public("encoder", "base")(folder, _)
+    in_yaml("n_ctx: 200", "n_ctx: 2000000000")(folder, _)
+    encoder = [name for name in load_file(folder / WEIGHTS) if name.startswith("encoder.")]
+    with_tensors(lambda tensors: [tensors.pop(name) for name in encoder])(folder, _)
+
+
 SNAC = """codec: &id004 !new:omnikit.codecs.snac.SnacCodec
   sampling_rate: 24000
   vq_strides: [1073741824, 1]
@@ -303,6 +315,12 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "class that reads": (added("a: !new:omnikit.llms.tokenizers.SentencePieceTokenizer {path: near}"), "a.path 'near'"),
     "attention of a hub": (named_outside("attention", lambda at: "owner/kernel"), "llm.attention 'owner/kernel'"),
     "kernel of a hub": (in_yaml("model_type: qwen2", "model_type: qwen2\n    attn_implementation: a/b"), "'a/b'"),
+    "public weights": (added("public_weights: base"), "public_weights must be a mapping of encoder, llm, codec"),
+    "public weights of no part": (public("adapter", "base"), "public_weights must be a mapping"),
+    "public weights by path": (public("encoder", "../outside/a"), "public_weights must be a mapping"),
+    "public weights by file": (public("encoder", "weights.pt"), "public_weights must be a mapping"),
+    "public weights here": (public("encoder", "outside/a"), "could be meant or outside in this folder|has the unknown"),
+    "public weights with tensors": (public("encoder", "base"), "has the unknown encoder"),
     # its sizes
     "wide": (in_yaml("hidden_size: 16", "hidden_size: 1000000000"), "does not fit|cannot be built|much larger"),
     "layers": (in_yaml("num_hidden_layers: 1", "num_hidden_layers: 10000000000"), "must be at most"),
@@ -312,6 +330,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "codebooks": (in_yaml("num_codebooks: 7", "num_codebooks: 99999999999"), "must be at most"),
     "codes": (in_yaml("codebook_size: 256", "codebook_size: 999999999"), "much larger than its weights"),
     "context": (in_yaml("n_ctx: 200", "n_ctx: 999999999"), "much larger than its weights"),
+    "context of public weights": (wide_public, "needs .* GiB of memory"),
     "window": (in_yaml("n_fft: 640", "n_fft: 1073741824"), "--codec.n_fft 1073741824: must be"),
     "bands": (in_yaml("n_mels: 80\n  n_fft", "n_mels: 1073741824\n  n_fft"), "--codec.n_mels 1073741824: must be"),
     "strides": (in_yaml("codec: &id004", SNAC), "codec.vq_strides 1073741824: must be at most"),
@@ -352,7 +371,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "several: ids": (tokenizer_json(lambda tree: tree["model"]["vocab"].update(a=4294967295)),
                      "4294967296 ids|does not fit|larger than"),
 }  # fmt: skip
-GOOD_TO_DESCRIBE = ("nan", "infinite")
+GOOD_TO_DESCRIBE = ("nan", "infinite", "context of public weights")
 """Names of the malicious checkpoints that `omnikit info` accepts, since it reads no values of weights."""
 
 
