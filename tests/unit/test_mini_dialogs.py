@@ -71,6 +71,7 @@ NUMBER = r"(?:remember the number|my number is) (\w+)"
 WORD = r"(?:remember the word|the word is) (\w+)"
 COLOR = r"(?:i like|my favorite color is) (\w+)"
 CITY = r"my favorite city is (\w+)"
+THING = r"the \w+ is (\w+)"
 SUM = r"\w+ plus \w+ is (\w+)"
 DAY = r"(\w+) comes (after|before) (\w+)"
 
@@ -117,7 +118,7 @@ DERIVED = {
     r"who is in (\w+)": lambda h, city: f"{told(h, f'(.+) is in {city}')[0]} is in {city}",
     "which city did you say": lambda h: f"i said {answered(h, '(.+) is the capital of .+')[0]}",
     "which country did i ask about": lambda h: f"you asked about {told(h, '.+ capital of (.+)')[0]}",
-    "which color did you say": lambda h: f"i said {answered(h, 'the .+ is (.+)')[0]}",
+    "which color did you say": lambda h: f"i said {answered(h, THING)[0]}",
     "which word did you say": lambda h: f"i said {answered(h, 'the opposite of .+ is (.+)')[0]}",
     "(?:say that again|what did you say)": lambda h: h[-1][1],
     "are you sure": lambda h: f"yes {h[-1][1]}",
