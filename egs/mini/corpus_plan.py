@@ -7,11 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+import dialog_plan
+import followups
+import spoken_texts
 import voices
 import world
+from dialog_plan import DialogTurn
 
-TEMPLATE_CHAPTER, RANDOM_CHAPTER = 1, 2
-"""Chapter ids in the LibriSpeech layout of sentences from templates and of random word strings."""
+TEMPLATE_CHAPTER, RANDOM_CHAPTER, SPOKEN_CHAPTER, DIALOG_CHAPTER = 1, 2, 3, 4
+"""Chapter ids in the LibriSpeech layout.
+
+They are those of sentences from templates, of random word strings, of texts as people say them (`spoken_texts`), and of
+sentences of dialogs (`followups`), which occur in training only.
+"""
 
 SENTENCES = {"train": 10200, "dev-clean": 200, "test-clean": 300, "test-other": 300}
 VOICE_SENTENCES = 30600
@@ -19,7 +27,18 @@ VOICE_SENTENCES = 30600
 
 Synthesis of unseen sentences needs more training sentences than their recognition.
 """
+SPOKEN = {"test-clean": 150, "test-other": 150, "dev-clean": 80, "train-clean": 4000}
+"""Number of additional utterances as people say them."""
+DIALOG_SENTENCES, VOICE_STRINGS = 1200, 2000
+"""Numbers of sentences of dialogs in train-clean, and of strings of all words, those of dialogs too, in train-voice."""
 QA_TRAIN, QA_DEV, QA_HELD_OUT_READINGS = 8000, 200, 4
+QA_HESITATING = 1500
+"""Number of additional training questions with a hesitation or a pause."""
+DIALOGS = {"dialogs_train": 5000, "dialogs_dev": 100, "dialogs_test_seen": 200, "dialogs_test_unseen": 200}
+FEWEST_DIALOGS = 60
+"""Minimum number of training dialogs at any scale; with fewer there are hardly any held-out cases of their facts."""
+HESITATING_SHARE = 0.1
+"""Share of the turns of training dialogs with a hesitation or a pause."""
 NOISE_SNR_DB = (15.0, 20.0)
 
 
@@ -38,10 +57,22 @@ class PlannedReading:
     id: str = ""
     kind: str = ""  # QA only: the kind of question
     answer: str = ""  # QA only
+    parts: tuple[tuple[str, float], ...] = ()  # spoken parts, each with the seconds of silence after it; () = the text
 
     @property
     def speaker(self) -> int:
         return voices.SPEAKERS[self.voice]
+
+
+@dataclass(frozen=True)
+class PlannedTurn(PlannedReading):
+    """One planned recording of a turn of a dialog."""
+
+    dialog: str = ""
+    turn: int = 0
+    template: str = ""  # follow-ups only
+    accepted: tuple[str, ...] = ()  # all wordings of the answer, if there is more than one
+    guess: str = ""  # follow-ups only: the most frequent answer to this question in training
 
 
 def scaled(count: int, scale: float) -> int:
@@ -66,7 +97,64 @@ def plan_corpus(seed: int, scale: float = 1.0) -> list[PlannedReading]:
     for split, texts in (("train-voice", train), ("dev-voice", dev), ("test-voice", clean)):
         readings += _read_by_answer_voice(split, texts, rng)
     more = draw_voice_sentences(random.Random(f"answer voice {seed}"), scale, sentences)
-    return _with_ids(readings + _read_by_answer_voice("train-voice", more, rng))
+    readings += _read_by_answer_voice("train-voice", more, rng)
+    others = _plan_spoken(seed, scale, readings) + _plan_dialog_sentences(seed, scale, readings)
+    return _with_ids(readings + others)
+
+
+def _evaluated(readings: list[PlannedReading]) -> set[str]:
+    return {r.text for r in readings if r.split.startswith(("dev", "test"))}
+
+
+def _plan_spoken(seed: int, scale: float, others: list[PlannedReading]) -> list[PlannedReading]:
+    """Return the planned recordings of utterances as people say them, given those of all other sentences.
+
+    Those of test splits are drawn first. None that is long is a sentence of a dialog or one of another split.
+    """
+    rng = random.Random(f"spoken {seed}")
+    never = _evaluated(others)
+    seen = {r.text for r in others} | _said_in_questions() | followups.texts()
+    readings = []
+    for split, count in SPOKEN.items():
+        training = split.startswith("train")
+        if training:
+            seen -= followups.texts() - never
+        who = voices.TEST_VOICES if split == "test-other" else voices.TRAIN_VOICES
+        speeds = voices.SPEEDS if training else voices.SPEEDS + voices.HELD_OUT_SPEEDS
+        pitches = voices.PITCHES if training else voices.PITCHES + voices.HELD_OUT_PITCHES
+        for made in spoken_texts.distinct(scaled(count, scale), seen, never, rng):
+            reading = PlannedReading(split, made.text, rng.choice(who), rng.choice(speeds), rng.choice(pitches))
+            reading = replace(reading, chapter=SPOKEN_CHAPTER, parts=made.parts)
+            readings.append(_noisy(reading, rng) if split == "test-other" else reading)
+    return readings
+
+
+def _plan_dialog_sentences(seed: int, scale: float, others: list[PlannedReading]) -> list[PlannedReading]:
+    """Return the planned recordings of sentences of training dialogs, given those of all other sentences.
+
+    A selection is read by the training voices. All answers, and random strings of all words, are read by the answer
+    voice.
+    """
+    rng = random.Random(f"dialog sentences {seed}")
+    turns = [turn for dialog in draw_training_dialogs(seed, scale) for turn in dialog]
+    never = _evaluated(others) | _said_in_questions()
+    texts = sorted(_readable({text for turn in turns for text in (turn.text, turn.answer)} - never))
+    answers = sorted(_readable({turn.answer for turn in turns} - never))
+    chosen = rng.sample(texts, min(len(texts), scaled(DIALOG_SENTENCES, scale)))
+    strings = _distinct(_all_words, scaled(VOICE_STRINGS, scale), set(never), rng)
+    read = [(text, DIALOG_CHAPTER) for text in chosen]
+    spoken = [(text, DIALOG_CHAPTER) for text in answers + strings]
+    clean = _read("train-clean", read, voices.TRAIN_VOICES, voices.SPEEDS, voices.PITCHES, rng)
+    return clean + _read_by_answer_voice("train-voice", spoken, rng)
+
+
+def _readable(texts: set[str]) -> set[str]:
+    return {text for text in texts if not world.mentions_sum(text, world.UNREAD_SUMS)}
+
+
+def _all_words(rng: random.Random) -> str:
+    """Return a string of 2 to 6 random words of the whole vocabulary."""
+    return " ".join(rng.choice(followups.vocabulary()) for _ in range(rng.randint(2, 6)))
 
 
 def draw_sentences(rng: random.Random, scale: float) -> dict[str, list[tuple[str, int]]]:
@@ -169,7 +257,21 @@ def plan_questions(seed: int, scale: float = 1.0) -> list[PlannedReading]:
     rows += _ask("test_heldout", held_out, QA_HELD_OUT_READINGS * len(held_out), seen, untrained, rng, taken)
     rows += _ask("dev", known, scaled(QA_DEV, scale), seen, untrained, rng, taken)
     rows += _ask("train", known, scaled(QA_TRAIN, scale), seen, trained, rng, taken)
-    return rows
+    return rows + _hesitating_questions(seed, scale, rows)
+
+
+def _hesitating_questions(seed: int, scale: float, rows: list[PlannedReading]) -> list[PlannedReading]:
+    """Return further planned training questions: some of those there are, with a hesitation or a pause."""
+    rng = random.Random(f"hesitating {seed}")
+    train = [row for row in rows if row.split == "train"]
+    chosen = rng.sample(train, min(len(train), scaled(QA_HESITATING, scale)))
+    return [
+        replace(_hesitating(row, rng), id=f"train-{len(train) + i:05d}") for i, row in enumerate(chosen)
+    ]
+
+
+def _hesitating(row: PlannedReading, rng: random.Random) -> PlannedReading:
+    return replace(row, parts=spoken_texts.hesitating(row.text, rng).parts)
 
 
 def _ask(
@@ -195,3 +297,53 @@ def _ask(
         taken.add((q.text, *how))
         rows.append(PlannedReading(split, q.text, *how, id=f"{split}-{len(rows):05d}", kind=q.kind, answer=q.answer))
     return rows
+
+
+def draw_training_dialogs(seed: int, scale: float = 1.0) -> list[list[DialogTurn]]:
+    """Return the training dialogs, in which no held-out case occurs."""
+    count = max(FEWEST_DIALOGS, scaled(DIALOGS["dialogs_train"], scale))
+    return dialog_plan.draw_dialogs(random.Random(f"dialogs {seed}"), count)
+
+
+def plan_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
+    """Return the planned recordings of all dialogs: train, dev, test_seen and test_unseen.
+
+    The follow-ups of the test splits are held-out cases; each of their facts occurs in a training dialog. The voices
+    are those of the questions of the same names.
+    """
+    train = draw_training_dialogs(seed, scale)
+    told, guesses = dialog_plan.told_facts(train), dialog_plan.guesses(train)
+    rows: list[PlannedTurn] = []
+    for split, count in DIALOGS.items():
+        rng = random.Random(f"{split} {seed}")
+        who = voices.TEST_VOICES if split == "dialogs_test_unseen" else voices.TRAIN_VOICES
+        speeds, pitches = voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES
+        if split == "dialogs_train":
+            dialogs, speeds, pitches = train, voices.SPEEDS, voices.PITCHES
+        else:
+            held_out = split.startswith("dialogs_test")
+            dialogs = dialog_plan.draw_dialogs(rng, scaled(count, scale), held_out=held_out, told=told)
+        for i, dialog in enumerate(dialogs):
+            how = (rng.choice(who), rng.choice(speeds), rng.choice(pitches))
+            rows += _planned_turns(split, f"{split}-{i:05d}", dialog, how, guesses)
+    return _some_hesitating(rows, seed)
+
+
+def _planned_turns(
+    split: str, name: str, dialog: list[DialogTurn], how: tuple[str, int, int], guesses: dict[str, str]
+) -> list[PlannedTurn]:
+    return [
+        PlannedTurn(
+            split, turn.text, *how, id=f"{name}-{i}", kind=turn.kind, answer=turn.answer, dialog=name, turn=i,
+            template=turn.template, accepted=turn.accepted, guess=guesses.get(turn.text, "") if turn.template else "",
+        )
+        for i, turn in enumerate(dialog)
+    ]  # fmt: skip
+
+
+def _some_hesitating(rows: list[PlannedTurn], seed: int) -> list[PlannedTurn]:
+    rng = random.Random(f"hesitating dialogs {seed}")
+    return [
+        _hesitating(row, rng) if row.split == "dialogs_train" and rng.random() < HESITATING_SHARE else row
+        for row in rows
+    ]

@@ -1,11 +1,12 @@
-"""Synthesizes the mini corpus with espeak-ng: sentences in LibriSpeech's layout, questions and answers as Parquet.
+"""Synthesizes the mini corpus with espeak-ng: sentences in LibriSpeech's layout, questions and dialogs as Parquet.
 
     python make_corpus.py --data_folder data [--seed 1] [--scale 1.0]
 
 This writes `<data_folder>/corpus` (`train-clean` .. `test-voice`, `SPEAKERS.TXT`, `RECORDINGS.CSV`, `READY`) and
-`<data_folder>/qa` (`train`, `dev`, `test_seen`, `test_unseen`, `test_heldout` and `answers`, all `.parquet`; the
-recording of an answer is found in `answers.parquet` by its text `t2`). Both are written to temporary folders that are
-renamed when they are complete; `READY` is written last.
+`<data_folder>/qa` (`train`, `dev`, `test_seen`, `test_unseen`, `test_heldout`, `dialogs_train`, `dialogs_dev`,
+`dialogs_test_seen`, `dialogs_test_unseen` and `answers`, all `.parquet`; the recording of an answer is found in
+`answers.parquet` by its text `t2`). Both are written to temporary folders that are renamed when they are complete;
+`READY` is written last.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import voices
-from corpus_plan import PlannedReading, plan_corpus, plan_questions
+from corpus_plan import RANDOM_CHAPTER, PlannedReading, PlannedTurn, plan_corpus, plan_dialogs, plan_questions
 from tqdm import tqdm
 
 from omnikit.data.noise import add_noise
@@ -32,7 +33,7 @@ from omnikit.data.recording_check import encode_flac
 from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
 from omnikit.files import whole_folder, write_text
 from omnikit.option_ranges import SEED, THREADS
-from omnikit.prepare.espeak import synthesize
+from omnikit.prepare.espeak import MARGIN_SECONDS, synthesize
 
 SAMPLE_RATE = 16000
 CHUNK = 300  # recordings per worker process
@@ -40,12 +41,34 @@ CHUNK = 300  # recordings per worker process
 
 def render(recording: PlannedReading) -> bytes:
     """Synthesize a planned recording with its noise and return it as the bytes of a FLAC file (16 kHz, 16 bit)."""
-    wav, _ = synthesize(
-        recording.text, recording.voice, speed=recording.speed, pitch=recording.pitch, sample_rate=SAMPLE_RATE
-    )
+    wav = spoken(recording)
     if recording.noise_seed is not None:
         wav = add_noise(wav, recording.snr_db, np.random.default_rng(recording.noise_seed))
     return encode_flac(wav, SAMPLE_RATE)
+
+
+def spoken(recording: PlannedReading) -> np.ndarray:
+    """Synthesize a planned recording without noise: its text, or each of its parts with silence between them."""
+    parts = recording.parts or ((recording.text, 0.0),)
+    said = [
+        synthesize(text, recording.voice, speed=recording.speed, pitch=recording.pitch, sample_rate=SAMPLE_RATE)[0]
+        for text, _ in parts
+    ]
+    return join(said, [seconds for _, seconds in parts[:-1]])
+
+
+def join(waveforms: list[np.ndarray], pauses: list[float]) -> np.ndarray:
+    """Return waveforms [N] one after another with pauses between them in seconds, from speech to speech.
+
+    Each waveform has a margin of `MARGIN_SECONDS` at both ends, as `synthesize` returns it. Margins may overlap.
+    """
+    starts = [0]
+    for wav, seconds in zip(waveforms[:-1], pauses, strict=True):
+        starts.append(starts[-1] + len(wav) + round((seconds - 2 * MARGIN_SECONDS) * SAMPLE_RATE))
+    joined = np.zeros(max(start + len(wav) for start, wav in zip(starts, waveforms, strict=True)), np.float32)
+    for start, wav in zip(starts, waveforms, strict=True):
+        joined[start : start + len(wav)] += wav
+    return joined
 
 
 def _render_chunk(chunk: list[PlannedReading]) -> list[tuple[str, str, bytes]]:
@@ -56,10 +79,13 @@ def render_all(recordings: list[PlannedReading], workers: int, title: str):
     """Synthesize planned recordings in worker processes; yield split, id and FLAC bytes of each, in arbitrary order.
 
     The output of espeak-ng depends slightly on the texts before. Chunks of fixed content, each in a new process, make
-    the result independent of the distribution of the work.
+    the result independent of the distribution of the work. Recordings as people speak and of dialogs have chunks of
+    their own, so that the others do not depend on them.
     """
     ordered = sorted(recordings, key=lambda r: (r.voice, r.split, r.id))
-    chunks = [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
+    read = [r for r in ordered if not r.parts and r.chapter <= RANDOM_CHAPTER]
+    rest = [r for r in ordered if r.parts or r.chapter > RANDOM_CHAPTER]
+    chunks = [part[i : i + CHUNK] for part in (read, rest) for i in range(0, len(part), CHUNK)]
     # not "fork": a thread of the pool may hold a lock at that moment, on which the child would wait forever
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
@@ -111,21 +137,42 @@ def _write_recordings(recordings: list[PlannedReading], path: Path) -> None:
             writer.writerow([r.id, r.split, r.voice, r.speed, r.pitch, snr])
 
 
-def write_questions(recordings: list[PlannedReading], folder: Path, workers: int) -> None:
-    """Synthesize the questions and write a Parquet file for each split, and one with the recordings of the answers."""
-    sound = {name: data for _, name, data in render_all(recordings, workers, "questions")}
+COLUMNS = ("id", "split", "voice", "speed", "pitch", "kind")
+DIALOG_COLUMNS = ("dialog", "turn", "template", "guess")
+
+
+def write_questions(
+    questions: list[PlannedReading], dialogs: list[PlannedTurn], folder: Path, workers: int
+) -> None:
+    """Synthesize questions and dialogs, write a Parquet file for each split, and one with the recorded answers."""
+    _write_splits(questions, COLUMNS, folder, workers, "questions")
+    _write_splits(dialogs, COLUMNS + DIALOG_COLUMNS, folder, workers, "dialogs")
+    answers = {r.answer for r in questions}
+    new = {r.answer for r in dialogs} - answers
+    read = [item for texts in (answers, new) for item in render_all(_answers(texts), workers, "answers")]
+    table = pa.table({"t2": [text for _, text, _ in read], "a2": [sound for _, _, sound in read]}).sort_by("t2")
+    pq.write_table(table, folder / "answers.parquet")
+
+
+def _write_splits(
+    recordings: list[PlannedReading], names: tuple[str, ...], folder: Path, workers: int, title: str
+) -> None:
+    sound = {name: data for _, name, data in render_all(recordings, workers, title)}
     for split in sorted({r.split for r in recordings}):
         rows = [r for r in recordings if r.split == split]
-        columns = {key: [getattr(r, key) for r in rows] for key in ("id", "split", "voice", "speed", "pitch", "kind")}
+        columns = {key: [getattr(r, key) for r in rows] for key in names}
         columns |= {"t1": [r.text for r in rows], "t2": [r.answer for r in rows], "a1": [sound[r.id] for r in rows]}
+        if "dialog" in columns:
+            accepted = [list(r.accepted) or None for r in rows]
+            columns["accepted"] = pa.array(accepted, pa.list_(pa.string()))
         pq.write_table(pa.table(columns), folder / f"{split}.parquet")
-    answers = [
+
+
+def _answers(texts: set[str]) -> list[PlannedReading]:
+    return [
         PlannedReading("answers", text, voices.ANSWER_VOICE, voices.ANSWER_SPEED, voices.ANSWER_PITCH, id=text)
-        for text in sorted({r.answer for r in recordings})
+        for text in sorted(texts)
     ]
-    spoken = {name: data for _, name, data in render_all(answers, workers, "answers")}
-    table = pa.table({"t2": list(spoken), "a2": list(spoken.values())}).sort_by("t2")
-    pq.write_table(table, folder / "answers.parquet")
 
 
 def counts_of(recordings: list[PlannedReading]) -> dict[str, int]:
@@ -134,7 +181,7 @@ def counts_of(recordings: list[PlannedReading]) -> dict[str, int]:
 
 
 def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, workers: int = 2) -> Path:
-    """Synthesize sentences and questions unless the data folder has them already, and return the corpus folder.
+    """Synthesize all recordings unless the data folder has them already, and return the corpus folder.
 
     Args:
         scale: share of the full size, above 0 and at most 1.
@@ -147,8 +194,8 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
         raise ValueError(f"--scale {scale}: must be above 0 and at most 1")
     data_folder = Path(data_folder)
     corpus, qa, ready = data_folder / "corpus", data_folder / "qa", data_folder / "corpus" / "READY"
-    sentences, questions = plan_corpus(seed, scale), plan_questions(seed, scale)
-    summary = {"seed": seed, "scale": scale, "corpus": counts_of(sentences), "qa": counts_of(questions)}
+    sentences, questions, dialogs = plan_corpus(seed, scale), plan_questions(seed, scale), plan_dialogs(seed, scale)
+    summary = {"seed": seed, "scale": scale, "corpus": counts_of(sentences), "qa": counts_of([*questions, *dialogs])}
     if ready.exists():
         if json.loads(ready.read_text()) == summary:
             print(f"{corpus} is up to date")
@@ -157,7 +204,7 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
     for leftover in (corpus, qa):  # without READY they may be incomplete
         shutil.rmtree(leftover, ignore_errors=True)
     with whole_folder(qa) as aside:
-        write_questions(questions, aside, workers)
+        write_questions(questions, dialogs, aside, workers)
     with whole_folder(corpus) as aside:
         write_corpus(sentences, aside, workers)
     write_text(ready, json.dumps(summary) + "\n")

@@ -1,19 +1,23 @@
-"""Writes the text for pre-training the mini backbone: written questions with answers, and sentences to repeat.
+"""Writes the text for pre-training the mini backbone: written questions, dialogs, and sentences to repeat.
 
     python make_text.py --data_folder data
 
-This writes `<data_folder>/qa/text.parquet` (id, t1, t2, kind). Repetition is a separate instruction (`repeat ..`) that
-occurs in no recording; it teaches the language model to copy its prompt, on which the later stages build. Sentences of
-the corpus' dev and test splits, which must exist already, are excluded.
+This writes `<data_folder>/qa/text.parquet` (id, t1, t2, kind, dialog, turn; the last two are null outside of dialogs).
+Repetition is a separate instruction (`repeat ..`) that occurs in no recording; it teaches the language model to copy
+its prompt, on which the later stages build. Sentences of the corpus' dev and test splits, which must exist already, are
+excluded, and so are held-out cases of follow-ups.
 """
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+import dialog_plan
 import pyarrow as pa
 import pyarrow.parquet as pq
+import spoken_texts
 import world
 
 from omnikit.data.find_files import visible
@@ -23,6 +27,12 @@ from omnikit.option_ranges import SEED
 
 QUESTION_ROUNDS = 20  # number of times that each question is used
 SENTENCES = 12000  # sentences to repeat
+SPOKEN = 3000  # texts to repeat as people say them: strings of digits and other words, lists, begun sentences
+DIALOGS = 6000
+SCHEMA = pa.schema(
+    {"id": pa.string(), "t1": pa.string(), "t2": pa.string(), "kind": pa.string(), "dialog": pa.string()}
+    | {"turn": pa.int32()}
+)
 
 
 def evaluated(corpus: Path) -> set[str]:
@@ -38,18 +48,30 @@ def evaluated(corpus: Path) -> set[str]:
     return {line.split(" ", 1)[1].lower() for line in lines}
 
 
-def rows(seed: int, left_out: set[str]) -> list[dict[str, str]]:
-    """Return the entries of the text corpus in random order: known questions, and sentences to repeat.
+def rows(seed: int, left_out: set[str]) -> list[dict[str, Any]]:
+    """Return the entries of the text corpus in random order; the turns of a dialog follow each other.
 
-    Sentences with held-out sums and those in `left_out` are excluded.
+    Sentences with held-out sums and those in `left_out` are excluded; texts of few words recur in all splits.
     """
     rng = random.Random(seed)
     pairs = [(q.text, q.answer, q.kind) for q in world.known_questions()] * QUESTION_ROUNDS
     sentences = [world.template_sentence(rng) for _ in range(SENTENCES // 2)]
     sentences += [world.random_words(rng) for _ in range(SENTENCES // 2)]
-    pairs += [(f"repeat {s}", s, "repeat") for s in sentences if not world.mentions_sum(s) and s not in left_out]
-    rng.shuffle(pairs)
-    return [{"id": f"text-{i:05d}", "t1": t1, "t2": t2, "kind": kind} for i, (t1, t2, kind) in enumerate(pairs)]
+    sentences = [s for s in sentences if s not in left_out]
+    spoken = [spoken_texts.draw(rng).text for _ in range(SPOKEN)]
+    sentences += [s for s in spoken if s not in left_out or spoken_texts.recurs(s)]
+    pairs += [(f"repeat {s}", s, "repeat") for s in sentences if not world.mentions_sum(s)]
+    written: list[list[dict[str, Any]]] = [[{"t1": t1, "t2": t2, "kind": kind}] for t1, t2, kind in pairs]
+    written += [_dialog(f"text-{i:05d}", turns) for i, turns in enumerate(dialog_plan.draw_dialogs(rng, DIALOGS))]
+    rng.shuffle(written)
+    return [{"id": f"text-{i:05d}", **row} for i, row in enumerate(row for part in written for row in part)]
+
+
+def _dialog(name: str, turns: list[dialog_plan.DialogTurn]) -> list[dict[str, Any]]:
+    return [
+        {"t1": turn.text, "t2": turn.answer, "kind": turn.kind, "dialog": name, "turn": i}
+        for i, turn in enumerate(turns)
+    ]
 
 
 if __name__ == "__main__":
@@ -63,5 +85,5 @@ if __name__ == "__main__":
         target = arguments.data_folder / "qa" / "text.parquet"
         made = rows(arguments.seed, evaluated(arguments.data_folder / "corpus"))
         with whole_file(target) as aside:
-            pq.write_table(pa.Table.from_pylist(made), aside)
+            pq.write_table(pa.Table.from_pylist(made, SCHEMA), aside)
         print(f"{target}: {len(made)} entries")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpus_plan import RANDOM_CHAPTER
+from corpus_plan import RANDOM_CHAPTER, SPOKEN_CHAPTER
 
 from omnikit.data.manifest_reader import ManifestEntry, read_manifest
 from omnikit.errors import bad_input_exits, full_disk_names
@@ -29,6 +29,8 @@ from omnikit.train.run import make_output_folder
 sys.path.append(str(Path(__file__).resolve().parents[2] / "recipes" / "LibriSpeech"))
 from prepare import CORPUS
 
+GROUPS = {str(RANDOM_CHAPTER): "random words", str(SPOKEN_CHAPTER): "as people speak"}
+"""Names of the chapters of a split whose phone error rate is computed separately."""
 VALID_SPLITS = ("dev-clean", "test-clean", "test-other")
 CARD = """# The mini encoder
 
@@ -50,11 +52,11 @@ Intended use: the mini corpus and experiments with it. No human voices occur in 
 
 
 def sentences(split: str, entries: Sequence[ManifestEntry]) -> dict[str, dict[str, Any]]:
-    """Return the entries of a split with their phonemes, by id; random word strings form a separate group."""
+    """Return the entries of a split with their phonemes, by id; the chapters in `GROUPS` form separate groups."""
     found = entries_with_phonemes(entries, split)
     for name, entry in found.items():
-        if name.split("-")[-2] == str(RANDOM_CHAPTER):
-            entry["group"] = f"{split}, random words"
+        if (group := GROUPS.get(name.split("-")[-2])) is not None:
+            entry["group"] = f"{split}, {group}"
     return found
 
 

@@ -11,6 +11,8 @@ import string
 import tempfile
 from pathlib import Path
 
+import dialog_plan
+import followups
 import sentencepiece
 import world
 
@@ -19,7 +21,7 @@ from omnikit.files import write_bytes
 from omnikit.option_ranges import SEED
 
 PUNCTUATION = ".,;:?!\"'-"
-SENTENCES = 20000
+SENTENCES, DIALOGS = 20000, 2000
 VOCABULARY = 512
 
 
@@ -31,11 +33,13 @@ def normalisation(path: Path) -> None:
 
 
 def sentences(seed: int) -> list[str]:
-    """Return random sentences of the closed domain as training text, with every word and letter among them."""
+    """Return random sentences and dialogs of the closed domain as training text, with every word and letter."""
     rng = random.Random(seed)
     drawn = [world.template_sentence(rng) for _ in range(SENTENCES // 2)]
     drawn += [world.random_words(rng) for _ in range(SENTENCES // 2)]
-    return [*drawn, *(word for word in world.vocabulary() for _ in range(20)), *string.ascii_lowercase]
+    turns = [turn for dialog in dialog_plan.draw_dialogs(rng, DIALOGS) for turn in dialog]
+    drawn += [text for turn in turns for text in (turn.text, turn.answer)]
+    return [*drawn, *(word for word in followups.vocabulary() for _ in range(20)), *string.ascii_lowercase]
 
 
 def train(folder: Path, seed: int = 1) -> Path:
@@ -61,10 +65,10 @@ def train(folder: Path, seed: int = 1) -> Path:
     file = folder / "tokenizer.model"
     write_bytes(file, made.getbuffer())
     processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
-    split = [word for word in world.vocabulary() if len(processor.encode(word)) > 1]
+    split = [word for word in followups.vocabulary() if len(processor.encode(word)) > 1]
     if split:
         raise ValueError(f"{file}: {len(split)} words are not one piece: {', '.join(split[:5])}")
-    print(f"{file}: {processor.vocab_size()} pieces, {len(world.vocabulary())} words of one piece each")
+    print(f"{file}: {processor.vocab_size()} pieces, {len(followups.vocabulary())} words of one piece each")
     return file
 
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     return text.split()
 
 
-NUMBERS = _words(
+NUMBERS = words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen twenty"
 )
-DAYS = _words("monday tuesday wednesday thursday friday saturday sunday")
-COLORS = _words("red blue green white black yellow brown pink")
+DAYS = words("monday tuesday wednesday thursday friday saturday sunday")
+COLORS = words("red blue green white black yellow brown pink")
 THING_COLOR = {
     "sky": "blue",
     "grass": "green",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import io
 import json
+import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,11 +18,15 @@ EGS = Path(__file__).resolve().parents[2] / "egs" / "mini"
 sys.path.append(str(EGS))
 
 import corpus_plan  # noqa: E402
+import followups  # noqa: E402
 import make_corpus  # noqa: E402
 import make_text  # noqa: E402
+import numpy as np  # noqa: E402
+import spoken_texts  # noqa: E402
 import voices  # noqa: E402
 import world  # noqa: E402
 
+from omnikit.data.manifest_reader import read_manifest  # noqa: E402
 from omnikit.files import ASIDE  # noqa: E402
 
 SCALE = 0.01
@@ -45,6 +50,10 @@ def questions(data: Path, split: str) -> list[dict]:
     return pq.read_table(data / "qa" / f"{split}.parquet").to_pylist()
 
 
+def chapter(name: str) -> int:
+    return int(name.split("-")[1])
+
+
 def speakers(data: Path, split: str) -> set[str]:
     return {name.split("-")[0] for name in transcripts(data, split)}
 
@@ -64,7 +73,7 @@ def test_layout_is_librispeechs(data: Path, split: str):
 def test_recordings_can_be_read(data: Path):
     for path in (data / "corpus").glob("*/*/*/*.flac"):
         wav, rate = soundfile.read(path)
-        assert rate == 16000 and wav.ndim == 1 and 0.3 < len(wav) / rate < 4.0 and abs(wav).max() > 0.05
+        assert rate == 16000 and wav.ndim == 1 and 0.2 < len(wav) / rate < 9.0 and abs(wav).max() > 0.05
 
 
 def test_no_id_twice(data: Path):
@@ -77,7 +86,10 @@ def test_no_test_text_in_training(data: Path):
     trained |= {row[key].upper() for row in questions(data, "train") for key in ("t1", "t2")}
     assert len(trained) > 100
     for split in TESTS:
-        assert not trained & set(transcripts(data, split).values())
+        tested = transcripts(data, split)
+        spoken = {name for name in tested if chapter(name) == corpus_plan.SPOKEN_CHAPTER}
+        assert not trained & {text for name, text in tested.items() if name not in spoken}
+        assert not trained & {tested[name] for name in spoken if not spoken_texts.recurs(tested[name])}
 
 
 def test_no_test_text_in_the_text_for_the_backbone(data: Path):
@@ -85,10 +97,11 @@ def test_no_test_text_in_the_text_for_the_backbone(data: Path):
     """
     kept = {text.lower() for split in TESTS for text in transcripts(data, split).values()}
     assert make_text.evaluated(data / "corpus") == kept
-    written = {row["t2"] for row in make_text.rows(1, kept)}
-    assert not kept & written
+    written = {row["t2"] for row in make_text.rows(1, kept) if row["kind"] == "repeat"}
+    assert not {text for text in kept & written if not spoken_texts.recurs(text)}
     assert written & {row["t2"] for row in make_text.rows(1, set())} == written
-    one = next(row["t2"] for row in make_text.rows(1, set()) if row["kind"] == "repeat")
+    repeated = (row["t2"] for row in make_text.rows(1, set()) if row["kind"] == "repeat")
+    one = next(text for text in repeated if not spoken_texts.recurs(text))
     assert one not in {row["t2"] for row in make_text.rows(1, {one})}
 
 
@@ -97,9 +110,14 @@ def test_without_a_corpus_no_text_is_made(tmp_path: Path):
         make_text.evaluated(tmp_path / "corpus")
 
 
+def read_aloud(texts: dict[str, str]) -> dict[str, str]:
+    chapters = (corpus_plan.TEMPLATE_CHAPTER, corpus_plan.RANDOM_CHAPTER)
+    return {name: text for name, text in texts.items() if chapter(name) in chapters}
+
+
 def test_the_two_readings_of_the_sentences(data: Path):
     for name in ("train", "dev", "test"):
-        clean, voice = transcripts(data, f"{name}-clean"), transcripts(data, f"{name}-voice")
+        clean, voice = (read_aloud(transcripts(data, f"{name}-{kind}")) for kind in ("clean", "voice"))
         more = corpus_plan.scaled(corpus_plan.VOICE_SENTENCES, SCALE) if name == "train" else 0
         assert set(clean.values()) <= set(voice.values()) and len(voice) == len(clean) + more
         assert speakers(data, f"{name}-voice") == {str(voices.ANSWER_SPEAKER)}
@@ -123,10 +141,65 @@ def test_no_variant_of_a_test_voice_in_training():
 
 
 @pytest.mark.parametrize("split", TRAIN + TESTS)
-def test_a_third_is_random_word_strings(data: Path, split: str):
-    chapters = Counter(name.split("-")[1] for name in transcripts(data, split))
-    assert set(chapters) == {str(corpus_plan.TEMPLATE_CHAPTER), str(corpus_plan.RANDOM_CHAPTER)}
-    assert chapters[str(corpus_plan.RANDOM_CHAPTER)] == sum(chapters.values()) // 3
+def test_a_third_of_the_sentences_is_random_word_strings(data: Path, split: str):
+    chapters = Counter(map(chapter, read_aloud(transcripts(data, split))))
+    assert set(chapters) == {corpus_plan.TEMPLATE_CHAPTER, corpus_plan.RANDOM_CHAPTER}
+    assert chapters[corpus_plan.RANDOM_CHAPTER] == sum(chapters.values()) // 3
+
+
+def test_a_fifth_of_the_training_recordings_is_as_people_speak():
+    chapters = Counter(r.chapter for r in corpus_plan.plan_corpus(1, 0.1) if r.split == "train-clean")
+    assert chapters[corpus_plan.SPOKEN_CHAPTER] >= sum(chapters.values()) / 5
+    others = {r.split: r for r in corpus_plan.plan_corpus(1, 0.1) if r.chapter == corpus_plan.SPOKEN_CHAPTER}
+    assert set(others) == {"train-clean", "dev-clean", "test-clean", "test-other"}
+    assert others["test-other"].voice in voices.TEST_VOICES and others["test-other"].noise_seed is not None
+
+
+def test_texts_as_people_speak():
+    rng = random.Random(1)
+    made = [spoken_texts.draw(rng) for _ in range(4000)]
+    words = [word for u in made if all(" " not in part for part, _ in u.parts) for word in u.text.split()]
+    assert 0.5 < sum(word in spoken_texts.DIGITS for word in words) / len(words) < 0.65
+    assert sum(len(u.text.split()) == 1 for u in made) > 600
+    fillers = [u for u in made if any(part in spoken_texts.HESITATIONS for part, _ in u.parts)]
+    assert len(fillers) > 300 and not any(set(u.text.split()) & set(spoken_texts.HESITATIONS) for u in made)
+    for u in made:
+        said = " ".join(part.strip(",") for part, _ in u.parts if part not in spoken_texts.HESITATIONS)
+        assert said == u.text
+        assert u.parts[-1][1] == 0 and all(0.05 <= seconds <= 0.5 for _, seconds in u.parts[:-1])
+    assert {word for u in made for word in u.text.split()} <= set(followups.vocabulary())
+
+
+def silences(wav: np.ndarray, rate: int, longer: float) -> list[float]:
+    """Return the lengths in seconds of the stretches within a waveform [N] that are quieter than 1 % of its peak."""
+    loud = np.flatnonzero(np.abs(wav) > 0.01 * np.abs(wav).max())
+    return [gap / rate for gap in np.diff(loud) if gap / rate > longer]
+
+
+@pytest.mark.parametrize("voice", ["en-us", "en-gb+f3"])
+def test_pauses_can_be_measured_in_the_sound(voice: str):
+    parts = (("seven", 0.3), ("red", 0.12), ("uh", 0.45), ("one", 0.05), ("nine", 0.0))
+    reading = corpus_plan.PlannedReading("train-clean", "seven red one nine", voice, 160, 50, parts=parts)
+    wav, rate = soundfile.read(io.BytesIO(make_corpus.render(reading)))
+    assert silences(wav, rate, 0.1) == pytest.approx([0.3, 0.12, 0.45], abs=0.02)
+    assert silences(wav, rate, 0.04) == pytest.approx([0.3, 0.12, 0.45, 0.05], abs=0.02)
+
+
+def test_joined_waveforms_are_whole():
+    margin = round(make_corpus.MARGIN_SECONDS * make_corpus.SAMPLE_RATE)
+    word = np.pad(np.ones(1000, np.float32), margin)
+    joined = make_corpus.join([word, 0.5 * word, word], [0.05, 0.4])
+    assert silences(joined, make_corpus.SAMPLE_RATE, 0.01) == pytest.approx([0.05, 0.4], abs=0.001)
+    assert joined.sum() == pytest.approx(2.5 * 1000) and np.array_equal(make_corpus.join([word], []), word)
+
+
+def test_some_training_questions_have_a_hesitation():
+    rows = [r for r in corpus_plan.plan_questions(1, 0.1) if r.split == "train"]
+    known = {q.text: q.answer for q in world.known_questions()}
+    hesitating = [r for r in rows if r.parts]
+    assert 0.1 < len(hesitating) / len(rows) < 0.25 and len({r.id for r in rows}) == len(rows)
+    assert all(known[r.text] == r.answer for r in hesitating)
+    assert not any(r.parts for r in corpus_plan.plan_questions(1, 0.1) if r.split != "train")
 
 
 def test_held_out_sums_are_in_no_training_text(data: Path):
@@ -176,6 +249,10 @@ def test_seen_voices_are_heard_at_manners_never_trained_on(data: Path):
 def test_questions_and_answers_can_be_heard(data: Path):
     answers = {row["t2"]: row["a2"] for row in pq.read_table(data / "qa" / "answers.parquet").to_pylist()}
     known = {q.text: q.answer for q in world.questions()}
+    for split in corpus_plan.DIALOGS:
+        for row in questions(data, split):
+            assert soundfile.info(io.BytesIO(row["a1"])).samplerate == 16000
+            assert soundfile.info(io.BytesIO(answers[row["t2"]])).duration > 0.2
     for split in ("train", "dev", "test_seen", "test_unseen", "test_heldout"):
         for row in questions(data, split):
             assert known[row["t1"]] == row["t2"] and row["split"] == split
@@ -209,8 +286,16 @@ def test_what_is_half_made_is_made_anew_and_what_is_whole_is_kept(data: Path, tm
     assert not (tmp_path / "corpus" / "old").exists()
 
 
+def test_dialogs_can_be_read(data: Path, tmp_path: Path):
+    entries = read_manifest(data / "qa" / "dialogs_test_seen.parquet", tmp_path / "tables")
+    planned = [r for r in corpus_plan.plan_dialogs(3, SCALE) if r.split == "dialogs_test_seen"]
+    assert [(e.dialog, e.turn, e.t1, e.t2) for e in entries] == [(r.dialog, r.turn, r.text, r.answer) for r in planned]
+    assert all(e.reference_answers() == (r.accepted or (r.answer,)) for e, r in zip(entries, planned, strict=True))
+
+
 def test_the_world_is_closed():
     words = world.vocabulary()
     assert 100 <= len(words) <= 150 and all(word.isalpha() and word.islower() for word in words)
     used = {w for r in [*corpus_plan.plan_corpus(5, 0.05), *corpus_plan.plan_questions(5)] for w in r.text.split()}
-    assert used <= set(words)
+    assert used <= set(followups.vocabulary())
+    assert set(words) < set(followups.vocabulary()) and len(followups.vocabulary()) <= 200

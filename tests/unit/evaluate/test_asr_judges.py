@@ -34,6 +34,8 @@ def judge() -> PocketsphinxJudge:
         ("what is the capital of france", 16000),
         ("two plus three is five", 24000),
         ("the small banana is yellow", 16000),
+        ("you asked which day follows sunday", 16000),
+        ("no your name is oscar", 24000),
         ("the opposite of hot is cold", 8000),
     ],
 )
@@ -66,8 +68,8 @@ def test_one_utterance_leaves_nothing_behind(judge):
 
 
 def test_grammar_covers_the_world_and_no_more():
-    grammar, world = mini_module("grammar"), mini_module("world")
-    assert grammar_words(grammar.grammar()) == set(world.vocabulary())
+    grammar, world, followups = mini_module("grammar"), mini_module("world"), mini_module("followups")
+    assert grammar_words(grammar.grammar()) == set(followups.vocabulary())
     for name in ("number", "city", "country"):
         assert f"<{name}> = {' | '.join(world.SLOTS[name])};" in grammar.grammar()
 
