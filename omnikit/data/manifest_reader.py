@@ -227,6 +227,10 @@ class EntryFields:
         """Return the id of an entry."""
         return self[index].id
 
+    def dialogs(self) -> list[str]:
+        """Return the dialog of each entry; "" for an entry that is no turn of one."""
+        return [entry.dialog for entry in self]
+
     def codes_of(self, index: int, field: str) -> Tensor:
         """Return the stored codes [K, T] (int16) of an entry in the field `codes1` or `codes`."""
         return getattr(self[index], field).load()
@@ -363,6 +367,12 @@ class TableEntries(EntryFields, Sequence[ManifestEntry]):
     def id_of(self, index: int) -> str:
         return field_values.name(self.columns["id"][int(self.places[index])])
 
+    def dialogs(self) -> list[str]:
+        if "dialog" not in self.columns:
+            return [""] * len(self)
+        stored = self.small.data.column("dialog").take(pa.array(self.places))
+        return ["" if value is None else str(value) for value in stored.to_pylist()]
+
     def codes_of(self, index: int, field: str) -> Tensor:
         return torch.from_numpy(self.codes[field].matrix(int(self.places[index])))
 
@@ -430,6 +440,10 @@ class EntrySubset(EntryFields, Sequence[ManifestEntry]):
 
     def id_of(self, index: int) -> str:
         return self.entries.id_of(self.places[index])
+
+    def dialogs(self) -> list[str]:
+        names = self.entries.dialogs()
+        return [names[place] for place in self.places]
 
     def codes_of(self, index: int, field: str) -> Tensor:
         return self.entries.codes_of(self.places[index], field)

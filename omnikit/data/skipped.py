@@ -18,6 +18,7 @@ REASONS = {
     "audio without text": "no transcript names the recording",
     "not UTF-8": "a text or a file name is in another encoding",
     "duplicate id": "an entry of the split has that id already",
+    "duplicate turn": "the split has an entry for that turn of the dialog already",
     "malformed": "a line or an entry violates the layout",
     "bad codes": "not the codec's number of codes in each frame, or a code outside the codebook",
     "shard unreadable": "an upstream Parquet file is truncated or damaged",
@@ -29,7 +30,8 @@ REASONS = {
 NOTES = {
     "another rate": "the sample rate is not that of the corpus; the recording is resampled when loaded",
     "several channels": "they are mixed when loaded",
-    "later turn": "only the first turn of a conversation can be understood alone; the others are skipped",
+    "dialogs with missing turns": "turns before the last one are absent: they were skipped or not published",
+    "dialogs with duplicate turns": "the corpus has a turn twice; the first of them is used",
     "no recording": "there is no recording to compute codes or features from; the entry is copied unchanged",
     "another ending": "the file has another suffix than in the corpus, such as `.wav` for `.flac`; it is used",
     **reader.NOTES,

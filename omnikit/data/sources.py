@@ -58,6 +58,9 @@ AUTO, CACHED, ON_THE_FLY = "auto", "cached", "on_the_fly"
 """Choices for when the frozen encoder computes features: once, to be cached on disk, or in each training step; `AUTO`
 is `ON_THE_FLY` on a GPU for more than `LIVE_HOURS` without stored features, and `CACHED` otherwise."""
 LIVE_HOURS = 500
+HELD_OUT = ("without_held_out", "only_held_out")
+CHOOSING = ("limit", *HELD_OUT)
+"""Options of a source that choose some of its entries at random; they count a dialog once."""
 TABLES = "tables"
 """Name of the folder in the cache folder that holds memory-mapped copies of Parquet manifests."""
 
@@ -171,7 +174,8 @@ def read_entries(
     """Return the manifest entries of one source.
 
     N entries, chosen at random, can be held out for validation: `without_held_out: N` returns all other entries, and
-    `only_held_out: N` returns these N.
+    `only_held_out: N` returns these N; `limit: N` returns N of the remaining ones. The turns of a dialog stay together:
+    all three numbers count a dialog once.
 
     Args:
         name: name of the source, for messages.
@@ -183,22 +187,37 @@ def read_entries(
     if "manifest" not in options:
         raise ValueError(f"sources.{name}: no manifest; it has {', '.join(options) or 'nothing'}")
     entries = read_manifest(options["manifest"], Path(cache_folder) / TABLES, options.get("answers"))
-    chosen: Sequence[int] = range(len(entries))
-    for key in ("without_held_out", "only_held_out"):
+    if all(options.get(key) is None for key in CHOOSING):
+        return entries
+    dialogs = entries.dialogs()
+    groups = _groups(dialogs) if any(dialogs) else None
+    units, word = (len(entries), "entries") if groups is None else (len(groups), "dialogs")
+    chosen: Sequence[int] = range(units)
+    for key in HELD_OUT:
         if (count := options.get(key)) is not None:
-            chosen = _parted(name, key, count, len(entries))
+            if not 0 <= count < units:
+                raise ValueError(f"sources.{name}.{key}: {count}; the manifest has {units} {word}")
+            chosen = _parted(key, count, units)
     limit = options.get("limit")
     if limit is not None and limit < len(chosen):
         chosen = random.Random(0).sample(chosen, limit)
-    return entries if isinstance(chosen, range) else EntrySubset(entries, chosen)
+    if isinstance(chosen, range):
+        return entries
+    return EntrySubset(entries, chosen if groups is None else [index for group in chosen for index in groups[group]])
 
 
-def _parted(name: str, key: str, count: int, entries: int) -> list[int]:
-    """Return the sorted indices of `count` randomly chosen entries, or of all others, depending on the option `key`."""
-    if not 0 <= count < entries:
-        raise ValueError(f"sources.{name}.{key}: {count}; the manifest has {entries} entries")
-    held = sorted(random.Random(1).sample(range(entries), count))
-    return held if key == "only_held_out" else sorted(set(range(entries)).difference(held))
+def _groups(dialogs: Sequence[str]) -> list[list[int]]:
+    """Return the indices of the entries of each dialog; an entry that is no turn of one is a group of its own."""
+    groups: dict[str | int, list[int]] = {}
+    for index, dialog in enumerate(dialogs):
+        groups.setdefault(dialog or index, []).append(index)
+    return list(groups.values())
+
+
+def _parted(key: str, count: int, units: int) -> list[int]:
+    """Return `count` randomly chosen numbers below `units`, sorted, or all others, depending on the option `key`."""
+    held = sorted(random.Random(1).sample(range(units), count))
+    return held if key == "only_held_out" else sorted(set(range(units)).difference(held))
 
 
 def _version(options: dict[str, Any], cache_folder: Path) -> list[str]:
@@ -241,7 +260,7 @@ class _Reader:
             return _Entries(name, options, (), ListedEntries(), SourceIndex(()))
         entries = read_entries(name, options, self.folder)
         encoder = self.encoder if entries.have_features else None
-        chosen = [options.get(key) for key in ("limit", "without_held_out", "only_held_out")]
+        chosen = [options.get(key) for key in CHOOSING]
         key = index_key(_version(options, self.folder), chosen, self.tokenizer, self.codec, encoder)
         make = PartMaker(self.model.llm.tokenizer, self.codec, encoder)
         return _Entries(name, options, wanted, entries, build_index(entries, make, self.folder / INDEX / key, name))

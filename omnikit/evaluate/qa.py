@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
@@ -19,6 +19,8 @@ from omnikit.files import whole_text
 from omnikit.offline.batches import DecodedAnswer, cut_short
 from omnikit.strategies import Strategy
 from omnikit.tasks import TASKS, Task
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,6 @@ def count_right(
 ) -> QAScores:
     """Count the right answers to the questions of manifest entries.
 
-    An answer is right if its normalised text equals one of the entry's normalised reference answers. References that
-    normalisation leaves empty, such as `...`, have to be matched without normalisation.
-
     Args:
         task: task of the answers.
         entries: manifest entries of the questions.
@@ -116,15 +115,34 @@ def count_right(
     right, asked, exact, containing = Counter(), Counter(), 0, 0
     for entry in answered:
         text, wanted = replies[entry.id].text, entry.reference_answers()
-        given, expected = normalize(text), {normalize(each) for each in wanted} - {""}
-        same = text.strip() in [each.strip() for each in wanted]
-        matches = same or given in expected
+        matches, given = is_right(text, wanted, normalize), f" {normalize(text)} "
         asked[entry.kind] += 1
         right[entry.kind] += matches
-        exact += same
-        containing += matches or any(f" {each} " in f" {given} " for each in expected)
+        exact += _is_exact(text, wanted)
+        containing += matches or any(f" {each} " in given for each in normalized_references(entry, normalize))
     truncated = sum(cut_short(replies[entry.id], task) for entry in answered)
     return QAScores(dict(right), dict(sorted(asked.items())), exact, containing, truncated, skipped)
+
+
+def is_right(text: str, wanted: Sequence[str], normalize: Normalizer) -> bool:
+    """Return whether the normalised text of an answer equals one of the normalised reference answers.
+
+    References that normalisation leaves empty, such as `...`, have to be matched without normalisation.
+    """
+    return _is_exact(text, wanted) or normalize(text) in _normalized(wanted, normalize)
+
+
+def normalized_references(entry: ManifestEntry, normalize: Normalizer) -> list[str]:
+    """Return the normalised reference answers of an entry, each once, without those that normalisation leaves empty."""
+    return _normalized(entry.reference_answers(), normalize)
+
+
+def _normalized(texts: Sequence[str], normalize: Normalizer) -> list[str]:
+    return [text for text in dict.fromkeys(map(normalize, texts)) if text]
+
+
+def _is_exact(text: str, wanted: Sequence[str]) -> bool:
+    return text.strip() in [each.strip() for each in wanted]
 
 
 def write_answers(path: Path, entries: Sequence[ManifestEntry], replies: dict[str, DecodedAnswer]) -> None:
@@ -136,6 +154,26 @@ def write_answers(path: Path, entries: Sequence[ManifestEntry], replies: dict[st
                 asked = {"id": entry.id, "kind": entry.kind, "question": entry.t1, "right": entry.reference_answers()}
                 given = {"answer": reply.text, "frames": reply.codes.shape[1]}
                 file.write(json.dumps(asked | given, ensure_ascii=False) + "\n")
+
+
+def chosen_sources(
+    sources: Mapping[str, dict[str, Any] | None], splits: Sequence[str] | None
+) -> dict[str, dict[str, Any]]:
+    """Return the options of the sources to score, by name.
+
+    Args:
+        sources: options of all sources by name; None for a disabled source.
+        splits: names of the sources to score; None = all.
+
+    Raises:
+        ValueError: there is no source, or none with one of these names.
+    """
+    there = {name: options for name, options in sources.items() if options is not None}
+    names = list(there) if splits is None else list(dict.fromkeys(splits))
+    unknown = [name for name in names if name not in there]
+    if unknown or not names:
+        raise ValueError(f"--splits {', '.join(unknown) or names}: no such source (choices: {', '.join(there)})")
+    return {name: there[name] for name in names}
 
 
 def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path) -> Sequence[ManifestEntry]:
@@ -151,11 +189,11 @@ def read_questions(name: str, options: dict[str, Any], cache_folder: str | Path)
     return entries
 
 
-def some(entries: Sequence[ManifestEntry], limit: int | None) -> list[ManifestEntry]:
-    """Return `limit` entries drawn at random with a fixed seed; all entries if there are no more or `limit` is None."""
-    if limit is None or limit >= len(entries):
-        return list(entries)
-    return [entries[i] for i in random.Random(0).sample(range(len(entries)), limit)]
+def some(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """Return `limit` items drawn at random with a fixed seed; all items if there are no more or `limit` is None."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[i] for i in random.Random(0).sample(range(len(items)), limit)]
 
 
 def qa_table(results: dict[str, dict[str, QAScores]]) -> str:

@@ -14,6 +14,7 @@ from omnikit.option_ranges import (
     PATH_OR_NONE,
     THREADS,
     Items,
+    Range,
     Regex,
     check_ranges,
 )
@@ -30,6 +31,10 @@ RANGES = {
     "ids": Regex(),
     "groups": Items({"name": PATH, "ids": Regex()}),
     "codecs": Items({"name": PATH}),
+    "follow_ups": Regex(),
+    "typed": Range(0, 1),
+    "crop": Range(0, 1, null=True),
+    "about_answer": Items({"question": Regex(), "answer": PATH}),
 }
 """Mapping from the keys of an evaluation's recipe to the values that each of them accepts."""
 

@@ -20,21 +20,25 @@ from omnikit.data.batched import in_batches
 from omnikit.data.find_files import with_other_ending
 from omnikit.data.manifest_writer import AUDIO, ManifestWriter
 from omnikit.data.recording_check import RecordingCheck, check_recording
-from omnikit.data.skipped import Item, Remark
+from omnikit.data.skipped import Item, Remark, Skipped
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.option_ranges import Range
+from omnikit.prepare.dialog_turns import FIELDS as TURN
+from omnikit.prepare.dialog_turns import Turns, notes_on_dialogs
 from omnikit.prepare.shards import (
     ManifestPart,
     Summary,
     fingerprint_of,
     problem_of_texts,
     read_if_current,
+    read_note,
     remove_others,
     write_rows,
     write_with_note,
 )
 
 THREADS = 4  # opening files is bound by the disk, not by the processor
+DUPLICATES = "duplicate_turns"  # key in the note of a manifest file: dialogs that have a turn twice
 VERSION = 2
 """Version of this code, increased when the same sources give other entries, so that manifests are written again."""
 
@@ -146,6 +150,7 @@ class _Split:
         self.corpus, self.split, self.checks = corpus, split, checks
         self.manifest = corpus.manifest(save_folder, split)
         self.ids: set[str] = set()
+        self.turns = Turns() if {*TURN} <= {*corpus.fields} else None
         self.unread: list[Path] = []  # reused shards, whose ids are read only when a new shard is written
 
     def make(self, place: Path) -> Summary:
@@ -163,10 +168,20 @@ class _Split:
             raise ValueError(f"{place}: no usable entry; {total}")
         if self.corpus.shards:
             remove_others(self.manifest, {part.name for part in parts})
+        if self.turns is not None:
+            total.notes.update(self._notes_on_dialogs(parts))
         return total
 
+    def _notes_on_dialogs(self, parts: Sequence[ManifestPart]) -> Skipped:
+        paths = [self._path(part) for part in parts]
+        duplicates = [dialog for path in paths for dialog in read_note(path).get(DUPLICATES, ())]
+        return notes_on_dialogs([path for path in paths if path.exists()], duplicates)
+
+    def _path(self, part: ManifestPart) -> Path:
+        return self.manifest / f"{part.name}.parquet" if self.corpus.shards else self.manifest
+
     def _part(self, part: ManifestPart, title: str) -> Summary:
-        path = self.manifest / f"{part.name}.parquet" if self.corpus.shards else self.manifest
+        path = self._path(part)
         depends_on = (VERSION, self.corpus.fields, self.checks.decode_all, self.checks.max_seconds)
         fingerprint = fingerprint_of(replace(part, recordings=lambda: self._recordings(part)), *depends_on)
         summary = read_if_current(path, fingerprint, self.checks.strict)
@@ -175,8 +190,11 @@ class _Split:
             return summary
         for made in self.unread:
             self.ids.update(pq.read_table(made, columns=["id"])["id"].to_pylist())
+            if self.turns is not None:
+                self.turns.read(made)
         self.unread.clear()
-        return write_with_note(path, fingerprint, lambda: self._write(part, path, title))
+        more = {}
+        return write_with_note(path, fingerprint, lambda: self._write(part, path, title, more), more)
 
     def _recordings(self, part: ManifestPart) -> Iterator[str]:
         """Yield the paths of all recordings of a part of a split, including missing and damaged ones."""
@@ -185,14 +203,18 @@ class _Split:
                 if not isinstance(item, Remark):
                     yield from (_present(item[name]) for name in AUDIO if item.get(name) is not None)
 
-    def _write(self, part: ManifestPart, path: Path, title: str) -> Summary:
+    def _write(self, part: ManifestPart, path: Path, title: str, more: dict[str, Any]) -> Summary:
+        """Write the manifest file of a part and return its summary; values for its note are added to `more`."""
         summary = Summary(self.split)
         with (
             ManifestWriter(path, self.corpus.fields, self.corpus.embedded) as writer,
             ThreadPoolExecutor(THREADS) as pool,
         ):
             batches = ((len(batch), self._rows(batch, pool, summary)) for batch in in_batches(part.items()))
-            return write_rows(writer, summary, batches, total=part.rows, title=title, strict=self.checks.strict)
+            write_rows(writer, summary, batches, total=part.rows, title=title, strict=self.checks.strict)
+        if self.turns is not None:
+            more[DUPLICATES] = self.turns.take_duplicates()
+        return summary
 
     def _rows(self, batch: list[Item | Remark], pool: ThreadPoolExecutor, summary: Summary) -> Iterator[Item | Remark]:
         for item, found in zip(batch, pool.map(self._check, batch), strict=True):
@@ -213,6 +235,8 @@ class _Split:
             return item
         if found.problem:
             return Remark(found.problem, item["id"], found.detail)
+        if self.turns is not None and self.turns.is_duplicate(item):  # first, as ids name dialog and turn
+            return Remark("duplicate turn", item["id"])
         if item["id"] in self.ids:
             return Remark("duplicate id", item["id"])
         self.ids.add(item["id"])

@@ -2,8 +2,8 @@
 
     python prepare.py --data_folder /data/moss-002-sft-data --save_folder manifests --splits en_helpfulness
 
-This writes a folder with one Parquet shard for each upstream file. Only the first turn of a conversation becomes a
-manifest entry, since later turns cannot be understood alone; they are counted. docs/data.md explains the fields.
+This writes a folder with one Parquet shard for each upstream file. Each turn of a conversation is an entry; they have
+the same `dialog`, and `turn` is their number, from 0. docs/data.md explains the fields.
 
 Upstream's files are expected as `{en,zh}_<kind>.json`, one array of objects, or `.jsonl`, one object per line. An
 object has `plain_text`, "[Human]: ..<eoh> [MOSS]: ..<eoa>" for each turn, or, as in later releases, `chat`, an object
@@ -40,7 +40,7 @@ def parts(split: str, path: Path) -> list[ManifestPart]:
 
 
 def items(split: str, path: Path) -> Iterator[Item | Remark]:
-    """Yield an entry for the first turn of each conversation; its id is the conversation's index in the file."""
+    """Yield an entry for each turn of each conversation; `dialog` has the conversation's index in the file."""
     for i, found in enumerate(conversations(path)):
         name = f"{split}-{i:07d}"
         try:
@@ -51,8 +51,9 @@ def items(split: str, path: Path) -> Iterator[Item | Remark]:
         if not turns:
             yield Remark("malformed", name)
             continue
-        yield {"id": name, "language": split[:2], "t1": turns[0][0], "t2": turns[0][1]}
-        yield from (Remark("later turn", name) for _ in turns[1:])
+        shared = {"language": split[:2], "dialog": name}
+        for turn, (human, moss) in enumerate(turns):
+            yield {"id": f"{name}-{turn}", **shared, "turn": turn, "t1": human, "t2": moss}
 
 
 def conversations(path: Path) -> Iterator[Any]:
@@ -95,7 +96,7 @@ def turns_of(conversation: dict[str, Any]) -> list[Turn]:
 
 CORPUS = Corpus(
     layout="{en,zh}_<kind>.json or .jsonl with plain_text",
-    fields=("id", "language", "t1", "t2"),
+    fields=("id", "language", "dialog", "turn", "t1", "t2"),
     splits=splits,
     parts=parts,
     shards=True,

@@ -3,7 +3,9 @@
     python prepare.py --data_folder /data/VoiceAssistant-400K --save_folder manifests
 
 This writes `train/`, with one Parquet shard for each upstream file that holds the recordings of the questions and the
-codes of the answers; docs/data.md explains the fields. Each round of a conversation is a separate entry, as published.
+codes of the answers; docs/data.md explains the fields. Each round is an entry. The rounds of a conversation, which may
+be in different shards, have the same `dialog`, and `turn` is their number. Conversations that lack a round, or have one
+twice, are counted over all shards.
 """
 
 from __future__ import annotations
@@ -45,17 +47,19 @@ def to_item(row: dict[str, Any], folder: Path) -> Item | Remark:
     Args:
         folder: folder to which relative paths of recordings refer.
     """
-    name = "-".join(converted(part, row[part], "id") for part in ("split_name", "index", "round"))
+    dialog = "-".join(converted(part, row[part], "id") for part in ("split_name", "index"))
+    item = {"id": f"{dialog}-{converted('round', row['round'], 'id')}", "language": "en", "dialog": dialog}
+    item["turn"] = converted("round", row["round"], "turn")
     stored = row["question_audio"]
     recording = None if stored is None else converted("question_audio", stored, "a1")
     if recording is None:
-        return Remark("missing", name)
+        return Remark("missing", item["id"])
     codes = read_codes(row["answer_snac"])
     if codes is None:
-        return Remark("bad codes", name)
-    sound = recording if isinstance(recording, bytes) else located(recording, folder)
+        return Remark("bad codes", item["id"])
+    item["a1"] = recording if isinstance(recording, bytes) else located(recording, folder)
     texts = {"t1": text_of(row, "question"), "t2": text_of(row, "answer")}
-    return {"id": name, "language": "en", **texts, "a1": sound, "codes": codes, "codec": CODEC}
+    return item | texts | {"codes": codes, "codec": CODEC}
 
 
 def read_codes(codes: str | Sequence[Any] | None) -> np.ndarray | None:
@@ -85,7 +89,7 @@ def read_codes(codes: str | Sequence[Any] | None) -> np.ndarray | None:
 CORPUS = Corpus(
     layout="data/<split>-<number>-of-<number>.parquet with split_name, index, round, question, question_audio, answer "
     "and answer_snac",
-    fields=("id", "duration", "language", "t1", "a1", "t2", "codes", "codec"),
+    fields=("id", "duration", "language", "dialog", "turn", "t1", "a1", "t2", "codes", "codec"),
     splits=splits,
     parts=parts,
     shards=True,

@@ -17,6 +17,7 @@ from omnikit.audio.io import save_audio
 
 ASR = "recipes/LibriSpeech/ASR/evaluate.py"
 QA = "recipes/VoiceAssistant/QA/evaluate.py"
+DIALOGS = "recipes/VoiceAssistant/QA/evaluate_dialogs.py"
 TTS = "recipes/LibriTTS/TTS/evaluate.py"
 GRAMMAR = """#JSGF V1.0;
 grammar colors;
@@ -173,6 +174,53 @@ def test_questions(run_here, untrained, questions, llama, grammar, lengths, tmp_
         assert (way["asked"], way["kinds"], way["skipped"]) == (1, {}, {"unreadable": 1})
     answers = (tmp_path / "out" / "answers_llama_text.jsonl").read_text()
     assert json.loads(answers)["right"] == ["Paris", "the city of Paris"]
+
+
+@pytest.fixture
+def dialogs(tmp_path):
+    """Write Parquet tables of two dialogs of two turns; the second question of one is typed."""
+    (tmp_path / "qa").mkdir()
+    answers = ["the sky is blue", "the snow is white"]
+    spoken = pa.table({"t2": answers, "a2": [flac(noise(0.7, i)) for i in range(2)]})
+    pq.write_table(spoken, tmp_path / "qa" / "answers.parquet")
+    columns = {
+        "id": ["d0-0", "d0-1", "d1-0", "d1-1", "x"],
+        "dialog": ["d0", "d0", "d1", "d1", None],
+        "turn": pa.array([0, 1, 0, 1, None], pa.int32()),
+        "t1": ["what color is the sky", "and the snow"] * 2 + ["hello"],
+        "t2": answers * 2 + ["hello"],
+        "kind": ["first", "follow-and"] * 2 + ["first"],
+        "a1": [flac(noise(0.5, 0)), flac(noise(0.5, 1)), flac(noise(0.6, 2)), None, flac(noise(0.5, 3))],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "qa" / "dialogs_test_seen.parquet")
+    return tmp_path
+
+
+def test_conversations(run_here, untrained, dialogs, tmp_path):
+    common = [
+        DIALOGS, "hparams/eval_dialogs.yaml", "../../../egs/mini/hparams/eval_dialogs.yaml", "--data_folder", dialogs,
+        "--checkpoint", untrained, "--output_folder", tmp_path / "out", "--splits", "[dialogs_test_seen]",
+        "--decoding.max_steps", "12",
+    ]  # fmt: skip
+    status, out, err = run_here(
+        *common, "--keep_wavs", "1", "--about_answer", "[{question: and.*, answer: '{answer}'}]"
+    )
+    assert status == 0, err
+    result = json.loads((tmp_path / "out" / "dialogs.json").read_text())
+    assert (result["follow_ups"], result["typed"], result["crop"]) == ("^follow", 0.0, 0.5)
+    scores = result["splits"]["dialogs_test_seen"]["speech"]
+    assert (scores["dialogs"], scores["typed"], scores["truncated"]) == (2, 1, 4)
+    assert scores["skipped"].pop("no dialog or turn") == 1
+    assert scores["follow_ups"]["history"]["asked"] == scores["follow_ups"]["alone"]["asked"] == 2
+    assert scores["follow_ups"]["cropped"]["asked"] + scores["skipped"].get("answer too short to cut", 0) == 2
+    assert scores["kinds"]["follow-and"]["frequent_of_text"]["percent"] == 100
+    assert "| dialogs_test_seen, speech: all follow-ups | 2 |" in out
+    lines = (tmp_path / "out" / "dialogs_dialogs_test_seen_speech.jsonl").read_text().splitlines()
+    assert [json.loads(line)["typed"] for line in lines] == [False, False, False, True]
+    (wav,) = (tmp_path / "out" / "wav").rglob("*.wav")
+    assert wav.stem == "d0" and soundfile.info(wav).duration > 3  # two questions of 0.5 s and two pauses of 1 s
+    status, _, err = run_here(*common, "--typed", "2")
+    assert status == 2 and "--typed 2: must be" in err and err.count("\n") == 1
 
 
 def test_speech_from_text(run_here, untrained, corpus, grammar, lengths, tmp_path):

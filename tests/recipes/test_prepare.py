@@ -56,7 +56,7 @@ WHOLE = {
     "LJSpeech": ({"all": 2}, ("LJ001-0001", "LJ", "en", 'He said "fourteen fifty-five', None), LISTEN),
     "OpenOrca": ({"1M-GPT4-Augmented": 5}, ("flan.0", "", "en", "Question 0?", "Answer 0."), WRITE),
     "MOSS": (
-        {"en_helpfulness": 2, "zh_honesty": 1}, ("en_helpfulness-0000000", "", "en", "How\nmany?", "Four."), WRITE,
+        {"en_helpfulness": 3, "zh_honesty": 1}, ("en_helpfulness-0000000-0", "", "en", "How\nmany?", "Four."), WRITE,
     ),
     "VoiceAssistant": ({"train": 6}, ("identity-00-1", "", "en", "who are you 0", "i am number 0"), SPEAK),
 }  # fmt: skip
@@ -275,11 +275,52 @@ def test_answers_are_decoded_on_demand(tmp_path: Path, monkeypatch: pytest.Monke
         script.main()
 
 
-def test_later_turns_are_noted(tmp_path: Path):
+def test_turns_of_moss_are_entries_of_one_dialog(tmp_path: Path):
     TREES["MOSS"](tmp_path)
-    english, chinese = prepare(load_corpus("MOSS"), tmp_path, tmp_path / "out")
-    assert english.notes.reasons == {"later turn": 1} and not chinese.notes
+    list(prepare(load_corpus("MOSS"), tmp_path, tmp_path / "out"))
+    rows = read_manifest(tmp_path / "out" / "en_helpfulness", tmp_path / "cache")
+    first, second = "en_helpfulness-0000000", "en_helpfulness-0000001"
+    assert [(row.id, row.dialog, row.turn) for row in rows] == [
+        (f"{first}-0", first, 0),
+        (f"{first}-1", first, 1),
+        (f"{second}-0", second, 0),
+    ]
     assert read_manifest(tmp_path / "out" / "zh_honesty", tmp_path / "cache")[0].t1 == "你好"
+
+
+def rounds(*found: tuple[str, str], **other: object) -> list[dict]:
+    """Return rows of VoiceAssistant for pairs of index and round."""
+    common = {"split_name": "talk", "question": "who", "question_audio": {"bytes": SOUND, "path": None}, "answer": "me"}
+    return [{**common, "answer_snac": snac_text(2), **other, "index": i, "round": r} for i, r in found]
+
+
+def test_rounds_of_a_conversation_are_grouped_over_shards(tmp_path: Path):
+    """Round 3 comes first and in another shard than rounds 1 and 2; conversations with gaps and duplicates count once.
+    """
+    shards = [tmp_path / "data" / f"train-{number:05d}-of-00002.parquet" for number in range(2)]
+    # a is whole, b lacks round 2 and c round 1, d has rounds 1 and 2 twice, e lost round 2 by its codes
+    there = [("a", "3"), ("b", "1"), ("c", "2"), ("d", "1"), ("d", "1"), ("d", "2"), ("e", "1"), ("f", "1")]
+    pq_file(shards[0], rounds(*there))
+    bad = rounds(("e", "2"), answer_snac="# 1 2")
+    pq_file(shards[1], rounds(("a", "1"), ("a", "2"), ("b", "3"), ("d", "01"), ("d", "2"), ("e", "3")) + bad)
+    corpus, out = load_corpus("VoiceAssistant"), tmp_path / "out"
+
+    def made(strict: bool = False):
+        (summary,) = prepare(corpus, tmp_path, out, checks=Checks(strict=strict))
+        return summary
+
+    first = made()
+    assert first.skipped.reasons == {"duplicate turn": 3, "bad codes": 1}
+    assert first.notes.reasons == {"dialogs with missing turns": 3, "dialogs with duplicate turns": 1}
+    assert first.notes.examples["dialogs with duplicate turns"] == "talk-d"
+    rows = read_manifest(out / "train", tmp_path / "cache")
+    turns = sorted((row.turn, row.id) for row in rows if row.dialog == "talk-a")
+    assert turns == [(1, "talk-a-1"), (2, "talk-a-2"), (3, "talk-a-3")]
+    assert vars(made().notes) == vars(first.notes)  # nothing is written, and the counts are the same
+    pq_file(shards[1], rounds(("b", "2"), ("d", "1"), ("c", "1")))  # the first shard is used as it is
+    again = made()
+    assert again.skipped.reasons == {"duplicate turn": 2}
+    assert again.notes.reasons == {"dialogs with missing turns": 1, "dialogs with duplicate turns": 1}  # a now lacks 1
 
 
 def test_a_range_of_upstream_is_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

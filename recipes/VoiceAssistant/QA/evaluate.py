@@ -26,7 +26,16 @@ from omnikit.evaluate.intelligibility import (
     references,
 )
 from omnikit.evaluate.mos import mos_scores, mos_table, open_mos
-from omnikit.evaluate.qa import AnswerMode, QAScores, count_right, qa_table, read_questions, some, write_answers
+from omnikit.evaluate.qa import (
+    AnswerMode,
+    QAScores,
+    chosen_sources,
+    count_right,
+    qa_table,
+    read_questions,
+    some,
+    write_answers,
+)
 from omnikit.evaluate.recipe_checks import check_evaluation
 from omnikit.evaluate.speed import Speed, measure, speed_table
 from omnikit.evaluate.text_normalisation import normalizer, normalizer_version
@@ -50,7 +59,7 @@ class QAEvaluation:
         self.judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
         self.mos = open_mos(hparams["mos"], hparams["mos_source"], device)
         self.judge_normalize = normalizer(hparams["judge_normalizer"])
-        sources = chosen(hparams["sources"], hparams["splits"])
+        sources = chosen_sources(hparams["sources"], hparams["splits"])
         self.entries = {split: self._read(split, options) for split, options in sources.items()}
         self.judged_split = hparams["judged_split"] or next(iter(self.entries))
         if self.judged_split not in self.entries:
@@ -114,24 +123,6 @@ class QAEvaluation:
                 options = {"sample_rate": omni.sample_rate, "threads": self.hparams["speed_threads"]}
                 measured[mode.name] = measure(omni.stream, wavs, **options)
         return measured
-
-
-def chosen(sources: dict[str, dict[str, Any] | None], splits: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Return the options of the sources to score, by name.
-
-    Args:
-        sources: options of all sources by name; None for a disabled source.
-        splits: names of the sources to score; None = all.
-
-    Raises:
-        ValueError: there is no source, or none with one of these names.
-    """
-    there = {name: options for name, options in sources.items() if options is not None}
-    names = list(there) if splits is None else list(dict.fromkeys(splits))
-    unknown = [name for name in names if name not in there]
-    if unknown or not names:
-        raise ValueError(f"--splits {', '.join(unknown) or names}: no such source (choices: {', '.join(there)})")
-    return {name: there[name] for name in names}
 
 
 def main() -> None:

@@ -287,6 +287,29 @@ def test_rows_are_held_out_of_training(tmp_path: Path):
         ids(without_held_out=20)
 
 
+@pytest.mark.parametrize("name", ["m.parquet", "m.json"])
+def test_turns_of_a_dialog_are_held_out_together(tmp_path: Path, name: str):
+    """12 dialogs of 3 turns, each turn in another third of the manifest, and 4 entries that are no turns."""
+    texts = {"t1": "what", "t2": "no"}
+    rows = [{"id": f"{d}-{t}", **texts, "dialog": f"{d}", "turn": t} for t in range(3) for d in range(12)]
+    rows += [{"id": f"alone-{i}", **texts} for i in range(4)]
+    path = write(tmp_path / name, rows)
+
+    def ids(**options) -> list[str]:
+        return [entry.id for entry in read_entries("qa", {"manifest": path, **options}, tmp_path / "c")]
+
+    def units(found: list[str]) -> set[str]:
+        return {each if each.startswith("alone") else each.partition("-")[0] for each in found}
+
+    trained, held = ids(without_held_out=5), ids(only_held_out=5)
+    assert sorted(trained + held) == sorted(ids())
+    assert len(units(held)) == 5 and not units(held) & units(trained)
+    limited = ids(without_held_out=5, limit=4)
+    assert len(units(limited)) == 4 and {each for each in trained if units([each]) <= units(limited)} == set(limited)
+    with pytest.raises(ValueError, match=r"sources\.qa\.only_held_out: 16; the manifest has 16 dialogs"):
+        ids(only_held_out=16)
+
+
 def test_a_source_may_be_left_out(tmp_path: Path):
     assert read_sources({"qa": None}, toy_model(), tasks={"T1T2": 1.0}, cache_folder=tmp_path) == []
 

@@ -1,0 +1,251 @@
+"""Ask the questions of many dialogs in conversations that run side by side, so that a system answers them in batches.
+
+A conversation is fed the system's own answers, right or wrong.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from omnikit.api import Omni, Reply
+from omnikit.audio.reader import Unusable
+from omnikit.data.manifest_reader import ManifestEntry
+from omnikit.data.skipped import Skipped
+from omnikit.evaluate.dialogs import Dialog
+from omnikit.generate import END, BadQuestion
+
+REFUSED = "refused"
+TOO_SHORT = "answer too short to cut"
+"""Reason for which a follow-up about an interrupted answer is not scored."""
+QUESTION_PAUSE, TURN_PAUSE = 0.3, 0.7
+"""Seconds of silence after a question and after an answer in the recording of a dialog."""
+
+
+class Exchange(Protocol):
+    """A turn as a conversation remembers it."""
+
+    answer: str
+
+
+class Conversation(Protocol):
+    """What is used of `omnikit.api.Omni.conversation`."""
+
+    @property
+    def turns(self) -> Sequence[Exchange]: ...
+
+    def ask(self, audio: Tensor, *, speak: bool) -> Reply: ...
+
+    def say(self, text: str, *, speak: bool) -> Reply: ...
+
+    def crop(self, seconds: float) -> None: ...
+
+
+Begin = Callable[[str], Conversation]
+"""A function that begins a conversation for a dialog of this name."""
+
+
+def conversations(omni: Omni) -> Begin:
+    """Return a function that begins conversations with a system; sampled answers depend on the dialog's name."""
+    return lambda name: omni.conversation(seed=zlib.crc32(name.encode()))
+
+
+@dataclass(frozen=True)
+class AboutAnswer:
+    """A rule for follow-up questions about the answer before, such as `say that again`.
+
+    Args:
+        question: regular expression that matches the whole question.
+        answer: the right answer, in which `{answer}` stands for the answer before.
+    """
+
+    question: str
+    answer: str
+
+    def fits(self, entry: ManifestEntry) -> bool:
+        """Return whether an entry's question is one of these."""
+        return re.fullmatch(self.question, entry.t1) is not None
+
+    def right(self, answer: str) -> str:
+        """Return the right answer after a given answer."""
+        return self.answer.replace("{answer}", answer)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Options for asking the questions of dialogs.
+
+    Args:
+        follow_ups: regular expression that is searched in `kind`; entries with such a kind are follow-up questions.
+        typed: share of the questions that are typed, although there is a recording; drawn by the entry's id.
+        crop: share of an answer that is heard before it is interrupted; None = no answer is interrupted.
+        about_answer: rules for follow-up questions about the answer before.
+        speak: whether answers are spoken.
+    """
+
+    follow_ups: str = "^follow"
+    typed: float = 0.0
+    crop: float | None = None
+    about_answer: Sequence[AboutAnswer] = ()
+    speak: bool = True
+
+    def is_follow_up(self, entry: ManifestEntry) -> bool:
+        """Return whether an entry's question depends on the turns before."""
+        return re.search(self.follow_ups, entry.kind) is not None
+
+    def is_typed(self, entry: ManifestEntry) -> bool:
+        """Return whether an entry's question is typed; one without a recording always is."""
+        return entry.a1 is None or random.Random(entry.id).random() < self.typed
+
+    def rule(self, entry: ManifestEntry) -> AboutAnswer | None:
+        """Return the rule for a follow-up question about the answer before; None for any other question."""
+        return next((rule for rule in self.about_answer if rule.fits(entry)), None)
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """The answer to a follow-up question after the answer before was interrupted, and the two answers of which one is
+    right."""
+
+    reply: Reply
+    kept: str  # right by the part that was heard
+    whole: str  # right if nothing had been interrupted
+
+
+@dataclass
+class Answers:
+    """The answers of a system to the questions of some dialogs, by the ids of the entries."""
+
+    history: dict[str, Reply] = field(default_factory=dict)  # in their conversations
+    alone: dict[str, Reply] = field(default_factory=dict)  # follow-ups only, asked as first turns
+    cropped: dict[str, Cropped] = field(default_factory=dict)  # follow-ups about an interrupted answer
+    skipped: Skipped = field(default_factory=Skipped)
+    _lock: Lock = field(default_factory=Lock)
+
+    def skip(self, reason: str, entry: ManifestEntry) -> None:
+        """Count a question that was not asked, or whose answer cannot be scored; any thread may call it."""
+        with self._lock:
+            self.skipped.add(reason, entry.id)
+
+    @property
+    def truncated(self) -> int:
+        """Number of answers in conversations that a limit ended."""
+        return sum(reply.end != END for reply in self.history.values())
+
+
+class Interview:
+    """Asks the questions of dialogs with a system.
+
+    Args:
+        begin: function that begins a conversation for a dialog's name; any thread may call it.
+        sample_rate: sample rate (Hz) at which recordings of questions are loaded.
+        plan: what is asked, and how.
+        keep_sound: names of the dialogs of which the sound of answers is stored, too.
+    """
+
+    def __init__(self, begin: Begin, sample_rate: int, plan: Plan, keep_sound: Collection[str] = ()):
+        self.begin, self.sample_rate, self.plan, self.keep_sound = begin, sample_rate, plan, keep_sound
+
+    def run(self, dialogs: Sequence[Dialog], *, together: int, title: str = "") -> Answers:
+        """Ask all dialogs, `together` of them at a time, under a progress bar, and return the answers.
+
+        Each dialog is asked whole, each follow-up question also alone, and each follow-up about the answer before also
+        after an interruption of that answer. A dialog ends before a question that cannot be asked.
+        """
+        answers = Answers()
+        jobs = [job for dialog in dialogs for job in self._jobs(dialog, answers)]
+        with ThreadPoolExecutor(together) as pool:
+            try:
+                found = [pool.submit(job) for job in jobs]
+                for each in tqdm(found, desc=title, dynamic_ncols=True):
+                    each.result()
+            except BaseException:  # Ctrl-C among them
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return answers
+
+    def _jobs(self, dialog: Dialog, answers: Answers) -> Iterable[Callable[[], None]]:
+        yield lambda: self._whole(dialog, answers)
+        for place, entry in enumerate(dialog.turns):
+            if self.plan.is_follow_up(entry):
+                yield lambda entry=entry: self._alone(dialog, entry, answers)
+            if place and self._crops and self.plan.rule(entry) is not None:
+                yield lambda place=place: self._cropped(dialog, place, answers)
+
+    @property
+    def _crops(self) -> bool:
+        return self.plan.speak and self.plan.crop is not None
+
+    def _whole(self, dialog: Dialog, answers: Answers) -> None:
+        conversation = self.begin(dialog.name)
+        for entry in dialog.turns:
+            try:
+                reply = self._ask(conversation, entry)
+            except (Unusable, BadQuestion) as error:
+                answers.skip(getattr(error, "reason", REFUSED), entry)
+                return
+            answers.history[entry.id] = reply if dialog.name in self.keep_sound else _silent(reply)
+
+    def _alone(self, dialog: Dialog, entry: ManifestEntry, answers: Answers) -> None:
+        try:
+            answers.alone[entry.id] = _silent(self._ask(self.begin(dialog.name), entry))
+        except (Unusable, BadQuestion):
+            return  # `_whole` counts it
+
+    def _cropped(self, dialog: Dialog, place: int, answers: Answers) -> None:
+        """Ask a follow-up question about the answer before, which is interrupted."""
+        conversation, asked = self.begin(dialog.name), dialog.turns[place]
+        try:
+            for entry in dialog.turns[:place]:
+                before = self._ask(conversation, entry)
+            if before.wav.numel():
+                conversation.crop(self.plan.crop * before.wav.numel() / before.sample_rate)
+            kept = conversation.turns[-1].answer
+            if not kept.strip() or kept.strip() == before.text.strip():
+                answers.skip(TOO_SHORT, asked)
+                return
+            reply = _silent(self._ask(conversation, asked))
+        except (Unusable, BadQuestion):
+            return  # `_whole` counts it
+        rule = self.plan.rule(asked)
+        answers.cropped[asked.id] = Cropped(reply, rule.right(kept), rule.right(before.text))
+
+    def _ask(self, conversation: Conversation, entry: ManifestEntry) -> Reply:
+        if self.plan.is_typed(entry):
+            return conversation.say(entry.t1, speak=self.plan.speak)
+        return conversation.ask(entry.a1.load(self.sample_rate), speak=self.plan.speak)
+
+
+def _silent(reply: Reply) -> Reply:
+    return replace(reply, wav=torch.zeros(0))
+
+
+def recording(dialog: Dialog, answers: Mapping[str, Reply], plan: Plan, sample_rate: int) -> Tensor:
+    """Return the questions and answers of a dialog as one waveform [N], for listening; typed questions are silent."""
+    pieces = []
+    for entry in dialog.turns:
+        if entry.id in answers:
+            asked = torch.zeros(0) if plan.is_typed(entry) else entry.a1.load(sample_rate)
+            pieces += [asked, _silence(QUESTION_PAUSE, sample_rate), answers[entry.id].wav.cpu()]
+            pieces.append(_silence(TURN_PAUSE, sample_rate))
+    return torch.cat(pieces) if pieces else torch.zeros(0)
+
+
+def _silence(seconds: float, sample_rate: int) -> Tensor:
+    return torch.zeros(round(seconds * sample_rate))
+
+
+def plan_of(hparams: Mapping[str, Any], speak: bool) -> Plan:
+    """Return the plan that a recipe's options describe."""
+    rules = [AboutAnswer(rule["question"], rule["answer"]) for rule in hparams["about_answer"]]
+    return Plan(hparams["follow_ups"], hparams["typed"], hparams["crop"], rules, speak)
