@@ -155,6 +155,12 @@ if wanted 11 "QA, TTS"; then
     --grammar_file "$results/world.jsgf" --device "$device" "${tts_limits[@]}" \
     --codecs "[{name: mel_rvq, weights: $base/mel_rvq}, {name: snac_mini, weights: $base/snac_mini}]")
 fi
+if wanted 12 dialogs; then
+  mapfile -t dialog_limits < <(limits --limit 40)
+  (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" evaluate_dialogs.py hparams/eval_dialogs.yaml \
+    "$here/hparams/eval_dialogs.yaml" --checkpoint "$results/stage3" --data_folder "$data" \
+    --output_folder "$results/dialogs" --device "$device" "${dialog_limits[@]}")
+fi
 if wanted 13 report; then
   "$PYTHON" "$here/report.py" --results "$results" --device "$device" --dialogs "$data/qa/dialogs_test_unseen.parquet"
 fi
