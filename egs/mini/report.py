@@ -1,8 +1,9 @@
 """Writes a self-contained HTML report about a run: `python report.py --results results` writes `results/report.html`.
 
-The report shows what exists of `stage1..3/train_log.jsonl`, `asr/asr.json`, `qa/qa.json` and `tts/tts.json`, and lists
-the rest as not run. Before that, the system in `--checkpoint` answers the questions in `--questions`; the answers are
-stored in `<results>/answers`, the first one also as `<results>/answer.wav` and `answer.txt`.
+The report shows what exists of `stage1..3/train_log.jsonl`, `asr/asr.json`, `qa/qa.json`, `tts/tts.json` and
+`dialogs/dialogs.json`, and lists the rest as not run. Before that, the system in `--checkpoint` answers the questions
+in `--questions`; the answers are stored in `<results>/answers`, the first one also as `<results>/answer.wav` and
+`answer.txt`. Then it is asked the questions of a dialog in `--dialogs`, which are stored in `<results>/conversation`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+import report_conversation
 import report_pictures as pictures
 import report_tables as tables
 import world
@@ -87,7 +89,7 @@ def picture(png: bytes, text: str) -> str:
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def conversation(spoken: list[AnsweredQuestion]) -> str:
+def answered(spoken: list[AnsweredQuestion]) -> str:
     """Return HTML with the first question and answer and their spectrograms, and a table of the others."""
     if not spoken:
         return tables.not_run("no question was asked (no trained system in stage3/)")
@@ -123,14 +125,16 @@ def learning(results: Path) -> str:
 
 def build_page(results: Path) -> str:
     """Return the complete HTML page of the report about the results of a run."""
-    asr, qa, tts = (_json(results / name / f"{name}.json") for name in ("asr", "qa", "tts"))
+    asr, qa, tts, dialogs = (_json(results / name / f"{name}.json") for name in ("asr", "qa", "tts", "dialogs"))
     return Template((HERE / "report_page.html").read_text(encoding="utf-8")).substitute(
         words=len(world.vocabulary()),
         when=time.strftime("%Y-%m-%d %H:%M"),
-        tiles=tables.tiles(asr, qa, tts),
-        conversation=conversation(read_answers(results / "answers")),
+        tiles=tables.tiles(asr, qa, tts, dialogs),
+        answered=answered(read_answers(results / "answers")),
+        conversation=report_conversation.conversation_table(results / "conversation", player),
         recognition=tables.recognition(asr),
         questions=tables.questions(qa),
+        dialogs=tables.dialogs(dialogs),
         intelligibility=tables.intelligibility(qa, tts),
         speed=tables.speed(qa, tts),
         learning=learning(results),
@@ -149,14 +153,22 @@ def main() -> None:
     parser.add_argument(
         "--questions", nargs="*", default=QUESTIONS, type=Path, help="sound files, or none; default: six in questions/"
     )
+    parser.add_argument(
+        "--dialogs", metavar="FILE", help="manifest of dialogs, of which the system is asked one; default: none"
+    )
     options = parser.parse_args()
     results = Path(options.results)
     if not results.is_dir():
         raise ValueError(f"--results {results}: no such folder")
     trained = results / "stage3"
     checkpoint = options.checkpoint or (trained if (trained / "model.safetensors").is_file() else None)
-    if checkpoint is not None and options.questions:
-        ask(load(checkpoint, device=options.device), options.questions, results / "answers")
+    if checkpoint is not None and (options.questions or options.dialogs):
+        omni = load(checkpoint, device=options.device)
+        if options.questions:
+            ask(omni, options.questions, results / "answers")
+        if options.dialogs:
+            turns = report_conversation.choose_dialog(options.dialogs, results / "cache")
+            report_conversation.converse(omni, turns, results / "conversation")
     page = results / "report.html"
     write_text(page, build_page(results))
     print(page)

@@ -46,7 +46,7 @@ def sound_facts(wav: Tensor, sample_rate: int, seconds_taken: float) -> str:
     )
 
 
-def tiles(asr: Json | None, qa: Json | None, tts: Json | None) -> str:
+def tiles(asr: Json | None, qa: Json | None, tts: Json | None, dialogs: Json | None = None) -> str:
     """Return HTML tiles with the most important figures among the results that exist."""
     found = []
     for split in ("test-clean", "test-other"):
@@ -57,6 +57,9 @@ def tiles(asr: Json | None, qa: Json | None, tts: Json | None) -> str:
         ways = (qa or {}).get("splits", {}).get(split, {})
         if "text" in ways:
             found.append((f"{ways['text']['percent']:.1f} %", f"questions right, {words}"))
+    for split, words in (("dialogs_test_seen", "known voices"), ("dialogs_test_unseen", "new voices")):
+        for way in (dialogs or {}).get("splits", {}).get(split, {}).values():
+            found.append((f"{percent(way['follow_ups']['history']['percent'])} %", f"follow-ups right, {words}"))
     spoken = (tts or {}).get("intelligibility", {}).get("the system, from text")
     if spoken:
         found.append((f"{spoken['wer']:.1f} %", "word errors of a judge, speech from text"))
@@ -102,6 +105,31 @@ def questions(qa: Json | None) -> str:
             figures = [str(way["asked"]), percent(way["percent"]), percent(way["truncated_percent"])]
             rows.append([label, _spaced(name), *figures, *shares])
     return table(["Split", "Answered as", "Asked", "Right %", "Truncated %", *kinds], rows, "named")
+
+
+def dialogs(scores: Json | None) -> str:
+    """Return an HTML table of the share of right answers in conversations by split, answer mode and kind of question.
+    """
+    if scores is None:
+        return not_run("conversations were not evaluated")
+    rows = []
+    for split, ways in scores["splits"].items():
+        for name, way in ways.items():
+            title = f"<b>{html.escape(split)}</b>, {_spaced(name)}"
+            rows.append([title, "all follow-ups", *_shares(way["follow_ups"])])
+            rows += [["", html.escape(kind), *_shares(shares)] for kind, shares in way["kinds"].items()]
+    header = ["Split", "Questions", "Asked", *(f"{title} %" for title in SHARES.values())]
+    return table(header, rows, "named")
+
+
+SHARES = {
+    "history": "Right", "alone": "Alone", "frequent_of_text": "Most frequent", "cropped": "After an interruption",
+}  # fmt: skip
+"""Titles of the columns with shares of right answers in conversations, by their names in the scores."""
+
+
+def _shares(scores: Json) -> list[str]:
+    return [str(scores["history"]["asked"]), *(percent(scores[name]["percent"]) for name in SHARES)]
 
 
 def intelligibility(qa: Json | None, tts: Json | None) -> str:

@@ -1,43 +1,60 @@
 #!/usr/bin/env bash
-# The whole pipeline of the mini system. Each step writes its result to disk; a killed step resumes when run again.
+# The whole pipeline of the mini systems. Each step writes its result to disk; a killed step resumes when run again.
 #
-#   run.sh                           steps 6-11 from the shipped base parts
+#   run.sh                           steps 6-13 from the shipped base parts
+#   run.sh --ears whisper_base       the same with Whisper base as the encoder, frozen: the system mini_whisper
 #   run.sh --from-scratch            all steps, all parts from random weights
-#   run.sh --stage 8 --stop_stage 9  some steps (with --from-scratch: of all steps)
+#   run.sh --stage 9 --stop_stage 10 some steps (with --from-scratch: of all steps)
 #   run.sh --device cuda             on a GPU (default: cpu)
 #
-#    1 corpus     speech by espeak-ng, texts, manifests      7 stage 2    the backbone learns to answer
-#    2 encoder    CTC pre-training on phonemes               8 stage 3    all parts but the encoder, speech output
-#    3 codecs     mel_rvq and snac_mini                      9 ASR        WER of test-clean and test-other
-#    4 tokenizer  sentencepiece                             10 QA, TTS    correct answers, WER of generated speech
-#    5 backbone   text pre-training                         11 report     report.html with a spoken answer
-#    6 stage 1    the adapters learn ASR and TTS
+#    1 corpus     speech by espeak-ng, texts, manifests      8 stage 2    the backbone learns to answer
+#    2 encoder    CTC pre-training on phonemes               9 stage 3    all parts but the encoder, speech output
+#    3 codecs     mel_rvq and snac_mini                     10 ASR        WER of test-clean and test-other
+#    4 tokenizer  sentencepiece                             11 QA, TTS    correct answers, WER of generated speech
+#    5 backbone   text pre-training                         12 dialogs    correct answers to follow-up questions
+#    6 features   the encoder's, of all training speech     13 report     report.html with a spoken conversation
+#    7 stage 1    the adapters learn ASR and TTS
+#
+# Whisper's weights: --whisper_weights FILE (base.pt), or the folder OMNIKIT_WEIGHTS with that file in it, or
+# openai-whisper's own download. With --ears whisper_base, two augmented copies of all training speech are encoded, too.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-stage='' stop_stage=11 seed=1234 speed=full scale=1.0 codec=mel_rvq precision=auto
-device=cpu scratch=false
-data=$here/data results=$here/results base=$here/pretrained
+stage='' stop_stage=13 seed=1234 speed=full scale=1.0 codec=mel_rvq precision=auto
+device=cpu scratch=false ears=mini whisper_weights=''
+data=$here/data results='' base=$here/pretrained
 PYTHON=${PYTHON:-python}
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 stop() { echo "run.sh: $1" >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
   case $1 in
     --from-scratch) scratch=true ;;
-    --stage | --stop_stage | --seed | --speed | --scale | --codec | --precision | --device | --data | --results)
+    --stage | --stop_stage | --seed | --speed | --scale | --codec | --precision | --device | --data | --results | --ears |\
+      --whisper_weights)
       [ $# -ge 2 ] || stop "$1 needs a value"
       printf -v "${1#--}" %s "$2"
       shift ;;
     -h | --help) usage; exit ;;
-    *) stop "unknown option $1 (choices: --from-scratch, --stage N, --stop_stage N, --seed N, --speed full|demo,\
- --scale N, --codec mel_rvq|snac_mini, --precision auto|fp32|bf16, --device cpu|cuda, --data DIR, --results DIR)" ;;
+    *) stop "unknown option $1 (choices: --from-scratch, --ears mini|whisper_base, --whisper_weights FILE, --stage N,\
+ --stop_stage N, --seed N, --speed full|demo, --scale N, --codec mel_rvq|snac_mini, --precision auto|fp32|bf16,\
+ --device cpu|cuda, --data DIR, --results DIR)" ;;
   esac
   shift
 done
 case $speed in full | demo) ;; *) stop "--speed $speed (choices: full, demo)" ;; esac
+case $ears in
+  mini)
+    [ -z "$whisper_weights" ] || stop "--whisper_weights $whisper_weights: needs --ears whisper_base"
+    results=${results:-$here/results} ;;
+  whisper_base) results=${results:-$here/results/whisper_base} ;;
+  *) stop "--ears $ears (choices: mini, whisper_base)" ;;
+esac
+if [ -n "$whisper_weights" ] && [ ! -f "$whisper_weights" ]; then
+  stop "--whisper_weights $whisper_weights: no such file"
+fi
 case $precision in
   fp32 | bf16) ;;
   auto)
@@ -54,13 +71,27 @@ stage=${stage:-$($scratch && echo 1 || echo 6)}
 if ! $scratch && [ ! -f "$data/corpus/READY" ]; then stage=1; fi
 mkdir -p "$data" "$results"
 data=$(cd "$data" && pwd) results=$(cd "$results" && pwd)
+encoded=$results/features
+# The encoder in all steps that build it; steps that load a checkpoint of it find Whisper's weights as omnikit does.
+if [ "$ears" = mini ]; then
+  encoder=(--encoder mini --encoder.weights "$base/encoder") copies=()
+else
+  encoder=(--encoder whisper_base --encoder.pad_to_30s false) copies=(--copies 2 --augment rooms)
+  if [ -n "$whisper_weights" ]; then
+    mkdir -p "$results/weights"
+    ln -sfn "$(cd "$(dirname "$whisper_weights")" && pwd)/$(basename "$whisper_weights")" "$results/weights/base.pt"
+    export OMNIKIT_WEIGHTS=$results/weights
+  fi
+fi
 
 wanted() { [ "$1" -ge "$stage" ] && [ "$1" -le "$stop_stage" ] && echo "== $1 $2 ($(date +%H:%M:%S))"; }
 
 train() { # arguments: the recipe's stage file, the mini stage, then further flags
   local recipe=$1 name=$2
   shift 2
-  local overrides=("$here/hparams/system.yaml" "$here/hparams/$name.yaml")
+  local overrides=("$here/hparams/system.yaml")
+  if [ "$ears" != mini ] && [ "$name" != backbone ]; then overrides+=("$here/hparams/$ears.yaml"); fi
+  overrides+=("$here/hparams/$name.yaml")
   if [ "$speed" = demo ] && [ -f "$here/hparams/demo/$name.yaml" ]; then overrides+=("$here/hparams/demo/$name.yaml"); fi
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" train.py "hparams/$recipe.yaml" "${overrides[@]}" --seed "$seed" \
     --data_folder "$data" --output_folder "$results/$name" --llm.tokenizer "$base/llm/tokenizer.model" \
@@ -73,7 +104,7 @@ if wanted 1 corpus; then
   "$PYTHON" "$root/recipes/LibriSpeech/prepare.py" --data_folder "$data/corpus" --save_folder "$data/manifests" \
     --splits train-clean dev-clean test-clean test-other train-voice dev-voice test-voice
 fi
-if $scratch && wanted 2 encoder; then
+if $scratch && [ "$ears" = mini ] && wanted 2 encoder; then
   (cd "$here" && "$PYTHON" train_encoder.py hparams/encoder.yaml --seed "$seed" --data_folder "$data" \
     --output_folder "$results/encoder" --export_folder "$base/encoder" --device "$device")
 fi
@@ -90,17 +121,29 @@ if $scratch && wanted 5 backbone; then
   train stage2 backbone --llm.weights null
   "$PYTHON" "$here/export_backbone.py" --checkpoint "$results/backbone" --output_folder "$base/llm"
 fi
-if wanted 6 "stage 1"; then
-  train stage1 stage1 --encoder.weights "$base/encoder" --llm.weights "$base/llm" --codec.weights "$base/$codec"
+encode() { # arguments: name of the encoded manifest, the manifest
+  "$PYTHON" -m omnikit.cli tokenize "$2" --save_folder "$encoded/$1" --drop a1 "${encoder[@]}" "${copies[@]}" --device "$device"
+}
+if wanted 6 features; then
+  began=$SECONDS
+  encode asr "$data/manifests/train-clean.csv"
+  encode qa "$data/qa/train.parquet"
+  encode dialogs "$data/qa/dialogs_train.parquet"
+  echo "features: $((SECONDS - began)) s, $(du -sh "$encoded" | cut -f1)"
 fi
-if wanted 7 "stage 2"; then train stage2 stage2 --initial_weights "$results/stage1"; fi
-if wanted 8 "stage 3"; then train stage3 stage3 --initial_weights "$results/stage2"; fi
+heard=(--sources.asr.manifest "$encoded/asr" --sources.qa.manifest "$encoded/qa"
+  --sources.dialogs.manifest "$encoded/dialogs")
+if wanted 7 "stage 1"; then
+  train stage1 stage1 "${heard[@]}" "${encoder[@]:2}" --llm.weights "$base/llm" --codec.weights "$base/$codec"
+fi
+if wanted 8 "stage 2"; then train stage2 stage2 "${heard[@]}" --initial_weights "$results/stage1"; fi
+if wanted 9 "stage 3"; then train stage3 stage3 "${heard[@]}" --initial_weights "$results/stage2"; fi
 limits() { if [ "$speed" = demo ]; then printf '%s\n' "$@"; fi; }
-if wanted 9 ASR; then
+if wanted 10 ASR; then
   (cd "$root/recipes/LibriSpeech/ASR" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_asr.yaml" \
     --checkpoint "$results/stage3" --data_folder "$data/corpus" --output_folder "$results/asr" --device "$device")
 fi
-if wanted 10 "QA, TTS"; then
+if wanted 11 "QA, TTS"; then
   "$PYTHON" "$here/write_grammar.py" "$results/world.jsgf"
   mapfile -t qa_limits < <(limits --limit 60 --judge_limit 20 --speed_questions 5)
   mapfile -t tts_limits < <(limits --limit 20)
@@ -112,6 +155,12 @@ if wanted 10 "QA, TTS"; then
     --grammar_file "$results/world.jsgf" --device "$device" "${tts_limits[@]}" \
     --codecs "[{name: mel_rvq, weights: $base/mel_rvq}, {name: snac_mini, weights: $base/snac_mini}]")
 fi
-if wanted 11 report; then
-  "$PYTHON" "$here/report.py" --results "$results" --device "$device"
+if wanted 12 dialogs; then
+  mapfile -t dialog_limits < <(limits --limit 40)
+  (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" evaluate_dialogs.py hparams/eval_dialogs.yaml \
+    "$here/hparams/eval_dialogs.yaml" --checkpoint "$results/stage3" --data_folder "$data" \
+    --output_folder "$results/dialogs" --device "$device" "${dialog_limits[@]}")
+fi
+if wanted 13 report; then
+  "$PYTHON" "$here/report.py" --results "$results" --device "$device" --dialogs "$data/qa/dialogs_test_unseen.parquet"
 fi

@@ -86,6 +86,8 @@ def write_data(folder: Path) -> Path:
             for i, text in enumerate(TEXTS)
         ]
         pq.write_table(pa.Table.from_pylist(rows), folder / "qa" / f"{name}.parquet")
+        turns = [{**row, "dialog": f"{name}-d{i // 2}", "turn": i % 2} for i, row in enumerate(rows)]
+        pq.write_table(pa.Table.from_pylist(turns), folder / "qa" / f"dialogs_{name}.parquet")
     answers = [{"t2": TEXTS[1], "a2": flac(9, 0.6)}]
     pq.write_table(pa.Table.from_pylist(answers), folder / "qa" / "answers.parquet")
     return folder

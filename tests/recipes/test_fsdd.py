@@ -186,34 +186,48 @@ def test_prepare_train_evaluate(run, tmp_path: Path):
     assert list(json.loads((tmp_path / "scores" / "asr.json").read_text())["splits"]) == ["test-anna", "test-ben"]
 
 
-def test_leave_one_out_goes_on_where_it_was(run, monkeypatch, tmp_path: Path, capsys):
-    called, failing = [], ["train.py"]
+@pytest.fixture
+def scripts(monkeypatch, tmp_path: Path) -> tuple[list[tuple], list[str]]:
+    """Stand-in for the scripts that run.py calls: the list of calls as pairs of name and command line, and a list of
+    the scripts that shall fail. A script that does not fail writes only the file that it writes last."""
+    called, failing = [], []
 
     def told(words: list[str], cwd: Path) -> subprocess.CompletedProcess:
-        """Stand in for the call of a script: record the call, and write the output file that the script writes last."""
         name, flags = Path(words[1]).stem, dict(word[2:].split("=", 1) for word in words if "=" in word)
-        speaker = flags.get("speakers") or flags.get("held_out") or words[-1]
-        called.append((name, speaker, "hparams/from_nothing.yaml" in words))
+        called.append((name, words))
         if f"{name}.py" in failing:
             return subprocess.CompletedProcess(words, 1)
+        speaker = speaker_of(words)
         out = Path(flags.get("output_folder", tmp_path / "out" / "strings"))
         rates = {"utterances": 2, "words": 8, "wer": 12.34 if speaker == "ben" else 20.0, "cer": 5.0, "exact": 50.0}
         scores = json.dumps({"splits": {f"test-{speaker}": {"groups": {"all": rates}}}})
         product = {
             "prepare": f"test-{speaker}/{speaker}.parquet", "train_encoder": "system/model.safetensors",
-            "train": "model.safetensors", "evaluate": "asr.json",
+            "start_system": "model.safetensors", "train": "model.safetensors", "evaluate": "asr.json",
         }[name]  # fmt: skip
         write_text(out / product, scores)
         return subprocess.CompletedProcess(words, 0)
 
     monkeypatch.setattr(subprocess, "run", told)
+    return called, failing
+
+
+def speaker_of(words: list[str]) -> str:
+    flags = dict(word[2:].split("=", 1) for word in words if "=" in word)
+    return flags.get("speakers") or flags.get("held_out") or words[-1]
+
+
+def test_leave_one_out_goes_on_where_it_was(run, scripts, tmp_path: Path, capsys):
+    calls, failing = scripts
+    failing.append("train.py")
     words = ["--data_folder", tree(tmp_path), "--output_folder", tmp_path / "out", "--from_nothing", "ben"]
     with pytest.raises(SystemExit):
         run("ASR/run.py", *words)
     assert "error: anna: train.py failed with status 1, " in capsys.readouterr().err
-    assert [name for name, *_ in called] == ["prepare", "train_encoder", "train"]
-    called.clear(), failing.clear()
+    assert [name for name, _ in calls] == ["prepare", "train_encoder", "train"]
+    calls.clear(), failing.clear()
     run("ASR/run.py", *words)
+    called = [(name, speaker_of(line), "hparams/from_nothing.yaml" in line) for name, line in calls]
     done = [(name, speaker) for name, speaker, nothing in called if not nothing]
     each = ["prepare", "train_encoder", "train", "evaluate"]
     assert done[:6] == [("train", "anna"), ("evaluate", "anna"), *((name, "ben") for name in each)]
@@ -224,6 +238,49 @@ def test_leave_one_out_goes_on_where_it_was(run, monkeypatch, tmp_path: Path, ca
         "| ben | nothing | 2 | 8 | 12.3 | 5.0 | 50.0 |",
         "| mean of 2 | synthetic speech |  |  | 16.2 | 5.0 | 50.0 |",
     ]
-    called.clear()
+    calls.clear()
     run("ASR/run.py", *words)
-    assert not called and "| anna |" in capsys.readouterr().out
+    assert not calls and "| anna |" in capsys.readouterr().out
+
+
+def test_whisper_is_not_trained(run, scripts, tmp_path: Path):
+    """With Whisper base, all folds start from one system, and the encoder is not trained."""
+    calls, _ = scripts
+    own = ["--data_folder", tree(tmp_path), "--output_folder", tmp_path / "out", "--ears", "whisper_base"]
+    given = tmp_path / "mini_whisper"
+    run("ASR/run.py", *own, "--initial_weights", given)
+    assert [name for name, _ in calls] == 2 * ["prepare", "train", "evaluate"]
+    for line in (line for name, line in calls if name == "train"):
+        assert f"--initial_weights={given}" in line and "hparams/whisper_base.yaml" in line
+    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert table[2:] == [
+        "| anna | Whisper base, frozen | 2 | 8 | 20.0 | 5.0 | 50.0 |",
+        "| ben | Whisper base, frozen | 2 | 8 | 12.3 | 5.0 | 50.0 |",
+        "| mean of 2 | Whisper base, frozen |  |  | 16.2 | 5.0 | 50.0 |",
+    ]
+
+
+def test_whisper_without_a_system_starts_from_the_mini_backbone(run, scripts, monkeypatch, tmp_path: Path):
+    calls, _ = scripts
+    monkeypatch.setattr("omnikit.hparams.packaged", lambda file: str(tmp_path / file))  # mini_whisper is not there
+    own = ["--data_folder", tree(tmp_path), "--output_folder", tmp_path / "out", "--ears", "whisper_base"]
+    run("ASR/run.py", *own, "--encoder_flags=--weights=base.pt")
+    fold = ["prepare", "train", "evaluate"]
+    assert [name for name, _ in calls] == ["prepare", "start_system", "train", "evaluate", *fold]
+    (start,) = (line for name, line in calls if name == "start_system")
+    assert start[2:] == [f"--output_folder={tmp_path / 'out' / 'start'}", "--weights=base.pt"]
+    assert all(f"--initial_weights={tmp_path / 'out' / 'start'}" in line for name, line in calls if name == "train")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--from_nothing", "ben", "--ears", "whisper_base"], "--from_nothing ben: needs --ears mini, since Whisper"),
+        (["--initial_weights", "here"], "--initial_weights here: needs --ears whisper_base"),
+    ],
+)
+def test_flags_of_other_ears_are_refused(words, message, run, scripts, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("ASR/run.py", "--data_folder", tree(tmp_path), *words)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.count("\n") == 1 and message in told and not scripts[0]

@@ -1,21 +1,29 @@
 """Test the HTML report of the mini system with made-up results."""
 
+from __future__ import annotations
+
 import json
 import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from omnikit.api import Reply
 from omnikit.audio.io import load_audio, save_audio
+from omnikit.data.recording_check import encode_flac
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.evaluate.wer import Pair, score
 
 sys.path.append(str(Path(__file__).parents[2] / "egs" / "mini"))
 import report
+import report_conversation
 
 RATES = score([Pair("a", "one two three four", "one two three five")], plain).as_dict()
 SPEED = {
@@ -38,7 +46,14 @@ RESULTS = {
         "speed": {"the system, from text": {**SPEED, "p95_first_audio": 0.77}},
     },
 }
-PARTS = [*RESULTS, "stage1", "stage2", "stage3", "answers"]
+SHARE = {"right": 9, "asked": 12, "percent": 75.0}
+NEVER = {"right": 0, "asked": 0, "percent": None}
+SHARES = {"history": SHARE, "alone": NEVER, "frequent_of_text": SHARE, "frequent_of_kind": SHARE}
+SHARES |= {"cropped": {"right": 1, "asked": 3, "percent": 33.3}, "uncropped": NEVER}
+RESULTS["dialogs/dialogs.json"] = {
+    "splits": {"dialogs_test_seen": {"speech": {"follow_ups": SHARES, "kinds": {"follow-name": SHARES}}}}
+}
+PARTS = [*RESULTS, "stage1", "stage2", "stage3", "answers", "conversation"]
 
 
 class AskedOmni:
@@ -47,12 +62,25 @@ class AskedOmni:
     def ask(self, path) -> Reply:
         return Reply("paris & <rome>", torch.sin(torch.arange(8000) / 5) / 2, 16000)
 
+    def conversation(self) -> AskedOmni:
+        return self
+
+    def say(self, text: str) -> Reply:
+        return Reply(f"you typed {text}", torch.zeros(800), 16000)
+
+    @property
+    def model(self) -> SimpleNamespace:
+        return SimpleNamespace(encoder=SimpleNamespace(sample_rate=16000))
+
 
 def make(results: Path, parts: list[str]) -> None:
     for name in parts:
         if name in RESULTS:
             (results / name).parent.mkdir(parents=True)
             (results / name).write_text(json.dumps(RESULTS[name]))
+        elif name == "conversation":
+            turns = report_conversation.choose_dialog(_dialogs(results), results / "cache")
+            report_conversation.converse(AskedOmni(), turns, results / "conversation")
         elif name == "answers":
             report.ask(AskedOmni(), [_question(results, "first"), _question(results, "second")], results / "answers")
         else:
@@ -70,6 +98,24 @@ def _question(results: Path, name: str) -> Path:
     results.mkdir(parents=True, exist_ok=True)
     save_audio(results / f"{name}.wav", torch.rand(4000) - 0.5, 16000)
     return results / f"{name}.wav"
+
+
+def _dialogs(results: Path) -> Path:
+    """Write a manifest of two dialogs, the second one in another order and with two follow-up questions."""
+    results.mkdir(parents=True, exist_ok=True)
+    turns = [("a", 0, "hello", "first"), ("a", 1, "who am i", "follow-name"), ("b", 2, "and in spain", "follow-and")]
+    turns += [("b", 0, "my name is <anna>", "first"), ("b", 1, "who am i", "follow-name")]
+    rows = [
+        {"id": f"{dialog}{turn}", "dialog": dialog, "turn": turn, "t1": text, "t2": "anna", "kind": kind,
+         "a1": None if text == "who am i" and dialog == "a" else _flac()}
+        for dialog, turn, text, kind in turns
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), results / "dialogs.parquet")
+    return results / "dialogs.parquet"
+
+
+def _flac() -> bytes:
+    return encode_flac(np.sin(np.arange(4000) / 7).astype(np.float32) / 2, 16000)
 
 
 class Balanced(HTMLParser):
@@ -97,11 +143,12 @@ def test_whole_page(tmp_path):
     page = report.build_page(tmp_path)
     assert "Not run" not in page
     counts = Balanced(page).counts
-    assert (counts["audio"], counts["img"]) == (4, 4)  # two turns twice; two spectrograms, two sheets of curves
+    assert (counts["audio"], counts["img"]) == (9, 4)  # 2 answers, 3 turns, the last typed; 2 spectrograms, 2 sheets
     assert "paris &amp; &lt;rome&gt;" in page
     truncated = ("12.5", "3.1 % of the texts were truncated")
     slowest = ("0.45", "0.13", "0.29", "0.77")
-    for figure in ("25.0", "87.5", "0.38", "peak 0.50", "0.50 s of sound", *truncated, *slowest):
+    assert "my name is &lt;anna&gt;" in page and "you typed and in spain" in page
+    for figure in ("75.0", "33.3", "25.0", "87.5", "0.38", "peak 0.50", "0.50 s of sound", *truncated, *slowest):
         assert figure in page, figure
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing outside the file is needed
 
@@ -118,7 +165,7 @@ def test_any_part_may_be_missing_or_alone(tmp_path, part):
 def test_nothing_at_all_says_so_everywhere(tmp_path):
     page = report.build_page(tmp_path)
     Balanced(page)
-    assert page.count("Not run") == 8 and "stage 1, stage 2, stage 3" in page
+    assert page.count("Not run") == 10 and "stage 1, stage 2, stage 3" in page
 
 
 def test_asking_keeps_the_first_answer_by_itself_and_forgets_older_ones(tmp_path):
@@ -134,3 +181,27 @@ def test_a_missing_results_folder_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", "nowhere"])
     with pytest.raises(ValueError, match="--results nowhere: no such folder"):
         report.main()
+
+
+def test_a_conversation_is_the_dialog_with_the_most_follow_ups_and_ends_typed(tmp_path):
+    make(tmp_path, ["conversation"])
+    held = [json.loads(path.read_text()) for path in sorted((tmp_path / "conversation").glob("*.json"))]
+    assert [(turn["question"], turn["typed"]) for turn in held] == [
+        ("my name is <anna>", False), ("who am i", False), ("and in spain", True),
+    ]  # fmt: skip
+    assert len(load_audio(tmp_path / "conversation" / "00-question.wav", 16000)) == 4000
+    assert not (tmp_path / "conversation" / "02-question.wav").exists()
+
+
+def test_a_question_without_a_recording_is_typed(tmp_path):
+    turns = report_conversation.read_manifest(_dialogs(tmp_path), tmp_path / "cache")
+    turns = [turn for turn in turns if turn.dialog == "a"]
+    report_conversation.converse(AskedOmni(), [turns[1], turns[0], turns[0]], tmp_path / "held")
+    held = [json.loads(path.read_text()) for path in sorted((tmp_path / "held").glob("*.json"))]
+    assert [turn["typed"] for turn in held] == [True, False, True]
+
+
+def test_a_manifest_without_dialogs_is_named(tmp_path):
+    pq.write_table(pa.table({"id": ["a"], "t1": ["hello"]}), tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match=r"--dialogs .*none.parquet: has no dialog"):
+        report_conversation.choose_dialog(tmp_path / "none.parquet", tmp_path / "cache")
