@@ -223,6 +223,13 @@ class EntryFields:
         """Whether an entry has stored encoder features."""
         return any(entry.features is not None for entry in self)
 
+    def units(self) -> np.ndarray | None:
+        """Return numbers [entries] from 0 on that entries of one dialog share, in the order of their first entries.
+
+        An entry without a dialog has its own number. None if no entry has a dialog.
+        """
+        return _numbered([entry.dialog for entry in self])
+
     def id_of(self, index: int) -> str:
         """Return the id of an entry."""
         return self[index].id
@@ -360,6 +367,11 @@ class TableEntries(EntryFields, Sequence[ManifestEntry]):
     def have_features(self) -> bool:
         return self.features is not None
 
+    def units(self) -> np.ndarray | None:
+        if "dialog" not in self.columns:
+            return None
+        return _numbered(np.array(self.columns["dialog"].data.to_pylist(), object)[self.places].tolist())
+
     def id_of(self, index: int) -> str:
         return field_values.name(self.columns["id"][int(self.places[index])])
 
@@ -436,6 +448,15 @@ class EntrySubset(EntryFields, Sequence[ManifestEntry]):
 
     def features_of(self, index: int) -> Tensor:
         return self.entries.features_of(self.places[index])
+
+
+def _numbered(dialogs: list[str | int | None]) -> np.ndarray | None:
+    """Return the result of `EntryFields.units` for the names of the entries' dialogs."""
+    if all(name in ("", None) for name in dialogs):
+        return None
+    numbers: dict[Any, int] = {}
+    keys = (place if name in ("", None) else (name,) for place, name in enumerate(dialogs))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def recording_key(entry: str, name: str) -> str:

@@ -33,7 +33,7 @@ from omnikit.data.manifest_reader import (
     recording_field,
 )
 from omnikit.data.parquet_manifest import shard_files
-from omnikit.data.samples import Source, codec_name
+from omnikit.data.samples import INTERRUPTED, Source, codec_name
 from omnikit.data.source_index import (
     CODES,
     CODES1,
@@ -41,6 +41,7 @@ from omnikit.data.source_index import (
     FOREIGN,
     INDEX,
     RECORDINGS,
+    TURN,
     PartMaker,
     SourceIndex,
     build_index,
@@ -58,6 +59,8 @@ AUTO, CACHED, ON_THE_FLY = "auto", "cached", "on_the_fly"
 """Choices for when the frozen encoder computes features: once, to be cached on disk, or in each training step; `AUTO`
 is `ON_THE_FLY` on a GPU for more than `LIVE_HOURS` without stored features, and `CACHED` otherwise."""
 LIVE_HOURS = 500
+CHOOSING = ("limit", "without_held_out", "only_held_out")
+"""Options of a source that choose some of its entries."""
 TABLES = "tables"
 """Name of the folder in the cache folder that holds memory-mapped copies of Parquet manifests."""
 
@@ -75,9 +78,14 @@ class _Entries:
     def without_features(self) -> np.ndarray:
         """Return the sorted indices of entries with a recording of the question, but without features of the encoder.
         """
-        if not any(task.given == "speech" for task in self.tasks):
-            return np.zeros(0, np.int64)
-        return np.flatnonzero((self.index.column(FEATURES) < 0) & has_recording(self.index, "a1"))
+        return np.flatnonzero(self.spoken() & (self.index.column(FEATURES) < 0) & has_recording(self.index, "a1"))
+
+    def spoken(self) -> np.ndarray:
+        """Return a mask [entries] of the entries whose question a sample may give as speech."""
+        if any(task.given == "speech" for task in self.tasks):
+            return np.ones(len(self.index), bool)
+        mixed = self.options.get("mixed", 0) > 0 and not all(task.repeats for task in self.tasks)
+        return mixed & (self.index.column(TURN) >= 0)
 
     def hours_without_features(self) -> float:
         """Return the total length of these recordings; unknown lengths are estimated from some of their headers."""
@@ -106,7 +114,8 @@ def read_sources(
     Args:
         sources: mapping from names to options: `manifest: FILE or FOLDER`, `tasks: [..]` that it may serve, and
             optionally `limit: N` for N entries chosen at random, `answers: FILE` with recordings of answers, and
-            `without_held_out: N` or `only_held_out: N`, see `read_entries`. A source that is None is ignored.
+            `without_held_out: N` or `only_held_out: N`, see `read_entries`; for dialogs `mixed` and `interrupted`, see
+            `Source`. A source that is None is ignored.
         tasks: weight of each task in the mix; of tasks of weight 0 no sample, feature or code is computed, unless the
             source has the option `every_stage: true`.
         cache_folder: folder for the indices of sources, features, codes and copies of Parquet manifests.
@@ -171,7 +180,7 @@ def read_entries(
     """Return the manifest entries of one source.
 
     N entries, chosen at random, can be held out for validation: `without_held_out: N` returns all other entries, and
-    `only_held_out: N` returns these N.
+    `only_held_out: N` returns these N. A dialog counts as one entry, and its turns stay together.
 
     Args:
         name: name of the source, for messages.
@@ -183,14 +192,19 @@ def read_entries(
     if "manifest" not in options:
         raise ValueError(f"sources.{name}: no manifest; it has {', '.join(options) or 'nothing'}")
     entries = read_manifest(options["manifest"], Path(cache_folder) / TABLES, options.get("answers"))
-    chosen: Sequence[int] = range(len(entries))
+    if not any(options.get(key) is not None for key in CHOOSING):
+        return entries
+    units = entries.units()
+    chosen: Sequence[int] = range(len(entries) if units is None else int(units.max()) + 1)
     for key in ("without_held_out", "only_held_out"):
         if (count := options.get(key)) is not None:
-            chosen = _parted(name, key, count, len(entries))
+            chosen = _parted(name, key, count, len(chosen))
     limit = options.get("limit")
     if limit is not None and limit < len(chosen):
         chosen = random.Random(0).sample(chosen, limit)
-    return entries if isinstance(chosen, range) else EntrySubset(entries, chosen)
+    if isinstance(chosen, range):
+        return entries
+    return EntrySubset(entries, chosen if units is None else np.flatnonzero(np.isin(units, chosen)).tolist())
 
 
 def _parted(name: str, key: str, count: int, entries: int) -> list[int]:
@@ -241,7 +255,7 @@ class _Reader:
             return _Entries(name, options, (), ListedEntries(), SourceIndex(()))
         entries = read_entries(name, options, self.folder)
         encoder = self.encoder if entries.have_features else None
-        chosen = [options.get(key) for key in ("limit", "without_held_out", "only_held_out")]
+        chosen = [options.get(key) for key in CHOOSING]
         key = index_key(_version(options, self.folder), chosen, self.tokenizer, self.codec, encoder)
         make = PartMaker(self.model.llm.tokenizer, self.codec, encoder)
         return _Entries(name, options, wanted, entries, build_index(entries, make, self.folder / INDEX / key, name))
@@ -257,7 +271,8 @@ class _Reader:
             features = self._encoded(read, "features", "a1", wanted)
         codes = self._codes(read)
         tasks, encoder = tuple(task.name for task in read.tasks), None if frames is None else self.model.encoder
-        return Source(read.entries, tasks, read.index, features, codes, encoder, frames, read.name)
+        mixing = read.options.get("mixed", 0.0), read.options.get("interrupted", INTERRUPTED)
+        return Source(read.entries, tasks, read.index, features, codes, encoder, frames, read.name, *mixing)
 
     def _live_frames(self, read: _Entries, wanted: np.ndarray) -> np.ndarray:
         folder = read.index.folder / f"lengths-{self.encoder}"
@@ -295,9 +310,7 @@ class _Reader:
 
     def _check_features(self, read: _Entries) -> None:
         """Raise `ValueError` if an entry holds another encoder's features and no recording."""
-        if not any(task.given == "speech" for task in read.tasks):
-            return
-        lost = (read.index.column(FEATURES) == FOREIGN) & ~has_recording(read.index, "a1")
+        lost = read.spoken() & (read.index.column(FEATURES) == FOREIGN) & ~has_recording(read.index, "a1")
         if lost.any():
             entry = read.entries[int(lost.argmax())]
             raise ValueError(
