@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,12 +82,12 @@ class Dialogs:
     names: np.ndarray
     """Hash of the name of each dialog [dialogs], see `SourceIndex.dialogs`."""
 
-    @property
+    @cached_property
     def places(self) -> np.ndarray:
         """Index of each turn in its dialog [turns]."""
         return np.arange(len(self.entries)) - self.begins[self.owners]
 
-    @property
+    @cached_property
     def owners(self) -> np.ndarray:
         """Index of the dialog of each turn [turns]."""
         return np.repeat(np.arange(len(self.begins)), np.diff(self.begins, append=len(self.entries)))
@@ -106,10 +106,8 @@ def group(index: SourceIndex, entries: Sequence[ManifestEntry], skipped: Skipped
     inside = np.flatnonzero(turns >= 0)
     if not len(inside):
         return None
-    _, first, owner = np.unique(names[inside], return_index=True, return_inverse=True)
-    owner = np.argsort(np.argsort(first))[owner]  # dialogs in the order of their first entries
-    order = np.lexsort((turns[inside], owner))
-    inside, owner = inside[order], owner[order]
+    inside = inside[np.lexsort((turns[inside], names[inside]))]
+    owner = np.cumsum(np.diff(names[inside], prepend=names[inside[0]]) != 0)
     same = np.flatnonzero((np.diff(owner) == 0) & (np.diff(turns[inside]) == 0)) + 1
     _count(skipped, "double turn", inside[same], entries)
     inside, owner = np.delete(inside, same), np.delete(owner, same)
@@ -118,9 +116,23 @@ def group(index: SourceIndex, entries: Sequence[ManifestEntry], skipped: Skipped
     used = turns[inside] - turns[inside].min() == places  # the turns of a dialog before the first gap
     _count(skipped, "no first turn", inside[begins[~used[begins]]], entries)
     _count(skipped, "missing turn", inside[1:][used[:-1] & ~used[1:] & (np.diff(owner) == 0)], entries)
-    inside, owner = inside[used].astype(np.int32), owner[used]
+    return _in_order(inside[used].astype(np.int32), owner[used], names) if used.any() else None
+
+
+def _in_order(entries: np.ndarray, owner: np.ndarray, names: np.ndarray) -> Dialogs:
+    """Return dialogs in the order of their first entries.
+
+    Args:
+        entries: index of the entry of each turn [turns], dialog by dialog.
+        owner: number of the dialog of each turn [turns].
+        names: hash of the name of the dialog of each entry [entries].
+    """
     begins = np.flatnonzero(np.diff(owner, prepend=-1))
-    return Dialogs(inside, begins, names[inside[begins]]) if len(begins) else None
+    order, counts = np.argsort(np.minimum.reduceat(entries, begins)), np.diff(begins, append=len(entries))
+    ends = np.cumsum(counts[order])
+    entries = entries[np.arange(len(entries)) + np.repeat(begins[order] + counts[order] - ends, counts[order])]
+    begins = ends - counts[order]
+    return Dialogs(entries, begins, names[entries[begins]])
 
 
 def _count(skipped: Skipped, reason: str, which: np.ndarray, entries: Sequence[ManifestEntry]) -> None:
@@ -171,7 +183,7 @@ class _Measure:
         kinds = {"speech": features >= 0, "text": written > 0}
         own, other = kinds.pop(task.given), *kinds.values()
         self.own = own
-        swapped = other & (~own | (self.share(_MIXED, dialogs.places) < source.mixed))
+        swapped = other & (~own | self._mixed())
         self.spoken = swapped != (task.given == "speech")
         self.usable = self._until((own | other) & (self.text >= 0) & (self.frames >= 0))
         given = np.where(self.spoken, model.num_speech_positions(features), written)
@@ -183,17 +195,20 @@ class _Measure:
         self.written = self.text + 1
         self.steps = self.prompts + np.maximum(self.text + 1, self.audio)
 
-    def share(self, mark: int, places: np.ndarray | int = 0) -> np.ndarray:
-        """Return a number in 0 .. 1, without 1, for each turn by its dialog and a place there."""
-        return self.hashed(mark, places) / 2**32
+    def share(self, mark: int) -> np.ndarray:
+        """Return a number in 0 .. 1, without 1, for each dialog [dialogs]."""
+        return self.hashed(mark) / 2**32
 
-    def hashed(self, mark: int, places: np.ndarray | int = 0) -> np.ndarray:
-        """Return a hash (32 bits) of seed, mark, dialog and place for each turn, whatever else the source holds."""
-        names = self.dialogs.names[self.dialogs.owners]
-        found = torch.tensor(0)
-        for key in (self.seed, mark, names >> 32, names & 0xFFFFFFFF, places):
-            found = hash32(found * GOLDEN + torch.as_tensor(key))
-        return found.numpy()
+    def hashed(self, mark: int) -> np.ndarray:
+        """Return a hash (32 bits) of seed, mark and name for each dialog [dialogs], whatever else the source holds."""
+        names = self.dialogs.names
+        return _hashed(self.seed, mark, names >> 32, names & 0xFFFFFFFF)
+
+    def _mixed(self) -> np.ndarray:
+        """Return a mask [turns] of the turns whose question is given in the other kind, where there is one."""
+        if not self.source.mixed:
+            return np.zeros(len(self.dialogs.entries), bool)
+        return _hashed(self.hashed(_MIXED)[self.dialogs.owners], self.dialogs.places) / 2**32 < self.source.mixed
 
     def ends(self, steps: np.ndarray) -> np.ndarray:
         """Return the sum of the steps of each turn and of those before it in its dialog [turns]."""
@@ -227,11 +242,11 @@ class _Measure:
         """
         if not self.task.speaks:
             return
-        own = counts[self.dialogs.owners]
-        chosen = (self.share(_CUT) < self.source.interrupted) & (own > 1) & (self.frames > 1)
-        chosen &= self.dialogs.places == self.hashed(_WHICH) % np.maximum(own - 1, 1)
+        which = self.dialogs.begins + self.hashed(_WHICH) % np.maximum(counts - 1, 1)
+        cut = (self.share(_CUT) < self.source.interrupted) & (counts > 1) & (self.frames[which] > 1)
+        chosen, where = which[cut], self.hashed(_WHERE)[cut]
         frames, text = self.frames[chosen], self.text[chosen]
-        heard = 1 + self.hashed(_WHERE)[chosen] % (frames - 1)
+        heard = 1 + where % (frames - 1)
         tokens = -(-text.astype(np.int64) * heard // frames)  # as `omnikit.turns.heard_part` rounds
         last = for_each(lambda n: max(self._ends(n)), heard)
         self.heard[chosen], self.written[chosen] = heard, tokens
@@ -240,3 +255,11 @@ class _Measure:
 
     def _ends(self, frames: int) -> list[int]:
         return answer_ends(self.task, self.pattern, text=0, frames=frames)
+
+
+def _hashed(*keys: np.ndarray | int) -> np.ndarray:
+    """Return a hash (32 bits) of integers, or of the values of arrays of the same size."""
+    found = torch.tensor(0)
+    for key in keys:
+        found = hash32(found * GOLDEN + torch.as_tensor(key))
+    return found.numpy()
