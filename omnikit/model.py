@@ -33,6 +33,9 @@ class AdaptedSpeech:
     features: Tensor  # [B, T, D], one sequence each; B is the number of sequences, also in packed rows
     lengths: Tensor  # [B]
     starts: Tensor  # [B], position of the first feature in its sequence
+    places: Tensor | None = None
+    """If sequences have several spans of speech: index of the first feature of each of the B spans among the positions
+    of all rows, in place of `starts`."""
 
 
 class PackedRows(NamedTuple):
@@ -149,13 +152,18 @@ class OmniLM(Freezable):
         """
         audio = self.new_audio_embeddings.embed(steps[:, 1:] + self.audio_offsets).sum(dim=1, dtype=torch.float32)
         if speech is not None:
-            audio = self._insert(audio, speech) if packed is None else self._insert_packed(audio, speech, packed)
+            audio = self._with_speech(audio, speech, packed)
         return ((self._embed_text(steps[:, 0]) + audio) / self.layout.num_streams).to(self.dtype)
 
     def _embed_text(self, ids: Tensor) -> Tensor:
         known = self.llm.embed(ids.clamp(max=self.llm.vocab_size - 1))
         new = self.new_text_embeddings.embed((ids - self.llm.vocab_size).clamp(min=0))
         return torch.where((ids < self.llm.vocab_size)[..., None], known, new)
+
+    def _with_speech(self, audio: Tensor, speech: AdaptedSpeech, packed: PackedRows | None) -> Tensor:
+        if speech.places is not None:
+            return self._insert_spans(audio, speech)
+        return self._insert(audio, speech) if packed is None else self._insert_packed(audio, speech, packed)
 
     def _insert(self, audio: Tensor, speech: AdaptedSpeech) -> Tensor:
         """Replace the summed audio embeddings [B, L, D] by speech features at the positions that hold speech.
@@ -176,6 +184,17 @@ class OmniLM(Freezable):
         at = (sequences * frames + at.clamp(0, frames - 1)).flatten()
         summed = speech.features.flatten(0, 1).index_select(0, at).view_as(audio) * (self.layout.num_streams - 1)
         return torch.where(inside[..., None], summed, audio)
+
+    def _insert_spans(self, audio: Tensor, speech: AdaptedSpeech) -> Tensor:
+        """Replace summed audio embeddings like `_insert` where sequences, packed or not, have several spans."""
+        (spans, frames), count = speech.features.shape[:2], audio.shape[0] * audio.shape[1]
+        index = torch.arange(frames, device=audio.device)
+        to = torch.where(index < speech.lengths[:, None], speech.places[:, None] + index, count)  # `count`: padding
+        held = torch.full((count + 1,), -1, device=audio.device)
+        held = held.scatter(0, to.flatten(), torch.arange(spans * frames, device=audio.device))[:count]
+        summed = speech.features.flatten(0, 1).index_select(0, held.clamp(min=0)).view_as(audio)
+        inside = (held >= 0).view(audio.shape[:2])[..., None]
+        return torch.where(inside, summed * (self.layout.num_streams - 1), audio)
 
     def new_cache(self) -> Cache:
         """Return empty KV caches for decoding step by step."""

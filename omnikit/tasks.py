@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +74,14 @@ def text_only(task: Task) -> Task:
     return next(t for t in TASKS.values() if t.given == task.given and t.text_mark == task.text_mark and not t.speaks)
 
 
+def asked_in(task: Task, given: str) -> Task:
+    """Return the task with the same kind of answer whose question is `speech` or `text`."""
+    if given == task.given:
+        return task
+    kind = given, task.text_mark, task.speaks
+    return next(t for t in TASKS.values() if (t.given, t.text_mark, t.speaks) == kind)
+
+
 @dataclass(frozen=True)
 class Prompt:
     """The steps [S, L] of a prompt; speech features replace the audio streams at positions 1 .. `audio_frames`."""
@@ -80,11 +90,30 @@ class Prompt:
     audio_frames: int = 0
 
 
+class LabelSpan(NamedTuple):
+    """Positions of a sample with the labels of one answer: they begin at `start` in all streams."""
+
+    start: int
+    """Position that predicts the first answer step."""
+    text: int
+    """Number of labels in the text stream."""
+    audio: int
+    """Number of labels in each audio stream."""
+
+
+class SpeechSpan(NamedTuple):
+    """Positions of a sample that hold the adapted speech features of one question."""
+
+    start: int
+    frames: int
+
+
 @dataclass(frozen=True)
 class Sample:
     """A training sample of L positions: the steps of prompt and answer, and those that are to be predicted.
 
-    Position i is fed step i and is to predict step i + 1. Labels stand at `start` and the positions after it.
+    Position i is fed step i and is to predict step i + 1. Labels stand at `start` and the positions after it. A
+    sample of several turns, see `make_dialog`, has labels in each.
     """
 
     whole: np.ndarray
@@ -92,12 +121,17 @@ class Sample:
     start: int
     """Position that predicts the first answer step."""
     text_labels: int
-    """Number of labels in the text stream."""
+    """Number of labels in the text stream, of all turns."""
     audio_labels: int
-    """Number of labels in each audio stream."""
+    """Number of labels in each audio stream, of all turns."""
     audio_frames: int = 0
+    """Number of positions that hold adapted speech features, of all turns."""
     task: int = 0
     """Number of the task, see `TASK_NAMES`."""
+    turn_labels: tuple[LabelSpan, ...] = ()
+    """Labels of each turn if there are several."""
+    turn_speech: tuple[SpeechSpan, ...] = ()
+    """Speech features of each spoken question if there are several turns."""
 
     @property
     def length(self) -> int:
@@ -113,9 +147,20 @@ class Sample:
     def labels(self) -> Tensor:
         """Labels of the positions [S, L], `IGNORE` where there is none."""
         labels = np.full_like(self.whole[:, :-1], IGNORE)
-        for streams, count in ((slice(1), self.text_labels), (slice(1, None), self.audio_labels)):
-            labels[streams, self.start : self.start + count] = self.whole[streams, self.start + 1 :][:, :count]
+        for start, *counts in self.label_spans:
+            for streams, count in zip((slice(1), slice(1, None)), counts, strict=True):
+                labels[streams, start : start + count] = self.whole[streams, start + 1 :][:, :count]
         return torch.from_numpy(labels)
+
+    @property
+    def label_spans(self) -> tuple[LabelSpan, ...]:
+        """Labels of each turn."""
+        return self.turn_labels or (LabelSpan(self.start, self.text_labels, self.audio_labels),)
+
+    @property
+    def speech_spans(self) -> tuple[SpeechSpan, ...]:
+        """Speech features of each spoken question; one without frames if no question is spoken."""
+        return self.turn_speech or (SpeechSpan(AUDIO_START, self.audio_frames),)
 
 
 AUDIO_START = 1
@@ -200,6 +245,15 @@ def _label_counts(task: Task, ends: list[int]) -> tuple[int, int]:
     return (ends[0] + 1 if task.writes else 0), (max(ends[1:]) + 1 if task.speaks else 0)
 
 
+def label_counts_before_ends(task: Task, ends: list[int]) -> tuple[int, int]:
+    """Return the numbers of labels like `label_counts` of an answer whose labels end before its first end marks.
+
+    Args:
+        ends: answer steps of the end marks, see `answer_ends`.
+    """
+    return (ends[0] if task.writes else 0), (min(ends[1:]) if task.speaks else 0)
+
+
 def _write_answer(
     steps: np.ndarray, layout: TokenLayout, pattern: Pattern, ends: list[int], text: Sequence[int], codes: Tensor | None
 ) -> None:
@@ -221,6 +275,7 @@ def make_sample(
     audio_frames: int | None = None,
     answer: Sequence[int],
     codes: Tensor | None = None,
+    interrupted: bool = False,
 ) -> Sample:
     """Return a training sample of prompt and answer, in which each position predicts the next step.
 
@@ -229,6 +284,8 @@ def make_sample(
         audio_frames: number of adapted speech features of a spoken question.
         answer: text ids of the answer, as a list or an array.
         codes: codes [K, T] of its speech, of any integer type; None = the task does not speak.
+        interrupted: whether `answer` and `codes` are the part of an answer that was heard, see `omnikit.turns`. Labels
+            then end before the first end mark, so that nobody learns to stop there.
     """
     assert codes is not None or not task.speaks, f"{task.name} answers with speech"
     given = _given(task, question, audio_frames)
@@ -238,7 +295,31 @@ def make_sample(
     _write_prompt(steps, task, layout, question, given)
     _write_answer(steps[:, at:], layout, pattern, ends, answer, codes if task.speaks else None)
     spoken = given if task.given == "speech" else 0
-    return Sample(steps, at - 1, *_label_counts(task, ends), spoken, TASK_NAMES.index(task.name))
+    labels = label_counts_before_ends(task, ends) if interrupted else _label_counts(task, ends)
+    return Sample(steps, at - 1, *labels, spoken, TASK_NAMES.index(task.name))
+
+
+def make_dialog(task: Task, turns: Sequence[Sample]) -> Sample:
+    """Return the training sample of a dialog: all steps of its turns, closing steps included, with loss on each answer.
+
+    Args:
+        task: task as which its labels count; single turns may have another kind of question.
+        turns: samples of the turns from `make_sample`.
+    """
+    ends = accumulate(turn.whole.shape[1] for turn in turns)
+    placed = list(zip([0, *ends], turns, strict=False))
+    labels = [LabelSpan(at + turn.start, turn.text_labels, turn.audio_labels) for at, turn in placed]
+    speech = [SpeechSpan(at + AUDIO_START, turn.audio_frames) for at, turn in placed if turn.audio_frames]
+    return Sample(
+        np.concatenate([turn.whole for turn in turns], axis=1),
+        labels[0].start,
+        sum(span.text for span in labels),
+        sum(span.audio for span in labels),
+        sum(span.frames for span in speech),
+        TASK_NAMES.index(task.name),
+        tuple(labels),
+        tuple(speech),
+    )
 
 
 def draw(steps: Tensor, layout: TokenLayout, audio_frames: int = 0) -> str:

@@ -17,8 +17,12 @@ from omnikit.data.padding import FRAMES, STEPS, rounded
 from omnikit.interfaces import lengths_to_mask
 from omnikit.label_positions import MULTIPLE, LabelPositions
 from omnikit.model import AdaptedSpeech, PackedRows
-from omnikit.tasks import AUDIO_START, TASK_NAMES, Sample
+from omnikit.tasks import AUDIO_START, TASK_NAMES, LabelSpan, Sample
 from omnikit.tokens import IGNORE, TokenLayout
+
+OfQuestions = Tensor | list[Tensor | None] | None
+"""Features or a recording of a sample's question, or a list of those of its spoken questions if it has several turns.
+"""
 
 
 class BatchSizes(NamedTuple):
@@ -43,7 +47,8 @@ class Batch:
     """A training batch of N samples in B padded rows: one in each, or, if they are packed, one after another.
 
     A sample without speech has the feature length 0. So has a sample whose features are to be computed in the training
-    step from its recording in `wav`; see `with_features`.
+    step from its recording in `wav`; see `with_features`. If samples have several turns, features, lengths and
+    recordings are those of R spoken questions in place of N samples, and `places` says where they stand.
     """
 
     steps: Tensor  # [B, S, L]
@@ -51,7 +56,7 @@ class Batch:
     lengths: Tensor  # [N] number of feature frames
     wav: Tensor  # [b, N] recordings of those samples whose features are to be computed
     wav_lengths: Tensor  # [b] lengths of these recordings in audio samples
-    recorded: Tensor  # [b] indices of these samples in the batch
+    recorded: Tensor  # [b] indices among the N features of those that these recordings give
     text: LabelPositions  # positions with a label in the text stream
     audio: LabelPositions  # positions with a label in an audio stream
     step_labels: Tensor  # [tasks, S] labels of the whole optimiser step by task and stream, see `MicroBatch`
@@ -59,6 +64,7 @@ class Batch:
     ends_step: bool = True  # whether the optimiser step follows this batch
     ids: tuple[str, ...] = ()  # ids of the manifest entries, for logs
     packed: PackedRows | None = None  # positions and samples of packed rows, for the model; None = not packed
+    places: Tensor | None = None  # [R] index of each question's first feature among the B * L positions; None = R is N
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with all tensors on another device.
@@ -113,7 +119,7 @@ class Batch:
 
     def speech(self, adapted: Tensor, lengths: Tensor) -> AdaptedSpeech:
         """Return adapted features [N, T, D] of this batch together with their start position in the prompts."""
-        return AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START))
+        return AdaptedSpeech(adapted, lengths, torch.full_like(lengths, AUDIO_START), self.places)
 
 
 def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -145,10 +151,10 @@ def _collate_items(layout: TokenLayout, dim: int, items: list[dict[str, Any] | N
 
 def collate(
     samples: list[Sample],
-    features: list[Tensor | None],
+    features: list[OfQuestions],
     layout: TokenLayout,
     dim: int,
-    wavs: Sequence[Tensor | None] = (),
+    wavs: Sequence[OfQuestions] = (),
     ids: Sequence[str] = (),
     step: MicroBatch | None = None,
 ) -> Batch:
@@ -158,9 +164,11 @@ def collate(
     in float16 to float32 on its device, where this is cheaper.
 
     Args:
-        features: encoder features [T, dim] of each sample; None for samples without speech or with a recording.
+        features: encoder features [T, dim] of each sample; None for samples without speech or with a recording. Of a
+            sample of several turns a list for its spoken questions, see `Sample.turn_speech`.
         dim: width of the encoder features.
-        wavs: recordings [N] whose features are still to be computed, None for other samples; () = none at all.
+        wavs: recordings [N] whose features are still to be computed, None for other samples; () = none at all. Of a
+            sample of several turns a list like that of its features.
         ids: ids of the manifest entries of the samples.
         step: micro-batch that says which optimiser step the samples belong to; None if they are a whole step.
     """
@@ -170,21 +178,37 @@ def collate(
     if step.packed:
         rows, longest = pack_rows(lengths, STEPS)
     steps, starts = _rows_of_steps(samples, rows, longest, layout)
+    several = any(sample.turn_labels for sample in samples)
+    if several:
+        features, wavs = _by_question(features), _by_question(wavs)
     padded, frames = _pad_features(features, dim)
     recorded = [b for b, wav in enumerate(wavs) if wav is not None]
     wav, wav_lengths = _pad_rows([wavs[b] for b in recorded])
     return Batch(
         torch.from_numpy(steps), padded, torch.tensor(frames), wav, torch.tensor(wav_lengths, dtype=torch.long),
         torch.tensor(recorded, dtype=torch.long),
-        _label_positions(samples, slice(1), [sample.text_labels for sample in samples], starts),
-        _label_positions(samples, slice(1, None), [sample.audio_labels for sample in samples], starts),
+        _label_positions(samples, slice(1), "text", starts),
+        _label_positions(samples, slice(1, None), "audio", starts),
         _by_stream(_labels_of_step(samples) if step.step_labels is None else step.step_labels, layout),
         BatchSizes(
             len(samples), sum(lengths), len(rows) * longest, sum(frames),
             sum(wav_lengths), sum(sample.audio_labels for sample in samples),
         ),
         step.ends_step, tuple(ids), _packed_rows(samples, starts, len(rows), longest) if step.packed else None,
+        _places(samples, starts) if several else None,
     )  # fmt: skip
+
+
+def _by_question(given: Sequence[OfQuestions]) -> list[Tensor | None]:
+    """Return the features or recordings of all spoken questions, and None for a sample without any."""
+    return [each for own in given for each in (own or [None] if isinstance(own, list) else [own])]
+
+
+def _places(samples: list[Sample], starts: list[int]) -> Tensor:
+    """Return the index of each spoken question's first feature among the positions of the batch."""
+    return torch.tensor([
+        start + span.start for sample, start in zip(samples, starts, strict=True) for span in sample.speech_spans
+    ])  # fmt: skip
 
 
 def _rows_of_steps(
@@ -233,27 +257,29 @@ def _pad_rows(wavs: list[Tensor]) -> tuple[Tensor, list[int]]:
     return torch.from_numpy(padded), lengths
 
 
-def _label_positions(samples: list[Sample], streams: slice, counts: list[int], starts: list[int]) -> LabelPositions:
+def _label_positions(samples: list[Sample], streams: slice, kind: str, starts: list[int]) -> LabelPositions:
     """Return the positions of labels in some streams of samples, sample by sample.
 
     If each row holds one sample, the result equals that of `omnikit.label_positions.label_positions`, without a search.
 
     Args:
-        counts: number of labels of each sample in each of these streams.
+        kind: name of the number of labels in each of these streams, `text` or `audio`, see `LabelSpan`.
         starts: index of the first position of each sample among all positions of the batch.
     """
-    total = sum(counts)
+    number = LabelSpan._fields.index(kind)
+    total = sum(span[number] for sample in samples for span in sample.label_spans)
     size, width = rounded(total, MULTIPLE), len(samples[0].whole[streams])
     positions, tasks = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     labels = np.full((size, width), IGNORE, dtype=np.int64)
     begin = 0
-    for b, (sample, count) in enumerate(zip(samples, counts, strict=True)):
-        if count:
-            end, first = begin + count, starts[b] + sample.start
-            positions[begin:end] = np.arange(first, first + count)
-            labels[begin:end] = sample.whole[streams, sample.start + 1 : sample.start + 1 + count].T
-            tasks[begin:end] = sample.task
-            begin = end
+    for sample, start in zip(samples, starts, strict=True):
+        for span in sample.label_spans:
+            if count := span[number]:
+                end, first = begin + count, start + span.start
+                positions[begin:end] = np.arange(first, first + count)
+                labels[begin:end] = sample.whole[streams, span.start + 1 : span.start + 1 + count].T
+                tasks[begin:end] = sample.task
+                begin = end
     return LabelPositions(*map(torch.from_numpy, (positions, labels, np.full(width, total), tasks)))
 
 

@@ -223,13 +223,16 @@ class EntryFields:
         """Whether an entry has stored encoder features."""
         return any(entry.features is not None for entry in self)
 
+    def units(self) -> np.ndarray | None:
+        """Return numbers [entries] from 0 on that entries of one dialog share, in the order of their first entries.
+
+        An entry without a dialog has its own number. None if no entry has a dialog.
+        """
+        return _numbered([entry.dialog for entry in self])
+
     def id_of(self, index: int) -> str:
         """Return the id of an entry."""
         return self[index].id
-
-    def dialogs(self) -> list[str]:
-        """Return the dialog of each entry; "" for an entry that is no turn of one."""
-        return [entry.dialog for entry in self]
 
     def codes_of(self, index: int, field: str) -> Tensor:
         """Return the stored codes [K, T] (int16) of an entry in the field `codes1` or `codes`."""
@@ -364,14 +367,13 @@ class TableEntries(EntryFields, Sequence[ManifestEntry]):
     def have_features(self) -> bool:
         return self.features is not None
 
+    def units(self) -> np.ndarray | None:
+        if "dialog" not in self.columns:
+            return None
+        return _numbered(np.array(self.columns["dialog"].data.to_pylist(), object)[self.places].tolist())
+
     def id_of(self, index: int) -> str:
         return field_values.name(self.columns["id"][int(self.places[index])])
-
-    def dialogs(self) -> list[str]:
-        if "dialog" not in self.columns:
-            return [""] * len(self)
-        stored = self.small.data.column("dialog").take(pa.array(self.places))
-        return ["" if value is None else str(value) for value in stored.to_pylist()]
 
     def codes_of(self, index: int, field: str) -> Tensor:
         return torch.from_numpy(self.codes[field].matrix(int(self.places[index])))
@@ -441,15 +443,20 @@ class EntrySubset(EntryFields, Sequence[ManifestEntry]):
     def id_of(self, index: int) -> str:
         return self.entries.id_of(self.places[index])
 
-    def dialogs(self) -> list[str]:
-        names = self.entries.dialogs()
-        return [names[place] for place in self.places]
-
     def codes_of(self, index: int, field: str) -> Tensor:
         return self.entries.codes_of(self.places[index], field)
 
     def features_of(self, index: int) -> Tensor:
         return self.entries.features_of(self.places[index])
+
+
+def _numbered(dialogs: list[str | int | None]) -> np.ndarray | None:
+    """Return the result of `EntryFields.units` for the names of the entries' dialogs."""
+    if all(name in ("", None) for name in dialogs):
+        return None
+    numbers: dict[Any, int] = {}
+    keys = (place if name in ("", None) else (name,) for place, name in enumerate(dialogs))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def recording_key(entry: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,3 +31,9 @@ class SampleTable:
     def select(self, kept: np.ndarray) -> SampleTable:
         """Return the table of some of the samples, chosen by a mask [N] or by their indices."""
         return SampleTable(*(column[kept] for column in vars(self).values()))
+
+
+def for_each(count: Callable[[int], int], values: np.ndarray) -> np.ndarray:
+    """Return the results of a function for each value of an array, calling it once for equal values."""
+    distinct, each = np.unique(values, return_inverse=True)
+    return np.array([count(int(value)) for value in distinct], np.int32)[each]

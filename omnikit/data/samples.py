@@ -11,26 +11,41 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from omnikit.data import source_index
+from omnikit.data import dialogs, source_index
 from omnikit.data.collate import Batch, collator
 from omnikit.data.encoded_entries import EncodedEntries
 from omnikit.data.live_features import UnusableRecording, load_wav, without_weights
 from omnikit.data.manifest_reader import EntryFields, ListedEntries, answer_field, codes_field
 from omnikit.data.micro_batch import MicroBatch
-from omnikit.data.sample_table import SampleTable
+from omnikit.data.sample_table import SampleTable, for_each
+from omnikit.data.skipped import Skipped
 from omnikit.data.source_index import SourceIndex
 from omnikit.hparams.recipe import names_of
 from omnikit.interfaces import AudioEncoder
 from omnikit.model import OmniLM
-from omnikit.tasks import TASK_NAMES, TASKS, Task, label_counts, make_sample, prompt_length
+from omnikit.tasks import (
+    TASK_NAMES,
+    TASKS,
+    Sample,
+    Task,
+    asked_in,
+    label_counts,
+    make_dialog,
+    make_sample,
+    prompt_length,
+)
+from omnikit.turns import heard_part
 
 logger = logging.getLogger(__name__)
 Item = dict[str, Any]
 """One item of the training data set, before items are padded to a batch.
 
 Keys: `id` of the manifest entry; `sample`, a `Sample`; `features` [T, D] of the encoder, or `wav` [N], a recording from
-which the training step computes them. Absent values are None.
+which the training step computes them. Absent values are None. Of a dialog, `id` is that of its first entry, and
+`features` and `wav` are lists for its spoken questions.
 """
+INTERRUPTED = 0.1
+"""Default share of the dialogs of a source in which an answer is cut to what was heard of it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,10 @@ class Source:
     """Number of frames that the training step is expected to compute for each entry, -1 without any."""
     name: str = ""
     """Key of the source in the recipe's `sources`, for messages."""
+    mixed: float = 0.0
+    """Share of the turns of dialogs whose question is given in the other kind than the task's, where there is one."""
+    interrupted: float = INTERRUPTED
+    """Share of the dialogs in which an answer is cut to what was heard of it."""
 
     def feature_frames(self) -> np.ndarray:
         """Return the number of feature frames of the question of each entry, negative where it has none [entries]."""
@@ -92,21 +111,49 @@ class SampleMaker:
         Raises:
             UnusableRecording: the training step is to encode the recording, which cannot be read.
         """
+        sample, features, wav = self._turn(entry, task, task.given == "speech")
+        return {"id": self.source.entries.id_of(entry), "sample": sample, "features": features, "wav": wav}
+
+    def dialog(self, turns: list[tuple[int, bool, int]], task: Task) -> Item:
+        """Return the training sample of a dialog, given the values of its turns in `omnikit.data.dialogs.Turns`.
+
+        Raises:
+            UnusableRecording: the training step is to encode a recording, which cannot be read.
+        """
+        made = [self._turn(entry, task, spoken, heard) for entry, spoken, heard in turns]
+        features, wavs = ([turn[i] for turn in made if turn[0].audio_frames] for i in (1, 2))
+        sample = make_dialog(task, [turn[0] for turn in made])
+        return {"id": self.source.entries.id_of(turns[0][0]), "sample": sample, "features": features, "wav": wavs}
+
+    def _turn(
+        self, entry: int, task: Task, spoken: bool, heard: int = dialogs.WHOLE
+    ) -> tuple[Sample, Tensor | None, Tensor | None]:
+        """Return the sample of an entry, with the features or the recording of its question.
+
+        Args:
+            spoken: whether the question is given as speech, whatever the kind of the task's questions.
+            heard: number of frames that are heard of the answer.
+        """
         source, wav, features, frames = self.source, None, None, None
-        if task.given == "speech":
+        if spoken:
             wav = self._wav(entry)
             features = self._features(entry) if wav is None else None
             frames = len(features) if wav is None else self.live.num_frames(len(wav))
+        answer = source.index.tokens(answer_field(task), entry)
+        codes = self._codes(entry, codes_field(task)) if task.speaks else None
+        if heard != dialogs.WHOLE:
+            answer, codes = heard_part(answer, codes, heard)
         sample = make_sample(
-            task,
+            asked_in(task, "speech" if spoken else "text"),
             self.layout,
             self.pattern,
-            question=source.index.tokens("t1", entry) if task.given == "text" else None,
+            question=None if spoken else source.index.tokens("t1", entry),
             audio_frames=None if frames is None else -(-frames // self.stride),
-            answer=source.index.tokens(answer_field(task), entry),
-            codes=self._codes(entry, codes_field(task)) if task.speaks else None,
+            answer=answer,
+            codes=codes,
+            interrupted=heard != dialogs.WHOLE,
         )
-        return {"id": source.entries.id_of(entry), "sample": sample, "features": features, "wav": wav}
+        return sample, features, wav
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "source": replace(self.source, live=None, live_frames=None)}
@@ -140,10 +187,11 @@ class Samples(Dataset):
     Args:
         makers: builder of the samples of each source.
         table: origin, length and labels of each sample.
+        turns: turns of those samples that are dialogs; None = none is.
     """
 
-    def __init__(self, makers: list[SampleMaker], table: SampleTable):
-        self.makers, self.table = makers, table
+    def __init__(self, makers: list[SampleMaker], table: SampleTable, turns: dialogs.Turns | None = None):
+        self.makers, self.table, self.turns = makers, table, turns
 
     def __len__(self) -> int:
         return len(self.table)
@@ -159,9 +207,10 @@ class Samples(Dataset):
         return self.table.lengths
 
     def __getitem__(self, index: int) -> Item | None:
-        source, entry = int(self.table.sources[index]), int(self.table.entries[index])
+        make, task = self.makers[int(self.table.sources[index])], TASKS[TASK_NAMES[self.table.tasks[index]]]
+        turns = [] if self.turns is None else self.turns.of(index)
         try:
-            return self.makers[source](entry, TASKS[TASK_NAMES[self.table.tasks[index]]])
+            return make.dialog(turns, task) if turns else make(int(self.table.entries[index]), task)
         except UnusableRecording as error:
             logger.warning("%s", error)
             return None
@@ -173,32 +222,59 @@ class Samples(Dataset):
 
 
 def make_dataset(
-    model: OmniLM, sources: list[Source], tasks: dict[str, float], longest: int | None = None
+    model: OmniLM, sources: list[Source], tasks: dict[str, float], longest: int | None = None, seed: int = 0
 ) -> Samples:
     """Return the data set of all samples of the tasks with a positive weight, ordered by source, task and entry.
 
+    Dialogs come after the single entries of their source and task.
+
     Args:
         tasks: weight of each task in the mix.
-        longest: maximum number of steps; longer samples are skipped. None = no limit.
+        longest: maximum number of steps; longer samples are skipped, and dialogs cut. None = no limit.
+        seed: seed by which the typed questions and the interrupted answers of dialogs are chosen.
 
     Raises:
         ValueError: there is no sample.
     """
-    parts = [SampleTable(*np.zeros((6, 0), np.int32))]
+    parts, too_long = [(SampleTable(*np.zeros((6, 0), np.int32)), dialogs.Turns.none(0))], 0
     for number, source in enumerate(sources):
         wanted = [TASKS[name] for name in source.tasks if tasks.get(name, 0) > 0]
         usable = {task.name: _usable(source, task) for task in wanted}
         _warn_of_refused(source, wanted, usable)
-        parts += [_measured(model, number, source, task, usable[task.name]) for task in wanted]
-    table = SampleTable(*(np.concatenate(columns) for columns in zip(*(vars(p).values() for p in parts), strict=True)))
-    kept = np.ones(len(table), bool) if longest is None else table.lengths <= longest
-    if not kept.any():
+        grouped, skipped = _dialogs(source, wanted)
+        for task in wanted:
+            singles = _measured(model, number, source, task, usable[task.name] & ~_in_dialogs(source, task))
+            kept = np.ones(len(singles), bool) if longest is None else singles.lengths <= longest
+            too_long += int((~kept).sum())
+            parts.append((singles.select(kept), dialogs.Turns.none(int(kept.sum()))))
+            if grouped is not None and not task.repeats:
+                limits = {"longest": longest, "seed": seed}
+                parts.append(dialogs.measured(model, number, source, task, grouped, skipped, **limits))
+        if skipped:
+            logger.warning("sources.%s: turns of dialogs: %s", source.name, skipped)
+    tables, turns = zip(*parts, strict=True)
+    table = SampleTable(*(np.concatenate(columns) for columns in zip(*(vars(p).values() for p in tables), strict=True)))
+    if not len(table):
         wanted = ", ".join(name for name, weight in tasks.items() if weight > 0)
-        raise ValueError(f"no entry of the sources serves a task of {wanted}; {len(table)} samples are too long")
-    if not kept.all():
-        logger.warning("%d samples of more than %d steps skipped", len(kept) - kept.sum(), longest)
-        table = table.select(kept)
-    return Samples([SampleMaker(model, source) for source in sources], table)
+        raise ValueError(f"no entry of the sources serves a task of {wanted}; {too_long} samples are too long")
+    if too_long:
+        logger.warning("%d samples of more than %d steps skipped", too_long, longest)
+    joined = dialogs.joined(turns)
+    return Samples([SampleMaker(model, source) for source in sources], table, joined if len(joined.entries) else None)
+
+
+def _dialogs(source: Source, tasks: list[Task]) -> tuple[dialogs.Dialogs | None, Skipped]:
+    """Return the dialogs of a source if one of the tasks answers questions, and counts of unusable turns."""
+    skipped = Skipped()
+    if all(task.repeats for task in tasks):
+        return None, skipped
+    return dialogs.group(source.index, source.entries, skipped), skipped
+
+
+def _in_dialogs(source: Source, task: Task) -> np.ndarray:
+    """Return a mask [entries] of the entries that are no samples of their own, as turns of dialogs."""
+    turns = source.index.column(source_index.TURN)
+    return np.zeros(len(turns), bool) if task.repeats else turns != source_index.ABSENT
 
 
 def _texts(task: Task) -> set[str]:
@@ -249,7 +325,7 @@ def _measured(model: OmniLM, number: int, source: Source, task: Task, usable: np
     )
     spoken = np.zeros_like(text)
     if task.speaks:
-        spoken = _for_each(
+        spoken = for_each(
             lambda frames: label_counts(task, model.pattern, text=0, frames=frames)[1],
             source.code_frames(task)[entries],
         )
@@ -257,12 +333,6 @@ def _measured(model: OmniLM, number: int, source: Source, task: Task, usable: np
     written = text + 1 if task.writes else np.zeros_like(text)
     columns = (np.full_like(entries, number), entries, np.full_like(entries, TASK_NAMES.index(task.name)))
     return SampleTable(*(column.astype(np.int32) for column in (*columns, lengths, written, spoken)))
-
-
-def _for_each(count: Callable[[int], int], values: np.ndarray) -> np.ndarray:
-    """Return the results of a function for each value of an array, calling it once for equal values."""
-    distinct, each = np.unique(values, return_inverse=True)
-    return np.array([count(int(value)) for value in distinct], np.int32)[each]
 
 
 def collate_items(model: OmniLM) -> Callable[[list[Item | None]], Batch]:

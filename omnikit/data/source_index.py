@@ -1,9 +1,9 @@
-"""On-disk index of the entries of a source: token ids of their texts, and frames of their stored features and codes.
+"""On-disk index of the entries of a source: token ids of their texts, frames of stored features and codes, dialogs.
 
 The index is made once, in parallel, and memory-mapped by every training that uses the source. It is a folder of part
 files of `PART` entries each, so that a killed build goes on after its last whole part:
 
-    int32: n | BEGIN1[n] TOKENS1[n] BEGIN2[n] .. SECONDS[n] | token ids of entry 0: t1, t2, of entry 1: ..
+    int32: n | BEGIN1[n] TOKENS1[n] BEGIN2[n] .. TURN[n] | token ids of entry 0: t1, t2, of entry 1: ..
 
 The name of the folder is a hash of everything that the content depends on (`index_key`), so an index is never out of
 date: a changed manifest or tokenizer has another folder.
@@ -35,18 +35,20 @@ from omnikit.torchrun import cores
 
 INDEX = "index"
 """Name of the folder in the cache folder that holds the indices of sources."""
-VERSION = 1
+VERSION = 2
 """Version of the part files, increased when the same entries give other parts."""
 PART = 8192
 """Number of entries in each part file but the last."""
 PARTS_PER_PROCESS = 8  # starting a process costs as much as about one part
 ABSENT, REFUSED, FOREIGN = -1, -2, -2
 """Values in place of a number: no such field; a text that the tokenizer refuses; another system's features or codes."""
-BEGIN1, TOKENS1, BEGIN2, TOKENS2, FEATURES, CODES1, CODES, RECORDINGS, SECONDS = range(9)
+UNNUMBERED = -2
+"""Value in place of the number of a turn: the entry names a dialog, but not its place there."""
+BEGIN1, TOKENS1, BEGIN2, TOKENS2, FEATURES, CODES1, CODES, RECORDINGS, SECONDS, DIALOG1, DIALOG2, TURN = range(12)
 """Columns of a part: where the token ids of `t1` and `t2` begin and how many they are, the number of frames of stored
-features, `codes1` and `codes`, which recordings there are (bit 0 `a1`, bit 1 `a2`), and the duration in seconds as the
-bits of a float32 (NaN if unknown)."""
-_COLUMNS = 9
+features, `codes1` and `codes`, which recordings there are (bit 0 `a1`, bit 1 `a2`), the duration in seconds as the
+bits of a float32 (NaN if unknown), a hash of the dialog's name in two halves, and the number of the turn."""
+_COLUMNS = 12
 _TOGETHER = 512  # texts that are tokenized together
 _EXAMPLES = 16  # refused texts of a part whose errors are stored
 _TEXTS = {"t1": (BEGIN1, TOKENS1), "t2": (BEGIN2, TOKENS2)}
@@ -95,7 +97,7 @@ class PartMaker:
             *(_frames(codes, None if codes is None else codes.codec == self.codec)
               for codes in (entry.codes1, entry.codes)),
             sum(1 << bit for bit, name in enumerate(AUDIO) if getattr(entry, name) is not None),
-            int(seconds),
+            int(seconds), *_dialog(entry),
         )  # fmt: skip
 
 
@@ -173,6 +175,10 @@ class SourceIndex:
     def seconds(self) -> np.ndarray:
         """Return the duration of all entries in seconds, NaN where it is unknown [entries]."""
         return self.column(SECONDS).view(np.float32)
+
+    def dialogs(self) -> np.ndarray:
+        """Return a hash (64 bits) of the name of each entry's dialog, of any value if it is not in one [entries]."""
+        return self.column(DIALOG1).astype(np.int64) << 32 | self.column(DIALOG2).view(np.uint32)
 
     def tokens(self, name: str, entry: int) -> list[int]:
         """Return the token ids of the text `t1` or `t2` of an entry."""
@@ -255,6 +261,14 @@ def _part_file(folder: Path, number: int) -> Path:
 
 def _frames(stored: object, own: bool | None) -> int:
     return ABSENT if own is None else stored.frames if own else FOREIGN
+
+
+def _dialog(entry: ManifestEntry) -> tuple[int, int, int]:
+    """Return the columns from `DIALOG1` on."""
+    if not entry.dialog:
+        return 0, 0, ABSENT
+    halves = np.frombuffer(hashlib.blake2b(entry.dialog.encode(), digest_size=8).digest(), "<i4").tolist()
+    return *halves, UNNUMBERED if entry.turn is None else entry.turn
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[int] | ValueError]:

@@ -33,7 +33,7 @@ from omnikit.data.manifest_reader import (
     recording_field,
 )
 from omnikit.data.parquet_manifest import shard_files
-from omnikit.data.samples import Source, codec_name
+from omnikit.data.samples import INTERRUPTED, Source, codec_name
 from omnikit.data.source_index import (
     CODES,
     CODES1,
@@ -41,6 +41,7 @@ from omnikit.data.source_index import (
     FOREIGN,
     INDEX,
     RECORDINGS,
+    TURN,
     PartMaker,
     SourceIndex,
     build_index,
@@ -58,9 +59,8 @@ AUTO, CACHED, ON_THE_FLY = "auto", "cached", "on_the_fly"
 """Choices for when the frozen encoder computes features: once, to be cached on disk, or in each training step; `AUTO`
 is `ON_THE_FLY` on a GPU for more than `LIVE_HOURS` without stored features, and `CACHED` otherwise."""
 LIVE_HOURS = 500
-HELD_OUT = ("without_held_out", "only_held_out")
-CHOOSING = ("limit", *HELD_OUT)
-"""Options of a source that choose some of its entries at random; they count a dialog once."""
+CHOOSING = ("limit", "without_held_out", "only_held_out")
+"""Options of a source that choose some of its entries."""
 TABLES = "tables"
 """Name of the folder in the cache folder that holds memory-mapped copies of Parquet manifests."""
 
@@ -78,9 +78,14 @@ class _Entries:
     def without_features(self) -> np.ndarray:
         """Return the sorted indices of entries with a recording of the question, but without features of the encoder.
         """
-        if not any(task.given == "speech" for task in self.tasks):
-            return np.zeros(0, np.int64)
-        return np.flatnonzero((self.index.column(FEATURES) < 0) & has_recording(self.index, "a1"))
+        return np.flatnonzero(self.spoken() & (self.index.column(FEATURES) < 0) & has_recording(self.index, "a1"))
+
+    def spoken(self) -> np.ndarray:
+        """Return a mask [entries] of the entries whose question a sample may give as speech."""
+        if any(task.given == "speech" for task in self.tasks):
+            return np.ones(len(self.index), bool)
+        mixed = self.options.get("mixed", 0) > 0 and not all(task.repeats for task in self.tasks)
+        return mixed & (self.index.column(TURN) >= 0)
 
     def hours_without_features(self) -> float:
         """Return the total length of these recordings; unknown lengths are estimated from some of their headers."""
@@ -109,7 +114,8 @@ def read_sources(
     Args:
         sources: mapping from names to options: `manifest: FILE or FOLDER`, `tasks: [..]` that it may serve, and
             optionally `limit: N` for N entries chosen at random, `answers: FILE` with recordings of answers, and
-            `without_held_out: N` or `only_held_out: N`, see `read_entries`. A source that is None is ignored.
+            `without_held_out: N` or `only_held_out: N`, see `read_entries`; for dialogs `mixed` and `interrupted`, see
+            `Source`. A source that is None is ignored.
         tasks: weight of each task in the mix; of tasks of weight 0 no sample, feature or code is computed, unless the
             source has the option `every_stage: true`.
         cache_folder: folder for the indices of sources, features, codes and copies of Parquet manifests.
@@ -174,8 +180,7 @@ def read_entries(
     """Return the manifest entries of one source.
 
     N entries, chosen at random, can be held out for validation: `without_held_out: N` returns all other entries, and
-    `only_held_out: N` returns these N; `limit: N` returns N of the remaining ones. The turns of a dialog stay together:
-    all three numbers count a dialog once.
+    `only_held_out: N` returns these N. A dialog counts as one entry, and its turns stay together.
 
     Args:
         name: name of the source, for messages.
@@ -187,35 +192,30 @@ def read_entries(
     if "manifest" not in options:
         raise ValueError(f"sources.{name}: no manifest; it has {', '.join(options) or 'nothing'}")
     entries = read_manifest(options["manifest"], Path(cache_folder) / TABLES, options.get("answers"))
-    if all(options.get(key) is None for key in CHOOSING):
+    if not any(options.get(key) is not None for key in CHOOSING):
         return entries
-    dialogs = entries.dialogs()
-    groups = _groups(dialogs) if any(dialogs) else None
-    units, word = (len(entries), "entries") if groups is None else (len(groups), "dialogs")
-    chosen: Sequence[int] = range(units)
-    for key in HELD_OUT:
+    units = entries.units()
+    chosen: Sequence[int] = range(len(entries) if units is None else int(units.max()) + 1)
+    for key in ("without_held_out", "only_held_out"):
         if (count := options.get(key)) is not None:
-            if not 0 <= count < units:
-                raise ValueError(f"sources.{name}.{key}: {count}; the manifest has {units} {word}")
-            chosen = _parted(key, count, units)
+            chosen = _parted(f"sources.{name}.{key}", key, count, len(chosen), "entries" if units is None else "dialogs")
     limit = options.get("limit")
     if limit is not None and limit < len(chosen):
         chosen = random.Random(0).sample(chosen, limit)
     if isinstance(chosen, range):
         return entries
-    return EntrySubset(entries, chosen if groups is None else [index for group in chosen for index in groups[group]])
+    return EntrySubset(entries, chosen if units is None else np.flatnonzero(np.isin(units, chosen)).tolist())
 
 
-def _groups(dialogs: Sequence[str]) -> list[list[int]]:
-    """Return the indices of the entries of each dialog; an entry that is no turn of one is a group of its own."""
-    groups: dict[str | int, list[int]] = {}
-    for index, dialog in enumerate(dialogs):
-        groups.setdefault(dialog or index, []).append(index)
-    return list(groups.values())
+def _parted(where: str, key: str, count: int, units: int, word: str) -> list[int]:
+    """Return `count` randomly chosen numbers below `units`, sorted, or all others, depending on the option `key`.
 
-
-def _parted(key: str, count: int, units: int) -> list[int]:
-    """Return `count` randomly chosen numbers below `units`, sorted, or all others, depending on the option `key`."""
+    Args:
+        where: name of the option in the recipe, for the error.
+        word: plural of what the numbers stand for, for the error.
+    """
+    if not 0 <= count < units:
+        raise ValueError(f"{where}: {count}; the manifest has {units} {word}")
     held = sorted(random.Random(1).sample(range(units), count))
     return held if key == "only_held_out" else sorted(set(range(units)).difference(held))
 
@@ -276,7 +276,8 @@ class _Reader:
             features = self._encoded(read, "features", "a1", wanted)
         codes = self._codes(read)
         tasks, encoder = tuple(task.name for task in read.tasks), None if frames is None else self.model.encoder
-        return Source(read.entries, tasks, read.index, features, codes, encoder, frames, read.name)
+        mixing = read.options.get("mixed", 0.0), read.options.get("interrupted", INTERRUPTED)
+        return Source(read.entries, tasks, read.index, features, codes, encoder, frames, read.name, *mixing)
 
     def _live_frames(self, read: _Entries, wanted: np.ndarray) -> np.ndarray:
         folder = read.index.folder / f"lengths-{self.encoder}"
@@ -314,9 +315,7 @@ class _Reader:
 
     def _check_features(self, read: _Entries) -> None:
         """Raise `ValueError` if an entry holds another encoder's features and no recording."""
-        if not any(task.given == "speech" for task in read.tasks):
-            return
-        lost = (read.index.column(FEATURES) == FOREIGN) & ~has_recording(read.index, "a1")
+        lost = read.spoken() & (read.index.column(FEATURES) == FOREIGN) & ~has_recording(read.index, "a1")
         if lost.any():
             entry = read.entries[int(lost.argmax())]
             raise ValueError(

@@ -61,6 +61,8 @@ SOURCE_RANGES = {
     "every_stage": TRUE_OR_FALSE,
     "without_held_out": Range(0, whole=True, null=True),
     "only_held_out": Range(0, whole=True, null=True),
+    "mixed": Range(0, 1),
+    "interrupted": Range(0, 1),
 }
 """Mapping from options of a source to their accepted ranges."""
 

@@ -106,7 +106,9 @@ def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hpara
     options = {name: hparams[name] for name in ("tasks", "cache_folder", "features", "max_encode_hours")}
     read = read_sources(sources, model, **options)
     served = {task: 1.0 for source in read for task in source.tasks}  # also tasks that are validated in every stage
-    return make_dataset(model, read, {**hparams["tasks"], **served}, hparams["max_sample_length"])
+    return make_dataset(
+        model, read, {**hparams["tasks"], **served}, hparams["max_sample_length"], seed=hparams["seed"]
+    )
 
 
 def step_sampler(samples: Samples, hparams: dict[str, Any], run_opts: dict[str, Any]) -> StepSampler:

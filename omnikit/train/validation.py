@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ class Validation:
 
     The first `decode` entries of a source (0 for none) are decoded for each of its tasks that has a text answer and no
     spoken one; of a source with `every_stage: true` also tasks that the stage does not train, which shows what it
-    forgets. The figures are `wer`, the word error rate of transcripts, and `wrong T1T2` and so on, the percentage of
-    answers that differ from the reference. Texts are normalised by `omnikit.evaluate.text_normalisation.plain`.
+    forgets. Of a dialog the first turn is answered, since the others need it; all turns are transcribed. The figures
+    are `wer`, the word error rate of transcripts, and `wrong T1T2` and so on, the percentage of answers that differ
+    from the reference. Texts are normalised by `omnikit.evaluate.text_normalisation.plain`.
     """
 
     def __init__(
@@ -74,6 +75,18 @@ class Validation:
         return figures
 
 
+def first_turns(entries: Iterable[ManifestEntry]) -> list[ManifestEntry]:
+    """Return the entries without a dialog, and the first turn of each dialog."""
+    firsts: dict[str, ManifestEntry] = {}
+    for entry in entries:
+        key = f"dialog {entry.dialog}" if entry.dialog else f"entry {entry.id}"
+        if entry.dialog and entry.turn is None:
+            continue
+        if key not in firsts or entry.turn < firsts[key].turn:
+            firsts[key] = entry
+    return list(firsts.values())
+
+
 def hypotheses(
     decoder: Decoder, task: Task, questions: list[Question], beat: Callable[[], None] = lambda: None
 ) -> list[str]:
@@ -95,7 +108,7 @@ def hypotheses(
 def _questions(
     model: OmniLM, task: Task, entries: list[ManifestEntry], name: str, cache_folder: str | Path
 ) -> tuple[Task, list[Question], list[str]]:
-    entries = [entry for entry in entries if entry.serves(task)]
+    entries = [entry for entry in (entries if task.repeats else first_turns(entries)) if entry.serves(task)]
     if task.given == "speech":
         features = read_features(model, entries, cache_folder, f"{name}-decode")
         entries = [entry for entry in entries if entry in features]

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
+from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.generate import Decoder, Question
 from omnikit.llms.tokenizers import ByteTokenizer
 from omnikit.tasks import TASKS
 from omnikit.train import validation
 from omnikit.train.distributed import Alone
-from omnikit.train.validation import Validation, hypotheses
+from omnikit.train.validation import Validation, first_turns, hypotheses
 from tests.unit.toy import toy_model
 
 
@@ -43,3 +44,9 @@ def test_a_question_that_cannot_be_asked_is_wrong(caplog):
     given = hypotheses(Decoder(model), TASKS["T1T2"], [Question(text=[3] * 30), Question(text=[3])])
     assert given[0] == "" and "a prompt of 33 positions" in caplog.text
     assert given[1] == model.llm.tokenizer.decode(Decoder(model).answers(TASKS["T1T2"], [Question(text=[3])])[0].text)
+
+
+def test_the_first_turn_of_a_dialog_is_decoded():
+    turns = [("a", "x", 2), ("b", "", None), ("c", "y", 0), ("d", "x", 1), ("e", "y", 1), ("f", "z", None)]
+    entries = [ManifestEntry(name, "what", dialog=dialog, turn=turn) for name, dialog, turn in turns]
+    assert [entry.id for entry in first_turns(entries)] == ["d", "b", "c"]
