@@ -54,10 +54,10 @@ class Source:
     """The system's encoder if the training step computes features."""
     live_frames: np.ndarray | None = None
     """Number of frames that the training step is expected to compute for each entry, -1 without any."""
-    augment: SeededAugment | None = None
-    """Effects that change the recordings of which the training step computes features."""
     name: str = ""
     """Key of the source in the recipe's `sources`, for messages."""
+    augment: SeededAugment | None = None
+    """Effects that change the recordings of which the training step computes features."""
 
     def feature_frames(self) -> np.ndarray:
         """Return the number of feature frames of the question of each entry, negative where it has none [entries]."""
