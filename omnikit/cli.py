@@ -329,7 +329,14 @@ def tokenize_manifest(
         str,
         typer.Option(metavar="a1,a2", help="Recordings to compute codes of. (default: a2, or a1 where it is missing)"),
     ] = "",
-    drop: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings not to copy. (default: none)")] = "",
+    drop: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings to omit. (default: none)")] = "",
+    copies: Annotated[
+        int | None, typer.Option(metavar="N", help="Also write N augmented copies of each entry. (default: none)")
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How copies sound: rooms, telephone, or a file .yaml.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the copies.")] = 0,
     batch_seconds: Annotated[
         float | None, typer.Option("--batch_seconds", help="Seconds of audio encoded together. (default: 40)")
     ] = None,
@@ -340,13 +347,16 @@ def tokenize_manifest(
     """Compute codes and features of a manifest's recordings, as Parquet shards that are a manifest again.
 
     Codes: --codec NAME with its options (--codec.weights DIR ..); features of
-    the questions: --encoder NAME. A run that was killed resumes when it is
-    started again; under torchrun each process computes its share.
+    the questions: --encoder NAME, and with --copies also those of recordings as
+    they may sound elsewhere. A run that was killed resumes when it is started
+    again; under torchrun each process computes its share.
     """
+    from omnikit.prepare.copies import read_copies
     from omnikit.prepare.tokenize import read_parts, tokenize
 
+    made = read_copies(copies, augment, seed)
     parts = read_parts(_settings(context, checkpoint), checkpoint, features=features, device=device)
-    options = {**_without_none(batch_seconds=batch_seconds, shard_size=shard_size), "strict": strict}
+    options = {**_without_none(batch_seconds=batch_seconds, shard_size=shard_size), "strict": strict, "copies": made}
     typer.echo(tokenize(manifest, save_folder, parts, fields=_names(fields), drop=_names(drop), **options))
 
 

@@ -28,7 +28,7 @@ import voices
 from corpus_plan import RANDOM_CHAPTER, PlannedReading, PlannedTurn, plan_corpus, plan_dialogs, plan_questions
 from tqdm import tqdm
 
-from omnikit.data.noise import add_noise
+from omnikit.data.augment.noise import add_noise
 from omnikit.data.recording_check import encode_flac
 from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
 from omnikit.files import whole_folder, write_text

@@ -23,7 +23,7 @@ from omnikit.data.array_cache import READER, StoredArrays
 from omnikit.data.batched import in_batches
 from omnikit.data.content_digest import THREADS, UNREADABLE, Stamp
 from omnikit.data.encode_recordings import Encoded, report_skipped
-from omnikit.data.live_features import expected_frames
+from omnikit.data.live_features import LongestFrames, expected_frames
 from omnikit.data.manifest_reader import ManifestEntry, Recording
 from omnikit.data.skipped import Skipped
 from omnikit.files import remove, whole_file
@@ -127,8 +127,8 @@ def found_by_key(encode: Callable[[list[Recording]], Encoded], recordings: list[
 
 
 def live_frames(
-    folder: Path, entries: Sequence[ManifestEntry], wanted: np.ndarray, seconds: np.ndarray, encoder: AudioEncoder,
-    name: str,
+    folder: Path, entries: Sequence[ManifestEntry], wanted: np.ndarray, seconds: np.ndarray,
+    encoder: AudioEncoder | LongestFrames, name: str,
 ) -> np.ndarray:  # fmt: skip
     """Return the number of frames that the training step will compute for each entry, `NONE` without any [entries].
 
@@ -151,14 +151,14 @@ def live_frames(
     return frames
 
 
-def _frames_or_none(encoder: AudioEncoder, samples: int) -> int:
+def _frames_or_none(encoder: AudioEncoder | LongestFrames, samples: int) -> int:
     try:
         return encoder.num_frames(samples)
     except ValueError:
         return NONE
 
 
-def _checked(encoder: AudioEncoder, name: str, total: int, entries: list[ManifestEntry]) -> Found:
+def _checked(encoder: AudioEncoder | LongestFrames, name: str, total: int, entries: list[ManifestEntry]) -> Found:
     """Read the lengths of recordings from their headers and return the expected numbers of frames.
 
     Args:

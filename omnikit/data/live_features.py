@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, empty_like, nn
 
+from omnikit.data.augment import Augment, SeededAugment
 from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.errors import one_line
 from omnikit.interfaces import AudioEncoder
@@ -20,8 +23,32 @@ def can_be_live(encoder: AudioEncoder) -> bool:
     return type(encoder).num_frames is not AudioEncoder.num_frames
 
 
-def load_wav(encoder: AudioEncoder, entry: ManifestEntry) -> Tensor:
+def accepts(encoder: AudioEncoder) -> Callable[[int], bool]:
+    """Return a function that says whether an encoder takes recordings of a number of samples.
+
+    An encoder that cannot say it is taken to accept all.
+    """
+
+    def accepted(samples: int) -> bool:
+        try:
+            encoder.num_frames(samples)
+        except NotImplementedError:
+            return True
+        except ValueError:
+            return False
+        return True
+
+    return accepted
+
+
+def load_wav(
+    encoder: AudioEncoder, entry: ManifestEntry, augment: SeededAugment | None = None, copy_number: int = 0
+) -> Tensor:
     """Return the waveform [N] of an entry's question, from which the training step computes features.
+
+    Args:
+        augment: effects that change the waveform; None = it is used as it is.
+        copy_number: number of the augmented copy.
 
     Raises:
         UnusableRecording: the recording cannot be read, or the encoder refuses its length.
@@ -31,10 +58,43 @@ def load_wav(encoder: AudioEncoder, entry: ManifestEntry) -> Tensor:
         encoder.num_frames(len(wav))
     except ValueError as error:
         raise UnusableRecording(f"entry {entry.id} is skipped in its batch: {one_line(error)}") from None
-    return wav
+    return wav if augment is None else augmented(wav, encoder, entry.id, entry.dialog, augment, copy_number)
 
 
-def expected_frames(encoder: AudioEncoder, entry: ManifestEntry) -> int | str:
+def augmented(
+    wav: Tensor, encoder: AudioEncoder, name: str, dialog: str, augment: SeededAugment, copy_number: int
+) -> Tensor:
+    """Return an augmented copy [N'] of a waveform [N] at an encoder's sample rate, of a length that it accepts.
+
+    Args:
+        name: id of the manifest entry of the recording.
+        dialog: name of the conversation that it belongs to; "" = none.
+    """
+    made = augment(wav.numpy(), encoder.sample_rate, name, copy_number, dialog=dialog, accepts=accepts(encoder))
+    return torch.from_numpy(made)
+
+
+class LongestFrames:
+    """Numbers of an encoder for recordings that are augmented: as many frames as the effects can make of a recording.
+
+    Batches are planned by these numbers, so that they stay within their limits.
+    """
+
+    def __init__(self, encoder: AudioEncoder, augment: Augment):
+        self.encoder, self.augment, self.sample_rate = encoder, augment, encoder.sample_rate
+
+    def num_frames(self, samples: int) -> int:
+        """Return the largest number of features of a recording that has N samples before it is augmented.
+
+        Raises:
+            ValueError: the encoder takes no recording of N samples.
+        """
+        self.encoder.num_frames(samples)
+        longest = self.augment.longest(samples, self.sample_rate, accepts(self.encoder))
+        return self.encoder.num_frames(longest)
+
+
+def expected_frames(encoder: AudioEncoder | LongestFrames, entry: ManifestEntry) -> int | str:
     """Return the number of feature frames of an entry's recording, estimated from its length in seconds.
 
     Returns:

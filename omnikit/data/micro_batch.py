@@ -22,6 +22,7 @@ class MicroBatch(list[Any]):
             micro-batch is a whole step.
         ends_step: whether the optimiser step follows this micro-batch.
         packed: whether a row of the batch may hold several samples.
+        step: number of the optimiser step in the run, counted from 0.
     """
 
     def __init__(
@@ -30,10 +31,11 @@ class MicroBatch(list[Any]):
         step_labels: np.ndarray | None = None,
         ends_step: bool = True,
         packed: bool = False,
+        step: int = 0,
     ) -> None:
         super().__init__(samples)
-        self.step_labels, self.ends_step, self.packed = step_labels, ends_step, packed
+        self.step_labels, self.ends_step, self.packed, self.step = step_labels, ends_step, packed, step
 
     def with_samples(self, samples: Iterable[Any]) -> MicroBatch:
         """Return a micro-batch of other samples in the same optimiser step."""
-        return MicroBatch(samples, self.step_labels, self.ends_step, self.packed)
+        return MicroBatch(samples, self.step_labels, self.ends_step, self.packed, self.step)

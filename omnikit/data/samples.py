@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from omnikit.data import dialogs, source_index
+from omnikit.data.augment import SeededAugment
 from omnikit.data.collate import Batch, collator
 from omnikit.data.encoded_entries import EncodedEntries
 from omnikit.data.live_features import UnusableRecording, load_wav, without_weights
@@ -74,6 +75,8 @@ class Source:
     """Share of the turns of dialogs whose question is given in the other kind than the task's, where there is one."""
     interrupted: float = INTERRUPTED
     """Share of the dialogs in which an answer is cut to what was heard of it."""
+    augment: SeededAugment | None = None
+    """Effects that change the recordings of which the training step computes features."""
 
     def feature_frames(self) -> np.ndarray:
         """Return the number of feature frames of the question of each entry, negative where it has none [entries]."""
@@ -99,7 +102,12 @@ class SampleMaker:
     Args:
         model: model whose token layout, pattern and adapter stride are used.
         source: source of the entries.
+
+    Attributes:
+        step: number of the optimiser step that samples are made for, with which their augmentation changes.
     """
+
+    step = 0
 
     def __init__(self, model: OmniLM, source: Source):
         self.layout, self.pattern, self.stride = model.layout, model.pattern, model.adapter.stride
@@ -165,7 +173,7 @@ class SampleMaker:
     def _wav(self, entry: int) -> Tensor | None:
         if self.live is None or self.source.index.value(source_index.FEATURES, entry) >= 0:
             return None
-        return load_wav(self.live, self.source.entries[entry])
+        return load_wav(self.live, self.source.entries[entry], self.source.augment, self.step)
 
     def _codes(self, entry: int, name: str) -> Tensor:
         column = source_index.CODES1 if name == "codes1" else source_index.CODES
@@ -217,6 +225,8 @@ class Samples(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[Item | None]:
         """Return the samples of a micro-batch as a `MicroBatch`, or those of any other list of indices as a list."""
+        for maker in self.makers:
+            maker.step = indices.step if isinstance(indices, MicroBatch) else 0
         items = [self[index] for index in indices]
         return indices.with_samples(items) if isinstance(indices, MicroBatch) else items
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from omnikit.data.array_cache import ArrayStore, fingerprint
 from omnikit.data.arrow_cache import digest_of_files
+from omnikit.data.augment import SeededAugment
 from omnikit.data.digest_ledger import open_ledger
 from omnikit.data.encode_recordings import cached_features, code_encoder, encode, feature_encoder
 from omnikit.data.encoded_entries import FACTS, EncodedEntries, Found, found_by_key, live_frames, look_up
 from omnikit.data.encoding_limit import EncodingLimit, estimated_hours
-from omnikit.data.live_features import can_be_live
+from omnikit.data.live_features import LongestFrames, can_be_live
 from omnikit.data.manifest_reader import (
     AUDIO,
     EntrySubset,
@@ -108,6 +109,7 @@ def read_sources(
     cache_folder: str | Path,
     features: str = AUTO,
     max_encode_hours: float | None = None,
+    augment: SeededAugment | None = None,
 ) -> list[Source]:
     """Read the sources of a recipe, and compute the encoder features and codes that their tasks need.
 
@@ -121,16 +123,35 @@ def read_sources(
         cache_folder: folder for the indices of sources, features, codes and copies of Parquet manifests.
         features: `AUTO`, `CACHED` or `ON_THE_FLY`.
         max_encode_hours: maximum hours of recordings whose features or codes may be computed here; None = no limit.
+        augment: effects that change the recordings of questions before the training step computes their features.
 
     Raises:
         ValueError: a missing file, an unknown task, codes or features of other parts without the recordings, more hours
-            to encode than `max_encode_hours`, or an encoder that cannot be used on the fly.
+            to encode than `max_encode_hours`, an encoder that cannot be used on the fly, or augmentation of recordings
+            whose features are cached or stored.
     """
     _check_choice(features, model.encoder)
-    reader = _Reader(model, Path(cache_folder), tasks, EncodingLimit(max_encode_hours, _tokenize_flags(model)))
+    limit = EncodingLimit(max_encode_hours, _tokenize_flags(model))
+    reader = _Reader(model, Path(cache_folder), tasks, limit, augment)
     read = [reader.entries(name, options) for name, options in sources.items() if options]
     live = features == ON_THE_FLY or (features == AUTO and _better_live(model, read))
+    if augment is not None:
+        _check_augment(read, live)
     return [reader.source(each, live) for each in read]
+
+
+def _check_augment(read: Sequence[_Entries], live: bool) -> None:
+    """Refuse augmentation if no features are computed on the fly, and warn of stored features, which are not augmented.
+    """
+    other = "or write augmented copies: omnikit tokenize MANIFEST --copies 2 --augment NAME"
+    if not live:
+        raise ValueError(f"augment: needs --features {ON_THE_FLY}, since cached features never change; {other}")
+    if not any(len(each.without_features()) for each in read):
+        raise ValueError(f"augment: no source has recordings whose features are computed on the fly; {other}")
+    for each in read:
+        stored = int((each.index.column(FEATURES) >= 0).sum())
+        if stored and any(task.given == "speech" for task in each.tasks):
+            logger.warning("sources.%s: %d entries have stored features, which are not augmented", each.name, stored)
 
 
 def _tokenize_flags(model: OmniLM) -> str:
@@ -232,10 +253,18 @@ class _Reader:
 
     Args:
         limit: limit of the hours of recordings that may be encoded.
+        augment: effects that change recordings whose features are computed on the fly.
     """
 
-    def __init__(self, model: OmniLM, cache_folder: Path, tasks: dict[str, float], limit: EncodingLimit):
-        self.model, self.folder, self.tasks, self.limit = model, cache_folder, tasks, limit
+    def __init__(
+        self,
+        model: OmniLM,
+        cache_folder: Path,
+        tasks: dict[str, float],
+        limit: EncodingLimit,
+        augment: SeededAugment | None = None,
+    ):
+        self.model, self.folder, self.tasks, self.limit, self.augment = model, cache_folder, tasks, limit, augment
         self.codec = codec_name(model)
 
     @cached_property
@@ -277,11 +306,17 @@ class _Reader:
         codes = self._codes(read)
         tasks, encoder = tuple(task.name for task in read.tasks), None if frames is None else self.model.encoder
         mixing = read.options.get("mixed", 0.0), read.options.get("interrupted", INTERRUPTED)
-        return Source(read.entries, tasks, read.index, features, codes, encoder, frames, read.name, *mixing)
+        augment = None if frames is None else self.augment
+        return Source(
+            read.entries, tasks, read.index, features, codes, encoder, frames, read.name, *mixing, augment=augment
+        )
 
     def _live_frames(self, read: _Entries, wanted: np.ndarray) -> np.ndarray:
-        folder = read.index.folder / f"lengths-{self.encoder}"
-        return live_frames(folder, read.entries, wanted, read.index.seconds(), self.model.encoder, read.name)
+        encoder, name = self.model.encoder, f"lengths-{self.encoder}"
+        if self.augment is not None:
+            effects = self.augment.augment
+            encoder, name = LongestFrames(encoder, effects), f"{name}-{effects.fingerprint}"
+        return live_frames(read.index.folder / name, read.entries, wanted, read.index.seconds(), encoder, read.name)
 
     def _codes(self, read: _Entries) -> dict[str, EncodedEntries]:
         """Return the codes of recordings of answers that have no codes of the system's codec, by field."""

@@ -86,7 +86,7 @@ class StepSampler(Sampler[MicroBatch]):
             if step // self.plan.steps != number:
                 number = step // self.plan.steps
                 pool = self.pool_steps(number)
-            yield from self._own(pool[step % self.plan.steps])
+            yield from self._own(pool[step % self.plan.steps], step)
 
     def pool_steps(self, number: int) -> list[list[np.ndarray]]:
         """Return the sample indices of each micro-batch of each step of a pool, before processes share them."""
@@ -140,15 +140,15 @@ class StepSampler(Sampler[MicroBatch]):
             named = [f"{sources.get(cell.source, cell.source)} {cell.share:.1%}" for cell in own]
             yield f"{TASK_NAMES[task]} {sum(cell.share for cell in own):.1%} ({', '.join(named)})"
 
-    def _own(self, pieces: list[np.ndarray]) -> Iterator[MicroBatch]:
-        """Yield this process' micro-batches of a step."""
+    def _own(self, pieces: list[np.ndarray], step: int) -> Iterator[MicroBatch]:
+        """Yield this process' micro-batches of a step of the run."""
         samples = np.concatenate(pieces)
         if len(pieces) % self.share.processes:
             pieces = self._cut_again(samples, len(pieces))
         own = deal_to_processes(self.pools.costs(pieces), self.share.processes)[self.share.rank]
         labels = self._labels(samples)
         for number, i in enumerate(own, start=1):
-            yield MicroBatch(pieces[i].tolist(), labels, number == len(own), self.pools.packed)
+            yield MicroBatch(pieces[i].tolist(), labels, number == len(own), self.pools.packed, step)
 
     def _cut_again(self, samples: np.ndarray, least: int) -> list[np.ndarray]:
         """Cut the samples of a step into at least `least` micro-batches, equally many for each process."""

@@ -11,6 +11,8 @@ from omnikit.hparams.overrides import as_overrides
 from omnikit.hparams.yaml_tree import has_tag, read_tree, read_tree_text
 
 KINDS = ("encoder", "adapter", "llm", "codec", "pattern", "strategy")
+AUGMENT = "augment"
+"""Kind of the files that describe an augmentation of training data, which is chosen by name like a part."""
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -24,12 +26,12 @@ def part_files() -> Path:
 
 
 def choices(part: str) -> list[str]:
-    """Return the names of all parts of one kind, such as all codecs, sorted.
+    """Return the names of all parts of one kind, such as all codecs, sorted; those of augmentations, too.
 
     Raises:
         ValueError: there is no such kind.
     """
-    if part not in KINDS:
+    if part not in (*KINDS, AUGMENT):
         raise ValueError(f"part {part!r}: no such kind of part{nearest(part, KINDS)}")
     return sorted(file.stem for file in (part_files() / part).glob("*.yaml"))
 
@@ -38,7 +40,7 @@ def pick(part: str, name: str, **options: Any) -> Mapping:
     """Return the YAML node of a part file, for `codec: !applyref:omnikit.hparams.pick {part: codec, name: mel_rvq}`.
 
     Args:
-        part: kind of the part, one of `KINDS`.
+        part: kind of the part, one of `KINDS`, or `AUGMENT`.
         name: name of a file in `hparams/<part>/`, or the path of another part file, ending in `.yaml`.
         **options: plain values that override those of the part file.
 

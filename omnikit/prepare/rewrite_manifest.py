@@ -93,6 +93,14 @@ class ManifestTransform(ABC):
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
         """Yield the transformed manifest entries in the order of `items`, or the reason why one is skipped."""
 
+    def expanded(self, item: Item) -> list[Item]:
+        """Return the items that are transformed in place of a manifest item, such as itself and augmented copies of it.
+
+        Raises:
+            ValueError: the item cannot be copied.
+        """
+        return [item]
+
     def expected_size(self, found: Columns, new: Columns, parts: Sequence[ManifestPart]) -> ExpectedSize | None:
         """Return the estimated size of the shards of some parts; None if it is not known before they are computed.
 
@@ -340,7 +348,7 @@ def _new_entries(
         elif problem := problem_of_texts(item):
             yield Remark(problem, item["id"])
         else:
-            items.append(item)
+            items += step.expanded(item)
     if step.recordings:
         digests = digest_recordings(items, step.reads)
         earlier.fill(items, digests)

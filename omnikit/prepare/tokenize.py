@@ -1,13 +1,14 @@
 """Adds codes of a codec and features of a frozen encoder to a manifest; implements `omnikit tokenize`.
 
-They are computed once for all trainings that use the same codec and encoder.
+They are computed once for all trainings that use the same codec and encoder. Beside each entry, augmented copies of it
+can be written: features of its recording as it might sound elsewhere, with the same texts and codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from omnikit.hparams import build_part, names_of
 from omnikit.interfaces import AudioEncoder, Codec, Part
 from omnikit.old_names import pointer
 from omnikit.option_ranges import POSITIVE
+from omnikit.prepare.copies import COPY, Copies
 from omnikit.prepare.expected_size import Computed, ExpectedSize, expected_size
 from omnikit.prepare.rewrite_manifest import SHARD_SIZE, Columns, ManifestTransform, check_recordings, rewrite
 from omnikit.prepare.shards import ManifestPart, Summary
@@ -53,6 +55,7 @@ def tokenize(
     *,
     fields: Sequence[str] = (),
     drop: Sequence[str] = (),
+    copies: Copies | None = None,
     batch_seconds: float = BATCH_SECONDS,
     shard_size: int = SHARD_SIZE,
     strict: bool = False,
@@ -63,6 +66,7 @@ def tokenize(
         parts: codec and encoder that are used.
         fields: fields of the recordings to encode with the codec; () = `a2`, or `a1` if the manifest has no `a2`.
         drop: fields of recordings that are omitted from the shards.
+        copies: augmented copies that are written after each entry; None = none.
         batch_seconds: maximum total length in seconds, padding included, of the recordings encoded in one batch.
         shard_size, strict: see `rewrite`.
 
@@ -73,8 +77,10 @@ def tokenize(
     check_recordings("--drop", drop)
     if fields and parts.codec is None:
         raise ValueError(f"--fields {','.join(fields)}: codes of which codec? give --codec NAME")
+    if copies is not None and parts.encoder is None:
+        raise ValueError(f"--copies {copies.count}: features of which encoder? give --encoder NAME, or --features")
     POSITIVE.check("batch_seconds", batch_seconds)
-    step = _Tokenizing(parts, fields, drop, batch_seconds)
+    step = _Tokenizing(parts, fields, drop, batch_seconds, copies)
     return rewrite(manifest, save_folder, step, shard_size=shard_size, strict=strict)
 
 
@@ -154,20 +160,25 @@ class _Tokenizing(ManifestTransform):
     """The transformation that adds codes and encoder features of their recordings to manifest entries.
 
     Codes are computed of the recordings in `fields`, features of the question's recording. Codes of another codec and
-    features of another encoder are replaced, also in other fields.
+    features of another encoder are replaced, also in other fields. An augmented copy follows its entry, has the codes
+    computed for it, and has no recording of the question, of which only the entry itself holds the features.
     """
 
     name = "tokenize"
     chunk = 256  # recordings of a chunk are in memory and are sorted by length
     computed = (*CODES_OF.values(), "codec", *FEATURES, "duration")
 
-    def __init__(self, parts: Parts, fields: Sequence[str], drop: Sequence[str], batch_seconds: float):
+    def __init__(
+        self, parts: Parts, fields: Sequence[str], drop: Sequence[str], batch_seconds: float, copies: Copies | None
+    ):
+        self.copies, self.chunk = copies, self.chunk // (1 if copies is None else 1 + copies.count) or 1
         self.codec_name, self.drop, self.fields = parts.codec_name, tuple(drop), tuple(fields)
         self.codes = None if parts.codec is None else code_encoder(parts.codec, batch_seconds)
         self.features = None if parts.encoder is None else feature_encoder(parts.encoder, batch_seconds)
         self.encoder_name = "" if parts.encoder is None else fingerprint(parts.encoder)
         codec_made_by = "" if parts.codec is None else fingerprint(parts.codec, self.codec_name)
         self.depends_on = (codec_made_by, self.encoder_name, self.fields, self.drop, batch_seconds)
+        self.depends_on += () if copies is None else copies.depends_on
         self.recordings = AUDIO if self.codes else (HEARD,)
 
     def columns(self, found: Columns) -> Columns:
@@ -192,15 +203,23 @@ class _Tokenizing(ManifestTransform):
             encoder = self.features.part
             rate = 2 * encoder.dim * encoder.frame_rate
             computed.append(Computed("features", HEARD, rate, "encoder", self.encoder_name))
-        return expected_size(parts, found.names, new.names, computed)
+        size = expected_size(parts, found.names, new.names, computed)
+        if self.copies is None:
+            return size
+        once = expected_size(parts, found.names, new.without([HEARD]).names, computed)
+        return replace(size, size=size.size + self.copies.count * once.size)
+
+    def expanded(self, item: Item) -> list[Item]:
+        return [item] if self.copies is None else [item, *self.copies.of(item)]
 
     def reads(self, item: Item) -> list[str]:
         return [name for name in dict.fromkeys(self._to_make(item).values()) if name in item]
 
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
+        codes: dict[str, Item] = {}
         with ThreadPoolExecutor(THREADS) as pool:
             for some, loaded in self._portions(items, pool):
-                yield from self._encoded(some, loaded)
+                yield from self._encoded(some, loaded, codes)
 
     def _portions(
         self, items: list[Item], pool: ThreadPoolExecutor
@@ -218,19 +237,35 @@ class _Tokenizing(ManifestTransform):
         if some:
             yield some, loaded
 
-    def _encoded(self, items: list[Item], loaded: list[_Loaded | Remark]) -> Iterator[Item | Remark]:
-        """Yield entries with the codes and features of their recordings, in order, or remarks for skipped ones."""
+    def _encoded(
+        self, items: list[Item], loaded: list[_Loaded | Remark], codes: dict[str, Item]
+    ) -> Iterator[Item | Remark]:
+        """Yield entries with the codes and features of their recordings, in order, or remarks for skipped ones.
+
+        Args:
+            codes: fields of codes of the entries so far, by id; copies of an entry get them, and the entries found here
+                are added. An entry that was skipped has no copies.
+        """
         refused = self._fill(items, loaded)
         for number, (item, found) in enumerate(zip(items, loaded, strict=True)):
+            copy = item.pop(COPY, None)
+            if copy is not None and copy.origin not in codes:
+                continue
             if isinstance(found, Remark):
                 yield found
             elif number in refused:
                 yield Remark("refused", item["id"])
+            elif copy is not None:
+                yield self._without_dropped(item | codes[copy.origin], HEARD)
             else:
+                codes[item["id"]] = {name: item[name] for name in (*CODES_OF.values(), "codec") if name in item}
                 yield from found.notes
                 if not found.wavs and not self._holds_any(item):
                     yield Remark("no recording", item["id"])
-                yield {name: value for name, value in item.items() if name not in self.drop}
+                yield self._without_dropped(item)
+
+    def _without_dropped(self, item: Item, *others: str) -> Item:
+        return {name: value for name, value in item.items() if name not in (*self.drop, *others)}
 
     def _load(self, item: Item) -> _Loaded | Remark:
         """Return the loaded recordings of an entry that are to be encoded, or a remark if one cannot be read."""
@@ -244,17 +279,21 @@ class _Tokenizing(ManifestTransform):
         wavs = {}
         for target, source in sources.items():
             making = self.features if target == "features" else self.codes
-            wavs[target] = waveform(sounds[source], making.part.sample_rate)
-            item.setdefault("duration", round(sounds[source].seconds, 4))
+            wavs[target], seconds = waveform(sounds[source], making.part.sample_rate), sounds[source].seconds
+            if COPY in item:
+                wavs[target] = self.copies.augmented(item[COPY], wavs[target], making.part)
+                seconds = len(wavs[target]) / making.part.sample_rate
+            item.setdefault("duration", round(seconds, 4))
         return _Loaded(wavs, [Remark(note, item["id"]) for sound in sounds.values() for note in sound.notes])
 
     def _to_make(self, item: Item) -> dict[str, str]:
         """Return a mapping from each field of codes or features that is to be computed to the field of its recording.
 
-        It includes codes and features of another codec or encoder whose recording the entry lacks.
+        It includes codes and features of another codec or encoder whose recording the entry lacks. A copy gets its
+        entry's codes.
         """
         made = {}
-        for source in AUDIO if self.codes else ():
+        for source in AUDIO if self.codes and COPY not in item else ():
             target = CODES_OF[source]
             other = target in item and item.get("codec") != self.codec_name
             if other or (source in self.fields and source in item and target not in item):

@@ -17,6 +17,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from omnikit.data.augment import named_augment
 from omnikit.encoders.log_mel import log_mel
 from omnikit.encoders.whisper import WhisperEncoder
 from omnikit.evaluate.result_tables import markdown_table
@@ -163,7 +164,7 @@ def train_encoder(
     """
     hparams = recipe.hparams
     phones = Phones.of_texts(sorted({entry["text"] for entry in train_entries.values()}))
-    train_set = make_dataset(train_entries, phones, hparams["augment"])
+    train_set = make_dataset(train_entries, phones, named_augment(hparams["augment"]), hparams["seed"])
     by_length = dict(sorted(valid_entries.items(), key=lambda item: item[1]["duration"]))
     valid_set = make_dataset(by_length, phones)
     encoder = hparams["encoder"]

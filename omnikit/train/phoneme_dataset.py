@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
 
-from omnikit.data.augment import SAMPLE_RATE, Augment
+from omnikit.data.augment import Augment
 from omnikit.data.manifest_reader import ManifestEntry, Recording
 from omnikit.prepare.espeak import phonemes
 
 BLANK = 0
+SAMPLE_RATE = 16000
 
 
 class Phones:
@@ -48,14 +50,20 @@ def entries_with_phonemes(entries: Iterable[ManifestEntry], group: str) -> dict[
 
 
 def make_dataset(
-    entries: dict[str, dict[str, Any]], phones: Phones, augment: Augment | None = None
+    entries: dict[str, dict[str, Any]], phones: Phones, augment: Augment | None = None, seed: int = 0
 ) -> DynamicItemDataset:
-    """Return a dataset over `entries_with_phonemes` with `id`, `group`, `wav` [N] at 16 kHz and `phones` [L]."""
+    """Return a dataset over `entries_with_phonemes` with `id`, `group`, `wav` [N] at 16 kHz and `phones` [L].
+
+    Args:
+        augment: effects that change each recording anew whenever it is read; None = recordings as they are.
+        seed: seed of their random generator.
+    """
+    rng = np.random.default_rng(seed)
     targets = {text: phones.encode(text) for text in {entry["text"] for entry in entries.values()}}
 
     def wav(recording: Recording) -> Tensor:
         sound = recording.load(SAMPLE_RATE)
-        return torch.from_numpy(augment(sound.numpy())) if augment else sound
+        return torch.from_numpy(augment(sound.numpy(), SAMPLE_RATE, rng)) if augment else sound
 
     def ids(text: str) -> Tensor:
         return torch.tensor(targets[text])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnikit.hparams.name_lookup import nearest
+from omnikit.hparams.named_parts import AUGMENT, choices, pick
 from omnikit.losses import NORMALIZATIONS
 from omnikit.old_names import SOURCE_OPTIONS, refuse_old_keys
 from omnikit.option_ranges import (
@@ -73,8 +74,7 @@ ENCODER_RANGES = {
     **dict.fromkeys(("batch_seconds", "lr"), POSITIVE),
     **dict.fromkeys(("num_buckets", "steps", "log_every", "epoch_counter.limit"), COUNT),
     **dict.fromkeys(("head_only_steps", "warmup_steps", "mask.time_masks", "mask.freq_masks"), FROM_ZERO),
-    **dict.fromkeys(("weight_decay", "grad_clip", "ckpt_interval_minutes", "augment.silence"), NOT_NEGATIVE),
-    **dict.fromkeys(("augment.noise_prob", "augment.warp_prob", "augment.warp"), Range(0, 1)),
+    **dict.fromkeys(("weight_decay", "grad_clip", "ckpt_interval_minutes"), NOT_NEGATIVE),
 }
 """Mapping from dotted keys of an encoder's CTC training recipe to their accepted ranges."""
 
@@ -87,6 +87,7 @@ def check_encoder(tree: Mapping[str, Any]) -> None:
     """
     refuse_old_keys(tree)
     check_ranges(tree, ENCODER_RANGES)
+    check_augment(tree.get("augment"))
 
 
 def check_stage(tree: Mapping[str, Any]) -> None:
@@ -103,6 +104,7 @@ def check_stage(tree: Mapping[str, Any]) -> None:
     for table in ("sources", "valid_sources"):
         check_sources(tree.get(table), table)
     check_wandb(tree.get("wandb"))
+    check_augment(tree.get("augment"))
     weights = tree.get("stream_weights")
     if isinstance(weights, Mapping) and not any(weights.values()):
         raise ValueError("--stream_weights: all are 0, so there is nothing to learn from")
@@ -132,6 +134,14 @@ def check_wandb(options: Any) -> None:
     """Raise a `ValueError` if options of Weights & Biases are neither null, nor a text, nor a mapping."""
     if not (options is None or isinstance(options, Mapping) or (isinstance(options, str) and options)):
         raise ValueError(f"--wandb {options}: must be the name of a project, a mapping of options, or null")
+
+
+def check_augment(augment: Any) -> None:
+    """Raise a `ValueError` if `augment` names no file; effects that a recipe lists check themselves."""
+    if isinstance(augment, str):
+        pick(AUGMENT, augment)
+    elif not (augment is None or isinstance(augment, Mapping)):
+        raise ValueError(f"--augment {augment}: must be a name (choices: {', '.join(choices(AUGMENT))}) or null")
 
 
 def check_tasks(tasks: Any) -> None:

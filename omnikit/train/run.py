@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from omnikit import checkpoint
+from omnikit.data.augment import SeededAugment, named_augment
 from omnikit.data.label_cost import label_cost
 from omnikit.data.sample_draws import SampleDraws
 from omnikit.data.samples import Samples, make_dataset
@@ -95,16 +96,23 @@ def start_model(hparams: dict[str, Any], run_opts: dict[str, Any]) -> OmniLM:
     return model
 
 
-def read_samples(model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: dict[str, Any]) -> Samples:
+def read_samples(
+    model: OmniLM, sources: dict[str, dict[str, Any] | None], hparams: dict[str, Any], *, training: bool = False
+) -> Samples:
     """Read the manifests of sources and return samples of the recipe's tasks.
 
     Features and codes of recordings come from `cache_folder`; missing ones are computed and added to it.
+
+    Args:
+        training: whether the samples are trained on, so that the recipe's `augment` applies to them.
 
     Raises:
         ValueError: a manifest cannot be read, it gives no sample, or more than `max_encode_hours` are to be computed.
     """
     options = {name: hparams[name] for name in ("tasks", "cache_folder", "features", "max_encode_hours")}
-    read = read_sources(sources, model, **options)
+    effects = named_augment(hparams["augment"]) if training else None
+    augment = None if effects is None else SeededAugment(effects, hparams["seed"])
+    read = read_sources(sources, model, **options, augment=augment)
     served = {task: 1.0 for source in read for task in source.tasks}  # also tasks that are validated in every stage
     return make_dataset(
         model, read, {**hparams["tasks"], **served}, hparams["max_sample_length"], seed=hparams["seed"]

@@ -21,7 +21,7 @@ import numpy as np
 
 from omnikit.audio.io import load_audio
 from omnikit.audio.reader import Unusable
-from omnikit.data.augment import SAMPLE_RATE, Augment
+from omnikit.data.augment import Augment, Level, Silence, SpeedChange
 from omnikit.data.find_files import recordings
 from omnikit.data.recording_check import encode_flac
 from omnikit.errors import ArgumentParser, bad_input_exits
@@ -38,8 +38,13 @@ PASSES = {TRAIN: 4, VALID: 2, TEST: 2}
 LONGEST = 7
 """Maximum number of recordings in a digit string."""
 PAUSE, EDGE = (0.05, 0.4), (0.1, 0.3)  # range of silence in seconds, between recordings and around a string
-CHANGE = {"warp_prob": 1.0, "warp": 0.12, "gain": (0.1, 1.0), "silence": 0.2, "noise_prob": 0.0, "snr_db": (0.0, 0.0)}
-"""Options of `Augment` for training strings; without noise, which the training of the encoder adds."""
+CHANGE = Augment(
+    speed=SpeedChange(probability=1.0, factor=(0.88, 1.12)),
+    silence=Silence(probability=0.5, seconds=(0.0, 0.2)),
+    level=Level(probability=1.0, gain_db=(-20.0, 0.0)),
+)
+"""Effects for training strings; without noise, which the training of the encoder adds."""
+SAMPLE_RATE = 16000
 SEED = 1
 
 
@@ -106,7 +111,6 @@ def items(kind: str, speaker: str, files: list[Path]) -> Iterator[Item | Remark]
         else:
             found.append(recording)
     rng = np.random.default_rng([SEED, *f"{kind}{speaker}".encode()])
-    change = Augment(**CHANGE, rng=rng)
     for number, string in enumerate(strings(len(found), PASSES[kind], rng)):
         digits = [found[i][0] for i in string]
         wav = joined([found[i][1] for i in string], rng)
@@ -115,7 +119,7 @@ def items(kind: str, speaker: str, files: list[Path]) -> Iterator[Item | Remark]
             "speaker": speaker,
             "language": "en",
             "t1": " ".join(DIGITS[digit] for digit in digits),
-            "a1": encode_flac(change(wav) if kind == TRAIN else wav, SAMPLE_RATE),
+            "a1": encode_flac(CHANGE(wav, SAMPLE_RATE, rng) if kind == TRAIN else wav, SAMPLE_RATE),
         }
 
 

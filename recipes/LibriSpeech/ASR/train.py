@@ -48,7 +48,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
 
     # Manifests -> samples -> batches of similar lengths in random order; validation computes the word error rate.
     with cache_of(hparams):
-        train_set = read_samples(model, hparams["sources"], hparams)
+        train_set = read_samples(model, hparams["sources"], hparams, training=True)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
         validation = Validation(
             model, hparams["valid_sources"], tasks=hparams["tasks"], cache_folder=hparams["cache_folder"]

@@ -46,7 +46,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
 
     # Manifests -> samples with the codes of recordings -> batches of similar lengths in random order.
     with cache_of(hparams):
-        train_set = read_samples(model, hparams["sources"], hparams)
+        train_set = read_samples(model, hparams["sources"], hparams, training=True)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
     sampler = step_sampler(train_set, hparams, run_opts)
     loading = {"num_workers": hparams["num_workers"], "device": model.device}

@@ -51,7 +51,7 @@ def train(hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
 
     # Manifests -> samples of the stage's tasks -> micro-batches in which each task has its share.
     with cache_of(hparams):
-        train_set = read_samples(model, hparams["sources"], hparams)
+        train_set = read_samples(model, hparams["sources"], hparams, training=True)
         valid_set = read_samples(model, hparams["valid_sources"], hparams)
         validation = Validation(
             model, hparams["valid_sources"], tasks=hparams["tasks"], cache_folder=hparams["cache_folder"]
