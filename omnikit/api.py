@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from omnikit.audio.io import load_audio
+from omnikit.conversation import Conversation
 from omnikit.engines import AUTO, TORCH_ENGINES, check_engine, load_openvino, open_engine
-from omnikit.generate import END, Decoder, Decoding, Question, Request
+from omnikit.generate import END, Decoder, Decoding, History, Question, Request
 from omnikit.generate import Chunk as Chunk
 from omnikit.generate.request import Chunks
 from omnikit.interfaces import Engine
@@ -101,7 +102,7 @@ class Omni:
             ValueError: the file cannot be read, or is longer than the encoder accepts; the message names it.
             omnikit.generate.QueueFull: too many questions are waiting.
         """
-        return self._join(self.stream(audio, **stop))
+        return self.join(self.stream(audio, **stop))
 
     def stream(self, audio: Audio, *, mode: str = EXACT, **stop: Unpack[StopOptions]) -> Chunks:
         """Answer a spoken question with text and speech, yielding chunks while the answer is being decoded.
@@ -115,15 +116,15 @@ class Omni:
         Raises:
             ValueError: the file cannot be read or is too long, see `ask`; or the mode is unknown.
         """
-        return self._chunks("A1A2", self.spoken_question(audio), mode, name=_name(audio), **stop)
+        return self._chunks("A1A2", self.spoken_question(audio), mode, name=name_of(audio), **stop)
 
     def transcribe(self, audio: Audio, **stop: Unpack[StopOptions]) -> str:
         """Return the transcript of a spoken recording."""
-        return self.generate_text("A1T1", self.spoken_question(audio), name=_name(audio), **stop).text
+        return self.generate_text("A1T1", self.spoken_question(audio), name=name_of(audio), **stop).text
 
     def speak(self, text: str, **stop: Unpack[StopOptions]) -> Reply:
         """Synthesise speech that utters a text."""
-        return self._join(self.stream_speech(text, **stop))
+        return self.join(self.stream_speech(text, **stop))
 
     def stream_speech(self, text: str, *, mode: str = EXACT, **stop: Unpack[StopOptions]) -> Chunks:
         """Synthesise speech that utters a text, yielding chunks while it is being decoded; see `stream` for `mode`."""
@@ -135,7 +136,19 @@ class Omni:
 
     def answer(self, text: str, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a written question with text and speech."""
-        return self._join(self._chunks("T1A2", self.written_question(text), EXACT, **stop))
+        return self.join(self._chunks("T1A2", self.written_question(text), EXACT, **stop))
+
+    def conversation(self, *, seed: int | None = None, max_positions: int | None = None) -> Conversation:
+        """Begin a conversation of several turns, each of which continues the turns before it.
+
+        Args:
+            seed: seed of sampled answers, 0 to 2**32 - 1, which alone determines them; None = drawn for each answer.
+            max_positions: number of positions at which the oldest turns are dropped; None = those of the backbone.
+
+        Raises:
+            ValueError: a wrong number, or an engine that cannot store a sequence between turns.
+        """
+        return Conversation(self, seed=seed, max_positions=max_positions)
 
     def generate_text(
         self, task: str, question: Question, *, name: str | None = None, **stop: Unpack[StopOptions]
@@ -165,6 +178,8 @@ class Omni:
         *,
         sound: str | None = None,
         name: str | None = None,
+        seed: int | None = None,
+        history: History | None = None,
         **stop: Unpack[StopOptions],
     ) -> Request:
         """Submit a question without waiting for its answer, and return the request, see `omnikit.generate.Request`.
@@ -175,6 +190,8 @@ class Omni:
             sound: a name in `omnikit.streaming.MODES` by which codes are decoded to a waveform; None = they are not
                 decoded.
             name: the recording's name in error messages.
+            seed: seed of the sampling noise, see `omnikit.generate.Request`.
+            history: conversation that the question continues, see `conversation`.
 
         Raises:
             omnikit.generate.QueueFull: too many questions are waiting.
@@ -182,6 +199,7 @@ class Omni:
         limit = stop.get("time_limit")
         decoding = self.decoding if limit is None else replace(self.decoding, time_limit=limit)
         options = {"decoding": decoding, "sound": sound, "cancel": stop.get("cancel"), "name": name}
+        options |= {"seed": seed, "history": history}
         return self.decoder.submit(TASKS[task], question, **options)
 
     def spoken_question(self, audio: Audio) -> Question:
@@ -195,7 +213,7 @@ class Omni:
             try:
                 self.model.encoder.num_frames(wav.shape[0])
             except ValueError as error:
-                raise ValueError(f"{_name(audio)}: {error}") from None
+                raise ValueError(f"{name_of(audio)}: {error}") from None
         return Question(wav=wav)
 
     def written_question(self, text: str) -> Question:
@@ -218,7 +236,8 @@ class Omni:
         check_mode(mode)
         return iter(self.submit(task, question, sound=mode, name=name, **stop))
 
-    def _join(self, chunks: Chunks) -> Reply:
+    def join(self, chunks: Chunks) -> Reply:
+        """Wait for the end of a streamed answer, and return it whole."""
         try:
             received = list(chunks)
         except BaseException:  # Ctrl-C among them
@@ -228,7 +247,8 @@ class Omni:
         return Reply(text, wav, self.sample_rate, received[-1].end)
 
 
-def _name(audio: Audio) -> str:
+def name_of(audio: Audio) -> str:
+    """Return the name of a recording in error messages."""
     return "waveform" if isinstance(audio, Tensor) else str(audio)
 
 

@@ -220,6 +220,40 @@ def chat(
     _print(omni.generate_text("T1T2", omni.written_question(text)))
 
 
+@app.command(name="talk")
+def talk_in_terminal(
+    checkpoint: Checkpoint = None,
+    save_folder: Annotated[
+        str | None,
+        typer.Option(
+            "--save_folder", metavar="DIR", help="Folder for the answers, turn-01.wav ... (default: not stored)"
+        ),
+    ] = None,
+    play: Annotated[
+        str,
+        typer.Option(metavar="WHEN", help="auto: play answers if there is a player (docs/conversations.md); never."),
+    ] = "auto",
+    device: Device = "cpu",
+    strategy: Strategy = None,
+    engine: Engine = "auto",
+    max_steps: MaxSteps = None,
+    time_limit: TimeLimit = None,
+) -> None:
+    """Hold a conversation in the terminal, whose answers depend on the turns before.
+
+    A line is a written question, the path of a sound file a spoken one; /help
+    lists the commands. Answers are spoken and written. Lines of a pipe are
+    answered one after another.
+    """
+    from omnikit.talk.players import find_player
+    from omnikit.talk.session import Session
+
+    player, limits = find_player(play), _limits(max_steps, time_limit)
+    omni = _open({}, checkpoint, device, engine, strategy=_strategy(strategy))
+    omni.decoding = dataclasses.replace(omni.decoding, **limits)
+    Session(omni.conversation(), player=player, save_folder=save_folder).run(sys.stdin)
+
+
 @app.command(context_settings=PARTS)
 def bench(
     context: typer.Context,

@@ -363,6 +363,8 @@ class Engine(ABC):
     """Name by which `--engine` chooses this engine."""
     weight_bytes: float
     """Bytes per backbone weight in memory, used to relate the time of a decode step to the memory bandwidth."""
+    parks: ClassVar[bool] = False
+    """Whether the slots of this engine can park sequences and continue them, as conversations need it."""
 
     @abstractmethod
     def open(self, capacity: int) -> Slots:
@@ -391,6 +393,24 @@ class Prefill(ABC):
         """Compute further positions of every prompt: at least one of each, otherwise at most `positions` in total."""
 
 
+class Parked(ABC):
+    """The KV cache of one sequence outside of a running batch, which a later prompt can continue.
+
+    A prefill that continues it reads it without changing it.
+    """
+
+    length: int
+    """Number of positions."""
+
+    @abstractmethod
+    def crop(self, length: int) -> None:
+        """Drop all positions but the first `length`, at least one and at most all that it has.
+
+        Raises:
+            ValueError: the KV cache cannot be cropped.
+        """
+
+
 class Slots(ABC):
     """The sequences of a running batch: slot i, for 0 <= i < `len(self)`, holds the KV cache of one sequence.
 
@@ -406,8 +426,14 @@ class Slots(ABC):
         return len(self.lengths)
 
     @abstractmethod
-    def prefill(self, prompts: Sequence[Tensor]) -> Prefill:
-        """Begin the prefill of prompts, each embeddings [L_i, D] with L_i > 0, outside of the running batch."""
+    def prefill(self, prompts: Sequence[Tensor], after: Sequence[Parked | None] | None = None) -> Prefill:
+        """Begin the prefill of prompts, each embeddings [L_i, D] with L_i > 0, outside of the running batch.
+
+        Args:
+            prompts: embeddings of the positions to compute.
+            after: for each prompt, the parked sequence of this engine whose last position it follows; None = it begins
+                a sequence. Engines whose `parks` is False need not take this argument.
+        """
 
     @abstractmethod
     def admit(self, prefill: Prefill) -> None:
@@ -454,6 +480,14 @@ class Slots(ABC):
     @abstractmethod
     def release(self, slot: int) -> None:
         """Free a slot; the last slot takes its number."""
+
+    def park(self, slot: int) -> Parked:
+        """Take a sequence out of the running batch and return its KV cache; the slot is released.
+
+        Raises:
+            ValueError: the engine cannot store sequences outside of a running batch.
+        """
+        raise ValueError(f"{type(self).__name__}: cannot store a sequence outside of the running batch")
 
 
 def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:

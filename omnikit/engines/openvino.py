@@ -51,7 +51,7 @@ class OpenVINOEngine(Engine):
         ValueError: a backbone of another kind, or an unknown storage type.
     """
 
-    name = "openvino"
+    name, parks = "openvino", True
 
     def __init__(self, model: OmniLM, folder: str | Path, *, weights: str = INT8):
         self.model = model

@@ -16,7 +16,8 @@ import openvino as ov
 import torch
 from torch import Tensor
 
-from omnikit.interfaces import Hidden, Prefill, Slots
+from omnikit.engines.continued import begin_in_parts, parts_of
+from omnikit.interfaces import Hidden, Parked, Prefill, Slots
 
 FORBIDDEN = -1e9
 """Number added to the attention scores of masked columns."""
@@ -62,6 +63,12 @@ class AlignedSequences:
         """Return the keys and values of each block by name, [R, G, C, E] each; reading or setting one copies it."""
         return {state.name: state for state in self.request.query_state()}
 
+    def set_states(self, states: dict[str, np.ndarray], columns: int) -> None:
+        """Set the keys and values of each block by name [R, G, C, E] in place of those of all sequences."""
+        for name, state in self.states().items():
+            state.state = ov.Tensor(np.ascontiguousarray(states[name]))  # the assignment copies it
+        self.columns = columns
+
 
 @dataclass(frozen=True)
 class SequenceLocation:
@@ -75,6 +82,21 @@ class SequenceLocation:
     def is_aligned(self) -> bool:
         """Return whether the sequence's last position is in the last column of the state."""
         return self.first + self.length == self.batch.columns
+
+
+class OpenVINOParked(Parked):
+    """A parked sequence as keys and values of each block by the name of its state [G, L, E]."""
+
+    def __init__(self, states: dict[str, np.ndarray]):
+        self.states = states
+
+    @property
+    def length(self) -> int:
+        return next(iter(self.states.values())).shape[1]
+
+    def crop(self, length: int) -> None:
+        assert 0 < length <= self.length, "a sequence cannot be cropped to more than it has"
+        self.states = {name: state[:, :length] for name, state in self.states.items()}
 
 
 class OpenVINOSlots(Slots):
@@ -94,13 +116,14 @@ class OpenVINOSlots(Slots):
     def lengths(self) -> list[int]:
         return [place.length for place in self.places]
 
-    def prefill(self, prompts: Sequence[Tensor]) -> OpenVINOPrefill:
-        return OpenVINOPrefill(self.trunk, prompts)
+    def prefill(self, prompts: Sequence[Tensor], after: Sequence[OpenVINOParked | None] | None = None) -> Prefill:
+        return begin_in_parts(prompts, after, lambda some, before: OpenVINOPrefill(self.trunk, some, before))
 
-    def admit(self, prefill: OpenVINOPrefill) -> None:
+    def admit(self, prefill: Prefill) -> None:
         assert not prefill.left, "positions of the prompts are left"
-        assert len(self) + len(prefill.firsts) <= self.capacity, "more sequences than there is room for"
-        self.places += prefill.places()
+        for part in parts_of(prefill):
+            assert len(self) + len(part.firsts) <= self.capacity, "more sequences than there is room for"
+            self.places += part.places()
 
     def advance(self, embeddings: Tensor) -> Hidden:
         self._gather()
@@ -121,6 +144,14 @@ class OpenVINOSlots(Slots):
     def release(self, slot: int) -> None:
         self.places[slot] = self.places[-1]
         self.places.pop()
+
+    def park(self, slot: int) -> OpenVINOParked:
+        place = self.places[slot]
+        found = {name: state.state.data for name, state in place.batch.states().items()}
+        columns = slice(place.first, place.first + place.length)
+        parked = OpenVINOParked({name: data[place.row, :, columns].copy() for name, data in found.items()})
+        self.release(slot)
+        return parked
 
     def _gather(self) -> None:
         """Bring all sequences into one right-aligned batch with fewer than twice the columns of the longest one."""
@@ -156,23 +187,31 @@ class OpenVINOSlots(Slots):
 
 
 class OpenVINOPrefill(Prefill):
-    """Prefill of several prompts as one left-padded batch, in an infer request of its own."""
+    """Prefill of several prompts as one left-padded batch, in an infer request of its own.
 
-    def __init__(self, trunk: CompiledTrunk, prompts: Sequence[Tensor]):
+    A prompt that continues a parked sequence is alone in its batch, whose state is set to that of the sequence.
+    """
+
+    def __init__(self, trunk: CompiledTrunk, prompts: Sequence[Tensor], after: OpenVINOParked | None = None):
+        assert after is None or len(prompts) == 1, "a sequence is continued alone"
         self.batch, lengths = AlignedSequences(trunk), np.array([len(prompt) for prompt in prompts])
+        self.before = 0 if after is None else after.length
         self.firsts = lengths.max() - lengths
         self.embeddings = np.zeros((len(prompts), lengths.max(), prompts[0].shape[1]), np.float32)
         for row, first, prompt in zip(self.embeddings, self.firsts, prompts, strict=True):
             row[first:] = _array(prompt)
+        if after is not None:
+            self.batch.set_states({name: state[None] for name, state in after.states.items()}, after.length)
 
     @property
     def left(self) -> int:
-        return int((self.embeddings.shape[1] - np.maximum(self.firsts, self.batch.columns)).sum())
+        done = self.batch.columns - self.before
+        return int((self.embeddings.shape[1] - np.maximum(self.firsts, done)).sum())
 
     def advance(self, positions: int) -> None:
         """Compute further columns of the batch of prompts, see `Prefill.advance`; padding counts like positions."""
         assert self.left, "no positions are left"
-        begin, count = self.batch.columns, len(self.embeddings)
+        begin, count = self.batch.columns - self.before, len(self.embeddings)
         end = begin + max(1, positions // count)
         self.batch.run(np.ascontiguousarray(self.embeddings[:, begin:end]), self.firsts, range(count))
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from omnikit.cuda_graphs import CudaGraphs, GraphRecorder
-from omnikit.interfaces import Engine, Hidden, Prefill, Slots
+from omnikit.engines.continued import begin_in_parts, parts_of
+from omnikit.interfaces import Engine, Hidden, Parked, Prefill, Slots
 from omnikit.llms.llama import JoinedLinear, LlamaConfig, attention_bias, blocks_of, normed, rotary_tables, supports
 from omnikit.model import OmniLM
 
@@ -53,6 +54,8 @@ class StaticEngine(Engine):
     Raises:
         ValueError: a backbone that is not of Llama's kind.
     """
+
+    parks = True
 
     def __init__(self, model: OmniLM, *, compiled: bool = False):
         self.name = "compiled" if compiled else "static"
@@ -143,6 +146,21 @@ class StaticEngine(Engine):
         return x, adapted
 
 
+class StaticParked(Parked):
+    """A parked sequence as keys and values of each block [2 G, L, E], keys first."""
+
+    def __init__(self, cache: list[Tensor]):
+        self.cache = cache
+
+    @property
+    def length(self) -> int:
+        return self.cache[0].shape[1]
+
+    def crop(self, length: int) -> None:
+        assert 0 < length <= self.length, "a sequence is cropped to positions that it has"
+        self.cache = [own[:, :length] for own in self.cache]
+
+
 class StaticPrefill(Prefill):
     """Prefill of several prompts as one right-padded batch, in a KV cache of its own.
 
@@ -151,6 +169,7 @@ class StaticPrefill(Prefill):
     Args:
         recorded: function that computes all prompts of a prefill by a CUDA graph and returns their KV cache, or None if
             it cannot; its arguments are the prefill and the number of positions that may be computed.
+        after: parked sequence that a single prompt continues; it is not recorded.
     """
 
     def __init__(
@@ -158,16 +177,23 @@ class StaticPrefill(Prefill):
         engine: StaticEngine,
         prompts: Sequence[Tensor],
         recorded: Callable[[StaticPrefill, int], StaticCache | None] = lambda prefill, positions: None,
+        after: StaticParked | None = None,
     ):
         assert prompts and all(len(prompt) for prompt in prompts), "each prompt has positions"
-        self.engine, self.recorded, self.lengths = engine, recorded, [len(prompt) for prompt in prompts]
+        assert after is None or len(prompts) == 1, "a sequence is continued alone"
+        self.engine, self.recorded, self.before = engine, recorded, 0 if after is None else after.length
+        self.lengths = [self.before + len(prompt) for prompt in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: -self.lengths[i])
         self.rows = {i: row for row, i in enumerate(by_length)}
         self.embeddings = pad_sequence([prompts[i] for i in by_length], batch_first=True)
         self.cache: StaticCache | None = None  # from the first call of `advance` on
-        self.done = 0  # number of columns that are computed; shorter prompts are complete
-        self.left = sum(self.lengths)
+        self.done = self.before  # number of columns that are computed; shorter prompts are complete
+        self.left = sum(map(len, prompts))
         self.admitted = False
+        if after is not None:
+            self.cache = engine.new_cache(1, self.lengths[0])
+            for own, parked in zip(self.cache, after.cache, strict=True):
+                own[0, :, : self.before] = parked
 
     def advance(self, positions: int) -> None:
         if self.cache is None and (cache := self.recorded(self, positions)) is not None:
@@ -178,7 +204,8 @@ class StaticPrefill(Prefill):
         if self.cache is None:
             self.cache = self.engine.new_cache(len(self.lengths), max(self.lengths))
         end = min(self.done + max(1, positions // active), max(self.lengths))
-        self.engine.prompt_positions(self.embeddings[:active, self.done : end], self.done, self.cache)
+        new = self.embeddings[:active, self.done - self.before : end - self.before]
+        self.engine.prompt_positions(new, self.done, self.cache)
         self.done = end
         self.left = sum(max(0, length - end) for length in self.lengths)
 
@@ -231,11 +258,17 @@ class StaticSlots(Slots):
         self.recorder = GraphRecorder(CudaGraphs(device)) if device.type == "cuda" else None
         self.prompts: dict[tuple[int, int], RecordedPrompts] = {}
 
-    def prefill(self, prompts: Sequence[Tensor]) -> StaticPrefill:
-        return StaticPrefill(self.engine, prompts, self._recorded_prompts)
+    def prefill(self, prompts: Sequence[Tensor], after: Sequence[StaticParked | None] | None = None) -> Prefill:
+        return begin_in_parts(
+            prompts, after, lambda some, before: StaticPrefill(self.engine, some, self._recorded_prompts, before)
+        )
 
-    def admit(self, prefill: StaticPrefill) -> None:
+    def admit(self, prefill: Prefill) -> None:
         assert not prefill.left, "a prefill with positions left"
+        for part in parts_of(prefill):
+            self._admit(part)
+
+    def _admit(self, prefill: StaticPrefill) -> None:
         self._make_room(max(prefill.lengths))
         for i, length in enumerate(prefill.lengths):
             slot = self._append(length)
@@ -292,6 +325,12 @@ class StaticSlots(Slots):
         self._set(slot, length, 1)
         self._set(last, 0, 0)
         self.lengths.pop()
+
+    def park(self, slot: int) -> StaticParked:
+        length = self.lengths[slot]
+        parked = StaticParked([own[slot, :, :length].clone() for own in self.cache])
+        self.release(slot)
+        return parked
 
     def _recorded_prompts(self, prefill: StaticPrefill, positions: int) -> StaticCache | None:
         """Compute all prompts of a prefill by a call recorded as a CUDA graph, and return their KV cache.

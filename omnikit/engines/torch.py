@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.interfaces import Engine, Hidden, Prefill, Slots
+from omnikit.engines.continued import begin_in_parts, parts_of
+from omnikit.interfaces import Engine, Hidden, Parked, Prefill, Slots
 from omnikit.kv_cache import can_join, layers
 from omnikit.model import Cache, OmniLM
 
@@ -31,7 +32,7 @@ class TorchEngine(Engine):
         model: model with any backbone; its weights are used in place.
     """
 
-    name = "torch"
+    name, parks = "torch", True
 
     def __init__(self, model: OmniLM):
         self.model = model
@@ -60,11 +61,15 @@ class JoinedSlots(Slots):
         self.columns = 0
         self._order: list[int] | None = None  # cache row of each slot; None = slot i is row i
 
-    def prefill(self, prompts: Sequence[Tensor]) -> JoinedPrefill:
-        return JoinedPrefill(self.model, prompts)
+    def prefill(self, prompts: Sequence[Tensor], after: Sequence[JoinedParked | None] | None = None) -> Prefill:
+        return begin_in_parts(prompts, after, lambda some, before: JoinedPrefill(self.model, some, before))
 
-    def admit(self, prefill: JoinedPrefill) -> None:
+    def admit(self, prefill: Prefill) -> None:
         assert not prefill.left, "a prefill with positions left"
+        for part in parts_of(prefill):
+            self._admit(part)
+
+    def _admit(self, prefill: JoinedPrefill) -> None:
         assert len(self) + len(prefill.lengths) <= self.capacity, "more sequences than there is room for"
         self._reorder()
         if not self.lengths:
@@ -115,6 +120,17 @@ class JoinedSlots(Slots):
                 cached[slot] = cached[slot].roll(shift, dims=1)
         self.lengths[slot] = length
 
+    def park(self, slot: int) -> JoinedParked:
+        row, length = self._rows()[slot], self.lengths[slot]
+        cache = copy_cache(self.cache)
+        for layer in _filled(cache):
+            first = max(0, layer.keys.shape[2] - length)
+            layer.keys = layer.keys[row : row + 1, :, first:].clone()
+            layer.values = layer.values[row : row + 1, :, first:].clone()
+            _count(layer, length)
+        self.release(slot)
+        return JoinedParked(cache, length)
+
     def _rows(self) -> list[int]:
         return list(range(len(self.lengths))) if self._order is None else self._order
 
@@ -142,13 +158,33 @@ class JoinedSlots(Slots):
             _count(layer, self.columns)
 
 
-class JoinedPrefill(Prefill):
-    """Prefill of several prompts as one left-padded batch."""
+class JoinedParked(Parked):
+    """A parked sequence as the only row of a KV cache [1, G, L, E] of the backbone's own kind."""
 
-    def __init__(self, model: OmniLM, prompts: Sequence[Tensor]):
-        self.model, self.cache = model, model.new_cache()
-        self.lengths = [len(prompt) for prompt in prompts]
-        self.columns, self.done = max(self.lengths), 0
+    def __init__(self, cache: Cache, length: int):
+        self.cache, self.length = cache, length
+
+    def crop(self, length: int) -> None:
+        assert 0 < length <= self.length, "a sequence is cropped to positions that it has"
+        if length == self.length:
+            return
+        if any(layer.keys.shape[2] < self.length for layer in _filled(self.cache)):
+            raise ValueError("the backbone attends within a window: its cache cannot be cropped")
+        for layer in _filled(self.cache):
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+            _count(layer, length)
+        self.length = length
+
+
+class JoinedPrefill(Prefill):
+    """Prefill of several prompts as one left-padded batch, or of one prompt that continues a parked sequence."""
+
+    def __init__(self, model: OmniLM, prompts: Sequence[Tensor], after: JoinedParked | None = None):
+        assert after is None or len(prompts) == 1, "a sequence is continued alone"
+        before = 0 if after is None else after.length
+        self.model, self.cache = model, model.new_cache() if after is None else copy_cache(after.cache)
+        self.lengths = [before + len(prompt) for prompt in prompts]
+        self.columns, self.done, self.before = max(self.lengths), before, before
         self.embeddings = pad_sequence(list(prompts), batch_first=True, padding_side="left")
         self.mask = _right_aligned(torch.tensor(self.lengths, device=self.embeddings.device), self.columns)
         self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -161,7 +197,7 @@ class JoinedPrefill(Prefill):
         begin, self.done = self.done, min(self.columns, self.done + max(1, positions // len(self.lengths)))
         chunk = slice(begin, self.done)
         where = {"positions": self.positions[:, chunk], "mask": self.mask[:, : self.done], "cache": self.cache}
-        self.model.hidden(self.embeddings[:, chunk], **where)
+        self.model.hidden(self.embeddings[:, begin - self.before : self.done - self.before], **where)
 
 
 class SeparateSlots(Slots):
@@ -171,8 +207,10 @@ class SeparateSlots(Slots):
         self.model, self.capacity, self.lengths = model, capacity, []
         self.caches: list[Cache] = []
 
-    def prefill(self, prompts: Sequence[Tensor]) -> SeparatePrefill:
-        return SeparatePrefill(self.model, prompts)
+    def prefill(
+        self, prompts: Sequence[Tensor], after: Sequence[SeparateParked | None] | None = None
+    ) -> SeparatePrefill:
+        return SeparatePrefill(self.model, prompts, after or [None] * len(prompts))
 
     def admit(self, prefill: SeparatePrefill) -> None:
         self.caches += [each.cache for each in prefill.each]
@@ -197,14 +235,31 @@ class SeparateSlots(Slots):
             values.pop()
 
     def crop(self, slot: int, length: int) -> None:
-        raise ValueError("the backbone's cache cannot be cropped: it does not show its keys and values")
+        raise _cannot_be_cropped()
+
+    def park(self, slot: int) -> SeparateParked:
+        parked = SeparateParked(self.caches[slot], self.lengths[slot])
+        self.release(slot)
+        return parked
+
+
+class SeparateParked(Parked):
+    """A parked sequence in a KV cache of its own that does not show its keys and values."""
+
+    def __init__(self, cache: Cache, length: int):
+        self.cache, self.length = cache, length
+
+    def crop(self, length: int) -> None:
+        assert 0 < length <= self.length, "a sequence is cropped to positions that it has"
+        if length < self.length:
+            raise _cannot_be_cropped()
 
 
 class SeparatePrefill(Prefill):
     """Prefill of several prompts, each computed by itself into a KV cache of its own."""
 
-    def __init__(self, model: OmniLM, prompts: Sequence[Tensor]):
-        self.each = [JoinedPrefill(model, [prompt]) for prompt in prompts]
+    def __init__(self, model: OmniLM, prompts: Sequence[Tensor], after: Sequence[SeparateParked | None]):
+        self.each = [SeparatePrompt(model, prompt, parked) for prompt, parked in zip(prompts, after, strict=True)]
 
     @property
     def left(self) -> int:
@@ -214,6 +269,34 @@ class SeparatePrefill(Prefill):
         unfinished = [each for each in self.each if each.left]
         for each in unfinished:
             each.advance(max(1, positions // len(unfinished)))
+
+
+class SeparatePrompt(JoinedPrefill):
+    """Prefill of one prompt whose KV cache may be of any kind."""
+
+    def __init__(self, model: OmniLM, prompt: Tensor, after: SeparateParked | None):
+        super().__init__(model, [prompt])
+        if after is not None:
+            self.cache, self.done, self.before = copy.deepcopy(after.cache), after.length, after.length
+            self.lengths, self.columns = [after.length + len(prompt)], after.length + len(prompt)
+            self.mask = _right_aligned(torch.tensor(self.lengths, device=prompt.device), self.columns)
+            self.positions = self.mask.cumsum(dim=1) - 1
+
+
+def _cannot_be_cropped() -> ValueError:
+    return ValueError("the backbone's cache cannot be cropped: it does not show its keys and values")
+
+
+def copy_cache(cache: Cache) -> Cache:
+    """Return a copy of a KV cache with layers of its own, whose keys and values are still the same tensors.
+
+    Layers replace their tensors when positions are appended, so the caches can be continued independently.
+    """
+    parts = [copy.copy(part) for part in (cache.llm, cache.tts)]
+    for part in parts:
+        if part is not None:
+            part.layers = [copy.copy(layer) for layer in part.layers]
+    return Cache(*parts)
 
 
 def _filled(cache: Cache) -> list[Any]:

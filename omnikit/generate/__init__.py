@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from omnikit.generate.decoder import Decoder
 from omnikit.generate.detokenize import read_frames
+from omnikit.generate.history import History
 from omnikit.generate.request import Request
 from omnikit.generate.running_batch import QueueFull, RunningBatch
 from omnikit.generate.types import (
@@ -24,5 +25,5 @@ from omnikit.generate.types import (
 
 __all__ = [
     "CANCELLED", "END", "ENDS", "STEP_LIMIT", "TIME_LIMIT", "Answer", "BadQuestion", "Chunk", "Decoder", "Decoding",
-    "Question", "QueueFull", "Request", "RunningBatch", "read_frames",
+    "History", "Question", "QueueFull", "Request", "RunningBatch", "read_frames",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from threading import Event, Lock
 from typing import TypedDict, Unpack
 
 from omnikit.engines.torch import TorchEngine
+from omnikit.generate.history import History
 from omnikit.generate.request import Request
 from omnikit.generate.runner import Runner
 from omnikit.generate.running_batch import CAPACITY, RunningBatch
@@ -28,6 +29,7 @@ class RequestOptions(TypedDict, total=False):
     sound: str | None
     cancel: Event | None
     name: str | None
+    history: History | None
 
 
 class Decoder:

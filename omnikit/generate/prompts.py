@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from omnikit.generate.history import History
 from omnikit.generate.request import Request
 from omnikit.generate.types import BadQuestion
+from omnikit.interfaces import Parked
 from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.tasks import AUDIO_START, Task, make_prompt
 
@@ -20,9 +22,11 @@ class EmbeddedPrompt:
     """Embeddings of a prompt; the sequences of its decoding strategy share all positions but the last."""
 
     embeddings: Tensor
-    """Embeddings of all positions but the last [L - 1, D]."""
+    """Embeddings of all positions but the last [L - 1, D], after those of a conversation that are to be computed."""
     marks: list[Tensor]
     """Token ids [S] at the last position of each sequence, which say which streams are to answer."""
+    after: Parked | None = None
+    """KV cache of the conversation that the prompt continues; None = it begins a sequence."""
 
 
 def check_question(model: OmniLM, request: Request) -> None:
@@ -88,26 +92,39 @@ def encode(model: OmniLM, wavs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def embed_prompt(model: OmniLM, request: Request, features: Tensor | None) -> EmbeddedPrompt:
-    """Embed the prompt of a request, and lower its step limit to the number of positions that the backbone has left.
+    """Embed the prompt of a request, and lower its step limit to the number of positions that are left for its answer.
 
     Args:
         features: encoder features [T, D] of a spoken question; None = the question is text.
 
     Raises:
-        BadQuestion: the prompt is longer than the backbone's maximum number of positions.
+        BadQuestion: the prompt is longer than the maximum number of positions of backbone or conversation.
     """
     speech = None if features is None else _adapt(model, features)
     frames = None if speech is None else speech.features.shape[1]
     steps = make_prompt(request.task, model.layout, text=request.question.text, audio_frames=frames).steps
-    longest = model.llm.max_positions
-    if longest is not None:
-        if steps.shape[1] > longest:
-            raise BadQuestion(f"question: a prompt of {steps.shape[1]} positions; the backbone has {longest}")
-        # the first decode step feeds the last position of the prompt
-        request.max_steps = min(request.max_steps, longest - steps.shape[1] + 1)
+    history, length = request.history, steps.shape[1]
+    longest = model.llm.max_positions if history is None else history.max_positions
+    if longest is not None and length > longest:
+        owner = "backbone" if longest == model.llm.max_positions else "conversation"
+        raise BadQuestion(f"question: a prompt of {length} positions; the {owner} has {longest}")
     tasks = request.strategy.sequence_tasks(request.task)
     marks = [model.layout.marks(text=task.text_mark, audio=task.speaks) for task in tasks]
-    return EmbeddedPrompt(model.embed(steps[None, :, :-1].to(model.device), speech)[0], marks)
+    prompt = EmbeddedPrompt(model.embed(steps[None, :, :-1].to(model.device), speech)[0], marks)
+    if history is not None:
+        prompt = _continue(model, request, history, prompt)
+        length += history.length
+    if longest is not None:  # the first decode step feeds the last position of the prompt
+        request.max_steps = min(request.max_steps, longest - length + 1)
+    return prompt
+
+
+def _continue(model: OmniLM, request: Request, history: History, prompt: EmbeddedPrompt) -> EmbeddedPrompt:
+    """Return the prompt of a conversation's next turn, preceded by the positions that its KV cache does not hold."""
+    marks = prompt.marks[request.strategy.audio_from]
+    request.prompt = torch.cat([prompt.embeddings, model.embed(marks[None, :, None].to(model.device))[0]])
+    history.make_room(len(request.prompt), request.max_steps)
+    return EmbeddedPrompt(torch.cat([*history.pending(), prompt.embeddings]), prompt.marks, history.parked)
 
 
 def _adapt(model: OmniLM, features: Tensor) -> AdaptedSpeech:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from omnikit.generate.detokenize import FrameReader, TextReader, read_answer
+from omnikit.generate.history import History
 from omnikit.generate.types import (
     CANCELLED,
     STEP_LIMIT,
@@ -49,6 +50,7 @@ class Request:
         sound: mode of `omnikit.streaming.MODES` in which the codec decodes the growing answer; None = no waveform.
         cancel: event that any thread may set to cancel the request; None = only `Request.cancel` does.
         name: name of the question, which precedes its error messages.
+        history: conversation that the question continues, to which the answer is appended; None = there is none.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Request:
         sound: str | None = None,
         cancel: Event | None = None,
         name: str | None = None,
+        history: History | None = None,
     ):
         if sound is not None:
             check_mode(sound)
@@ -89,6 +92,11 @@ class Request:
         self.runner: object = None
         """Reference that keeps the decoding thread alive until the answer has ended."""
         self.name = name
+        self.history = history
+        self.prompt: Tensor | None = None
+        """Embeddings of the prompt [L, D] of the sequence that speaks, if the request continues a conversation."""
+        self.closing: list[int] | None = None
+        """Tokens of the decode step that ended the answer, which are not emitted; None = it was truncated."""
         self._cancel, self._cancelled = cancel, False
         self._done = Event()
         self.chunks: SimpleQueue[tuple[list[int], Tensor | None] | None] = SimpleQueue()
@@ -122,6 +130,11 @@ class Request:
     def done(self) -> bool:
         """Whether the answer has ended, with or without an error."""
         return self._done.is_set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has ended, like `done`, but true as soon as its last chunk can be read."""
+        return self.end is not None or self.error is not None
 
     def check(self) -> None:
         """Raise the error that ended the answer, if there was one."""

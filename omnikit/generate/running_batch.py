@@ -221,10 +221,14 @@ class RunningBatch:
         if not prompts:
             return
         try:
-            prefill = self._open().prefill([prompt.embeddings for prompt in prompts.values()])
-            self.newcomers = _Newcomers(prompts, prefill)
+            self.newcomers = _Newcomers(prompts, self._prefill(list(prompts.values())))
         except Exception as error:
             self._fail(prompts, error)
+
+    def _prefill(self, prompts: list[EmbeddedPrompt]) -> Prefill:
+        embeddings, after = [prompt.embeddings for prompt in prompts], [prompt.after for prompt in prompts]
+        continued = any(parked is not None for parked in after)  # an engine that cannot park takes no second argument
+        return self._open().prefill(embeddings, after) if continued else self._open().prefill(embeddings)
 
     def _attempt(self, request: Request, call: Callable[[Request], Result]) -> Result | None:
         """Return `call(request)`; if that raises an exception, end the request with the error and return None."""
@@ -352,6 +356,7 @@ class RunningBatch:
                 continue
             *tokens, finished = rows[slot]
             if finished:
+                request.closing = tokens
                 ended.append((request, END))
                 continue
             request.emit(tokens)
@@ -387,9 +392,19 @@ class RunningBatch:
         sounds = self._decoded(self._sound.finish, [request for request, _ in ended])
         for request, end in ended:
             if not request.done:
+                self._park(request, end)
                 self._leave(request)
                 request.report(sounds.get(request))
                 request.finish(end)
+
+    def _park(self, request: Request, end: str) -> None:
+        """Park the sequence that speaks if the answer belongs to a conversation, and append the turn to its history."""
+        if request.history is None:
+            return
+        speaking = request.slots[request.strategy.audio_from if len(request.slots) > 1 else 0]
+        parked = self.slots.park(speaking)
+        self._forget_slot(speaking)
+        request.history.append(request.task, request.prompt, request.steps, end, request.closing, parked)
 
     def _leave(self, request: Request) -> None:
         """Release the slots and the decode stream of a request."""
@@ -399,8 +414,12 @@ class RunningBatch:
 
     def _release(self, slot: int) -> None:
         """Release a slot; the sequence of the last slot moves to it."""
-        last = len(self.owners) - 1
         self.slots.release(slot)
+        self._forget_slot(slot)
+
+    def _forget_slot(self, slot: int) -> None:
+        """Remove a slot that the engine has released; the sequence of the last slot has moved to it."""
+        last = len(self.owners) - 1
         self.rules.move(last, slot)
         owner, moved = self.owners[slot], self.owners[last]
         owner.slots.remove(slot)

@@ -102,8 +102,12 @@ def plainly(
     decoding: Decoding,
     strategy: Strategy = PARALLEL,
     seed: int = 0,
+    before: torch.Tensor | None = None,
 ) -> tuple[list[list[int]], list[list[torch.Tensor]]]:
-    """Generate one answer, and return its tokens [L][S] and the logits [V] of each stream at each step."""
+    """Generate one answer, and return its tokens [L][S] and the logits [V] of each stream at each step.
+
+    `before` are the embeddings [P, D] of a conversation that the prompt follows.
+    """
     rules, layout = PlainRules(model, task, question, decoding, seed), model.layout
     strategy = strategy.for_task(TASKS[task])
     speech = None
@@ -117,7 +121,10 @@ def plainly(
     logits = []
     for _ in range(decoding.max_steps):
         with torch.no_grad():
-            hidden = model(torch.stack(prompts), speech)
+            embeddings = model.embed(torch.stack(prompts), speech)
+            if before is not None:
+                embeddings = torch.cat([before.expand(len(prompts), -1, -1), embeddings], dim=1)
+            hidden = model.hidden(embeddings)
             text = model.text_logits(hidden.text[strategy.text_from, -1:])[0]
             audio = [each[0] for each in model.audio_logits(hidden.audio[strategy.audio_from, -1:])]
         tokens = rules.next(text, audio)

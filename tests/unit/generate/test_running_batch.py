@@ -99,10 +99,12 @@ def decode(decoder: Decoder, cases: list[Case], capacity: int) -> None:
     assert not batch.owners and not batch.slots.lengths
 
 
-def ties(model: OmniLM, request: Request) -> bool:
+def ties(model: OmniLM, request: Request, before: torch.Tensor | None = None) -> bool:
     """Compare a request's tokens with the reference implementation; return whether they differ because two logits tie.
+
+    `before` are the embeddings [P, D] of a conversation that the request continues.
     """
-    asked = {"decoding": request.decoding, "strategy": request.strategy, "seed": request.seed}
+    asked = {"decoding": request.decoding, "strategy": request.strategy, "seed": request.seed, "before": before}
     expected, logits = plainly(model, request.task.name, request.question, **asked)
     if request.end == CANCELLED:
         assert len(request.steps) <= len(expected)
