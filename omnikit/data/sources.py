@@ -219,7 +219,8 @@ def read_entries(
     chosen: Sequence[int] = range(len(entries) if units is None else int(units.max()) + 1)
     for key in ("without_held_out", "only_held_out"):
         if (count := options.get(key)) is not None:
-            chosen = _parted(f"sources.{name}.{key}", key, count, len(chosen), "entries" if units is None else "dialogs")
+            word = "entries" if units is None else "dialogs"
+            chosen = _parted(f"sources.{name}.{key}", key, count, len(chosen), word)
     limit = options.get("limit")
     if limit is not None and limit < len(chosen):
         chosen = random.Random(0).sample(chosen, limit)
