@@ -39,7 +39,7 @@ class Exchange(Protocol):
 
 
 class Conversation(Protocol):
-    """What is used of `omnikit.api.Omni.conversation`."""
+    """Interface of a conversation as far as the evaluation uses it, see `omnikit.api.Omni.conversation`."""
 
     @property
     def turns(self) -> Sequence[Exchange]: ...

@@ -285,7 +285,7 @@ def test_held_out_dialogs_stay_whole(tmp_path: Path):
     assert len(held) == 3 and len(others) == 5 and not held.keys() & others.keys()
     assert all(count == (3 if name[0] == "d" else 1) for name, count in (held + others).items())
     assert len(of(without_held_out=3, limit=2)) == 2
-    with pytest.raises(ValueError, match=r"sources\.talk\.only_held_out: 8; the manifest has 8 entries"):
+    with pytest.raises(ValueError, match=r"sources\.talk\.only_held_out: 8; the manifest has 8 dialogs"):
         of(only_held_out=8)
 
 
