@@ -72,6 +72,7 @@ MODULES = {
     "data.chunks": "data.batched",
     "data.folders": "data.find_files",
     "data.phones": "train.phoneme_dataset",
+    "data.noise": "data.augment.noise",
     "data.many": "offline.single_or_many",
     "data.corpus": "prepare.corpus",
     "data.upstream": "prepare.corpus_readers",

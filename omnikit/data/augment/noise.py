@@ -18,25 +18,17 @@ def coloured_noise(samples: int, exponent: float, rng: np.random.Generator) -> n
     return np.fft.irfft(spectrum * bins ** (-exponent / 2), samples).astype(np.float32)
 
 
-def add_noise(
-    wav: np.ndarray,
-    snr_db: float,
-    rng: np.random.Generator,
-    *,
-    exponent: float | None = None,
-    power: float | None = None,
-) -> np.ndarray:
-    """Return speech [N] with added noise at a signal-to-noise ratio in dB.
+def add_noise(wav: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
+    """Return speech [N] with added noise of a random colour (exponent 0..1.5) at a signal-to-noise ratio in dB.
 
     The ratio is that of the mean powers. If the sum exceeds -1..1, it is scaled down to that range.
-
-    Args:
-        exponent: colour of the noise, see `coloured_noise`; None = random in 0..1.5.
-        power: power of the speech; None = the mean over the whole waveform, pauses included.
     """
-    exponent = float(rng.uniform(0.0, 1.5)) if exponent is None else exponent
-    noise = coloured_noise(len(wav), exponent, rng)
-    power = np.mean(wav**2) if power is None else power
+    noise = coloured_noise(len(wav), float(rng.uniform(0.0, 1.5)), rng)
+    return _mixed(wav, noise, snr_db, np.mean(wav**2))
+
+
+def _mixed(wav: np.ndarray, noise: np.ndarray, snr_db: float, power: float) -> np.ndarray:
+    """Return the sum of speech [N] of a given power and noise [N], scaled to a signal-to-noise ratio in dB."""
     gain = np.sqrt(power / max(np.mean(noise**2), 1e-12)) * 10 ** (-snr_db / 20)
     return within_full_scale(wav + gain * noise)
 
@@ -61,4 +53,9 @@ class Noise(Effect):
     def apply(
         self, wav: np.ndarray, rate: int, rng: np.random.Generator, *, snr_db: float, exponent: float
     ) -> np.ndarray:
-        return add_noise(wav, snr_db, rng, exponent=exponent, power=speech_power(wav, rate))
+        from scipy.fft import next_fast_len
+
+        if not len(wav):
+            return wav
+        noise = coloured_noise(next_fast_len(len(wav), real=True), exponent, rng)[: len(wav)]
+        return _mixed(wav, noise, snr_db, speech_power(wav, rate))

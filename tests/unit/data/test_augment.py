@@ -96,6 +96,7 @@ def test_the_ratio_of_noise_is_that_to_speech_without_pauses(snr_db: float):
 def test_noise_on_silence_and_on_nothing():
     effect = Noise(probability=1, snr_db=(5, 5), exponent=(1, 1))
     assert not effect.apply(np.zeros(5000, np.float32), RATE, rng(), snr_db=5.0, exponent=1.0).any()
+    assert not len(effect.apply(np.zeros(0, np.float32), RATE, rng(), snr_db=5.0, exponent=1.0))
     assert speech_power(np.zeros(0, np.float32), RATE) == 0 and speech_power(np.ones(3), RATE) == 1
 
 
