@@ -32,17 +32,17 @@ QUESTION_PAUSE, TURN_PAUSE = 0.3, 0.7
 """Seconds of silence after a question and after an answer in the recording of a dialog."""
 
 
-class Exchange(Protocol):
+class RememberedTurn(Protocol):
     """A turn as a conversation remembers it."""
 
     answer: str
 
 
-class Conversation(Protocol):
-    """Interface of a conversation as far as the evaluation uses it, see `omnikit.api.Omni.conversation`."""
+class Partner(Protocol):
+    """A system in one conversation, see `omnikit.api.Omni.conversation`."""
 
     @property
-    def turns(self) -> Sequence[Exchange]: ...
+    def turns(self) -> Sequence[RememberedTurn]: ...
 
     def ask(self, audio: Tensor, *, speak: bool) -> Reply: ...
 
@@ -51,7 +51,7 @@ class Conversation(Protocol):
     def crop(self, seconds: float) -> None: ...
 
 
-Begin = Callable[[str], Conversation]
+Begin = Callable[[str], Partner]
 """A function that begins a conversation for a dialog of this name."""
 
 
@@ -82,7 +82,7 @@ class AboutAnswer:
 
 
 @dataclass(frozen=True)
-class Plan:
+class InterviewPlan:
     """Options for asking the questions of dialogs.
 
     Args:
@@ -153,7 +153,7 @@ class Interview:
         keep_sound: names of the dialogs of which the sound of answers is stored, too.
     """
 
-    def __init__(self, begin: Begin, sample_rate: int, plan: Plan, keep_sound: Collection[str] = ()):
+    def __init__(self, begin: Begin, sample_rate: int, plan: InterviewPlan, keep_sound: Collection[str] = ()):
         self.begin, self.sample_rate, self.plan, self.keep_sound = begin, sample_rate, plan, keep_sound
 
     def run(self, dialogs: Sequence[Dialog], *, together: int, title: str = "") -> Answers:
@@ -220,7 +220,7 @@ class Interview:
         rule = self.plan.rule(asked)
         answers.cropped[asked.id] = Cropped(reply, rule.right(kept), rule.right(before.text))
 
-    def _ask(self, conversation: Conversation, entry: ManifestEntry) -> Reply:
+    def _ask(self, conversation: Partner, entry: ManifestEntry) -> Reply:
         if self.plan.is_typed(entry):
             return conversation.say(entry.t1, speak=self.plan.speak)
         return conversation.ask(entry.a1.load(self.sample_rate), speak=self.plan.speak)
@@ -230,7 +230,7 @@ def _silent(reply: Reply) -> Reply:
     return replace(reply, wav=torch.zeros(0))
 
 
-def recording(dialog: Dialog, answers: Mapping[str, Reply], plan: Plan, sample_rate: int) -> Tensor:
+def recording(dialog: Dialog, answers: Mapping[str, Reply], plan: InterviewPlan, sample_rate: int) -> Tensor:
     """Return the questions and answers of a dialog as one waveform [N], for listening; typed questions are silent."""
     pieces = []
     for entry in dialog.turns:
@@ -245,7 +245,7 @@ def _silence(seconds: float, sample_rate: int) -> Tensor:
     return torch.zeros(round(seconds * sample_rate))
 
 
-def plan_of(hparams: Mapping[str, Any], speak: bool) -> Plan:
+def plan_of(hparams: Mapping[str, Any], speak: bool) -> InterviewPlan:
     """Return the plan that a recipe's options describe."""
     rules = [AboutAnswer(rule["question"], rule["answer"]) for rule in hparams["about_answer"]]
-    return Plan(hparams["follow_ups"], hparams["typed"], hparams["crop"], rules, speak)
+    return InterviewPlan(hparams["follow_ups"], hparams["typed"], hparams["crop"], rules, speak)

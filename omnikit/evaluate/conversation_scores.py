@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnikit.data.manifest_reader import ManifestEntry
-from omnikit.evaluate.conversation import Answers, Plan
+from omnikit.evaluate.conversation import Answers, InterviewPlan
 from omnikit.evaluate.dialogs import Dialog
 from omnikit.evaluate.qa import is_right, normalized_references
 from omnikit.evaluate.result_tables import markdown_table, percent
@@ -21,7 +21,7 @@ FOLLOW_UPS = "all follow-ups"
 
 
 @dataclass(frozen=True)
-class Share:
+class Score:
     """Number of right answers to some questions."""
 
     right: int = 0
@@ -32,8 +32,8 @@ class Share:
         """Percentage of the questions that were answered right; None if there are none."""
         return 100 * self.right / self.asked if self.asked else None
 
-    def __add__(self, other: Share) -> Share:
-        return Share(self.right + other.right, self.asked + other.asked)
+    def __add__(self, other: Score) -> Score:
+        return Score(self.right + other.right, self.asked + other.asked)
 
     def as_dict(self) -> dict[str, float | None]:
         """Return numbers and percentage as a dictionary for JSON."""
@@ -44,12 +44,12 @@ class Share:
 class KindScores:
     """Scores of one kind of question, or of all follow-up questions."""
 
-    history: Share  # in the conversation
-    alone: Share  # as the first turn, without the turns before; none for questions that are no follow-ups
-    frequent_of_text: Share  # if each text of a question had its most frequent reference answer
-    frequent_of_kind: Share  # if each kind of question had its most frequent reference answer
-    cropped: Share  # right by the part that was heard of an interrupted answer
-    uncropped: Share  # right by the whole of that answer, as if it had not been interrupted
+    history: Score  # in the conversation
+    alone: Score  # as the first turn, without the turns before; none for questions that are no follow-ups
+    frequent_of_text: Score  # if each text of a question had its most frequent reference answer
+    frequent_of_kind: Score  # if each kind of question had its most frequent reference answer
+    cropped: Score  # right by the part that was heard of an interrupted answer
+    uncropped: Score  # right by the whole of that answer, as if it had not been interrupted
 
     def __add__(self, other: KindScores) -> KindScores:
         return KindScores(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -59,7 +59,7 @@ class KindScores:
         return {name: share.as_dict() for name, share in vars(self).items()}
 
 
-NONE = KindScores(*[Share()] * 6)
+NONE = KindScores(*[Score()] * 6)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ class ConversationScores:
         return {**counts, "follow_ups": self.follow_ups.as_dict(), "kinds": kinds}
 
 
-def score(dialogs: Sequence[Dialog], answers: Answers, plan: Plan, normalize: Normalizer) -> ConversationScores:
+def score(
+    dialogs: Sequence[Dialog], answers: Answers, plan: InterviewPlan, normalize: Normalizer
+) -> ConversationScores:
     """Compare the answers of conversations with the reference answers of the manifest entries.
 
     The answer after an interruption is compared with the part that was heard, see `AboutAnswer`.
@@ -99,8 +101,8 @@ def score(dialogs: Sequence[Dialog], answers: Answers, plan: Plan, normalize: No
         kinds[entry.kind] += KindScores(
             _right(entry, answers.history, normalize),
             _right(entry, answers.alone, normalize),
-            by_text.get(entry.id, Share()),
-            by_kind.get(entry.id, Share()),
+            by_text.get(entry.id, Score()),
+            by_kind.get(entry.id, Score()),
             *_after_crop(entry, answers, normalize),
         )
     total = sum((kinds[kind] for kind in {entry.kind for entry in follow_ups}), NONE)
@@ -109,39 +111,41 @@ def score(dialogs: Sequence[Dialog], answers: Answers, plan: Plan, normalize: No
     return ConversationScores(dict(sorted(kinds.items())), total, len(dialogs), typed, answers.truncated, skipped)
 
 
-def _right(entry: ManifestEntry, replies: Mapping[str, object], normalize: Normalizer) -> Share:
+def _right(entry: ManifestEntry, replies: Mapping[str, object], normalize: Normalizer) -> Score:
     if entry.id not in replies:
-        return Share()
-    return Share(is_right(replies[entry.id].text, entry.reference_answers(), normalize), 1)
+        return Score()
+    return Score(is_right(replies[entry.id].text, entry.reference_answers(), normalize), 1)
 
 
-def _after_crop(entry: ManifestEntry, answers: Answers, normalize: Normalizer) -> tuple[Share, Share]:
+def _after_crop(entry: ManifestEntry, answers: Answers, normalize: Normalizer) -> tuple[Score, Score]:
     found = answers.cropped.get(entry.id)
     if found is None:
-        return Share(), Share()
-    return tuple(Share(is_right(found.reply.text, [right], normalize), 1) for right in (found.kept, found.whole))
+        return Score(), Score()
+    return tuple(Score(is_right(found.reply.text, [right], normalize), 1) for right in (found.kept, found.whole))
 
 
 def _most_frequent(
     entries: Sequence[ManifestEntry], group: Callable[[ManifestEntry], Hashable], normalize: Normalizer
-) -> dict[str, Share]:
+) -> dict[str, Score]:
     """Return for each entry whether the most frequent reference answer of its group is right."""
     answers = {entry.id: normalized_references(entry, normalize) for entry in entries}
     counts = defaultdict(Counter)
     for entry in entries:
         counts[group(entry)].update(answers[entry.id])
     best = {key: max(count, key=count.get, default=None) for key, count in counts.items()}
-    return {entry.id: Share(best[group(entry)] in answers[entry.id], 1) for entry in entries}
+    return {entry.id: Score(best[group(entry)] in answers[entry.id], 1) for entry in entries}
 
 
-def write_dialogs(path: Path, dialogs: Sequence[Dialog], answers: Answers, plan: Plan, normalize: Normalizer) -> None:
+def write_dialogs(
+    path: Path, dialogs: Sequence[Dialog], answers: Answers, plan: InterviewPlan, normalize: Normalizer
+) -> None:
     """Write the turns that were asked to a file, as lines of JSON with question, reference answers and answers."""
     with whole_text(path) as file:
         for line in _lines(dialogs, answers, plan, normalize):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _lines(dialogs: Sequence[Dialog], answers: Answers, plan: Plan, normalize: Normalizer) -> Iterable[dict]:
+def _lines(dialogs: Sequence[Dialog], answers: Answers, plan: InterviewPlan, normalize: Normalizer) -> Iterable[dict]:
     for dialog in dialogs:
         for entry in dialog.turns:
             if entry.id not in answers.history:

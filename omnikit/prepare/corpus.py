@@ -24,7 +24,7 @@ from omnikit.data.skipped import Item, Remark, Skipped
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.option_ranges import Range
 from omnikit.prepare.dialog_turns import FIELDS as TURN
-from omnikit.prepare.dialog_turns import Turns, notes_on_dialogs
+from omnikit.prepare.dialog_turns import SeenTurns, notes_on_dialogs
 from omnikit.prepare.shards import (
     ManifestPart,
     Summary,
@@ -150,7 +150,7 @@ class _Split:
         self.corpus, self.split, self.checks = corpus, split, checks
         self.manifest = corpus.manifest(save_folder, split)
         self.ids: set[str] = set()
-        self.turns = Turns() if {*TURN} <= {*corpus.fields} else None
+        self.turns = SeenTurns() if {*TURN} <= {*corpus.fields} else None
         self.unread: list[Path] = []  # reused shards, whose ids are read only when a new shard is written
 
     def make(self, place: Path) -> Summary:

@@ -19,7 +19,7 @@ MISSING, DUPLICATE = "dialogs with missing turns", "dialogs with duplicate turns
 FIELDS = ("dialog", "turn")
 
 
-class Turns:
+class SeenTurns:
     """The turns of a split that have been met so far, by which duplicates are found."""
 
     def __init__(self) -> None:

@@ -14,6 +14,7 @@ ASR, QA, TTS = (
     f"recipes/{name}/evaluate.py hparams/eval.yaml --data_folder . --output_folder OUT"
     for name in ("LibriSpeech/ASR", "VoiceAssistant/QA", "LibriTTS/TTS")
 )
+DIALOGS = QA.replace("evaluate.py hparams/eval", "evaluate_dialogs.py hparams/eval_dialogs")
 STAGE = "recipes/VoiceAssistant/QA/train.py hparams/stage1.yaml SYSTEM --data_folder . --output_folder OUT"
 ENCODER = "recipes/FSDD/ASR/train_encoder.py hparams/encoder.yaml --data_folder . --held_out x --output_folder OUT"
 CODEC = "egs/mini/train_codec.py hparams/codec_mel_rvq.yaml --data_folder . --output_folder OUT"
@@ -117,6 +118,10 @@ CASES = {
     f"{ASR} --device cuda:77": "--device cuda:77: not available here",
     f"{QA} --speed_threads 0": "--speed_threads 0: must be 1 or more",
     f"{QA} --judge_limit -1": "--judge_limit -1: must be 0 or more",
+    f"{DIALOGS} --crop 2": "--crop 2: must be 0 or more and at most 1, or null",
+    f"{DIALOGS} --follow_ups [": "--follow_ups",
+    f"{DIALOGS} --about_answer '[{{question: again}}]'": "must be a list of [{question: .., answer: ..}]",
+    f"{DIALOGS} --sources.voiceassistant.manifest HERE/m.csv": "HERE/m.csv",
     f"{TTS} --keep_wavs -1": "--keep_wavs -1: must be 0 or more",
     f"{TTS} --ids (": "--ids (: is no regular expression",
     f"{TTS} --codecs [5]": "--codecs 5: must be a list of [{name: ..}]",

@@ -12,7 +12,7 @@ from omnikit.hparams.include import read_recipe
 from tests.recipes.conftest import ROOT
 
 STAGES = {path.stem: read_recipe(path) for path in (ROOT / "recipes/VoiceAssistant/QA/hparams").glob("*.yaml")}
-del STAGES["eval"], STAGES["stages"]
+del STAGES["eval"], STAGES["eval_dialogs"], STAGES["stages"]
 BLOCK = 5
 """Minimum number of consecutive equal YAML lines that count as repeated."""
 OWN = {"stage", "output_folder", "initial_weights", "trainable", "tasks", "peak_lr", "epochs"}

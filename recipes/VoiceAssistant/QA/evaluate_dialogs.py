@@ -14,7 +14,7 @@ from omnikit.api import Omni, load
 from omnikit.audio.io import save_audio, wav_name
 from omnikit.data.skipped import Skipped
 from omnikit.errors import bad_input_exits, writing
-from omnikit.evaluate.conversation import Answers, Interview, Plan, conversations, plan_of, recording
+from omnikit.evaluate.conversation import Answers, Interview, InterviewPlan, conversations, plan_of, recording
 from omnikit.evaluate.conversation_scores import ConversationScores, conversation_table, score, write_dialogs
 from omnikit.evaluate.dialogs import Dialog, group_dialogs
 from omnikit.evaluate.qa import AnswerMode, chosen_sources, read_questions, some
@@ -60,7 +60,7 @@ class DialogEvaluation:
                 self._keep(split, mode, answers, plan)
         return found
 
-    def _ask(self, split: str, mode: AnswerMode, plan: Plan) -> Answers:
+    def _ask(self, split: str, mode: AnswerMode, plan: InterviewPlan) -> Answers:
         together = self.hparams["batch_size"]
         omni = Omni(
             self.omni.model, decoding=self.hparams["decoding"], strategy=mode.strategy,
@@ -76,7 +76,7 @@ class DialogEvaluation:
     def _kept(self, split: str) -> list[Dialog]:
         return self.dialogs[split][: self.hparams["keep_wavs"]]
 
-    def _keep(self, split: str, mode: AnswerMode, answers: Answers, plan: Plan) -> None:
+    def _keep(self, split: str, mode: AnswerMode, answers: Answers, plan: InterviewPlan) -> None:
         folder = self.folder / "wav" / split / mode.name
         with writing(folder):
             make_folder(folder)

@@ -13,8 +13,8 @@ from torch import Tensor
 from omnikit.api import Reply
 from omnikit.audio.reader import Unusable
 from omnikit.data.manifest_reader import ManifestEntry
-from omnikit.evaluate.conversation import TOO_SHORT, AboutAnswer, Answers, Interview, Plan, recording
-from omnikit.evaluate.conversation_scores import Share, conversation_table, score, write_dialogs
+from omnikit.evaluate.conversation import TOO_SHORT, AboutAnswer, Answers, Interview, InterviewPlan, recording
+from omnikit.evaluate.conversation_scores import Score, conversation_table, score, write_dialogs
 from omnikit.evaluate.dialogs import AFTER_GAP, DUPLICATE, NO_DIALOG, Dialog, group_dialogs
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.generate import BadQuestion
@@ -86,11 +86,11 @@ def talk(dialog: str, first: str, second: str) -> list[ManifestEntry]:
 
 
 ENTRIES = [*talk("a", "france", "italy"), *talk("b", "spain", "italy"), *talk("c", "italy", "spain")]
-AGAIN = Plan(crop=0.5, about_answer=[AboutAnswer("say that .*", "{answer}")])
+AGAIN = InterviewPlan(crop=0.5, about_answer=[AboutAnswer("say that .*", "{answer}")])
 
 
 def asked(
-    entries: list[ManifestEntry], plan: Plan = AGAIN, together: int = 2, **options
+    entries: list[ManifestEntry], plan: InterviewPlan = AGAIN, together: int = 2, **options
 ) -> tuple[list[Dialog], Answers]:
     dialogs, _ = group_dialogs(entries)
     return dialogs, Interview(Parrot, RATE, plan, **options).run(dialogs, together=together)
@@ -110,16 +110,16 @@ def test_follow_ups_are_scored_with_history_alone_and_after_an_interruption():
     dialogs, answers = asked(ENTRIES)
     scores = score(dialogs, answers, AGAIN, plain)
     found = scores.kinds["follow-and"]
-    assert (found.history, found.alone, found.cropped) == (Share(3, 3), Share(0, 3), Share())
+    assert (found.history, found.alone, found.cropped) == (Score(3, 3), Score(0, 3), Score())
     # "and in italy" is asked twice with one answer; over the kind, that answer is right in two cases of three
-    assert (found.frequent_of_text, found.frequent_of_kind) == (Share(3, 3), Share(2, 3))
+    assert (found.frequent_of_text, found.frequent_of_kind) == (Score(3, 3), Score(2, 3))
     found = scores.kinds["follow-again"]
-    assert (found.history, found.alone, found.frequent_of_text) == (Share(3, 3), Share(0, 3), Share(2, 3))
-    assert (found.cropped, found.uncropped) == (Share(3, 3), Share(0, 3))
+    assert (found.history, found.alone, found.frequent_of_text) == (Score(3, 3), Score(0, 3), Score(2, 3))
+    assert (found.cropped, found.uncropped) == (Score(3, 3), Score(0, 3))
     assert answers.cropped["a-2"].kept == "the capital of"  # half of 6 words, one a second
     assert answers.cropped["a-2"].whole == "the capital of italy is rome"
-    assert scores.follow_ups.history == Share(6, 6) and scores.follow_ups.alone == Share(0, 6)
-    assert scores.kinds["first"].history == Share(3, 3) and scores.kinds["first"].alone == Share()
+    assert scores.follow_ups.history == Score(6, 6) and scores.follow_ups.alone == Score(0, 6)
+    assert scores.kinds["first"].history == Score(3, 3) and scores.kinds["first"].alone == Score()
     assert (scores.dialogs, scores.typed, scores.truncated, scores.skipped) == (3, 0, 0, {})
     table = conversation_table({"test": {"speech": scores}})
     line = "| test, speech: all follow-ups | 6 | 100.0 | 0.0 | 83.3 | 66.7 | 3 | 100.0 | 0.0 |"
@@ -138,26 +138,26 @@ def test_a_wrong_memory_is_seen():
 
     dialogs, _ = group_dialogs(ENTRIES)
     found = score(dialogs, Interview(Deaf, RATE, AGAIN).run(dialogs, together=3), AGAIN, plain).follow_ups
-    assert (found.cropped, found.uncropped) == (Share(0, 3), Share(3, 3))
+    assert (found.cropped, found.uncropped) == (Score(0, 3), Score(3, 3))
 
 
 def test_answers_too_short_to_cut_are_counted():
-    dialogs, answers = asked(ENTRIES, Plan(crop=1.0, about_answer=AGAIN.about_answer))
+    dialogs, answers = asked(ENTRIES, InterviewPlan(crop=1.0, about_answer=AGAIN.about_answer))
     assert answers.skipped.reasons == {TOO_SHORT: 3} and not answers.cropped
-    _, answers = asked(ENTRIES, Plan(crop=0.5, about_answer=AGAIN.about_answer, speak=False))
+    _, answers = asked(ENTRIES, InterviewPlan(crop=0.5, about_answer=AGAIN.about_answer, speak=False))
     assert not answers.cropped and not answers.skipped  # written answers are not interrupted
-    assert score(dialogs, answers, AGAIN, plain).follow_ups.history == Share(6, 6)
+    assert score(dialogs, answers, AGAIN, plain).follow_ups.history == Score(6, 6)
 
 
 def test_a_share_of_the_questions_is_typed_always_the_same():
     entries = [entry(f"{i}", 0, "capital of italy") for i in range(200)]
-    typed = [Plan(typed=0.3).is_typed(each) for each in entries]
-    assert 40 < sum(typed) < 80 and typed == [Plan(typed=0.3).is_typed(each) for each in entries]
-    assert not any(map(Plan().is_typed, entries)) and all(map(Plan(typed=1.0).is_typed, entries))
-    assert Plan().is_typed(entry("a", 0, "capital of italy", a1=None))
-    dialogs, answers = asked(ENTRIES, Plan(typed=1.0))
-    scores = score(dialogs, answers, Plan(typed=1.0), plain)
-    assert scores.typed == 9 and scores.follow_ups.history == Share(6, 6)
+    typed = [InterviewPlan(typed=0.3).is_typed(each) for each in entries]
+    assert 40 < sum(typed) < 80 and typed == [InterviewPlan(typed=0.3).is_typed(each) for each in entries]
+    assert not any(map(InterviewPlan().is_typed, entries)) and all(map(InterviewPlan(typed=1.0).is_typed, entries))
+    assert InterviewPlan().is_typed(entry("a", 0, "capital of italy", a1=None))
+    dialogs, answers = asked(ENTRIES, InterviewPlan(typed=1.0))
+    scores = score(dialogs, answers, InterviewPlan(typed=1.0), plain)
+    assert scores.typed == 9 and scores.follow_ups.history == Score(6, 6)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_a_dialog_ends_before_a_question_that_cannot_be_asked(bad, reason):
     dialogs, answers = asked(broken)
     scores = score(dialogs, answers, AGAIN, plain)
     assert scores.skipped == {reason: 1}
-    assert scores.kinds["first"].history == Share(2, 2) and scores.follow_ups.history == Share(2, 2)
-    assert scores.follow_ups.alone == Share(0, 2) and scores.follow_ups.cropped == Share(1, 1)
+    assert scores.kinds["first"].history == Score(2, 2) and scores.follow_ups.history == Score(2, 2)
+    assert scores.follow_ups.alone == Score(0, 2) and scores.follow_ups.cropped == Score(1, 1)
     nothing = group_dialogs([broken[4]])[0]
     with pytest.raises(ValueError, match=f"no question of a dialog could be asked; skipped: 1 {reason}"):
         score(nothing, Interview(Parrot, RATE, AGAIN).run(nothing, together=1), AGAIN, plain)
@@ -210,6 +210,6 @@ def test_turns_are_written_and_some_dialogs_can_be_heard(tmp_path):
     wav = recording(dialogs[0], answers.history, AGAIN, RATE)
     questions = sum(len(each.t1) for each in ENTRIES[:3])
     assert len(wav) == questions + 3 * (6 * RATE + 30 + 70)
-    typed = recording(dialogs[0], answers.history, Plan(typed=1.0), RATE)
+    typed = recording(dialogs[0], answers.history, InterviewPlan(typed=1.0), RATE)
     assert len(typed) == 3 * (6 * RATE + 30 + 70)
     assert not answers.history["b-0"].wav.numel()
