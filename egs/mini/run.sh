@@ -16,30 +16,31 @@
 #    7 stage 1    the adapters learn ASR and TTS
 #
 # Whisper's weights: --whisper_weights FILE (base.pt), or the folder OMNIKIT_WEIGHTS with that file in it, or
-# openai-whisper's own download. With --ears whisper_base, two augmented copies of all training speech are encoded, too.
+# openai-whisper's own download. --copies N: how many augmented copies of all training speech are encoded beside it; 2
+# with --ears whisper_base, which take 12 GB, and none by default with --ears mini.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 stage='' stop_stage=13 seed=1234 speed=full scale=1.0 codec=mel_rvq precision=auto
-device=cpu scratch=false ears=mini whisper_weights=''
+device=cpu scratch=false ears=mini whisper_weights='' copies=''
 data=$here/data results='' base=$here/pretrained
 PYTHON=${PYTHON:-python}
 
-usage() { sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,20s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 stop() { echo "run.sh: $1" >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
   case $1 in
     --from-scratch) scratch=true ;;
     --stage | --stop_stage | --seed | --speed | --scale | --codec | --precision | --device | --data | --results | --ears |\
-      --whisper_weights)
+      --whisper_weights | --copies)
       [ $# -ge 2 ] || stop "$1 needs a value"
       printf -v "${1#--}" %s "$2"
       shift ;;
     -h | --help) usage; exit ;;
-    *) stop "unknown option $1 (choices: --from-scratch, --ears mini|whisper_base, --whisper_weights FILE, --stage N,\
- --stop_stage N, --seed N, --speed full|demo, --scale N, --codec mel_rvq|snac_mini, --precision auto|fp32|bf16,\
+    *) stop "unknown option $1 (choices: --from-scratch, --ears mini|whisper_base, --whisper_weights FILE, --copies N,\
+ --stage N, --stop_stage N, --seed N, --speed full|demo, --scale N, --codec mel_rvq|snac_mini, --precision auto|fp32|bf16,\
  --device cpu|cuda, --data DIR, --results DIR)" ;;
   esac
   shift
@@ -48,13 +49,14 @@ case $speed in full | demo) ;; *) stop "--speed $speed (choices: full, demo)" ;;
 case $ears in
   mini)
     [ -z "$whisper_weights" ] || stop "--whisper_weights $whisper_weights: needs --ears whisper_base"
-    results=${results:-$here/results} ;;
-  whisper_base) results=${results:-$here/results/whisper_base} ;;
+    results=${results:-$here/results} copies=${copies:-0} ;;
+  whisper_base) results=${results:-$here/results/whisper_base} copies=${copies:-2} ;;
   *) stop "--ears $ears (choices: mini, whisper_base)" ;;
 esac
 if [ -n "$whisper_weights" ] && [ ! -f "$whisper_weights" ]; then
   stop "--whisper_weights $whisper_weights: no such file"
 fi
+case $copies in *[!0-9]*) stop "--copies $copies (choices: 0, 1, 2 ..)" ;; esac
 case $precision in
   fp32 | bf16) ;;
   auto)
@@ -74,9 +76,9 @@ data=$(cd "$data" && pwd) results=$(cd "$results" && pwd)
 encoded=$results/features
 # The encoder in all steps that build it; steps that load a checkpoint of it find Whisper's weights as omnikit does.
 if [ "$ears" = mini ]; then
-  encoder=(--encoder mini --encoder.weights "$base/encoder") copies=()
+  encoder=(--encoder mini --encoder.weights "$base/encoder")
 else
-  encoder=(--encoder whisper_base --encoder.pad_to_30s false) copies=(--copies 2 --augment rooms)
+  encoder=(--encoder whisper_base --encoder.pad_to_30s false)
   if [ -n "$whisper_weights" ]; then
     mkdir -p "$results/weights"
     ln -sfn "$(cd "$(dirname "$whisper_weights")" && pwd)/$(basename "$whisper_weights")" "$results/weights/base.pt"
@@ -122,7 +124,10 @@ if $scratch && wanted 5 backbone; then
   "$PYTHON" "$here/export_backbone.py" --checkpoint "$results/backbone" --output_folder "$base/llm"
 fi
 encode() { # arguments: name of the encoded manifest, the manifest
-  "$PYTHON" -m omnikit.cli tokenize "$2" --save_folder "$encoded/$1" --drop a1 "${encoder[@]}" "${copies[@]}" --device "$device"
+  local more=()
+  if [ "$copies" -gt 0 ]; then more=(--copies "$copies" --augment rooms); fi
+  "$PYTHON" -m omnikit.cli tokenize "$2" --save_folder "$encoded/$1" --drop a1 "${encoder[@]}" "${more[@]}" \
+    --device "$device"
 }
 if wanted 6 features; then
   began=$SECONDS

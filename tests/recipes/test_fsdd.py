@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
+import whisper
 
+from omnikit import checkpoint
 from omnikit.checkpoint import SHIPPED
 from omnikit.data.manifest_reader import read_manifest
 from omnikit.prepare.corpus import Checks, prepare
@@ -284,3 +287,19 @@ def test_flags_of_other_ears_are_refused(words, message, run, scripts, tmp_path,
         run("ASR/run.py", "--data_folder", tree(tmp_path), *words)
     told = capsys.readouterr().err
     assert ended.value.code == 2 and told.count("\n") == 1 and message in told and not scripts[0]
+
+
+def test_the_system_to_start_from_is_the_mini_system_with_whisper(run, tmp_path: Path):
+    """All but encoder and adapter are the mini system's; the encoder has the weights of the file."""
+    sizes = {"n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": 512, "n_audio_head": 8, "n_audio_layer": 6}
+    sizes |= {"n_vocab": 10, "n_text_ctx": 4, "n_text_state": 512, "n_text_head": 8, "n_text_layer": 0}
+    published = whisper.model.Whisper(whisper.model.ModelDimensions(**sizes))
+    torch.save({"dims": sizes, "model_state_dict": published.state_dict()}, tmp_path / "base.pt")
+    run("ASR/start_system.py", "--output_folder", tmp_path / "start", "--weights", tmp_path / "base.pt")
+    old, new = checkpoint.load(), checkpoint.load(tmp_path / "start")
+    for name, value in old.state_dict().items():
+        if not name.startswith(("encoder.", "adapter.")):
+            assert torch.equal(new.state_dict()[name], value), name
+    assert not new.encoder.pad_to_30s and new.encoder.dim == 512
+    for name, value in published.encoder.state_dict().items():
+        assert torch.equal(new.encoder.encoder.state_dict()[name], value.bfloat16().float()), name

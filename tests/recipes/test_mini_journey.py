@@ -108,6 +108,7 @@ def test_from_scratch_whisper_is_not_trained_and_the_backbone_is(journey, tmp_pa
         ("--whisper_weights base.pt", "--whisper_weights base.pt: needs --ears whisper_base"),
         ("--ears whisper_base --whisper_weights base.pt", "--whisper_weights base.pt: no such file"),
         ("--ears", "--ears needs a value"),
+        ("--copies two", "--copies two (choices: 0, 1, 2 ..)"),
     ],
 )
 def test_run_refuses_bad_values_in_one_line(journey, words, message):

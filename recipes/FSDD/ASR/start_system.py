@@ -33,9 +33,9 @@ def start_system(weights: str | None) -> OmniLM:
     if weights is not None:
         options["encoder.weights"] = weights
     model = build_parts({"encoder": "whisper_base"}, options)["model"]
+    model.load_weights()
     kept = {name: tensor for name, tensor in mini.state_dict().items() if not name.startswith(REPLACED)}
     model.load_state_dict(kept, strict=False)
-    model.encoder.load_weights()
     return model
 
 
