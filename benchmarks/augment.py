@@ -21,7 +21,7 @@ from omnikit.hparams.named_parts import AUGMENT
 from omnikit.option_ranges import COUNT
 
 RATE = 16000
-QUESTIONS = Path(__file__).parents[1] / "egs" / "mini" / "questions"
+QUESTIONS = Path(__file__).resolve().parents[1] / "egs" / "mini" / "questions"
 
 
 def cpu_seconds(augment: Augment, wavs: Sequence[np.ndarray], recordings: int) -> float:

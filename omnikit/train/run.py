@@ -124,7 +124,12 @@ def step_sampler(samples: Samples, hparams: dict[str, Any], run_opts: dict[str, 
 
     Its optimiser steps have `effective_batch_size` sequences or `effective_batch_labels` labels, or as many
     micro-batches per process as the run option `grad_accumulation_factor` says.
+
+    Raises:
+        ValueError: the recipe wants augmentation, and the samples were read without.
     """
+    if hparams["augment"] is not None and all(maker.source.augment is None for maker in samples.makers):
+        raise ValueError("augment: the script reads its training samples without it; read_samples(.., training=True)")
     fixed = run_opts.get("grad_accumulation_factor")
     wanted = EffectiveBatch(hparams["effective_batch_size"], hparams["effective_batch_labels"])
     names = [maker.source.name for maker in samples.makers]

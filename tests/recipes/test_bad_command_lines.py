@@ -135,6 +135,7 @@ CASES = {
     "egs/mini/report.py --results HERE/none": "--results HERE/none: no such folder",
     "egs/mini/write_grammar.py HERE/file.txt/x": "HERE/file.txt/x: cannot be written (Not a directory)",
     "egs/swap/swap.py --steps 0 --output_folder OUT": "--steps: 0: must be 1 or more",
+    "benchmarks/augment.py --recordings 0": "--recordings: 0: must be 1 or more",
     "benchmarks/precision.py --limit x": "--limit: x: must be a whole number",
     "benchmarks/startup.py --pairs 0": "--pairs: 0: must be 1 or more",
 }

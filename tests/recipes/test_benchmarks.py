@@ -55,6 +55,12 @@ def test_batches_are_made_faster_than_by_the_earlier_code(run):
     assert len(ratios) == 3 and "features of questions: " in done.stdout
 
 
+def test_augmentation_is_timed(run):
+    done = run("benchmarks/augment.py", "--recordings", "10")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rooms: " in done.stdout and "recordings per CPU second" in done.stdout and "  room " in done.stdout
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["sampler", "index"])
 def test_benchmarks_of_data_meet_their_goals(run, name):

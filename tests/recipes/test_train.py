@@ -137,6 +137,21 @@ def test_packed_rows_are_trained(train_here, data, tmp_path, monkeypatch):
     assert losses["true"] == pytest.approx(losses["false"], abs=0.5)
 
 
+def test_recordings_are_augmented_in_training_alone(train_here, data, tmp_path):
+    losses = []
+    for more in ((), ("--augment", "rooms"), ("--augment", "rooms")):
+        out = tmp_path / str(len(losses))
+        options = ("--tasks.T1A1", "0", "--features", "on_the_fly", "--epochs.limit", "1", "--stage", "one", *more)
+        status, written = train_here("stage1", data, out, *options)
+        assert status == 0, written
+        first, last = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+        losses.append((first["valid"]["loss"], last["train"]["loss"]))
+    assert len({valid for valid, _ in losses}) == 1
+    assert losses[1][1] == losses[2][1] != losses[0][1]
+    status, written = train_here("stage1", data, tmp_path / "out", "--features", "cached", "--augment", "rooms")
+    assert status == 2 and "augment: needs --features on_the_fly" in written.splitlines()[-1]
+
+
 def test_another_codec_is_refused_by_name(train_here, data, untrained, tmp_path):
     more = ("--initial_weights", str(untrained), "--codec", "mel_rvq")
     status, written = train_here("stage2", data, tmp_path / "out", *more)

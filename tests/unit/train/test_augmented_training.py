@@ -25,7 +25,7 @@ from omnikit.model import OmniLM
 from omnikit.prepare.tokenize import Parts, tokenize
 from omnikit.train.loader import batch_loader
 from omnikit.train.recipe_checks import check_stage
-from omnikit.train.run import read_samples
+from omnikit.train.run import read_samples, step_sampler
 
 TASKS = {"A1T1": 1.0}
 EFFECTS = Augment(
@@ -143,6 +143,8 @@ def test_validation_is_not_augmented(model, manifest):
     assert not any(np.array_equal(train[i]["wav"], clean[i]["wav"]) for i in range(12))
     assert np.array_equal(train[5]["wav"], samples(model, manifest)[5]["wav"])
     assert valid.lengths.tolist() == clean.lengths.tolist()
+    with pytest.raises(ValueError, match=r"augment: the script reads its training samples without it"):
+        step_sampler(valid, hparams, {})
 
 
 def test_stored_features_are_not_augmented(model, manifest, tmp_path, caplog):
