@@ -236,6 +236,7 @@ def talk_in_terminal(
     device: Device = "cpu",
     strategy: Strategy = None,
     engine: Engine = "auto",
+    encoder_weights: EncoderWeights = None,
     max_steps: MaxSteps = None,
     time_limit: TimeLimit = None,
 ) -> None:
@@ -249,7 +250,7 @@ def talk_in_terminal(
     from omnikit.talk.session import Session
 
     player, limits = find_player(play), _limits(max_steps, time_limit)
-    omni = _open({}, checkpoint, device, engine, strategy=_strategy(strategy))
+    omni = _open({}, checkpoint, device, engine, encoder_weights, strategy=_strategy(strategy))
     omni.decoding = dataclasses.replace(omni.decoding, **limits)
     Session(omni.conversation(), player=player, save_folder=save_folder).run(sys.stdin)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import followups
 import world
-from followup_cases import Case, Template
+from followup_cases import FollowupCase, Template
 
 LONGEST = 5
 """Maximum number of turns of a dialog."""
@@ -55,7 +55,7 @@ def draw_dialogs(
     return dialogs
 
 
-Choice = dict[str, dict[str, list[Case]]]
+Choice = dict[str, dict[str, list[FollowupCase]]]
 """Cases by question and answer, so that all answers to a question can be drawn equally often."""
 
 
@@ -68,14 +68,14 @@ def _by_ask(template: Template, held_out: bool, told: Collection[str] | None) ->
     return found
 
 
-def _draw_case(choice: Choice, rng: random.Random) -> Case:
+def _draw_case(choice: Choice, rng: random.Random) -> FollowupCase:
     answers = choice[rng.choice(list(choice))]
     weights = [YES_WEIGHT if answer.startswith("yes ") else 1.0 for answer in answers]
     return rng.choice(answers[rng.choices(list(answers), weights)[0]])
 
 
 @lru_cache(maxsize=1)
-def _same_facts() -> dict[tuple, list[tuple[Template, Case]]]:
+def _same_facts() -> dict[tuple, list[tuple[Template, FollowupCase]]]:
     """Return the cases that can come second in a dialog, with their templates, by their facts."""
     found = defaultdict(list)
     for template in followups.templates():
@@ -86,8 +86,8 @@ def _same_facts() -> dict[tuple, list[tuple[Template, Case]]]:
 
 
 def _second(
-    first: Template, case: Case, held_out: bool, rng: random.Random
-) -> tuple[Template, Case] | None:
+    first: Template, case: FollowupCase, held_out: bool, rng: random.Random
+) -> tuple[Template, FollowupCase] | None:
     """Return a second case about the facts of the first one; None where there is none or the dialog ends before."""
     if first.last or first.opening or rng.random() > SECOND_SHARE:
         return None
@@ -108,7 +108,7 @@ def _may_follow(template: Template, first: Template) -> bool:
 
 
 def _dialog(
-    template: Template, case: Case, second: tuple[Template, Case] | None, rng: random.Random
+    template: Template, case: FollowupCase, second: tuple[Template, FollowupCase] | None, rng: random.Random
 ) -> list[DialogTurn]:
     asked = [(template, case)] + ([second] if second else [])
     follow_ups = [_follow_up(*each, rng) for each in asked]
@@ -121,7 +121,7 @@ def _dialog(
     return [*others[:opens], *told, *others[opens:], *follow_ups]
 
 
-def _follow_up(template: Template, case: Case, rng: random.Random) -> DialogTurn:
+def _follow_up(template: Template, case: FollowupCase, rng: random.Random) -> DialogTurn:
     accepted = (case.answer, *case.accepted) if case.accepted else ()
     facts = tuple(fact.key for fact in case.facts)
     kind = f"follow-{template.group}"

@@ -10,7 +10,7 @@ from facts import Fact
 
 
 @dataclass(frozen=True)
-class Case:
+class FollowupCase:
     """A follow-up question after facts that are told in this order, with its only correct answer."""
 
     facts: tuple[Fact, ...]
@@ -29,7 +29,7 @@ class Template:
 
     name: str
     group: str  # follow-ups of a group are scored together
-    cases: tuple[Case, ...]
+    cases: tuple[FollowupCase, ...]
     weight: float = 4.0  # share of the drawn follow-ups, relative to the other templates
     adjacent: bool = False  # it refers to the turn before, so that nothing may stand between
     opening: bool = False  # its fact has to open the dialog
@@ -41,18 +41,17 @@ Values = list[tuple[str | tuple[str, ...], Fact]]
 """Facts, each with the word or words that it is about."""
 
 
-def template(name: str, group: str, cases: Iterable[Case], avoid: str = "", **rules) -> Template:
+def template(name: str, group: str, cases: Iterable[FollowupCase], avoid: str = "", **rules) -> Template:
     return Template(name, group, tuple(cases), avoid=frozenset(avoid.split()), **rules)
 
 
-def case_of(facts: Fact | tuple[Fact, ...], asks: str | tuple[str, ...], answer: str, *accepted: str) -> Case:
+def case_of(facts: Fact | tuple[Fact, ...], asks: str | tuple[str, ...], answer: str, *accepted: str) -> FollowupCase:
     facts = facts if isinstance(facts, tuple) else (facts,)
-    return Case(facts, _tuple(asks), answer, accepted)
+    return FollowupCase(facts, _tuple(asks), answer, accepted)
 
 
-def each(facts: Values, asks: str | tuple[str, ...], *answers: str) -> list[Case]:
-    """Return a case for each fact, with its values in place of `{0}`, `{1}` .. in all wordings of question and answer.
-    """
+def each(facts: Values, asks: str | tuple[str, ...], *answers: str) -> list[FollowupCase]:
+    """Return a case for each fact, with its values in place of `{0}`, `{1}` .. in all wordings of question and answer."""
 
     def filled(texts: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(text.format(*values) for text in texts)
@@ -60,13 +59,13 @@ def each(facts: Values, asks: str | tuple[str, ...], *answers: str) -> list[Case
     return [case_of(fact, filled(_tuple(asks), _tuple(of)), *filled(answers, _tuple(of))) for of, fact in facts]
 
 
-def and_other(facts: Values, others: Iterable[str], ask: str, answer: str) -> list[Case]:
+def and_other(facts: Values, others: Iterable[str], ask: str, answer: str) -> list[FollowupCase]:
     """Return a case for each fact and each other value, which is the last value of its texts."""
     pairs = [((*_tuple(value), other), fact) for value, fact in facts for other in others if other not in _tuple(value)]
     return each(pairs, ask, answer)
 
 
-def yes_no(facts: Values, ask: str, answer: str) -> list[Case]:
+def yes_no(facts: Values, ask: str, answer: str) -> list[FollowupCase]:
     """Return the cases of a question of yes or no, for each pair of a told value and a value that is asked about."""
     return [
         case_of(fact, ask.format(asked), f"{'yes' if told == asked else 'no'} {answer.format(told)}")

@@ -16,7 +16,7 @@ from functools import lru_cache
 import facts
 import world
 from facts import NAMES, Fact
-from followup_cases import Case, Template, and_other, case_of, each, template, told_of, yes_no
+from followup_cases import FollowupCase, Template, and_other, case_of, each, template, told_of, yes_no
 from world import CAPITALS, COLORS, DAYS, NUMBERS, OPPOSITES, THING_COLOR
 
 SLOTS = world.SLOTS | {"name": NAMES}
@@ -212,7 +212,7 @@ def _places() -> list[Template]:
     ]  # fmt: skip
 
 
-def _two_places() -> list[Case]:
+def _two_places() -> list[FollowupCase]:
     """Return cases with two people in two cities; the follow-up is about either of them."""
     found, cities = [], list(CAPITALS.values())
     for (i, who), (j, city), k in itertools.product(enumerate(NAMES), enumerate(cities), range(1, 5)):
@@ -316,7 +316,7 @@ def held_out() -> frozenset[str]:
     return frozenset(found)
 
 
-def _parts(case: Case) -> list[str]:
+def _parts(case: FollowupCase) -> list[str]:
     return [*(fact.key for fact in case.facts), f"? {case.asks[0]}"]
 
 
