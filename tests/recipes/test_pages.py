@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +47,20 @@ def test_first_steps(typed, tmp_path, monkeypatch):
     for block in blocks("first_steps.md"):
         if block.language == "python":
             exec(compile(block.text, "first_steps.md", "exec"), {})
+
+
+def test_conversations(tmp_path, monkeypatch):
+    """Check the conversation in a pipe and the one in Python; the question is one of the shipped system's."""
+    [line] = commands("conversations.md")
+    line = line.replace("omnikit talk", f"{shlex.quote(sys.executable)} -m omnikit.cli talk")  # also if not installed
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    assert (tmp_path / "answers" / "turn-02.wav").is_file()
+    shutil.copy(Path(__file__).parents[2] / "egs/mini/questions/sum.wav", tmp_path / "question.wav")
+    monkeypatch.chdir(tmp_path)
+    [code] = [block.text for block in blocks("conversations.md") if block.language == "python"]
+    exec(compile(code, "conversations.md", "exec"), {})
 
 
 def test_the_shipped_system_is_trained_on_own_data(typed, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,7 @@ import omnikit.engines.torch as torch_engine
 from omnikit.api import Omni
 from omnikit.conversation import TASKS as TASK_OF
 from omnikit.conversation import Conversation
-from omnikit.engines import open_engine
-from omnikit.generate import END, STEP_LIMIT, BadQuestion, Decoder, Decoding, History, Question, Request
+from omnikit.generate import END, STEP_LIMIT, BadQuestion, Decoder, Decoding, History, Question, Request, RunningBatch
 from omnikit.interfaces import Engine
 from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.sampling import Sampling
@@ -28,7 +27,7 @@ from tests.unit.generate.test_running_batch import ends_often, open_named, ties
 from tests.unit.plain import plainly
 from tests.unit.toy import WORDS, toy_model
 
-ENGINES = ("torch", "separate", "static", "recorded", "openvino")
+ENGINES = ("torch", "separate", "static", "recorded", "openvino", pytest.param("compiled", marks=pytest.mark.long))
 TURN_TASKS = ("A1A2", "A1A2", "T1A2", "T1A2", "A1T2", "T1T2")
 
 
@@ -152,6 +151,29 @@ def test_answers_are_those_of_the_whole_sequence(name, strategy, tmp_path, monke
     check(model, talks)
     ends = {request.end for talk in talks for request, _ in talk.asked}
     assert {END, STEP_LIMIT} <= ends
+
+
+class Ready:
+    """A stand-in for a CUDA event, which makes the batch read tokens one step late as on a GPU."""
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_tokens_that_are_read_one_step_late(tmp_path, monkeypatch):
+    """Check conversations whose KV caches hold one position more than they should when an answer ends."""
+    send = RunningBatch._send
+
+    def late(batch):
+        read = send(batch)
+        return replace(read, tokens=read.tokens.clone(), ready=Ready())
+
+    monkeypatch.setattr(RunningBatch, "_send", late)
+    model = ends_often(sharpen(toy_model(), 5.0))
+    talks = [Talk(History(model)) for _ in range(3)]
+    decoder = Decoder(model, engine_of("static", model, tmp_path, monkeypatch), strategy=BATCH_PARALLEL)
+    converse(decoder, talks, 4, random.Random(7), rough=True)
+    check(model, talks)
 
 
 @pytest.mark.parametrize(
@@ -450,9 +472,9 @@ def test_every_pair_of_question_and_answer_has_a_task():
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch_parallel"])
 @pytest.mark.parametrize("seed", range(4))
-def test_long_conversations(seed, strategy: Strategy):
+def test_long_conversations(seed, strategy: Strategy, tmp_path, monkeypatch):
     model = ends_often(toy_model("delayed", tts_blocks=1))
     talks = [Talk(History(model)) for _ in range(6)]
-    decoder = Decoder(model, open_engine("static", model), strategy=strategy)
+    decoder = Decoder(model, engine_of("static", model, tmp_path, monkeypatch), strategy=strategy)
     converse(decoder, talks, 12, random.Random(seed), rough=True)
     check(model, talks)
