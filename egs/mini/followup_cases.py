@@ -51,7 +51,7 @@ def case_of(facts: Fact | tuple[Fact, ...], asks: str | tuple[str, ...], answer:
 
 
 def each(facts: Values, asks: str | tuple[str, ...], *answers: str) -> list[FollowupCase]:
-    """Return a case for each fact, with its values in place of `{0}`, `{1}` .. in all wordings of question and answer."""
+    """Return a case for each fact, its values in place of `{0}`, `{1}` .. in all wordings of question and answer."""
 
     def filled(texts: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(text.format(*values) for text in texts)
