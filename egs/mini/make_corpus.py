@@ -28,7 +28,6 @@ import voices
 from corpus_plan import RANDOM_CHAPTER, PlannedReading, PlannedTurn, plan_corpus, plan_dialogs, plan_questions
 from tqdm import tqdm
 
-from omnikit.data.augment.noise import add_noise
 from omnikit.data.recording_check import encode_flac
 from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
 from omnikit.files import whole_folder, write_text
@@ -43,6 +42,8 @@ def render(recording: PlannedReading) -> bytes:
     """Synthesize a planned recording with its noise and return it as the bytes of a FLAC file (16 kHz, 16 bit)."""
     wav = spoken(recording)
     if recording.noise_seed is not None:
+        from omnikit.data.augment.noise import add_noise  # takes seconds to import, in each of many processes
+
         wav = add_noise(wav, recording.snr_db, np.random.default_rng(recording.noise_seed))
     return encode_flac(wav, SAMPLE_RATE)
 
