@@ -78,3 +78,13 @@ def twice(lines: list[str], where: dict[tuple[str, ...], set]) -> set[int]:
     """Return the indices of the lines of a YAML file that belong to a block of lines that occurs in several files."""
     starts = [i for i, block in enumerate(blocks(lines)) if len(where.get(block, ())) > 1]
     return {line for start in starts for line in range(start, start + BLOCK)}
+
+
+def test_the_mini_backbone_trains_on_written_sources_alone():
+    """Its stage builds the encoder with random weights, whose features would teach nothing."""
+    mini = ROOT / "egs/mini/hparams"
+    sources = {**read_recipe(mini / "system.yaml")["sources"], **read_recipe(mini / "backbone.yaml")["sources"]}
+    tasks = read_recipe(mini / "backbone.yaml")["tasks"]
+    assert [task for task, weight in tasks.items() if weight] == ["T1T2"]
+    served = {name for name, source in sources.items() if source and "T1T2" in source.get("tasks", ["T1T2"])}
+    assert served == {"qa"} and str(sources["qa"]["manifest"].value).endswith("text.parquet")
