@@ -14,7 +14,7 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 began=$SECONDS
-"$here/run.sh" --speed demo --scale 0.3 --data "$results/data" --results "$results" --device "$device"
+"$here/run.sh" --speed demo --scale 0.2 --data "$results/data" --results "$results" --device "$device"
 question=$here/questions/sum.wav
 echo "the shipped system, trained longer in the same way, answers $question:"
 omnikit ask "$question" -o "$results/answer_shipped.wav" --device "$device"
