@@ -12,7 +12,7 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from omnikit.audio.io import load_audio
+from omnikit.audio.io import load_audio, name_of
 from omnikit.conversation import Conversation
 from omnikit.engines import AUTO, TORCH_ENGINES, check_engine, load_openvino, open_engine
 from omnikit.generate import END, Decoder, Decoding, History, Question, Request
@@ -245,11 +245,6 @@ class Omni:
             raise
         text, wav = "".join(p.text for p in received), torch.cat([p.wav for p in received])
         return Reply(text, wav, self.sample_rate, received[-1].end)
-
-
-def name_of(audio: Audio) -> str:
-    """Return the name of a recording in error messages."""
-    return "waveform" if isinstance(audio, Tensor) else str(audio)
 
 
 def load(

@@ -323,6 +323,8 @@ def _public_text(public: Mapping[str, PublicWeights]) -> str:
 
 def _split_public(text: str, source: str) -> tuple[str, dict[str, PublicWeights]]:
     """Return a checked YAML text without the public weights that it names, and these by part."""
+    if PUBLIC not in text:  # parsing would add to every start
+        return text, {}
     tree: Any = read_tree_text(text, source)
     if PUBLIC not in tree:
         return text, {}

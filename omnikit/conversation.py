@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Unpack
 
+from omnikit.audio.io import name_of
 from omnikit.counter_rng import GOLDEN
 from omnikit.generate import CANCELLED, History, Question, Request
 from omnikit.generate.request import SEED, Chunks
@@ -102,8 +103,8 @@ class Conversation:
             ValueError: see `ask`; or the mode is unknown.
             RuntimeError: the previous answer is still being generated.
         """
-        name = str(audio) if isinstance(audio, str | Path) else "waveform"
-        return self._turn(None, lambda: self.omni.spoken_question(audio), TASKS[True, speak], mode, name, stop)
+        question = partial(self.omni.spoken_question, audio)
+        return self._turn(None, question, TASKS[True, speak], mode, name_of(audio), stop)
 
     def say(self, text: str, *, speak: bool = True, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a written question.

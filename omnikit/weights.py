@@ -21,8 +21,6 @@ LORA = ".lora_"
 """Text that marks the names of the weights that peft's LoRA adds to a model.
 
 LoRA changes nothing before it is trained, so a file that was written without LoRA may lack all of them.
-
-They start as no change, so a file from before may lack all of them.
 """
 _SHOWN = 3
 _LONGEST_NAME = 200

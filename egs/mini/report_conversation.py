@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import report_tables as tables
 from omnikit.api import Omni
 from omnikit.audio.io import save_audio
 from omnikit.data.manifest_reader import ManifestEntry, read_manifest
+from omnikit.evaluate.dialogs import group_dialogs
 from omnikit.files import write_text
 
 FOLLOW_UP = "follow-"
@@ -33,23 +34,24 @@ class HeldTurn:
     right: str
 
 
-def choose_dialog(file: str | Path, cache_folder: str | Path) -> list[ManifestEntry]:
+def choose_dialog(file: str | Path, cache_folder: str | Path) -> Sequence[ManifestEntry]:
     """Return the turns of the dialog of a manifest with the most follow-up questions, the first of several.
 
     Raises:
         ValueError: the manifest cannot be read, or has no dialog.
     """
-    dialogs: dict[str, list[ManifestEntry]] = {}
-    for entry in read_manifest(file, cache_folder):
-        if entry.dialog:
-            dialogs.setdefault(entry.dialog, []).append(entry)
+    dialogs, _ = group_dialogs(read_manifest(file, cache_folder))
     if not dialogs:
         raise ValueError(f"--dialogs {file}: has no dialog")
-    turns = max(dialogs.values(), key=lambda turns: sum(turn.kind.startswith(FOLLOW_UP) for turn in turns))
-    return sorted(turns, key=lambda turn: turn.turn)
+    return max((dialog.turns for dialog in dialogs), key=lambda turns: sum(map(is_follow_up, turns)))
 
 
-def converse(omni: Omni, turns: list[ManifestEntry], folder: Path) -> None:
+def is_follow_up(turn: ManifestEntry) -> bool:
+    """Return whether the question of a turn needs the turns before it."""
+    return turn.kind.startswith(FOLLOW_UP)
+
+
+def converse(omni: Omni, turns: Sequence[ManifestEntry], folder: Path) -> None:
     """Ask a system the questions of a dialog in one conversation, and store questions and answers in a folder.
 
     The last question is typed, and so is one without a recording. The folder is emptied first.

@@ -24,6 +24,11 @@ MAX_SECONDS = 30.0
 LONGEST_NAME = 200  # bytes; file systems allow 255, and the extension has to fit
 
 
+def name_of(audio: str | Path | Tensor) -> str:
+    """Return the name of a recording, a file or a waveform, in error messages."""
+    return "waveform" if isinstance(audio, Tensor) else str(audio)
+
+
 def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = MAX_SECONDS) -> Tensor:
     """Read an audio file as a mono waveform [N], float32 in -1..1, mixed down and resampled where necessary.
 

@@ -19,11 +19,11 @@ class PrefillInParts(Prefill):
 
     Args:
         parts: the prefills.
-        prompts: number of prompts in each of them.
+        prompts: number of prompts in each of them; None = one.
     """
 
-    def __init__(self, parts: Sequence[Prefill], prompts: Sequence[int]):
-        self.parts, self.prompts = list(parts), list(prompts)
+    def __init__(self, parts: Sequence[Prefill], prompts: Sequence[int] | None = None):
+        self.parts, self.prompts = list(parts), list(prompts or [1] * len(parts))
 
     @property
     def left(self) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.engines.continued import begin_in_parts, parts_of
+from omnikit.engines.continued import PrefillInParts, begin_in_parts, parts_of
 from omnikit.interfaces import Engine, Hidden, Parked, Prefill, Slots
 from omnikit.kv_cache import can_join, layers
 from omnikit.model import Cache, OmniLM
@@ -164,6 +164,10 @@ class JoinedParked(Parked):
     def __init__(self, cache: Cache, length: int):
         self.cache, self.length = cache, length
 
+    def cache_to_continue(self) -> Cache:
+        """Return a KV cache of the same positions that can be extended without changing this one."""
+        return copy_cache(self.cache)
+
     def crop(self, length: int) -> None:
         assert 0 < length <= self.length, "a sequence is cropped to positions that it has"
         if length == self.length:
@@ -179,10 +183,12 @@ class JoinedParked(Parked):
 class JoinedPrefill(Prefill):
     """Prefill of several prompts as one left-padded batch, or of one prompt that continues a parked sequence."""
 
-    def __init__(self, model: OmniLM, prompts: Sequence[Tensor], after: JoinedParked | None = None):
+    def __init__(
+        self, model: OmniLM, prompts: Sequence[Tensor], after: JoinedParked | SeparateParked | None = None
+    ):
         assert after is None or len(prompts) == 1, "a sequence is continued alone"
         before = 0 if after is None else after.length
-        self.model, self.cache = model, model.new_cache() if after is None else copy_cache(after.cache)
+        self.model, self.cache = model, model.new_cache() if after is None else after.cache_to_continue()
         self.lengths = [before + len(prompt) for prompt in prompts]
         self.columns, self.done, self.before = max(self.lengths), before, before
         self.embeddings = pad_sequence(list(prompts), batch_first=True, padding_side="left")
@@ -209,12 +215,13 @@ class SeparateSlots(Slots):
 
     def prefill(
         self, prompts: Sequence[Tensor], after: Sequence[SeparateParked | None] | None = None
-    ) -> SeparatePrefill:
-        return SeparatePrefill(self.model, prompts, after or [None] * len(prompts))
+    ) -> PrefillInParts:
+        pairs = zip(prompts, after or [None] * len(prompts), strict=True)
+        return PrefillInParts([JoinedPrefill(self.model, [prompt], parked) for prompt, parked in pairs])
 
-    def admit(self, prefill: SeparatePrefill) -> None:
-        self.caches += [each.cache for each in prefill.each]
-        self.lengths = [*self.lengths, *(each.columns for each in prefill.each)]
+    def admit(self, prefill: PrefillInParts) -> None:
+        self.caches += [part.cache for part in prefill.parts]
+        self.lengths = [*self.lengths, *(part.columns for part in prefill.parts)]
 
     def advance(self, embeddings: Tensor) -> Hidden:
         found = []
@@ -249,38 +256,14 @@ class SeparateParked(Parked):
     def __init__(self, cache: Cache, length: int):
         self.cache, self.length = cache, length
 
+    def cache_to_continue(self) -> Cache:
+        """Return a KV cache of the same positions that can be extended without changing this one."""
+        return copy.deepcopy(self.cache)
+
     def crop(self, length: int) -> None:
         assert 0 < length <= self.length, "a sequence is cropped to positions that it has"
         if length < self.length:
             raise _cannot_be_cropped()
-
-
-class SeparatePrefill(Prefill):
-    """Prefill of several prompts, each computed by itself into a KV cache of its own."""
-
-    def __init__(self, model: OmniLM, prompts: Sequence[Tensor], after: Sequence[SeparateParked | None]):
-        self.each = [SeparatePrompt(model, prompt, parked) for prompt, parked in zip(prompts, after, strict=True)]
-
-    @property
-    def left(self) -> int:
-        return sum(each.left for each in self.each)
-
-    def advance(self, positions: int) -> None:
-        unfinished = [each for each in self.each if each.left]
-        for each in unfinished:
-            each.advance(max(1, positions // len(unfinished)))
-
-
-class SeparatePrompt(JoinedPrefill):
-    """Prefill of one prompt whose KV cache may be of any kind."""
-
-    def __init__(self, model: OmniLM, prompt: Tensor, after: SeparateParked | None):
-        super().__init__(model, [prompt])
-        if after is not None:
-            self.cache, self.done, self.before = copy.deepcopy(after.cache), after.length, after.length
-            self.lengths, self.columns = [after.length + len(prompt)], after.length + len(prompt)
-            self.mask = _right_aligned(torch.tensor(self.lengths, device=prompt.device), self.columns)
-            self.positions = self.mask.cumsum(dim=1) - 1
 
 
 def _cannot_be_cropped() -> ValueError:
