@@ -121,6 +121,7 @@ CASES = {
     f"{DIALOGS} --crop 2": "--crop 2: must be at most 1",
     f"{DIALOGS} --follow_ups [": "--follow_ups",
     f"{DIALOGS} --about_answer '[{{question: again}}]'": "must be a list of [{question: .., answer: ..}]",
+    f"{DIALOGS} --sources.voiceassistant.manifest HERE/m.csv": "only_held_out: 500; the manifest has 1 entries",
     f"{TTS} --keep_wavs -1": "--keep_wavs -1: must be 0 or more",
     f"{TTS} --ids (": "--ids (: is no regular expression",
     f"{TTS} --codecs [5]": "--codecs 5: must be a list of [{name: ..}]",

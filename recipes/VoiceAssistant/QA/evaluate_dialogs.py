@@ -30,12 +30,12 @@ class DialogEvaluation:
     def __init__(self, hparams: dict[str, Any], omni: Omni):
         self.hparams, self.omni = hparams, omni
         self.folder = Path(hparams["output_folder"])
-        make_folder(self.folder)
         self.normalize = normalizer(hparams["normalizer"])
         self.modes = [AnswerMode.of(name, options) for name, options in hparams["answer_modes"].items()]
         self.unread: dict[str, Skipped] = {}
         sources = chosen_sources(hparams["sources"], hparams["splits"])
         self.dialogs = {split: self._read(split, options) for split, options in sources.items()}
+        make_folder(self.folder)
 
     def _read(self, split: str, options: dict[str, Any]) -> list[Dialog]:
         dialogs, self.unread[split] = group_dialogs(read_questions(split, options, self.hparams["cache_folder"]))
