@@ -151,7 +151,7 @@ fi
 if wanted 11 "QA, TTS"; then
   "$PYTHON" "$here/write_grammar.py" "$results/world.jsgf"
   mapfile -t qa_limits < <(limits --limit 60 --judge_limit 20 --speed_questions 5)
-  mapfile -t tts_limits < <(limits --limit 20)
+  mapfile -t tts_limits < <(limits --limit 10)
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_qa.yaml" \
     --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/qa" \
     --grammar_file "$results/world.jsgf" --device "$device" "${qa_limits[@]}")
@@ -161,7 +161,7 @@ if wanted 11 "QA, TTS"; then
     --codecs "[{name: mel_rvq, weights: $base/mel_rvq}, {name: snac_mini, weights: $base/snac_mini}]")
 fi
 if wanted 12 dialogs; then
-  mapfile -t dialog_limits < <(limits --limit 40)
+  mapfile -t dialog_limits < <(limits --limit 24)
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" evaluate_dialogs.py hparams/eval_dialogs.yaml \
     "$here/hparams/eval_dialogs.yaml" --checkpoint "$results/stage3" --data_folder "$data" \
     --output_folder "$results/dialogs" --device "$device" "${dialog_limits[@]}")
