@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from omnikit.counter_rng import GOLDEN, hash32
+from omnikit.data.first_turns import usual_first
+from omnikit.data.interruptions import Answers, chosen_cut
 from omnikit.data.manifest_reader import ManifestEntry, answer_field
 from omnikit.data.sample_table import SampleTable, for_each
 from omnikit.data.skipped import Skipped
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 REASONS = {
     "turn without a number": "the entry has `dialog` but no `turn`; it is skipped",
     "double turn": "an earlier entry is the same turn of the dialog; the later one is skipped",
-    "no first turn": "the dialog does not begin with the lowest number of the source; it is skipped",
+    "no first turn": "the dialog begins with a higher number than is usual in the source; it is skipped",
     "missing turn": "a number is missing; the dialog ends before it",
     "unusable turn": "a turn has no text, codes or features that the task needs; the dialog ends before it",
     "cut to max_sample_length": "the dialog is longer; the turns that do not fit are left out",
@@ -36,7 +38,7 @@ REASONS = {
 }
 """Mapping from each reason for which turns of dialogs are not trained on to its explanation for users."""
 WHOLE = -1
-"""Number of frames heard of an answer that is not interrupted."""
+"""Number of frames heard of an answer that is not cut."""
 _MIXED, _CUT, _WHICH, _WHERE = range(4)  # marks of the hashes of turns and dialogs
 
 
@@ -50,7 +52,7 @@ class Turns:
     spoken: np.ndarray
     """Whether the question of each turn is given as speech."""
     heard: np.ndarray
-    """Number of frames that are heard of the answer of each turn, `WHOLE` if it is not interrupted."""
+    """Number of frames that are heard of the answer of each turn, `WHOLE` if neither it nor one it repeats is cut."""
 
     @classmethod
     def none(cls, samples: int) -> Turns:
@@ -96,7 +98,7 @@ class Dialogs:
 def group(index: SourceIndex, entries: Sequence[ManifestEntry], skipped: Skipped) -> Dialogs | None:
     """Group the entries of a source to dialogs; None if there is no dialog.
 
-    The numbers of the turns begin with the lowest of the source, and are consecutive.
+    The numbers of a dialog's turns are consecutive; `usual_first` says with which they begin.
 
     Args:
         skipped: counts of turns and dialogs that are not used, with examples; they are added to it.
@@ -112,8 +114,9 @@ def group(index: SourceIndex, entries: Sequence[ManifestEntry], skipped: Skipped
     _count(skipped, "double turn", inside[same], entries)
     inside, owner = np.delete(inside, same), np.delete(owner, same)
     begins = np.flatnonzero(np.diff(owner, prepend=-1))
-    places = np.arange(len(inside)) - np.repeat(begins, np.diff(begins, append=len(inside)))
-    used = turns[inside] - turns[inside].min() == places  # the turns of a dialog before the first gap
+    firsts, counts = turns[inside[begins]], np.diff(begins, append=len(inside))
+    places = np.arange(len(inside)) - np.repeat(begins - np.minimum(firsts, usual_first(firsts)), counts)
+    used = turns[inside] == places  # the turns of a dialog before the first gap
     _count(skipped, "no first turn", inside[begins[~used[begins]]], entries)
     _count(skipped, "missing turn", inside[1:][used[:-1] & ~used[1:] & (np.diff(owner) == 0)], entries)
     return _in_order(inside[used].astype(np.int32), owner[used], names) if used.any() else None
@@ -176,7 +179,7 @@ class _Measure:
 
     def __init__(self, model: OmniLM, source: Source, task: Task, dialogs: Dialogs, seed: int):
         self.pattern, self.task, self.dialogs, self.source, self.seed = model.pattern, task, dialogs, source, seed
-        entries, index = dialogs.entries, source.index
+        self.tokenizer, entries, index = model.llm.tokenizer, dialogs.entries, source.index
         features, written = source.feature_frames()[entries], index.counts("t1")[entries]
         self.text = index.counts(answer_field(task))[entries]
         self.frames = source.code_frames(task)[entries] if task.speaks else np.zeros_like(self.text)
@@ -238,20 +241,31 @@ class _Measure:
         return table, Turns(begins, self.dialogs.entries[kept], self.spoken[kept], self.heard[kept])
 
     def _interrupt(self, counts: np.ndarray) -> None:
-        """Cut one answer of a share of the dialogs, given the number of turns of each [dialogs]; not the last answer.
+        """Cut one answer of a share of the dialogs, and its repetitions, given the number of turns of each [dialogs].
+
+        See `omnikit.data.interruptions` for the choice.
         """
         if not self.task.speaks:
             return
-        which = self.dialogs.begins + self.hashed(_WHICH) % np.maximum(counts - 1, 1)
-        cut = (self.share(_CUT) < self.source.interrupted) & (counts > 1) & (self.frames[which] > 1)
-        chosen, where = which[cut], self.hashed(_WHERE)[cut]
-        frames, text = self.frames[chosen], self.text[chosen]
-        heard = 1 + where % (frames - 1)
-        tokens = -(-text.astype(np.int64) * heard // frames)  # as `omnikit.turns.heard_part` rounds
+        ids, name = self.source.index.tokens, answer_field(self.task)
+        answers = Answers(
+            lambda turn: ids(name, int(self.dialogs.entries[turn])), self.text, self.frames, self.tokenizer
+        )
+        some = np.flatnonzero((self.share(_CUT) < self.source.interrupted) & (counts > 1))
+        begins, hashes = self.dialogs.begins[some], (self.hashed(_WHICH)[some], self.hashed(_WHERE)[some])
+        spans = zip(*(each.tolist() for each in (begins, begins + counts[some], *hashes)), strict=True)
+        cuts = filter(None, (chosen_cut(answers, *span) for span in spans))
+        columns = [(turn, cut.frames, turn > cut.turn) for cut in cuts for turn in cut.turns]
+        self._cut(*np.array(columns, np.int64).reshape(-1, 3).T)
+
+    def _cut(self, turns: np.ndarray, heard: np.ndarray, ended: np.ndarray) -> None:
+        """Cut answers [n] to `heard` frames; where `ended`, their end marks keep their labels."""
+        tokens = -(-self.text[turns] * heard // self.frames[turns])  # as `omnikit.turns.heard_part` rounds
         last = for_each(lambda n: max(self._ends(n)), heard)
-        self.heard[chosen], self.written[chosen] = heard, tokens
-        self.audio[chosen] = for_each(lambda n: label_counts_before_ends(self.task, self._ends(n))[1], heard)
-        self.steps[chosen] = self.prompts[chosen] + np.maximum(tokens, last) + 1
+        before_ends = for_each(lambda n: label_counts_before_ends(self.task, self._ends(n))[1], heard)
+        self.heard[turns], self.written[turns] = heard, tokens + ended
+        self.audio[turns] = np.where(ended, last + 1, before_ends)
+        self.steps[turns] = self.prompts[turns] + np.maximum(tokens, last) + 1
 
     def _ends(self, frames: int) -> list[int]:
         return answer_ends(self.task, self.pattern, text=0, frames=frames)

@@ -125,22 +125,27 @@ class SampleMaker:
     def dialog(self, turns: list[tuple[int, bool, int]], task: Task) -> Item:
         """Return the training sample of a dialog, given the values of its turns in `omnikit.data.dialogs.Turns`.
 
+        Turns that repeat a cut answer follow it directly, and end like any other.
+
         Raises:
             UnusableRecording: the training step is to encode a recording, which cannot be read.
         """
-        made = [self._turn(entry, task, spoken, heard) for entry, spoken, heard in turns]
+        # only one answer of a dialog is cut: a cut one directly after another repeats it
+        repeats = [False, *(heard != dialogs.WHOLE for _, _, heard in turns[:-1])]
+        made = [self._turn(entry, task, *how, ended=again) for (entry, *how), again in zip(turns, repeats, strict=True)]
         features, wavs = ([turn[i] for turn in made if turn[0].audio_frames] for i in (1, 2))
         sample = make_dialog(task, [turn[0] for turn in made])
         return {"id": self.source.entries.id_of(turns[0][0]), "sample": sample, "features": features, "wav": wavs}
 
     def _turn(
-        self, entry: int, task: Task, spoken: bool, heard: int = dialogs.WHOLE
+        self, entry: int, task: Task, spoken: bool, heard: int = dialogs.WHOLE, ended: bool = True
     ) -> tuple[Sample, Tensor | None, Tensor | None]:
         """Return the sample of an entry, with the features or the recording of its question.
 
         Args:
             spoken: whether the question is given as speech, whatever the kind of the task's questions.
             heard: number of frames that are heard of the answer.
+            ended: whether the end of the part that is heard has labels.
         """
         source, wav, features, frames = self.source, None, None, None
         if spoken:
@@ -159,7 +164,7 @@ class SampleMaker:
             audio_frames=None if frames is None else -(-frames // self.stride),
             answer=answer,
             codes=codes,
-            interrupted=heard != dialogs.WHOLE,
+            interrupted=heard != dialogs.WHOLE and not ended,
         )
         return sample, features, wav
 

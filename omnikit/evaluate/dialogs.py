@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from omnikit.data.first_turns import usual_first
 from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
 
@@ -24,8 +25,8 @@ class Dialog:
 def group_dialogs(entries: Sequence[ManifestEntry]) -> tuple[list[Dialog], Skipped]:
     """Group entries by dialog, in the order in which the dialogs begin, and count the entries that cannot be asked.
 
-    A dialog ends before its first missing turn, because later questions may depend on it. Turns are numbered from the
-    lowest number of all dialogs on. Of two entries for the same turn the first is used.
+    A dialog ends before its first missing turn, because later questions may depend on it; `usual_first` says which
+    number is that of a first turn. Of two entries for the same turn the first is used.
     """
     skipped, found = Skipped(), {}
     for entry in entries:
@@ -35,13 +36,14 @@ def group_dialogs(entries: Sequence[ManifestEntry]) -> tuple[list[Dialog], Skipp
             skipped.add(DUPLICATE, entry.id)
         else:
             turns[entry.turn] = entry
-    lowest = min((min(turns) for turns in found.values()), default=0)
+    usual = usual_first([min(turns) for turns in found.values()]) if found else 0
     dialogs = []
     for name, turns in found.items():
-        gap = next(number for number in count(lowest) if number not in turns)
+        first = min(usual, *turns)
+        gap = next(number for number in count(first) if number not in turns)
         for number in sorted(turns):
             if number > gap:
                 skipped.add(AFTER_GAP, turns[number].id)
-        if gap > lowest:
-            dialogs.append(Dialog(name, tuple(turns[number] for number in range(lowest, gap))))
+        if gap > first:
+            dialogs.append(Dialog(name, tuple(turns[number] for number in range(first, gap))))
     return dialogs, skipped

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from omnikit.data.first_turns import usual_first
 from omnikit.data.skipped import Item, Skipped
 
 MISSING, DUPLICATE = "dialogs with missing turns", "dialogs with duplicate turns"
@@ -51,8 +52,7 @@ class SeenTurns:
 def notes_on_dialogs(shards: Sequence[Path], duplicates: Iterable[str]) -> Skipped:
     """Count the dialogs with missing turns and those with duplicate turns, each dialog once.
 
-    A dialog lacks turns if their numbers are not consecutive, or if its first number is above that of the dialog which
-    begins with the lowest one.
+    A dialog lacks turns if their numbers are not consecutive, or if its first number is above `usual_first`.
 
     Args:
         shards: all shards of a split.
@@ -65,7 +65,8 @@ def notes_on_dialogs(shards: Sequence[Path], duplicates: Iterable[str]) -> Skipp
     if len(counted):
         first, last, number = (counted[f"turn_{name}"] for name in ("min", "max", "count"))
         gaps = pc.not_equal(pc.add(pc.subtract(last, first), 1), number)
-        _add(notes, MISSING, counted.filter(pc.or_(gaps, pc.greater(first, pc.min(first))))["dialog"].to_pylist())
+        late = pc.greater(first, usual_first(first.to_numpy()))
+        _add(notes, MISSING, counted.filter(pc.or_(gaps, late))["dialog"].to_pylist())
     _add(notes, DUPLICATE, list(dict.fromkeys(duplicates)))
     return notes
 

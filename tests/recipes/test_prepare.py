@@ -321,6 +321,8 @@ def test_rounds_of_a_conversation_are_grouped_over_shards(tmp_path: Path):
     again = made()
     assert again.skipped.reasons == {"duplicate turn": 2}
     assert again.notes.reasons == {"dialogs with missing turns": 1, "dialogs with duplicate turns": 1}  # a now lacks 1
+    pq_file(shards[1], rounds(("g", "0"), ("g", "1")))  # one that begins earlier; most begin with 1
+    assert made().notes.reasons["dialogs with missing turns"] == 2  # a and c
 
 
 def test_a_range_of_upstream_is_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

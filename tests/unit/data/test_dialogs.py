@@ -23,7 +23,7 @@ from omnikit.data.sources import read_entries, read_sources
 from omnikit.data.step_sampler import StepSampler
 from omnikit.losses import StreamLosses
 from omnikit.model import AdaptedSpeech, OmniLM
-from omnikit.tasks import TASK_NAMES, TASKS, asked_in, make_sample
+from omnikit.tasks import TASK_NAMES, TASKS, Sample, asked_in, make_sample
 from omnikit.tokens import IGNORE
 from omnikit.train.loader import batch_loader
 from omnikit.train.recipe_checks import check_sources
@@ -36,6 +36,7 @@ from tests.unit.rewriting import sound
 from tests.unit.toy import PATTERNS, toy_model
 
 ANSWERING = ["A1A2", "A1T2", "T1A2", "T1T2"]
+LONG = "a cat sees the two red dog"
 TEXTS = ["what is red", "the cat sees a dog", "yes", "a cat hears two dogs", "no dog hears the cat"]
 FIELDS = ["id", "duration", "dialog", "turn", "t1", "t2", "a1", "a2"]
 
@@ -64,9 +65,21 @@ def write(path: Path, entries: list[dict]) -> Path:
 
 
 def dialogs(count: int, turns: int = 3) -> list[dict]:
-    """Return the entries of dialogs `d0`, `d1` .., whose turns stand in the manifest in a mixed order."""
+    """Return the entries of dialogs `d0`, `d1` .., whose turns stand in the manifest in a mixed order.
+
+    No answer contains the one before it.
+    """
     numbers = np.random.default_rng(0).permutation(count * turns).tolist()
-    return [entry(n, f"d{n % count}", n // count) for n in numbers]
+    return [entry(n, f"d{n % count}", n // count, t2=TEXTS[(n + n // count) % 5]) for n in numbers]
+
+
+def answered(name: str, *answers: str) -> list[dict]:
+    """Return the entries of a dialog with these answers; equal answers have the same recording."""
+    lengths = {text: 0.002 + 0.0005 * len(text) for text in answers}
+    return [
+        entry(turn, name, turn, id=f"{name}{turn}", t2=text, a2=sound(lengths[text], len(text)))
+        for turn, text in enumerate(answers)
+    ]
 
 
 def samples(
@@ -96,7 +109,7 @@ def batch_of(model: OmniLM, dataset: Samples, indices, packed: bool = False) -> 
 def slow_losses(model: OmniLM, dataset: Samples, index: int) -> tuple[list[list[Tensor]], int]:
     """Return the losses of a sample by stream, and its length, computed turn by turn from the manifest."""
     task, source = TASKS[dataset.tasks[index]], dataset.makers[0].source
-    embedded, wholes, labelled = [], [], []
+    embedded, wholes, labelled, before = [], [], [], WHOLE
     for number, spoken, heard in dataset.turns.of(index):
         one = source.entries[number]
         answer = model.llm.tokenizer.encode(getattr(one, answer_field(task)))
@@ -113,7 +126,7 @@ def slow_losses(model: OmniLM, dataset: Samples, index: int) -> tuple[list[list[
         turn = make_sample(asked, model.layout, model.pattern, answer=answer, codes=codes, **given)
         whole = torch.from_numpy(turn.whole)
         wanted = torch.full_like(whole, IGNORE)
-        begin, cut = turn.start + 1, heard != WHOLE
+        begin, cut, before = turn.start + 1, heard != WHOLE and before == WHOLE, heard
         ends = [begin + len(answer)]
         for row, end in zip(whole[1:], model.layout.audio, strict=True):
             ends += (begin + (row[begin:] == end.eoa).nonzero()[0]).tolist() if task.speaks else []
@@ -138,7 +151,7 @@ def slow_losses(model: OmniLM, dataset: Samples, index: int) -> tuple[list[list[
 @pytest.mark.parametrize("task", ANSWERING)
 def test_the_loss_of_a_batch_is_that_of_its_turns_in_a_row(tmp_path: Path, task: str, pattern: str, features: str):
     model = toy_model(pattern, tts_blocks=1)
-    entries = [*dialogs(5), *(entry(20 + n, None, None) for n in range(2))]  # and two that are no turns
+    entries = [*dialogs(4), *answered("d4", LONG, LONG, "yes"), *(entry(20 + n, None, None) for n in range(2))]
     path = write(tmp_path / "talk" / "m.parquet", entries)
     dataset = samples(model, path, [task], features=features, mixed=0.4, interrupted=0.7)
     assert sorted(map(len, told(dataset))) == [1, 1, 3, 3, 3, 3, 3] and set(dataset.turns.spoken) == {True, False}
@@ -165,8 +178,10 @@ def sum_losses(found: list[StreamLosses]) -> StreamLosses:
 
 def test_the_table_and_the_sampler_know_lengths_and_labels(tmp_path: Path):
     model = toy_model()
-    path = write(tmp_path / "m.parquet", [*dialogs(12), entry(40, None, None)])
+    repeating = (one for n in range(8) for one in answered(f"again{n}", "yes", LONG, LONG, LONG, "no"))
+    path = write(tmp_path / "m.parquet", [*dialogs(12), *repeating, entry(40, None, None)])
     dataset = samples(model, path, ANSWERING, mixed=0.5, interrupted=0.5)
+    assert Counter(_cut_turns(dataset, i) for i in range(len(dataset)))[(1, 2, 3)] >= 2
     for i, item in enumerate(dataset):
         sample = item["sample"]
         assert (sample.length, sample.text_labels, sample.audio_labels) == (
@@ -181,6 +196,72 @@ def test_the_table_and_the_sampler_know_lengths_and_labels(tmp_path: Path):
         batch = batch_of(model, dataset, micro_batch, packed=True)
         own = losses_of(brain_of(model), batch)[1].counts
         assert torch.equal(own, torch.from_numpy(micro_batch.step_labels)[:, [0, 1, 1, 1]])
+
+
+def _cut_turns(dataset: Samples, sample: int) -> tuple[int, ...]:
+    return tuple(place for place, turn in enumerate(dataset.turns.of(sample)) if turn[2] != WHOLE)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_an_answer_that_repeats_a_cut_one_is_its_heard_part_with_an_end(tmp_path: Path, pattern: str):
+    model = toy_model(pattern)
+    talks = (answered(f"d{n}", "yes", "the cat sees a dog", LONG, LONG, LONG, "no") for n in range(20))
+    dataset = samples(model, write(tmp_path / "m.parquet", [one for talk in talks for one in talk]), interrupted=1)
+    whole, places = len(model.llm.tokenizer.encode(LONG)), Counter(_cut_turns(dataset, i) for i in range(20))
+    assert set(places) == {(2, 3, 4), (3, 4)}  # repeated answers are preferred
+    for index, item in enumerate(dataset):
+        cut, *again = _cut_turns(dataset, index)
+        turns, sample = dataset.turns.of(index), item["sample"]
+        assert len({turns[place][2] for place in (cut, *again)}) == 1
+        text, codes = _answer(model, sample, cut)
+        assert 1 <= len(text) < whole and codes.numel() == 3 * turns[cut][2]
+        labels = [sample.labels[:, span.start :][:, : span.text] for span in sample.turn_labels]
+        assert labels[cut][0].tolist() == text  # no end mark
+        for place in again:
+            assert labels[place][0].tolist() == [*text, model.layout.text.eot]
+            assert torch.equal(_answer(model, sample, place)[1], codes)
+            span = sample.turn_labels[place]
+            ends = [(row[span.start :][: span.audio] == ids.eoa).sum() for row, ids in
+                    zip(sample.labels[1:], model.layout.audio, strict=True)]  # fmt: skip
+            assert ends == [1] * len(model.layout.audio)
+        table = dataset.table
+        text_labels, *audio_labels = (sample.labels != IGNORE).sum(dim=1).tolist()
+        assert text_labels == table.text_labels[index] and set(audio_labels) == {table.audio_labels[index]}
+        assert sample.length == dataset.lengths[index]
+        assert slow_losses(model, dataset, index)[1] == sample.length
+
+
+def _answer(model: OmniLM, sample: Sample, place: int) -> tuple[list[int], Tensor]:
+    """Return the text ids before `eot` and the codes before `eoa` of the answer of a turn."""
+    begin = sample.turn_labels[place].start + 1
+    rows = [row[begin:] for row in torch.from_numpy(sample.whole)]
+    text = rows[0][: rows[0].tolist().index(model.layout.text.eot)].tolist()
+    codes = [row[row != ids.pad] for row, ids in zip(rows[1:], model.layout.audio, strict=True)]
+    codes = [row[: row.tolist().index(ids.eoa)] for row, ids in zip(codes, model.layout.audio, strict=True)]
+    return text, torch.stack(codes)
+
+
+def test_an_answer_that_the_next_one_contains_is_not_cut(tmp_path: Path):
+    fixed = [*answered("sure", LONG, "yes " + LONG), *answered("twice", LONG, LONG, "yes " + LONG, "no")]
+    louder = answered("other recording", LONG, LONG)
+    louder[1]["a2"] = sound(0.05, 3)
+    path = write(tmp_path / "m.parquet", [*fixed, *louder])
+    dataset = samples(toy_model(), path, ["A1A2", "T1A2"], interrupted=1)
+    cut = [_cut_turns(dataset, i) for i in range(len(dataset))]
+    assert cut == [(), (2,), ()] * 2
+    assert [item["sample"].length for item in dataset] == dataset.lengths.tolist()
+    assert [item["sample"].text_labels for item in dataset] == dataset.table.text_labels.tolist()
+
+
+def test_what_is_cut_depends_on_the_turns_that_fit(tmp_path: Path):
+    """The repetition lies beyond `max_sample_length`, so that another answer is cut."""
+    entries = answered("d", "no dog", "the cat", "yes yes yes", "yes yes yes")
+    model, path = toy_model(), write(tmp_path / "m.parquet", entries)
+    assert _cut_turns(samples(model, path, interrupted=1), 0) == (2, 3)
+    whole = samples(model, path, interrupted=0)
+    dataset = samples(model, path, longest=int(whole.lengths[0]) - 1, interrupted=1)
+    assert len(dataset.turns.of(0)) == 3 and _cut_turns(dataset, 0) in {(0,), (1,)}
+    assert dataset[0]["sample"].length == dataset.lengths[0]
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "shards"])
@@ -220,6 +301,16 @@ def test_gaps_doubles_and_missing_numbers_are_counted_and_said_in_one_line(tmp_p
         "1 double turn (such as entry e7 of dialog double), 1 no first turn (such as entry e4 of dialog late), "
         "1 missing turn (such as entry e2 of dialog gap), 1 unusable turn (A1T2) (such as entry e12 of dialog mute)"
     )
+
+
+def test_one_dialog_that_begins_earlier_does_not_drop_the_others(tmp_path: Path, caplog):
+    entries = [
+        entry(0, "odd", 0), entry(1, "odd", 1), entry(2, "a", 1), entry(3, "a", 2), entry(4, "b", 1),
+        entry(5, "late", 2),
+    ]  # fmt: skip
+    dataset = samples(toy_model(), write(tmp_path / "m.parquet", entries), ["A1T2"])
+    assert told(dataset) == [["e0", "e1"], ["e2", "e3"], ["e4"]]
+    assert "turns of dialogs: 1 no first turn (such as entry e5 of dialog late)" in caplog.text
 
 
 def test_long_dialogs_keep_the_turns_that_fit(tmp_path: Path, caplog):

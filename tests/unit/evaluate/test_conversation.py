@@ -104,6 +104,10 @@ def test_dialogs_are_grouped_in_order_and_end_at_a_gap():
     assert dialogs[1].turns[0].t1 == "q"
     assert skipped.reasons == {NO_DIALOG: 2, DUPLICATE: 1, AFTER_GAP: 3}
     assert group_dialogs([])[0] == []
+    odd = [entry("odd", 0, "q"), entry("odd", 1, "q")]  # begins before the others, which stay
+    dialogs, skipped = group_dialogs([*odd, *entries])
+    assert [(each.name, len(each.turns)) for each in dialogs] == [("odd", 2), ("b", 1), ("a", 2)]
+    assert skipped.reasons[AFTER_GAP] == 3
 
 
 def test_follow_ups_are_scored_with_history_alone_and_after_an_interruption():
