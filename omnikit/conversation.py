@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Unpack
 
 from omnikit.counter_rng import GOLDEN
-from omnikit.generate import CANCELLED, History, Question, Request
+from omnikit.generate import CANCELLED, END, History, Question, Request
 from omnikit.generate.request import SEED, Chunks
 from omnikit.option_ranges import COUNT, Range
 from omnikit.streaming import EXACT, check_mode
@@ -62,6 +62,7 @@ class Conversation:
         self.omni, self.seed = omni, seed
         self._history = History(omni.model, max_positions)
         self._request: Request | None = None
+        self._before = 0  # turns when the last question was submitted
         self._lock = Lock()
 
     @property
@@ -135,12 +136,16 @@ class Conversation:
             seconds: seconds of the answer's speech that were heard; more than it has are all of it.
 
         Raises:
-            ValueError: a wrong number, or the conversation has no answer, or the last one is text only.
+            ValueError: a wrong number, or the conversation has no answer, or the last one is text only or was ended
+                before it began.
         """
         SECONDS.check("seconds", seconds)
         with self._lock:
             self._end(cancel=True)
-            turns, codec = self._history.turns, self.omni.model.codec
+            turns, codec, request = self._history.turns, self.omni.model.codec, self._request
+            cut = request is not None and request.end not in (None, END)
+            if cut and len(self._history.texts()) == self._before:
+                raise ValueError(f"crop {seconds:g}: the last answer was ended before it began")
             if not turns:
                 raise ValueError(f"crop {seconds:g}: the conversation has no answer")
             if not turns[-1].task.speaks:
@@ -172,6 +177,7 @@ class Conversation:
             options = {"sound": mode, "name": name, "seed": seed, "history": self._history}
             asked = question()
             self._history.asked = text
+            self._before = number
             self._request = self.omni.submit(task, asked, **options, **stop)
             return iter(self._request)
 

@@ -76,6 +76,7 @@ class Fed(Playback):
 
     def __init__(self, sample_rate: int):
         super().__init__(sample_rate)
+        self.stopped = False
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
         self._thread = Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -89,7 +90,7 @@ class Fed(Playback):
                 self._write(data)
             self._close()
         except Exception:  # no sound device, or the program has ended; the conversation goes on in silence
-            self.failed = True
+            self.failed = not self.stopped
 
     def finish(self) -> None:
         self._queue.put(None)
@@ -121,9 +122,10 @@ class ProgramPlayback(Fed):
 
     def _close(self) -> None:
         self.process.stdin.close()
-        self.failed = bool(self.process.wait())
+        self.failed = bool(self.process.wait()) and not self.stopped
 
     def stop(self) -> None:
+        self.stopped = True  # before the thread finds out that the program has ended
         self._queue.put(None)
         self.process.kill()
         self.process.wait()

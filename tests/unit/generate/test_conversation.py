@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -412,6 +413,21 @@ def test_a_crop_ends_an_answer_that_is_being_generated(monkeypatch):
     talk.reset()
     assert talk.turns == []
     assert len(talk.say("what is red").wav)
+
+
+def test_an_answer_that_never_began_leaves_the_one_before_whole():
+    omni = Omni(toy_model(), decoding=Decoding(max_steps=20, min_steps=20))
+    talk, cancelled = omni.conversation(), Event()
+    talk.say("what is red")
+    turns = talk.turns
+    cancelled.set()
+    talk.say("what is blue", cancel=cancelled)
+    with pytest.raises(ValueError, match="crop 0: the last answer was ended before it began"):
+        talk.crop(0)
+    assert talk.turns == turns
+    talk.say("what is blue")
+    talk.crop(0)
+    assert [turn.answer for turn in talk.turns] == [turns[0].answer, ""]
 
 
 def test_a_failed_turn_is_not_remembered(monkeypatch):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 import soundfile
@@ -165,6 +166,49 @@ def test_an_interrupted_answer_is_cut_to_what_was_played(monkeypatch, capsys):
     assert "(interrupted after 0.0 s)" in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):  # without another line in between
         talk.answer("what is red")
+
+
+def test_ctrl_c_before_an_answer_leaves_the_one_before_whole(tmp_path, monkeypatch):
+    only(tmp_path, monkeypatch)
+    program(tmp_path, "ffplay", "cat > /dev/null")
+    talk = talking(player=find_player())
+    talk.answer("what is red")
+    turns = talk.talk.turns
+    cancelled = Event()
+    cancelled.set()
+
+    def never_begun(text):
+        chunks = talk.talk._turn(text, lambda: talk.talk.omni.written_question(text), "T1A2", "exact", None,
+                                 {"cancel": cancelled})  # fmt: skip
+        monkeypatch.setattr(type(chunks), "__next__", interrupt)
+        return chunks
+
+    def interrupt(chunks):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(talk.talk, "stream_written", never_begun)
+    assert talk.answer("what is blue")
+    assert talk.talk.turns == turns
+
+
+def test_an_interruption_does_not_end_playing(tmp_path, monkeypatch, capsys):
+    only(tmp_path, monkeypatch)
+    program(tmp_path, "ffplay", 'exec sh -c "exec sleep 60"')
+    talk = talking(player=find_player())
+    begun = []
+
+    def interrupted(playback):
+        begun.append(playback)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(players.ProgramPlayback, "finish", interrupted)
+    for line in ("what is red", "what is blue"):
+        talk.interrupted = False
+        talk.answer(line)
+        begun[-1]._thread.join(5)
+        assert not begun[-1].failed
+    assert len(begun) == 2
+    assert "cannot play" not in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):
