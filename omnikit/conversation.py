@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Unpack
 from omnikit.counter_rng import GOLDEN
 from omnikit.generate import CANCELLED, END, History, Question, Request
 from omnikit.generate.request import SEED, Chunks
-from omnikit.option_ranges import COUNT, Range
+from omnikit.option_ranges import COUNT, NOT_NEGATIVE, Range
 from omnikit.streaming import EXACT, check_mode
 
 if TYPE_CHECKING:
     from omnikit.api import Audio, Omni, Reply, StopOptions
 
-SECONDS = Range(0)
-"""Range of the seconds of an answer that were heard."""
-TASKS = {(True, True): "A1A2", (True, False): "A1T2", (False, True): "T1A2", (False, False): "T1T2"}
+TASK_OF = {(True, True): "A1A2", (True, False): "A1T2", (False, True): "T1A2", (False, False): "T1T2"}
 """Mapping from whether the question is spoken and whether the answer is to be spoken to the name of the task."""
 
 
@@ -104,7 +102,7 @@ class Conversation:
             RuntimeError: the previous answer is still being generated.
         """
         name = str(audio) if isinstance(audio, str | Path) else "waveform"
-        return self._turn(None, lambda: self.omni.spoken_question(audio), TASKS[True, speak], mode, name, stop)
+        return self._turn(None, lambda: self.omni.spoken_question(audio), TASK_OF[True, speak], mode, name, stop)
 
     def say(self, text: str, *, speak: bool = True, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a written question.
@@ -124,7 +122,7 @@ class Conversation:
         self, text: str, *, speak: bool = True, mode: str = EXACT, **stop: Unpack[StopOptions]
     ) -> Chunks:
         """Answer a written question, yielding chunks while the answer is being decoded; see `say` and `stream`."""
-        return self._turn(text, lambda: self.omni.written_question(text), TASKS[False, speak], mode, None, stop)
+        return self._turn(text, lambda: self.omni.written_question(text), TASK_OF[False, speak], mode, None, stop)
 
     def crop(self, seconds: float) -> None:
         """Cut the last answer to what was heard of it: its whole frames, and the same share of its text tokens.
@@ -139,7 +137,8 @@ class Conversation:
             ValueError: a wrong number, or the conversation has no answer, or the last one is text only or was ended
                 before it began.
         """
-        SECONDS.check("seconds", seconds)
+        if problem := NOT_NEGATIVE.problem(seconds):
+            raise ValueError(f"crop {seconds}: {problem}")
         with self._lock:
             self._end(cancel=True)
             turns, codec, request = self._history.turns, self.omni.model.codec, self._request
