@@ -140,16 +140,23 @@ class DevicePlayback(Fed):
         super().__init__(sample_rate)
 
     def _write(self, data: bytes) -> None:
-        self.stream.write(data)
+        block = 2 * max(1, int(self.sample_rate * WAIT_SECONDS))
+        for begin in range(0, len(data), block):
+            if self.stopped:
+                return
+            self.stream.write(data[begin : begin + block])
 
     def _close(self) -> None:
-        self.stream.stop()
+        if self.stopped:
+            self.stream.abort()
+        else:
+            self.stream.stop()
         self.stream.close()
 
     def stop(self) -> None:
+        self.stopped = True
         self._queue.put(None)
-        self.stream.abort()
-        self.stream.close()
+        self._thread.join(1.0)  # the thread closes the stream, which nobody may do while it is being written to
 
 
 class FilePlayback(Playback):

@@ -188,7 +188,11 @@ def read_lines(source: TextIO) -> Iterator[str]:
         import readline  # noqa: F401 - lines can be edited once it is imported
     while True:
         try:
-            yield input(PROMPT)
+            if sys.stdout.isatty():
+                yield input(PROMPT)
+            else:  # `input` would write the prompt among the answers
+                print(PROMPT, end="", file=sys.stderr, flush=True)
+                yield input()
         except EOFError:
             say("")
             return

@@ -211,6 +211,48 @@ def test_an_interruption_does_not_end_playing(tmp_path, monkeypatch, capsys):
     assert "cannot play" not in capsys.readouterr().err
 
 
+class Stream:
+    """A stand-in for a stream of sounddevice."""
+
+    refused = False
+
+    def __init__(self, samplerate, **options):
+        if self.refused:
+            raise LookupError("Invalid sample rate")
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *data: (self.calls.append((name, *data)), time.sleep(0.01 if name == "write" else 0))
+
+
+class Sounddevice:
+    RawOutputStream = Stream
+
+
+def test_a_sound_device_plays_and_stops():
+    player = Player("sounddevice", Sounddevice)
+    playback, wav = player.start(1000), torch.linspace(-1, 1, 240)
+    playback.push(wav)
+    playback.finish()
+    calls = playback.stream.calls
+    assert b"".join(data for name, *rest in calls if name == "write" for data in rest) == players.as_pcm(wav)
+    assert [name for name, *_ in calls] == ["start", *["write"] * 5, "stop", "close"]
+    playback = player.start(1000)
+    playback.push(torch.zeros(100_000))
+    playback.stop()
+    names = [name for name, *_ in playback.stream.calls]
+    assert names[-2:] == ["abort", "close"] and len(names) < 100
+    assert not playback.failed
+
+
+def test_a_device_that_refuses_the_sample_rate_is_not_asked_again(monkeypatch, capsys):
+    monkeypatch.setattr(Stream, "refused", True)
+    talk = talking(player=Player("sounddevice", Sounddevice))
+    assert talk.answer("what is red") and talk.answer("what is blue")
+    assert capsys.readouterr().err.count("sounddevice: cannot play here; answers are not played") == 1
+    assert len(talk.talk.turns) == 2
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -219,8 +261,8 @@ class Terminal(io.StringIO):
 def test_ctrl_c_twice_ends_a_terminal(monkeypatch, capsys):
     typed = iter(["what is red", KeyboardInterrupt, "what is blue", KeyboardInterrupt, KeyboardInterrupt, "never read"])
 
-    def read(prompt):
-        assert prompt == session.PROMPT
+    def read(prompt=""):
+        assert not prompt  # stdout is no terminal
         if (line := next(typed)) is KeyboardInterrupt:
             raise KeyboardInterrupt
         return line
@@ -231,7 +273,9 @@ def test_ctrl_c_twice_ends_a_terminal(monkeypatch, capsys):
         talk.run(Terminal())
     assert len(talk.talk.turns) == 2
     assert next(typed) == "never read"
-    assert capsys.readouterr().err.count("(Ctrl-C again or /quit ends)") == 2
+    out, err = capsys.readouterr()
+    assert err.count("(Ctrl-C again or /quit ends)") == 2
+    assert session.PROMPT in err and session.PROMPT not in out
 
 
 def test_what_was_played_is_told_by_the_clock(monkeypatch):
