@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Unpack
 
 from omnikit.audio.io import name_of
 from omnikit.counter_rng import GOLDEN
-from omnikit.generate import CANCELLED, History, Question, Request
+from omnikit.generate import CANCELLED, END, History, Question, Request
 from omnikit.generate.request import SEED, Chunks
-from omnikit.option_ranges import COUNT, Range
+from omnikit.option_ranges import COUNT, NOT_NEGATIVE, Range
 from omnikit.streaming import EXACT, check_mode
 
 if TYPE_CHECKING:
     from omnikit.api import Audio, Omni, Reply, StopOptions
 
-SECONDS = Range(0)
-"""Range of the seconds of an answer that were heard."""
-TASKS = {(True, True): "A1A2", (True, False): "A1T2", (False, True): "T1A2", (False, False): "T1T2"}
+TASK_OF = {(True, True): "A1A2", (True, False): "A1T2", (False, True): "T1A2", (False, False): "T1T2"}
 """Mapping from whether the question is spoken and whether the answer is to be spoken to the name of the task."""
 
 
@@ -63,6 +61,7 @@ class Conversation:
         self.omni, self.seed = omni, seed
         self._history = History(omni.model, max_positions)
         self._request: Request | None = None
+        self._before = 0  # turns when the last question was submitted
         self._lock = Lock()
 
     @property
@@ -104,7 +103,7 @@ class Conversation:
             RuntimeError: the previous answer is still being generated.
         """
         question = partial(self.omni.spoken_question, audio)
-        return self._turn(None, question, TASKS[True, speak], mode, name_of(audio), stop)
+        return self._turn(None, question, TASK_OF[True, speak], mode, name_of(audio), stop)
 
     def say(self, text: str, *, speak: bool = True, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a written question.
@@ -124,7 +123,7 @@ class Conversation:
         self, text: str, *, speak: bool = True, mode: str = EXACT, **stop: Unpack[StopOptions]
     ) -> Chunks:
         """Answer a written question, yielding chunks while the answer is being decoded; see `say` and `stream`."""
-        return self._turn(text, lambda: self.omni.written_question(text), TASKS[False, speak], mode, None, stop)
+        return self._turn(text, lambda: self.omni.written_question(text), TASK_OF[False, speak], mode, None, stop)
 
     def crop(self, seconds: float) -> None:
         """Cut the last answer to what was heard of it: its whole frames, and the same share of its text tokens.
@@ -136,12 +135,17 @@ class Conversation:
             seconds: seconds of the answer's speech that were heard; more than it has are all of it.
 
         Raises:
-            ValueError: a wrong number, or the conversation has no answer, or the last one is text only.
+            ValueError: a wrong number, or the conversation has no answer, or the last one is text only or was ended
+                before it began.
         """
-        SECONDS.check("seconds", seconds)
+        if problem := NOT_NEGATIVE.problem(seconds):
+            raise ValueError(f"crop {seconds}: {problem}")
         with self._lock:
             self._end(cancel=True)
-            turns, codec = self._history.turns, self.omni.model.codec
+            turns, codec, request = self._history.turns, self.omni.model.codec, self._request
+            cut = request is not None and request.end not in (None, END)
+            if cut and len(self._history.texts()) == self._before:
+                raise ValueError(f"crop {seconds:g}: the last answer was ended before it began")
             if not turns:
                 raise ValueError(f"crop {seconds:g}: the conversation has no answer")
             if not turns[-1].task.speaks:
@@ -173,6 +177,7 @@ class Conversation:
             options = {"sound": mode, "name": name, "seed": seed, "history": self._history}
             asked = question()
             self._history.asked = text
+            self._before = number
             self._request = self.omni.submit(task, asked, **options, **stop)
             return iter(self._request)
 

@@ -392,14 +392,21 @@ class RunningBatch:
         sounds = self._decoded(self._sound.finish, [request for request, _ in ended])
         for request, end in ended:
             if not request.done:
-                self._park(request, end)
+                try:
+                    self._park(request, end)
+                except Exception as error:  # of one conversation; the other answers go on
+                    self._fail([request], error)
+                    continue
                 self._leave(request)
                 request.report(sounds.get(request))
                 request.finish(end)
 
     def _park(self, request: Request, end: str) -> None:
-        """Park the sequence that speaks if the answer belongs to a conversation, and append the turn to its history."""
-        if request.history is None:
+        """Park the sequence that speaks if the answer belongs to a conversation, and append the turn to its history.
+
+        An answer that was truncated before its first step is not remembered.
+        """
+        if request.history is None or (end != END and not request.steps):
             return
         speaking = request.slots[request.strategy.audio_from if len(request.slots) > 1 else 0]
         parked = self.slots.park(speaking)

@@ -76,6 +76,7 @@ class Fed(Playback):
 
     def __init__(self, sample_rate: int):
         super().__init__(sample_rate)
+        self.stopped = False
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
         self._thread = Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -89,7 +90,7 @@ class Fed(Playback):
                 self._write(data)
             self._close()
         except Exception:  # no sound device, or the program has ended; the conversation goes on in silence
-            self.failed = True
+            self.failed = not self.stopped
 
     def finish(self) -> None:
         self._queue.put(None)
@@ -121,9 +122,10 @@ class ProgramPlayback(Fed):
 
     def _close(self) -> None:
         self.process.stdin.close()
-        self.failed = bool(self.process.wait())
+        self.failed = bool(self.process.wait()) and not self.stopped
 
     def stop(self) -> None:
+        self.stopped = True  # before the thread finds out that the program has ended
         self._queue.put(None)
         self.process.kill()
         self.process.wait()
@@ -138,16 +140,23 @@ class DevicePlayback(Fed):
         super().__init__(sample_rate)
 
     def _write(self, data: bytes) -> None:
-        self.stream.write(data)
+        block = 2 * max(1, int(self.sample_rate * WAIT_SECONDS))
+        for begin in range(0, len(data), block):
+            if self.stopped:
+                return
+            self.stream.write(data[begin : begin + block])
 
     def _close(self) -> None:
-        self.stream.stop()
+        if self.stopped:
+            self.stream.abort()
+        else:
+            self.stream.stop()
         self.stream.close()
 
     def stop(self) -> None:
+        self.stopped = True
         self._queue.put(None)
-        self.stream.abort()
-        self.stream.close()
+        self._thread.join(1.0)  # the thread closes the stream, which nobody may do while it is being written to
 
 
 class FilePlayback(Playback):

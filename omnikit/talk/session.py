@@ -115,7 +115,7 @@ class Session:
     def _show(self, chunks: Chunks) -> None:
         """Print the text of an answer while it is generated, play its sound, and store it; Ctrl-C interrupts it."""
         rate = self.talk.omni.sample_rate
-        playback, wavs, end = None if self.player is None else self.player.start(rate), [], END
+        playback, wavs, end = self._start(rate), [], END
         try:
             for chunk in chunks:
                 print(chunk.text, end="", flush=True)
@@ -133,24 +133,39 @@ class Session:
                 playback.stop()
             raise
         if playback is not None and playback.failed:
-            say(f"{self.player.name}: cannot play here; answers are not played")
-            self.player = None
+            self._drop_player()
         if end != END:
             say(f"the answer was truncated: {end}")
         self._save(wavs, rate)
 
+    def _start(self, rate: int) -> Playback | None:
+        """Begin to play an answer; return None if nothing is played."""
+        if self.player is None:
+            return None
+        try:
+            return self.player.start(rate)
+        except Exception:  # sounddevice raises errors of its own, for a sample rate that the device refuses, say
+            self._drop_player()
+            return None
+
+    def _drop_player(self) -> None:
+        say(f"{self.player.name}: cannot play here; answers are not played")
+        self.player = None
+
     def _interrupt(self, chunks: Chunks, playback: Playback | None) -> None:
         """End an answer, and cut it to what was played of it if it was played."""
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
+        again, self.interrupted = self.interrupted, True
         chunks.close()
+        played = playback is not None and not playback.failed
+        if played:
+            seconds = playback.seconds
+            playback.stop()
+        if again:
+            raise KeyboardInterrupt
         print(flush=True)
-        if playback is None or playback.failed:
+        if not played:
             say("(interrupted)")
             return
-        seconds = playback.seconds
-        playback.stop()
         with suppress(ValueError):  # the answer had not begun
             self.talk.crop(seconds)
         say(f"(interrupted after {seconds:.1f} s)")
@@ -173,7 +188,11 @@ def read_lines(source: TextIO) -> Iterator[str]:
         import readline  # noqa: F401 - lines can be edited once it is imported
     while True:
         try:
-            yield input(PROMPT)
+            if sys.stdout.isatty():
+                yield input(PROMPT)
+            else:  # `input` would write the prompt among the answers
+                print(PROMPT, end="", file=sys.stderr, flush=True)
+                yield input()
         except EOFError:
             say("")
             return

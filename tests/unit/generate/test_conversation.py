@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -13,8 +14,7 @@ from torch import Tensor
 
 import omnikit.engines.torch as torch_engine
 from omnikit.api import Omni
-from omnikit.conversation import TASKS as TASK_OF
-from omnikit.conversation import Conversation
+from omnikit.conversation import TASK_OF, Conversation
 from omnikit.generate import END, STEP_LIMIT, BadQuestion, Decoder, Decoding, History, Question, Request, RunningBatch
 from omnikit.interfaces import Engine
 from omnikit.model import AdaptedSpeech, OmniLM
@@ -414,6 +414,55 @@ def test_a_crop_ends_an_answer_that_is_being_generated(monkeypatch):
     assert len(talk.say("what is red").wav)
 
 
+def test_an_answer_that_never_began_leaves_the_one_before_whole():
+    omni = Omni(toy_model(), decoding=Decoding(max_steps=20, min_steps=20))
+    talk, cancelled = omni.conversation(), Event()
+    talk.say("what is red")
+    turns = talk.turns
+    cancelled.set()
+    talk.say("what is blue", cancel=cancelled)
+    with pytest.raises(ValueError, match="crop 0: the last answer was ended before it began"):
+        talk.crop(0)
+    assert talk.turns == turns
+    talk.say("what is blue")
+    talk.crop(0)
+    assert [turn.answer for turn in talk.turns] == [turns[0].answer, ""]
+
+
+def test_an_answer_without_steps_is_not_remembered():
+    omni = Omni(toy_model(), decoding=Decoding(max_steps=8))
+    talk = omni.conversation()
+    talk.say("what is red")
+    request = omni.decoder.request(TASKS["T1A2"], omni.written_question("what is blue"), history=talk._history)
+    batch = omni.decoder.batch(2)
+    admit = batch._join
+    batch._join = lambda group: (admit(group), request.cancel())
+    batch.submit(request)
+    batch.run()
+    assert request.end == "cancelled" and not request.steps
+    assert [turn.question for turn in talk.turns] == ["what is red"]
+
+
+def test_a_turn_that_cannot_be_remembered_fails_alone(monkeypatch):
+    omni = Omni(toy_model(), decoding=Decoding(max_steps=8))
+    talk, batch = omni.conversation(), omni.decoder.batch(2)
+
+    def refuse(*arguments):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(talk._history, "append", refuse)
+    question = omni.written_question("what is red")
+    bad = omni.decoder.request(TASKS["T1A2"], question, history=talk._history)
+    good = omni.decoder.request(TASKS["T1A2"], question, decoding=Decoding(max_steps=12, min_steps=12))
+    for request in (bad, good):
+        batch.submit(request)
+    batch.run()
+    with pytest.raises(RuntimeError, match="no memory"):
+        bad.wait(0)
+    assert len(good.wait(0).text) > 0 and len(good.steps) == 12
+    assert not batch.owners
+
+
 def test_a_failed_turn_is_not_remembered(monkeypatch):
     counted = Counted(monkeypatch)
     talk = counted.omni.conversation()
@@ -450,7 +499,7 @@ def test_bad_calls_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="crop 1: the last answer is text only"):
         talk.crop(1)
     for seconds in (-1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"--seconds .*: must be .*0 or more"):
+        with pytest.raises(ValueError, match=r"crop .*: must be .*0 or more"):
             talk.crop(seconds)
     with pytest.raises(ValueError, match="--seed -1: must be 0 or more"):
         omni.conversation(seed=-1)

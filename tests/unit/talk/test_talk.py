@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 import soundfile
@@ -167,6 +168,91 @@ def test_an_interrupted_answer_is_cut_to_what_was_played(monkeypatch, capsys):
         talk.answer("what is red")
 
 
+def test_ctrl_c_before_an_answer_leaves_the_one_before_whole(tmp_path, monkeypatch):
+    only(tmp_path, monkeypatch)
+    program(tmp_path, "ffplay", "cat > /dev/null")
+    talk = talking(player=find_player())
+    talk.answer("what is red")
+    turns = talk.talk.turns
+    cancelled = Event()
+    cancelled.set()
+
+    def never_begun(text):
+        chunks = talk.talk._turn(text, lambda: talk.talk.omni.written_question(text), "T1A2", "exact", None,
+                                 {"cancel": cancelled})  # fmt: skip
+        monkeypatch.setattr(type(chunks), "__next__", interrupt)
+        return chunks
+
+    def interrupt(chunks):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(talk.talk, "stream_written", never_begun)
+    assert talk.answer("what is blue")
+    assert talk.talk.turns == turns
+
+
+def test_an_interruption_does_not_end_playing(tmp_path, monkeypatch, capsys):
+    only(tmp_path, monkeypatch)
+    program(tmp_path, "ffplay", 'exec sh -c "exec sleep 60"')
+    talk = talking(player=find_player())
+    begun = []
+
+    def interrupted(playback):
+        begun.append(playback)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(players.ProgramPlayback, "finish", interrupted)
+    for line in ("what is red", "what is blue"):
+        talk.interrupted = False
+        talk.answer(line)
+        begun[-1]._thread.join(5)
+        assert not begun[-1].failed
+    assert len(begun) == 2
+    assert "cannot play" not in capsys.readouterr().err
+
+
+class Stream:
+    """A stand-in for a stream of sounddevice."""
+
+    refused = False
+
+    def __init__(self, samplerate, **options):
+        if self.refused:
+            raise LookupError("Invalid sample rate")
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *data: (self.calls.append((name, *data)), time.sleep(0.01 if name == "write" else 0))
+
+
+class Sounddevice:
+    RawOutputStream = Stream
+
+
+def test_a_sound_device_plays_and_stops():
+    player = Player("sounddevice", Sounddevice)
+    playback, wav = player.start(1000), torch.linspace(-1, 1, 240)
+    playback.push(wav)
+    playback.finish()
+    calls = playback.stream.calls
+    assert b"".join(data for name, *rest in calls if name == "write" for data in rest) == players.as_pcm(wav)
+    assert [name for name, *_ in calls] == ["start", *["write"] * 5, "stop", "close"]
+    playback = player.start(1000)
+    playback.push(torch.zeros(100_000))
+    playback.stop()
+    names = [name for name, *_ in playback.stream.calls]
+    assert names[-2:] == ["abort", "close"] and len(names) < 100
+    assert not playback.failed
+
+
+def test_a_device_that_refuses_the_sample_rate_is_not_asked_again(monkeypatch, capsys):
+    monkeypatch.setattr(Stream, "refused", True)
+    talk = talking(player=Player("sounddevice", Sounddevice))
+    assert talk.answer("what is red") and talk.answer("what is blue")
+    assert capsys.readouterr().err.count("sounddevice: cannot play here; answers are not played") == 1
+    assert len(talk.talk.turns) == 2
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -175,8 +261,8 @@ class Terminal(io.StringIO):
 def test_ctrl_c_twice_ends_a_terminal(monkeypatch, capsys):
     typed = iter(["what is red", KeyboardInterrupt, "what is blue", KeyboardInterrupt, KeyboardInterrupt, "never read"])
 
-    def read(prompt):
-        assert prompt == session.PROMPT
+    def read(prompt=""):
+        assert not prompt  # stdout is no terminal
         if (line := next(typed)) is KeyboardInterrupt:
             raise KeyboardInterrupt
         return line
@@ -187,7 +273,9 @@ def test_ctrl_c_twice_ends_a_terminal(monkeypatch, capsys):
         talk.run(Terminal())
     assert len(talk.talk.turns) == 2
     assert next(typed) == "never read"
-    assert capsys.readouterr().err.count("(Ctrl-C again or /quit ends)") == 2
+    out, err = capsys.readouterr()
+    assert err.count("(Ctrl-C again or /quit ends)") == 2
+    assert session.PROMPT in err and session.PROMPT not in out
 
 
 def test_what_was_played_is_told_by_the_clock(monkeypatch):
