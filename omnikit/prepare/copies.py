@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from omnikit.data.augment import SeededAugment, named_augment
+from omnikit.data.copy_names import copy_name, is_copy
 from omnikit.data.live_features import augmented
 from omnikit.data.manifest_writer import AUDIO
 from omnikit.data.skipped import Item
@@ -19,7 +19,6 @@ from omnikit.option_ranges import COUNT, SEED
 COPY = "copy"
 """Key of an item that is a copy, which holds a `CopyOf` until the item is written."""
 _COMPUTED = ("features", "frames", "encoder", "duration")
-_ENDING = re.compile(r"-copy\d+$")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Copies:
         Raises:
             ValueError: the item has the name of a copy.
         """
-        if _ENDING.search(item["id"]):
+        if is_copy(item["id"]):
             raise ValueError(f"entry {item['id']}: is a copy already; make all copies (--copies) of the first manifest")
         if AUDIO[0] in item:
             new = {name: value for name, value in item.items() if name not in _COMPUTED}
@@ -76,7 +75,7 @@ class Copies:
 
     def _copy(self, item: Item, new: Item, number: int) -> Item:
         dialog = item.get("dialog", "")
-        names = {"id": f"{item['id']}-copy{number}", **({"dialog": f"{dialog}-copy{number}"} if dialog else {})}
+        names = {name: copy_name(item[name], number) for name in ("id", "dialog") if item.get(name)}
         return {**new, **names, COPY: CopyOf(item["id"], dialog, number)}
 
     def augmented(self, copy: CopyOf, wav: Tensor, encoder: AudioEncoder) -> Tensor:
