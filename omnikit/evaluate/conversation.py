@@ -24,6 +24,7 @@ from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
 from omnikit.evaluate.dialogs import Dialog
 from omnikit.generate import END, BadQuestion
+from omnikit.tasks import TASKS, Task
 
 REFUSED = "refused"
 TOO_SHORT = "answer too short to cut"
@@ -90,22 +91,30 @@ class InterviewPlan:
         typed: share of the questions that are typed, although there is a recording; drawn by the entry's id.
         crop: share of an answer that is heard before it is interrupted; None = no answer is interrupted.
         about_answer: rules for follow-up questions about the answer before.
-        speak: whether answers are spoken.
+        task: task of the answers: with text as its question all questions are typed, with text as its answer no answer
+            is spoken.
     """
 
     follow_ups: str = "^follow"
     typed: float = 0.0
     crop: float | None = None
     about_answer: Sequence[AboutAnswer] = ()
-    speak: bool = True
+    task: Task = TASKS["A1A2"]
+
+    @property
+    def speak(self) -> bool:
+        """Whether answers are spoken."""
+        return self.task.speaks
 
     def is_follow_up(self, entry: ManifestEntry) -> bool:
         """Return whether an entry's question depends on the turns before."""
         return re.search(self.follow_ups, entry.kind) is not None
 
     def is_typed(self, entry: ManifestEntry) -> bool:
-        """Return whether an entry's question is typed; one without a recording always is."""
-        return entry.a1 is None or random.Random(entry.id).random() < self.typed
+        """Return whether an entry's question is typed; one without a recording always is, and all are in some tasks."""
+        if self.task.given == "text" or entry.a1 is None:
+            return True
+        return random.Random(entry.id).random() < self.typed
 
     def rule(self, entry: ManifestEntry) -> AboutAnswer | None:
         """Return the rule for a follow-up question about the answer before; None for any other question."""
@@ -245,7 +254,7 @@ def _silence(seconds: float, sample_rate: int) -> Tensor:
     return torch.zeros(round(seconds * sample_rate))
 
 
-def plan_of(hparams: Mapping[str, Any], speak: bool) -> InterviewPlan:
-    """Return the plan that a recipe's options describe."""
+def plan_of(hparams: Mapping[str, Any], task: Task) -> InterviewPlan:
+    """Return the plan that a recipe's options describe for the answers of a task."""
     rules = [AboutAnswer(rule["question"], rule["answer"]) for rule in hparams["about_answer"]]
-    return InterviewPlan(hparams["follow_ups"], hparams["typed"], hparams["crop"], rules, speak)
+    return InterviewPlan(hparams["follow_ups"], hparams["typed"], hparams["crop"], rules, task)

@@ -50,7 +50,7 @@ class DialogEvaluation:
         """
         found = {}
         for mode in self.modes:
-            plan = plan_of(self.hparams, mode.task.speaks)
+            plan = plan_of(self.hparams, mode.task)
             answers = self._ask(split, mode, plan)
             answers.skipped.update(self.unread[split])
             found[mode.name] = score(self.dialogs[split], answers, plan, self.normalize)

@@ -18,6 +18,7 @@ from omnikit.evaluate.conversation_scores import Score, conversation_table, scor
 from omnikit.evaluate.dialogs import AFTER_GAP, DUPLICATE, NO_DIALOG, Dialog, group_dialogs
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.generate import BadQuestion
+from omnikit.tasks import TASKS
 
 CAPITALS = {"france": "paris", "italy": "rome", "spain": "madrid"}
 RATE = 100
@@ -144,7 +145,7 @@ def test_a_wrong_memory_is_seen():
 def test_answers_too_short_to_cut_are_counted():
     dialogs, answers = asked(ENTRIES, InterviewPlan(crop=1.0, about_answer=AGAIN.about_answer))
     assert answers.skipped.reasons == {TOO_SHORT: 3} and not answers.cropped
-    _, answers = asked(ENTRIES, InterviewPlan(crop=0.5, about_answer=AGAIN.about_answer, speak=False))
+    _, answers = asked(ENTRIES, InterviewPlan(crop=0.5, about_answer=AGAIN.about_answer, task=TASKS["A1T2"]))
     assert not answers.cropped and not answers.skipped  # written answers are not interrupted
     assert score(dialogs, answers, AGAIN, plain).follow_ups.history == Score(6, 6)
 
@@ -158,6 +159,26 @@ def test_a_share_of_the_questions_is_typed_always_the_same():
     dialogs, answers = asked(ENTRIES, InterviewPlan(typed=1.0))
     scores = score(dialogs, answers, InterviewPlan(typed=1.0), plain)
     assert scores.typed == 9 and scores.follow_ups.history == Score(6, 6)
+
+
+@pytest.mark.parametrize("task", ["T1A2", "T1T2", "A1T2", "A1A2"])
+def test_a_mode_with_typed_questions_types_all_of_them(task):
+    class Hearing(Parrot):
+        heard, spoken = 0, set()
+
+        def ask(self, audio: Tensor, *, speak: bool) -> Reply:
+            Hearing.heard += 1
+            return super().ask(audio, speak=speak)
+
+        def say(self, text: str, *, speak: bool) -> Reply:
+            self.spoken.add(speak)
+            return super().say(text, speak=speak)
+
+    dialogs, plan = group_dialogs(ENTRIES)[0], InterviewPlan(task=TASKS[task])
+    scores = score(dialogs, Interview(Hearing, RATE, plan).run(dialogs, together=1), plan, plain)
+    typed = task.startswith("T1")
+    assert (Hearing.heard == 0, Hearing.spoken) == (typed, {task.endswith("A2")})
+    assert scores.typed == (9 if typed else 0) and scores.follow_ups.history == Score(6, 6)
 
 
 @pytest.mark.parametrize(
