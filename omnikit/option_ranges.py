@@ -138,6 +138,22 @@ class Items:
 
 
 @dataclass(frozen=True)
+class OneOrMore:
+    """A constraint that accepts a number within a range, a list of such numbers, or None."""
+
+    each: Range
+
+    def check(self, flag: str, value: Any) -> None:
+        """Refuse a value that is neither None nor a number within the range nor a list of such numbers.
+
+        Raises:
+            ValueError: the message names the flag and the number.
+        """
+        for number in [] if value is None else value if isinstance(value, list) else [value]:
+            self.each.check(flag, number)
+
+
+@dataclass(frozen=True)
 class OneOf:
     """A constraint that accepts one of a few values, such as true and false."""
 
@@ -192,7 +208,9 @@ SEED = Range(0, 2**32 - 1, whole=True)
 """Range of seeds: numpy accepts no others."""
 
 
-def check_ranges(tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | Items | OneOf], prefix: str = "") -> None:
+def check_ranges(
+    tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | Items | OneOf | OneOrMore], prefix: str = ""
+) -> None:
     """Check the values of a resolved recipe.
 
     Args:
