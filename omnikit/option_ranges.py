@@ -138,19 +138,21 @@ class Items:
 
 
 @dataclass(frozen=True)
-class OneOrMore:
-    """A constraint that accepts a number within a range, a list of such numbers, or None."""
+class Each:
+    """A constraint that accepts a list of numbers within a range, or None."""
 
-    each: Range
+    numbers: Range
 
     def check(self, flag: str, value: Any) -> None:
-        """Refuse a value that is neither None nor a number within the range nor a list of such numbers.
+        """Refuse a value that is neither None nor a list of numbers within the range.
 
         Raises:
-            ValueError: the message names the flag and the number.
+            ValueError: the message names the flag and the value, or the number outside.
         """
-        for number in [] if value is None else value if isinstance(value, list) else [value]:
-            self.each.check(flag, number)
+        if value is not None and not isinstance(value, list):
+            raise ValueError(f"--{flag} {value}: must be a list, such as [{value}]")
+        for number in value or ():
+            self.numbers.check(flag, number)
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ SEED = Range(0, 2**32 - 1, whole=True)
 
 
 def check_ranges(
-    tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | Items | OneOf | OneOrMore], prefix: str = ""
+    tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | Items | OneOf | Each], prefix: str = ""
 ) -> None:
     """Check the values of a resolved recipe.
 

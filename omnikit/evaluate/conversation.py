@@ -258,6 +258,5 @@ def _silence(seconds: float, sample_rate: int) -> Tensor:
 def plan_of(hparams: Mapping[str, Any], task: Task) -> InterviewPlan:
     """Return the plan that a recipe's options describe for the answers of a task."""
     rules = [AboutAnswer(rule["question"], rule["answer"]) for rule in hparams["about_answer"]]
-    crop = hparams["crop"]
-    shares = [] if crop is None else crop if isinstance(crop, list) else [crop]
-    return InterviewPlan(hparams["follow_ups"], hparams["typed"], sorted(set(shares)), rules, task)
+    shares = sorted(set(hparams["crop"] or ()))
+    return InterviewPlan(hparams["follow_ups"], hparams["typed"], shares, rules, task)

@@ -13,8 +13,8 @@ from omnikit.option_ranges import (
     PATH,
     PATH_OR_NONE,
     THREADS,
+    Each,
     Items,
-    OneOrMore,
     Range,
     Regex,
     check_ranges,
@@ -34,7 +34,7 @@ RANGES = {
     "codecs": Items({"name": PATH}),
     "follow_ups": Regex(null=True),
     "typed": Range(0, 1),
-    "crop": OneOrMore(Range(0, 1)),
+    "crop": Each(Range(0, 1)),
     "about_answer": Items({"question": Regex(), "answer": PATH}),
 }
 """Mapping from the keys of an evaluation's recipe to the values that each of them accepts."""

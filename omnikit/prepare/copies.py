@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -54,20 +55,28 @@ class Copies:
         """Values on which copies depend besides their entries."""
         return self.count, self.augment.augment.fingerprint, self.augment.seed
 
-    def of(self, item: Item) -> list[Item]:
+    def of(self, item: Item, written: Collection[str] = ()) -> list[Item]:
         """Return the copies of a manifest item, without features and duration if these are to be computed.
 
-        An item without a recording of the question has copies if it is a turn of a conversation, whose copies stay
-        whole, and no copies otherwise.
+        An item without a recording of the question has copies if it is a turn of a conversation with other
+        recordings, whose copies stay whole, and no copies otherwise.
+
+        Args:
+            written: names of the dialogs without any recording of a question, of which copies would be duplicates.
 
         Raises:
-            ValueError: the item has the name of a copy.
+            ValueError: the item has the name of a copy, or stored features but no recording to augment.
         """
         if is_copy(item["id"]):
             raise ValueError(f"entry {item['id']}: is a copy already; make all copies (--copies) of the first manifest")
+        if AUDIO[0] not in item and "features" in item:
+            raise ValueError(
+                f"entry {item['id']}: has features, but no recording (a1) to augment; make copies (--copies) of the "
+                "manifest that has the recordings"
+            )
         if AUDIO[0] in item:
             new = {name: value for name, value in item.items() if name not in _COMPUTED}
-        elif item.get("dialog"):
+        elif item.get("dialog") and item["dialog"] not in written:
             new = item
         else:
             return []

@@ -119,6 +119,7 @@ CASES = {
     f"{QA} --speed_threads 0": "--speed_threads 0: must be 1 or more",
     f"{QA} --judge_limit -1": "--judge_limit -1: must be 0 or more",
     f"{DIALOGS} --crop [2]": "--crop 2: must be at most 1",
+    f"{DIALOGS} --crop 0.5": "--crop 0.5: must be a list",
     f"{DIALOGS} --crop [0.5,-1]": "--crop -1: must be 0 or more",
     f"{DIALOGS} --training 3": "--training 3: must be a text or null",
     f"{DIALOGS} --follow_ups [": "--follow_ups",

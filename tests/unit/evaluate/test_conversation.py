@@ -156,7 +156,6 @@ def test_answers_are_interrupted_after_several_shares():
     header, _, row = conversation_table({"test": {"speech": scores}}).splitlines()[:3]
     assert "Heard 25%" in header and row.endswith("| 100.0 / 0.0 (3) | 100.0 / 0.0 (3) | - |")
     assert plan_of({**hparams, "crop": None}, TASKS["A1A2"]).crop == []
-    assert plan_of({**hparams, "crop": 0.5}, TASKS["A1A2"]).crop == [0.5]
 
 
 def test_every_turn_after_the_first_is_a_follow_up_where_kinds_say_nothing():
