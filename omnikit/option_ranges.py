@@ -138,6 +138,24 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Each:
+    """A constraint that accepts a list of numbers within a range, or None."""
+
+    numbers: Range
+
+    def check(self, flag: str, value: Any) -> None:
+        """Refuse a value that is neither None nor a list of numbers within the range.
+
+        Raises:
+            ValueError: the message names the flag and the value, or the number outside.
+        """
+        if value is not None and not isinstance(value, list):
+            raise ValueError(f"--{flag} {value}: must be a list, such as [{value}]")
+        for number in value or ():
+            self.numbers.check(flag, number)
+
+
+@dataclass(frozen=True)
 class OneOf:
     """A constraint that accepts one of a few values, such as true and false."""
 
@@ -192,7 +210,9 @@ SEED = Range(0, 2**32 - 1, whole=True)
 """Range of seeds: numpy accepts no others."""
 
 
-def check_ranges(tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | Items | OneOf], prefix: str = "") -> None:
+def check_ranges(
+    tree: Mapping[str, Any], ranges: Mapping[str, Range | Text | Items | OneOf | Each], prefix: str = ""
+) -> None:
     """Check the values of a resolved recipe.
 
     Args:

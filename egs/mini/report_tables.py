@@ -123,13 +123,16 @@ def dialogs(scores: Json | None) -> str:
 
 
 SHARES = {
-    "history": "Right", "alone": "Alone", "frequent_of_text": "Most frequent", "cropped": "After an interruption",
+    "history": "Right", "alone": "Alone", "frequent_of_text": "Most frequent in training",
+    "cropped": "After an interruption (n)",
 }  # fmt: skip
 """Titles of the columns with shares of right answers in conversations, by their names in the scores."""
 
 
 def _shares(scores: Json) -> list[str]:
-    return [str(scores["history"]["asked"]), *(percent(scores[name]["percent"]) for name in SHARES)]
+    figures = {name: percent(scores[name]["percent"]) for name in SHARES}
+    figures["cropped"] += f" ({scores['cropped']['asked']})" if scores["cropped"]["asked"] else ""
+    return [str(scores["history"]["asked"]), *figures.values()]
 
 
 def intelligibility(qa: Json | None, tts: Json | None) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from omnikit.data.arrow_cache import LaidOut, lay_out
 from omnikit.data.arrow_column import ArrowColumn
 from omnikit.data.batched import in_batches
 from omnikit.data.content_digest import Content
+from omnikit.data.copy_names import MARK
 from omnikit.data.field_values import is_bytes, is_text
 from omnikit.data.manifest_columns import AUDIO, CODES_OF, COLUMNS, NEEDED, typed
 from omnikit.data.parquet_features import FEATURES, ParquetFeatures, find_features
@@ -41,6 +43,7 @@ from omnikit.data.parquet_manifest import (
 from omnikit.data.recording_check import RecordingCheck, check_recording
 from omnikit.data.skipped import Remark, Skipped
 from omnikit.data.text_manifest import about, read_fields
+from omnikit.data.units import Units, units_of
 from omnikit.errors import one_line
 from omnikit.interfaces import Codec
 from omnikit.tasks import Task
@@ -223,12 +226,10 @@ class EntryFields:
         """Whether an entry has stored encoder features."""
         return any(entry.features is not None for entry in self)
 
-    def units(self) -> np.ndarray | None:
-        """Return numbers [entries] from 0 on that entries of one dialog share, in the order of their first entries.
-
-        An entry without a dialog has its own number. None if no entry has a dialog.
-        """
-        return _numbered([entry.dialog for entry in self])
+    def units(self) -> Units | None:
+        """Return the units of the entries, such as dialogs; None if each entry is one of its own."""
+        ids = [entry.id for entry in self]
+        return units_of([entry.dialog for entry in self], ids if any(MARK in name for name in ids) else None, len(ids))
 
     def id_of(self, index: int) -> str:
         """Return the id of an entry."""
@@ -367,10 +368,14 @@ class TableEntries(EntryFields, Sequence[ManifestEntry]):
     def have_features(self) -> bool:
         return self.features is not None
 
-    def units(self) -> np.ndarray | None:
-        if "dialog" not in self.columns:
-            return None
-        return _numbered(np.array(self.columns["dialog"].data.to_pylist(), object)[self.places].tolist())
+    def units(self) -> Units | None:
+        dialogs = self._values("dialog") if "dialog" in self.columns else None
+        copies = _contains(self.columns["id"].data, MARK)
+        return units_of(dialogs, self._values("id") if copies else None, len(self))
+
+    def _values(self, name: str) -> list[Any]:
+        """Return the values of a column for all entries."""
+        return np.array(self.columns[name].data.to_pylist(), object)[self.places].tolist()
 
     def id_of(self, index: int) -> str:
         return field_values.name(self.columns["id"][int(self.places[index])])
@@ -450,15 +455,6 @@ class EntrySubset(EntryFields, Sequence[ManifestEntry]):
         return self.entries.features_of(self.places[index])
 
 
-def _numbered(dialogs: list[str | int | None]) -> np.ndarray | None:
-    """Return the result of `EntryFields.units` for the names of the entries' dialogs."""
-    if all(name in ("", None) for name in dialogs):
-        return None
-    numbers: dict[Any, int] = {}
-    keys = (place if name in ("", None) else (name,) for place, name in enumerate(dialogs))
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
-
-
 def recording_key(entry: str, name: str) -> str:
     """Return the key of a recording in caches, from the id of its entry and the field (`a1` or `a2`)."""
     return entry if name == "a1" else f"{entry} {name}"
@@ -466,6 +462,14 @@ def recording_key(entry: str, name: str) -> str:
 
 def _column(dataset: Any, name: str) -> ArrowColumn:
     return ArrowColumn(dataset.select_columns([name]), name)
+
+
+def _contains(column: pa.ChunkedArray, part: str) -> bool:
+    """Return whether a text in a column contains another; no number does."""
+    if not is_text(column.type):
+        return False
+    plain = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return bool(pc.any(pc.match_substring(column if plain else column.cast(pa.string()), part)).as_py())
 
 
 def _frames(table: Any, column: str) -> np.ndarray:

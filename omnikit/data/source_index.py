@@ -35,7 +35,7 @@ from omnikit.torchrun import cores
 
 INDEX = "index"
 """Name of the folder in the cache folder that holds the indices of sources."""
-VERSION = 2
+VERSION = 3
 """Version of the part files, increased when the same entries give other parts."""
 PART = 8192
 """Number of entries in each part file but the last."""

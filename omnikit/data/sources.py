@@ -201,7 +201,8 @@ def read_entries(
     """Return the manifest entries of one source.
 
     N entries, chosen at random, can be held out for validation: `without_held_out: N` returns all other entries, and
-    `only_held_out: N` returns these N. A dialog counts as one entry, and its turns stay together.
+    `only_held_out: N` returns these N. A dialog counts as one entry, and its turns stay together. So do an entry and
+    its augmented copies, which `only_held_out` leaves out.
 
     Args:
         name: name of the source, for messages.
@@ -216,17 +217,19 @@ def read_entries(
     if not any(options.get(key) is not None for key in CHOOSING):
         return entries
     units = entries.units()
-    chosen: Sequence[int] = range(len(entries) if units is None else int(units.max()) + 1)
+    chosen: Sequence[int] = range(len(entries) if units is None else units.count)
     for key in ("without_held_out", "only_held_out"):
         if (count := options.get(key)) is not None:
-            word = "entries" if units is None else "dialogs"
+            word = "dialogs" if units is not None and units.dialogs else "entries"
             chosen = _parted(f"sources.{name}.{key}", key, count, len(chosen), word)
     limit = options.get("limit")
     if limit is not None and limit < len(chosen):
         chosen = random.Random(0).sample(chosen, limit)
     if isinstance(chosen, range):
         return entries
-    return EntrySubset(entries, chosen if units is None else np.flatnonzero(np.isin(units, chosen)).tolist())
+    if units is not None:
+        chosen = units.entries(chosen, copies=options.get("only_held_out") is None)
+    return EntrySubset(entries, chosen)
 
 
 def _parted(where: str, key: str, count: int, units: int, word: str) -> list[int]:

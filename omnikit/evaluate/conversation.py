@@ -24,6 +24,7 @@ from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
 from omnikit.evaluate.dialogs import Dialog
 from omnikit.generate import END, BadQuestion
+from omnikit.tasks import TASKS, Task
 
 REFUSED = "refused"
 TOO_SHORT = "answer too short to cut"
@@ -87,25 +88,36 @@ class InterviewPlan:
 
     Args:
         follow_ups: regular expression that is searched in `kind`; entries with such a kind are follow-up questions.
+            None = all turns of a dialog but the first.
         typed: share of the questions that are typed, although there is a recording; drawn by the entry's id.
-        crop: share of an answer that is heard before it is interrupted; None = no answer is interrupted.
+        crop: shares of an answer that are heard before it is interrupted, each in a conversation of its own.
         about_answer: rules for follow-up questions about the answer before.
-        speak: whether answers are spoken.
+        task: task of the answers: with text as its question all questions are typed, with text as its answer no answer
+            is spoken.
     """
 
-    follow_ups: str = "^follow"
+    follow_ups: str | None = "^follow"
     typed: float = 0.0
-    crop: float | None = None
+    crop: Sequence[float] = ()
     about_answer: Sequence[AboutAnswer] = ()
-    speak: bool = True
+    task: Task = TASKS["A1A2"]
 
-    def is_follow_up(self, entry: ManifestEntry) -> bool:
-        """Return whether an entry's question depends on the turns before."""
-        return re.search(self.follow_ups, entry.kind) is not None
+    @property
+    def speak(self) -> bool:
+        """Whether answers are spoken."""
+        return self.task.speaks
+
+    def follow_up_questions(self, dialog: Dialog) -> list[ManifestEntry]:
+        """Return the turns of a dialog whose questions depend on the turns before."""
+        if self.follow_ups is None:
+            return list(dialog.turns[1:])
+        return [entry for entry in dialog.turns if re.search(self.follow_ups, entry.kind)]
 
     def is_typed(self, entry: ManifestEntry) -> bool:
-        """Return whether an entry's question is typed; one without a recording always is."""
-        return entry.a1 is None or random.Random(entry.id).random() < self.typed
+        """Return whether an entry's question is typed; one without a recording always is, and all are in some tasks."""
+        if self.task.given == "text" or entry.a1 is None:
+            return True
+        return random.Random(entry.id).random() < self.typed
 
     def rule(self, entry: ManifestEntry) -> AboutAnswer | None:
         """Return the rule for a follow-up question about the answer before; None for any other question."""
@@ -120,6 +132,7 @@ class Cropped:
     reply: Reply
     kept: str  # right by the part that was heard
     whole: str  # right if nothing had been interrupted
+    share: float  # of the answer before that was heard
 
 
 @dataclass
@@ -128,7 +141,7 @@ class Answers:
 
     history: dict[str, Reply] = field(default_factory=dict)  # in their conversations
     alone: dict[str, Reply] = field(default_factory=dict)  # follow-ups only, asked as first turns
-    cropped: dict[str, Cropped] = field(default_factory=dict)  # follow-ups about an interrupted answer
+    cropped: dict[tuple[str, float], Cropped] = field(default_factory=dict)  # follow-ups about a share of an answer
     skipped: Skipped = field(default_factory=Skipped)
     _lock: Lock = field(default_factory=Lock)
 
@@ -176,15 +189,12 @@ class Interview:
 
     def _jobs(self, dialog: Dialog, answers: Answers) -> Iterable[Callable[[], None]]:
         yield lambda: self._whole(dialog, answers)
+        for entry in self.plan.follow_up_questions(dialog):
+            yield lambda entry=entry: self._alone(dialog, entry, answers)
         for place, entry in enumerate(dialog.turns):
-            if self.plan.is_follow_up(entry):
-                yield lambda entry=entry: self._alone(dialog, entry, answers)
-            if place and self._crops and self.plan.rule(entry) is not None:
-                yield lambda place=place: self._cropped(dialog, place, answers)
-
-    @property
-    def _crops(self) -> bool:
-        return self.plan.speak and self.plan.crop is not None
+            if place and self.plan.speak and self.plan.rule(entry) is not None:
+                for share in self.plan.crop:
+                    yield lambda place=place, share=share: self._cropped(dialog, place, share, answers)
 
     def _whole(self, dialog: Dialog, answers: Answers) -> None:
         conversation = self.begin(dialog.name)
@@ -202,14 +212,14 @@ class Interview:
         except (Unusable, BadQuestion):
             return  # `_whole` counts it
 
-    def _cropped(self, dialog: Dialog, place: int, answers: Answers) -> None:
-        """Ask a follow-up question about the answer before, which is interrupted."""
+    def _cropped(self, dialog: Dialog, place: int, share: float, answers: Answers) -> None:
+        """Ask a follow-up question about the answer before, of which a share is heard."""
         conversation, asked = self.begin(dialog.name), dialog.turns[place]
         try:
             for entry in dialog.turns[:place]:
                 before = self._ask(conversation, entry)
             if before.wav.numel():
-                conversation.crop(self.plan.crop * before.wav.numel() / before.sample_rate)
+                conversation.crop(share * before.wav.numel() / before.sample_rate)
             kept = conversation.turns[-1].answer
             if not kept.strip() or kept.strip() == before.text.strip():
                 answers.skip(TOO_SHORT, asked)
@@ -218,7 +228,7 @@ class Interview:
         except (Unusable, BadQuestion):
             return  # `_whole` counts it
         rule = self.plan.rule(asked)
-        answers.cropped[asked.id] = Cropped(reply, rule.right(kept), rule.right(before.text))
+        answers.cropped[asked.id, share] = Cropped(reply, rule.right(kept), rule.right(before.text), share)
 
     def _ask(self, conversation: Partner, entry: ManifestEntry) -> Reply:
         if self.plan.is_typed(entry):
@@ -245,7 +255,8 @@ def _silence(seconds: float, sample_rate: int) -> Tensor:
     return torch.zeros(round(seconds * sample_rate))
 
 
-def plan_of(hparams: Mapping[str, Any], speak: bool) -> InterviewPlan:
-    """Return the plan that a recipe's options describe."""
+def plan_of(hparams: Mapping[str, Any], task: Task) -> InterviewPlan:
+    """Return the plan that a recipe's options describe for the answers of a task."""
     rules = [AboutAnswer(rule["question"], rule["answer"]) for rule in hparams["about_answer"]]
-    return InterviewPlan(hparams["follow_ups"], hparams["typed"], hparams["crop"], rules, speak)
+    shares = sorted(set(hparams["crop"] or ()))
+    return InterviewPlan(hparams["follow_ups"], hparams["typed"], shares, rules, task)

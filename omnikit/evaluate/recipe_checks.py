@@ -13,6 +13,7 @@ from omnikit.option_ranges import (
     PATH,
     PATH_OR_NONE,
     THREADS,
+    Each,
     Items,
     Range,
     Regex,
@@ -22,7 +23,7 @@ from omnikit.option_ranges import (
 RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder", "manifest", "normalizer", "judge", "judge_normalizer"), PATH),
     **dict.fromkeys(("checkpoint", "baseline", "baseline_weights", "grammar_file", "judge_weights"), PATH_OR_NONE),
-    **dict.fromkeys(("mos", "mos_source", "judged_split"), PATH_OR_NONE),
+    **dict.fromkeys(("mos", "mos_source", "judged_split", "training"), PATH_OR_NONE),
     "batch_size": COUNT,
     "limit": COUNT_OR_NONE,
     "judge_limit": COUNT_OR_NONE,
@@ -31,9 +32,9 @@ RANGES = {
     "ids": Regex(),
     "groups": Items({"name": PATH, "ids": Regex()}),
     "codecs": Items({"name": PATH}),
-    "follow_ups": Regex(),
+    "follow_ups": Regex(null=True),
     "typed": Range(0, 1),
-    "crop": Range(0, 1, null=True),
+    "crop": Each(Range(0, 1)),
     "about_answer": Items({"question": Regex(), "answer": PATH}),
 }
 """Mapping from the keys of an evaluation's recipe to the values that each of them accepts."""

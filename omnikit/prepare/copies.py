@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from omnikit.data.augment import SeededAugment, named_augment
+from omnikit.data.copy_names import copy_name, is_copy
 from omnikit.data.live_features import augmented
 from omnikit.data.manifest_writer import AUDIO
 from omnikit.data.skipped import Item
@@ -19,7 +20,6 @@ from omnikit.option_ranges import COUNT, SEED
 COPY = "copy"
 """Key of an item that is a copy, which holds a `CopyOf` until the item is written."""
 _COMPUTED = ("features", "frames", "encoder", "duration")
-_ENDING = re.compile(r"-copy\d+$")
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,28 @@ class Copies:
         """Values on which copies depend besides their entries."""
         return self.count, self.augment.augment.fingerprint, self.augment.seed
 
-    def of(self, item: Item) -> list[Item]:
+    def of(self, item: Item, written: Collection[str] = ()) -> list[Item]:
         """Return the copies of a manifest item, without features and duration if these are to be computed.
 
-        An item without a recording of the question has copies if it is a turn of a conversation, whose copies stay
-        whole, and no copies otherwise.
+        An item without a recording of the question has copies if it is a turn of a conversation with other
+        recordings, whose copies stay whole, and no copies otherwise.
+
+        Args:
+            written: names of the dialogs without any recording of a question, of which copies would be duplicates.
 
         Raises:
-            ValueError: the item has the name of a copy.
+            ValueError: the item has the name of a copy, or stored features but no recording to augment.
         """
-        if _ENDING.search(item["id"]):
+        if is_copy(item["id"]):
             raise ValueError(f"entry {item['id']}: is a copy already; make all copies (--copies) of the first manifest")
+        if AUDIO[0] not in item and "features" in item:
+            raise ValueError(
+                f"entry {item['id']}: has features, but no recording (a1) to augment; make copies (--copies) of the "
+                "manifest that has the recordings"
+            )
         if AUDIO[0] in item:
             new = {name: value for name, value in item.items() if name not in _COMPUTED}
-        elif item.get("dialog"):
+        elif item.get("dialog") and item["dialog"] not in written:
             new = item
         else:
             return []
@@ -76,7 +84,7 @@ class Copies:
 
     def _copy(self, item: Item, new: Item, number: int) -> Item:
         dialog = item.get("dialog", "")
-        names = {"id": f"{item['id']}-copy{number}", **({"dialog": f"{dialog}-copy{number}"} if dialog else {})}
+        names = {name: copy_name(item[name], number) for name in ("id", "dialog") if item.get(name)}
         return {**new, **names, COPY: CopyOf(item["id"], dialog, number)}
 
     def augmented(self, copy: CopyOf, wav: Tensor, encoder: AudioEncoder) -> Tensor:

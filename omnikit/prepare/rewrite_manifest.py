@@ -89,6 +89,13 @@ class ManifestTransform(ABC):
             ValueError: the manifest lacks a field that the options name.
         """
 
+    def survey(self, manifest: Path) -> tuple[object, ...]:
+        """Look at a whole manifest before its entries are transformed, and return what else the new entries depend on.
+
+        A change of these values causes shards to be written again, but nothing to be computed again.
+        """
+        return ()
+
     @abstractmethod
     def rows(self, items: list[Item]) -> Iterator[Item | Remark]:
         """Yield the transformed manifest entries in the order of `items`, or the reason why one is skipped."""
@@ -146,11 +153,12 @@ def rewrite(
         raise ValueError(f"--save_folder {save_folder}: holds the manifest that is read; choose another")
     found, parts = read_parts(manifest, shard_size, step.recordings)
     columns = step.columns(found)
+    surveyed = step.survey(manifest)
     share = Share.of_torchrun()
     which = f", process {share.rank + 1} of {share.processes}" if share.processes > 1 else ""
     total = Summary(step.name + which)
     shards = [
-        _Shard.of(save_folder, part, step, columns, shard_size, f"{step.name} {number + 1}/{len(parts)}")
+        _Shard.of(save_folder, part, step, columns, shard_size, surveyed, f"{step.name} {number + 1}/{len(parts)}")
         for number, part in enumerate(parts)
         if number % share.processes == share.rank
     ]
@@ -297,9 +305,16 @@ class _Shard:
 
     @classmethod
     def of(
-        cls, folder: Path, part: ManifestPart, step: ManifestTransform, columns: Columns, shard_size: int, title: str
+        cls,
+        folder: Path,
+        part: ManifestPart,
+        step: ManifestTransform,
+        columns: Columns,
+        shard_size: int,
+        surveyed: tuple[object, ...],
+        title: str,
     ) -> _Shard:
-        fingerprint = fingerprint_of(part, VERSION, shard_size, columns, *step.depends_on)
+        fingerprint = fingerprint_of(part, VERSION, shard_size, columns, *step.depends_on, *surveyed)
         return cls(folder / f"{part.name}.parquet", part, fingerprint, title)
 
     def write(self, step: ManifestTransform, columns: Columns, strict: bool) -> Summary:

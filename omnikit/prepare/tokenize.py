@@ -30,6 +30,7 @@ from omnikit.prepare.copies import COPY, Copies
 from omnikit.prepare.expected_size import Computed, ExpectedSize, expected_size
 from omnikit.prepare.rewrite_manifest import SHARD_SIZE, Columns, ManifestTransform, check_recordings, rewrite
 from omnikit.prepare.shards import ManifestPart, Summary
+from omnikit.prepare.written_dialogs import written_dialogs
 from omnikit.torchrun import check_device, own_device
 
 HEARD = "a1"
@@ -180,6 +181,7 @@ class _Tokenizing(ManifestTransform):
         self.depends_on = (codec_made_by, self.encoder_name, self.fields, self.drop, batch_seconds)
         self.depends_on += () if copies is None else copies.depends_on
         self.recordings = AUDIO if self.codes else (HEARD,)
+        self.written: frozenset[str] = frozenset()
 
     def columns(self, found: Columns) -> Columns:
         missing = [name for name in self.fields if name not in found.names and CODES_OF[name] not in found.names]
@@ -192,6 +194,10 @@ class _Tokenizing(ManifestTransform):
         coded = [CODES_OF[name] for name in self.fields]
         new = [*coded, *(["codec"] if coded else []), *(FEATURES if self.features else ())]
         return found.with_more(["duration", *new]).without(self.drop)
+
+    def survey(self, manifest: Path) -> tuple[str, ...]:
+        self.written = frozenset() if self.copies is None else frozenset(written_dialogs(manifest))
+        return tuple(sorted(self.written))
 
     def expected_size(self, found: Columns, new: Columns, parts: Sequence[ManifestPart]) -> ExpectedSize:
         computed = []
@@ -210,7 +216,7 @@ class _Tokenizing(ManifestTransform):
         return replace(size, size=size.size + self.copies.count * once.size)
 
     def expanded(self, item: Item) -> list[Item]:
-        return [item] if self.copies is None else [item, *self.copies.of(item)]
+        return [item] if self.copies is None else [item, *self.copies.of(item, self.written)]
 
     def reads(self, item: Item) -> list[str]:
         return [name for name in dict.fromkeys(self._to_make(item).values()) if name in item]

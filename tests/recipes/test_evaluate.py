@@ -192,7 +192,8 @@ def dialogs(tmp_path):
         "kind": ["first", "follow-and"] * 2 + ["first"],
         "a1": [flac(noise(0.5, 0)), flac(noise(0.5, 1)), flac(noise(0.6, 2)), None, flac(noise(0.5, 3))],
     }
-    pq.write_table(pa.table(columns), tmp_path / "qa" / "dialogs_test_seen.parquet")
+    for split in ("train", "test_seen"):
+        pq.write_table(pa.table(columns), tmp_path / "qa" / f"dialogs_{split}.parquet")
     return tmp_path
 
 
@@ -207,12 +208,12 @@ def test_conversations(run_here, untrained, dialogs, tmp_path):
     )
     assert status == 0, err
     result = json.loads((tmp_path / "out" / "dialogs.json").read_text())
-    assert (result["follow_ups"], result["typed"], result["crop"]) == ("^follow", 0.0, 0.5)
+    assert (result["follow_ups"], result["typed"], result["crop"]) == ("^follow", 0.0, [0.25, 0.5, 0.75])
     scores = result["splits"]["dialogs_test_seen"]["speech"]
     assert (scores["dialogs"], scores["typed"], scores["truncated"]) == (2, 1, 4)
     assert scores["skipped"].pop("no dialog or turn") == 1
     assert scores["follow_ups"]["history"]["asked"] == scores["follow_ups"]["alone"]["asked"] == 2
-    assert scores["follow_ups"]["cropped"]["asked"] + scores["skipped"].get("answer too short to cut", 0) == 2
+    assert scores["follow_ups"]["cropped"]["asked"] + scores["skipped"].get("answer too short to cut", 0) == 3 * 2
     assert scores["kinds"]["follow-and"]["frequent_of_text"]["percent"] == 100
     assert "| dialogs_test_seen, speech: all follow-ups | 2 |" in out
     lines = (tmp_path / "out" / "dialogs_dialogs_test_seen_speech.jsonl").read_text().splitlines()

@@ -13,6 +13,7 @@ from typing import Any
 from omnikit.api import Omni, load
 from omnikit.audio.io import save_audio, wav_name
 from omnikit.data.skipped import Skipped
+from omnikit.data.sources import read_entries
 from omnikit.errors import bad_input_exits, writing
 from omnikit.evaluate.conversation import Answers, Interview, InterviewPlan, conversations, plan_of, recording
 from omnikit.evaluate.conversation_scores import ConversationScores, conversation_table, score, write_dialogs
@@ -34,6 +35,7 @@ class DialogEvaluation:
         self.modes = [AnswerMode.of(name, options) for name, options in hparams["answer_modes"].items()]
         self.unread: dict[str, Skipped] = {}
         sources = chosen_sources(hparams["sources"], hparams["splits"])
+        self.training = self._read_training(hparams["training"])
         self.dialogs = {split: self._read(split, options) for split, options in sources.items()}
         make_folder(self.folder)
 
@@ -43,6 +45,14 @@ class DialogEvaluation:
             raise ValueError(f"manifest {options['manifest']}: has no dialogs; skipped: {self.unread[split]}")
         return some(dialogs, self.hparams["limit"])
 
+    def _read_training(self, manifest: str | None) -> list[Dialog] | None:
+        if manifest is None:
+            return None
+        dialogs, skipped = group_dialogs(read_entries("training", {"manifest": manifest}, self.hparams["cache_folder"]))
+        if not dialogs:
+            raise ValueError(f"--training {manifest}: has no dialogs; skipped: {skipped}")
+        return dialogs
+
     def converse(self, split: str) -> dict[str, ConversationScores]:
         """Ask the questions of a split's dialogs in every answer mode, and return the scores by mode.
 
@@ -50,10 +60,10 @@ class DialogEvaluation:
         """
         found = {}
         for mode in self.modes:
-            plan = plan_of(self.hparams, mode.task.speaks)
+            plan = plan_of(self.hparams, mode.task)
             answers = self._ask(split, mode, plan)
             answers.skipped.update(self.unread[split])
-            found[mode.name] = score(self.dialogs[split], answers, plan, self.normalize)
+            found[mode.name] = score(self.dialogs[split], answers, plan, self.normalize, self.training)
             path = self.folder / f"dialogs_{split}_{mode.name}.jsonl"
             write_dialogs(path, self.dialogs[split], answers, plan, self.normalize)
             if mode.task.speaks:
@@ -93,7 +103,7 @@ def main() -> None:
     found = {split: run.converse(split) for split in run.dialogs}
     about = {"checkpoint": hparams["checkpoint"] or "the shipped mini system"}
     about |= {"normalizer": normalizer_version(hparams["normalizer"])}
-    about |= {key: hparams[key] for key in ("follow_ups", "typed", "crop")}
+    about |= {key: hparams[key] for key in ("follow_ups", "typed", "crop", "training")}
     splits = {split: {mode: scores.as_dict() for mode, scores in modes.items()} for split, modes in found.items()}
     write_json(run.folder / "dialogs.json", {**about, "splits": splits})
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omnikit.data import source_index
 from omnikit.data.collate import Batch
+from omnikit.data.copy_names import copy_name, is_copy, origin_of
 from omnikit.data.dialogs import REASONS, WHOLE
 from omnikit.data.manifest_reader import answer_field
 from omnikit.data.manifest_writer import ManifestWriter
@@ -378,6 +379,49 @@ def test_held_out_dialogs_stay_whole(tmp_path: Path):
     assert len(of(without_held_out=3, limit=2)) == 2
     with pytest.raises(ValueError, match=r"sources\.talk\.only_held_out: 8; the manifest has 8 dialogs"):
         of(only_held_out=8)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "json"])
+@pytest.mark.parametrize("talk", [True, False])
+def test_copies_are_held_out_with_their_entry(tmp_path: Path, talk: bool, ending: str):
+    """The entries held out of a manifest with copies are those held out of the manifest without."""
+    clean = [{"id": f"e{n}", "t1": "yes", "t2": "yes"} for n in range(20)]
+    for n, one in enumerate(clean[:12] if talk else ()):
+        one |= {"dialog": f"d{n % 4}", "turn": n // 4}
+    copies = [
+        {**one, **{key: copy_name(one[key], number) for key in ("id", "dialog") if key in one}}
+        for number in (1, 2)
+        for one in clean
+    ]
+    for name, entries in (("clean", clean), ("copies", clean + copies)):
+        with ManifestWriter(tmp_path / f"{name}.{ending}", ["id", "t1", "t2", *(["dialog", "turn"] * talk)]) as writer:
+            writer.write(entries)
+
+    def of(name: str, **options) -> set[str]:
+        path = tmp_path / f"{name}.{ending}"
+        return {one.id for one in read_entries("talk", {"manifest": path, **options}, tmp_path)}
+
+    held, kept = of("clean", only_held_out=5), of("clean", without_held_out=5)
+    assert held and kept and of("copies", only_held_out=5) == held
+    assert of("copies", without_held_out=5) == {copy for one in kept for copy in (one, f"{one}-copy1", f"{one}-copy2")}
+    some = of("copies", without_held_out=5, limit=3)
+    assert len(some) == 3 * len({one for one in some if not is_copy(one)})
+    assert len(of("copies")) == 60
+    word = "12 dialogs" if talk else "20 entries"
+    with pytest.raises(ValueError, match=f"the manifest has {word}"):
+        of("copies", only_held_out=20)
+
+
+def test_names_that_only_look_like_copies_are_held_out(tmp_path: Path):
+    """Copies without the entry that they were made of stay together, and nothing is lost."""
+    path = tmp_path / "m.parquet"
+    with ManifestWriter(path, ["id", "t1"]) as writer:
+        writer.write([{"id": f"e{n}-copy{k}", "t1": "x"} for n in range(3) for k in (1, 2)] + [{"id": "z", "t1": "x"}])
+    for count, size in ((0, 0), (3, None)):
+        held = {one.id for one in read_entries("x", {"manifest": path, "only_held_out": count}, tmp_path)}
+        others = {one.id for one in read_entries("x", {"manifest": path, "without_held_out": count}, tmp_path)}
+        assert len(held | others) == 7 and not held & others and (size is None or len(held) == size)
+        assert not {origin_of(one) for one in held} & {origin_of(one) for one in others}
 
 
 def test_a_second_start_uses_the_stored_grouping(tmp_path: Path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Barrier
 
 import pytest
@@ -13,11 +13,12 @@ from torch import Tensor
 from omnikit.api import Reply
 from omnikit.audio.reader import Unusable
 from omnikit.data.manifest_reader import ManifestEntry
-from omnikit.evaluate.conversation import TOO_SHORT, AboutAnswer, Answers, Interview, InterviewPlan, recording
-from omnikit.evaluate.conversation_scores import Score, conversation_table, score, write_dialogs
+from omnikit.evaluate.conversation import TOO_SHORT, AboutAnswer, Answers, Interview, InterviewPlan, plan_of, recording
+from omnikit.evaluate.conversation_scores import CropScores, Score, conversation_table, score, write_dialogs
 from omnikit.evaluate.dialogs import AFTER_GAP, DUPLICATE, NO_DIALOG, Dialog, group_dialogs
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.generate import BadQuestion
+from omnikit.tasks import TASKS
 
 CAPITALS = {"france": "paris", "italy": "rome", "spain": "madrid"}
 RATE = 100
@@ -86,7 +87,7 @@ def talk(dialog: str, first: str, second: str) -> list[ManifestEntry]:
 
 
 ENTRIES = [*talk("a", "france", "italy"), *talk("b", "spain", "italy"), *talk("c", "italy", "spain")]
-AGAIN = InterviewPlan(crop=0.5, about_answer=[AboutAnswer("say that .*", "{answer}")])
+AGAIN = InterviewPlan(crop=[0.5], about_answer=[AboutAnswer("say that .*", "{answer}")])
 
 
 def asked(
@@ -112,22 +113,63 @@ def test_dialogs_are_grouped_in_order_and_end_at_a_gap():
 
 def test_follow_ups_are_scored_with_history_alone_and_after_an_interruption():
     dialogs, answers = asked(ENTRIES)
-    scores = score(dialogs, answers, AGAIN, plain)
+    scores = score(dialogs, answers, AGAIN, plain, dialogs)
     found = scores.kinds["follow-and"]
-    assert (found.history, found.alone, found.cropped) == (Score(3, 3), Score(0, 3), Score())
+    assert (found.history, found.alone, found.crops) == (Score(3, 3), Score(0, 3), {})
     # "and in italy" is asked twice with one answer; over the kind, that answer is right in two cases of three
     assert (found.frequent_of_text, found.frequent_of_kind) == (Score(3, 3), Score(2, 3))
     found = scores.kinds["follow-again"]
     assert (found.history, found.alone, found.frequent_of_text) == (Score(3, 3), Score(0, 3), Score(2, 3))
-    assert (found.cropped, found.uncropped) == (Score(3, 3), Score(0, 3))
-    assert answers.cropped["a-2"].kept == "the capital of"  # half of 6 words, one a second
-    assert answers.cropped["a-2"].whole == "the capital of italy is rome"
+    assert found.crops == {0.5: CropScores(Score(3, 3), Score(0, 3))}
+    assert answers.cropped["a-2", 0.5].kept == "the capital of"  # half of 6 words, one a second
+    assert answers.cropped["a-2", 0.5].whole == "the capital of italy is rome"
     assert scores.follow_ups.history == Score(6, 6) and scores.follow_ups.alone == Score(0, 6)
     assert scores.kinds["first"].history == Score(3, 3) and scores.kinds["first"].alone == Score()
     assert (scores.dialogs, scores.typed, scores.truncated, scores.skipped) == (3, 0, 0, {})
     table = conversation_table({"test": {"speech": scores}})
-    line = "| test, speech: all follow-ups | 6 | 100.0 | 0.0 | 83.3 | 66.7 | 3 | 100.0 | 0.0 |"
-    assert line in table and "| test, speech: first | 3 | 100.0 | - | - | - | 0 | - | - |" in table
+    line = "| test, speech: all follow-ups | 6 | 100.0 | 0.0 | 83.3 | 66.7 | 100.0 / 0.0 (3) |"
+    assert line in table and "| test, speech: first | 3 | 100.0 | - | - | - | - |" in table
+
+
+def test_the_most_frequent_answers_are_those_of_training():
+    dialogs, answers = asked(ENTRIES)
+    training = group_dialogs([*talk("t", "italy", "spain"), *talk("u", "italy", "spain"), *talk("v", "spain", "italy")])
+    found = score(dialogs, answers, AGAIN, plain, training[0]).kinds
+    again, known = found["follow-again"], found["follow-and"]
+    assert again.frequent_of_text == again.frequent_of_kind == Score(1, 3)  # in the split itself, two of three
+    assert (known.frequent_of_text, known.frequent_of_kind) == (Score(3, 3), Score(1, 3))
+    unknown = score(dialogs, answers, AGAIN, plain, group_dialogs(talk("t", "italy", "france"))[0])
+    assert unknown.kinds["follow-and"].frequent_of_text == Score(0, 3)  # training asks of no such country
+    without = score(dialogs, answers, AGAIN, plain)
+    assert without.follow_ups.frequent_of_text == without.follow_ups.frequent_of_kind == Score()
+    table = conversation_table({"test": {"speech": without}})
+    assert "| test, speech: all follow-ups | 6 | 100.0 | 0.0 | - | - |" in table
+    assert "Most frequent in training" in table
+
+
+def test_answers_are_interrupted_after_several_shares():
+    hparams = {"follow_ups": "^follow", "typed": 0.0, "about_answer": [{"question": "say.*", "answer": "{answer}"}]}
+    plan = plan_of({**hparams, "crop": [1.0, 0.25, 0.5]}, TASKS["A1A2"])
+    dialogs, answers = asked(ENTRIES, plan)
+    assert [answers.cropped["a-2", share].kept for share in (0.25, 0.5)] == ["the", "the capital of"]
+    scores = score(dialogs, answers, plan, plain)
+    assert scores.follow_ups.crops == dict.fromkeys((0.25, 0.5), CropScores(Score(3, 3), Score(0, 3)))
+    assert scores.skipped == {TOO_SHORT: 3}  # the whole answer was heard
+    found = scores.as_dict()["follow_ups"]
+    assert found["cropped"]["asked"] == 6 and found["crops"]["0.25"]["cropped"]["asked"] == 3
+    header, _, row = conversation_table({"test": {"speech": scores}}).splitlines()[:3]
+    assert "Heard 25%" in header and row.endswith("| 100.0 / 0.0 (3) | 100.0 / 0.0 (3) | - |")
+    assert plan_of({**hparams, "crop": None}, TASKS["A1A2"]).crop == []
+
+
+def test_every_turn_after_the_first_is_a_follow_up_where_kinds_say_nothing():
+    entries = [replace(each, kind="") for each in ENTRIES]
+    plan = InterviewPlan(follow_ups=None)
+    dialogs, answers = asked(entries, plan)
+    scores = score(dialogs, answers, plan, plain)
+    assert scores.follow_ups.history == Score(6, 6) and scores.follow_ups.alone == Score(0, 6)
+    assert scores.kinds[""].history == Score(9, 9)
+    assert not score(dialogs, answers, AGAIN, plain).follow_ups.history.asked
 
 
 def test_a_wrong_memory_is_seen():
@@ -142,13 +184,13 @@ def test_a_wrong_memory_is_seen():
 
     dialogs, _ = group_dialogs(ENTRIES)
     found = score(dialogs, Interview(Deaf, RATE, AGAIN).run(dialogs, together=3), AGAIN, plain).follow_ups
-    assert (found.cropped, found.uncropped) == (Score(0, 3), Score(3, 3))
+    assert found.interrupted == CropScores(Score(0, 3), Score(3, 3))
 
 
 def test_answers_too_short_to_cut_are_counted():
-    dialogs, answers = asked(ENTRIES, InterviewPlan(crop=1.0, about_answer=AGAIN.about_answer))
+    dialogs, answers = asked(ENTRIES, InterviewPlan(crop=[1.0], about_answer=AGAIN.about_answer))
     assert answers.skipped.reasons == {TOO_SHORT: 3} and not answers.cropped
-    _, answers = asked(ENTRIES, InterviewPlan(crop=0.5, about_answer=AGAIN.about_answer, speak=False))
+    _, answers = asked(ENTRIES, InterviewPlan(crop=[0.5], about_answer=AGAIN.about_answer, task=TASKS["A1T2"]))
     assert not answers.cropped and not answers.skipped  # written answers are not interrupted
     assert score(dialogs, answers, AGAIN, plain).follow_ups.history == Score(6, 6)
 
@@ -164,6 +206,26 @@ def test_a_share_of_the_questions_is_typed_always_the_same():
     assert scores.typed == 9 and scores.follow_ups.history == Score(6, 6)
 
 
+@pytest.mark.parametrize("task", ["T1A2", "T1T2", "A1T2", "A1A2"])
+def test_a_mode_with_typed_questions_types_all_of_them(task):
+    class Hearing(Parrot):
+        heard, spoken = 0, set()
+
+        def ask(self, audio: Tensor, *, speak: bool) -> Reply:
+            Hearing.heard += 1
+            return super().ask(audio, speak=speak)
+
+        def say(self, text: str, *, speak: bool) -> Reply:
+            self.spoken.add(speak)
+            return super().say(text, speak=speak)
+
+    dialogs, plan = group_dialogs(ENTRIES)[0], InterviewPlan(task=TASKS[task])
+    scores = score(dialogs, Interview(Hearing, RATE, plan).run(dialogs, together=1), plan, plain)
+    typed = task.startswith("T1")
+    assert (Hearing.heard == 0, Hearing.spoken) == (typed, {task.endswith("A2")})
+    assert scores.typed == (9 if typed else 0) and scores.follow_ups.history == Score(6, 6)
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [({"a1": Sound("and in spain", usable=False)}, "unreadable"), ({"a1": Sound("long")}, "refused")],
@@ -175,7 +237,7 @@ def test_a_dialog_ends_before_a_question_that_cannot_be_asked(bad, reason):
     scores = score(dialogs, answers, AGAIN, plain)
     assert scores.skipped == {reason: 1}
     assert scores.kinds["first"].history == Score(2, 2) and scores.follow_ups.history == Score(2, 2)
-    assert scores.follow_ups.alone == Score(0, 2) and scores.follow_ups.cropped == Score(1, 1)
+    assert scores.follow_ups.alone == Score(0, 2) and scores.follow_ups.interrupted.cropped == Score(1, 1)
     nothing = group_dialogs([broken[4]])[0]
     with pytest.raises(ValueError, match=f"no question of a dialog could be asked; skipped: 1 {reason}"):
         score(nothing, Interview(Parrot, RATE, AGAIN).run(nothing, together=1), AGAIN, plain)
@@ -210,7 +272,7 @@ def test_turns_are_written_and_some_dialogs_can_be_heard(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [each.id for each in ENTRIES]
     assert lines[1]["answer"] == "the capital of italy is rome" and lines[1]["is_right"]
-    assert lines[1]["alone"] == "paris" and lines[2]["cropped"]["right"] == "the capital of"
+    assert lines[1]["alone"] == "paris" and lines[2]["cropped"][0]["right"] == "the capital of"
     wav = recording(dialogs[0], answers.history, AGAIN, RATE)
     questions = sum(len(each.t1) for each in ENTRIES[:3])
     assert len(wav) == questions + 3 * (6 * RATE + 30 + 70)

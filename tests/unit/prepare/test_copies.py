@@ -13,6 +13,7 @@ from rewriting import contents, killed_at_random, sound, toy_parts
 from toy import ToyEncoder, toy_model
 
 from omnikit.data.augment import Augment, Level, Noise, SeededAugment, Silence, named_augment
+from omnikit.data.copy_names import is_copy
 from omnikit.data.manifest_reader import read_manifest
 from omnikit.data.manifest_writer import FIELDS, ManifestWriter
 from omnikit.data.samples import make_dataset
@@ -107,6 +108,34 @@ def test_copies_of_a_dialog_stay_together(tmp_path: Path):
         found = [entries[f"r{i}-copy{number}"].features.load() for i in range(3)]
         assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
     assert not torch.equal(entries["r0-copy1"].features.load(), entries["r0-copy2"].features.load())
+
+
+@pytest.mark.parametrize("ending", ["parquet", "json"])
+def test_dialogs_without_a_recording_have_no_copies(tmp_path: Path, ending: str):
+    """The turns of a dialog stand in several shards; only the last turn of `late` is spoken."""
+    rows = [{"id": f"w{i}", "t1": "x", "t2": "y", "dialog": "written", "turn": i} for i in range(3)]
+    rows += [{"id": f"l{i}", "t1": "x", "t2": "y", "dialog": "late", "turn": i} for i in range(3)]
+    (tmp_path / "q.wav").write_bytes(sound(0.2, 0))
+    rows[-1]["a1"] = sound(0.2, 0) if ending == "parquet" else str(tmp_path / "q.wav")
+    options = {"shard_size": 2, "copies": Copies(1, AUGMENT)}
+    encoder = Parts(encoder=toy_parts().encoder)
+    path = write(tmp_path / f"m.{ending}", rows)
+    tokenize(path, tmp_path / "out", encoder, **options)
+    copies = ["l0-copy1", "l1-copy1", "l2-copy1"]
+    assert sorted(name for name in made(tmp_path / "out", tmp_path) if is_copy(name)) == copies
+    rows[0]["a1"] = rows[-1]["a1"]  # now the turns in the next shard have copies, too
+    write(path, rows)
+    tokenize(path, tmp_path / "out", encoder, **options)
+    found = {name for name in made(tmp_path / "out", tmp_path) if is_copy(name)}
+    assert found == {*copies, "w0-copy1", "w1-copy1", "w2-copy1"}
+
+
+def test_stored_features_cannot_be_augmented(tmp_path: Path):
+    encoder = Parts(encoder=toy_parts().encoder)
+    path = write(tmp_path / "m.parquet", [{**row, "dialog": "d", "turn": i} for i, row in enumerate(spoken(2))])
+    tokenize(path, tmp_path / "clean", encoder, drop=("a1",))
+    with pytest.raises(ValueError, match=r"entry r0: has features, but no recording \(a1\) to augment; make copies"):
+        tokenize(tmp_path / "clean", tmp_path / "out", encoder, copies=Copies(1, AUGMENT))
 
 
 @pytest.mark.long
