@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import import_module
+from threading import Lock
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,17 @@ from omnikit.option_ranges import Range
 
 _ACTIVE_DB = 40.0  # frames that are quieter than the loudest by more than this are pauses
 _FRAME_SECONDS = 0.02
+
+_importing = Lock()
+
+
+def scipy_module(name: str) -> ModuleType:
+    """Return a module of scipy, such as `signal`, which is imported by one thread at a time.
+
+    Effects run in several threads, and scipy's first import fails with a circular import if two threads begin it.
+    """
+    with _importing:
+        return import_module(f"scipy.{name}")
 
 
 class Effect(ABC):

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from omnikit.data.augment.effect import Effect, of_length
+from omnikit.data.augment.effect import Effect, of_length, scipy_module
 from omnikit.hparams.name_lookup import nearest
 from omnikit.option_ranges import Range
 
@@ -122,12 +122,10 @@ class Telephone(Effect):
     def apply(
         self, wav: np.ndarray, rate: int, rng: np.random.Generator, *, line: bool, name: str, strength: float
     ) -> np.ndarray:
-        from scipy.signal import butter, sosfiltfilt
-
-        narrow = soxr.resample(wav, rate, _TELEPHONE_RATE)
+        signal, narrow = scipy_module("signal"), soxr.resample(wav, rate, _TELEPHONE_RATE)
         if line and len(narrow):
-            stages = butter(4, self.band, "bandpass", fs=_TELEPHONE_RATE, output="sos")
-            narrow = sosfiltfilt(stages, narrow, padtype=None).astype(np.float32)  # forwards and back: without delay
+            stages = signal.butter(4, self.band, "bandpass", fs=_TELEPHONE_RATE, output="sos")
+            narrow = signal.sosfiltfilt(stages, narrow, padtype=None).astype(np.float32)  # forwards and back: without delay
         if name != "none" and len(narrow):
             narrow = decoded(narrow, _TELEPHONE_RATE, name, strength)
         return of_length(soxr.resample(narrow, _TELEPHONE_RATE, rate), len(wav)).astype(np.float32)

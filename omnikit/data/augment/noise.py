@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from omnikit.data.augment.effect import Effect, speech_power, within_full_scale
+from omnikit.data.augment.effect import Effect, scipy_module, speech_power, within_full_scale
 from omnikit.option_ranges import Range
 
 
@@ -53,9 +53,7 @@ class Noise(Effect):
     def apply(
         self, wav: np.ndarray, rate: int, rng: np.random.Generator, *, snr_db: float, exponent: float
     ) -> np.ndarray:
-        from scipy.fft import next_fast_len
-
         if not len(wav):
             return wav
-        noise = coloured_noise(next_fast_len(len(wav), real=True), exponent, rng)[: len(wav)]
+        noise = coloured_noise(scipy_module("fft").next_fast_len(len(wav), real=True), exponent, rng)[: len(wav)]
         return _mixed(wav, noise, snr_db, speech_power(wav, rate))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from omnikit.data.augment.effect import Effect, speech_power, within_full_scale
+from omnikit.data.augment.effect import Effect, scipy_module, speech_power, within_full_scale
 from omnikit.option_ranges import Range
 
 _FIRST = 0.002  # seconds after which the first reflection arrives: a detour of 0.7 m
@@ -64,9 +64,7 @@ class Room(Effect):
     def apply(
         self, wav: np.ndarray, rate: int, rng: np.random.Generator, *, rt60: float, drr_db: float, seed: int
     ) -> np.ndarray:
-        from scipy.signal import fftconvolve
-
         response = impulse_response(rt60, drr_db, rate, np.random.default_rng(seed))
-        wet = fftconvolve(wav, response)[: len(wav)]
+        wet = scipy_module("signal").fftconvolve(wav, response)[: len(wav)]
         gain = np.sqrt(speech_power(wav, rate) / max(speech_power(wet, rate), 1e-12))
         return within_full_scale(gain * wet)
