@@ -125,7 +125,8 @@ class Telephone(Effect):
         signal, narrow = scipy_module("signal"), soxr.resample(wav, rate, _TELEPHONE_RATE)
         if line and len(narrow):
             stages = signal.butter(4, self.band, "bandpass", fs=_TELEPHONE_RATE, output="sos")
-            narrow = signal.sosfiltfilt(stages, narrow, padtype=None).astype(np.float32)  # forwards and back: without delay
+            # forwards and back, without delay
+            narrow = signal.sosfiltfilt(stages, narrow, padtype=None).astype(np.float32)
         if name != "none" and len(narrow):
             narrow = decoded(narrow, _TELEPHONE_RATE, name, strength)
         return of_length(soxr.resample(narrow, _TELEPHONE_RATE, rate), len(wav)).astype(np.float32)
