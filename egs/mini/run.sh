@@ -106,6 +106,8 @@ if wanted 1 corpus; then
   "$PYTHON" "$here/make_text.py" --data_folder "$data"
   "$PYTHON" "$root/recipes/LibriSpeech/prepare.py" --data_folder "$data/corpus" --save_folder "$data/manifests" \
     --splits train-clean dev-clean test-clean test-other train-voice dev-voice test-voice
+elif [ -f "$data/corpus/READY" ] && [ ! -f "$data/qa/dialogs_test_crop.parquet" ]; then # made before this split existed
+  "$PYTHON" "$here/make_corpus.py" --data_folder "$data" --scale "$scale"
 fi
 if $scratch && [ "$ears" = mini ] && wanted 2 encoder; then
   (cd "$here" && "$PYTHON" train_encoder.py hparams/encoder.yaml --seed "$seed" --data_folder "$data" \

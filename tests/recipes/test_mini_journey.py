@@ -123,14 +123,23 @@ def test_speech_is_encoded_once_for_all_stages(journey, tmp_path, ears):
 
 def test_the_number_of_copies_is_that_of_recordings_to_recognise(journey, tmp_path):
     folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"), "--stage", "6"]
+    for file in ("corpus/READY", "qa/dialogs_test_crop.parquet"):
+        (tmp_path / "data" / file).parent.mkdir(parents=True)
+        (tmp_path / "data" / file).touch()
     for copies, expected in (("3", {"asr": "3", "qa": "1"}), ("0", {})):
-        (tmp_path / "data" / "corpus").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / "corpus" / "READY").touch()
         (tmp_path / "calls").unlink(missing_ok=True)
         done, calls = journey("run.sh", "--copies", copies, *folders, "--stop_stage", "6", usable=True)
         assert done.returncode == 0, done.stderr
         found = [re.search(r"/features/(\w+) .*--copies (\d+)", call) for call in calls]
         assert dict(each.groups() for each in found if each) == expected and len(calls) == 3
+
+
+def test_a_corpus_gets_the_split_that_it_lacks(journey, tmp_path):
+    (tmp_path / "data" / "corpus").mkdir(parents=True)
+    (tmp_path / "data" / "corpus" / "READY").touch()
+    folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    done, calls = journey("run.sh", *folders, "--stage", "12", "--stop_stage", "12", usable=True)
+    assert done.returncode == 0 and [script_of(call) for call in calls] == ["make_corpus.py", "evaluate_dialogs.py"]
 
 
 @pytest.mark.parametrize("failing", ["asr", "qa", "dialogs"])
