@@ -1,4 +1,4 @@
-"""What the state machine of a Realtime session asks its surroundings to do, and what they report to it.
+"""Requests of a Realtime session's state machine to its surroundings, and the reports that it gets from them.
 
 `session.Session` has no I/O. Each of its methods returns a list of actions, which `endpoint` carries out in their
 order: it sends events to the client, feeds the turn detector, and starts, cancels and edits answers of the system.
