@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import pytest
@@ -10,19 +11,21 @@ from starlette.websockets import WebSocket
 
 from omnikit.serve.app import create_app, page_paths
 from omnikit.serve.security import SAFE_HEADERS, check_exposure, is_loopback
+from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
 
 TOKEN = "a-token_of.tests"
 SECRET = {"Authorization": f"Bearer {TOKEN}"}
 
 
-@pytest.fixture
-def client(serving):
+@pytest.fixture(scope="module")
+def client(omni):
     """Return a function that makes a client of an application with a WebSocket `/socket`; its arguments are settings.
     """
 
-    def make(base_url="http://127.0.0.1:8000", **settings) -> TestClient:
-        app = create_app(serving(**settings))
+    @functools.cache
+    def make(**settings) -> TestClient:
+        app = create_app(Serving(ServerSettings(**settings), {"mini": omni}))
 
         @app.websocket("/socket")
         async def socket(socket: WebSocket) -> None:
@@ -32,7 +35,7 @@ def client(serving):
             await socket.close()
 
         app.router.routes.insert(0, app.router.routes.pop())  # before the page, which takes all paths
-        return TestClient(app, base_url=base_url)
+        return TestClient(app, base_url="http://127.0.0.1:8000")
 
     return make
 
