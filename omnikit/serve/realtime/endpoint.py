@@ -1,0 +1,5 @@
+"""The WebSocket of the Realtime protocol."""
+
+from fastapi import APIRouter
+
+router = APIRouter()
