@@ -5,7 +5,7 @@ Source: https://github.com/gpt-omni/mini-omni, `server.py` and `webui/omni_gradi
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from omnikit.serve import bridge
@@ -34,7 +34,7 @@ def _schema() -> dict[str, object]:
     return {"requestBody": {"content": {"application/json": {"schema": PublishedRequest.model_json_schema()}}}}
 
 
-@router.post("/chat", response_class=Streamed, responses={200: {"content": {MEDIA_TYPE: {}}}}, openapi_extra=_schema())
+@router.post("/chat", response_class=Response, responses={200: {"content": {MEDIA_TYPE: {}}}}, openapi_extra=_schema())
 async def chat(http: Request, serving: Served) -> Streamed:
     """Answer a spoken question by speech: signed 16 bit little-endian samples, mono, 24 kHz, without a header.
 
