@@ -16,22 +16,22 @@ from omnikit.serve.resample import Resampler
 
 _ENDLESS = 2**32 - 1
 """Size in the header of a wav file whose length was not known when the header was written."""
+_HEADER = 44  # bytes
 
 
 @dataclass(frozen=True)
 class AudioFormat:
-    """A format of audio files, with the options by which soundfile writes it; None = samples without a header."""
+    """A format of audio files, with the options by which soundfile writes it; None = 16 bit samples, written here."""
 
     media_type: str
     options: dict[str, str] | None = None
 
 
-_PCM16 = {"subtype": "PCM_16"}
 _KNOWN = {
     "mp3": AudioFormat("audio/mpeg", {"format": "MP3", "subtype": "MPEG_LAYER_III"}),
     "opus": AudioFormat("audio/ogg", {"format": "OGG", "subtype": "OPUS"}),
-    "flac": AudioFormat("audio/flac", {"format": "FLAC", **_PCM16}),
-    "wav": AudioFormat("audio/wav", {"format": "WAV", **_PCM16}),
+    "flac": AudioFormat("audio/flac", {"format": "FLAC", "subtype": "PCM_16"}),
+    "wav": AudioFormat("audio/wav"),
     "pcm": AudioFormat("audio/pcm"),
 }
 FORMATS = {
@@ -83,9 +83,10 @@ def encoded(samples: np.ndarray, rate: int, name: str) -> bytes:
     Args:
         name: a name in `FORMATS`.
     """
-    if name == "pcm":
+    if FORMATS[name].options is None:
         pcm = OutputAudio("audio/pcm", rate)
-        return pcm.push(samples) + pcm.finish()
+        data = pcm.push(samples) + pcm.finish()
+        return _wav_header(len(data)) + data if name == "wav" else data
     file = io.BytesIO()
     writer = _FileWriter(file, name, rate)
     writer.push(samples)
@@ -105,10 +106,15 @@ class _WavWriter:
         return self._header + self._samples.finish()
 
 
-def _wav_header() -> bytes:
-    """Return the header of a mono 16 bit wav file of unknown length at `RATE` Hz."""
+def _wav_header(size: int = _ENDLESS) -> bytes:
+    """Return the header of a mono 16 bit wav file at `RATE` Hz.
+
+    Args:
+        size: number of bytes of its samples; `_ENDLESS` = unknown.
+    """
+    after = size if size == _ENDLESS else size + _HEADER - 8  # bytes after the size of the whole
     layout = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, RATE, 2 * RATE, 2, 16)
-    return struct.pack("<4sI4s", b"RIFF", _ENDLESS, b"WAVE") + layout + struct.pack("<4sI", b"data", _ENDLESS)
+    return struct.pack("<4sI4s", b"RIFF", after, b"WAVE") + layout + struct.pack("<4sI", b"data", size)
 
 
 class _FileWriter:
