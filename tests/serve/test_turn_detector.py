@@ -238,11 +238,6 @@ def test_doubtful_windows_neither_begin_nor_end_a_turn():
     assert len(borders(script(0.9, 0.3, 0.6, 0.3, 0.6, silence_ms=64))) == 1
 
 
-def test_the_clock_goes_on_from_audio_that_was_heard_before():
-    detector = TurnDetector(Detection(silence_ms=32), Script(0.0, 0.9), heard_ms=5000)
-    assert borders(detector.push(silence(0.2))) == [SpeechStarted(5000, 32), SpeechStopped(5096, 32)]
-
-
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, 0.3, 0.4, 0.5, 0.9]), max_size=40),
