@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -33,25 +34,27 @@ class Listener:
     def detect(self, detection: Detection | None) -> None:
         """Replace the detector once all audio before has been heard; None = by none."""
 
-        def replace() -> list[Heard]:
-            self._detector = None if detection is None else self._make(detection)
-            return []
-
-        self._work.put_nowait(replace)
+        self._work.put_nowait(partial(self._replace, detection))
 
     def listen(self, samples: np.ndarray) -> None:
         """Feed samples [n] at `RATE` to the detector."""
         for at in range(0, len(samples), _SLICE):
-            part = samples[at : at + _SLICE]
-            self._work.put_nowait(lambda part=part: [] if self._detector is None else self._detector.push(part))
+            self._work.put_nowait(partial(self._push, samples[at : at + _SLICE]))
 
     def pause_idle(self) -> None:
         """Stop waiting for the user to speak, as an answer begins."""
-        self._work.put_nowait(lambda: self._idle(start=False))
+        self._work.put_nowait(partial(self._idle, start=False))
 
     def start_idle(self) -> None:
         """Begin to wait for the user to speak, after an answer."""
-        self._work.put_nowait(lambda: self._idle(start=True))
+        self._work.put_nowait(partial(self._idle, start=True))
+
+    def _replace(self, detection: Detection | None) -> list[Heard]:
+        self._detector = None if detection is None else self._make(detection)
+        return []
+
+    def _push(self, samples: np.ndarray) -> list[Heard]:
+        return [] if self._detector is None else self._detector.push(samples)
 
     def _idle(self, *, start: bool) -> list[Heard]:
         if self._detector is not None:

@@ -191,6 +191,7 @@ def test_interrupted_by_speech_then_truncated_and_asked_again(server, conversati
         async with calling(server, "long", turn_detection=VAD) as call, microphone(call):
             call.speech = speech("capital")
             first = await call.until("response.output_audio.delta")
+            await call.until_event(lambda event: len(call.audio(first.response_id)) > 48000)  # one second
             call.speech = speech("sum")
             done = (await call.until("response.done")).response
             assert (done.status, done.status_details.reason) == ("cancelled", "turn_detected")
