@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from contextlib import suppress
 from time import monotonic
 
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnikit.serve.refusals import Refusal, busy
 from omnikit.serve.security import HEALTH, refuse
 from omnikit.serve.serving import Serving, draining
 
+logger = logging.getLogger(__name__)
 CLOSE = {"Connection": "close"}
 """Header of responses to requests whose body is not read to its end."""
 UNCOUNTED = (HEALTH, "/metrics")
@@ -26,8 +31,8 @@ class Limits:
     """A middleware that bounds each request, and refuses new ones while the server drains.
 
     - A body larger than `max_body_mib` is refused with 413: at once if its header says so, else while it arrives.
-    - A request whose response has not begun after twice `request_seconds` is refused with 503, one whose body is
-      missing after `request_seconds` with 408.
+    - A request whose body is missing after `request_seconds` is refused with 408, one whose response has not begun
+      after twice that time with 503. A response ends that is not finished twice that time after it began.
     - A response of which the client has not read anything for `send_buffer_seconds` is ended.
 
     Args:
@@ -46,11 +51,12 @@ class Limits:
             return await refuse(draining(), scope, receive, send)
         if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
-        self.serving.requests += 1
+        request = _Limited(self.serving, scope, receive, send)
+        self.serving.running.add(request)
         try:
-            await _Limited(self.serving, scope, receive, send).run(self.app)
+            await request.run(self.app)
         finally:
-            self.serving.requests -= 1
+            self.serving.running.discard(request)
 
 
 class _Limited:
@@ -60,25 +66,40 @@ class _Limited:
         self.settings, self.metrics = serving.settings, serving.metrics
         self.scope, self._receive, self._send = scope, receive, send
         self.began, self.size, self.complete = monotonic(), 0, False
-        self.started = False
+        self.started = self.stopped = False
         self.timer: asyncio.Timeout | None = None
 
     async def run(self, app: ASGIApp) -> None:
+        """Answer the request by an application, within the limits."""
         if self._announced() > self.settings.max_body_bytes:
             return await self._refuse(self._too_large())
-        most = 2 * self.settings.request_seconds
         try:
-            async with asyncio.timeout(most) as self.timer:
+            async with asyncio.timeout(2 * self.settings.request_seconds) as self.timer:
                 await app(self.scope, self.receive, self.send)
+        except (SlowReader, ClientDisconnect) as error:
+            logger.info("a response was ended early: %s", error or "the client left")
         except TimeoutError:
             if not self.timer.expired():
                 raise
-            self.metrics.refused("time")
-            if self.started:
-                raise SlowReader(f"the response was not finished within {most:g} s") from None
-            await self._refuse(busy(f"no answer within {most:g} s"))
+            await self._end_late()
+
+    def stop(self) -> None:
+        """End the request, as after its time."""
+        self.stopped = True
+        if self.timer is not None:
+            with suppress(RuntimeError):  # its time is over already
+                self.timer.reschedule(asyncio.get_running_loop().time())
+
+    async def _end_late(self) -> None:
+        self.metrics.refused("draining" if self.stopped else "time")
+        words = f"no answer within {2 * self.settings.request_seconds:g} s"
+        if self.started:
+            logger.warning("a response was ended early: it was not finished in time")
+        else:
+            await self._refuse(draining() if self.stopped else busy(words))
 
     def _announced(self) -> int:
+        """Return the size of the body by its header; 0 = there is no such header."""
         for name, value in self.scope["headers"]:
             if name == b"content-length" and value.isdigit():
                 return int(value[:20])
@@ -121,6 +142,9 @@ class _Limited:
         if message["type"] == "http.response.start":
             self.started = True
             self.timer.reschedule(asyncio.get_running_loop().time() + 2 * self.settings.request_seconds)
+            chunked = any(name == b"transfer-encoding" for name, _ in self.scope["headers"])
+            if chunked and not self.complete:  # a server would read on, for ever if the body has no end
+                MutableHeaders(scope=message)["Connection"] = "close"
         try:
             async with asyncio.timeout(self.settings.send_buffer_seconds):
                 await self._send(message)

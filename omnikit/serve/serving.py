@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from omnikit.api import Omni
 from omnikit.serve.metrics import Metrics
@@ -26,6 +27,13 @@ class UnknownModel(Refusal):
         super().__init__(404, message, code="model_not_found", param="model")
 
 
+class Stoppable(Protocol):
+    """A request that can be ended from outside."""
+
+    def stop(self) -> None:
+        """End the request."""
+
+
 class Serving:
     """The systems and sessions of one server; all methods but those of `Omni` belong to its event loop.
 
@@ -41,8 +49,8 @@ class Serving:
         self.settings, self.systems, self.metrics = settings, dict(systems), metrics or Metrics()
         self.draining = False
         """Whether the server is about to end: it finishes what runs, and accepts nothing new."""
-        self.requests = 0
-        """Number of HTTP requests that are being answered."""
+        self.running: set[Stoppable] = set()
+        """HTTP requests that are being answered."""
         self._sessions: Counter[str] = Counter()
         self._waiters: set[asyncio.Future[None]] = set()
         for name, omni in self.systems.items():
@@ -133,7 +141,12 @@ class Serving:
     @property
     def idle(self) -> bool:
         """Whether no request is being answered and no session is open."""
-        return not self.requests and not self.sessions
+        return not self.running and not self.sessions
+
+    def stop(self) -> None:
+        """End the HTTP requests that are still being answered."""
+        for request in list(self.running):
+            request.stop()
 
     def close(self) -> None:
         """Cancel all answers and end the decoding threads of all systems."""
