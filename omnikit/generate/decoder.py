@@ -8,7 +8,7 @@ from threading import Event, Lock
 from typing import TypedDict, Unpack
 
 from omnikit.engines.torch import TorchEngine
-from omnikit.generate.history import History
+from omnikit.generate.history import History, Turn
 from omnikit.generate.request import Request
 from omnikit.generate.runner import Runner
 from omnikit.generate.running_batch import CAPACITY, MOST_WAITING, RunningBatch
@@ -30,6 +30,8 @@ class RequestOptions(TypedDict, total=False):
     cancel: Event | None
     name: str | None
     history: History | None
+    turn: Turn | None
+    low_priority: bool
 
 
 class Decoder:
