@@ -1,1 +1,5 @@
-"""The REST calls: speech, transcriptions, chat completions, models, and the published server's `/chat`."""
+"""REST calls as OpenAI's clients use them, and the published server's `/chat`."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

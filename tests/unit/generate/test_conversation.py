@@ -90,7 +90,7 @@ class Talk:
 
     def crop(self, frames: int) -> None:
         if self.past and self.past[-1].task.speaks:
-            self.history.keep_frames(frames)
+            self.history.crop(self.history.last(), frames)
             last = self.past[-1]
             last.text, last.codes = heard_part(last.text, last.codes, frames)
 
@@ -450,7 +450,7 @@ def test_a_turn_that_cannot_be_remembered_fails_alone(monkeypatch):
     def refuse(*arguments):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(talk._history, "append", refuse)
+    monkeypatch.setattr(talk._history, "complete", refuse)
     question = omni.written_question("what is red")
     bad = omni.decoder.request(TASKS["T1A2"], question, history=talk._history)
     good = omni.decoder.request(TASKS["T1A2"], question, decoding=Decoding(max_steps=12, min_steps=12))
