@@ -111,9 +111,9 @@ class Session:
         self.quiet = 0 if loud else self.quiet + len(samples)
         if loud and self.item is None:
             self.item = self.name("item")
-            await self.cancel("turn_detected")
             start = max(0, self.heard * 1000 // RATE - 300)
             await self.send("input_audio_buffer.speech_started", audio_start_ms=start, item_id=self.item)
+            await self.cancel("turn_detected")
         elif self.item is not None and self.quiet >= PAUSE:
             end = self.heard * 1000 // RATE
             await self.send("input_audio_buffer.speech_stopped", audio_end_ms=end, item_id=self.item)

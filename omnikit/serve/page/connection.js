@@ -97,15 +97,14 @@ export class Connection extends EventTarget {
 
   async #closed({ code, reason }) {
     this.socket = null;
-    const began = this.heard;
-    const words = reason || this.complaint;
-    if (began && !COMES_BACK.has(code)) {
-      this.waiting = [];
-      this.#change("closed", words ? `The server closed the session: ${words}` : "The server closed the session.");
-    } else if (began || words) {
+    const words = this.heard ? reason : this.complaint;
+    if (!this.heard && !words) {
+      await this.#diagnose();
+    } else if (COMES_BACK.has(code)) {
       this.#retry(words || "The connection was lost.");
     } else {
-      await this.#diagnose();
+      this.waiting = [];
+      this.#change("closed", `The server closed the session${words ? `: ${words}` : ""}.`);
     }
   }
 

@@ -287,12 +287,15 @@ export class Conversation extends EventTarget {
 
   #answerDone(turn, { id, status, status_details }) {
     turn.generating = false;
-    this.player.finish(id);
     if (turn.status === "answering") {
+      if (status === "cancelled") {
+        this.interrupt({ cancelled: true });
+        return;
+      }
       if (status === "failed") this.#fail(turn, status_details?.error?.message ?? "The answer failed.");
       else if (status === "incomplete") turn.note = "The answer was cut at the longest that the server allows.";
-      else if (status === "cancelled") turn.status = "interrupted";
     }
+    this.player.finish(id);
     if (!this.player.answers.has(id)) this.#playedOut(id);
   }
 
