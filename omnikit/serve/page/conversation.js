@@ -1,5 +1,5 @@
 /**
- * The conversation: it turns what the user does into events of the Realtime protocol, and the server's events into turns.
+ * The conversation: what the user does becomes events of the Realtime protocol, and the server's events become turns.
  *
  * It knows neither the page nor the microphone. Events: `turn` when a turn began or changed, `removed` when one is no
  * longer one, `problem` with a text for the user, `busy` when an answer begins or ends.
@@ -244,7 +244,7 @@ export class Conversation extends EventTarget {
     if (!turn) return;
     if (type.endsWith(".delta")) turn.question += delta;
     else if (type.endsWith(".completed")) turn.question = transcript;
-    else if (type.endsWith(".failed")) this.#tell("problem", `Your question could not be transcribed: ${error.message}`);
+    else if (type.endsWith(".failed")) this.#tell("problem", `Your question was not transcribed: ${error.message}`);
     this.#tell("turn", turn);
   }
 

@@ -1,6 +1,6 @@
 /** The list of turns, newest first, which lives as long as the page. */
 
-import { Recording } from "./recording.js";
+import { Recording, pauseRecording } from "./recording.js";
 
 const STATES = { asking: "listening …", waiting: "thinking …", answering: "", done: "" };
 
@@ -38,7 +38,7 @@ export class History {
 
   /** Say between two turns that the server does not remember the earlier ones. */
   divide(text) {
-    if (this.list.firstElementChild === null || this.list.firstElementChild.className === "divider") return;
+    if ((this.list.firstElementChild ?? { className: "divider" }).className === "divider") return; // nothing to divide
     const divider = document.createElement("li");
     divider.className = "divider";
     divider.textContent = text;
@@ -47,6 +47,8 @@ export class History {
 
   /** Remove everything. */
   clear() {
+    pauseRecording();
+    for (const { href } of this.list.querySelectorAll("a")) URL.revokeObjectURL(href);
     this.list.replaceChildren();
     this.items.clear();
   }

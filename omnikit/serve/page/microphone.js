@@ -14,9 +14,13 @@ export const INSECURE =
   "Open this page by https or through a tunnel to localhost; until then, type a question.";
 
 export class Microphone {
-  /** @param {(frame: Int16Array, time: number) => void} onframe takes each frame and the time at which it ended */
-  constructor(onframe) {
+  /**
+   * @param {(frame: Int16Array, time: number) => void} onframe takes each frame and the time at which it ended
+   * @param {() => void} onlost is called when the microphone was unplugged or taken away
+   */
+  constructor(onframe, onlost) {
     this.onframe = onframe;
+    this.onlost = onlost;
     this.latest = []; // frames of the last moments
     this.opening = null;
     this.context = null;
@@ -30,25 +34,37 @@ export class Microphone {
    */
   async open() {
     clearTimeout(this.timer);
-    this.opening ??= this.#open();
+    const opening = (this.opening ??= this.#open());
     try {
-      await this.opening;
+      await opening;
     } catch (error) {
-      this.close();
+      if (opening === this.opening) this.close();
       throw new Error(REASONS[error.name] ?? error.message);
     }
   }
 
   async #open() {
     if (!window.isSecureContext || !navigator.mediaDevices) throw new Error(INSECURE);
+    const context = (this.context = new AudioContext({ latencyHint: "interactive" }));
+    await context.audioWorklet.addModule(new URL("capture_worklet.js", import.meta.url));
     const audio = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 };
-    this.stream = await navigator.mediaDevices.getUserMedia({ audio });
-    this.context = new AudioContext({ latencyHint: "interactive" });
-    await this.context.audioWorklet.addModule(new URL("capture_worklet.js", import.meta.url));
-    const capture = new AudioWorkletNode(this.context, "capture", { numberOfOutputs: 0 });
-    capture.port.onmessage = ({ data }) => this.#take(data);
-    this.context.createMediaStreamSource(this.stream).connect(capture);
-    await this.context.resume();
+    const stream = await navigator.mediaDevices.getUserMedia({ audio });
+    const [track] = stream.getAudioTracks();
+    if (context !== this.context) { // closed while the user was asked
+      track.stop();
+      throw new Error("The microphone was switched off.");
+    }
+    this.track = track;
+    track.onended = () => this.#lose();
+    const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
+    capture.port.onmessage = ({ data }) => context === this.context && this.#take(data);
+    context.createMediaStreamSource(stream).connect(capture);
+    await context.resume();
+  }
+
+  #lose() {
+    this.close();
+    this.onlost();
   }
 
   #take(frame) {
@@ -70,9 +86,9 @@ export class Microphone {
   /** Release the microphone now. */
   close() {
     clearTimeout(this.timer);
-    this.stream?.getTracks().forEach((track) => track.stop());
+    this.track?.stop();
     this.context?.close();
-    this.stream = this.context = this.opening = null;
+    this.track = this.context = this.opening = null;
     this.latest = [];
   }
 }

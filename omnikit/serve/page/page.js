@@ -1,6 +1,6 @@
 /** The page: it joins connection, microphone, player, conversation and history with the controls of index.html. */
 
-import { decodeFile } from "./audio_format.js";
+import { RATE, decodeFile } from "./audio_format.js";
 import { Connection, listModels } from "./connection.js";
 import { Conversation } from "./conversation.js";
 import { History, seconds } from "./history.js";
@@ -11,6 +11,7 @@ import { TalkButton } from "./talk_button.js";
 import { Tape } from "./waveform.js";
 
 const LONGEST_FILE = 120; // seconds; the server has its own, lower limit
+const LARGEST_FILE = 50 * 2 ** 20; // bytes
 const TOKEN = "omnikit token"; // its name in the session's storage
 
 const at = (id) => document.getElementById(id);
@@ -20,12 +21,20 @@ const connection = new Connection();
 const conversation = new Conversation(connection, player);
 const history = new History(at("turns"));
 const tape = new Tape(at("tape"));
-const microphone = new Microphone((frame, time) => {
-  if (conversation.hear(frame, time)) tape.addSamples(frame, time);
-});
+const microphone = new Microphone(takeFrame, loseMicrophone);
 
 let listening = false; // hands-free, with an open microphone
 let holds = false; // the talk button is held
+
+function takeFrame(frame, time) {
+  if (conversation.hear(frame, time)) tape.addSamples(frame, time);
+}
+
+function loseMicrophone() {
+  stopListening();
+  conversation.discardSpeech();
+  complain("The microphone was unplugged or switched off.");
+}
 
 // messages
 
@@ -49,6 +58,7 @@ async function attempt(action) {
 
 // connection
 
+const NEW_SESSION = "The session ended here: the server does not remember the turns below.";
 const STATES = {
   closed: "not connected",
   connecting: "connecting …",
@@ -60,18 +70,17 @@ const STATES = {
 connection.addEventListener("state", ({ detail: { state, message } }) => {
   at("connection").dataset.state = state;
   at("connection").querySelector("span").textContent = STATES[state];
-  if (state === "open") complain("");
+  if (state === "open") complain(window.isSecureContext ? "" : INSECURE);
   else if (message) complain(message, state === "closed" || state === "waiting");
   const asks = state === "token";
   if (asks && at("token-form").hidden) setTimeout(() => at("token").focus());
   at("token-form").hidden = !asks;
-  if (state === "closed" || state === "waiting") history.divide("A new session began here: it does not know the turns below.");
+  if (state === "closed" || state === "waiting") history.divide(NEW_SESSION);
   if (state !== "open" && state !== "connecting") stopListening();
 });
 
 async function start() {
   connection.token = sessionStorage.getItem(TOKEN) ?? "";
-  if (!window.isSecureContext) complain(INSECURE);
   const { models } = await listModels(connection.token);
   showModels(models);
   connection.connect();
@@ -85,23 +94,27 @@ function showModels(models) {
   at("only-model").textContent = models[0] ?? "";
 }
 
-/** Begin a new conversation, with the chosen model, in an empty history. */
-async function beginAnew() {
+/** End the session and begin another one, which knows nothing of the turns before. */
+async function beginSession() {
   stopListening();
   await conversation.interrupt();
   connection.close();
+  complain("");
+  connection.connect();
+}
+
+async function beginAnew() {
+  await beginSession();
   conversation.forget();
   history.clear();
   at("empty").hidden = false;
   at("latency").querySelector("b").textContent = "–";
   at("caption").textContent = "";
-  complain("");
-  connection.connect();
 }
 
 at("model").addEventListener("change", () => {
   connection.model = at("model").value;
-  beginAnew();
+  beginSession();
 });
 at("anew").addEventListener("click", beginAnew);
 at("reconnect").addEventListener("click", () => connection.connect());
@@ -161,8 +174,14 @@ async function ask(bytes, name) {
   const samples = await decodeFile(bytes).catch(() => {
     throw new Error(`${name || "The file"} is not a sound file that this browser can read.`);
   });
-  if (samples.length > LONGEST_FILE * 24000) throw new Error(`${name} is longer than ${LONGEST_FILE} seconds.`);
+  if (samples.length > LONGEST_FILE * RATE) throw new Error(`${name} is longer than ${LONGEST_FILE} seconds.`);
   await conversation.sendRecording(samples, name);
+}
+
+async function askFile(file) {
+  if (!file) return;
+  if (file.size > LARGEST_FILE) throw new Error(`${file.name} is larger than ${LARGEST_FILE / 2 ** 20} MiB.`);
+  await ask(await file.arrayBuffer(), file.name);
 }
 
 async function askShipped(button) {
@@ -204,8 +223,8 @@ at("write").addEventListener("submit", (event) => {
 
 at("file").addEventListener("change", () => {
   const [file] = at("file").files;
-  if (file) attempt(async () => ask(await file.arrayBuffer(), file.name));
   at("file").value = "";
+  attempt(() => askFile(file));
 });
 
 let dragged = 0; // elements of the page that the dragged file is over
@@ -216,7 +235,7 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   showDrop(event, -dragged);
   const [file] = event.dataTransfer.files;
-  if (file) attempt(async () => ask(await file.arrayBuffer(), file.name));
+  attempt(() => askFile(file));
 });
 
 function showDrop(event, change) {
@@ -258,14 +277,16 @@ function announce(turn) {
 /** Show on the talk button what it does now. */
 function showTalk() {
   const free = conversation.handsFree;
-  const words = free ? (listening ? "Listening: speak" : "Start listening") : holds ? "Listening: let go to send" : "Hold to talk";
-  at("talk").querySelector("span").textContent = words;
-  at("talk").classList.toggle("live", free ? listening : holds);
+  const live = free ? listening : holds;
+  const words = free ? ["Start listening", "Listening: speak"] : ["Hold to talk", "Listening: let go to send"];
+  at("talk").querySelector("span").textContent = words[Number(live)];
+  at("talk").classList.toggle("live", live);
   if (free) at("talk").setAttribute("aria-pressed", String(listening));
   else at("talk").removeAttribute("aria-pressed");
   at("talk-hint").textContent = free
     ? "Your turn ends when you pause. Speak over an answer, or press Escape, to stop it."
     : "Hold the button or the space bar while you speak. Escape stops the answer.";
+  if (!conversation.busy && document.activeElement === at("stop")) at("talk").focus(); // not lost with the button
   at("stop").disabled = !conversation.busy;
 }
 

@@ -2,6 +2,8 @@
 
 import { RATE } from "./audio_format.js";
 
+const LONGEST_START = 500; // ms; without a sound device some browsers never start
+
 export class Player extends EventTarget {
   constructor() {
     super();
@@ -11,12 +13,12 @@ export class Player extends EventTarget {
     this.counts = { received: 0, played: 0, underruns: 0 }; // of all answers that have ended
   }
 
-  /** Prepare the player; browsers want the first call in an event of the user. Speech streams in secure contexts only. */
+  /** Prepare the player, first in an event of the user, as browsers demand; it plays in secure contexts only. */
   async resume() {
     if (!window.isSecureContext) return;
     this.ready ??= this.#prepare();
     await this.ready;
-    await this.context.resume();
+    await Promise.race([this.context.resume(), new Promise((resolve) => setTimeout(resolve, LONGEST_START))]);
   }
 
   async #prepare() {

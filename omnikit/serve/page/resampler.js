@@ -1,5 +1,5 @@
 /**
- * A streaming resampler for mono audio, by a windowed sinc whose cutoff lies below the lower of both Nyquist frequencies.
+ * A streaming resampler for mono audio, by a windowed sinc that cuts off below the lower of both Nyquist frequencies.
  *
  * The output does not depend on how the input is cut into pieces.
  */

@@ -1,6 +1,6 @@
 /**
- * The button that is held while speaking: by pointer, by the space bar anywhere on the page, or, where it cannot be held
- * as with a screen reader, by one click to begin and one to end.
+ * The button that is held while speaking: by pointer or, anywhere on the page, by the space bar. Where it cannot be
+ * held, as with a screen reader, one click begins and one ends.
  */
 
 export class TalkButton {

@@ -100,10 +100,12 @@ export class Tape {
     const x = (time) => width - BAR - ((now - time) / BUCKET) * PITCH;
     const oldest = Math.floor((now - (BUCKET * width) / PITCH) / BUCKET);
     const half = middle - 3;
+    const colours = { you: colour(this.canvas, "--you"), answer: colour(this.canvas, "--answer") };
+    const faint = colour(this.canvas, "--faint");
     for (let number = oldest; number * BUCKET <= now; number++) {
       for (const [who, sign] of [["you", -1], ["answer", 1]]) {
         const tall = half * share(this.peaks[who].get(number) ?? 0);
-        pen.fillStyle = colour(this.canvas, tall > 2 ? `--${who}` : "--faint");
+        pen.fillStyle = tall > 2 ? colours[who] : faint;
         if (tall > 2) bar(pen, x(number * BUCKET), sign < 0 ? middle - 2 - tall : middle + 2, tall);
         else if (sign < 0) bar(pen, x(number * BUCKET), middle - 1, 2);
       }
