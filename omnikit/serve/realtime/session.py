@@ -406,8 +406,8 @@ class Session:
         self._send({"type": "input_audio_buffer.speech_started", "audio_start_ms": start, "item_id": turn.item_id})
         if self._config.interrupts:
             self._stop_playing()
-            if self._active is not None:
-                self._cancel(self._active, TURN_DETECTED)
+            if (active := self._active) is not None and active.cancelled_by is None:
+                self._cancel(active, TURN_DETECTED)
             if self._asked is not None and not self._asked.by_client:
                 self._asked = None
 
