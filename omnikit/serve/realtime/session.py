@@ -406,8 +406,8 @@ class Session:
         self._send({"type": "input_audio_buffer.speech_started", "audio_start_ms": start, "item_id": turn.item_id})
         if self._config.interrupts:
             self._stop_playing()
-            if self._active is not None:
-                self._cancel(self._active, TURN_DETECTED)
+            if (active := self._active) is not None and active.cancelled_by is None:
+                self._cancel(active, TURN_DETECTED)
             if self._asked is not None and not self._asked.by_client:
                 self._asked = None
 
@@ -652,9 +652,9 @@ class Session:
         return None if response.conversation_id is None else self._items.previous(response.item)
 
     def _play(self, response: Response, events: Iterable[Event]) -> None:
-        before = response.item.sent_ms
+        before = response.item.sent_ms or 0.0
         self._send_all(events)
-        seconds = (response.item.sent_ms - before) / 1000
+        seconds = ((response.item.sent_ms or 0.0) - before) / 1000
         if response.conversation_id is not None and seconds:
             self._played_until = max(self._played_until, self._now()) + seconds
 
@@ -717,7 +717,7 @@ class Session:
     def _transcribe(self, response: Response | None = None) -> None:
         """Ask for the transcripts of what was said, with the features of an answer to exactly that."""
         for item in self._untranscribed:
-            if item in self._items and len(samples := item.samples):
+            if item.id in self._items and len(samples := item.samples):
                 shared = response is not None and response.question == [item]
                 self._transcribing[item.id] = item
                 self._do(Transcribe(item.id, restored(samples), response.id if shared else None))
