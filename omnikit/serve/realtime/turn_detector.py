@@ -35,19 +35,18 @@ class TurnDetector:
     Args:
         detection: the settings.
         vad: network that tells speech; None = Silero's, which all detectors share.
-        heard_ms: time at which the clock begins, in milliseconds.
 
     Raises:
         ValueError: see `voice_activity.shipped`.
     """
 
-    def __init__(self, detection: Detection, vad: VoiceActivity | None = None, heard_ms: float = 0.0):
+    def __init__(self, detection: Detection, vad: VoiceActivity | None = None):
         self.detection = detection
         self.vad = voice_activity.shipped() if vad is None else vad
         self.hearing = Hearing()
         self.resampler = Resampler(RATE, voice_activity.RATE)
         self.waiting = np.zeros(0, np.float32)
-        self.fed_ms = self.now_ms = self.last_end_ms = heard_ms
+        self.fed_ms = self.now_ms = self.last_end_ms = 0.0
         self.speaking = False
         self.speech_ms = 0.0
         self.pause_began_ms: float | None = None

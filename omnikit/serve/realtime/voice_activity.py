@@ -30,7 +30,7 @@ _STRIDES = (1, 2, 2, 1)  # of the four convolutions
 
 @dataclass
 class Hearing:
-    """What one stream of audio has left behind in the network: the last samples and the state of its LSTM."""
+    """State of the network for one stream of audio: the last samples and the state of its LSTM."""
 
     context: np.ndarray = field(default_factory=lambda: np.zeros(_CONTEXT, np.float32))
     hidden: np.ndarray = field(default_factory=lambda: np.zeros(_WIDTH, np.float32))
