@@ -12,6 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from omnikit import __version__
 from omnikit.generate import BadQuestion, QueueFull
@@ -36,9 +37,20 @@ def create_app(serving: Serving) -> FastAPI:
     app.include_router(endpoint.router)
     _add_health(app, serving)
     _add_errors(app, serving)
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.mount("/", Page(directory=PAGE, html=True))
     _add_middleware(app, serving)
     return app
+
+
+class Page(StaticFiles):
+    """The files of the page; all other paths do not exist, whatever the method."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "no-cache"  # browsers ask whether a file has changed
+        return response
 
 
 def page_paths() -> set[str]:
@@ -68,6 +80,8 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
         if serving.draining:
             response.status_code = 503
         return {"status": "draining" if serving.draining else "ready"}
+
+    app.add_api_route(HEALTH, health, methods=["HEAD"], include_in_schema=False)  # as load balancers ask
 
     @app.get("/metrics", tags=["server"], response_class=Response)
     async def metrics(request: Request) -> Response:

@@ -34,10 +34,6 @@ class Chunks:
     def __init__(self, request: Request):
         self._request: Request | None = request
         self._wake = asyncio.Event()
-        if not hasattr(request, "subscribe"):  # until `Request.subscribe` exists
-            from omnikit.serve.polling import Polled
-
-            self._request = request = Polled(request)
         request.subscribe(_waking(asyncio.get_running_loop(), self._wake))
 
     def __aiter__(self) -> Chunks:
