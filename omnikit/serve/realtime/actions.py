@@ -26,8 +26,8 @@ class Send:
 class Detection:
     """How turns are detected in the client's audio: the detector is set up anew with these settings; None = off.
 
-    `silence_ms` is the pause that ends a turn, `prefix_ms` what is kept before its first speech sample. `idle_ms` is the
-    time without speech after the end of an answer after which `Idle` is reported; None = never.
+    `silence_ms` is the pause that ends a turn, `prefix_ms` what is kept before its first speech sample. `idle_ms` is
+    the time without speech after the end of an answer after which `Idle` is reported; None = never.
     """
 
     threshold: float = 0.5
