@@ -251,11 +251,11 @@ class Server(uvicorn.Server):
         end = asyncio.get_running_loop().time() + seconds
         while not self.serving.idle and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(_POLL_SECONDS)
-        self.serving.stop()
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close all connections."""
+        self.serving.stop()
         if self.force_exit:
             logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # each cancelled task would log its stack
         await super().shutdown(sockets=sockets)

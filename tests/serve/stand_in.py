@@ -155,7 +155,7 @@ class Session:
         await self.send("response.created", response=response)
         await self.send("response.output_item.added", response_id=self.response, output_index=0, item={"id": item})
         samples = tone(int(self.script.seconds * RATE))
-        words = iter("this is the tone that you asked for".split())
+        words = iter(["this", "is", "the", "tone", "that", "you", "asked", "for"])
         for start in range(0, len(samples), CHUNK):
             await self.send("response.output_audio_transcript.delta", **where, delta=next(words, "and on") + " ")
             audio = base64.b64encode(samples[start : start + CHUNK].tobytes()).decode()

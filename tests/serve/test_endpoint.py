@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import gc
 import json
 import threading
-import time
-import weakref
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from starlette.websockets import WebSocketDisconnect
 
-from omnikit.conversation import Conversation
-from omnikit.generate import QueueFull
 from omnikit.serve.realtime import outbox as outboxes
 from omnikit.serve.realtime.actions import RATE, Close, Detection, SpeechContinues, SpeechStarted
 from omnikit.serve.realtime.listener import Listener

@@ -29,7 +29,7 @@ def text(words: str) -> dict:
 
 def dialog(*messages: tuple, known: dict | None = None) -> tuple[list[tuple], tuple]:
     """Return the turns (question, answer) and the last question of messages (role, content, audio id)."""
-    given = [Message(role=role, content=content, audio=audio[0] if audio else None) for role, content, *audio in messages]
+    given = [Message(role=role, content=said, audio=audio[0] if audio else None) for role, said, *audio in messages]
     turns, asked = read_dialog(given, (known or {}).get)
     return [(what(turn.asked), turn.answer) for turn in turns], what(asked)
 
@@ -45,7 +45,8 @@ def test_one_question():
 
 
 def test_answered_turns():
-    found = dialog(("user", "one"), ("assistant", "two"), ("user", [WAV]), ("assistant", [text("four")]), ("user", "five"))
+    spoken = ("user", [WAV]), ("assistant", [text("four")])
+    found = dialog(("user", "one"), ("assistant", "two"), *spoken, ("user", "five"))
     assert found == ([("one", "two"), ("recording", "four")], "five")
 
 
@@ -116,7 +117,7 @@ def test_what_would_change_an_answer_is_refused(fields, param):
 
 
 def test_what_changes_nothing_is_accepted():
-    chat(n=1, tools=[], logprobs=False, stop=None, response_format={"type": "text"}, frequency_penalty=1, user="x").check(8)
+    chat(n=1, tools=[], logprobs=False, stop=None, response_format={"type": "text"}, user="x").check(8)
     chat(modalities=["text"], audio={"format": "aac"}).check(8)
     chat(modalities=["text", "audio"], audio={"format": "pcm16", "voice": {"id": "x"}}, stream=True).check(8)
 
@@ -127,7 +128,7 @@ def test_what_changes_nothing_is_accepted():
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "x"}}]}]},
+            {"messages": [{"role": "user", "content": [WAV | {"input_audio": {"data": "", "format": "x"}}]}]},
             "messages.0.content.0.input_audio.format",
         ),
         ({"temperature": 3}, "temperature"),

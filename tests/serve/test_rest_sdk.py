@@ -48,7 +48,7 @@ def url(serving) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     until(lambda: server.started)
-    yield "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(30)
     serving.systems[ENDLESS].close()
@@ -248,16 +248,24 @@ def test_earlier_turns_count(sdk, omni):
     assert found.choices[0].message.content == talk.say("and three plus two", speak=False).text
 
 
+def speak(sdk, text, **options):
+    return sdk.audio.speech.create(model=NAME, voice="alloy", input=text, **options)
+
+
+def chat(sdk, text):
+    return sdk.chat.completions.create(model=NAME, messages=[{"role": "user", "content": text}])
+
+
 @pytest.mark.parametrize(
     ("call", "param"),
     [
-        (lambda sdk: sdk.audio.speech.create(model=NAME, voice="a", input="x", response_format="aac"), "response_format"),
-        (lambda sdk: sdk.audio.speech.create(model=NAME, voice="a", input="日本"), "input"),
-        (lambda sdk: sdk.audio.speech.create(model=NAME, voice="a", input="x" * 4097), "input"),
+        (lambda sdk: speak(sdk, "x", response_format="aac"), "response_format"),
+        (lambda sdk: speak(sdk, "日本"), "input"),
+        (lambda sdk: speak(sdk, "x" * 4097), "input"),
         (lambda sdk: sdk.audio.transcriptions.create(model=NAME, file=("a.wav", b"RIFF")), "file"),
         (lambda sdk: transcribe(sdk, include=["logprobs"]), "include"),
         (lambda sdk: transcribe(sdk, timestamp_granularities=["word"]), "timestamp_granularities.0"),
-        (lambda sdk: sdk.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "日本"}]), "messages.0"),
+        (lambda sdk: chat(sdk, "日本"), "messages.0"),
     ],
 )
 def test_bad_input_raises_the_sdks_error(sdk, call, param):

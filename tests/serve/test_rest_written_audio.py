@@ -117,5 +117,5 @@ def test_loud_samples_are_clipped():
 
 def test_formats_that_cannot_be_written_are_refused_by_name():
     for name in ("aac", "../mp3", ""):
-        with pytest.raises(ValueError, match=rf"^format '{name}': cannot be written \(choices: mp3, opus, flac, wav, pcm"):
+        with pytest.raises(ValueError, match=rf"^format '{name}': cannot be written \(choices: mp3, opus, flac"):
             check_format(name)

@@ -104,7 +104,7 @@ export class Connection extends EventTarget {
       this.#retry(words || "The connection was lost.");
     } else {
       this.waiting = [];
-      this.#change("closed", `The server closed the session${words ? `: ${words}` : ""}.`);
+      this.#change("closed", words || "The server closed the session.");
     }
   }
 

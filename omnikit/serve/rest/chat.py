@@ -31,6 +31,8 @@ from omnikit.tasks import TASKS
 router = APIRouter(route_class=OpenAIRoute)
 MOST_RECORDINGS = 32
 """Maximum number of recordings in the messages of one request; each is transcribed, or answered."""
+MOST_CHARACTERS = 100_000
+"""Maximum number of characters of all messages of one request; the systems' backbones remember fewer."""
 PCM = "pcm16"
 """OpenAI's name for samples without a header in chat completions, the one format that is streamed."""
 _WRITTEN_AS = {PCM: "pcm"} | {name: name for name in FORMATS if name != "pcm"}
@@ -93,13 +95,20 @@ class ChatRequest(BaseModel):
             "logprobs": bool(self.logprobs) and "log probabilities are not computed",
             "stop": bool(self.stop) and "answers end by themselves, stop sequences are not supported",
             "response_format": (self.response_format or ResponseFormat()).type != "text" and "only text is written",
-            "messages": len(self.messages) > most_messages and f"{len(self.messages)}; at most {most_messages}",
+            "messages": self._excess(most_messages),
         }
         for name, problem in wrong.items():
             if problem:
                 raise bad_input(f"{name}: {problem}", name)
         if self.speaks:
             self._check_audio()
+
+    def _excess(self, most_messages: int) -> str | None:
+        """Return what is said about too many messages or too much text; None = there is not too much."""
+        if (count := len(self.messages)) > most_messages:
+            return f"{count} messages, at most {most_messages}"
+        characters = sum(len(message.text) for message in self.messages)
+        return f"{characters} characters of text, at most {MOST_CHARACTERS}" if characters > MOST_CHARACTERS else None
 
     def _check_audio(self) -> None:
         if self.audio is None:

@@ -22,6 +22,8 @@ CLIENT_GONE = 499
 """Status that the log shows for a request whose client left before the answer; nobody receives it."""
 LONGEST = 1000
 """Maximum number of characters of an error's message; messages quote what clients send."""
+_HEAD = 300  # characters of a longer message before its gap; what is wrong stands behind what is quoted
+_GAP = " ... "
 
 
 class ErrorDetail(BaseModel):
@@ -41,7 +43,10 @@ class ErrorBody(BaseModel):
 
 def bad_input(error: object, param: str | None = None, code: str | None = None) -> Refusal:
     """Return the refusal of a request for its user's mistake, with a message of one line."""
-    return Refusal(400, one_line(error, LONGEST), param=param, code=code)
+    words = one_line(error, None)
+    if len(words) > LONGEST:
+        words = words[:_HEAD] + _GAP + words[_HEAD + len(_GAP) - LONGEST :]
+    return Refusal(400, words, param=param, code=code)
 
 
 @contextmanager

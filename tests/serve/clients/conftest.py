@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-import uvicorn
 
 from omnikit.api import Omni
-from omnikit.serve.app import create_app
+from omnikit.serve.run import Server, bind
 from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
 
@@ -24,22 +26,31 @@ TOKEN = "a-secret-token"
 
 
 @dataclass
-class Server:
+class Running:
     """A server that runs in a thread of the tests."""
 
+    server: Server
     port: int
-    serving: Serving
     token: str = TOKEN
 
     @property
+    def serving(self) -> Serving:
+        """The systems and sessions."""
+        return self.server.serving
+
+    @property
     def url(self) -> str:
-        """Base URL of OpenAI's SDK."""
+        """Base URL for OpenAI's SDK."""
         return f"http://127.0.0.1:{self.port}/v1"
 
     @property
     def websocket(self) -> str:
         """URL of the Realtime protocol."""
         return f"ws://127.0.0.1:{self.port}/v1/realtime"
+
+    def end(self) -> None:
+        """Let the server end as at SIGTERM."""
+        self.server.handle_exit(signal.SIGTERM, None)
 
 
 @pytest.fixture(scope="session")
@@ -50,21 +61,35 @@ def long_omni(omni) -> Iterator[Omni]:
     long.close()
 
 
+@contextmanager
+def running(systems: dict[str, Omni], **settings) -> Iterator[Running]:
+    """Run a server in a thread."""
+    settings = ServerSettings(port=0, token=TOKEN, **settings)
+    with bind(settings) as sock:
+        server = Server(Serving(settings, systems), sock)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            thread.join(0.02)
+        yield Running(server, sock.getsockname()[1])
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
 @pytest.fixture(scope="session")
-def server(omni, long_omni) -> Iterator[Server]:
+def server(omni, long_omni) -> Iterator[Running]:
     """Run a server of two systems, `mini` and `long`."""
-    serving = Serving(ServerSettings(token=TOKEN), {"mini": omni, "long": long_omni})
-    config = uvicorn.Config(create_app(serving), port=0, log_level="warning", ws_per_message_deflate=False)
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        assert thread.is_alive()
-        thread.join(0.02)
-    yield Server(running.servers[0].sockets[0].getsockname()[1], serving)
-    running.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
+    with running({"mini": omni, "long": long_omni}) as server:
+        yield server
+
+
+@pytest.fixture
+def serve(omni, long_omni) -> Iterator[Callable[..., Running]]:
+    """Return a function that runs such a server with settings of its own."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running({"mini": omni, "long": long_omni}, **settings))
 
 
 @pytest.fixture(scope="session")
