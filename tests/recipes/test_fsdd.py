@@ -186,7 +186,9 @@ def test_prepare_train_evaluate(run, tmp_path: Path):
     splits = json.loads((tmp_path / "scores" / "asr.json").read_text())["splits"]
     assert list(splits) == ["test-ben"] and splits["test-ben"]["groups"]["all"]["words"] == 20
     run("ASR/evaluate.py", "hparams/eval.yaml", *scored, "--decoding.max_steps", "4")
-    assert list(json.loads((tmp_path / "scores" / "asr.json").read_text())["splits"]) == ["test-anna", "test-ben"]
+    scores = json.loads((tmp_path / "scores" / "asr.json").read_text())
+    assert list(scores["splits"]) == ["test-anna", "test-ben"] and scores["means"]["all"]["splits"] == 2
+    assert "| mean of 2 speakers, single digits |" in (tmp_path / "scores" / "asr.md").read_text()
 
 
 @pytest.fixture
