@@ -17,6 +17,7 @@ from omnikit.conversation import Conversation
 from omnikit.engines import AUTO, TORCH_ENGINES, check_engine, load_openvino, open_engine
 from omnikit.generate import END, Decoder, Decoding, History, Question, Request
 from omnikit.generate import Chunk as Chunk
+from omnikit.generate.history import Turn
 from omnikit.generate.request import Chunks
 from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
@@ -179,7 +180,10 @@ class Omni:
         sound: str | None = None,
         name: str | None = None,
         seed: int | None = None,
+        max_steps: int | None = None,
         history: History | None = None,
+        turn: Turn | None = None,
+        low_priority: bool = False,
         **stop: Unpack[StopOptions],
     ) -> Request:
         """Submit a question without waiting for its answer, and return the request, see `omnikit.generate.Request`.
@@ -191,15 +195,18 @@ class Omni:
                 decoded.
             name: the recording's name in error messages.
             seed: seed of the sampling noise, see `omnikit.generate.Request`.
+            max_steps: maximum number of decode steps; None = the limit in `Omni.decoding`.
             history: conversation that the question continues, see `conversation`.
+            turn: turn of `history` that is computed; None = a new one.
+            low_priority: admit the request only while no other one waits, and never to the last quarter of the slots.
 
         Raises:
             omnikit.generate.QueueFull: too many questions are waiting.
         """
-        limit = stop.get("time_limit")
-        decoding = self.decoding if limit is None else replace(self.decoding, time_limit=limit)
+        limits = {"time_limit": stop.get("time_limit"), "max_steps": max_steps}
+        decoding = replace(self.decoding, **{name: limit for name, limit in limits.items() if limit is not None})
         options = {"decoding": decoding, "sound": sound, "cancel": stop.get("cancel"), "name": name}
-        options |= {"seed": seed, "history": history}
+        options |= {"seed": seed, "history": history, "turn": turn, "low_priority": low_priority}
         return self.decoder.submit(TASKS[task], question, **options)
 
     def spoken_question(self, audio: Audio) -> Question:

@@ -255,6 +255,146 @@ def talk_in_terminal(
     Session(omni.conversation(), player=player, save_folder=save_folder).run(sys.stdin)
 
 
+@app.command(name="serve")
+def serve_clients(
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR",
+            help="Checkpoint folder or hub id, and the name that clients send as model; may be given several times. "
+            "(default: the package's small system, as mini)",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 = all. (default: 127.0.0.1)")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="N", help="Port to listen on; 0 = a free one. (default: 8000)")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            envvar="OMNIKIT_TOKEN",
+            help="Bearer token that clients must send. Other users of the machine can read a command line (ps), so set "
+            "the environment variable instead. (default: none)",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve other machines without a token: anybody may use the server.")
+    ] = False,
+    ssl_certfile: Annotated[
+        str | None,
+        typer.Option("--ssl_certfile", "--ssl-certfile", metavar="FILE", help="Certificate (PEM), to serve https."),
+    ] = None,
+    ssl_keyfile: Annotated[
+        str | None,
+        typer.Option("--ssl_keyfile", "--ssl-keyfile", metavar="FILE", help="Key of the certificate (PEM)."),
+    ] = None,
+    device: Device = "cpu",
+    engine: Engine = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Type in which all engines but openvino compute: float32, bfloat16, float16.")
+    ] = "float32",
+    slots: Annotated[
+        int | None, typer.Option(metavar="N", help="Answers that are decoded together. (default: 16)")
+    ] = None,
+    encoder_weights: EncoderWeights = None,
+    max_steps: MaxSteps = None,
+    max_waiting: Annotated[
+        int | None,
+        typer.Option("--max_waiting", metavar="N", help="Questions that may wait for a slot. (default: 64)"),
+    ] = None,
+    max_sessions: Annotated[
+        int | None, typer.Option("--max_sessions", metavar="N", help="Open Realtime sessions. (default: 64)")
+    ] = None,
+    max_sessions_per_client: Annotated[
+        int | None,
+        typer.Option(
+            "--max_sessions_per_client", metavar="N", help="Open Realtime sessions of one address. (default: 16)"
+        ),
+    ] = None,
+    max_items: Annotated[
+        int | None,
+        typer.Option("--max_items", metavar="N", help="Items in the conversation of a session. (default: 512)"),
+    ] = None,
+    max_audio_seconds: Annotated[
+        float | None,
+        typer.Option("--max_audio_seconds", metavar="SECONDS", help="Length of a spoken question. (default: 30)"),
+    ] = None,
+    max_body_mib: Annotated[
+        float | None,
+        typer.Option("--max_body_mib", metavar="MIB", help="Size of a body and of a WebSocket frame. (default: 25)"),
+    ] = None,
+    request_seconds: Annotated[
+        float | None,
+        typer.Option("--request_seconds", metavar="SECONDS", help="Time spent on one answer. (default: 120)"),
+    ] = None,
+    session_minutes: Annotated[
+        float | None,
+        typer.Option("--session_minutes", metavar="MINUTES", help="Length of a Realtime session. (default: 60)"),
+    ] = None,
+    idle_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--idle_seconds", metavar="SECONDS", help="Time after which a silent session is closed. (default: 300)"
+        ),
+    ] = None,
+    send_buffer_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--send_buffer_seconds",
+            metavar="SECONDS",
+            help="Time after which a client that does not read its answer is dropped. (default: 30)",
+        ),
+    ] = None,
+    interrupt_min_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--interrupt_min_ms", metavar="MS", help="Speech over an answer that interrupts it. (default: 400)"
+        ),
+    ] = None,
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--drain_seconds", metavar="SECONDS", help="Time for running answers after SIGTERM. (default: 30)"
+        ),
+    ] = None,
+    allowed_hosts: Annotated[
+        str, typer.Option("--allowed_hosts", metavar="A,B", help="Further names of this server in the header Host.")
+    ] = "",
+    allowed_origins: Annotated[
+        str,
+        typer.Option(
+            "--allowed_origins", metavar="A,B", help="Origins of other pages that may call it, such as https://a.org."
+        ),
+    ] = "",
+) -> None:
+    """Serve systems to clients of OpenAI's Realtime protocol and REST calls, and a page with a microphone.
+
+    Its address is printed when it is ready. The first SIGTERM or Ctrl-C lets
+    running answers finish, the second ends them. docs/serve.md has examples.
+    """
+    from omnikit.serve import check_packages
+
+    check_packages()
+    from omnikit.serve.run import SystemOptions, run
+    from omnikit.serve.settings import ServerSettings
+    from omnikit.torchrun import own_device
+
+    given = _without_none(
+        host=host, port=port, token=token, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile,
+        max_waiting=max_waiting, max_sessions=max_sessions, max_sessions_per_client=max_sessions_per_client,
+        max_items=max_items, max_audio_seconds=max_audio_seconds, max_body_mib=max_body_mib,
+        request_seconds=request_seconds, session_minutes=session_minutes, idle_seconds=idle_seconds,
+        send_buffer_seconds=send_buffer_seconds, interrupt_min_ms=interrupt_min_ms, drain_seconds=drain_seconds,
+    )  # fmt: skip
+    allowed = {"allowed_hosts": _names(allowed_hosts), "allowed_origins": _names(allowed_origins)}
+    settings = ServerSettings(insecure=insecure, **allowed, **given)
+    options = SystemOptions(own_device(device), engine, dtype, slots, max_steps, _without_none(encoder=encoder_weights))
+    run(checkpoint or [], settings, options)
+
+
 @app.command(context_settings=PARTS)
 def bench(
     context: typer.Context,

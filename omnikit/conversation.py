@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Unpack
 
 from omnikit.audio.io import name_of
 from omnikit.counter_rng import GOLDEN
 from omnikit.generate import CANCELLED, END, History, Question, Request
+from omnikit.generate.history import Turn, UnknownTurn
 from omnikit.generate.request import SEED, Chunks
 from omnikit.option_ranges import COUNT, NOT_NEGATIVE, Range
 from omnikit.streaming import EXACT, check_mode
+from omnikit.tasks import TASKS
 
 if TYPE_CHECKING:
     from omnikit.api import Audio, Omni, Reply, StopOptions
@@ -30,7 +30,7 @@ class Exchange:
     question: str | None
     """Text of a written question; None for a spoken one, which is not transcribed."""
     answer: str
-    """Text of the answer, as far as the conversation remembers it: an interrupted one up to what was heard."""
+    """Text of the answer as far as the conversation remembers it, see docs/conversations.md for a truncated one."""
 
 
 class Conversation:
@@ -38,7 +38,8 @@ class Conversation:
 
     The KV cache of all turns is stored in memory between turns, so each turn computes its own positions only. The turns
     of several conversations are answered in the same running batch. One conversation has one turn at a time. A turn
-    that ended with an error, or before its answer began, is not remembered.
+    that ended with an error, or before its answer began, is not remembered. Any thread may call any method; turns
+    before the one that is being answered can be edited meanwhile.
 
     Args:
         omni: system that answers.
@@ -61,7 +62,7 @@ class Conversation:
         self.omni, self.seed = omni, seed
         self._history = History(omni.model, max_positions)
         self._request: Request | None = None
-        self._before = 0  # turns when the last question was submitted
+        self._asked = 0  # number of questions so far
         self._lock = Lock()
 
     @property
@@ -102,8 +103,9 @@ class Conversation:
             ValueError: see `ask`; or the mode is unknown.
             RuntimeError: the previous answer is still being generated.
         """
-        question = partial(self.omni.spoken_question, audio)
-        return self._turn(None, question, TASK_OF[True, speak], mode, name_of(audio), stop)
+        self._check_free()
+        question = self.omni.spoken_question(audio)
+        return iter(self.submit(question, speak=speak, mode=mode, name=name_of(audio), **stop))
 
     def say(self, text: str, *, speak: bool = True, **stop: Unpack[StopOptions]) -> Reply:
         """Answer a written question.
@@ -123,79 +125,154 @@ class Conversation:
         self, text: str, *, speak: bool = True, mode: str = EXACT, **stop: Unpack[StopOptions]
     ) -> Chunks:
         """Answer a written question, yielding chunks while the answer is being decoded; see `say` and `stream`."""
-        return self._turn(text, lambda: self.omni.written_question(text), TASK_OF[False, speak], mode, None, stop)
+        self._check_free()
+        return iter(self.submit(self.omni.written_question(text), speak=speak, mode=mode, text=text, **stop))
 
-    def crop(self, seconds: float) -> None:
-        """Cut the last answer to what was heard of it: its whole frames, and the same share of its text tokens.
+    def submit(
+        self,
+        question: Question,
+        *,
+        speak: bool = True,
+        key: str | None = None,
+        text: str | None = None,
+        max_steps: int | None = None,
+        mode: str = EXACT,
+        name: str | None = None,
+        **stop: Unpack[StopOptions],
+    ) -> Request:
+        """Submit the question of the next turn without waiting for its answer, see `omnikit.generate.Request`.
 
-        An answer that is still being generated is cancelled first. The rest is forgotten as if it had never been said.
-        The answer's positions are computed anew, closed like any other answer, together with the next question.
+        If the previous answer was cancelled and has not ended yet, this one begins after its end.
+
+        Args:
+            question: the question from `Omni.spoken_question` or `Omni.written_question`, or encoder features.
+            speak: answer with text and speech; False = text only.
+            key: name of the turn for `crop` and `forget`; None = it has none.
+            text: text of a written question, for `turns`.
+            max_steps: maximum number of decode steps; None = the limit in `Omni.decoding`.
+            mode: a name in `omnikit.streaming.MODES`, see `omnikit.api.Omni.stream`.
+            name: the recording's name in error messages.
+            stop: see `omnikit.api.StopOptions`.
+
+        Raises:
+            ValueError: the mode is unknown, or another turn has the key.
+            RuntimeError: the previous answer is still being generated.
+            omnikit.generate.QueueFull: too many questions are waiting.
+        """
+        check_mode(mode)
+        task = TASK_OF[question.text is None, speak]
+        with self._lock:
+            self._check_free()
+            self._history.check_new(key)
+            seed = None if self.seed is None else (self.seed + self._asked * GOLDEN) % (SEED.high + 1)
+            options = {"sound": mode, "name": name, "seed": seed, "max_steps": max_steps, "history": self._history}
+            options |= {"turn": Turn(TASKS[task], key, text)}
+            self._request = self.omni.submit(task, question, **options, **stop)
+            self._asked += 1
+            return self._request
+
+    def crop(self, seconds: float, key: str | None = None) -> None:
+        """Cut an answer to what was heard of it: its whole frames, and the same share of its text tokens, rounded up.
+
+        An answer that is still being generated is cancelled first, and its end is waited for. The rest is forgotten as
+        if it had never been said. The answer is closed like any other, and its positions and those of the turns after
+        it are computed anew, together with the next question.
 
         Args:
             seconds: seconds of the answer's speech that were heard; more than it has are all of it.
+            key: name of the turn; None = the last one.
 
         Raises:
-            ValueError: a wrong number, or the conversation has no answer, or the last one is text only or was ended
-                before it began.
+            ValueError: a wrong number, or the conversation has no answer, or this one is text only, or the last one was
+                ended before it began.
+            omnikit.generate.UnknownTurn: no turn has the key, or it was dropped at the limit of positions, or its
+                answer ended before it began; a KeyError.
         """
         if problem := NOT_NEGATIVE.problem(seconds):
             raise ValueError(f"crop {seconds}: {problem}")
         with self._lock:
-            self._end(cancel=True)
-            turns, codec, request = self._history.turns, self.omni.model.codec, self._request
-            cut = request is not None and request.end not in (None, END)
-            if cut and len(self._history.texts()) == self._before:
-                raise ValueError(f"crop {seconds:g}: the last answer was ended before it began")
-            if not turns:
-                raise ValueError(f"crop {seconds:g}: the conversation has no answer")
-            if not turns[-1].task.speaks:
-                raise ValueError(f"crop {seconds:g}: the last answer is text only")
-            self._history.keep_frames(round(seconds * codec.sample_rate) // codec.frame_samples)
+            turn = self._last(seconds) if key is None else self._named(key)
+            if not turn.task.speaks:
+                which = "the last answer" if key is None else f"the answer of turn {key}"
+                raise ValueError(f"crop {seconds:g}: {which} is text only")
+            codec = self.omni.model.codec
+            self._history.crop(turn, round(seconds * codec.sample_rate) // codec.frame_samples)
+
+    def forget(self, key: str) -> None:
+        """Remove a turn, question and answer, as if it had never been.
+
+        If its answer is still being generated, it is cancelled first, and its end is waited for. The positions of the
+        turns after it are computed anew together with the next question.
+
+        Args:
+            key: name of the turn.
+
+        Raises:
+            omnikit.generate.UnknownTurn: no turn has the key, or it was dropped at the limit of positions, or its
+                answer ended before it began; a KeyError.
+        """
+        with self._lock:
+            self._history.forget(self._named(key))
+
+    def remember(self, key: str | None, question: str, answer: str) -> None:
+        """Append a turn with a written question and a written answer that was not generated, after all other turns.
+
+        Its positions are computed together with the next question.
+
+        Args:
+            key: name of the turn for `forget`; None = it has none.
+            question: text of the question.
+            answer: text of the answer; may be empty.
+
+        Raises:
+            ValueError: the question is empty, a text has characters that the tokenizer lacks, the turn is longer than
+                the conversation may be, or another turn has the key.
+        """
+        asked = self.omni.written_question(question).text
+        answered = self.omni.model.llm.tokenizer.encode(answer) if answer else []
+        with self._lock:
+            self._history.check_new(key)
+            self._history.remember(key, question, asked, answered)
 
     def reset(self) -> None:
         """Forget all turns; an answer that is still being generated is cancelled first."""
         with self._lock:
-            self._end(cancel=True)
+            self._end(self._history.unfinished())
             self._history.clear()
-            self._request = None
+            self._request, self._asked = None, 0
 
-    def _turn(
-        self,
-        text: str | None,
-        question: Callable[[], Question],
-        task: str,
-        mode: str,
-        name: str | None,
-        stop: StopOptions,
-    ) -> Chunks:
-        """Submit the question of the next turn, and return an iterator over the chunks of its answer."""
-        check_mode(mode)
-        with self._lock:
-            self._end(cancel=False)
-            number = len(self._history.texts())
-            seed = None if self.seed is None else (self.seed + number * GOLDEN) % (SEED.high + 1)
-            options = {"sound": mode, "name": name, "seed": seed, "history": self._history}
-            asked = question()
-            self._history.asked = text
-            self._before = number
-            self._request = self.omni.submit(task, asked, **options, **stop)
-            return iter(self._request)
-
-    def _end(self, *, cancel: bool) -> None:
-        """Wait for the end of the last answer if it is cancelled.
-
-        Args:
-            cancel: cancel it.
+    def _check_free(self) -> None:
+        """Check that no answer is being generated, except for cancelled ones.
 
         Raises:
-            RuntimeError: it is being generated and not cancelled.
+            RuntimeError: one is.
         """
-        request = self._request
-        if request is None or request.ended:
-            return
-        if cancel:
-            request.cancel()
-        if request.truncated_by != CANCELLED:
+        if any(request.truncated_by != CANCELLED for request in self._history.unfinished()):
             raise RuntimeError("conversation: the previous answer is still being generated; wait for it or cancel it")
-        with suppress(Exception):  # its error was for the thread that asked
-            request.wait()
+
+    def _last(self, seconds: float) -> Turn:
+        """Return the last turn, after answers that are still being generated were cancelled."""
+        self._end(self._history.unfinished())
+        request = self._request
+        if request is not None and request.end not in (None, END) and not request.turn.whole:
+            raise ValueError(f"crop {seconds:g}: the last answer was ended before it began")
+        if (turn := self._history.last()) is None:
+            raise ValueError(f"crop {seconds:g}: the conversation has no answer")
+        return turn
+
+    def _named(self, key: str) -> Turn:
+        """Return the turn that has a key, after its answer was cancelled if it is still being generated."""
+        turn = self._history.find(key)
+        if (request := turn.request) is not None:
+            self._end([request])
+        if not turn.whole:
+            raise UnknownTurn(f"turn {key}: its answer ended before it began, or failed, and is not remembered")
+        return turn
+
+    def _end(self, requests: list[Request]) -> None:
+        """Cancel some requests, and wait for their ends."""
+        for request in requests:
+            request.cancel()
+        for request in requests:
+            with suppress(Exception):  # its error is for the thread that asked
+                request.wait()

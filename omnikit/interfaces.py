@@ -470,14 +470,6 @@ class Slots(ABC):
         """Append a copy of the sequence in a slot as the last slot."""
 
     @abstractmethod
-    def crop(self, slot: int, length: int) -> None:
-        """Drop all positions of a sequence but the first `length`, at least one and at most all that it has.
-
-        Raises:
-            ValueError: the KV cache of this engine cannot be cropped.
-        """
-
-    @abstractmethod
     def release(self, slot: int) -> None:
         """Free a slot; the last slot takes its number."""
 

@@ -119,19 +119,19 @@ def load_public(part: Part, kind: str, public: PublicWeights, given: str | Path 
     Raises:
         ValueError: the weights are not here and cannot be fetched, cannot be read, or are others.
     """
-    where = _source(kind, public.name) if given is None else str(given)
+    where, owner = (_source(kind, public.name), kind) if given is None else (str(given), f"--{kind}.weights")
     option, part.weights = part.weights, where
     try:
         part.load_weights()
     except MissingWeights as error:
-        raise ValueError(_missing(kind, public.name, str(error)) if given is None else f"{kind}: {error}") from None
+        raise ValueError(_missing(kind, public.name, str(error)) if given is None else f"{owner}: {error}") from None
     except ValueError as error:
-        raise ValueError(f"{kind}: {error}") from None
+        raise ValueError(f"{owner}: {error}") from None
     finally:
         part.weights = option
     found = fingerprint(part.state_dict())
     if found != public.fingerprint:
-        raise ValueError(f"{kind}: the weights of {where} have the fingerprint {found[:_SHOWN]}, needed are {public}")
+        raise ValueError(f"{owner}: the weights of {where} have the fingerprint {found[:_SHOWN]}, needed are {public}")
     part.public = public
 
 

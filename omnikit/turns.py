@@ -11,14 +11,29 @@ An answer that the listener interrupts is cut to what was heard of it, and close
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
+
+Count = TypeVar("Count", int, np.ndarray)
+
+
+def heard_tokens(tokens: Count, heard: Count, frames: Count) -> Count:
+    """Return the number of text tokens that belong to the heard part of an answer: the heard share of all, rounded up.
+
+    Args:
+        tokens: number of text tokens of the whole answer, or an array with that of several.
+        heard: number of frames that were heard.
+        frames: number of frames of the whole answer, above 0.
+    """
+    return -(-tokens * heard // frames)
 
 
 def heard_part(text: Sequence[int], codes: Tensor, frames: int) -> tuple[Sequence[int], Tensor]:
     """Return the part of an answer that a listener heard: its first frames and the same share of its text tokens.
 
-    The number of text tokens is rounded up.
+    The share is that of `heard_tokens`.
 
     Args:
         text: text ids of the whole answer, without `eot`.
@@ -27,5 +42,5 @@ def heard_part(text: Sequence[int], codes: Tensor, frames: int) -> tuple[Sequenc
     """
     whole = codes.shape[1]
     frames = min(frames, whole)
-    tokens = -(-len(text) * frames // whole) if whole else 0
+    tokens = heard_tokens(len(text), frames, whole) if whole else 0
     return text[:tokens], codes[:, :frames]

@@ -22,6 +22,7 @@ from omnikit.data.sample_table import SampleTable, for_each
 from omnikit.data.skipped import Skipped
 from omnikit.data.source_index import TURN, UNNUMBERED, SourceIndex
 from omnikit.tasks import TASK_NAMES, Task, answer_ends, label_counts, label_counts_before_ends, prompt_length
+from omnikit.turns import heard_tokens
 
 if TYPE_CHECKING:
     from omnikit.data.samples import Source
@@ -260,7 +261,7 @@ class _Measure:
 
     def _cut(self, turns: np.ndarray, heard: np.ndarray, ended: np.ndarray) -> None:
         """Cut answers [n] to `heard` frames; where `ended`, their end marks keep their labels."""
-        tokens = -(-self.text[turns] * heard // self.frames[turns])  # as `omnikit.turns.heard_part` rounds
+        tokens = heard_tokens(self.text[turns], heard, self.frames[turns])
         last = for_each(lambda n: max(self._ends(n)), heard)
         before_ends = for_each(lambda n: label_counts_before_ends(self.task, self._ends(n))[1], heard)
         self.heard[turns], self.written[turns] = heard, tokens + ended

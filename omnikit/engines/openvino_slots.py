@@ -77,11 +77,7 @@ class SequenceLocation:
     batch: AlignedSequences
     row: int
     first: int  # column of position 0
-    length: int  # number of positions; fewer than the row holds after a crop
-
-    def is_aligned(self) -> bool:
-        """Return whether the sequence's last position is in the last column of the state."""
-        return self.first + self.length == self.batch.columns
+    length: int  # number of positions, the last of which is in the state's last column
 
 
 class OpenVINOParked(Parked):
@@ -104,7 +100,7 @@ class OpenVINOSlots(Slots):
 
     Between two decode steps sequences only change their places in a list. The next step then reorders rows by the
     graph's input `rows`, which costs nothing. It rewrites the state, which takes about as long as a decode step, only
-    if sequences lie in several batches or were cropped, or if half of the columns are unused.
+    if sequences lie in several batches, or if half of the columns are unused.
     """
 
     def __init__(self, trunk: CompiledTrunk, capacity: int):
@@ -137,10 +133,6 @@ class OpenVINOSlots(Slots):
         assert len(self) < self.capacity, "more sequences than there is room for"
         self.places.append(self.places[slot])
 
-    def crop(self, slot: int, length: int) -> None:
-        assert 0 <= length <= self.places[slot].length, "a sequence cannot be cropped to more than it has"
-        self.places[slot] = replace(self.places[slot], length=length)
-
     def release(self, slot: int) -> None:
         self.places[slot] = self.places[-1]
         self.places.pop()
@@ -156,7 +148,7 @@ class OpenVINOSlots(Slots):
     def _gather(self) -> None:
         """Bring all sequences into one right-aligned batch with fewer than twice the columns of the longest one."""
         batch, columns = self.places[0].batch, max(self.lengths)
-        together = all(place.batch is batch and place.is_aligned() for place in self.places)
+        together = all(place.batch is batch for place in self.places)
         if together and batch.columns < 2 * columns:
             self.batch = batch
         else:

@@ -307,13 +307,6 @@ class StaticSlots(Slots):
         for own in self.cache:
             own[new, :, :length] = own[slot, :, :length]
 
-    def crop(self, slot: int, length: int) -> None:
-        before = self.lengths[slot]
-        assert 0 < length <= before, "a sequence is cropped to positions that it has"
-        for own in self.cache:
-            own[slot, :, length:before] = 0
-        self._set(slot, length, 1)
-
     def release(self, slot: int) -> None:
         last = len(self) - 1
         length, end = self.lengths[last], self.lengths[slot] + 1  # a failed step has written one position more

@@ -109,17 +109,6 @@ class JoinedSlots(Slots):
         if not self.lengths:
             self._reorder()  # frees the memory
 
-    def crop(self, slot: int, length: int) -> None:
-        assert 0 < length <= self.lengths[slot], "a sequence is cropped to positions that it has"
-        self._reorder()
-        shift = self.lengths[slot] - length
-        for layer in _filled(self.cache):
-            if layer.keys.shape[2] < self.columns:
-                raise ValueError("the backbone attends within a window: its cache cannot be cropped")
-            for cached in (layer.keys, layer.values):
-                cached[slot] = cached[slot].roll(shift, dims=1)
-        self.lengths[slot] = length
-
     def park(self, slot: int) -> JoinedParked:
         row, length = self._rows()[slot], self.lengths[slot]
         cache = copy_cache(self.cache)
@@ -241,9 +230,6 @@ class SeparateSlots(Slots):
             values[slot] = values[-1]
             values.pop()
 
-    def crop(self, slot: int, length: int) -> None:
-        raise _cannot_be_cropped()
-
     def park(self, slot: int) -> SeparateParked:
         parked = SeparateParked(self.caches[slot], self.lengths[slot])
         self.release(slot)
@@ -263,11 +249,7 @@ class SeparateParked(Parked):
     def crop(self, length: int) -> None:
         assert 0 < length <= self.length, "a sequence is cropped to positions that it has"
         if length < self.length:
-            raise _cannot_be_cropped()
-
-
-def _cannot_be_cropped() -> ValueError:
-    return ValueError("the backbone's cache cannot be cropped: it does not show its keys and values")
+            raise ValueError("the backbone's cache cannot be cropped: it does not show its keys and values")
 
 
 def copy_cache(cache: Cache) -> Cache:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from omnikit.generate.decoder import Decoder
 from omnikit.generate.detokenize import read_frames
-from omnikit.generate.history import History
+from omnikit.generate.history import History, UnknownTurn
 from omnikit.generate.request import Request
-from omnikit.generate.running_batch import QueueFull, RunningBatch
+from omnikit.generate.running_batch import RunningBatch
 from omnikit.generate.types import (
     CANCELLED,
     END,
@@ -19,11 +19,13 @@ from omnikit.generate.types import (
     Answer,
     BadQuestion,
     Chunk,
+    Counts,
     Decoding,
     Question,
 )
+from omnikit.generate.waiting import QueueFull
 
 __all__ = [
-    "CANCELLED", "END", "ENDS", "STEP_LIMIT", "TIME_LIMIT", "Answer", "BadQuestion", "Chunk", "Decoder", "Decoding",
-    "History", "Question", "QueueFull", "Request", "RunningBatch", "read_frames",
+    "CANCELLED", "END", "ENDS", "STEP_LIMIT", "TIME_LIMIT", "Answer", "BadQuestion", "Chunk", "Counts", "Decoder",
+    "Decoding", "History", "Question", "QueueFull", "Request", "RunningBatch", "UnknownTurn", "read_frames",
 ]  # fmt: skip

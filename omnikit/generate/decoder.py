@@ -8,10 +8,10 @@ from threading import Event, Lock
 from typing import TypedDict, Unpack
 
 from omnikit.engines.torch import TorchEngine
-from omnikit.generate.history import History
+from omnikit.generate.history import History, Turn
 from omnikit.generate.request import Request
 from omnikit.generate.runner import Runner
-from omnikit.generate.running_batch import CAPACITY, RunningBatch
+from omnikit.generate.running_batch import CAPACITY, MOST_WAITING, RunningBatch
 from omnikit.generate.types import Answer, BadQuestion, Decoding, Question
 from omnikit.interfaces import Engine
 from omnikit.model import OmniLM
@@ -30,6 +30,8 @@ class RequestOptions(TypedDict, total=False):
     cancel: Event | None
     name: str | None
     history: History | None
+    turn: Turn | None
+    low_priority: bool
 
 
 class Decoder:
@@ -56,6 +58,8 @@ class Decoder:
         self.strategy, self.decoding = strategy, decoding or Decoding()
         COUNT.check("capacity", capacity)
         self.capacity = max(capacity, len(strategy.text_only))
+        self.most_waiting = MOST_WAITING
+        """Maximum number of questions that wait for slots of a running batch that is opened from now on."""
         self._runner: Runner | None = None
         self._lock = Lock()
 
@@ -75,7 +79,8 @@ class Decoder:
         Args:
             capacity: number of its slots; None = the decoder's capacity.
         """
-        return RunningBatch(self.model, self.engine, capacity=capacity or self.capacity)
+        slots = capacity or self.capacity
+        return RunningBatch(self.model, self.engine, capacity=slots, most_waiting=self.most_waiting)
 
     def answers(self, task: Task, questions: Sequence[Question], **asked: Unpack[RequestOptions]) -> list[Answer]:
         """Return the whole answers to some questions, decoded in the calling thread in a running batch of their own.
@@ -122,6 +127,12 @@ class Decoder:
             if self._runner is None:
                 self._runner = Runner(self.batch())
             return self._runner.submit(request)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Number of questions that wait for slots of the shared running batch, and number of its slots in use."""
+        runner = self._runner
+        return (0, 0) if runner is None else runner.load
 
     def close(self) -> None:
         """Cancel all requests of the shared running batch and stop its thread; the next question starts a new one."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from omnikit.generate.history import History
 from omnikit.generate.request import Request
 from omnikit.generate.types import BadQuestion
 from omnikit.interfaces import Parked
@@ -111,20 +110,14 @@ def embed_prompt(model: OmniLM, request: Request, features: Tensor | None) -> Em
     tasks = request.strategy.sequence_tasks(request.task)
     marks = [model.layout.marks(text=task.text_mark, audio=task.speaks) for task in tasks]
     prompt = EmbeddedPrompt(model.embed(steps[None, :, :-1].to(model.device), speech)[0], marks)
+    before = None
     if history is not None:
-        prompt = _continue(model, request, history, prompt)
-        length += history.length
+        before = history.begin(request.turn, steps, speech, request.max_steps)
+        prompt = EmbeddedPrompt(torch.cat([*before.embeddings, prompt.embeddings]), marks, before.parked)
+    request.note_prompt(length, before)
     if longest is not None:  # the first decode step feeds the last position of the prompt
-        request.max_steps = min(request.max_steps, longest - length + 1)
+        request.max_steps = min(request.max_steps, longest - length - (0 if before is None else before.length) + 1)
     return prompt
-
-
-def _continue(model: OmniLM, request: Request, history: History, prompt: EmbeddedPrompt) -> EmbeddedPrompt:
-    """Return the prompt of a conversation's next turn, preceded by the positions that its KV cache does not hold."""
-    marks = prompt.marks[request.strategy.audio_from]
-    request.prompt = torch.cat([prompt.embeddings, model.embed(marks[None, :, None].to(model.device))[0]])
-    history.make_room(len(request.prompt), request.max_steps)
-    return EmbeddedPrompt(torch.cat([*history.pending(), prompt.embeddings]), prompt.marks, history.parked)
 
 
 def _adapt(model: OmniLM, features: Tensor) -> AdaptedSpeech:

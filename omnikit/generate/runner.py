@@ -38,6 +38,12 @@ class Runner:
         self._state.submit(request)
         return request
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """Number of requests that wait for slots, and number of slots in use."""
+        batch = self._state.batch
+        return len(batch.waiting), len(batch.owners)
+
     def close(self) -> None:
         """Cancel all requests, end the thread, and refuse further requests."""
         self._close()

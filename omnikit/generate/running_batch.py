@@ -11,11 +11,9 @@ Its caller steps it with `turn`, or the thread of a `Runner` does.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +24,7 @@ from omnikit.generate.request import Request
 from omnikit.generate.sound_decoder import SoundDecoder, Sounds
 from omnikit.generate.token_rules import Rules, Variant
 from omnikit.generate.types import CANCELLED, END, STEP_LIMIT, BadQuestion
+from omnikit.generate.waiting import WaitingRequests
 from omnikit.interfaces import Engine, Prefill, Slots
 from omnikit.model import OmniLM
 
@@ -40,16 +39,17 @@ ENCODED_SECONDS = 30.0
 """Seconds of speech; once recordings of that length have been encoded, the next ones wait for a decode step."""
 
 
-class QueueFull(RuntimeError):
-    """Error raised when a request is submitted while the maximum number of requests is waiting."""
-
-
 @dataclass
 class _Newcomers:
     """Requests that are being prefilled, with their embedded prompts."""
 
     prompts: dict[Request, EmbeddedPrompt]
     prefill: Prefill
+
+    @property
+    def low_priority(self) -> bool:
+        """Whether they are of low priority; such requests are not prefilled together with others."""
+        return any(request.low_priority for request in self.prompts)
 
 
 @dataclass
@@ -77,11 +77,10 @@ class RunningBatch:
     """
 
     def __init__(self, model: OmniLM, engine: Engine, *, capacity: int = CAPACITY, most_waiting: int = MOST_WAITING):
-        self.model, self.engine, self.capacity, self.most_waiting = model, engine, capacity, most_waiting
-        self.waiting: deque[Request] = deque()
+        self.model, self.engine, self.capacity = model, engine, capacity
+        self.waiting = WaitingRequests(capacity, most_waiting)
         self.newcomers: _Newcomers | None = None
         self.owners: list[Request] = []  # the request of each slot in use
-        self._lock = Lock()
         self._unread: _Read | None = None
         self._sound = SoundDecoder(model)
         self.slots: Slots | None = None
@@ -115,12 +114,9 @@ class RunningBatch:
             QueueFull: the maximum number of requests is waiting.
             ValueError: the request's strategy has more sequences than the batch has slots.
         """
-        if (rows := len(request.strategy.text_only)) > self.capacity:
-            raise ValueError(f"strategy: {rows} sequences per question; the batch has {self.capacity} slots")
-        with self._lock:
-            if len(self.waiting) >= self.most_waiting:
-                raise QueueFull(f"{self.most_waiting} questions are waiting already")
-            self.waiting.append(request)
+        if request.rows > self.capacity:
+            raise ValueError(f"strategy: {request.rows} sequences per question; the batch has {self.capacity} slots")
+        self.waiting.append(request)
 
     @torch.inference_mode()
     def turn(self) -> bool:
@@ -147,8 +143,7 @@ class RunningBatch:
 
     def close(self, error: BaseException | None = None) -> None:
         """End all requests, waiting ones included, as cancelled or with the given error."""
-        with self._lock:
-            left, self.waiting = list(self.waiting), deque()
+        left = self.waiting.take_all()
         if self.newcomers is not None:
             left += [request for request in self.newcomers.prompts if not request.done]
             self.newcomers = None
@@ -162,6 +157,9 @@ class RunningBatch:
         return list(dict.fromkeys(self.owners))
 
     def _admit(self) -> None:
+        if self.newcomers is not None and self.newcomers.low_priority and self.waiting.any_ready(self._free):
+            group, self.newcomers = self.newcomers, None
+            self.waiting.put_back(request for request in group.prompts if not request.done)
         if self.newcomers is None:
             self._begin(self._next_waiting())
         if self.newcomers is None:
@@ -174,7 +172,8 @@ class RunningBatch:
             self.newcomers = None
             return
         try:
-            group.prefill.advance(PREFILL_POSITIONS if self.owners else group.prefill.left)
+            in_pieces = self.owners or group.low_priority
+            group.prefill.advance(PREFILL_POSITIONS if in_pieces else group.prefill.left)
         except Exception as error:
             self.newcomers = None
             self._fail(group.prompts, error)
@@ -185,28 +184,28 @@ class RunningBatch:
 
     def _drop_waiting(self) -> None:
         """Finish waiting requests that were cancelled."""
-        with self._lock:
-            ended = [(request, end) for request in self.waiting if (end := request.truncated_by) is not None]
-            for request, _ in ended:
-                self.waiting.remove(request)
-        for request, end in ended:
+        for request, end in self.waiting.take_ended():
             request.finish(end)
 
+    @property
+    def _free(self) -> int:
+        return self.capacity - len(self.owners)
+
     def _next_waiting(self) -> list[Request]:
-        """Remove and return the waiting requests that the free slots suffice for, in the order of their submission."""
-        found, free, seconds = [], self.capacity - len(self.owners), 0.0
-        while True:
-            with self._lock:
-                request = self.waiting[0] if self.waiting else None
-                if request is None or (rows := len(request.strategy.text_only)) > free:
-                    return found
-                if self.owners and found and seconds >= ENCODED_SECONDS:
-                    return found
-                self.waiting.popleft()
-            request.begin()
-            free -= rows
+        """Remove and return the waiting requests that the free slots suffice for, or one of low priority."""
+        found, free, seconds = [], self._free, 0.0
+        while not (self.owners and found and seconds >= ENCODED_SECONDS):
+            request = self.waiting.take(free)
+            if request is None:
+                break
+            free -= request.rows
             seconds += _samples(request) / self.model.encoder.sample_rate
             found.append(request)
+        if not found and (request := self.waiting.take_low(free)) is not None:
+            found = [request]
+        for request in found:
+            request.begin()
+        return found
 
     def _begin(self, requests: list[Request]) -> None:
         """Encode and embed the questions of some requests, and begin their prefill; a bad question fails alone."""
@@ -246,8 +245,8 @@ class RunningBatch:
 
     def _embed(self, request: Request, encoded: dict[Request, Tensor]) -> EmbeddedPrompt:
         """Embed a request's prompt from the features just encoded, if any, else from those of its question."""
-        features = encoded.get(request, request.question.features)
-        return embed_prompt(self.model, request, features if request.task.given == "speech" else None)
+        request.features = encoded.get(request, request.features)
+        return embed_prompt(self.model, request, request.features if request.task.given == "speech" else None)
 
     def _encode(self, requests: list[Request]) -> dict[Request, Tensor]:
         """Encode the recordings of some requests; return the features [T, D] of each request.
@@ -263,7 +262,8 @@ class RunningBatch:
                 requests[0].finish(None, BadQuestion(str(error)) if isinstance(error, ValueError) else error)
                 return {}
             return {key: found for request in requests for key, found in self._encode([request]).items()}
-        return dict(zip(requests, features, strict=True))
+        # their views would keep the features of all requests in memory
+        return dict(zip(requests, features if len(requests) == 1 else map(torch.clone, features), strict=True))
 
     def _join(self, group: _Newcomers) -> None:
         """Move prefilled sequences into slots of the running batch."""
@@ -294,7 +294,7 @@ class RunningBatch:
         """Update the slots that a request reads its text and audio logits from, after its slots have changed."""
         if len(request.slots) == 1:
             text = audio = request.slots[0]
-        elif len(request.slots) < len(request.strategy.text_only):  # called while its slots are being released
+        elif len(request.slots) < request.rows:  # called while its slots are being released
             return
         else:
             text, audio = request.slots[request.strategy.text_from], request.slots[request.strategy.audio_from]
@@ -411,7 +411,7 @@ class RunningBatch:
         speaking = request.slots[request.strategy.audio_from if len(request.slots) > 1 else 0]
         parked = self.slots.park(speaking)
         self._forget_slot(speaking)
-        request.history.append(request.task, request.prompt, request.steps, end, request.closing, parked)
+        request.history.complete(request.turn, request.steps, end, request.closing, parked)
 
     def _leave(self, request: Request) -> None:
         """Release the slots and the decode stream of a request."""
@@ -449,15 +449,14 @@ class RunningBatch:
         """
         running = self._forget()
         if self.newcomers is not None:
-            with self._lock:
-                self.waiting.extendleft(request for request in reversed(self.newcomers.prompts) if not request.done)
-            self.newcomers = None
+            group, self.newcomers = self.newcomers, None
+            self.waiting.put_back(request for request in group.prompts if not request.done)
         self._fail(running, error)
 
 
 def _needs_encoding(request: Request) -> bool:
     """Return whether a request's question is a recording without ready features."""
-    return request.question.features is None and request.question.wav is not None
+    return request.features is None and request.question.wav is not None
 
 
 def _samples(request: Request) -> int:

@@ -92,3 +92,21 @@ class Chunk:
     """Samples [n] of the chunk, on the CPU; n may be 0."""
     end: str | None = None
     """Reason why the answer ended, one of `ENDS`; set in its last chunk only, None in earlier ones."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of positions, features and tokens of a request and of its answer so far."""
+
+    prompt: int
+    """Number of positions of the prompt, without those of a conversation before it; 0 until it is embedded."""
+    history: int
+    """Number of positions of the turns before in a conversation."""
+    cached: int
+    """Number of the positions in `history` that were in the KV cache; the others were computed with the prompt."""
+    features: int
+    """Number of encoder frames of a spoken question; 0 for a written one, or until it is encoded."""
+    text: int
+    """Number of emitted text tokens, without `eot`."""
+    frames: int
+    """Number of audible frames of the answer that are complete."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from omnikit.option_ranges import COUNT, POSITIVE, Range
 
-_RANGES = {
+RANGES = {
     "port": Range(0, 65535, whole=True),
     "max_sessions": COUNT,
     "max_sessions_per_client": COUNT,
+    "max_waiting": COUNT,
     "session_minutes": POSITIVE,
     "idle_seconds": POSITIVE,
     "max_audio_seconds": POSITIVE,
@@ -20,6 +22,8 @@ _RANGES = {
     "send_buffer_seconds": POSITIVE,
     "max_items": COUNT,
 }
+"""Mapping from the name of each setting that is a number to the range of values that it accepts."""
+_TOKEN = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,14 @@ class ServerSettings:
     """Settings of the server that do not depend on the systems it serves.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range, or a token that no client could send.
     """
 
     host: str = "127.0.0.1"
     """Address that the server listens on."""
     port: int = 8000
     """Port that the server listens on; 0 = a free one."""
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Bearer token that clients must send; None = none."""
     insecure: bool = False
     """Whether a host other than loopback may be served without a token."""
@@ -50,6 +54,8 @@ class ServerSettings:
     """Maximum number of open Realtime sessions."""
     max_sessions_per_client: int = 16
     """Maximum number of open Realtime sessions of one client address."""
+    max_waiting: int = 64
+    """Maximum number of questions that wait for a free slot of one system."""
     session_minutes: float = 60.0
     """Length of a Realtime session in minutes after which it is closed."""
     idle_seconds: float = 300.0
@@ -68,8 +74,14 @@ class ServerSettings:
     """Seconds without progress after which a client that does not read its answer is dropped."""
     max_items: int = 512
     """Maximum number of items in the conversation of one Realtime session."""
-    ranges: dict[str, Range] = field(default_factory=lambda: dict(_RANGES), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, allowed in self.ranges.items():
+        for name, allowed in RANGES.items():
             allowed.check(name, getattr(self, name))
+        if self.token is not None and not _TOKEN.fullmatch(self.token):  # which the message must not show
+            raise ValueError("--token: must be printable ASCII characters without spaces, at least one")
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Maximum number of bytes of a request's body and of one WebSocket frame."""
+        return int(self.max_body_mib * 2**20)

@@ -184,16 +184,17 @@ def test_weights_that_were_trained_or_are_a_users_file_are_stored(build, weights
 
 def test_other_weights_are_refused(stage, weights, others, monkeypatch, tmp_path):
     path = others / "openai" / "base.pt"
-    message = rf"^{stage}/hparams.yaml: encoder: the weights of {path} have the fingerprint (\w{{12}}), "
+    message = rf": the weights of {path} have the fingerprint (\w{{12}}), "
     message += r"needed are base \(fingerprint (?!\1)\w{12}\)$"
-    refused(message, lambda: checkpoint.load(stage, public_weights={"encoder": path}))
+    refused(rf"^{stage}/hparams.yaml: --encoder.weights{message}",
+            lambda: checkpoint.load(stage, public_weights={"encoder": path}))  # fmt: skip
     monkeypatch.setenv(FOLDER, str(others / "openai"))
-    refused(message, lambda: omnikit.load(stage))
+    refused(rf"^{stage}/hparams.yaml: encoder{message}", lambda: omnikit.load(stage))
     refused(rf"--encoder.weights {path}: .* names public weights of no part, so it cannot be used$",
             lambda: omnikit.load(weights={"encoder": path}))  # fmt: skip
     wide = encoder(None, width=32)
     save_weights(wide, tmp_path / "wide.safetensors")
-    refused("encoder: .*wide.safetensors does not fit WhisperEncoder",
+    refused("--encoder.weights: .*wide.safetensors does not fit WhisperEncoder",
             lambda: omnikit.load(stage, weights={"encoder": tmp_path / "wide.safetensors"}))  # fmt: skip
 
 
@@ -207,7 +208,7 @@ def test_without_network_one_line_says_what_is_missing(stage, build, weights, ru
     checkpoint.save(build(weights / "transformers", "owner/base"), tmp_path / "hub")
     message = r"encoder: the public weights owner/base \(the hub\) are not here .* put the folder base into a folder"
     refused(message, lambda: omnikit.load(tmp_path / "hub"))
-    refused("encoder: .*none.pt: no such file", lambda: omnikit.load(stage, weights={"encoder": "none.pt"}))
+    refused("--encoder.weights: .*none.pt: no such file", lambda: omnikit.load(stage, weights={"encoder": "none.pt"}))
     (tmp_path / "base").mkdir()
     refused("base could be meant or base in this folder", lambda: omnikit.load(stage))
     monkeypatch.setenv(FOLDER, "nowhere")
@@ -238,7 +239,8 @@ def test_a_damaged_file_is_refused(stage, weights, tmp_path, form, damage):
             data = bytearray(file.read_bytes())
             data[-2:] = b"\xc0\x7f"
             file.write_bytes(data)
-    refused(r"hparams.yaml: encoder: .*base\.", lambda: checkpoint.load(stage, public_weights={"encoder": file}))
+    refused(r"hparams.yaml: --encoder.weights: .*base\.",
+            lambda: checkpoint.load(stage, public_weights={"encoder": file}))  # fmt: skip
 
 
 def test_description_and_shapes_need_no_weights(stage, run):

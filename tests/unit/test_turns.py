@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from omnikit.turns import heard_part
+from omnikit.turns import heard_part, heard_tokens
 
 
 @pytest.mark.parametrize(
@@ -17,3 +18,8 @@ def test_heard_part_has_the_heard_share_of_text(tokens, whole, heard, kept):
     text, frames = heard_part(list(range(tokens)), codes, heard)
     assert text == list(range(kept))
     assert torch.equal(frames, codes[:, :heard])
+
+
+def test_heard_tokens_of_several_answers():
+    tokens, heard, frames = (np.array(each) for each in zip((4, 4, 8), (4, 5, 8), (4, 1, 8), (0, 3, 8), strict=True))
+    assert heard_tokens(tokens, heard, frames).tolist() == [2, 3, 1, 0]

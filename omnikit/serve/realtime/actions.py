@@ -1,4 +1,4 @@
-"""What the state machine of a Realtime session asks its surroundings to do, and what they report to it.
+"""Actions that the state machine of a Realtime session asks its surroundings to carry out, and their reports to it.
 
 `session.Session` has no I/O. Each of its methods returns a list of actions, which `endpoint` carries out in their
 order: it sends events to the client, feeds the turn detector, and starts, cancels and edits answers of the system.
@@ -26,8 +26,8 @@ class Send:
 class Detection:
     """How turns are detected in the client's audio: the detector is set up anew with these settings; None = off.
 
-    `silence_ms` is the pause that ends a turn, `prefix_ms` what is kept before its first speech sample. `idle_ms` is the
-    time without speech after the end of an answer after which `Idle` is reported; None = never.
+    `silence_ms` is the pause that ends a turn, `prefix_ms` what is kept before its first speech sample. `idle_ms` is
+    the time without speech after the end of an answer after which `Idle` is reported; None = never.
     """
 
     threshold: float = 0.5

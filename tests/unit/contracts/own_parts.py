@@ -318,9 +318,6 @@ class OwnSlots(Strict, Slots):
     def copy(self, slot: int) -> None:
         self._set([*self._sequences, self._sequences[slot]])
 
-    def crop(self, slot: int, length: int) -> None:
-        self._set([*self._sequences[:slot], self._sequences[slot][:length], *self._sequences[slot + 1 :]])
-
     def release(self, slot: int) -> None:
         *others, last = self._sequences
         self._set([last if i == slot else sequence for i, sequence in enumerate(others)])

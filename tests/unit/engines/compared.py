@@ -65,11 +65,6 @@ class Compared:
         self.fed.append(self.fed[slot])
         self.check_lengths()
 
-    def crop(self, slot: int, length: int) -> None:
-        self.slots.crop(slot, length)
-        self.fed[slot] = self.fed[slot][:length]
-        self.check_lengths()
-
     def release(self, slot: int) -> None:
         self.slots.release(slot)
         self.fed[slot] = self.fed[-1]
@@ -81,7 +76,7 @@ class Compared:
 
 
 def random_operations(compared: Compared, operations: int, seed: int, longest: int = 30) -> None:
-    """Admit, advance, copy, crop and release sequences in an engine's slots, in a random order."""
+    """Admit, advance, copy and release sequences in an engine's slots, in a random order."""
     draw = torch.Generator().manual_seed(seed)
 
     def integer(least: int, end: int) -> int:
@@ -89,15 +84,12 @@ def random_operations(compared: Compared, operations: int, seed: int, longest: i
 
     for _ in range(operations):
         count, room = len(compared.fed), compared.slots.capacity - len(compared.fed)
-        kind = integer(0, 8)
+        kind = integer(0, 7)
         if kind == 0 and count:
             compared.release(integer(0, count))
         elif kind == 1 and count and room:
             compared.copy(integer(0, count))
-        elif kind == 2 and count:
-            slot = integer(0, count)
-            compared.crop(slot, integer(1, len(compared.fed[slot]) + 1))
-        elif (kind == 3 or not count) and room:
+        elif (kind == 2 or not count) and room:
             lengths = [integer(1, longest) for _ in range(integer(1, min(room, 3) + 1))]
             compared.admit(*lengths, piece=integer(1, 2 * longest))
         else:

@@ -89,19 +89,10 @@ class Batch:
         """Append a copy of a sequence to the batch; the copy continues with other embeddings than the original."""
         self.slots.copy(slot)
         one = self.sequences[slot]
-        self.sequences.append(self._continued(one, one.length))
-        self._check_lengths()
-
-    def crop(self, slot: int, length: int) -> None:
-        """Crop a sequence to a length; it then continues with other embeddings than before."""
-        self.slots.crop(slot, length)
-        self.sequences[slot] = self._continued(self.sequences[slot], length)
-        self._check_lengths()
-
-    def _continued(self, one: Sequence, length: int) -> Sequence:
         other = self._random(len(one.embeddings))
-        other[:length] = one.embeddings[:length]
-        return Sequence(other, length)
+        other[: one.length] = one.embeddings[: one.length]
+        self.sequences.append(Sequence(other, one.length))
+        self._check_lengths()
 
     def _check_lengths(self) -> None:
         assert self.slots.lengths == [one.length for one in self.sequences]

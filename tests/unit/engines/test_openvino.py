@@ -93,18 +93,6 @@ def test_columns_that_no_sequence_needs_are_cut(tmp_path):
     assert slots.worst < 1e-5
 
 
-def test_cropped_is_as_if_it_had_never_had_the_rest(tmp_path):
-    """Check the hidden states of sequences that are cropped by one position, to a single one, or as the longest."""
-    slots = compared(sharpen(build(tts_blocks=1)), tmp_path)
-    slots.admit(9, 20)
-    slots.advance(3)
-    for slot, length in ((1, 11), (0, 11), (0, 1), (1, 11)):
-        slots.crop(slot, length)
-        slots.advance(2)
-    assert [len(fed) for fed in slots.fed] == [5, 13]
-    assert slots.worst < 1e-5
-
-
 def test_release_gives_the_last_slot_its_number(tmp_path):
     slots = compared(sharpen(build()), tmp_path)
     slots.admit(5, 6, 7, 8)
@@ -144,17 +132,14 @@ def test_what_is_broken_breaks_no_neighbour(weights: str, tmp_path):
 
 
 def test_much_happens_between_two_steps(tmp_path):
-    """Check the hidden states of sequences that are admitted, copied, cropped and released before and between steps."""
+    """Check the hidden states of sequences that are admitted, copied and released before and between steps."""
     slots = compared(sharpen(build()), tmp_path)
     slots.admit(6, 3)
     slots.admit(9)
     slots.copy(2)
-    slots.crop(3, 2)
-    slots.crop(1, 0)
     slots.advance()
     for _ in range(3):
         slots.release(0)
-    slots.crop(0, 0)
     slots.advance()
     slots.admit(4)
     slots.release(0)

@@ -71,18 +71,16 @@ def test_blocks_in_a_window_beside_others():
 @pytest.mark.parametrize("seed", range(4))
 @torch.inference_mode()
 def test_sequences_join_and_leave_at_any_time(seed, small):
-    """Check hidden states under random admissions, copies, crops and releases of sequences while the KV cache grows."""
+    """Check hidden states under random admissions, copies and releases of sequences while the KV cache grows."""
     model, chance = toy_model(tts_blocks=1), random.Random(seed)
     batch = Batch(model, open_engine("static", model).open(5))
     for _ in range(30):
         free, slot = 5 - len(batch.sequences), chance.randrange(max(1, len(batch.sequences)))
-        what = chance.choice(["new", "new", "copy", "crop", "release", "advance"])
+        what = chance.choice(["new", "new", "copy", "release", "advance"])
         if what == "new" and free:
             batch.new(*(chance.randint(1, 12) for _ in range(chance.randint(1, free))), piece=chance.randint(1, 30))
         elif what == "copy" and free and batch.sequences:
             batch.copy(slot)
-        elif what == "crop" and batch.sequences:
-            batch.crop(slot, chance.randint(1, batch.sequences[slot].length))
         elif what == "release" and batch.sequences:
             batch.release(slot)
         if batch.sequences:
@@ -119,17 +117,7 @@ def test_the_last_slot_takes_the_number_of_a_released_one():
     assert not batch.slots.positions.any()
 
 
-@torch.inference_mode()
-def test_a_cropped_sequence_never_had_these_positions():
-    model = toy_model(tts_blocks=1)
-    batch = Batch(model, open_engine("static", model).open(2))
-    batch.new(12, 5)
-    batch.advance(3)
-    batch.crop(0, 4)
-    batch.advance(10)
-
-
-@pytest.mark.parametrize("how", ["released", "cropped", "moved", "failed"])
+@pytest.mark.parametrize("how", ["released", "moved", "failed"])
 @torch.inference_mode()
 def test_nothing_is_left_of_a_sequence_that_went_wrong(how):
     """Check that no NaN of a failed sequence is left in the KV cache, where it would spread to later sequences.
@@ -144,9 +132,6 @@ def test_nothing_is_left_of_a_sequence_that_went_wrong(how):
     for _ in range(9):
         slots.advance(broken)
     assert slots.cache[-1].isnan().any()
-    if how == "cropped":
-        slots.crop(0, 3)
-        return batch.advance(12)
     if how == "failed":
         slots.engine.compute(broken, slots.positions[:1], slots.cache, 13)  # as if an error followed
     if how == "moved":
@@ -461,7 +446,6 @@ def test_hidden_states_on_a_gpu(small):
     batch.release(0)
     batch.new(20)
     batch.copy(0)
-    batch.crop(1, 7)
     batch.advance(4)
 
 

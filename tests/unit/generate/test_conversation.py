@@ -16,6 +16,7 @@ import omnikit.engines.torch as torch_engine
 from omnikit.api import Omni
 from omnikit.conversation import TASK_OF, Conversation
 from omnikit.generate import END, STEP_LIMIT, BadQuestion, Decoder, Decoding, History, Question, Request, RunningBatch
+from omnikit.generate.history import Turn, UnknownTurn
 from omnikit.interfaces import Engine
 from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.sampling import Sampling
@@ -43,14 +44,18 @@ def engine_of(name: str, model: OmniLM, folder: Path, monkeypatch) -> Engine:
     return engine
 
 
-@dataclass
+@dataclass(eq=False)
 class Past:
     """A turn as the reference implementation remembers it."""
 
     task: Task
     question: Question
     text: Sequence[int]
-    codes: Tensor
+    codes: Tensor | None
+    """Codes [K, T] of the answer; None until it has ended."""
+    turn: Turn | None = None
+    request: Request | None = None
+    """Request of an answer that has not ended."""
 
 
 @torch.no_grad()
@@ -71,28 +76,59 @@ def embedded(model: OmniLM, past: Sequence[Past]) -> Tensor:
 
 @dataclass
 class Talk:
-    """A conversation of a test: its history, and the turns that it should remember."""
+    """A conversation of a test: its history, the turns that it should have, and what each request should follow."""
 
     history: History
     past: list[Past] = field(default_factory=list)
     asked: list[tuple[Request, list[Past]]] = field(default_factory=list)
+    edits: list[str] = field(default_factory=list)
+
+    def ask(self, request: Request) -> None:
+        self.past.append(Past(request.task, request.question, [], None, request.turn, request))
+        self.asked.append((request, []))
+
+    @property
+    def unfinished(self) -> list[Request]:
+        return [turn.request for turn in self.past if turn.request is not None]
 
     def settle(self) -> None:
-        """Note the last answer, if the conversation remembers it: an interrupted one as far as its frames go."""
-        request, before = self.asked[-1]
-        self.past = list(before)
-        if len(self.history.texts()) > len(before):
+        """Note the answers that ended, an interrupted one as far as its frames go; forget those that never began."""
+        for turn in [each for each in self.past if each.request is not None and each.request.done]:
+            request, turn.request = turn.request, None
+            if not request.turn.whole:
+                self.past.remove(turn)
+                continue
             answer = request.wait(0)
-            text, codes = answer.text, answer.codes
+            turn.text, turn.codes = answer.text, answer.codes
             if answer.end != END and request.task.speaks:
-                text, codes = heard_part(text, codes, codes.shape[1])
-            self.past.append(Past(request.task, request.question, text, codes))
+                turn.text, turn.codes = heard_part(turn.text, turn.codes, turn.codes.shape[1])
 
-    def crop(self, frames: int) -> None:
-        if self.past and self.past[-1].task.speaks:
-            self.history.keep_frames(frames)
-            last = self.past[-1]
-            last.text, last.codes = heard_part(last.text, last.codes, frames)
+    def edit(self, draw: random.Random) -> None:
+        """Crop, forget or insert a turn, while an answer is running, waiting, or none is."""
+        what, old = ("remember", "crop", "forget")[len(self.edits) % 3], [each for each in self.past if each.turn.whole]
+        if what == "remember":
+            ids = [[draw.randrange(self.history.model.layout.text_vocab) for _ in range(draw.randint(1, 6))]
+                   for _ in range(2)]  # fmt: skip
+            self.history.remember(None, "a question", *ids)
+            turn = self.history.turns[-1]
+            self.past.append(Past(turn.task, Question(text=ids[0]), ids[1], turn.codes, turn))
+        elif old:
+            turn = draw.choice(old)
+            if what == "forget":
+                self.history.forget(turn.turn)
+                self.past.remove(turn)
+            elif turn.task.speaks:
+                frames = draw.randint(0, 6)
+                self.history.crop(turn.turn, frames)
+                turn.text, turn.codes = heard_part(turn.text, turn.codes, frames)
+        self.edits.append(f"{what} while {'running' if self.unfinished else 'idle'}")
+
+    def note(self) -> None:
+        """Note the turns that each request follows that has not begun yet."""
+        for number, (request, _) in enumerate(self.asked):
+            if not request.done and request.turn.prompt is None:
+                at = next(i for i, each in enumerate(self.past) if each.request is request)
+                self.asked[number] = request, [replace(each) for each in self.past[:at]]
 
 
 def draw_question(model: OmniLM, task: Task, draw: random.Random) -> Question:
@@ -103,19 +139,17 @@ def draw_question(model: OmniLM, task: Task, draw: random.Random) -> Question:
 
 
 def converse(decoder: Decoder, talks: list[Talk], turns: int, draw: random.Random, *, rough: bool) -> None:
-    """Ask random questions in several conversations at once; `rough` ones are cancelled and cropped, too."""
+    """Ask random questions in several conversations at once; `rough` ones are cancelled and edited, too."""
     batch, left = decoder.batch(4), {id(talk): turns for talk in talks}
     while any(left.values()) or batch.busy:
         for talk in talks:
-            if talk.asked and not talk.asked[-1][0].done:
-                if rough and draw.random() < 0.02:
-                    talk.asked[-1][0].cancel()
-                continue
-            if talk.asked and len(talk.asked) == turns - left[id(talk)]:
-                talk.settle()
-                if rough and draw.random() < 0.3:
-                    talk.crop(draw.randint(0, 6))
-            if left[id(talk)]:
+            talk.settle()
+            if rough and draw.random() < (0.05 if talk.unfinished else 0.3):
+                talk.edit(draw)
+            cancelled = talk.unfinished and rough and draw.random() < 0.02
+            if cancelled:
+                talk.unfinished[-1].cancel()
+            if left[id(talk)] and (not talk.unfinished or (cancelled and draw.random() < 0.5)):
                 left[id(talk)] -= 1
                 task = TASKS[draw.choice(TURN_TASKS)]
                 sampling = draw.choice([Sampling(), Sampling(temperature=1.0)])
@@ -124,8 +158,9 @@ def converse(decoder: Decoder, talks: list[Talk], turns: int, draw: random.Rando
                     task, draw_question(decoder.model, task, draw), decoding=decoding, history=talk.history,
                     seed=draw.randrange(2**31), sound=draw.choice([None, "exact"]),
                 )  # fmt: skip
-                talk.asked.append((request, list(talk.past)))
+                talk.ask(request)
                 batch.submit(request)
+            talk.note()
         batch.turn()
     assert not batch.owners and not batch.slots.lengths
 
@@ -135,7 +170,7 @@ def check(model: OmniLM, talks: list[Talk]) -> None:
     for talk in talks:
         for request, before in talk.asked:
             request.wait(0)
-            tied += ties(model, request, embedded(model, before))
+            tied += ties(model, request, embedded(model, [turn for turn in before if turn.codes is not None]))
     assert tied <= 1
 
 
@@ -151,6 +186,8 @@ def test_answers_are_those_of_the_whole_sequence(name, strategy, tmp_path, monke
     check(model, talks)
     ends = {request.end for talk in talks for request, _ in talk.asked}
     assert {END, STEP_LIMIT} <= ends
+    assert {edit.split()[0] for talk in talks for edit in talk.edits} == {"crop", "forget", "remember"}
+    assert any("running" in edit for talk in talks for edit in talk.edits)
 
 
 class Ready:
@@ -450,7 +487,7 @@ def test_a_turn_that_cannot_be_remembered_fails_alone(monkeypatch):
     def refuse(*arguments):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(talk._history, "append", refuse)
+    monkeypatch.setattr(talk._history, "complete", refuse)
     question = omni.written_question("what is red")
     bad = omni.decoder.request(TASKS["T1A2"], question, history=talk._history)
     good = omni.decoder.request(TASKS["T1A2"], question, decoding=Decoding(max_steps=12, min_steps=12))

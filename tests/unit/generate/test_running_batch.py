@@ -411,7 +411,7 @@ def test_a_question_may_be_cancelled_while_it_waits():
 def test_the_queue_is_bounded():
     decoder = Decoder(toy_model())
     batch = decoder.batch(1)
-    batch.most_waiting = 2
+    batch.waiting.most = 2
     for _ in range(2):
         batch.submit(decoder.request(TASKS["T1T2"], Question(text=[3])))
     with pytest.raises(QueueFull, match="2 questions are waiting already"):

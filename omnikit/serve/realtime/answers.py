@@ -1,0 +1,242 @@
+"""The answers of one Realtime session: its questions are submitted in order, and chunks are reported as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import soxr
+import torch
+
+from omnikit.conversation import TASK_OF, Conversation
+from omnikit.generate import Question, QueueFull, Request
+from omnikit.serve import bridge
+from omnikit.serve.metrics import Metrics
+from omnikit.serve.realtime.actions import (
+    RATE,
+    Answer,
+    Crop,
+    Forget,
+    Remember,
+    SpokenQuestion,
+    Transcribe,
+    Usage,
+    WrittenQuestion,
+)
+from omnikit.streaming import LOW_LATENCY
+
+if TYPE_CHECKING:
+    from omnikit.api import Omni
+
+_logger = logging.getLogger(__name__)
+BUSY, INVALID, BROKEN = CODES = ("server_busy", "invalid_value", "server_error")
+"""Codes of errors that answers end with: too many questions wait, a bad question, an error of the server."""
+
+
+class Reports(Protocol):
+    """A receiver of what becomes of answers and transcriptions, called in the event loop."""
+
+    def chunk(self, response_id: str, text: str, samples: np.ndarray) -> None:
+        """Take a chunk of an answer."""
+
+    def answered(self, response_id: str, end: str, usage: Usage) -> None:
+        """Take the end of an answer."""
+
+    def failed(self, response_id: str, message: str, code: str) -> None:
+        """Take the error that ended an answer; `code` is one of `CODES`."""
+
+    def transcribed(self, item_id: str, text: str) -> None:
+        """Take the transcript of a spoken question."""
+
+    def not_transcribed(self, item_id: str, message: str) -> None:
+        """Take the error for which a spoken question has no transcript."""
+
+
+class _Running:
+    """An answer from its start to its end."""
+
+    def __init__(self) -> None:
+        self.cancel = threading.Event()
+        self.request: Request | None = None
+        self.encoded = asyncio.Event()  # set at the first chunk or the end, too
+
+
+class Answers:
+    """The answers of one session and the conversation that they continue; used in one event loop.
+
+    Questions and edits of the conversation take effect in the order of the calls. None of them blocks the loop.
+
+    Args:
+        omni: system that answers.
+        metrics: metrics in which answers are counted.
+        reports: receiver of chunks, ends and errors.
+        seconds: maximum number of seconds spent on one answer.
+
+    Raises:
+        ValueError: the system's engine cannot hold a conversation.
+    """
+
+    def __init__(self, omni: Omni, metrics: Metrics, reports: Reports, *, seconds: float):
+        self._omni, self._metrics, self._reports, self._seconds = omni, metrics, reports, seconds
+        self._conversation: Conversation | None = omni.conversation()
+        self._running: dict[str, _Running] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Lock()  # wakes its waiters in the order in which they came
+
+    @property
+    def running(self) -> bool:
+        """Whether any answer has not ended."""
+        return bool(self._running)
+
+    def __contains__(self, response_id: str) -> bool:
+        """Whether an answer has begun and not ended."""
+        return response_id in self._running
+
+    def start(self, answer: Answer) -> None:
+        """Begin an answer, once the questions and edits before have been submitted."""
+        self._running[answer.response_id] = _Running()
+        self._spawn(self._answer(answer))
+
+    def cancel(self, response_id: str) -> None:
+        """End a running answer before its next decode step."""
+        self._running[response_id].cancel.set()
+
+    def edit(self, edit: Crop | Forget | Remember) -> None:
+        """Change the conversation after the questions and edits before."""
+        self._spawn(self._edit(edit))
+
+    def transcribe(self, action: Transcribe) -> None:
+        """Begin to transcribe a spoken question."""
+        self._spawn(self._transcribe(action))
+
+    async def close(self) -> None:
+        """Cancel everything, and wait until nothing of it uses the event loop."""
+        for running in self._running.values():
+            running.cancel.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._conversation = None  # its KV cache is freed now, not at the next garbage collection
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, answer: Answer) -> None:
+        """Submit a question, and report its answer to the end or the error that ends it."""
+        key, running = answer.response_id, self._running[answer.response_id]
+        try:
+            with self._metrics.answer("realtime") as measured:
+                request = running.request = await self._submit(answer, running.cancel)
+                end = await self._follow(key, running, measured.chunk)
+        except Exception as error:
+            running.encoded.set()
+            del self._running[key]
+            self._reports.failed(key, *_explained(error))
+        else:
+            del self._running[key]
+            self._reports.answered(key, end, _usage(request))
+
+    async def _submit(self, answer: Answer, cancel: threading.Event) -> Request:
+        if not answer.remembered:
+            return await bridge.in_thread(self._submit_alone, answer, cancel)
+        async with self._turns:
+            return await bridge.in_thread(self._submit_turn, answer, cancel)
+
+    def _submit_turn(self, answer: Answer, cancel: threading.Event) -> Request:
+        text = answer.question.text if isinstance(answer.question, WrittenQuestion) else None
+        return self._conversation.submit(
+            self._question(answer.question), speak=answer.speak, key=answer.response_id, text=text,
+            max_steps=answer.max_steps, mode=LOW_LATENCY, cancel=cancel, time_limit=self._seconds,
+        )  # fmt: skip
+
+    def _submit_alone(self, answer: Answer, cancel: threading.Event) -> Request:
+        task = TASK_OF[isinstance(answer.question, SpokenQuestion), answer.speak]
+        sound = LOW_LATENCY if answer.speak else None
+        return self._omni.submit(
+            task, self._question(answer.question), sound=sound, max_steps=answer.max_steps, cancel=cancel,
+            time_limit=self._seconds,
+        )  # fmt: skip
+
+    def _question(self, question: SpokenQuestion | WrittenQuestion) -> Question:
+        if isinstance(question, WrittenQuestion):
+            return self._omni.written_question(question.text)
+        wav = soxr.resample(question.samples, RATE, self._omni.model.encoder.sample_rate)
+        return self._omni.spoken_question(torch.from_numpy(wav))
+
+    async def _follow(self, key: str, running: _Running, measure: Callable[[int, int], None]) -> str:
+        """Report the chunks of an answer, and return the reason why it ended."""
+        rate, end = self._omni.sample_rate, ""
+        async with aclosing(bridge.chunks(running.request)) as chunks:
+            async for chunk in chunks:
+                running.encoded.set()
+                if samples := len(chunk.wav):
+                    measure(samples, rate)
+                if samples or chunk.text:
+                    self._reports.chunk(key, chunk.text, chunk.wav.numpy())
+                end = chunk.end
+        return end
+
+    async def _edit(self, edit: Crop | Forget | Remember) -> None:
+        async with self._turns:
+            try:
+                await bridge.in_thread(self._edited, edit)
+            except KeyError:  # a turn that the conversation never remembered, or dropped at its limit
+                pass
+            except Exception:
+                _logger.exception("Realtime session: %s failed", type(edit).__name__.lower())
+
+    def _edited(self, edit: Crop | Forget | Remember) -> None:
+        if isinstance(edit, Crop):
+            self._conversation.crop(edit.seconds, key=edit.response_id)
+        elif isinstance(edit, Forget):
+            self._conversation.forget(edit.key)
+        else:
+            self._conversation.remember(edit.key, edit.question, edit.answer)
+
+    async def _transcribe(self, action: Transcribe) -> None:
+        try:
+            request = await self._submit_transcription(action)
+            async with aclosing(bridge.chunks(request)) as chunks:
+                text = "".join([chunk.text async for chunk in chunks])
+        except Exception as error:
+            self._reports.not_transcribed(action.item_id, _explained(error)[0])
+        else:
+            self._reports.transcribed(action.item_id, text)
+
+    async def _submit_transcription(self, action: Transcribe) -> Request:
+        """Submit a spoken question to be transcribed, with the features of its answer if it is being answered."""
+        features = None
+        if (running := self._running.get(action.response_id)) is not None:
+            await running.encoded.wait()
+            features = running.request.features if running.request is not None else None
+        if features is not None:
+            question = Question(features=features)
+        else:
+            question = await bridge.in_thread(self._question, SpokenQuestion(action.samples))
+        return self._omni.submit("A1T1", question, low_priority=True, time_limit=self._seconds)
+
+
+def _explained(error: Exception) -> tuple[str, str]:
+    """Return a message and a code of `CODES` for an error that ended an answer; log it if it is the server's."""
+    if isinstance(error, QueueFull):
+        return "The server is busy; ask again later.", BUSY
+    if isinstance(error, ValueError):
+        return str(error), INVALID
+    _logger.error("Realtime answer failed", exc_info=error)
+    return "The server had an error while answering.", BROKEN
+
+
+def _usage(request: Request) -> Usage:
+    """Return the numbers of tokens of an answer that has ended."""
+    counts = request.counts
+    return Usage(
+        input_text=counts.history + max(0, counts.prompt - counts.features), input_audio=counts.features,
+        cached=counts.cached, output_text=counts.text, output_audio=counts.frames,
+    )  # fmt: skip

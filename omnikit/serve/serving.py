@@ -1,0 +1,159 @@
+"""The systems that a server serves, under their names, and its open sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from omnikit.api import Omni
+from omnikit.serve.metrics import Metrics
+from omnikit.serve.refusals import Refusal, busy
+from omnikit.serve.settings import ServerSettings
+
+OPENAI_NAME = re.compile(r"(gpt|chatgpt|tts|whisper|o\d)[\w.-]*", re.ASCII)
+"""Regular expression of OpenAI's names of models, one of which clients send unless told otherwise."""
+
+
+class UnknownModel(Refusal):
+    """Error raised for the name of a model that is not served."""
+
+    def __init__(self, name: str, served: list[str]):
+        shown = name if len(name) <= 100 else f"{name[:100]}..."
+        message = f"model {shown!r}: not served (choices: {', '.join(served)})"
+        super().__init__(404, message, code="model_not_found", param="model")
+
+
+class Stoppable(Protocol):
+    """A request that can be ended from outside."""
+
+    def stop(self) -> None:
+        """End the request."""
+
+
+class Serving:
+    """The systems and sessions of one server; all methods but those of `Omni` belong to its event loop.
+
+    Args:
+        settings: settings and limits.
+        systems: mapping from the name of each system to the system, at least one.
+        metrics: figures that the server reports.
+    """
+
+    def __init__(self, settings: ServerSettings, systems: Mapping[str, Omni], metrics: Metrics | None = None):
+        if not systems:
+            raise ValueError("systems: none is given")
+        self.settings, self.systems, self.metrics = settings, dict(systems), metrics or Metrics()
+        self.draining = False
+        """Whether the server is about to end: it finishes what runs, and accepts nothing new."""
+        self.running: set[Stoppable] = set()
+        """HTTP requests that are being answered."""
+        self._sessions: Counter[str] = Counter()
+        self._waiters: set[asyncio.Future[None]] = set()
+        for name, omni in self.systems.items():
+            self._watch(name, omni)
+
+    def _watch(self, name: str, omni: Omni) -> None:
+        decoder = omni.decoder
+        self.metrics.watch(name, lambda: decoder.load[0], lambda: decoder.load[1], decoder.capacity)
+
+    def name_of(self, model: str | None) -> str:
+        """Return the name in `systems` that a client's name of a model means.
+
+        None means the first system. If a single system is served, all names of OpenAI's models mean it, too, since
+        clients send such a name unless they are told another.
+
+        Raises:
+            UnknownModel: there is no such system.
+        """
+        first = next(iter(self.systems))
+        if model is None or model in self.systems:
+            return first if model is None else model
+        if len(self.systems) == 1 and OPENAI_NAME.fullmatch(model):
+            return first
+        raise UnknownModel(model, list(self.systems))
+
+    def system(self, model: str | None) -> Omni:
+        """Return the system that a client's name of a model means, see `name_of`.
+
+        Raises:
+            UnknownModel: there is no such system.
+        """
+        return self.systems[self.name_of(model)]
+
+    @property
+    def sessions(self) -> int:
+        """Number of open Realtime sessions."""
+        return self._sessions.total()
+
+    @contextmanager
+    def admit_session(self, client: str) -> Iterator[None]:
+        """Context manager that counts a Realtime session while it is open.
+
+        Args:
+            client: address of the client, without its port.
+
+        Raises:
+            Refusal: the server is about to end, or the maximum number of sessions is open.
+        """
+        self._check_room(client)
+        self._sessions[client] += 1
+        self.metrics.sessions.set(self.sessions)
+        try:
+            yield
+        finally:
+            self._sessions[client] -= 1
+            self._sessions += Counter()  # drops clients without sessions
+            self.metrics.sessions.set(self.sessions)
+
+    def _check_room(self, client: str) -> None:
+        if self.draining:
+            self.metrics.refused("draining")
+            raise draining()
+        if self._sessions[client] >= (most := self.settings.max_sessions_per_client):
+            self.metrics.refused("sessions")
+            raise busy(f"{most} sessions of this client are open, the maximum", "too_many_sessions")
+        if self.sessions >= (most := self.settings.max_sessions):
+            self.metrics.refused("sessions")
+            raise busy(f"{most} sessions are open, the maximum", "too_many_sessions")
+
+    def drain(self) -> None:
+        """Begin to end: accept nothing new, and wake those that wait for it."""
+        self.draining = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def until_draining(self) -> None:
+        """Wait until the server is about to end; sessions close themselves then, after a running answer."""
+        if self.draining:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered and no session is open."""
+        return not self.running and not self.sessions
+
+    def stop(self) -> None:
+        """End the HTTP requests that are still being answered."""
+        for request in list(self.running):
+            request.stop()
+
+    def close(self) -> None:
+        """Cancel all answers and end the decoding threads of all systems."""
+        for omni in self.systems.values():
+            omni.close()
+
+
+def draining() -> Refusal:
+    """Return the refusal of a server that is about to end."""
+    return busy("the server is about to end", "server_draining", 5)
