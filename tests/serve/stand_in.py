@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ class Script:
     events: list[dict] = field(default_factory=list)
     """All events of clients, in order."""
     sockets: list[Session] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    """Numbers of the ids, each of which occurs once."""
     loop: asyncio.AbstractEventLoop | None = None
 
     def types(self) -> list[str]:
@@ -69,7 +72,6 @@ class Session:
     def __init__(self, socket: WebSocket, script: Script):
         self.socket = socket
         self.script = script
-        self.numbers = 0
         self.detects = False
         self.transcribes = False
         self.heard = 0  # samples on the clock of the session
@@ -90,8 +92,7 @@ class Session:
             self.answer.cancel()
 
     def name(self, kind: str) -> str:
-        self.numbers += 1
-        return f"{kind}_{self.numbers}"
+        return f"{kind}_{next(self.script.numbers)}"
 
     async def send(self, kind: str, **fields) -> None:
         await self.socket.send_text(json.dumps({"type": kind, "event_id": self.name("event"), **fields}))
