@@ -68,7 +68,7 @@ class Visit:
     """An open page with what it complained about on the console."""
 
     page: object
-    script: Script
+    script: Script | None = None
     complaints: list[str] = field(default_factory=list)
 
     def wait(self, selector: str, seconds: float = 10):
@@ -100,18 +100,24 @@ class Visit:
 
 @contextmanager
 def visit(browser, script: Script, host: str = "127.0.0.1", **options) -> Iterator[Visit]:
-    """Open the page, and check at the end that it complained about nothing but what the server refused."""
-    with served(script) as url:
-        page = browser.new_page(**options)
-        visited = Visit(page, script)
-        page.on("console", lambda message: visited.complaints.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: visited.complaints.append(f"error: {error}"))
-        page.goto(url.replace("127.0.0.1", host))
-        try:
-            yield visited
-        finally:
-            page.close()
-        assert [text for text in visited.complaints if not text.partition(": ")[2].startswith(HARMLESS)] == []
+    """Open the page of the small server."""
+    with served(script) as url, opened(browser, url.replace("127.0.0.1", host), script, **options) as visited:
+        yield visited
+
+
+@contextmanager
+def opened(browser, url: str, script: Script | None = None, **options) -> Iterator[Visit]:
+    """Open a page, and check at the end that it complained about nothing but what the server refused."""
+    page = browser.new_page(**options)
+    visited = Visit(page, script)
+    page.on("console", lambda message: visited.complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: visited.complaints.append(f"error: {error}"))
+    page.goto(url)
+    try:
+        yield visited
+    finally:
+        page.close()
+    assert [text for text in visited.complaints if not text.partition(": ")[2].startswith(HARMLESS)] == []
 
 
 RESAMPLED = """async ([samples, rate]) => {
@@ -402,6 +408,37 @@ def test_it_fits_narrow_screens_and_reaches_every_control_by_tab(browser):
             here.page.keyboard.press("Tab")
             reached.add(here.page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
         assert {"model", "talk", "text", "file", "transcribes", "anew", "Save", "What color is the sky?"} <= reached
+
+
+@pytest.mark.long
+def test_the_shipped_system_is_talked_to(browser, server):
+    """Speak to the real server over its answer, then ask a follow-up that needs the turn before, and interrupt it."""
+    with opened(browser, server().url) as here:
+        here.wait('#connection[data-state="open"]')
+        here.page.check("#transcribes")
+        here.page.check("input[value=free]")
+        here.page.click("#talk")
+        here.page.locator("#turns li:nth-child(2) .recording").nth(1).wait_for(timeout=20_000)
+        here.wait_for_turns(1)
+        here.page.click("#talk")
+        assert here.answers()[1].endswith("is six")
+        assert here.texts(".question .text") == ["what color is the sky", "what is two plus four"]
+        assert all(float(text.split()[-2]) > 0.5 for text in here.texts("#turns .latency"))  # the pause ends a turn
+        here.page.click("#anew")
+        here.wait('#connection[data-state="open"]')
+        before = here.counts()
+        here.write("what color is the sky")
+        here.wait_for_turns(1)
+        here.write("and the grass")
+        here.wait_for_turns(2)
+        after = here.counts()
+        assert here.answers() == ["the grass is green", "the sky is blue"]
+        assert after["received"] - before["received"] == after["played"] - before["played"] > RATE
+        here.write("what is the capital of france")
+        here.page.locator("#turns li:first-child .latency:not([hidden])").wait_for()
+        here.page.keyboard.press("Escape")
+        here.wait_for_turns(1, "interrupted")
+        assert not here.page.locator("#problem").is_visible()
 
 
 @pytest.fixture(scope="module")
