@@ -119,7 +119,7 @@ export class Tape {
     pen.font = `600 12px ${getComputedStyle(this.canvas).fontFamily}`;
     for (const { from, to } of this.gaps) {
       pen.fillRect(x(from), middle - 1, Math.max(2, x(to) - x(from)), 2);
-      pen.fillText(`${((to - from) / 1000).toFixed(2)} s`, x(from), middle - 8);
+      pen.fillText(`${((to - from) / 1000).toFixed(2)} s`, Math.max(4, x(from)), middle - 8);
     }
   }
 
