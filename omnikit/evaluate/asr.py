@@ -134,11 +134,12 @@ def write_report(
 
 
 def mean_rates(results: Sequence[SplitResult]) -> dict[str, dict[str, float]]:
-    """Return the means of error rates over splits, and the number of splits, for each group of utterances."""
+    """Return the means of error rates over splits, and their number, for each group of utterances in at least two."""
     found = {}
     for group in dict.fromkeys(group for result in results for group in result.rates):
         rates = [result.rates[group].as_dict() for result in results if group in result.rates]
-        found[group] = {"splits": len(rates), **{key: round(fmean(each[key] for each in rates), 4) for key in RATES}}
+        if len(rates) > 1:
+            found[group] = {"splits": len(rates), **{key: round(fmean(each[key] for each in rates), 4) for key in RATES}}
     return found
 
 

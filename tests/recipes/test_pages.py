@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -59,8 +60,9 @@ def test_conversations(tmp_path, monkeypatch):
     assert (tmp_path / "answers" / "turn-02.wav").is_file()
     shutil.copy(Path(__file__).parents[2] / "egs/mini/questions/sum.wav", tmp_path / "question.wav")
     monkeypatch.chdir(tmp_path)
-    [code] = [block.text for block in blocks("conversations.md") if block.language == "python"]
-    exec(compile(code, "conversations.md", "exec"), {})
+    names = {"wake": Event().set}
+    for code in [block.text for block in blocks("conversations.md") if block.language == "python"]:
+        exec(compile(code, "conversations.md", "exec"), names)
 
 
 def test_the_shipped_system_is_trained_on_own_data(typed, tmp_path):

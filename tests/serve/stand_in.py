@@ -34,7 +34,7 @@ PAUSE = RATE // 2
 
 @dataclass
 class Script:
-    """What the server does, and what happened so far."""
+    """Instructions for the stand-in server, and a record of what happened so far."""
 
     seconds: float = 1.2
     """Length of an answer."""
@@ -67,7 +67,7 @@ def tone(samples: int) -> np.ndarray:
 
 
 class Session:
-    """One connection."""
+    """Connection of one client, with its state."""
 
     def __init__(self, socket: WebSocket, script: Script):
         self.socket = socket
