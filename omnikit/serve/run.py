@@ -215,6 +215,7 @@ class Server(uvicorn.Server):
         self.signal = 0
         """Number of the last signal."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def url(self) -> str:
@@ -234,7 +235,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM and Ctrl-C; Python calls this in the main thread, between two operations of the event loop."""
         first, self.signal = not self.signal, sig
-        if first:
+        if self._loop is None:  # it has not begun to listen
+            self.should_exit = True
+        elif first:
             self._loop.call_soon_threadsafe(self._begin_drain)
         else:
             self.should_exit = self.force_exit = True
