@@ -989,6 +989,15 @@ def test_deletion_during_the_answer(manual):
     assert manual.found(Crop) == []
 
 
+def test_a_turn_is_forgotten_once_even_if_its_answer_never_began(manual):
+    question = written(manual)
+    manual.send("response.create")
+    manual.send("conversation.item.delete", item_id=question)
+    manual.send("response.cancel")
+    manual.end(CANCELLED)
+    assert manual.found(Forget) == [Forget(manual.answer.response_id)]
+
+
 # Transcripts
 
 

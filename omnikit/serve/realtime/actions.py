@@ -1,4 +1,4 @@
-"""What the state machine of a Realtime session asks its surroundings to do, and what they report to it.
+"""Actions that the state machine of a Realtime session asks its surroundings to carry out, and their reports to it.
 
 `session.Session` has no I/O. Each of its methods returns a list of actions, which `endpoint` carries out in their
 order: it sends events to the client, feeds the turn detector, and starts, cancels and edits answers of the system.

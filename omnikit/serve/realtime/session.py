@@ -229,6 +229,10 @@ class Session:
         else:
             self._edits.append(edit)
 
+    def _drop_edits(self, key: str) -> None:
+        """Drop what waits to be changed of a turn."""
+        self._edits = [edit for edit in self._edits if _key(edit) != key]
+
     @property
     def _active(self) -> Response | None:
         """The running response that is added to the conversation."""
@@ -528,6 +532,7 @@ class Session:
 
     def _forget(self, key: str) -> None:
         """Remove a turn from the system's memory."""
+        self._drop_edits(key)
         self._edit(Forget(key))
         self._items.forget_turn(key)
         if key in self._responses:
@@ -669,6 +674,7 @@ class Session:
         elif not response.opened:
             self._ask_again(response, WAITING if response.cancelled_by == TURN_DETECTED else RETRY)
             if response.remembered:
+                self._drop_edits(response.id)
                 self._edits.append(Forget(response.id))
         self._finish(response, status, details, usage)
 
@@ -678,7 +684,7 @@ class Session:
             return
         kind = "server_error" if code.startswith("server") else "invalid_request_error"
         error = {"type": kind, "code": code, "message": message}
-        self._edits = [edit for edit in self._edits if _key(edit) != response_id]
+        self._drop_edits(response_id)
         cut_short = response.cancelled_by == TURN_DETECTED and not response.opened
         self._ask_again(response, WAITING if cut_short else RETRY)
         response.item.turn = None
