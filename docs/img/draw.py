@@ -157,7 +157,8 @@ def _heads(sheet: Sheet, top: float) -> None:
 ROOMS = [
     [("recipes", "train and score a corpus"), ("egs", "mini system, own parts"), ("benchmarks", "speed and memory")],
     [("omnikit/cli.py", "the command omnikit"), ("omnikit/train", "fit, resume, validate"),
-     ("omnikit/evaluate", "WER, judges, speed"), ("omnikit/bench", "omnikit bench")],
+     ("omnikit/evaluate", "WER, judges, speed"), ("omnikit/bench", "omnikit bench"),
+     ("omnikit/serve", "omnikit serve")],
     [("omnikit/offline", "many recordings at once"), ("omnikit/prepare", "corpora, codes, voices"),
      ("omnikit/data", "manifests, samples")],
     [("omnikit/api.py", "load, ask, stream"), ("omnikit/talk", "conversations"),

@@ -2,8 +2,6 @@
 
 from importlib.util import find_spec
 
-from omnikit.errors import missing_package
-
 NEEDED = ("fastapi", "prometheus_client", "python_multipart", "silero_vad", "uvicorn", "websockets")
 """Modules of the packages that the extra `serve` installs."""
 
@@ -16,4 +14,4 @@ def check_packages() -> None:
     """
     for module in NEEDED:
         if find_spec(module) is None:
-            raise ValueError(f"omnikit serve: {missing_package(module)}")
+            raise ValueError(f'omnikit serve: needs the Python package {module!r}: pip install "omnikit[serve]"')

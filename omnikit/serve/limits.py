@@ -28,7 +28,9 @@ class SlowReader(ConnectionError):
 
 
 class Limits:
-    """A middleware that bounds each request, and refuses new ones while the server drains.
+    """A middleware that bounds each HTTP request, and refuses new ones while the server drains.
+
+    The sessions of WebSockets have their own limits, see `Serving.admit_session`.
 
     - A body larger than `max_body_mib` is refused with 413: at once if its header says so, else while it arrives.
     - A request whose body is missing after `request_seconds` is refused with 408, one whose response has not begun
@@ -44,13 +46,11 @@ class Limits:
         self.app, self.serving = app, serving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or scope["path"] in UNCOUNTED:
+        if scope["type"] != "http" or scope["path"] in UNCOUNTED:
             return await self.app(scope, receive, send)
         if self.serving.draining:
             self.serving.metrics.refused("draining")
             return await refuse(draining(), scope, receive, send)
-        if scope["type"] == "websocket":
-            return await self.app(scope, receive, send)
         request = _Limited(self.serving, scope, receive, send)
         self.serving.running.add(request)
         try:

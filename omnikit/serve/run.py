@@ -21,6 +21,7 @@ from omnikit.api import FLOAT32, Omni, load
 from omnikit.codecs.none import NoCodec
 from omnikit.engines import AUTO
 from omnikit.generate import Decoding
+from omnikit.hub import is_hub_id
 from omnikit.option_ranges import COUNT_OR_NONE
 from omnikit.serve.app import create_app
 from omnikit.serve.connections import watch_connections
@@ -109,7 +110,7 @@ def name_checkpoints(checkpoints: Sequence[str]) -> dict[str, str | None]:
 
 
 def _name_of(checkpoint: str) -> str:
-    return Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint
+    return checkpoint if is_hub_id(checkpoint) else Path(checkpoint).resolve().name
 
 
 def load_system(checkpoint: str | None, settings: ServerSettings, options: SystemOptions) -> Omni:
@@ -251,11 +252,11 @@ class Server(uvicorn.Server):
         end = asyncio.get_running_loop().time() + seconds
         while not self.serving.idle and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(_POLL_SECONDS)
-        self.serving.stop()
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close all connections."""
+        self.serving.stop()
         if self.force_exit:
             logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # each cancelled task would log its stack
         await super().shutdown(sockets=sockets)

@@ -1,0 +1,120 @@
+"""Bad input of REST requests as refusals, whose bodies have OpenAI's form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from omnikit.errors import one_line
+from omnikit.generate import BadQuestion
+from omnikit.serve.refusals import Refusal
+
+logger = logging.getLogger(__name__)
+CLIENT_GONE = 499
+"""Status that the log shows for a request whose client left before the answer; nobody receives it."""
+LONGEST = 1000
+"""Maximum number of characters of an error's message; messages quote what clients send."""
+_HEAD = 300  # characters of a longer message before its gap; what is wrong stands behind what is quoted
+_GAP = " ... "
+
+
+class ErrorDetail(BaseModel):
+    """The description of an error."""
+
+    message: str
+    type: str
+    code: str | None = None
+    param: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The JSON body of a response that reports an error."""
+
+    error: ErrorDetail
+
+
+def bad_input(error: object, param: str | None = None, code: str | None = None) -> Refusal:
+    """Return the refusal of a request for its user's mistake, with a message of one line."""
+    words = one_line(error, None)
+    if len(words) > LONGEST:
+        words = words[:_HEAD] + _GAP + words[_HEAD + len(_GAP) - LONGEST :]
+    return Refusal(400, words, param=param, code=code)
+
+
+@contextmanager
+def blames(param: str) -> Iterator[None]:
+    """Context manager that turns a `ValueError` about a user's input into a refusal that names the parameter."""
+    try:
+        yield
+    except ValueError as error:
+        raise bad_input(error, param) from None
+
+
+def refusal_for(error: Exception) -> Refusal | None:
+    """Return the refusal by which an exception is reported to the client; None for errors of the program.
+
+    A full queue and FastAPI's own exceptions are left to the app's handlers.
+    """
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, RequestValidationError | ValidationError):
+        return invalid(error.errors())
+    return bad_input(error) if isinstance(error, BadQuestion) else None
+
+
+def invalid(errors: Sequence[Any]) -> Refusal:
+    """Return the refusal for values of a body that pydantic did not accept.
+
+    For a value that may have several types, pydantic reports an error for each; the one that lies deepest in the body
+    is about the type that was meant.
+    """
+    found = max(errors, key=lambda error: len(error["loc"]))
+    if found["type"] == "json_invalid":
+        why = found.get("ctx", {}).get("error", found["msg"])
+        return bad_input(f"body: not valid JSON ({why})", code="invalid_json")
+    names = [str(name) for name in found["loc"] if name != "body" and not _is_type(name)]
+    place = ".".join(names)[:200]
+    words = found["msg"].removeprefix("Value error, ")
+    return bad_input(f"{place or 'body'}: {words}", place or None)
+
+
+def _is_type(name: object) -> bool:
+    """Return whether an element of pydantic's location names one type of several instead of a key of the body."""
+    return isinstance(name, str) and ("[" in name or name == "str")
+
+
+class OpenAIRoute(APIRoute):
+    """A route that refuses bad input in OpenAI's form, where FastAPI would answer with status 422."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_GONE)
+            except Exception as error:
+                known = refusal_for(error)
+                if known is None:
+                    raise
+                raise known from None
+
+        return handle
+
+
+def late(error: Exception) -> dict[str, Any]:
+    """Return the JSON body for an exception that ended an answer of which a part has been sent already."""
+    known = refusal_for(error)
+    if known is None:
+        logger.error("an answer failed", exc_info=error)
+        known = Refusal(500, "the server could not finish the answer")
+    return {"error": known.error}
