@@ -10,8 +10,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 HERE = Path(__file__).parent
-SPOKEN = HERE.parents[1] / "egs/mini/questions/day.wav"
-TYPED = "what is two plus four"
+SPOKEN = HERE.parents[1] / "egs/mini/questions/opposite.wav"
+TYPED = "and of up"
 PICTURES = {
     "page_wide": {"viewport": {"width": 1180, "height": 860}},
     "page_dark": {"viewport": {"width": 1180, "height": 860}, "color_scheme": "dark"},
