@@ -139,7 +139,8 @@ def mean_rates(results: Sequence[SplitResult]) -> dict[str, dict[str, float]]:
     for group in dict.fromkeys(group for result in results for group in result.rates):
         rates = [result.rates[group].as_dict() for result in results if group in result.rates]
         if len(rates) > 1:
-            found[group] = {"splits": len(rates), **{key: round(fmean(each[key] for each in rates), 4) for key in RATES}}
+            means = {key: round(fmean(each[key] for each in rates), 4) for key in RATES}
+            found[group] = {"splits": len(rates), **means}
     return found
 
 
