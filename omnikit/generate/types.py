@@ -8,6 +8,7 @@ from torch import Tensor
 
 from omnikit.option_ranges import COUNT, FROM_ZERO, Range
 from omnikit.sampling import Sampling
+from omnikit.tasks import prompt_length
 
 END, STEP_LIMIT, TIME_LIMIT, CANCELLED = ENDS = ("end", "step limit", "time limit", "cancelled")
 """Reasons for which an answer ends: an end mark of the model, or a limit or cancellation that truncated it."""
@@ -110,3 +111,8 @@ class Counts:
     """Number of emitted text tokens, without `eot`."""
     frames: int
     """Number of audible frames of the answer that are complete."""
+
+    @property
+    def spoken(self) -> int:
+        """Number of positions of the prompt that hold adapted features of a spoken question."""
+        return max(0, self.prompt - prompt_length(0)) if self.features else 0

@@ -237,6 +237,6 @@ def _usage(request: Request) -> Usage:
     """Return the numbers of tokens of an answer that has ended."""
     counts = request.counts
     return Usage(
-        input_text=counts.history + max(0, counts.prompt - counts.features), input_audio=counts.features,
+        input_text=counts.history + counts.prompt - counts.spoken, input_audio=counts.spoken,
         cached=counts.cached, output_text=counts.text, output_audio=counts.frames,
     )  # fmt: skip

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from omnikit.tasks import prompt_length
-
 if TYPE_CHECKING:
     from omnikit.generate.types import Counts
 
@@ -16,14 +14,10 @@ def tokens(counts: Counts) -> dict[str, int]:
     return {"input_tokens": given, "output_tokens": emitted, "total_tokens": given + emitted}
 
 
-def _spoken_positions(counts: Counts) -> int:
-    """Return the number of positions of a prompt that hold adapted features; 0 for a written question."""
-    return max(0, counts.prompt - prompt_length(0)) if counts.features else 0
-
 
 def transcription_usage(counts: Counts) -> dict[str, Any]:
     """Return the usage of a transcription, all of whose input is audio but the marks of the prompt."""
-    audio = _spoken_positions(counts)
+    audio = counts.spoken
     return {
         "type": "tokens",
         **tokens(counts),
@@ -34,7 +28,7 @@ def transcription_usage(counts: Counts) -> dict[str, Any]:
 def completion_usage(counts: Counts) -> dict[str, Any]:
     """Return the usage of a chat completion; earlier turns count as text, audio tokens of the answer as frames."""
     found = tokens(counts)
-    given, emitted, audio = found["input_tokens"], found["output_tokens"], _spoken_positions(counts)
+    given, emitted, audio = found["input_tokens"], found["output_tokens"], counts.spoken
     return {
         "prompt_tokens": given,
         "completion_tokens": emitted,

@@ -131,12 +131,12 @@ def test_counts():
     first = talk.submit(Question(wav=recording))
     frames = first.wait(60).codes.shape[1]
     assert frames == model.pattern.num_frames(20)
-    assert first.counts == Counts(15 + 3, 0, 0, 30, 20, frames)
+    assert first.counts == Counts(15 + 3, 0, 0, 30, 20, frames) and first.counts.spoken == 15  # of 30 frames
     second = talk.submit(Question(text=[3] * 7), speak=False)
     second.wait(60)
     history = talk._history.turns[0].length
     # the truncated answer was laid out anew, so only the first prompt was in the KV cache
-    assert second.counts == Counts(7 + 3, history, 15 + 3, 0, 20, 0)
+    assert second.counts == Counts(7 + 3, history, 15 + 3, 0, 20, 0) and second.counts.spoken == 0
     third = talk.submit(Question(text=[3]))
     third.wait(60)
     assert third.counts.history == history + talk._history.turns[1].length
