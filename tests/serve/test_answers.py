@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from omnikit.generate import Chunk, Counts, Decoding
+from omnikit.generate import Chunk, Counts, Decoding, QueueFull
 from omnikit.serve.metrics import Metrics
 from omnikit.serve.realtime.actions import Answer, Remember, WrittenQuestion
 from omnikit.serve.realtime.answers import Answers
@@ -89,9 +89,28 @@ def answer(omni: Omni, *actions: Answer | Remember) -> tuple[list[str], Metrics]
     return reports.ends, metrics
 
 
+def count(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """Return a figure of the metrics."""
+    return metrics.registry.get_sample_value(f"omnikit_{name}_total", labels)
+
+
 @pytest.mark.parametrize("remembered", [True, False])
 def test_a_client_cannot_ask_for_more_steps_than_the_server_allows(remembered):
     omni = Omni()
     for asked in (None, 20, 4096):
         answer(omni, Answer("resp", WrittenQuestion("hi"), remembered=remembered, max_steps=asked))
     assert omni.steps == [100, 20, 100]
+
+
+@pytest.mark.parametrize("end", ["end", "cancelled", "step limit"])
+def test_answers_are_counted_by_their_ends(end):
+    ends, metrics = answer(Omni(end), Answer("resp", WrittenQuestion("hi")))
+    assert ends == [end]
+    assert count(metrics, "answers", kind="realtime", end=end) == 1
+
+
+def test_a_question_for_which_the_queue_has_no_room_is_counted_as_refused():
+    full = Omni(error=QueueFull("64 questions are waiting already"))
+    ends, metrics = answer(full, Answer("resp", WrittenQuestion("hi")))
+    assert ends == ["server_busy"]
+    assert count(metrics, "refusals", reason="queue") == 1

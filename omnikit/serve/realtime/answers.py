@@ -134,10 +134,12 @@ class Answers:
         try:
             with self._metrics.answer("realtime") as measured:
                 request = running.request = await self._submit(answer, running.cancel)
-                end = await self._follow(key, running, measured.chunk)
+                end = measured.end = await self._follow(key, running, measured.chunk)
         except Exception as error:
             running.encoded.set()
             del self._running[key]
+            if isinstance(error, QueueFull):
+                self._metrics.refused("queue")
             self._reports.failed(key, *_explained(error))
         else:
             del self._running[key]
