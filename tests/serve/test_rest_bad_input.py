@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -15,6 +16,8 @@ import soundfile
 from starlette.testclient import TestClient
 
 from omnikit.serve.app import create_app
+from omnikit.serve.rest import remembered
+from omnikit.serve.rest.errors import bad_input
 from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
 from tests.serve.conftest import NAME, QUESTION
@@ -241,3 +244,22 @@ def test_a_list_in_a_form_that_is_no_list_as_well(served):
     fields = {"model": NAME, "include": "logprobs", "include[]": "logprobs"}
     found = served.post("/v1/audio/transcriptions", data=fields, files={"file": RECORDING})
     refused(found, "include", "log probabilities")
+
+
+def test_a_bad_turn_ends_the_transcriptions_of_all_others(served, monkeypatch):
+    ended = []
+
+    async def text_of(serving, omni, asked, decoding) -> str:
+        if asked.text == "bad":
+            raise bad_input("bad", "messages")
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.append(asked.text)
+            raise
+
+    monkeypatch.setattr(remembered, "_text", text_of)
+    said = [("user", "slow"), ("assistant", "yes"), ("user", "bad"), ("assistant", "no"), ("user", "two plus two")]
+    body = {"model": NAME, "messages": [{"role": role, "content": content} for role, content in said]}
+    refused(served.post("/v1/chat/completions", json=body), "messages", "bad")
+    assert ended == ["slow"]
