@@ -214,6 +214,7 @@ class Server(uvicorn.Server):
         self.signal = 0
         """Number of the last signal."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None  # None before it listens
 
     @property
     def url(self) -> str:
@@ -233,10 +234,10 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM and Ctrl-C; Python calls this in the main thread, between two operations of the event loop."""
         first, self.signal = not self.signal, sig
-        if first:
+        if first and self._loop is not None:
             self._loop.call_soon_threadsafe(self._begin_drain)
         else:
-            self.should_exit = self.force_exit = True
+            self.should_exit, self.force_exit = True, not first
 
     def _begin_drain(self) -> None:
         self._tasks.append(asyncio.create_task(self._drain()))
