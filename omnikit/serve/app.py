@@ -22,7 +22,7 @@ from omnikit.serve.docs_page import docs_page
 from omnikit.serve.limits import Limits
 from omnikit.serve.realtime import endpoint
 from omnikit.serve.refusals import Refusal, busy
-from omnikit.serve.security import HEALTH, BearerToken, SafeHeaders, SameSite
+from omnikit.serve.security import HEALTH, BearerToken, SafeHeaders, SameSite, allowed_origins
 from omnikit.serve.serving import Serving
 
 PAGE = Path(str(resources.files("omnikit.serve") / "page"))
@@ -63,10 +63,8 @@ def _add_middleware(app: FastAPI, serving: Serving) -> None:
     settings, metrics = serving.settings, serving.metrics
     # the last one that is added comes first
     app.add_middleware(BearerToken, token=settings.token, free=page_paths() | {HEALTH}, metrics=metrics)
-    if settings.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=settings.allowed_origins, allow_methods=["*"], allow_headers=["*"]
-        )
+    if origins := allowed_origins(settings):
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(SameSite, settings=settings, metrics=metrics)
     app.add_middleware(Limits, serving=serving)
     app.add_middleware(SafeHeaders)

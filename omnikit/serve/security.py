@@ -81,6 +81,11 @@ async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -
     await send({"type": f"{kind}.body", "body": refusal.body, "more_body": False})
 
 
+def allowed_origins(settings: ServerSettings) -> list[str]:
+    """Return the origins that may call the server besides its own, as browsers write them."""
+    return [origin.lower().rstrip("/") for origin in settings.allowed_origins]
+
+
 class SameSite:
     """A middleware that refuses calls of foreign pages by the headers Host and Origin.
 
@@ -130,8 +135,8 @@ class SameSite:
     def _origin_fits(self, origin: str, host: str, scheme: str) -> bool:
         """Return whether an Origin is that of the server's own page, or one of those allowed."""
         own = f"{'https' if scheme in ('https', 'wss') else 'http'}://{host}"
-        allowed = self.settings.allowed_origins
-        return ANY in allowed or origin.lower() in {own.lower(), *(each.lower().rstrip("/") for each in allowed)}
+        allowed = allowed_origins(self.settings)
+        return ANY in allowed or origin.lower() in {own.lower(), *allowed}
 
 
 class BearerToken:

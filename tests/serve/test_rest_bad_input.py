@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -15,6 +16,8 @@ import soundfile
 from starlette.testclient import TestClient
 
 from omnikit.serve.app import create_app
+from omnikit.serve.rest import remembered
+from omnikit.serve.rest.errors import bad_input
 from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
 from tests.serve.conftest import NAME, QUESTION
@@ -218,3 +221,45 @@ def test_the_openapi_document_has_all_calls_and_no_422(served):
             assert call["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
     form = document["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert form["schema"]["required"] == ["file", "model"]
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "utf-7", "unicode_escape", "utf-8\0"])
+def test_forms_in_odd_charsets(served, charset):
+    """Some of Python's codecs raise errors of their own, others return lone surrogates."""
+    body = "".join(
+        f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in (("model", NAME), ("language", "+2AA-\\ud800"))
+    )
+    kind = f"multipart/form-data; boundary=B; charset={charset}"
+    found = served.post("/v1/audio/transcriptions", content=f"{body}--B--\r\n", headers={"content-type": kind})
+    refused(found, None, "utf-8")
+
+
+def test_a_form_type_in_capitals(served):
+    kind = {"content-type": "Multipart/Form-Data; boundary=B; charset=UTF-8"}
+    refused(served.post("/v1/audio/transcriptions", content="--B--\r\n", headers=kind), "model", "required")
+
+
+def test_a_list_in_a_form_that_is_no_list_as_well(served):
+    fields = {"model": NAME, "include": "logprobs", "include[]": "logprobs"}
+    found = served.post("/v1/audio/transcriptions", data=fields, files={"file": RECORDING})
+    refused(found, "include", "log probabilities")
+
+
+def test_a_bad_turn_ends_the_transcriptions_of_all_others(served, monkeypatch):
+    ended = []
+
+    async def text_of(serving, omni, asked, decoding) -> str:
+        if asked.text == "bad":
+            raise bad_input("bad", "messages")
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.append(asked.text)
+            raise
+
+    monkeypatch.setattr(remembered, "_text", text_of)
+    said = [("user", "slow"), ("assistant", "yes"), ("user", "bad"), ("assistant", "no"), ("user", "two plus two")]
+    body = {"model": NAME, "messages": [{"role": role, "content": content} for role, content in said]}
+    refused(served.post("/v1/chat/completions", json=body), "messages", "bad")
+    assert ended == ["slow"]

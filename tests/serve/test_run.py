@@ -19,7 +19,7 @@ import typer
 
 from omnikit import cli, serve
 from omnikit.generate.running_batch import CAPACITY
-from omnikit.serve.run import SHIPPED, bind, check_certificate, name_checkpoints
+from omnikit.serve.run import SHIPPED, Server, bind, check_certificate, name_checkpoints
 from omnikit.serve.settings import ServerSettings
 from tests.serve.conftest import wait_for
 
@@ -235,3 +235,11 @@ def test_the_second_signal_ends_at_once(tmp_path, second):
     assert process.returncode == 128 + second
     assert found[0].status_code == 503
     assert "Traceback" not in err, err
+
+
+def test_a_signal_before_the_server_listens(serving):
+    """Nothing runs yet that could be finished."""
+    with bind(ServerSettings(port=0)) as sock:
+        server = Server(serving(port=0), sock)
+        server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit and not server.force_exit

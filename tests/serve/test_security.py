@@ -122,6 +122,13 @@ def test_allowed_pages_may_read_what_they_call(client):
         assert got.status_code == (200 if headers else 401)
 
 
+def test_an_allowed_origin_may_be_written_otherwise(client):
+    """The check of Origin and the headers of CORS agree about capitals and a slash at the end."""
+    got = client(allowed_origins=("https://Friend.example/",)).get("/health", headers={"Origin": "https://friend.example"})
+    assert got.status_code == 200
+    assert got.headers["access-control-allow-origin"] == "https://friend.example"
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 
 from omnikit.api import Omni
 from omnikit.generate import Decoding, History, Question
@@ -50,7 +50,7 @@ async def as_history(serving: Serving, omni: Omni, turns: Sequence[Exchanged], d
     with blames("messages"):
         if not omni.decoder.engine.parks:
             raise ValueError(f"messages: engine {omni.decoder.engine.name} cannot continue a dialog; send one question")
-    texts = await asyncio.gather(*(_text(serving, omni, turn.asked, decoding) for turn in turns))
+    texts = await _all_or_none([_text(serving, omni, turn.asked, decoding) for turn in turns])
     history = History(omni.model)
     for turn, text in zip(turns, texts, strict=True):
         with blames(turn.asked.param):
@@ -58,6 +58,17 @@ async def as_history(serving: Serving, omni: Omni, turns: Sequence[Exchanged], d
                 answer = omni.model.llm.tokenizer.encode(turn.answer)
                 history.remember(None, text, omni.written_question(text).text, answer)
     return history
+
+
+async def _all_or_none(works: Sequence[Coroutine[None, None, str]]) -> list[str]:
+    """Return the results of some work done at the same time; the first error ends all of it."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:  # `gather` lets the others go on after an error
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _text(serving: Serving, omni: Omni, asked: Asked, decoding: Decoding) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -33,8 +34,11 @@ async def read_upload(http: Request, name: str) -> Upload:
     Raises:
         Refusal: no form, or a damaged one.
     """
-    if not http.headers.get("content-type", "").startswith(FORM):
+    kind, options = parse_options_header(http.headers.get("content-type", ""))
+    if kind != FORM.encode():
         raise bad_input(f"body: must be {FORM} with the field {name!r}", name)
+    if options.get(b"charset", b"utf-8").lower() != b"utf-8":  # others may fail to decode, or yield lone surrogates
+        raise bad_input("body: the charset of a form must be utf-8")
     try:
         form = await _InMemory(http.headers, http.stream(), max_files=1, max_fields=_MOST_FIELDS).parse()
     except MultiPartException as error:
@@ -46,12 +50,12 @@ async def read_upload(http: Request, name: str) -> Upload:
 
 
 def _contents(items: list[tuple[str, str | UploadFile]], name: str) -> Upload:
-    fields, file = {}, None
+    fields, lists, file = {}, {}, None
     for key, value in items:
         if isinstance(value, UploadFile):
             file = value.file.read() if key == name else file
         elif key.endswith("[]"):
-            fields.setdefault(key[:-2], []).append(value)
+            lists.setdefault(key[:-2], []).append(value)
         else:
             fields[key] = value
-    return Upload(fields, file)
+    return Upload(fields | lists, file)
