@@ -74,7 +74,7 @@ class Answer:
         speak: answer with text and speech; False = text only.
         remembered: the turn continues the session's conversation and is remembered in it under `response_id`; False =
             it stands alone, outside of the conversation.
-        max_steps: maximum number of decode steps; None = the server's.
+        max_steps: maximum number of decode steps if it is below the server's; None = the server's.
     """
 
     response_id: str

@@ -134,10 +134,12 @@ class Answers:
         try:
             with self._metrics.answer("realtime") as measured:
                 request = running.request = await self._submit(answer, running.cancel)
-                end = await self._follow(key, running, measured.chunk)
+                end = measured.end = await self._follow(key, running, measured.chunk)
         except Exception as error:
             running.encoded.set()
             del self._running[key]
+            if isinstance(error, QueueFull):
+                self._metrics.refused("queue")
             self._reports.failed(key, *_explained(error))
         else:
             del self._running[key]
@@ -153,16 +155,21 @@ class Answers:
         text = answer.question.text if isinstance(answer.question, WrittenQuestion) else None
         return self._conversation.submit(
             self._question(answer.question), speak=answer.speak, key=answer.response_id, text=text,
-            max_steps=answer.max_steps, mode=LOW_LATENCY, cancel=cancel, time_limit=self._seconds,
+            max_steps=self._steps(answer), mode=LOW_LATENCY, cancel=cancel, time_limit=self._seconds,
         )  # fmt: skip
 
     def _submit_alone(self, answer: Answer, cancel: threading.Event) -> Request:
         task = TASK_OF[isinstance(answer.question, SpokenQuestion), answer.speak]
         sound = LOW_LATENCY if answer.speak else None
         return self._omni.submit(
-            task, self._question(answer.question), sound=sound, max_steps=answer.max_steps, cancel=cancel,
+            task, self._question(answer.question), sound=sound, max_steps=self._steps(answer), cancel=cancel,
             time_limit=self._seconds,
         )  # fmt: skip
+
+    def _steps(self, answer: Answer) -> int:
+        """Return the maximum number of decode steps of an answer: the client's if it is below the server's."""
+        most = self._omni.decoding.max_steps
+        return most if answer.max_steps is None else min(most, answer.max_steps)
 
     def _question(self, question: SpokenQuestion | WrittenQuestion) -> Question:
         if isinstance(question, WrittenQuestion):

@@ -1,0 +1,116 @@
+"""Tests of the answers of a Realtime session, with a system that computes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from omnikit.generate import Chunk, Counts, Decoding, QueueFull
+from omnikit.serve.metrics import Metrics
+from omnikit.serve.realtime.actions import Answer, Remember, WrittenQuestion
+from omnikit.serve.realtime.answers import Answers
+
+
+class Asked:
+    """A request that has ended."""
+
+    features, counts = None, Counts(0, 0, 0, 0, 0, 0)
+
+    def __init__(self, end: str):
+        self.chunks = [Chunk("four", torch.zeros(0)), Chunk("", torch.zeros(0), end)]
+
+    def subscribe(self, callback) -> None:
+        callback()
+
+    def next_chunk(self) -> Chunk | None:
+        return self.chunks.pop(0) if self.chunks else None
+
+    def cancel(self) -> None:
+        pass
+
+
+class Omni:
+    """A system and its conversation, which note what they are asked."""
+
+    sample_rate, decoding = 24000, Decoding(max_steps=100)
+
+    def __init__(self, end: str = "end", error: Exception | None = None):
+        self.end, self.error = end, error
+        self.steps: list[int | None] = []
+
+    def conversation(self) -> SimpleNamespace:
+        return SimpleNamespace(submit=self.submit, remember=self.remember)
+
+    def written_question(self, text: str) -> str:
+        return text
+
+    def submit(self, *_, max_steps: int | None, **__) -> Asked:
+        if self.error is not None:
+            raise self.error
+        self.steps.append(max_steps)
+        return Asked(self.end)
+
+    def remember(self, key: str, question: str, answer: str) -> None:
+        raise ValueError(f"text {question!r}: the tokenizer lacks it")
+
+
+class Reports:
+    """What became of the answers."""
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+
+    def chunk(self, *_) -> None:
+        pass
+
+    def answered(self, response_id: str, end: str, usage: object) -> None:
+        self.ends.append(end)
+
+    def failed(self, response_id: str, message: str, code: str) -> None:
+        self.ends.append(code)
+
+
+def answer(omni: Omni, *actions: Answer | Remember) -> tuple[list[str], Metrics]:
+    """Carry out some actions to their ends, and return the ends of the answers and the metrics."""
+    metrics, reports = Metrics(), Reports()
+
+    async def run() -> None:
+        answers = Answers(omni, metrics, reports, seconds=1.0)
+        for action in actions:
+            answers.start(action) if isinstance(action, Answer) else answers.edit(action)
+        while answers._tasks:
+            await asyncio.gather(*answers._tasks)
+        await answers.close()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    return reports.ends, metrics
+
+
+def count(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """Return a figure of the metrics."""
+    return metrics.registry.get_sample_value(f"omnikit_{name}_total", labels)
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_client_cannot_ask_for_more_steps_than_the_server_allows(remembered):
+    omni = Omni()
+    for asked in (None, 20, 4096):
+        answer(omni, Answer("resp", WrittenQuestion("hi"), remembered=remembered, max_steps=asked))
+    assert omni.steps == [100, 20, 100]
+
+
+@pytest.mark.parametrize("end", ["end", "cancelled", "step limit"])
+def test_answers_are_counted_by_their_ends(end):
+    ends, metrics = answer(Omni(end), Answer("resp", WrittenQuestion("hi")))
+    assert ends == [end]
+    assert count(metrics, "answers", kind="realtime", end=end) == 1
+
+
+def test_a_question_for_which_the_queue_has_no_room_is_counted_as_refused():
+    full = Omni(error=QueueFull("64 questions are waiting already"))
+    ends, metrics = answer(full, Answer("resp", WrittenQuestion("hi")))
+    assert ends == ["server_busy"]
+    assert count(metrics, "refusals", reason="queue") == 1
