@@ -10,9 +10,10 @@ The session's methods are called in the event loop, one at a time, and the actio
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from omnikit.serve.realtime.actions import (
     Usage,
 )
 from omnikit.serve.realtime.answers import BUSY, Answers
+from omnikit.serve.realtime.events import MAX_AUDIO_BYTES
 from omnikit.serve.realtime.listener import Listener
 from omnikit.serve.realtime.outbox import Outbox, Overflow
 from omnikit.serve.realtime.session import Session
@@ -49,6 +51,8 @@ GOING_AWAY, SERVER_ERROR = 1001, 1011
 """Close codes (RFC 6455, section 7.4.1): the server is about to end; the server has an error."""
 TICK_SECONDS = 1.0
 """Time between two looks at the session's limits of time."""
+SLICE = 2**18
+"""Number of base64 characters of audio that a session takes at once; a multiple of 4."""
 LAST_WORDS_SECONDS = 5.0
 """Time that a client has to take a close frame after an error of the server."""
 
@@ -74,6 +78,7 @@ class Connection:
         self._outbox = Outbox()
         self._rate = omni.sample_rate
         self._silent_at = 0.0  # when the client will have played all speech that it was sent
+        self._silence: asyncio.TimerHandle | None = None  # from then on it is waited for the user
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closing = False
 
@@ -92,6 +97,7 @@ class Connection:
                 task.cancel()
             await asyncio.gather(*ends, *helpers, return_exceptions=True)
             await self._answers.close()
+            self._end_silence()
             self._session.closed()
         if self._failure.done():
             await self._apologise(self._failure.exception())
@@ -125,15 +131,18 @@ class Connection:
         """Take the error for which a spoken question has no transcript."""
         self._act(self._session.not_transcribed, item_id, message)
 
-    def _act(self, method: Callable[..., list[Action]], *args: Any) -> None:
-        """Call a method of the session and carry out its actions; an error ends the connection."""
+    def _act(self, method: Callable[..., list[Action]], *args: Any) -> list[Action]:
+        """Call a method of the session, carry out its actions, and return them; an error ends the connection."""
         if self._closing:
-            return
+            return []
         try:
-            for action in method(*args):
+            actions = method(*args)
+            for action in actions:
                 self._carry_out(action)
+            return actions
         except Exception as error:  # in whichever task it happens
             self._fail(error)
+            return []
 
     # its actions
 
@@ -158,12 +167,17 @@ class Connection:
                 self._outbox.close(action)
 
     def _start(self, answer: Answer) -> None:
+        self._end_silence()
         self._listener.pause_idle()
         if self._serving.draining:  # after the actions that follow this one
             report = self.failed, answer.response_id, "The server is about to end.", BUSY
             asyncio.get_running_loop().call_soon(*report)
         else:
             self._answers.start(answer)
+
+    def _end_silence(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
 
     def _cancel(self, response_id: str) -> None:
         self._silent_at = 0.0
@@ -175,13 +189,9 @@ class Connection:
 
     def _ended(self, response_id: str) -> None:
         self._outbox.forget(response_id)
-        if not self._answers.running:
-            left = max(0.0, self._silent_at - monotonic())
-            asyncio.get_running_loop().call_later(left, self._start_idle)
-
-    def _start_idle(self) -> None:
         if not (self._answers.running or self._closing):
-            self._listener.start_idle()
+            left = max(0.0, self._silent_at - monotonic())
+            self._silence = asyncio.get_running_loop().call_later(left, self._listener.start_idle)
 
     # tasks
 
@@ -189,8 +199,12 @@ class Connection:
         """Pass events on to the session until the client leaves; one at a time, once its audio has been heard."""
         while (message := await self._socket.receive())["type"] != "websocket.disconnect":
             text = message.get("text")
-            self._act(self._session.receive, message["bytes"].decode(errors="replace") if text is None else text)
-            await self._listener.caught_up()
+            for event in _slices(message["bytes"].decode(errors="replace") if text is None else text):
+                actions = self._act(self._session.receive, event)
+                await self._listener.caught_up()
+                await asyncio.sleep(0)  # other connections have their turn
+                if any(isinstance(action, Send) and action.event["type"] == "error" for action in actions):
+                    break
 
     async def _write(self) -> None:
         """Send what waits in the outbox until it ends, or the client has not read for too long."""
@@ -244,6 +258,29 @@ class Connection:
 def new_id(kind: str) -> str:
     """Return an id that nothing else has, such as `item_8f0c...`."""
     return f"{kind}_{secrets.token_hex(12)}"
+
+
+def _slices(text: str) -> Iterator[str | dict[str, Any]]:
+    """Yield an event, or several in place of one that appends much audio, so that no other connection waits for it."""
+    event = _appended(text) if len(text) > SLICE else None
+    if event is None:
+        yield text
+        return
+    audio = event["audio"]
+    for at in range(0, len(audio), SLICE):
+        yield {**event, "audio": audio[at : at + SLICE]}
+
+
+def _appended(text: str) -> dict[str, Any] | None:
+    """Return the event in a text if it appends audio that a session accepts; None for all others."""
+    try:
+        event = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or event.get("type") != "input_audio_buffer.append":
+        return None
+    audio = event.get("audio")
+    return event if isinstance(audio, str) and len(audio) <= 4 * MAX_AUDIO_BYTES // 3 else None
 
 
 def _short(reason: str) -> str:

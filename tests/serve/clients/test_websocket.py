@@ -132,6 +132,22 @@ def test_halves_of_samples_are_joined(server, speech):
         assert base64.b64decode(audio) == pcm
 
 
+def test_much_audio_at_once_is_taken_in_slices(server, speech):
+    pcm = speech("sum") * 8  # 14 seconds
+    audio = base64.b64encode(pcm).decode()
+    with session(server) as client:
+        client.send("input_audio_buffer.append", audio=audio)
+        client.send("input_audio_buffer.commit")
+        item = client.until("conversation.item.done")["item"]
+        client.send("conversation.item.retrieve", item_id=item["id"])
+        assert client.until("conversation.item.retrieved")["item"]["content"][0]["audio"] == audio
+        client.send("input_audio_buffer.append", audio=f"!{audio}", event_id="bad")
+        error = json.loads(client.socket.recv(PATIENCE))["error"]
+        assert (error["code"], error["event_id"]) == ("invalid_value", "bad")
+        client.send("input_audio_buffer.commit")  # nothing was taken after the mistake, and one error was sent
+        assert json.loads(client.socket.recv(PATIENCE))["error"]["code"] == "input_audio_buffer_commit_empty"
+
+
 def test_a_frame_larger_than_the_limit_ends_the_connection(serve):
     server = serve(max_body_mib=0.25)
     with session(server) as client:
@@ -198,7 +214,8 @@ def test_sessions_leave_nothing_behind(server, monkeypatch):
         open_and_close()
     gc.collect()
     assert not connections
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (files, threads)
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert threading.active_count() <= threads  # idle decoding threads end
 
 
 def test_more_sessions_than_allowed_are_refused(serve):
