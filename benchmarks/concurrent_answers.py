@@ -120,7 +120,7 @@ def report(figures: dict[int, dict[str, list[float]]]) -> int:
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", help="folder or hub id of a system (default: the shipped mini system)")
+    parser.add_argument("--checkpoint", help="folder, shipped name or hub id of a system (default: mini)")
     parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES), help="engine to measure (default: auto)")
     parser.add_argument("--device", default="cpu", help="device of the model, such as cuda (default: cpu)")
     parser.add_argument("--threads", type=THREADS, default=2, help="CPU threads (default: 2)")

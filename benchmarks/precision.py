@@ -163,7 +163,7 @@ def scores(
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", help="folder or hub id of a system (default: the shipped mini system)")
+    parser.add_argument("--checkpoint", help="folder, shipped name or hub id of a system (default: mini)")
     folder = "folder of the mini corpus (default: egs/mini/data)"
     parser.add_argument("--data_folder", default=str(ROOT / "egs" / "mini" / "data"), help=folder)
     parser.add_argument("--limit", type=COUNT, default=100, help="number of utterances and of questions to score (100)")

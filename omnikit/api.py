@@ -263,9 +263,11 @@ def load(
     dtype: str = FLOAT32,
     weights: Mapping[str, str | Path] | None = None,
 ) -> Omni:
-    """Load a system from a checkpoint folder or a hub id; None = the mini system that comes with the package.
+    """Load a system: one that comes with the package, or that of a checkpoint folder or a hub id.
 
     Args:
+        checkpoint: name of a shipped system, such as `mini`, path of a checkpoint folder, or hub id; a folder of that
+            name is preferred. None = `mini`.
         device: where torch runs the system, such as `cpu` or `cuda`.
         strategy: decoding strategy; None = `parallel`.
         engine: a name in `omnikit.engines.ENGINES`, or `auto`; `openvino` runs on the CPU only.

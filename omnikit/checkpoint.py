@@ -24,6 +24,7 @@ from ruamel.yaml.nodes import MappingNode
 
 from omnikit.files import present_folder, whole_folder, write_text
 from omnikit.hparams import check_safe, different_parts, packaged
+from omnikit.hparams.name_lookup import nearest
 from omnikit.hparams.safe_yaml import check_bounds, construct, tokenizer_node
 from omnikit.hparams.yaml_limits import MOST_BYTES
 from omnikit.hparams.yaml_tree import read_tree_text, write_tree
@@ -42,8 +43,10 @@ from omnikit.untrusted_files import inside, read_text
 from omnikit.weights import FILE_NAME, Stored, check_fits, load_into, save_weights, stored_tensors
 
 HPARAMS = "hparams.yaml"
-SHIPPED = packaged("pretrained/mini")
-"""Folder of the mini system's checkpoint that comes with the package."""
+PRETRAINED = Path(packaged("pretrained"))
+"""Folder of the checkpoints that come with the package, each in a folder of its name."""
+SHIPPED = str(PRETRAINED / "mini")
+"""Folder of the checkpoint that is used where none is named."""
 
 
 def save(
@@ -94,7 +97,7 @@ def load(
     """Load a model from a checkpoint, in evaluation mode and for inference only; see `omnikit.llms.build_modes`.
 
     Args:
-        folder: checkpoint folder or hub id; None = the mini system that comes with the package.
+        folder: checkpoint folder, name of a shipped system or hub id, see `existing`.
         device: where the model shall run.
         allow: modules outside omnikit whose classes the checkpoint may name.
         skeleton: leave out the backbone's blocks and heads, because an engine computes them. The other weights have the
@@ -110,7 +113,7 @@ def load(
             weights are missing or others than the checkpoint names.
     """
     check_device(device)
-    parts = _read(existing(SHIPPED if folder is None else folder), allow)
+    parts = _read(existing(folder), allow)
     _check_given(public_weights or {}, parts.public, parts.source)
     wanted = SKELETON_DTYPE if skeleton else dtype
     in_skeleton = skeleton and "llm" not in parts.public
@@ -265,18 +268,32 @@ def weights_of(folder: str | Path | None) -> Path:
     Raises:
         ValueError: the folder does not exist, or there is no such file in it.
     """
-    return _checked_file(existing(SHIPPED if folder is None else folder), FILE_NAME)
+    return _checked_file(existing(folder), FILE_NAME)
 
 
-def existing(folder: str | Path) -> Path:
-    """Return the local folder of a checkpoint: the given one, its former version after a kill, or a copy from the hub.
+def shipped_systems() -> list[str]:
+    """Return the names of the checkpoints that come with the package."""
+    return sorted(file.parent.name for file in PRETRAINED.glob(f"*/{HPARAMS}"))
+
+
+def existing(folder: str | Path | None) -> Path:
+    """Return the local folder of a checkpoint that users name; None = the mini system that comes with the package.
+
+    A folder of that name is used first, or its former version after a kill; then a system that comes with the package,
+    such as `mini_whisper`; then a copy from the hub for an `owner/name`.
 
     Raises:
-        ValueError: the hub cannot provide it.
+        ValueError: there is no such folder and no such shipped system, or the hub cannot provide it.
     """
+    if folder is None:
+        return Path(SHIPPED)
     folder = Path(folder)
     if (present := present_folder(folder)).is_dir():
         return present
+    if str(folder) in (shipped := shipped_systems()):
+        return PRETRAINED / folder
+    if str(folder) == folder.name:
+        raise ValueError(f"checkpoint {folder}: no such folder or shipped system{nearest(folder, shipped)}")
     try:
         return hub_folder(str(folder)) if is_hub_id(folder) else folder
     except ValueError as error:

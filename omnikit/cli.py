@@ -41,7 +41,7 @@ Texts = Annotated[
     str, typer.Argument(metavar="TEXT", help="Text to speak, or a manifest or .txt file (one text per line) of many.")
 ]
 Checkpoint = Annotated[
-    str | None, typer.Option(metavar="DIR", help="Checkpoint folder or hub id. (default: the package's small system)")
+    str | None, typer.Option(metavar="DIR", help="Checkpoint folder, shipped name or hub id. (default: mini)")
 ]
 Device = Annotated[str, typer.Option(help="Device to run on: cpu, cuda ..")]
 Engine = Annotated[
@@ -543,7 +543,7 @@ def synthesize_manifest(
         str, typer.Option(metavar="NAME", help="Voice: espeak, checkpoint, or package.module.Class of your own.")
     ] = "espeak",
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Checkpoint of the voice `checkpoint`. (default: small system)")
+        str | None, typer.Option(metavar="DIR", help="Checkpoint of the voice `checkpoint`. (default: mini)")
     ] = None,
     fields: Annotated[str, typer.Option(metavar="a1,a2", help="Recordings to synthesise where missing.")] = "a1,a2",
     audio: Annotated[

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from omnikit.checkpoint import SHIPPED, outline, read_parts
+from omnikit.checkpoint import existing, outline, read_parts
 from omnikit.hparams import KINDS, build_parts, names_of
 from omnikit.hparams.yaml_tree import dotted_name, read_tree_text
 from omnikit.interfaces import count_parameters
@@ -30,12 +30,12 @@ def describe_parts(settings: Mapping[str, Any]) -> str:
 
 
 def describe_checkpoint(folder: str | Path | None) -> str:
-    """Describe the model of a checkpoint folder; None = the mini system of the package.
+    """Describe the model of a checkpoint; see `omnikit.checkpoint.existing` for its name.
 
     Raises:
         ValueError: a file of the folder is missing or refused.
     """
-    folder = SHIPPED if folder is None else folder
+    folder = existing(folder)
     return f"checkpoint  {folder}\n\n" + describe(outline(folder))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omnikit.checkpoint import SHIPPED, existing, read_parts
+from omnikit.checkpoint import existing, read_parts
 from omnikit.files import read_text, write_text
 from omnikit.hparams import KINDS
 from omnikit.hparams.named_parts import PACKAGE
@@ -33,14 +33,14 @@ def write_recipe(folder: str | Path, checkpoint: str | Path | None = None, lora_
 
     Args:
         folder: folder of the two files, which is made if it is missing.
-        checkpoint: checkpoint folder or hub id; None = the mini system that comes with the package.
+        checkpoint: checkpoint folder, name of a shipped system or hub id; None = the mini system of the package.
         lora_rank: rank of the low-rank updates of the backbone (LoRA); 0 = the whole backbone trains.
 
     Raises:
         ValueError: the checkpoint cannot be read, the rank is not a whole number from 0, or a file exists already.
     """
     FROM_ZERO.check("lora_rank", lora_rank)
-    folder, origin = Path(folder), existing(SHIPPED if checkpoint is None else checkpoint)
+    folder, origin = Path(folder), existing(checkpoint)
     files = {RECIPE: recipe_of(origin, lora_rank), SCRIPT: read_text(training_script())}
     for name in files:
         if (folder / name).exists():

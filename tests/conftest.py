@@ -1,6 +1,8 @@
-"""Pytest hooks that, after a quick test run, report which tests were not run because they are marked as long."""
+"""Pytest hooks: a report of the long tests that a quick run leaves out, and a fix for hypothesis beside speechbrain."""
 
 from __future__ import annotations
+
+import sys
 
 import pytest
 
@@ -9,6 +11,25 @@ LEFT = pytest.StashKey[set]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT] = set()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems() -> None:
+    _give_lazy_modules_a_file()
+
+
+def pytest_runtest_setup() -> None:
+    _give_lazy_modules_a_file()
+
+
+def _give_lazy_modules_a_file() -> None:
+    """Give speechbrain's lazy modules a `__file__`.
+
+    Hypothesis reads that of every module; without it, a lazy module begins an import that fails where an optional
+    package is missing.
+    """
+    if (lazy := sys.modules.get("speechbrain.utils.importutils")) is not None:
+        lazy.LazyModule.__file__ = None
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

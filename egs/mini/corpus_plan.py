@@ -35,6 +35,8 @@ QA_TRAIN, QA_DEV, QA_HELD_OUT_READINGS = 8000, 200, 4
 QA_HESITATING = 1500
 """Number of additional training questions with a hesitation or a pause."""
 DIALOGS = {"dialogs_train": 5000, "dialogs_dev": 100, "dialogs_test_seen": 200, "dialogs_test_unseen": 200}
+CROP_SPLIT, CROP_DIALOGS = "dialogs_test_crop", 100
+"""Name and number of the test dialogs about an answer that is interrupted: their last question is about it."""
 FEWEST_DIALOGS = 60
 """Minimum number of training dialogs at any scale; with fewer there are hardly any held-out cases of their facts."""
 HESITATING_SHARE = 0.1
@@ -327,6 +329,21 @@ def plan_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
             how = (rng.choice(who), rng.choice(speeds), rng.choice(pitches))
             rows += _planned_turns(split, f"{split}-{i:05d}", dialog, how, guesses)
     return _some_hesitating(rows, seed)
+
+
+def plan_crop_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
+    """Return the planned recordings of the test dialogs whose last question is about the answer before.
+
+    The follow-ups are held-out cases, the voices those of `dialogs_test_unseen`.
+    """
+    train = draw_training_dialogs(seed, scale)
+    told, guesses = dialog_plan.told_facts(train), dialog_plan.guesses(train)
+    rng = random.Random(f"{CROP_SPLIT} {seed}")
+    rows: list[PlannedTurn] = []
+    for i, dialog in enumerate(dialog_plan.draw_about_answers(rng, scaled(CROP_DIALOGS, scale), told)):
+        how = tuple(map(rng.choice, (voices.TEST_VOICES, voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES)))
+        rows += _planned_turns(CROP_SPLIT, f"{CROP_SPLIT}-{i:05d}", dialog, how, guesses)
+    return rows
 
 
 def _planned_turns(

@@ -21,6 +21,8 @@ BETWEEN = (0.45, 0.35, 0.2)
 YES_WEIGHT = 2.0
 """How much more often `yes ..` is drawn than any other answer to a question of yes or no."""
 PARTING = ("goodbye", "good night")
+ABOUT_ANSWER = ("say that again", "are you sure")
+"""Names of the templates that ask about the answer before, so that their own answer depends on how much was heard."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,21 @@ def draw_dialogs(
         case = _draw_case(choice[template.name], rng)
         dialogs.append(_dialog(template, case, _second(template, case, held_out, rng), rng))
     return dialogs
+
+
+def draw_about_answers(rng: random.Random, count: int, told: Collection[str]) -> list[list[DialogTurn]]:
+    """Return random dialogs whose only follow-up, the last turn, is a held-out case about the answer before.
+
+    Each case is used as often as the others, or once more.
+
+    Args:
+        told: keys of the facts to choose from; all facts if there is no case of these, as in a tiny corpus.
+    """
+    asked = [(t, case) for t in followups.templates() if t.name in ABOUT_ANSWER for case in t.cases]
+    held_out = [(t, case) for t, case in asked if case.key in followups.held_out()]
+    known = [(t, case) for t, case in held_out if all(fact.key in told for fact in case.facts)] or held_out
+    rng.shuffle(known)
+    return [_dialog(*known[i % len(known)], None, rng) for i in range(count)]
 
 
 Choice = dict[str, dict[str, list[FollowupCase]]]

@@ -4,9 +4,9 @@
 
 This writes `<data_folder>/corpus` (`train-clean` .. `test-voice`, `SPEAKERS.TXT`, `RECORDINGS.CSV`, `READY`) and
 `<data_folder>/qa` (`train`, `dev`, `test_seen`, `test_unseen`, `test_heldout`, `dialogs_train`, `dialogs_dev`,
-`dialogs_test_seen`, `dialogs_test_unseen` and `answers`, all `.parquet`; the recording of an answer is found in
-`answers.parquet` by its text `t2`). Both are written to temporary folders that are renamed when they are complete;
-`READY` is written last.
+`dialogs_test_seen`, `dialogs_test_unseen`, `dialogs_test_crop` and `answers`, all `.parquet`). The recording of an
+answer is found in `answers.parquet` by its text `t2`, those of `dialogs_test_crop` excepted. Both are written to other
+folders first, which are renamed when they are complete; `READY` is written last.
 """
 
 from __future__ import annotations
@@ -25,12 +25,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import voices
-from corpus_plan import RANDOM_CHAPTER, PlannedReading, PlannedTurn, plan_corpus, plan_dialogs, plan_questions
+from corpus_plan import (
+    CROP_SPLIT,
+    RANDOM_CHAPTER,
+    PlannedReading,
+    PlannedTurn,
+    plan_corpus,
+    plan_crop_dialogs,
+    plan_dialogs,
+    plan_questions,
+)
 from tqdm import tqdm
 
 from omnikit.data.recording_check import encode_flac
 from omnikit.errors import ArgumentParser, bad_input_exits, full_disk_names
-from omnikit.files import whole_folder, write_text
+from omnikit.files import whole_file, whole_folder, write_text
 from omnikit.option_ranges import SEED, THREADS
 from omnikit.prepare.espeak import MARGIN_SECONDS, synthesize
 
@@ -166,7 +175,19 @@ def _write_splits(
         if "dialog" in columns:
             accepted = [list(r.accepted) or None for r in rows]
             columns["accepted"] = pa.array(accepted, pa.list_(pa.string()))
-        pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+        with whole_file(folder / f"{split}.parquet") as path:
+            pq.write_table(pa.table(columns), path)
+
+
+def write_crop_dialogs(folder: Path, seed: int, scale: float, workers: int) -> None:
+    """Synthesize the test dialogs about interrupted answers and write their Parquet file, unless it is there.
+
+    They are apart from all other recordings, which therefore do not depend on them, so that a corpus from before this
+    split only gets it added.
+    """
+    if not (folder / f"{CROP_SPLIT}.parquet").exists():
+        rows = plan_crop_dialogs(seed, scale)
+        _write_splits(rows, COLUMNS + DIALOG_COLUMNS, folder, workers, "dialogs about interrupted answers")
 
 
 def _answers(texts: set[str]) -> list[PlannedReading]:
@@ -199,6 +220,7 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
     summary = {"seed": seed, "scale": scale, "corpus": counts_of(sentences), "qa": counts_of([*questions, *dialogs])}
     if ready.exists():
         if json.loads(ready.read_text()) == summary:
+            write_crop_dialogs(qa, seed, scale, workers)
             print(f"{corpus} is up to date")
             return corpus
         raise ValueError(f"--data_folder {data_folder}: holds another corpus ({ready.read_text().strip()}); remove it")
@@ -206,6 +228,7 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
         shutil.rmtree(leftover, ignore_errors=True)
     with whole_folder(qa) as aside:
         write_questions(questions, dialogs, aside, workers)
+        write_crop_dialogs(aside, seed, scale, workers)
     with whole_folder(corpus) as aside:
         write_corpus(sentences, aside, workers)
     write_text(ready, json.dumps(summary) + "\n")

@@ -60,6 +60,9 @@ def tiles(asr: Json | None, qa: Json | None, tts: Json | None, dialogs: Json | N
     for split, words in (("dialogs_test_seen", "known voices"), ("dialogs_test_unseen", "new voices")):
         for way in (dialogs or {}).get("splits", {}).get(split, {}).values():
             found.append((f"{percent(way['follow_ups']['history']['percent'])} %", f"follow-ups right, {words}"))
+    for way in (dialogs or {}).get("splits", {}).get("dialogs_test_crop", {}).values():
+        right = percent(way["follow_ups"]["cropped"]["percent"])
+        found.append((f"{right} %", "follow-ups right, interrupted answers"))
     spoken = (tts or {}).get("intelligibility", {}).get("the system, from text")
     if spoken:
         found.append((f"{spoken['wer']:.1f} %", "word errors of a judge, speech from text"))

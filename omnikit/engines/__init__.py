@@ -61,7 +61,7 @@ def load_openvino(
     """Load a checkpoint for the engine `openvino` on the CPU, without the weights that the engine replaces.
 
     Args:
-        checkpoint: folder or hub id, see `omnikit.checkpoint.load`; None = the mini system of the package.
+        checkpoint: see `omnikit.checkpoint.existing`.
         public_weights: see `omnikit.checkpoint.load`.
         options: further arguments of the engine's constructor.
 
@@ -128,7 +128,7 @@ def engine_folder(checkpoint: str | Path | None) -> Path:
     Its name depends on the weights and the parts, so that a changed checkpoint has another folder.
 
     Args:
-        checkpoint: folder or hub id; None = the mini system of the package.
+        checkpoint: see `omnikit.checkpoint.existing`.
 
     Raises:
         ValueError: the checkpoint has no weights.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omnikit.data.manifest_reader import ManifestEntry
@@ -20,6 +21,8 @@ from omnikit.tasks import TASKS
 
 ALL = "all"
 """Name of the group that holds every utterance of a split."""
+RATES = ("wer", "wer_utterance_mean", "cer", "cer_utterance_mean", "exact")
+"""Names of the rates whose means over splits are reported."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,12 @@ def published_wer(result: SplitResult, published: Mapping[str, Any] | None) -> f
 
 
 def write_report(
-    folder: Path, results: Sequence[SplitResult], *, about: Mapping[str, Any], published: Mapping[str, Any] | None
+    folder: Path,
+    results: Sequence[SplitResult],
+    *,
+    about: Mapping[str, Any],
+    published: Mapping[str, Any] | None,
+    mean_over: str | None = None,
 ) -> str:
     """Write the results of speech recognition to `asr.json` and `asr.md` in a folder, and return the Markdown.
 
@@ -106,6 +114,8 @@ def write_report(
         results: results of each split.
         about: what the figures were measured with (checkpoint, normalizer ..), which is written next to them.
         published: split -> `{wer, utterances}` as published.
+        mean_over: what the splits are, such as `speakers`, if the means of their rates are wanted, each split counting
+            the same; None = no means.
     """
     splits = {
         r.split: {
@@ -115,13 +125,33 @@ def write_report(
         }
         for r in results
     }
-    write_json(folder / "asr.json", {**about, "splits": splits})
-    text = _markdown(results, about, published)
+    means = mean_rates(results) if mean_over is not None and len(results) > 1 else {}
+    write_json(folder / "asr.json", {**about, "splits": splits, **({"means": means} if means else {})})
+    titled = {_mean_title(group, each, mean_over): each for group, each in means.items()}
+    text = _markdown(results, about, published, titled)
     write_text(folder / "asr.md", text)
     return text
 
 
-def _markdown(results: Sequence[SplitResult], about: Mapping[str, Any], published: Mapping[str, Any] | None) -> str:
+def mean_rates(results: Sequence[SplitResult]) -> dict[str, dict[str, float]]:
+    """Return the means of error rates over splits, and the number of splits, for each group of utterances."""
+    found = {}
+    for group in dict.fromkeys(group for result in results for group in result.rates):
+        rates = [result.rates[group].as_dict() for result in results if group in result.rates]
+        found[group] = {"splits": len(rates), **{key: round(fmean(each[key] for each in rates), 4) for key in RATES}}
+    return found
+
+
+def _mean_title(group: str, mean: Mapping[str, float], mean_over: str) -> str:
+    return f"mean of {mean['splits']:.0f} {mean_over}" + ("" if group == ALL else f", {group}")
+
+
+def _markdown(
+    results: Sequence[SplitResult],
+    about: Mapping[str, Any],
+    published: Mapping[str, Any] | None,
+    means: Mapping[str, dict[str, float]],
+) -> str:
     beside = any(published_wer(r, published) is not None for r in results)
     header = ["Split", "Utterances", "WER %", "CER %", "ins / del / sub", "WER %, mean of utterances"]
     header += ["CER %, mean of utterances"] + (["Published WER %"] if beside else [])
@@ -133,6 +163,10 @@ def _markdown(results: Sequence[SplitResult], about: Mapping[str, Any], publishe
             row += [percent(r.wer_utterance_mean), percent(r.cer_utterance_mean)]
             known = published_wer(result, published) if group == ALL else None
             rows.append(row + ([percent(known)] if beside else []))
+    for title, mean in means.items():
+        row = [title, "", percent(mean["wer"]), percent(mean["cer"]), ""]
+        row += [percent(mean["wer_utterance_mean"]), percent(mean["cer_utterance_mean"])]
+        rows.append(row + ([""] if beside else []))
     notes = [f"- {key}: {value}" for key, value in about.items()]
     notes += [f"- {r.split}, skipped: {r.skipped}" for r in results]
     notes += [f"- {r.split}, {empty_references(r.rates[ALL])}" for r in results if r.rates[ALL].empty_references]

@@ -18,12 +18,13 @@ from omnikit.prepare.corpus import Corpus, prepare
 from omnikit.tasks import TASKS
 
 
-def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]]) -> None:
+def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]], mean_over: str | None = None) -> None:
     """Evaluate speech recognition with the options of a command line and its recipe; write and print the results.
 
     Args:
         corpus: corpus that is evaluated on.
         splits: function from the recipe's hparams to the names of the splits to be scored.
+        mean_over: see `write_report`.
 
     Raises:
         ValueError: a file, flag, value or the data is unusable; the message is one line for the user.
@@ -48,7 +49,7 @@ def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]]) -> N
         result.skipped.update(summary.skipped)  # entries skipped when the manifest was written count as well
         results.append(result)
     about = {**name, "normalizer": normalizer_version(hparams["normalizer"])}
-    print(write_report(folder, results, about=about, published=hparams["published"]))
+    print(write_report(folder, results, about=about, published=hparams["published"], mean_over=mean_over))
 
 
 def open_system(hparams: dict[str, Any], device: str) -> tuple[Respond, dict[str, str]]:

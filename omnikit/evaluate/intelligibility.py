@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from omnikit.api import load
 from omnikit.audio.io import save_audio, wav_name
+from omnikit.checkpoint import shipped_systems
 from omnikit.data.manifest_reader import Codes, ManifestEntry, Recording
 from omnikit.errors import missing_package, writing
 from omnikit.evaluate.asr_judges import PocketsphinxJudge, RecogniserJudge, SystemRecogniser
@@ -50,7 +51,7 @@ def open_judge(
     """Return the judge of intelligibility of a name; None if it is pocketsphinx and no grammar is given.
 
     Args:
-        judge: `pocketsphinx`, a name in `BASELINES`, or the folder or hub id of an omnikit system.
+        judge: `pocketsphinx`, a name in `BASELINES`, or an omnikit system: its folder, shipped name or hub id.
         grammar_file: file with the sentences that pocketsphinx recognises, as JSGF.
         weights: weights of a baseline, see `open_baseline`.
         device: device that a baseline or a system runs on.
@@ -65,9 +66,9 @@ def open_judge(
         raise ValueError(f"--grammar_file {grammar_file}: --judge {judge} takes no grammar, only {POCKETSPHINX} does")
     if judge in BASELINES:
         return RecogniserJudge(open_baseline(judge, weights, device))
-    if Path(judge).is_dir() or is_hub_id(judge):
+    if Path(judge).is_dir() or judge in shipped_systems() or is_hub_id(judge):
         return RecogniserJudge(SystemRecogniser(load(judge, device=device)))
-    choices = ", ".join((POCKETSPHINX, *BASELINES))
+    choices = ", ".join((POCKETSPHINX, *BASELINES, *shipped_systems()))
     raise ValueError(f"--judge {judge}: no such judge (choices: {choices}, or the folder of a trained system)")
 
 

@@ -269,6 +269,7 @@ class Request:
             traceback.clear_frames(self._traceback)
         if self.history is not None:
             self.history.settle(self.turn)
+            self.history = None  # whoever keeps the request, for its features say, does not keep the KV cache
         self.end, self.error = end, error
         self.runner = None
         self._done.set()

@@ -18,7 +18,7 @@ from typing import Any
 
 from omnikit.api import Omni
 from omnikit.audio.io import MAX_SECONDS, save_audio, wav_name
-from omnikit.checkpoint import SHIPPED, existing
+from omnikit.checkpoint import existing
 from omnikit.data.find_files import READABLE, is_recording, walk
 from omnikit.data.manifest_reader import ListedEntries, ManifestEntry, Recording, TableEntries, read_manifest
 from omnikit.data.skipped import Skipped
@@ -263,7 +263,7 @@ def checkpoint_stamp(checkpoint: str | None) -> dict[str, Any]:
     Raises:
         ValueError: the checkpoint cannot be found.
     """
-    folder = existing(SHIPPED if checkpoint is None else checkpoint)
+    folder = existing(checkpoint)
     weights = folder / FILE_NAME
     written = weights.stat().st_mtime_ns if checkpoint is not None and weights.is_file() else None
     return {"checkpoint": None if checkpoint is None else str(folder.resolve()), "written": written}

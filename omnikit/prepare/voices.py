@@ -77,7 +77,7 @@ class CheckpointVoice(Voice):
     """The voice of a trained system, which has a single speaker.
 
     Args:
-        checkpoint: folder or hub id of the system; None = the system shipped with the package.
+        checkpoint: the system, see `omnikit.checkpoint.existing`; None = the mini system of the package.
         device: device for the system.
     """
 

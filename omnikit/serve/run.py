@@ -21,6 +21,7 @@ from omnikit.api import FLOAT32, Omni, load
 from omnikit.codecs.none import NoCodec
 from omnikit.engines import AUTO
 from omnikit.generate import Decoding
+from omnikit.hub import is_hub_id
 from omnikit.option_ranges import COUNT_OR_NONE
 from omnikit.serve.app import create_app
 from omnikit.serve.connections import watch_connections
@@ -109,7 +110,7 @@ def name_checkpoints(checkpoints: Sequence[str]) -> dict[str, str | None]:
 
 
 def _name_of(checkpoint: str) -> str:
-    return Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint
+    return checkpoint if is_hub_id(checkpoint) else Path(checkpoint).resolve().name
 
 
 def load_system(checkpoint: str | None, settings: ServerSettings, options: SystemOptions) -> Omni:
@@ -214,6 +215,7 @@ class Server(uvicorn.Server):
         self.signal = 0
         """Number of the last signal."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def url(self) -> str:
@@ -233,7 +235,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM and Ctrl-C; Python calls this in the main thread, between two operations of the event loop."""
         first, self.signal = not self.signal, sig
-        if first:
+        if self._loop is None:  # it has not begun to listen
+            self.should_exit = True
+        elif first:
             self._loop.call_soon_threadsafe(self._begin_drain)
         else:
             self.should_exit = self.force_exit = True

@@ -186,7 +186,9 @@ def test_prepare_train_evaluate(run, tmp_path: Path):
     splits = json.loads((tmp_path / "scores" / "asr.json").read_text())["splits"]
     assert list(splits) == ["test-ben"] and splits["test-ben"]["groups"]["all"]["words"] == 20
     run("ASR/evaluate.py", "hparams/eval.yaml", *scored, "--decoding.max_steps", "4")
-    assert list(json.loads((tmp_path / "scores" / "asr.json").read_text())["splits"]) == ["test-anna", "test-ben"]
+    scores = json.loads((tmp_path / "scores" / "asr.json").read_text())
+    assert list(scores["splits"]) == ["test-anna", "test-ben"] and scores["means"]["all"]["splits"] == 2
+    assert "| mean of 2 speakers, single digits |" in (tmp_path / "scores" / "asr.md").read_text()
 
 
 @pytest.fixture
@@ -265,7 +267,7 @@ def test_whisper_is_not_trained(run, scripts, tmp_path: Path):
 
 def test_whisper_without_a_system_starts_from_the_mini_backbone(run, scripts, monkeypatch, tmp_path: Path):
     calls, _ = scripts
-    monkeypatch.setattr("omnikit.hparams.packaged", lambda file: str(tmp_path / file))  # mini_whisper is not there
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "pretrained")  # mini_whisper is not there
     own = ["--data_folder", tree(tmp_path), "--output_folder", tmp_path / "out", "--ears", "whisper_base"]
     run("ASR/run.py", *own, "--encoder_flags=--weights=base.pt")
     fold = ["prepare", "train", "evaluate"]
@@ -273,6 +275,18 @@ def test_whisper_without_a_system_starts_from_the_mini_backbone(run, scripts, mo
     (start,) = (line for name, line in calls if name == "start_system")
     assert start[2:] == [f"--output_folder={tmp_path / 'out' / 'start'}", "--weights=base.pt"]
     assert all(f"--initial_weights={tmp_path / 'out' / 'start'}" in line for name, line in calls if name == "train")
+
+
+@pytest.mark.parametrize("given", [[], ["--initial_weights", "mini_whisper"]])
+def test_the_shipped_system_with_whisper_is_the_start(given, run, scripts, monkeypatch, tmp_path: Path):
+    calls, _ = scripts
+    write_text(tmp_path / "pretrained" / "mini_whisper" / "hparams.yaml", "")
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "pretrained")
+    own = ["--data_folder", tree(tmp_path), "--output_folder", tmp_path / "out", "--ears", "whisper_base"]
+    run("ASR/run.py", *own, *given)
+    start = f"--initial_weights={tmp_path / 'pretrained' / 'mini_whisper'}"
+    assert [name for name, _ in calls] == 2 * ["prepare", "train", "evaluate"]
+    assert all(start in line for name, line in calls if name == "train")
 
 
 @pytest.mark.parametrize(

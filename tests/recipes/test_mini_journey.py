@@ -1,7 +1,11 @@
 """Tests of the shell scripts in egs/mini, with a stub in place of Python that only records its command lines."""
 
 import os
+import re
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,21 +18,42 @@ COMPUTING = {"train.py", "train_encoder.py", "train_codec.py", "evaluate.py", "e
 def journey(tmp_path):
     """Function that runs a shell script and returns the finished process and the command lines of its Python stub.
 
-    `usable` says whether the stub's check of the device succeeds.
+    `usable` says whether the stub's check of the device succeeds; command lines with the word FAIL fail, those with
+    the word HANG never end.
     """
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "$*" >> "$CALLS"\nif [ "$1" = -c ]; then $PROBE; fi\n')
+    python.write_text("""#!/bin/sh
+echo "$*" >> "$CALLS"
+if [ "$1" = -c ]; then $PROBE; fi
+case " $* " in *" ${FAIL:-nothing} "*) exit 3;; *" ${HANG:-nothing} "*) exec sleep 1000;; esac
+case "$*" in *" tokenize "*) echo "$OMP_NUM_THREADS" >> "$CALLS.threads";; esac
+""")
     python.chmod(0o755)
 
-    def call(script: str, *arguments: str, usable: bool) -> tuple[subprocess.CompletedProcess, list[str]]:
+    def call(
+        script: str, *arguments: str, usable: bool, interrupt: signal.Signals | None = None
+    ) -> tuple[subprocess.CompletedProcess, list[str]]:
         calls = tmp_path / "calls"
         probe = "true" if usable else "eval echo torch has no such device; exit 1"
         environment = {**os.environ, "PYTHON": str(python), "CALLS": str(calls), "PROBE": probe}
         command = ["bash", str(MINI / script), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes) as process:
+            if interrupt is not None:
+                wait_until(lambda: calls.exists() and calls.read_text().count(" tokenize ") == 2)
+                os.killpg(process.pid, interrupt)
+            out, error = process.communicate(timeout=60)  # until every process that it has started has ended, too
+        done = subprocess.CompletedProcess(command, process.returncode, out, error)
         return done, calls.read_text().splitlines() if calls.exists() else []
 
     return call
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def script_of(call: str) -> str:
@@ -72,7 +97,8 @@ FEATURES = {"asr": "manifests/train-clean.csv", "qa": "qa/train.parquet", "dialo
 
 
 @pytest.mark.parametrize("ears", ["mini", "whisper_base"])
-def test_speech_is_encoded_once_for_all_stages(journey, tmp_path, ears):
+def test_speech_is_encoded_once_for_all_stages(journey, tmp_path, monkeypatch, ears):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # which nproc obeys
     data, results, weights = tmp_path / "data", tmp_path / "results", tmp_path / "weights.pt"
     weights.touch()
     more = ["--whisper_weights", str(weights)] if ears == "whisper_base" else []
@@ -82,14 +108,58 @@ def test_speech_is_encoded_once_for_all_stages(journey, tmp_path, ears):
     stages = [call for call in calls if call.startswith("train.py")]
     assert len(encoding) == len(FEATURES) and len(stages) == 3
     assert calls.index(encoding[-1]) < calls.index(stages[0])
-    for (name, manifest), call in zip(FEATURES.items(), encoding, strict=True):
+    for name, manifest in FEATURES.items():
+        call = next(call for call in encoding if f"/features/{name} " in call)
         assert f" {data / manifest} --save_folder {results / 'features' / name} --drop a1 --encoder {ears} " in call
-        assert ("--copies 2 --augment rooms" in call) == (ears == "whisper_base")
+        count = {"asr": "2", "qa": "1"}.get(name) if ears == "whisper_base" else None
+        assert re.findall(r"--copies (.+?) --augment rooms", call) == [count] * (count is not None)
         assert all(f"--sources.{name}.manifest {results / 'features' / name}" in stage for stage in stages)
     assert all(("hparams/whisper_base.yaml" in stage) == (ears == "whisper_base") for stage in stages)
+    threads = (tmp_path / "calls.threads").read_text().split()
+    assert threads == [str(max(1, len(os.sched_getaffinity(0)) // 2))] * 3  # two processes at a time
     if ears == "whisper_base":
         assert (results / "weights" / "base.pt").resolve() == weights
         assert not any("pretrained/encoder" in call for call in calls)
+
+
+def test_the_number_of_copies_is_that_of_recordings_to_recognise(journey, tmp_path):
+    folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"), "--stage", "6"]
+    for file in ("corpus/READY", "qa/dialogs_test_crop.parquet"):
+        (tmp_path / "data" / file).parent.mkdir(parents=True)
+        (tmp_path / "data" / file).touch()
+    for copies, expected in (("3", {"asr": "3", "qa": "1"}), ("0", {})):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        done, calls = journey("run.sh", "--copies", copies, *folders, "--stop_stage", "6", usable=True)
+        assert done.returncode == 0, done.stderr
+        found = [re.search(r"/features/(\w+) .*--copies (\d+)", call) for call in calls]
+        assert dict(each.groups() for each in found if each) == expected and len(calls) == 3
+
+
+def test_a_corpus_gets_the_split_that_it_lacks(journey, tmp_path):
+    (tmp_path / "data" / "corpus").mkdir(parents=True)
+    (tmp_path / "data" / "corpus" / "READY").touch()
+    folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    done, calls = journey("run.sh", *folders, "--stage", "12", "--stop_stage", "12", usable=True)
+    assert done.returncode == 0 and [script_of(call) for call in calls] == ["make_corpus.py", "evaluate_dialogs.py"]
+
+
+@pytest.mark.parametrize("failing", ["asr", "qa", "dialogs"])
+def test_an_encoding_that_fails_ends_the_others(journey, tmp_path, monkeypatch, failing):
+    results = tmp_path / "results"
+    names = {name: str(results / "features" / name) for name in FEATURES}
+    monkeypatch.setenv("FAIL", names[failing])
+    monkeypatch.setenv("HANG", names["qa" if failing == "asr" else "asr"])
+    done, calls = journey("run.sh", "--data", str(tmp_path / "data"), "--results", str(results), usable=True)
+    assert done.returncode == 3 and not any(script_of(call) == "train.py" for call in calls)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_all_encodings(journey, tmp_path, monkeypatch, number):
+    """The signal goes to the script's process group, as the terminal sends it."""
+    monkeypatch.setenv("HANG", "tokenize")
+    folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    done, calls = journey("run.sh", *folders, usable=True, interrupt=number)
+    assert done.returncode == -number and "features" in calls[-1]
 
 
 def test_from_scratch_whisper_is_not_trained_and_the_backbone_is(journey, tmp_path):

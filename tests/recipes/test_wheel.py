@@ -11,6 +11,7 @@ import sysconfig
 import venv
 import zipfile
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import soundfile
@@ -79,9 +80,13 @@ def test_it_answers_from_an_empty_folder(installed, tmp_path):
     assert soundfile.info(tmp_path / "answer.wav").duration > 0.5
 
 
-def test_it_holds_every_part_file_and_the_shipped_system(wheel):
+def test_it_holds_every_part_file_the_shipped_system_and_the_page(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, inside in ((ROOT / "hparams", "omnikit/part_files"), (Path(SHIPPED), "omnikit/pretrained/mini")):
+    for folder, inside in (
+        (ROOT / "hparams", "omnikit/part_files"),
+        (Path(SHIPPED), "omnikit/pretrained/mini"),
+        (ROOT / "omnikit" / "serve" / "page", "omnikit/serve/page"),
+    ):
         files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         assert files and {f"{inside}/{file}" for file in files} <= names
 
@@ -90,6 +95,23 @@ def test_it_holds_every_part_file_and_the_shipped_system(wheel):
 def test_it_shows_and_times_the_shipped_system(installed, tmp_path):
     assert re.search(r"^codec +mel_rvq ", called(installed / "omnikit", "info", folder=tmp_path), re.M)
     assert "real-time factor" in called(installed / "omnikit", "bench", "--quick", folder=tmp_path)
+
+
+@pytest.mark.long
+def test_it_serves_the_page(installed, tmp_path):
+    """The command serves every file of the page as it is in the checkout, and ends with status 0 at SIGTERM."""
+    command = [installed / "omnikit", "serve", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = process.stdout.readline().split()[0]
+            folder = ROOT / "omnikit" / "serve" / "page"
+            for file in (file for file in folder.rglob("*") if file.is_file()):
+                got = urlopen(f"{url}/{file.relative_to(folder).as_posix()}", timeout=60)
+                assert got.read() == file.read_bytes()
+            assert urlopen(url, timeout=60).read() == (folder / "index.html").read_bytes()
+        finally:
+            process.terminate()
+        assert process.wait(60) == 0
 
 
 @pytest.mark.long

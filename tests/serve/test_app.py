@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import pytest
 from fastapi import Body, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from omnikit.generate import BadQuestion, QueueFull
 from omnikit.serve.refusals import Refusal
@@ -246,6 +249,39 @@ def test_requests_that_do_not_finish_are_ended_at_the_limit(server):
     asked.join(20)
     assert found[0].status_code == 503
     assert error(found[0])["code"] == "server_draining"
+
+
+def test_sessions_are_closed_after_their_answer_while_the_server_drains(server):
+    """An idle session is closed at once, one with an answer after it, and a new one is refused by an event."""
+    started = server()
+    address = started.url.replace("http", "ws") + "/v1/realtime"
+    asked = {"type": "response.create", "response": {"input": [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "what is two plus two"}]},
+    ]}}  # fmt: skip
+    with connect(address) as idle, connect(address) as answered:
+        answered.send(json.dumps(asked))
+        while event(answered)["type"] != "response.output_audio.delta":
+            pass
+        started.handle_exit(15, None)
+        wait_for(lambda: started.serving.draining)
+        with connect(address) as late:
+            assert event(late)["error"]["code"] == "server_draining"
+        kinds = []
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                kinds.append(event(answered))
+        assert kinds[-1]["response"]["status"] == "completed"
+        assert closed.value.rcvd.code == 1001
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                assert event(idle)["type"] == "session.created"
+        assert closed.value.rcvd.code == 1001
+    wait_for(lambda: started.should_exit)
+    assert started.serving.idle
+
+
+def event(socket: ClientConnection) -> dict:
+    return json.loads(socket.recv(timeout=60))
 
 
 # systems and sessions

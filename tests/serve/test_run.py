@@ -85,7 +85,7 @@ def refused(capsys, monkeypatch, *words: object) -> str:
         (("--request_seconds", "0"), "--request_seconds 0: must be above 0"),
         (("--max_sessions", "0"), "--max_sessions 0: must be 1 or more"),
         (("--token", "two words"), "--token: must be printable ASCII"),
-        (("--checkpoint", "nowhere/at/all"), "nowhere/at/all"),
+        (("--checkpoint", "nowhere/at/all"), "nowhere/at/all: no such"),
         (("--checkpoint", "a=x", "--checkpoint", "a=y"), "--checkpoint a=y: another one is called a, too"),
         (("--engine", "steam"), "engine 'steam': unknown (choices: auto, torch"),
         (("--ssl_keyfile", "key.pem"), "--ssl_certfile is missing"),
@@ -142,9 +142,8 @@ def test_checkpoints_are_named(tmp_path, monkeypatch):
         "stage3": "results/stage3", "other": "results/stage3", "owner/model": "owner/model", "a": "owner/model@x=1",
     }  # fmt: skip
     Path("odd name").mkdir()
-    for wrong in ("odd name", "/no/such/folder"):
-        with pytest.raises(ValueError, match=f"--checkpoint {wrong}: .* cannot be a name; write NAME="):
-            name_checkpoints([wrong])
+    with pytest.raises(ValueError, match="--checkpoint odd name: 'odd name' cannot be a name; write NAME=odd name"):
+        name_checkpoints(["odd name"])
     assert name_checkpoints(["mine=odd name"]) == {"mine": "odd name"}
 
 

@@ -312,7 +312,7 @@ class SessionMachine(RuleBasedStateMachine):
 
 
 def test_the_session_keeps_to_the_protocol_in_any_order():
-    run(examples=60, steps=40)
+    run(examples=40, steps=40)
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,6 +137,44 @@ def test_bad_folders_are_refused(folder, tmp_path):
     assert "girth" in refused(folder)
     (folder / "hparams.yaml").write_text("a: 1")
     assert "names no model" in refused(folder)
+
+
+@pytest.fixture
+def shipped(folder, tmp_path, monkeypatch) -> Path:
+    """Folder of systems that come with the package, with a tiny one named `mini_whisper`; the working directory is
+    empty."""
+    shutil.copytree(folder, tmp_path / "pretrained" / "mini_whisper")
+    shutil.copytree(checkpoint.SHIPPED, tmp_path / "pretrained" / "mini")
+    (tmp_path / "pretrained" / "no_system").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "pretrained"
+
+
+def test_a_shipped_system_is_loaded_by_its_name(model, shipped):
+    assert checkpoint.shipped_systems() == ["mini", "mini_whisper"]
+    assert same(model, checkpoint.load("mini_whisper")) and not same(model, checkpoint.load("mini"))
+    assert same(model, omnikit.load(Path("mini_whisper")).model)
+    assert checkpoint.weights_of("mini_whisper").parent == shipped / "mini_whisper"
+    assert checkpoint.weights_of(None) == Path(checkpoint.SHIPPED) / "model.safetensors"
+
+
+def test_a_folder_of_that_name_in_the_working_directory_comes_first(shipped):
+    shutil.copytree(shipped / "mini_whisper", "mini")
+    assert checkpoint.existing("mini") == Path("mini")
+    os.rename("mini", "mini.old")  # left by a kill
+    assert checkpoint.existing("mini") == Path("mini.old")
+    Path("mini_whisper").mkdir()
+    assert "mini_whisper: hparams.yaml is missing" in refused("mini_whisper")
+
+
+def test_an_unknown_name_is_told_the_choices(shipped):
+    message = "checkpoint mini_wisper: no such folder or shipped system"
+    assert refused("mini_wisper") == f"{message}; did you mean mini_whisper? (choices: mini, mini_whisper)"
+    shutil.rmtree(shipped / "mini_whisper")
+    assert refused("mini_wisper") == f"{message} (choices: mini)"
+    assert "no such folder" in refused("mini/whisper/x") and "choices" not in refused("mini/whisper/x")
 
 
 def test_a_class_of_ones_own_is_allowed_by_name(folder, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import typer
 
-from omnikit import cli
+from omnikit import checkpoint, cli
 from omnikit.audio.io import load_audio
 from omnikit.data.encode_recordings import BATCH_SECONDS
 from omnikit.generate import Decoding
@@ -121,6 +121,7 @@ def test_each_process_of_torchrun_has_its_gpu(monkeypatch):
 
 
 def test_info_names_parts_and_sizes(run, saved, tokenizer):
+    assert run("info", "--checkpoint", "mini") == run("info", "--checkpoint", checkpoint.SHIPPED) == run("info")
     out = run("info", "--checkpoint", saved)[1]
     assert re.search(r"^codec +mel_rvq +codecs.mel_rvq.MelRVQ", out, re.M)
     assert f"{SentencePieceTokenizer(tokenizer).vocab_size} of the backbone, 64 special" in out

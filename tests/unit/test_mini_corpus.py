@@ -6,6 +6,7 @@ import filecmp
 import io
 import json
 import random
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -291,6 +292,23 @@ def test_dialogs_can_be_read(data: Path, tmp_path: Path):
     planned = [r for r in corpus_plan.plan_dialogs(3, SCALE) if r.split == "dialogs_test_seen"]
     assert [(e.dialog, e.turn, e.t1, e.t2) for e in entries] == [(r.dialog, r.turn, r.text, r.answer) for r in planned]
     assert all(e.reference_answers() == (r.accepted or (r.answer,)) for e, r in zip(entries, planned, strict=True))
+
+
+def test_a_corpus_from_before_gets_the_dialogs_about_interrupted_answers(data: Path, tmp_path: Path):
+    """They are the same as in a new corpus, and no other file is touched."""
+    shutil.copytree(data, tmp_path / "old")
+    added = tmp_path / "old" / "qa" / "dialogs_test_crop.parquet"
+    added.unlink()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "old").rglob("*") if path.is_file()}
+    make_corpus.make_corpus(tmp_path / "old", seed=3, scale=SCALE)
+    assert added.read_bytes() == (data / "qa" / added.name).read_bytes()
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    planned = corpus_plan.plan_crop_dialogs(3, SCALE)
+    rows = pq.read_table(added).to_pylist()
+    assert [(r["id"], r["dialog"], r["turn"], r["t1"], r["t2"]) for r in rows] == [
+        (r.id, r.dialog, r.turn, r.text, r.answer) for r in planned
+    ]
+    assert all(len(soundfile.read(io.BytesIO(r["a1"]))[0]) > 0 for r in rows)
 
 
 def test_the_world_is_closed():

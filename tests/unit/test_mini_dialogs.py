@@ -261,6 +261,31 @@ def test_voices_of_the_dialogs(plan):
     assert not manner["train"] & (manner["dev"] | manner["test_seen"] | manner["test_unseen"])
 
 
+def test_dialogs_about_interrupted_answers(plan):
+    """Each ends with a held-out question about the answer before, which is long enough to be cut at a quarter.
+
+    The questions and their facts are those of training, the voices are not.
+    """
+    rows = corpus_plan.plan_crop_dialogs(3)
+    dialogs = by_dialog(rows)
+    assert len(dialogs) == 100 and {r.split for r in rows} == {"dialogs_test_crop"}
+    assert len({(*[r.text for r in d], d[0].voice, d[0].speed, d[0].pitch) for d in dialogs}) == 100
+    pairs = Counter((d[-2].text, d[-1].template) for d in dialogs)
+    assert len(pairs) > 60 and max(pairs.values()) == 2
+    keys = {case.key for t, case in CASES if t.name in dialog_plan.ABOUT_ANSWER and case.key in followups.held_out()}
+    names = {name: next(c.asks[0] for t, c in CASES if t.name == name) for name in dialog_plan.ABOUT_ANSWER}
+    trained = {r.text for r in corpus_plan.plan_dialogs(3) if r.split == "dialogs_train"}
+    for *history, last in dialogs:
+        assert 1 <= len(history) <= 2 and [bool(r.template) for r in history] == [False] * len(history)
+        assert len(history[-1].answer.split()) >= 4
+        assert f"{history[-1].text} / {names[last.template]}" in keys and history[-1].text in trained
+        assert derive([(r.text, r.answer) for r in history], last.text) == last.answer
+    assert {d[-1].text for d in dialogs} == {"say that again", "what did you say", "are you sure"}
+    assert {r.voice for r in rows} <= set(voices.TEST_VOICES)
+    tiny = by_dialog(corpus_plan.plan_crop_dialogs(3, 0.002))
+    assert len(tiny) == 6 and {d[-1].template for d in tiny} <= set(dialog_plan.ABOUT_ANSWER)
+
+
 def test_every_word_of_an_answer_is_spoken_in_training():
     trained = {w for r in corpus_plan.plan_corpus(1, 0.2) if r.split == "train-voice" for w in r.text.split()}
     assert {w for t in followups.texts() for w in t.split()} <= trained

@@ -51,7 +51,10 @@ NEVER = {"right": 0, "asked": 0, "percent": None}
 SHARES = {"history": SHARE, "alone": NEVER, "frequent_of_text": SHARE, "frequent_of_kind": SHARE}
 SHARES |= {"cropped": {"right": 1, "asked": 3, "percent": 33.3}, "uncropped": NEVER}
 RESULTS["dialogs/dialogs.json"] = {
-    "splits": {"dialogs_test_seen": {"speech": {"follow_ups": SHARES, "kinds": {"follow-name": SHARES}}}}
+    "splits": {
+        split: {"speech": {"follow_ups": SHARES, "kinds": {"follow-name": SHARES}}}
+        for split in ("dialogs_test_seen", "dialogs_test_crop")
+    }
 }
 PARTS = [*RESULTS, "stage1", "stage2", "stage3", "answers", "conversation"]
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from omnikit.checkpoint import existing, shipped_systems
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.evaluate.result_tables import markdown_table, percent
 from omnikit.files import write_text
-from omnikit.hparams import packaged
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from prepare import TEST, check_speakers, speakers
@@ -32,8 +32,8 @@ HERE = Path(__file__).resolve().parent
 HEADER = ["held out", "encoder from", "strings", "digits", "WER %", "CER %", "strings right %"]
 MINI, WHISPER_BASE = "mini", "whisper_base"
 """Choices of `--ears`: the mini encoder, trained on the other speakers, or Whisper base, frozen."""
-MINI_WHISPER = Path(packaged("pretrained/mini_whisper"))
-"""Folder of the shipped system with Whisper base, from which training with it starts if none is given."""
+MINI_WHISPER = "mini_whisper"
+"""Name of the shipped system with Whisper base, from which training with it starts if none is given."""
 START = "start"
 """Name of the folder of the system that takes its place where it is not installed."""
 
@@ -106,10 +106,10 @@ def encoder_steps(fold: Fold, own: list[str], options: argparse.Namespace) -> St
 def whisper_steps(fold: Fold, own: list[str], options: argparse.Namespace) -> Steps:
     """Yield the step that builds the system with Whisper base to start from, unless there is one."""
     more, start = ["hparams/whisper_base.yaml"], options.initial_weights
-    if start is None and MINI_WHISPER.is_dir():
+    if start is None and MINI_WHISPER in shipped_systems():
         start = MINI_WHISPER
     if start is not None:
-        return start.resolve(), more
+        return existing(start).resolve(), more
     start = fold.folder.parent / START
     yield (
         start / "model.safetensors",
@@ -175,10 +175,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--initial_weights",
-        type=Path,
         metavar="DIR",
-        help="with --ears whisper_base: system to start from; default: mini_whisper, or else the mini system without"
-        " its encoder and adapter",
+        help="with --ears whisper_base: system to start from; default: the shipped mini_whisper, or else the mini"
+        " system without its encoder and adapter",
     )
     parser.add_argument(
         "--speakers", nargs="+", metavar="NAME", help="speakers to hold out, one at a time; default: all"

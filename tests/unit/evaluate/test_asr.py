@@ -100,6 +100,21 @@ def test_references_without_a_word_are_named(entries, tmp_path):
     )
 
 
+def test_means_over_splits_count_each_split_the_same(entries, tmp_path):
+    one = evaluated(entries, tmp_path, {"templates": r"^\d+-1-"})
+    whole, templates = one.rates["all"], one.rates["templates"]
+    two = replace(one, split="b", rates={"all": replace(whole, utterances=900, wer=whole.wer + 10, exact=100.0)})
+    table = write_report(tmp_path, [one, two], about={}, published=None, mean_over="speakers")
+    stored = json.loads((tmp_path / "asr.json").read_text())["means"]
+    assert stored["all"]["wer"] == pytest.approx(whole.wer + 5, abs=1e-3) and stored["all"]["splits"] == 2
+    assert stored["templates"]["splits"] == 1 and stored["templates"]["wer"] == round(templates.wer, 4)
+    assert f"| mean of 2 speakers |  | {whole.wer + 5:.1f} |" in table
+    assert f"| mean of 1 speakers, templates |  | {templates.wer:.1f} |" in table
+    for results, over in (([one, two], None), ([one], "speakers")):
+        assert "mean of 1" not in write_report(tmp_path, results, about={}, published=None, mean_over=over)
+        assert "means" not in json.loads((tmp_path / "asr.json").read_text())
+
+
 def test_published_figure_only_beside_a_split_of_the_same_size(entries, tmp_path):
     result = evaluated(entries, tmp_path, {})
     assert published_wer(result, {"test-clean": {"wer": 4.5, "utterances": 3}}) == 4.5

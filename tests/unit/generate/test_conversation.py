@@ -16,7 +16,7 @@ import omnikit.engines.torch as torch_engine
 from omnikit.api import Omni
 from omnikit.conversation import TASK_OF, Conversation
 from omnikit.generate import END, STEP_LIMIT, BadQuestion, Decoder, Decoding, History, Question, Request, RunningBatch
-from omnikit.generate.history import Turn, UnknownTurn
+from omnikit.generate.history import Turn
 from omnikit.interfaces import Engine
 from omnikit.model import AdaptedSpeech, OmniLM
 from omnikit.sampling import Sampling

@@ -177,9 +177,10 @@ def test_ctrl_c_before_an_answer_leaves_the_one_before_whole(tmp_path, monkeypat
     cancelled = Event()
     cancelled.set()
 
+    stream = talk.talk.stream_written
+
     def never_begun(text):
-        chunks = talk.talk._turn(text, lambda: talk.talk.omni.written_question(text), "T1A2", "exact", None,
-                                 {"cancel": cancelled})  # fmt: skip
+        chunks = stream(text, cancel=cancelled)
         monkeypatch.setattr(type(chunks), "__next__", interrupt)
         return chunks
 
