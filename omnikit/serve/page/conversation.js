@@ -10,7 +10,7 @@ import { SentAudio } from "./sent_audio.js";
 
 const FORMAT = { type: "audio/pcm", rate: RATE };
 const DETECTION = { type: "server_vad", create_response: true, interrupt_response: true };
-const SHORTEST = 0.2 * RATE; // samples of a spoken question
+const SHORTEST = 0.2 * RATE; // samples of a question after the talk button was pressed
 const AWAY = new Set(["closed", "waiting", "token"]); // states of the connection without a session
 const HARMLESS = new Set(["response_cancel_not_active"]); // the answer ended while the cancellation was on its way
 
@@ -55,6 +55,7 @@ export class Conversation extends EventTarget {
     this.handsFree = false;
     this.transcribes = false;
     this.holding = false; // whether a push-to-talk question is being spoken
+    this.pressed = 0; // place in the sent audio where its button was pressed
     this.turns = [];
     this.numbers = 0;
     this.sent = new SentAudio();
@@ -85,6 +86,7 @@ export class Conversation extends EventTarget {
     const turn = this.#newTurn(true);
     turn.start = this.sent.length;
     for (const frame of preroll) this.#append(frame, performance.now());
+    this.pressed = this.sent.length;
     await this.interrupt();
   }
 
@@ -100,7 +102,7 @@ export class Conversation extends EventTarget {
     if (!this.holding) return; // the connection was lost meanwhile
     this.holding = false;
     const turn = this.turns.at(-1);
-    if (this.sent.length - turn.start >= SHORTEST) {
+    if (this.sent.length - this.pressed >= SHORTEST) {
       this.#commit(turn, asked);
     } else {
       this.discardSpeech();
