@@ -52,7 +52,7 @@ LONGEST_TURN = 60.0
 
 
 @dataclass
-class Turn:
+class LiveTurn:
     """A question and its answer, in seconds of the client's clock."""
 
     ended: int = 0  # number of the chunk with the question's last speech
@@ -108,7 +108,7 @@ class Microphone:
         )
 
 
-class Session:
+class LiveSession:
     """One live session: questions are asked, and the answers heard to their ends.
 
     Args:
@@ -118,7 +118,7 @@ class Session:
 
     def __init__(self, url: str, rng: np.random.Generator):
         self.url, self.rng = url, rng
-        self.turns: list[Turn] = []
+        self.turns: list[LiveTurn] = []
         self.ready = asyncio.Event()
 
     async def run(self, turns: int) -> list[TurnTimes]:
@@ -166,7 +166,7 @@ class Session:
 
     async def _ask(self, microphone: Microphone, silence: np.ndarray) -> None:
         question, last = load_question(QUESTIONS[self.rng.integers(len(QUESTIONS))])
-        turn = Turn(ended=len(microphone.chunks) + last // CHUNK)
+        turn = LiveTurn(ended=len(microphone.chunks) + last // CHUNK)
         self.turns.append(turn)
         for chunk in question:
             await microphone.send(chunk)
@@ -184,7 +184,7 @@ def load_question(path: Path) -> tuple[np.ndarray, int]:
     return np.pad(samples, (0, -len(samples) % CHUNK)).reshape(-1, CHUNK), last
 
 
-def measure_turns(turns: list[Turn], microphone: Microphone) -> list[TurnTimes]:
+def measure_turns(turns: list[LiveTurn], microphone: Microphone) -> list[TurnTimes]:
     """Return the measurements of a session's turns, for which its audio is heard once more by a turn detector.
 
     Raises:
@@ -209,7 +209,7 @@ def measure_turns(turns: list[Turn], microphone: Microphone) -> list[TurnTimes]:
 
 async def measure(url: str, sessions: int, turns: int) -> tuple[float, list[TurnTimes]]:
     """Hold a number of sessions at once; return the seconds that it took and the measurements of all turns."""
-    talks = [Session(url, np.random.default_rng(number)).run(turns) for number in range(sessions)]
+    talks = [LiveSession(url, np.random.default_rng(number)).run(turns) for number in range(sessions)]
     began = time.perf_counter()
     found = await asyncio.gather(*talks)
     return time.perf_counter() - began, [each for talk in found for each in talk]

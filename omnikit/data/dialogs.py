@@ -16,7 +16,7 @@ import torch
 
 from omnikit.counter_rng import GOLDEN, hash32
 from omnikit.data.first_turns import usual_first
-from omnikit.data.interruptions import Answers, chosen_cut
+from omnikit.data.interruptions import TurnAnswers, chosen_cut
 from omnikit.data.manifest_reader import ManifestEntry, answer_field
 from omnikit.data.sample_table import SampleTable, for_each
 from omnikit.data.skipped import Skipped
@@ -249,7 +249,7 @@ class _Measure:
         if not self.task.speaks:
             return
         ids, name = self.source.index.tokens, answer_field(self.task)
-        answers = Answers(
+        answers = TurnAnswers(
             lambda turn: ids(name, int(self.dialogs.entries[turn])), self.text, self.frames, self.tokenizer
         )
         some = np.flatnonzero((self.share(_CUT) < self.source.interrupted) & (counts > 1))

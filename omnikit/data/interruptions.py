@@ -19,7 +19,7 @@ _AROUND = " .,;:!?\"'"  # characters around an answer that do not count
 
 
 @dataclass(frozen=True)
-class Answers:
+class TurnAnswers:
     """The spoken answers of the dialogs of a source, turn by turn."""
 
     ids: Callable[[int], list[int]]
@@ -75,7 +75,7 @@ class Cut:
         return range(self.turn, self.turn + self.repetitions + 1)
 
 
-def chosen_cut(answers: Answers, begin: int, end: int, which: int, where: int) -> Cut | None:
+def chosen_cut(answers: TurnAnswers, begin: int, end: int, which: int, where: int) -> Cut | None:
     """Return the cut of an answer of the dialog with the turns from `begin` to before `end`; None if none fits.
 
     An answer that the next turn repeats is preferred to others. The last answer is never cut.
@@ -91,7 +91,7 @@ def chosen_cut(answers: Answers, begin: int, end: int, which: int, where: int) -
     return None
 
 
-def _in_order(answers: Answers, begin: int, end: int, which: int) -> Iterator[tuple[int, int]]:
+def _in_order(answers: TurnAnswers, begin: int, end: int, which: int) -> Iterator[tuple[int, int]]:
     """Yield the answers but the last, with the number of repetitions of each: repeated ones first."""
     found = [(turn, answers.repetitions(turn, end)) for turn in range(begin, end - 1)]
     for some in ([each for each in found if each[1]], [each for each in found if not each[1]]):

@@ -136,7 +136,7 @@ class Cropped:
 
 
 @dataclass
-class Answers:
+class InterviewAnswers:
     """The answers of a system to the questions of some dialogs, by the ids of the entries."""
 
     history: dict[str, Reply] = field(default_factory=dict)  # in their conversations
@@ -169,13 +169,13 @@ class Interview:
     def __init__(self, begin: Begin, sample_rate: int, plan: InterviewPlan, keep_sound: Collection[str] = ()):
         self.begin, self.sample_rate, self.plan, self.keep_sound = begin, sample_rate, plan, keep_sound
 
-    def run(self, dialogs: Sequence[Dialog], *, together: int, title: str = "") -> Answers:
+    def run(self, dialogs: Sequence[Dialog], *, together: int, title: str = "") -> InterviewAnswers:
         """Ask all dialogs, `together` of them at a time, under a progress bar, and return the answers.
 
         Each dialog is asked whole, each follow-up question also alone, and each follow-up about the answer before also
         after an interruption of that answer. A dialog ends before a question that cannot be asked.
         """
-        answers = Answers()
+        answers = InterviewAnswers()
         jobs = [job for dialog in dialogs for job in self._jobs(dialog, answers)]
         with ThreadPoolExecutor(together) as pool:
             try:
@@ -187,7 +187,7 @@ class Interview:
                 raise
         return answers
 
-    def _jobs(self, dialog: Dialog, answers: Answers) -> Iterable[Callable[[], None]]:
+    def _jobs(self, dialog: Dialog, answers: InterviewAnswers) -> Iterable[Callable[[], None]]:
         yield lambda: self._whole(dialog, answers)
         for entry in self.plan.follow_up_questions(dialog):
             yield lambda entry=entry: self._alone(dialog, entry, answers)
@@ -196,7 +196,7 @@ class Interview:
                 for share in self.plan.crop:
                     yield lambda place=place, share=share: self._cropped(dialog, place, share, answers)
 
-    def _whole(self, dialog: Dialog, answers: Answers) -> None:
+    def _whole(self, dialog: Dialog, answers: InterviewAnswers) -> None:
         conversation = self.begin(dialog.name)
         for entry in dialog.turns:
             try:
@@ -206,13 +206,13 @@ class Interview:
                 return
             answers.history[entry.id] = reply if dialog.name in self.keep_sound else _silent(reply)
 
-    def _alone(self, dialog: Dialog, entry: ManifestEntry, answers: Answers) -> None:
+    def _alone(self, dialog: Dialog, entry: ManifestEntry, answers: InterviewAnswers) -> None:
         try:
             answers.alone[entry.id] = _silent(self._ask(self.begin(dialog.name), entry))
         except (Unusable, BadQuestion):
             return  # `_whole` counts it
 
-    def _cropped(self, dialog: Dialog, place: int, share: float, answers: Answers) -> None:
+    def _cropped(self, dialog: Dialog, place: int, share: float, answers: InterviewAnswers) -> None:
         """Ask a follow-up question about the answer before, of which a share is heard."""
         conversation, asked = self.begin(dialog.name), dialog.turns[place]
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.data.manifest_reader import ManifestEntry
-from omnikit.evaluate.conversation import Answers, Cropped, InterviewPlan
+from omnikit.evaluate.conversation import Cropped, InterviewAnswers, InterviewPlan
 from omnikit.evaluate.dialogs import Dialog
 from omnikit.evaluate.qa import is_right, normalized_references
 from omnikit.evaluate.result_tables import markdown_table, percent
@@ -111,7 +111,7 @@ class ConversationScores:
 
 def score(
     dialogs: Sequence[Dialog],
-    answers: Answers,
+    answers: InterviewAnswers,
     plan: InterviewPlan,
     normalize: Normalizer,
     training: Sequence[Dialog] | None = None,
@@ -162,7 +162,7 @@ def _follow_ups(dialogs: Sequence[Dialog], plan: InterviewPlan) -> list[Manifest
     return [entry for dialog in dialogs for entry in plan.follow_up_questions(dialog)]
 
 
-def _crops(entry: ManifestEntry, answers: Answers, plan: InterviewPlan) -> list[Cropped]:
+def _crops(entry: ManifestEntry, answers: InterviewAnswers, plan: InterviewPlan) -> list[Cropped]:
     """Return the answers to a question after interruptions of the answer before."""
     found = [answers.cropped.get((entry.id, share)) for share in plan.crop]
     return [each for each in found if each is not None]
@@ -193,7 +193,7 @@ def _if_most_frequent(
 
 
 def write_dialogs(
-    path: Path, dialogs: Sequence[Dialog], answers: Answers, plan: InterviewPlan, normalize: Normalizer
+    path: Path, dialogs: Sequence[Dialog], answers: InterviewAnswers, plan: InterviewPlan, normalize: Normalizer
 ) -> None:
     """Write the turns that were asked to a file, as lines of JSON with question, reference answers and answers."""
     with whole_text(path) as file:
@@ -201,7 +201,9 @@ def write_dialogs(
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _lines(dialogs: Sequence[Dialog], answers: Answers, plan: InterviewPlan, normalize: Normalizer) -> Iterable[dict]:
+def _lines(
+    dialogs: Sequence[Dialog], answers: InterviewAnswers, plan: InterviewPlan, normalize: Normalizer
+) -> Iterable[dict]:
     for dialog in dialogs:
         for entry in dialog.turns:
             if entry.id not in answers.history:

@@ -19,13 +19,29 @@ from omnikit.generate.types import (
     Answer,
     BadQuestion,
     Chunk,
-    Counts,
     Decoding,
     Question,
+    TokenCounts,
 )
 from omnikit.generate.waiting import QueueFull
 
 __all__ = [
-    "CANCELLED", "END", "ENDS", "STEP_LIMIT", "TIME_LIMIT", "Answer", "BadQuestion", "Chunk", "Counts", "Decoder",
-    "Decoding", "History", "Question", "QueueFull", "Request", "RunningBatch", "UnknownTurn", "read_frames",
+    "CANCELLED",
+    "END",
+    "ENDS",
+    "STEP_LIMIT",
+    "TIME_LIMIT",
+    "Answer",
+    "BadQuestion",
+    "Chunk",
+    "Decoder",
+    "Decoding",
+    "History",
+    "Question",
+    "QueueFull",
+    "Request",
+    "RunningBatch",
+    "TokenCounts",
+    "UnknownTurn",
+    "read_frames",
 ]  # fmt: skip

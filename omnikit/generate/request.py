@@ -22,9 +22,9 @@ from omnikit.generate.types import (
     Answer,
     BadQuestion,
     Chunk,
-    Counts,
     Decoding,
     Question,
+    TokenCounts,
 )
 from omnikit.model import OmniLM
 from omnikit.option_ranges import Range
@@ -117,7 +117,7 @@ class Request:
         self._reported = 0
         self._read = False  # whether `next_chunk` has returned the last chunk
         self._callbacks: tuple[Callable[[], None], ...] = ()
-        self._positions = (0, 0, 0)  # of prompt, history and KV cache, see `Counts`
+        self._positions = (0, 0, 0)  # of prompt, history and KV cache, see `TokenCounts`
         self._traceback: TracebackType | None = None
 
     # for the thread that asked
@@ -201,11 +201,11 @@ class Request:
         return self.end is not None or self.error is not None
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> TokenCounts:
         """Numbers of positions, features and tokens of the question, and of the answer so far."""
         answer = read_answer(self.model, self.task, list(self.steps), END)
         features = 0 if self.features is None else len(self.features)
-        return Counts(*self._positions, features, len(answer.text), answer.codes.shape[1])
+        return TokenCounts(*self._positions, features, len(answer.text), answer.codes.shape[1])
 
     def check(self) -> None:
         """Raise the error that ended the answer, if there was one."""

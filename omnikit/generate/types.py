@@ -96,7 +96,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Counts:
+class TokenCounts:
     """Numbers of positions, features and tokens of a request and of its answer so far."""
 
     prompt: int

@@ -16,7 +16,7 @@ THREADS = 4
 _POOL = ThreadPoolExecutor(THREADS, thread_name_prefix="omnikit-files")
 
 
-def chunks(request: Request) -> Chunks:
+def chunks(request: Request) -> AnswerChunks:
     """Return an asynchronous iterator over the chunks of a growing answer; call it in the event loop.
 
     No thread waits for the answer. The request is cancelled when the iterator is closed (`aclose`) or dropped, or when
@@ -25,10 +25,10 @@ def chunks(request: Request) -> Chunks:
     Raises:
         Exception: the error that ended the answer, raised by the iterator.
     """
-    return Chunks(request)
+    return AnswerChunks(request)
 
 
-class Chunks:
+class AnswerChunks:
     """An asynchronous iterator over the chunks of a growing answer, see `chunks`."""
 
     def __init__(self, request: Request):
@@ -36,7 +36,7 @@ class Chunks:
         self._wake = asyncio.Event()
         request.subscribe(_waking(asyncio.get_running_loop(), self._wake))
 
-    def __aiter__(self) -> Chunks:
+    def __aiter__(self) -> AnswerChunks:
         return self
 
     async def __anext__(self) -> Chunk:

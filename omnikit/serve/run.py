@@ -21,6 +21,7 @@ from omnikit.api import FLOAT32, Omni, load
 from omnikit.codecs.none import NoCodec
 from omnikit.engines import AUTO
 from omnikit.generate import Decoding
+from omnikit.hub import is_hub_id
 from omnikit.option_ranges import COUNT_OR_NONE
 from omnikit.serve.app import create_app
 from omnikit.serve.connections import watch_connections
@@ -109,7 +110,7 @@ def name_checkpoints(checkpoints: Sequence[str]) -> dict[str, str | None]:
 
 
 def _name_of(checkpoint: str) -> str:
-    return Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint
+    return checkpoint if is_hub_id(checkpoint) else Path(checkpoint).resolve().name
 
 
 def load_system(checkpoint: str | None, settings: ServerSettings, options: SystemOptions) -> Omni:

@@ -18,7 +18,6 @@ from pydantic import BaseModel, TypeAdapter
 from omnikit.serve.realtime.actions import (
     RATE,
     Action,
-    Answer,
     Cancel,
     Close,
     Crop,
@@ -29,10 +28,11 @@ from omnikit.serve.realtime.actions import (
     Send,
     SpeechStarted,
     SpeechStopped,
+    StartAnswer,
     Transcribe,
     Usage,
 )
-from omnikit.serve.realtime.session import Session
+from omnikit.serve.realtime.session import RealtimeSession
 from omnikit.serve.settings import ServerSettings
 
 SERVER_EVENT = TypeAdapter(RealtimeServerEvent)
@@ -60,7 +60,7 @@ class Checked:
     def __init__(self, **limits: Any):
         self.time, self._ids = 0.0, itertools.count(1)
         self.settings = ServerSettings(**limits)
-        self.session = Session(
+        self.session = RealtimeSession(
             "mini", self.settings, now=lambda: self.time, new_id=self._new_id, out_rate=OUT_RATE
         )
         self.actions: list[Action] = []
@@ -109,12 +109,12 @@ class Checked:
         self.append(to)
         return self.heard(SpeechStarted(begin, 32.0), SpeechStopped(end, end - begin))
 
-    def chunk(self, text: str = "", ms: float = 0.0, answer: Answer | None = None) -> list[dict[str, Any]]:
+    def chunk(self, text: str = "", ms: float = 0.0, answer: StartAnswer | None = None) -> list[dict[str, Any]]:
         """Report a chunk of an answer, the last one asked for if it is not given."""
         samples = audio(ms).astype(np.float32) / 32768
         return self.take(self.session.chunk((answer or self.answer).response_id, text, samples))
 
-    def end(self, end: str = "end", answer: Answer | None = None) -> list[dict[str, Any]]:
+    def end(self, end: str = "end", answer: StartAnswer | None = None) -> list[dict[str, Any]]:
         """Report the end of an answer, the last one asked for if it is not given."""
         return self.take(self.session.answered((answer or self.answer).response_id, end, USAGE))
 
@@ -128,9 +128,9 @@ class Checked:
         return [action for action in self.actions if isinstance(action, kind)]
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> StartAnswer:
         """Answer that was asked for last."""
-        return self.found(Answer)[-1]
+        return self.found(StartAnswer)[-1]
 
 
 def parses(event: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ class Order:
         self.responses: dict[str, ResponseOrder] = {}
         self.committed: str | None = None  # item that must be added next
         self.speaking: str | None = None  # item of the speech that began
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, StartAnswer] = {}
         self.cancelled: set[str] = set()
         self.keys: set[str] = set()  # turns that the system may remember
         self.transcribing: set[str] = set()
@@ -187,7 +187,7 @@ class Order:
         assert not self.closed, f"{action} after Close"
         if isinstance(action, Send):
             self.event(action.event)
-        elif isinstance(action, Answer):
+        elif isinstance(action, StartAnswer):
             self.check_answer(action)
         elif isinstance(action, Cancel):
             assert action.response_id in self.answers and action.response_id not in self.cancelled
@@ -212,7 +212,7 @@ class Order:
         else:
             assert isinstance(action, Detect | Listen)
 
-    def check_answer(self, answer: Answer) -> None:
+    def check_answer(self, answer: StartAnswer) -> None:
         """Check that an answer is that of a response just created, and the only one of the conversation."""
         assert answer.response_id not in self.answers and self.last == "response.created"
         assert self.running[-1] == answer.response_id

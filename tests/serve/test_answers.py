@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from omnikit.generate import Chunk, Counts, Decoding, QueueFull
+from omnikit.generate import Chunk, Decoding, QueueFull, TokenCounts
 from omnikit.serve.metrics import Metrics
 from omnikit.serve.realtime.actions import Answer, Remember, WrittenQuestion
 from omnikit.serve.realtime.answers import Answers
@@ -17,7 +17,7 @@ from omnikit.serve.realtime.answers import Answers
 class Asked:
     """A request that has ended."""
 
-    features, counts = None, Counts(0, 0, 0, 0, 0, 0)
+    features, counts = None, TokenCounts(0, 0, 0, 0, 0, 0)
 
     def __init__(self, end: str):
         self.chunks = [Chunk("four", torch.zeros(0)), Chunk("", torch.zeros(0), end)]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from omnikit.errors import one_line
 from omnikit.generate import BadQuestion
-from omnikit.generate.types import Counts
+from omnikit.generate.types import TokenCounts
 from omnikit.serve.refusals import Refusal
 from omnikit.serve.rest import spoken_answers
 from omnikit.serve.rest.chat import ChatRequest
@@ -190,13 +190,13 @@ def test_subtitles():
 
 
 def test_usage_adds_up():
-    counts = Counts(prompt=25, history=40, cached=30, features=44, text=5, frames=12)
+    counts = TokenCounts(prompt=25, history=40, cached=30, features=44, text=5, frames=12)
     usage = completion_usage(counts)
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (65, 17, 82)
     assert usage["prompt_tokens_details"] == {"cached_tokens": 30, "audio_tokens": 22, "text_tokens": 43}
     assert usage["completion_tokens_details"]["audio_tokens"] == 12
-    spoken = transcription_usage(Counts(prompt=25, history=0, cached=0, features=44, text=5, frames=0))
+    spoken = transcription_usage(TokenCounts(prompt=25, history=0, cached=0, features=44, text=5, frames=0))
     assert spoken["input_token_details"] == {"audio_tokens": 22, "text_tokens": 3}
     assert spoken["total_tokens"] == 30
-    written = completion_usage(Counts(prompt=9, history=0, cached=0, features=0, text=2, frames=0))
+    written = completion_usage(TokenCounts(prompt=9, history=0, cached=0, features=0, text=2, frames=0))
     assert written["prompt_tokens_details"]["audio_tokens"] == 0

@@ -14,7 +14,6 @@ from omnikit.serve.audio_formats import OutputAudio
 from omnikit.serve.realtime import response as response_file
 from omnikit.serve.realtime.actions import (
     RATE,
-    Answer,
     Cancel,
     Close,
     Crop,
@@ -28,6 +27,7 @@ from omnikit.serve.realtime.actions import (
     SpeechStarted,
     SpeechStopped,
     SpokenQuestion,
+    StartAnswer,
     Transcribe,
     WrittenQuestion,
 )
@@ -317,7 +317,7 @@ def test_a_file_that_arrives_at_once_can_hold_several_turns(session):
 def test_without_create_response_a_turn_waits_for_the_client(session):
     session.update(detection={"type": "server_vad", "create_response": False})
     assert types(session.turn()) == VAD_TURN[:-1]
-    assert session.found(Answer) == []
+    assert session.found(StartAnswer) == []
     assert types(session.send("response.create")) == ["response.created"]
     assert isinstance(session.answer.question, SpokenQuestion)
 
@@ -415,9 +415,9 @@ def test_the_end_of_speech_counts_even_if_its_going_on_was_not_reported(session)
     session.chunk("four", 3000)
     session.append(2000)
     assert types(session.heard(SpeechStarted(2600.0, 32.0), SpeechStopped(3600.0, 700.0))) == VAD_TURN[:-1]
-    assert len(session.found(Answer)) == 1
+    assert len(session.found(StartAnswer)) == 1
     assert types(session.end(CANCELLED))[-2:] == ["response.done", "response.created"]
-    assert len(session.found(Answer)) == 2
+    assert len(session.found(StartAnswer)) == 2
 
 
 def test_without_interrupt_response_the_answer_goes_on_and_the_turn_is_answered_after_it(session):
@@ -734,8 +734,8 @@ def test_responses_outside_of_the_conversation(manual):
     assert error(manual.send("response.create", response=settings))["code"] == "too_many_responses"
     assert "conversation.item.added" not in types(manual.chunk("four", 100))
     assert "conversation.item.done" not in types(manual.end())
-    manual.send("response.cancel", response_id=manual.found(Answer)[1].response_id)
-    assert manual.found(Cancel) == [Cancel(manual.found(Answer)[1].response_id)]
+    manual.send("response.cancel", response_id=manual.found(StartAnswer)[1].response_id)
+    assert manual.found(Cancel) == [Cancel(manual.found(StartAnswer)[1].response_id)]
     assert types(manual.chunk("x", 10, answer=inside)) == BEGIN_ANSWER + DELTAS
     manual.send("response.cancel")
     assert manual.found(Cancel)[1:] == [Cancel(inside.response_id)]

@@ -21,13 +21,13 @@ from hypothesis.stateful import (
 from omnikit.generate import CANCELLED, ENDS
 from omnikit.serve.realtime.actions import (
     RATE,
-    Answer,
     Cancel,
     Close,
     Idle,
     SpeechContinues,
     SpeechStarted,
     SpeechStopped,
+    StartAnswer,
     Transcribe,
 )
 from tests.serve.checked_session import Checked, audio, base64_of
@@ -81,9 +81,9 @@ class SessionMachine(RuleBasedStateMachine):
         self.sent: dict[str, str] = {}  # texts that were reported and must have been sent
 
     @property
-    def running(self) -> list[Answer]:
+    def running(self) -> list[StartAnswer]:
         """Answers that the system has not ended."""
-        return [answer for answer in self.session.found(Answer) if answer.response_id not in self.reported]
+        return [answer for answer in self.session.found(StartAnswer) if answer.response_id not in self.reported]
 
     @property
     def cancelled(self) -> set[str]:
@@ -271,7 +271,7 @@ class SessionMachine(RuleBasedStateMachine):
     def wait(self, seconds):
         self.session.wait(seconds)
 
-    def finish(self, answer: Answer, end: str, error: str | None) -> None:
+    def finish(self, answer: StartAnswer, end: str, error: str | None) -> None:
         """End an answer, and check what becomes of its response."""
         key, closed = answer.response_id, self.session.order.closed
         self.reported.add(key)

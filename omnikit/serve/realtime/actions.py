@@ -1,7 +1,8 @@
 """Actions that the state machine of a Realtime session asks its surroundings to carry out, and their reports to it.
 
-`session.Session` has no I/O. Each of its methods returns a list of actions, which `endpoint` carries out in their
-order: it sends events to the client, feeds the turn detector, and starts, cancels and edits answers of the system.
+`session.RealtimeSession` has no I/O. Each of its methods returns a list of actions, which `endpoint` carries out in
+their order: it sends events to the client, feeds the turn detector, and starts, cancels and edits answers of the
+system.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class WrittenQuestion:
 
 
 @dataclass(frozen=True)
-class Answer:
+class StartAnswer:
     """Start an answer.
 
     Args:
@@ -133,7 +134,7 @@ class Close:
     reason: str
 
 
-Action = Send | Detect | Listen | Answer | Cancel | Crop | Forget | Remember | Transcribe | Close
+Action = Send | Detect | Listen | StartAnswer | Cancel | Crop | Forget | Remember | Transcribe | Close
 
 
 @dataclass(frozen=True)

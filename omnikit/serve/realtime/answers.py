@@ -19,11 +19,11 @@ from omnikit.serve import bridge
 from omnikit.serve.metrics import Metrics
 from omnikit.serve.realtime.actions import (
     RATE,
-    Answer,
     Crop,
     Forget,
     Remember,
     SpokenQuestion,
+    StartAnswer,
     Transcribe,
     Usage,
     WrittenQuestion,
@@ -66,7 +66,7 @@ class _Running:
         self.encoded = asyncio.Event()  # set at the first chunk or the end, too
 
 
-class Answers:
+class RunningAnswers:
     """The answers of one session and the conversation that they continue; used in one event loop.
 
     Questions and edits of the conversation take effect in the order of the calls. None of them blocks the loop.
@@ -97,7 +97,7 @@ class Answers:
         """Whether an answer has begun and not ended."""
         return response_id in self._running
 
-    def start(self, answer: Answer) -> None:
+    def start(self, answer: StartAnswer) -> None:
         """Begin an answer, once the questions and edits before have been submitted."""
         self._running[answer.response_id] = _Running()
         self._spawn(self._answer(answer))
@@ -128,7 +128,7 @@ class Answers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, answer: Answer) -> None:
+    async def _answer(self, answer: StartAnswer) -> None:
         """Submit a question, and report its answer to the end or the error that ends it."""
         key, running = answer.response_id, self._running[answer.response_id]
         try:
@@ -145,20 +145,20 @@ class Answers:
             del self._running[key]
             self._reports.answered(key, end, _usage(request))
 
-    async def _submit(self, answer: Answer, cancel: threading.Event) -> Request:
+    async def _submit(self, answer: StartAnswer, cancel: threading.Event) -> Request:
         if not answer.remembered:
             return await bridge.in_thread(self._submit_alone, answer, cancel)
         async with self._turns:
             return await bridge.in_thread(self._submit_turn, answer, cancel)
 
-    def _submit_turn(self, answer: Answer, cancel: threading.Event) -> Request:
+    def _submit_turn(self, answer: StartAnswer, cancel: threading.Event) -> Request:
         text = answer.question.text if isinstance(answer.question, WrittenQuestion) else None
         return self._conversation.submit(
             self._question(answer.question), speak=answer.speak, key=answer.response_id, text=text,
             max_steps=self._steps(answer), mode=LOW_LATENCY, cancel=cancel, time_limit=self._seconds,
         )  # fmt: skip
 
-    def _submit_alone(self, answer: Answer, cancel: threading.Event) -> Request:
+    def _submit_alone(self, answer: StartAnswer, cancel: threading.Event) -> Request:
         task = TASK_OF[isinstance(answer.question, SpokenQuestion), answer.speak]
         sound = LOW_LATENCY if answer.speak else None
         return self._omni.submit(
@@ -166,7 +166,7 @@ class Answers:
             time_limit=self._seconds,
         )  # fmt: skip
 
-    def _steps(self, answer: Answer) -> int:
+    def _steps(self, answer: StartAnswer) -> int:
         """Return the maximum number of decode steps of an answer: the client's if it is below the server's."""
         most = self._omni.decoding.max_steps
         return most if answer.max_steps is None else min(most, answer.max_steps)

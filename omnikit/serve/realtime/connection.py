@@ -23,7 +23,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from omnikit.serve.realtime.actions import (
     Action,
-    Answer,
     Cancel,
     Close,
     Crop,
@@ -33,14 +32,15 @@ from omnikit.serve.realtime.actions import (
     Listen,
     Remember,
     Send,
+    StartAnswer,
     Transcribe,
     Usage,
 )
-from omnikit.serve.realtime.answers import BUSY, Answers
+from omnikit.serve.realtime.answers import BUSY, RunningAnswers
 from omnikit.serve.realtime.events import MAX_AUDIO_BYTES
 from omnikit.serve.realtime.listener import Listener
 from omnikit.serve.realtime.outbox import Outbox, Overflow
-from omnikit.serve.realtime.session import Session
+from omnikit.serve.realtime.session import RealtimeSession
 
 if TYPE_CHECKING:
     from omnikit.api import Omni
@@ -72,8 +72,8 @@ class Connection:
 
     def __init__(self, socket: WebSocket, serving: Serving, omni: Omni, model: str):
         self._socket, self._serving, self._settings = socket, serving, serving.settings
-        self._session = Session(model, self._settings, now=monotonic, new_id=new_id, out_rate=omni.sample_rate)
-        self._answers = Answers(omni, serving.metrics, self, seconds=self._settings.request_seconds)
+        self._session = RealtimeSession(model, self._settings, now=monotonic, new_id=new_id, out_rate=omni.sample_rate)
+        self._answers = RunningAnswers(omni, serving.metrics, self, seconds=self._settings.request_seconds)
         self._listener = Listener(self.heard)
         self._outbox = Outbox()
         self._rate = omni.sample_rate
@@ -154,7 +154,7 @@ class Connection:
                 self._listener.detect(action.detection)
             case Listen():
                 self._listener.listen(action.samples)
-            case Answer():
+            case StartAnswer():
                 self._start(action)
             case Cancel():
                 self._cancel(action.response_id)
@@ -166,7 +166,7 @@ class Connection:
                 self._closing = True
                 self._outbox.close(action)
 
-    def _start(self, answer: Answer) -> None:
+    def _start(self, answer: StartAnswer) -> None:
         self._end_silence()
         self._listener.pause_idle()
         if self._serving.draining:  # after the actions that follow this one

@@ -178,7 +178,7 @@ class SessionSettings(_Model):
     reasoning: Settings = None
 
 
-class Part(_Model):
+class ContentPart(_Model):
     """A part of the content of a message."""
 
     type: Literal["input_text", "input_audio", "output_text", "output_audio"]
@@ -193,7 +193,7 @@ class ItemSettings(_Model):
     id: Id | None = None
     type: Literal["message", "function_call", "function_call_output", "item_reference"]
     role: Literal["user", "assistant", "system"] | None = None
-    content: Annotated[list[Part] | None, Field(max_length=64)] = None
+    content: Annotated[list[ContentPart] | None, Field(max_length=64)] = None
     call_id: Annotated[str | None, Field(max_length=_MAX_ID)] = None
     name: Annotated[str | None, Field(max_length=_MAX_ID)] = None
     arguments: Text = None

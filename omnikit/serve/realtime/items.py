@@ -10,7 +10,7 @@ import numpy as np
 
 from omnikit.serve.audio_formats import InputAudio, OutputAudio
 from omnikit.serve.realtime.actions import RATE
-from omnikit.serve.realtime.events import ItemSettings, Part, ProtocolError, decode_audio, encode_audio
+from omnikit.serve.realtime.events import ContentPart, ItemSettings, ProtocolError, decode_audio, encode_audio
 from omnikit.serve.realtime.input_buffer import restored, stored
 
 WAITING, RETRY, SETTLED = "waiting", "retry", "settled"
@@ -28,7 +28,7 @@ _PARTS_OF = {
 
 
 @dataclass(eq=False)
-class Content:
+class ItemContent:
     """A part of the content of a message; audio is None where it has none or is not kept any more."""
 
     type: str
@@ -61,7 +61,7 @@ class Item:
     id: str
     type: str = "message"
     role: str | None = None
-    content: list[Content] = field(default_factory=list)
+    content: list[ItemContent] = field(default_factory=list)
     call: dict[str, str] = field(default_factory=dict)
     """Fields of a function call or its output."""
     status: str = "completed"
@@ -95,7 +95,7 @@ class Item:
         return next((index for index, part in enumerate(self.content) if part.type.endswith("_audio")), None)
 
 
-class Items:
+class ConversationItems:
     """The items of a conversation in their order.
 
     Args:
@@ -234,22 +234,22 @@ def _call(given: ItemSettings, path: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _content(part: Part, role: str, audio_format: str, path: str) -> Content:
+def _content(part: ContentPart, role: str, audio_format: str, path: str) -> ItemContent:
     if part.type not in _PARTS_OF[role]:
         text = f"A message of the {role} cannot contain {part.type} (choices: {', '.join(_PARTS_OF[role])})."
         raise ProtocolError("invalid_value", text, f"{path}.type")
     if part.type.endswith("_text"):
         if part.text is None:
             raise ProtocolError("missing_required_parameter", f"{part.type} needs text.", f"{path}.text")
-        return Content(part.type, text=part.text)
+        return ItemContent(part.type, text=part.text)
     if part.type == "output_audio":
         if part.audio:
             text = "The speech of an answer cannot be given, its transcript can."
             raise ProtocolError("invalid_value", text, f"{path}.audio")
-        return Content(part.type, transcript=part.transcript or "")
+        return ItemContent(part.type, transcript=part.transcript or "")
     if not part.audio:
         raise ProtocolError("missing_required_parameter", "input_audio needs audio.", f"{path}.audio")
     samples = InputAudio(audio_format).push(decode_audio(part.audio, f"{path}.audio"))
     if not len(samples):
         raise ProtocolError("invalid_value", "The audio has no sample.", f"{path}.audio")
-    return Content(part.type, transcript=part.transcript, audio=stored(samples))
+    return ItemContent(part.type, transcript=part.transcript, audio=stored(samples))

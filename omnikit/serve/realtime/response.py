@@ -11,7 +11,7 @@ import numpy as np
 from omnikit.serve.audio_formats import OutputAudio
 from omnikit.serve.realtime.actions import Usage
 from omnikit.serve.realtime.events import encode_audio
-from omnikit.serve.realtime.items import Content, Item
+from omnikit.serve.realtime.items import Item, ItemContent
 
 Event = dict[str, Any]
 END, CANCELLED = "end", "cancelled"
@@ -84,7 +84,7 @@ class Response:
         if self.conversation_id is not None:
             yield {"type": "conversation.item.added", "previous_item_id": previous, "item": self.item.shown()}
         self.item.content.append(
-            Content("output_audio", transcript="") if self.config.speaks else Content("output_text", text="")
+            ItemContent("output_audio", transcript="") if self.config.speaks else ItemContent("output_text", text="")
         )
         yield {"type": "response.content_part.added", **self._part_place, "part": self._part("")}
 

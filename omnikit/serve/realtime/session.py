@@ -32,7 +32,6 @@ from omnikit.serve.audio_formats import InputAudio
 from omnikit.serve.realtime.actions import (
     RATE,
     Action,
-    Answer,
     Cancel,
     Close,
     Crop,
@@ -46,6 +45,7 @@ from omnikit.serve.realtime.actions import (
     SpeechContinues,
     SpeechStarted,
     SpeechStopped,
+    StartAnswer,
     Transcribe,
     Usage,
 )
@@ -66,7 +66,7 @@ from omnikit.serve.realtime.events import (
     parse,
 )
 from omnikit.serve.realtime.input_buffer import MS, InputBuffer, restored
-from omnikit.serve.realtime.items import RETRY, SETTLED, WAITING, Content, Item, Items, item_from
+from omnikit.serve.realtime.items import RETRY, SETTLED, WAITING, ConversationItems, Item, ItemContent, item_from
 from omnikit.serve.realtime.questions import question_of
 from omnikit.serve.realtime.response import CANCELLED, CLIENT_CANCELLED, TURN_DETECTED, Event, Response, ResponseConfig
 from omnikit.serve.realtime.session_config import SessionConfig
@@ -103,7 +103,7 @@ class _Asked:
     by_client: bool
 
 
-class Session:
+class RealtimeSession:
     """A Realtime session; each method takes what happened and returns what is to be done, in order.
 
     Args:
@@ -126,7 +126,7 @@ class Session:
         self._limits, self._now, self._new_id, self._out_rate = settings, now, new_id, out_rate
         self._config = SessionConfig(new_id("sess"), model)
         self._conversation_id = new_id("conv")
-        self._items = Items()
+        self._items = ConversationItems()
         self._decoder = InputAudio(self._config.input_format)
         self._buffer = InputBuffer()
         self._detected_from = 0  # number of the sample at which the detector's clock began
@@ -349,7 +349,7 @@ class Session:
 
     def _commit(self, samples: np.ndarray, item_id: str) -> None:
         """Make an item of samples [n] (int16)."""
-        item = Item(item_id, role="user", content=[Content("input_audio", audio=samples)], state=WAITING)
+        item = Item(item_id, role="user", content=[ItemContent("input_audio", audio=samples)], state=WAITING)
         self._idle_from = None
         previous = self._items.last_id
         self._send({"type": "input_audio_buffer.committed", "previous_item_id": previous, "item_id": item_id})
@@ -580,7 +580,7 @@ class Session:
         self._send(response.created())
         most = response.config.max_output_tokens
         steps = None if most == "inf" else most
-        self._do(Answer(response.id, question, response.config.speaks, remembered, steps))
+        self._do(StartAnswer(response.id, question, response.config.speaks, remembered, steps))
         return response
 
     def _start_late(self, asked: _Asked) -> None:

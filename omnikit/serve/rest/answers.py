@@ -92,7 +92,7 @@ class Whole:
     wav: Tensor
 
 
-class Answer:
+class MeasuredAnswer:
     """An asynchronous iterator over the chunks of an answer, measured from the submission of its question to its end.
 
     Whoever makes one closes it, which cancels the request unless it has ended.
@@ -147,7 +147,7 @@ class Answer:
     async def _all(self) -> list[Chunk]:
         return [chunk async for chunk in self]
 
-    def __aiter__(self) -> Answer:
+    def __aiter__(self) -> MeasuredAnswer:
         return self
 
     async def __anext__(self) -> Chunk:
@@ -182,7 +182,7 @@ class Streamed(StreamingResponse):
         media_type: MIME type of the body.
     """
 
-    def __init__(self, content: AsyncGenerator[bytes, None], answer: Answer, media_type: str):
+    def __init__(self, content: AsyncGenerator[bytes, None], answer: MeasuredAnswer, media_type: str):
         super().__init__(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
         self._answer = answer
 

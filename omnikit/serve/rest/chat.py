@@ -16,7 +16,7 @@ from omnikit.conversation import TASK_OF
 from omnikit.generate.request import SEED
 from omnikit.serve import bridge
 from omnikit.serve.rest import sse
-from omnikit.serve.rest.answers import Answer, Served, Streamed, decoding_for, unless_gone
+from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for, unless_gone
 from omnikit.serve.rest.completions import Completion, finish_reason
 from omnikit.serve.rest.dialogs import Asked, Exchanged, Message, read_dialog
 from omnikit.serve.rest.errors import OpenAIRoute, bad_input, blames
@@ -135,7 +135,7 @@ async def completions(body: ChatRequest, http: Request, serving: Served, spoken:
     body.check(serving.settings.max_items)
     turns, asked = read_dialog(body.messages, spoken.text)
     submit = await unless_gone(http, _prepared(serving, serving.systems[name], body, turns, asked))
-    answer = Answer(serving, "chat", serving.systems[name], submit)
+    answer = MeasuredAnswer(serving, "chat", serving.systems[name], submit)
     completion = Completion(name)
     if body.stream:
         await answer.begin(http)
@@ -176,7 +176,7 @@ def _audio(spoken: SpokenAnswers, text: str, data: bytes) -> dict[str, Any]:
     return {"id": audio_id, "data": encoded_data, "expires_at": spoken.store(audio_id, text), "transcript": text}
 
 
-async def _written_chunks(answer: Answer, completion: Completion) -> AsyncGenerator[dict[str, Any], None]:
+async def _written_chunks(answer: MeasuredAnswer, completion: Completion) -> AsyncGenerator[dict[str, Any], None]:
     yield completion.chunk({"role": "assistant", "content": "", "refusal": None})
     async for chunk in answer:
         if chunk.text:
@@ -184,7 +184,7 @@ async def _written_chunks(answer: Answer, completion: Completion) -> AsyncGenera
 
 
 async def _spoken_chunks(
-    answer: Answer, completion: Completion, spoken: SpokenAnswers
+    answer: MeasuredAnswer, completion: Completion, spoken: SpokenAnswers
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the chunks of a spoken answer: its id once, since clients join equal keys, then transcript and samples."""
     audio_id, texts, writer = spoken.new_id(), [], open_writer("pcm", answer.rate)
@@ -201,7 +201,7 @@ async def _spoken_chunks(
 
 
 async def _with_end(
-    chunks: AsyncGenerator[dict[str, Any], None], answer: Answer, completion: Completion, usage: bool
+    chunks: AsyncGenerator[dict[str, Any], None], answer: MeasuredAnswer, completion: Completion, usage: bool
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Yield chunks, and after them the reason for the end and, if it is wanted, the usage."""
     async for chunk in chunks:

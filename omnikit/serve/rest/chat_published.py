@@ -5,11 +5,13 @@ Source: https://github.com/gpt-omni/mini-omni, `server.py` and `webui/omni_gradi
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from omnikit.serve import bridge
-from omnikit.serve.rest.answers import Answer, Served, Streamed, decoding_for
+from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
 from omnikit.serve.rest.errors import OpenAIRoute, blames
 from omnikit.serve.rest.recordings import decode, from_base64
 from omnikit.serve.rest.speech import audio
@@ -46,6 +48,7 @@ async def chat(http: Request, serving: Served) -> Streamed:
         data = await bridge.in_thread(from_base64, body.audio, "audio")
         question = (await bridge.in_thread(decode, data, "audio", serving, omni)).question(omni)
     options = {"decoding": decoding_for(serving, omni, max_steps=body.max_tokens), "sound": EXACT}
-    answer = Answer(serving, "chat_published", omni, lambda: omni.decoder.submit(TASKS["A1A2"], question, **options))
+    submit = partial(omni.decoder.submit, TASKS["A1A2"], question, **options)
+    answer = MeasuredAnswer(serving, "chat_published", omni, submit)
     await answer.begin(http)
     return Streamed(audio(answer, open_writer("pcm", omni.sample_rate)), answer, MEDIA_TYPE)

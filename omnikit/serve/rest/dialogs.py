@@ -12,19 +12,19 @@ from omnikit.serve.refusals import Refusal
 from omnikit.serve.rest.errors import bad_input
 
 
-class InputAudio(BaseModel):
+class AudioContent(BaseModel):
     """A recording, as base64."""
 
     data: str
     format: Literal["wav", "mp3"]
 
 
-class Part(BaseModel):
+class MessagePart(BaseModel):
     """A part of a message's content."""
 
     type: Literal["text", "input_audio", "refusal"]
     text: str | None = None
-    input_audio: InputAudio | None = None
+    input_audio: AudioContent | None = None
 
 
 class AudioId(BaseModel):
@@ -37,14 +37,14 @@ class Message(BaseModel):
     """A message. What `system` and `developer` say has no effect, and neither has text beside a recording."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: str | list[MessagePart] | None = None
     audio: AudioId | None = None
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[MessagePart]:
         """The parts of the content."""
         if isinstance(self.content, str):
-            return [Part(type="text", text=self.content)]
+            return [MessagePart(type="text", text=self.content)]
         return self.content or []
 
     @property
@@ -58,7 +58,7 @@ class Asked:
     """A question: a recording or, without one, a text."""
 
     texts: list[str] = field(default_factory=list)
-    audio: InputAudio | None = None
+    audio: AudioContent | None = None
     param: str = "messages"
     """Place of the question in the request's body, for errors about it."""
 
@@ -85,7 +85,7 @@ class Asked:
             self.texts.append(text)
             self.param = place if self.audio is None else self.param
 
-    def _add_audio(self, audio: InputAudio, place: str) -> None:
+    def _add_audio(self, audio: AudioContent, place: str) -> None:
         if self.audio is not None:
             raise bad_input(f"{place}: a question has one recording, this one has more", place)
         self.audio, self.param = audio, place
@@ -100,7 +100,7 @@ class Exchanged:
 
 
 @dataclass
-class _Reader:
+class _MessageReader:
     """The messages that were read so far."""
 
     transcript_of: Callable[[str], str | None]
@@ -143,7 +143,7 @@ def read_dialog(
     Raises:
         Refusal: the last message is not a user's, or a message cannot be used.
     """
-    reader = _Reader(transcript_of)
+    reader = _MessageReader(transcript_of)
     for i, message in enumerate(messages):
         if message.role == "user":
             reader.user(message, f"messages.{i}")

@@ -16,7 +16,7 @@ from omnikit.serve.serving import Serving
 
 
 @dataclass(frozen=True)
-class Recording:
+class SentRecording:
     """A decoded recording: its waveform [N] at the encoder's sample rate, and its length in seconds."""
 
     wav: Tensor
@@ -31,7 +31,7 @@ class Recording:
         return omni.spoken_question(self.wav)
 
 
-def decode(data: bytes, name: str, serving: Serving, omni: Omni) -> Recording:
+def decode(data: bytes, name: str, serving: Serving, omni: Omni) -> SentRecording:
     """Decode the bytes of an audio file; nothing of it is logged or written to disk.
 
     Args:
@@ -44,7 +44,7 @@ def decode(data: bytes, name: str, serving: Serving, omni: Omni) -> Recording:
         ValueError: not audio, empty, damaged, or longer than the server's settings or the encoder allow.
     """
     sound = read(data, name, min(MAX_SECONDS, serving.settings.max_audio_seconds))
-    return Recording(waveform(sound, omni.model.encoder.sample_rate), sound.seconds)
+    return SentRecording(waveform(sound, omni.model.encoder.sample_rate), sound.seconds)
 
 
 def from_base64(text: str, name: str) -> bytes:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from omnikit.serve import bridge
 from omnikit.serve.rest import sse
-from omnikit.serve.rest.answers import Answer, Served, Streamed, decoding_for
+from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
 from omnikit.serve.rest.errors import OpenAIRoute, blames
 from omnikit.serve.rest.usage import tokens
 from omnikit.serve.rest.written_audio import FORMATS, AudioWriter, check_format, open_writer
@@ -48,7 +48,7 @@ async def speech(body: SpeechRequest, http: Request, serving: Served) -> Respons
     with blames("input"):
         question = omni.written_question(body.input)
     options = {"decoding": decoding_for(serving, omni), "sound": EXACT}
-    answer = Answer(serving, "speech", omni, lambda: omni.decoder.submit(TASKS["T1A1"], question, **options))
+    answer = MeasuredAnswer(serving, "speech", omni, lambda: omni.decoder.submit(TASKS["T1A1"], question, **options))
     await answer.begin(http)
     writer = open_writer(body.response_format, omni.sample_rate)
     if body.stream_format == "sse":
@@ -56,7 +56,7 @@ async def speech(body: SpeechRequest, http: Request, serving: Served) -> Respons
     return Streamed(audio(answer, writer), answer, FORMATS[body.response_format].media_type)
 
 
-async def audio(answer: Answer, writer: AudioWriter) -> AsyncGenerator[bytes, None]:
+async def audio(answer: MeasuredAnswer, writer: AudioWriter) -> AsyncGenerator[bytes, None]:
     """Yield the bytes of an answer's speech as they are written."""
     async for chunk in answer:
         if data := await bridge.in_thread(writer.push, chunk.wav.numpy()):
@@ -65,7 +65,7 @@ async def audio(answer: Answer, writer: AudioWriter) -> AsyncGenerator[bytes, No
         yield data
 
 
-async def _events(answer: Answer, writer: AudioWriter) -> AsyncGenerator[dict[str, Any], None]:
+async def _events(answer: MeasuredAnswer, writer: AudioWriter) -> AsyncGenerator[dict[str, Any], None]:
     async for data in audio(answer, writer):
         yield {"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()}
     yield {"type": "speech.audio.done", "usage": tokens(answer.request.counts)}

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from omnikit.serve import bridge
 from omnikit.serve.rest import sse
-from omnikit.serve.rest.answers import Answer, Served, Streamed, decoding_for
+from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
 from omnikit.serve.rest.errors import OpenAIRoute, bad_input, blames
 from omnikit.serve.rest.recordings import decode
 from omnikit.serve.rest.subtitles import srt, verbose, vtt
@@ -73,7 +73,7 @@ async def transcriptions(http: Request, serving: Served) -> Response:
         question = recording.question(omni)
     with blames("temperature"):
         decoding = decoding_for(serving, omni, temperature=form.temperature or None)
-    answer = Answer(
+    answer = MeasuredAnswer(
         serving, "transcription", omni, lambda: omni.decoder.submit(TASKS["A1T1"], question, decoding=decoding)
     )
     if form.stream:
@@ -83,7 +83,7 @@ async def transcriptions(http: Request, serving: Served) -> Response:
     return _WRITE[form.response_format](text, recording.seconds, form, answer)
 
 
-async def _events(answer: Answer) -> AsyncGenerator[dict[str, Any], None]:
+async def _events(answer: MeasuredAnswer) -> AsyncGenerator[dict[str, Any], None]:
     texts = []
     async for chunk in answer:
         if chunk.text:
@@ -93,15 +93,15 @@ async def _events(answer: Answer) -> AsyncGenerator[dict[str, Any], None]:
     yield {"type": "transcript.text.done", "text": "".join(texts), "usage": usage}
 
 
-def _json(text: str, seconds: float, form: TranscriptionForm, answer: Answer) -> Response:
+def _json(text: str, seconds: float, form: TranscriptionForm, answer: MeasuredAnswer) -> Response:
     return JSONResponse({"text": text, "usage": transcription_usage(answer.request.counts)})
 
 
-def _verbose_json(text: str, seconds: float, form: TranscriptionForm, answer: Answer) -> Response:
+def _verbose_json(text: str, seconds: float, form: TranscriptionForm, answer: MeasuredAnswer) -> Response:
     return JSONResponse(verbose(text, seconds, language=form.language, temperature=form.temperature))
 
 
-_WRITE: dict[str, Callable[[str, float, TranscriptionForm, Answer], Response]] = {
+_WRITE: dict[str, Callable[[str, float, TranscriptionForm, MeasuredAnswer], Response]] = {
     "json": _json,
     "verbose_json": _verbose_json,
     "text": lambda text, *_: PlainTextResponse(f"{text}\n"),

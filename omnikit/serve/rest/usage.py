@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omnikit.generate.types import Counts
+    from omnikit.generate.types import TokenCounts
 
 
-def tokens(counts: Counts) -> dict[str, int]:
+def tokens(counts: TokenCounts) -> dict[str, int]:
     """Return the numbers of positions of a question, earlier turns included, and of tokens of its answer."""
     given, emitted = counts.history + counts.prompt, counts.text + counts.frames
     return {"input_tokens": given, "output_tokens": emitted, "total_tokens": given + emitted}
 
 
 
-def transcription_usage(counts: Counts) -> dict[str, Any]:
+def transcription_usage(counts: TokenCounts) -> dict[str, Any]:
     """Return the usage of a transcription, all of whose input is audio but the marks of the prompt."""
     audio = counts.spoken
     return {
@@ -25,7 +25,7 @@ def transcription_usage(counts: Counts) -> dict[str, Any]:
     }
 
 
-def completion_usage(counts: Counts) -> dict[str, Any]:
+def completion_usage(counts: TokenCounts) -> dict[str, Any]:
     """Return the usage of a chat completion; earlier turns count as text, audio tokens of the answer as frames."""
     found = tokens(counts)
     given, emitted, audio = found["input_tokens"], found["output_tokens"], counts.spoken

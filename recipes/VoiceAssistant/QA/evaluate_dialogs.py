@@ -15,7 +15,7 @@ from omnikit.audio.io import save_audio, wav_name
 from omnikit.data.skipped import Skipped
 from omnikit.data.sources import read_entries
 from omnikit.errors import bad_input_exits, writing
-from omnikit.evaluate.conversation import Answers, Interview, InterviewPlan, conversations, plan_of, recording
+from omnikit.evaluate.conversation import Interview, InterviewAnswers, InterviewPlan, conversations, plan_of, recording
 from omnikit.evaluate.conversation_scores import ConversationScores, conversation_table, score, write_dialogs
 from omnikit.evaluate.dialogs import Dialog, group_dialogs
 from omnikit.evaluate.qa import AnswerMode, chosen_sources, read_questions, some
@@ -70,7 +70,7 @@ class DialogEvaluation:
                 self._keep(split, mode, answers, plan)
         return found
 
-    def _ask(self, split: str, mode: AnswerMode, plan: InterviewPlan) -> Answers:
+    def _ask(self, split: str, mode: AnswerMode, plan: InterviewPlan) -> InterviewAnswers:
         together = self.hparams["batch_size"]
         omni = Omni(
             self.omni.model, decoding=self.hparams["decoding"], strategy=mode.strategy,
@@ -86,7 +86,7 @@ class DialogEvaluation:
     def _kept(self, split: str) -> list[Dialog]:
         return self.dialogs[split][: self.hparams["keep_wavs"]]
 
-    def _keep(self, split: str, mode: AnswerMode, answers: Answers, plan: InterviewPlan) -> None:
+    def _keep(self, split: str, mode: AnswerMode, answers: InterviewAnswers, plan: InterviewPlan) -> None:
         folder = self.folder / "wav" / split / mode.name
         with writing(folder):
             make_folder(folder)

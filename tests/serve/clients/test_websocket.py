@@ -21,7 +21,7 @@ from omnikit.api import Omni
 from omnikit.conversation import Conversation
 from omnikit.generate import QueueFull
 from omnikit.serve.realtime.connection import Connection
-from omnikit.serve.realtime.session import Session
+from omnikit.serve.realtime.session import RealtimeSession
 
 PATIENCE = 60.0
 MISTAKES = {
@@ -290,7 +290,7 @@ def test_a_question_that_the_system_cannot_read_fails_the_response_only(server):
 def test_an_error_of_the_server_closes_the_connection(server, monkeypatch):
     with session(server) as neighbour, session(server) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(Session, "receive", lambda *args: 1 / 0)
+            patch.setattr(RealtimeSession, "receive", lambda *args: 1 / 0)
             client.send("response.create")
             with pytest.raises(ConnectionClosed) as closed:
                 client.until("never")

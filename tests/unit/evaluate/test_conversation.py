@@ -13,7 +13,15 @@ from torch import Tensor
 from omnikit.api import Reply
 from omnikit.audio.reader import Unusable
 from omnikit.data.manifest_reader import ManifestEntry
-from omnikit.evaluate.conversation import TOO_SHORT, AboutAnswer, Answers, Interview, InterviewPlan, plan_of, recording
+from omnikit.evaluate.conversation import (
+    TOO_SHORT,
+    AboutAnswer,
+    Interview,
+    InterviewAnswers,
+    InterviewPlan,
+    plan_of,
+    recording,
+)
 from omnikit.evaluate.conversation_scores import CropScores, Score, conversation_table, score, write_dialogs
 from omnikit.evaluate.dialogs import AFTER_GAP, DUPLICATE, NO_DIALOG, Dialog, group_dialogs
 from omnikit.evaluate.text_normalisation import plain
@@ -92,7 +100,7 @@ AGAIN = InterviewPlan(crop=[0.5], about_answer=[AboutAnswer("say that .*", "{ans
 
 def asked(
     entries: list[ManifestEntry], plan: InterviewPlan = AGAIN, together: int = 2, **options
-) -> tuple[list[Dialog], Answers]:
+) -> tuple[list[Dialog], InterviewAnswers]:
     dialogs, _ = group_dialogs(entries)
     return dialogs, Interview(Parrot, RATE, plan, **options).run(dialogs, together=together)
 

@@ -13,13 +13,13 @@ from omnikit.generate import (
     CANCELLED,
     STEP_LIMIT,
     BadQuestion,
-    Counts,
     Decoder,
     Decoding,
     Question,
     QueueFull,
     Request,
     RunningBatch,
+    TokenCounts,
 )
 from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS
@@ -131,17 +131,17 @@ def test_counts():
     first = talk.submit(Question(wav=recording))
     frames = first.wait(60).codes.shape[1]
     assert frames == model.pattern.num_frames(20)
-    assert first.counts == Counts(15 + 3, 0, 0, 30, 20, frames) and first.counts.spoken == 15  # of 30 frames
+    assert first.counts == TokenCounts(15 + 3, 0, 0, 30, 20, frames) and first.counts.spoken == 15  # of 30 frames
     second = talk.submit(Question(text=[3] * 7), speak=False)
     second.wait(60)
     history = talk._history.turns[0].length
     # the truncated answer was laid out anew, so only the first prompt was in the KV cache
-    assert second.counts == Counts(7 + 3, history, 15 + 3, 0, 20, 0) and second.counts.spoken == 0
+    assert second.counts == TokenCounts(7 + 3, history, 15 + 3, 0, 20, 0) and second.counts.spoken == 0
     third = talk.submit(Question(text=[3]))
     third.wait(60)
     assert third.counts.history == history + talk._history.turns[1].length
     assert 0 < third.counts.cached < third.counts.history
-    assert Decoder(model).request(TASKS["T1A2"], WRITTEN).counts == Counts(0, 0, 0, 0, 0, 0)
+    assert Decoder(model).request(TASKS["T1A2"], WRITTEN).counts == TokenCounts(0, 0, 0, 0, 0, 0)
     omni.close()
 
 
