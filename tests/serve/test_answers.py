@@ -58,7 +58,7 @@ class Omni:
 
 
 class Reports:
-    """What became of the answers."""
+    """Reports of the ends of answers to a session, in their order."""
 
     def __init__(self) -> None:
         self.ends: list[str] = []
