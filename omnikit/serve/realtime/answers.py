@@ -196,6 +196,8 @@ class Answers:
                 await bridge.in_thread(self._edited, edit)
             except KeyError:  # a turn that the conversation never remembered, or dropped at its limit
                 pass
+            except ValueError as error:  # its message may quote the client's text, which is not logged
+                _logger.warning("Realtime session: %s failed: %s", type(edit).__name__.lower(), type(error).__name__)
             except Exception:
                 _logger.exception("Realtime session: %s failed", type(edit).__name__.lower())
 
