@@ -187,6 +187,12 @@ def test_wrong_settings_are_refused_and_change_nothing(session, change, code, pa
     assert session.update()[0]["session"] == before
 
 
+def test_settings_that_are_nested_too_deeply_to_be_copied_are_refused(session):
+    nested = '{"a": ' * 900 + "1" + "}" * 900
+    raw = f'{{"type": "session.update", "session": {{"type": "realtime", "tools": [{nested}]}}}}'
+    assert error(session.take(session.session.receive(raw)))["param"] == "session.tools"
+
+
 @pytest.mark.parametrize(
     ("name", "new"),
     [
