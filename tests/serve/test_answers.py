@@ -114,3 +114,9 @@ def test_a_question_for_which_the_queue_has_no_room_is_counted_as_refused():
     ends, metrics = answer(full, Answer("resp", WrittenQuestion("hi")))
     assert ends == ["server_busy"]
     assert count(metrics, "refusals", reason="queue") == 1
+
+
+def test_the_log_has_no_words_of_a_turn_that_the_system_cannot_take(caplog):
+    answer(Omni(), Remember("resp", "my doctor says", "get well"))
+    assert "ValueError" in caplog.text
+    assert "doctor" not in caplog.text

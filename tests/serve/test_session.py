@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from omnikit.generate import CANCELLED, END, ENDS, STEP_LIMIT, TIME_LIMIT
-from omnikit.serve.audio_formats import OutputAudio
+from omnikit.serve.audio_formats import InputAudio, OutputAudio
 from omnikit.serve.realtime import response as response_file
 from omnikit.serve.realtime.actions import (
     RATE,
@@ -185,6 +185,12 @@ def test_wrong_settings_are_refused_and_change_nothing(session, change, code, pa
     found = error(session.send("session.update", event_id="mine", session={"type": "realtime", **change}))
     assert (found["code"], found["param"], found["event_id"]) == (code, param, "mine")
     assert session.update()[0]["session"] == before
+
+
+def test_settings_that_are_nested_too_deeply_to_be_copied_are_refused(session):
+    nested = '{"a": ' * 900 + "1" + "}" * 900
+    raw = f'{{"type": "session.update", "session": {{"type": "realtime", "tools": [{nested}]}}}}'
+    assert error(session.take(session.session.receive(raw)))["param"] == "session.tools"
 
 
 @pytest.mark.parametrize(
@@ -828,6 +834,22 @@ def test_an_item_is_at_most_as_long_as_a_question():
     assert error(session.send("conversation.item.create", item=item))["code"] == "audio_too_long"
 
 
+@pytest.mark.parametrize("form", ["audio/pcm", "audio/pcmu"])
+def test_audio_that_is_too_long_for_an_item_is_not_decoded(form, monkeypatch):
+    session = Checked(max_audio_seconds=1.0)
+    session.update(audio={"input": {"format": {"type": form}}})
+    monkeypatch.setattr(InputAudio, "push", lambda *_: pytest.fail("decoded"))
+    content = [{"type": "input_audio", "audio": base64.b64encode(bytes(48_100)).decode()}]
+    item = {"type": "message", "role": "user", "content": content}
+    assert error(session.send("conversation.item.create", item=item))["code"] == "audio_too_long"
+
+
+def test_the_texts_of_an_item_together_are_at_most_as_long_as_one(manual):
+    content = [{"type": "input_text", "text": "x" * 40_000}] * 2
+    item = {"type": "message", "role": "user", "content": content}
+    assert error(manual.send("conversation.item.create", item=item))["code"] == "string_above_max_length"
+
+
 def test_items_for_other_systems_are_kept_without_effect(manual):
     call = {"type": "function_call", "name": "look", "arguments": "{}", "call_id": "c"}
     output = {"type": "function_call_output", "call_id": "c", "output": "rain"}
@@ -897,6 +919,16 @@ def test_only_the_last_speech_is_kept():
         items.append(session.send("input_audio_buffer.commit")[0]["item_id"])
     retrieved = [session.send("conversation.item.retrieve", item_id=item)[0]["item"] for item in items]
     assert ["audio" in item["content"][0] for item in retrieved] == [False, False, True, True, True, True]
+
+
+def test_a_question_of_the_longest_length_is_kept():
+    session = Checked(max_audio_seconds=150.0)
+    session.update(detection=None)
+    for _ in range(5):
+        session.append(28_000)
+    session.send("input_audio_buffer.commit")
+    session.send("response.create")
+    assert len(session.answer.question.samples) == 140 * RATE
 
 
 def test_truncation_crops_what_the_system_remembers(manual):

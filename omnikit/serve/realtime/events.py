@@ -23,6 +23,7 @@ MAX_TEXT = 2**16
 MAX_OUTPUT_TOKENS = 4096
 """Maximum of `max_output_tokens`, apart from "inf"."""
 _MAX_ID, _MAX_EVENT_ID = 128, 512
+_MAX_LEVELS = 64  # of objects and arrays in each other; they are copied recursively
 
 
 class ProtocolError(Exception):
@@ -91,8 +92,18 @@ def _metadata(value: dict[str, str] | None) -> dict[str, str] | None:
     return value
 
 
+def _nested(value: Any, levels: int) -> bool:
+    """Return whether a value has more levels of objects and arrays than these."""
+    if not isinstance(value, dict | list):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_nested(part, levels - 1) for part in parts)
+
+
 def _echoed(value: Any) -> Any:
     """Refuse a value that is too large to be kept for as long as the session is open."""
+    if _nested(value, _MAX_LEVELS):
+        _refuse(f"must have at most {_MAX_LEVELS} levels of objects and arrays")
     if len(json.dumps(value, allow_nan=False)) > MAX_TEXT:
         _refuse(f"must have at most {MAX_TEXT} characters as JSON")
     return value

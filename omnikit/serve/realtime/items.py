@@ -10,7 +10,14 @@ import numpy as np
 
 from omnikit.serve.audio_formats import InputAudio, OutputAudio
 from omnikit.serve.realtime.actions import RATE
-from omnikit.serve.realtime.events import ContentPart, ItemSettings, ProtocolError, decode_audio, encode_audio
+from omnikit.serve.realtime.events import (
+    MAX_TEXT,
+    ContentPart,
+    ItemSettings,
+    ProtocolError,
+    decode_audio,
+    encode_audio,
+)
 from omnikit.serve.realtime.input_buffer import restored, stored
 
 WAITING, RETRY, SETTLED = "waiting", "retry", "settled"
@@ -218,10 +225,11 @@ def item_from(given: ItemSettings, item_id: str, audio_format: str, max_seconds:
     if not given.content:
         raise ProtocolError("missing_required_parameter", "A message needs content.", f"{path}.content")
     for number, part in enumerate(given.content):
-        item.content.append(_content(part, given.role, audio_format, f"{path}.content[{number}]"))
-    if len(item.samples) > max_seconds * RATE:
-        text = f"A question may have at most {max_seconds:g} seconds of speech."
-        raise ProtocolError("audio_too_long", text, f"{path}.content")
+        left = max_seconds - len(item.samples) / RATE
+        item.content.append(_content(part, given.role, audio_format, left, f"{path}.content[{number}]"))
+    if sum(len(part.words) for part in item.content) > MAX_TEXT:
+        text = f"The texts of a message may have at most {MAX_TEXT} characters together."
+        raise ProtocolError("string_above_max_length", text, f"{path}.content")
     return item
 
 
@@ -234,7 +242,7 @@ def _call(given: ItemSettings, path: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _content(part: ContentPart, role: str, audio_format: str, path: str) -> ItemContent:
+def _content(part: ContentPart, role: str, audio_format: str, max_seconds: float, path: str) -> ItemContent:
     if part.type not in _PARTS_OF[role]:
         text = f"A message of the {role} cannot contain {part.type} (choices: {', '.join(_PARTS_OF[role])})."
         raise ProtocolError("invalid_value", text, f"{path}.type")
@@ -249,7 +257,12 @@ def _content(part: ContentPart, role: str, audio_format: str, path: str) -> Item
         return ItemContent(part.type, transcript=part.transcript or "")
     if not part.audio:
         raise ProtocolError("missing_required_parameter", "input_audio needs audio.", f"{path}.audio")
-    samples = InputAudio(audio_format).push(decode_audio(part.audio, f"{path}.audio"))
+    data = decode_audio(part.audio, f"{path}.audio")
+    seconds = len(data) // 2 / RATE if audio_format == "audio/pcm" else len(data) / 8000
+    if round((seconds - max_seconds) * RATE) > 0:  # before it is resampled, which holds up the event loop
+        text = f"A question has too much speech: a part of {seconds:g} s, where {max_seconds:g} s more are allowed."
+        raise ProtocolError("audio_too_long", text, f"{path}.audio")
+    samples = InputAudio(audio_format).push(data)
     if not len(samples):
         raise ProtocolError("invalid_value", "The audio has no sample.", f"{path}.audio")
     return ItemContent(part.type, transcript=part.transcript, audio=stored(samples))

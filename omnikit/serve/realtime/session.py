@@ -66,7 +66,16 @@ from omnikit.serve.realtime.events import (
     parse,
 )
 from omnikit.serve.realtime.input_buffer import MS, InputBuffer, restored
-from omnikit.serve.realtime.items import RETRY, SETTLED, WAITING, ConversationItems, Item, ItemContent, item_from
+from omnikit.serve.realtime.items import (
+    KEPT_SECONDS,
+    RETRY,
+    SETTLED,
+    WAITING,
+    ConversationItems,
+    Item,
+    ItemContent,
+    item_from,
+)
 from omnikit.serve.realtime.questions import question_of
 from omnikit.serve.realtime.response import CANCELLED, CLIENT_CANCELLED, TURN_DETECTED, Event, Response, ResponseConfig
 from omnikit.serve.realtime.session_config import SessionConfig
@@ -126,7 +135,7 @@ class RealtimeSession:
         self._limits, self._now, self._new_id, self._out_rate = settings, now, new_id, out_rate
         self._config = SessionConfig(new_id("sess"), model)
         self._conversation_id = new_id("conv")
-        self._items = ConversationItems()
+        self._items = ConversationItems(max(KEPT_SECONDS, settings.max_audio_seconds))
         self._decoder = InputAudio(self._config.input_format)
         self._buffer = InputBuffer()
         self._detected_from = 0  # number of the sample at which the detector's clock began
