@@ -10,8 +10,8 @@ import torch
 
 from omnikit.generate import Chunk, Decoding, QueueFull, TokenCounts
 from omnikit.serve.metrics import Metrics
-from omnikit.serve.realtime.actions import Answer, Remember, WrittenQuestion
-from omnikit.serve.realtime.answers import Answers
+from omnikit.serve.realtime.actions import Remember, StartAnswer, WrittenQuestion
+from omnikit.serve.realtime.answers import RunningAnswers
 
 
 class Asked:
@@ -73,14 +73,14 @@ class Reports:
         self.ends.append(code)
 
 
-def answer(omni: Omni, *actions: Answer | Remember) -> tuple[list[str], Metrics]:
+def answer(omni: Omni, *actions: StartAnswer | Remember) -> tuple[list[str], Metrics]:
     """Carry out some actions to their ends, and return the ends of the answers and the metrics."""
     metrics, reports = Metrics(), Reports()
 
     async def run() -> None:
-        answers = Answers(omni, metrics, reports, seconds=1.0)
+        answers = RunningAnswers(omni, metrics, reports, seconds=1.0)
         for action in actions:
-            answers.start(action) if isinstance(action, Answer) else answers.edit(action)
+            answers.start(action) if isinstance(action, StartAnswer) else answers.edit(action)
         while answers._tasks:
             await asyncio.gather(*answers._tasks)
         await answers.close()
@@ -98,20 +98,20 @@ def count(metrics: Metrics, name: str, **labels: str) -> float | None:
 def test_a_client_cannot_ask_for_more_steps_than_the_server_allows(remembered):
     omni = Omni()
     for asked in (None, 20, 4096):
-        answer(omni, Answer("resp", WrittenQuestion("hi"), remembered=remembered, max_steps=asked))
+        answer(omni, StartAnswer("resp", WrittenQuestion("hi"), remembered=remembered, max_steps=asked))
     assert omni.steps == [100, 20, 100]
 
 
 @pytest.mark.parametrize("end", ["end", "cancelled", "step limit"])
 def test_answers_are_counted_by_their_ends(end):
-    ends, metrics = answer(Omni(end), Answer("resp", WrittenQuestion("hi")))
+    ends, metrics = answer(Omni(end), StartAnswer("resp", WrittenQuestion("hi")))
     assert ends == [end]
     assert count(metrics, "answers", kind="realtime", end=end) == 1
 
 
 def test_a_question_for_which_the_queue_has_no_room_is_counted_as_refused():
     full = Omni(error=QueueFull("64 questions are waiting already"))
-    ends, metrics = answer(full, Answer("resp", WrittenQuestion("hi")))
+    ends, metrics = answer(full, StartAnswer("resp", WrittenQuestion("hi")))
     assert ends == ["server_busy"]
     assert count(metrics, "refusals", reason="queue") == 1
 
