@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import soxr
 
+from tests.serve.conftest import wait_for
 from tests.serve.stand_in import PAGE, RATE, Script, served
 
 ROOT = Path(__file__).parents[2]
@@ -413,6 +414,32 @@ def test_it_fits_narrow_screens_and_reaches_every_control_by_tab(browser):
             here.page.keyboard.press("Tab")
             reached.add(here.page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
         assert {"model", "talk", "text", "file", "transcribes", "anew", "Save", "What color is the sky?"} <= reached
+
+
+ASKING = """() => {
+  const media = navigator.mediaDevices, open = media.getUserMedia.bind(media);
+  const allowed = new Promise((resolve) => (window.allow = resolve));
+  media.getUserMedia = async (options) => {
+    window.asked = true;
+    await allowed;
+    window.stream = await open(options);
+    return window.stream;
+  };
+}"""
+"""Script after which the browser asks for the microphone until the function `allow` is called."""
+
+
+def test_the_microphone_is_released_if_the_mode_changes_while_the_browser_asks_for_it(browser):
+    with visit(browser, Script()) as here:
+        here.wait('#connection[data-state="open"]')
+        here.page.evaluate(ASKING)
+        here.page.check("input[value=free]")
+        here.page.click("#talk")
+        wait_for(lambda: here.page.evaluate("window.asked"), 5)
+        here.page.check("input[value=push]")
+        here.page.evaluate("allow()")
+        released = "window.stream?.getTracks().every((track) => track.readyState === 'ended')"
+        wait_for(lambda: here.page.evaluate(released), 5)
 
 
 @pytest.mark.long

@@ -154,6 +154,10 @@ async function toggleListening() {
   pauseRecording();
   await player.resume();
   await microphone.open();
+  if (!conversation.handsFree) { // the mode was changed while the browser asked for the microphone
+    if (!holds) microphone.close();
+    return;
+  }
   connection.connect();
   listening = true;
   showTalk();
