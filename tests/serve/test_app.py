@@ -200,7 +200,8 @@ def test_a_client_that_does_not_read_is_cut_off(server, monkeypatch):
 def test_a_client_that_leaves_ends_its_response(server):
     started = server(add=routes)
     with httpx.stream("GET", f"{started.url}/stream/600") as response:
-        next(response.iter_bytes())
+        parts = response.iter_bytes()  # a reference, since httpx closes the response with the iterator
+        next(parts)
         assert len(started.serving.running) == 1
     wait_for(lambda: not started.serving.running)
 

@@ -15,7 +15,7 @@ from tests.repository import ROOT
 
 
 def test_a_chunk_is_late_if_it_comes_after_the_sound_before_it():
-    turn = load.Turn()
+    turn = load.LiveTurn()
     turn.take(24000, 10.0)
     turn.take(12000, 10.9)
     assert (turn.first, turn.sound, turn.late) == (10.0, 1.5, 0.0)
@@ -32,7 +32,7 @@ def sent(seconds: float) -> tuple[list, SimpleNamespace]:
     silence = [np.zeros(load.CHUNK, np.float32)] * 25
     chunks = [*silence, *chunks, *silence]
     times = [1 + (number + 1) * 0.04 for number in range(len(chunks))]
-    turn = load.Turn(ended=25 + last // load.CHUNK)
+    turn = load.LiveTurn(ended=25 + last // load.CHUNK)
     turn.first = times[turn.ended] + seconds
     return [turn], SimpleNamespace(chunks=chunks, times=times)
 
@@ -47,7 +47,7 @@ def test_the_detectors_own_delay_is_no_delay_of_the_server():
 def test_an_answer_that_was_not_heard_is_an_error():
     turns, microphone = sent(0.9)
     with pytest.raises(ValueError, match="2 questions were asked, 1 turns detected, 1 answers heard"):
-        load.measure_turns([*turns, load.Turn()], microphone)
+        load.measure_turns([*turns, load.LiveTurn()], microphone)
 
 
 @pytest.mark.parametrize(("first", "late", "status"), [(0.9, 0.0, 0), (1.0, 0.0, 1), (0.9, 0.01, 1)])
