@@ -34,7 +34,7 @@ PAUSE = RATE // 2
 
 @dataclass
 class Script:
-    """What the server does, and what happened so far."""
+    """The behaviour of the server, and a record of what clients sent."""
 
     seconds: float = 1.2
     """Length of an answer."""
@@ -67,7 +67,7 @@ def tone(samples: int) -> np.ndarray:
 
 
 class Session:
-    """One connection."""
+    """The connection of one client, which is answered by the script."""
 
     def __init__(self, socket: WebSocket, script: Script):
         self.socket = socket
