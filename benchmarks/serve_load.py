@@ -62,7 +62,7 @@ class LiveTurn:
     done: bool = False
 
     def take(self, samples: int, now: float) -> None:
-        """Note a chunk with samples."""
+        """Record the arrival of a chunk of samples."""
         self.first = now if self.first is None else self.first
         self.late = max(self.late, now - self.first - self.sound)
         self.sound += samples / RATE

@@ -242,10 +242,10 @@ class Conversation:
             self._request, self._asked = None, 0
 
     def _check_free(self) -> None:
-        """Check that no answer is being generated, except for cancelled ones.
+        """Check that every answer has ended or been cancelled.
 
         Raises:
-            RuntimeError: one is.
+            RuntimeError: one has not.
         """
         if any(request.truncated_by != CANCELLED for request in self._history.unfinished()):
             raise RuntimeError("conversation: the previous answer is still being generated; wait for it or cancel it")

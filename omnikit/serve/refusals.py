@@ -38,13 +38,13 @@ class Refusal(Exception):
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error object, as it stands in bodies and in events of the Realtime protocol."""
+        """Error object in OpenAI's form, for bodies of responses and for events of the Realtime protocol."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
 
     @property
     def body(self) -> bytes:
-        """The JSON text of the response."""
+        """Body of the response: the error object as JSON text."""
         return json.dumps({"error": self.error}).encode()
 
 

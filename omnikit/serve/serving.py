@@ -61,7 +61,7 @@ class Serving:
         self.metrics.watch(name, lambda: decoder.load[0], lambda: decoder.load[1], decoder.capacity)
 
     def name_of(self, model: str | None) -> str:
-        """Return the name in `systems` that a client's name of a model means.
+        """Return the name of the served system for the model name that a client sends.
 
         None means the first system. If a single system is served, all names of OpenAI's models mean it, too, since
         clients send such a name unless they are told another.
@@ -77,7 +77,7 @@ class Serving:
         raise UnknownModel(model, list(self.systems))
 
     def system(self, model: str | None) -> Omni:
-        """Return the system that a client's name of a model means, see `name_of`.
+        """Return the served system for the model name that a client sends, see `name_of`.
 
         Raises:
             UnknownModel: there is no such system.

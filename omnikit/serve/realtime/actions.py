@@ -25,7 +25,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Detection:
-    """How turns are detected in the client's audio: the detector is set up anew with these settings; None = off.
+    """Settings with which turns are detected in the client's audio.
 
     `silence_ms` is the pause that ends a turn, `prefix_ms` what is kept before its first speech sample. `idle_ms` is
     the time without speech after the end of an answer after which `Idle` is reported; None = never.
@@ -39,7 +39,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Detect:
-    """Set up the turn detector anew, or end detection."""
+    """Set up the turn detector anew with these settings; None = end detection."""
 
     detection: Detection | None
 

@@ -39,22 +39,22 @@ BUSY, INVALID, BROKEN = CODES = ("server_busy", "invalid_value", "server_error")
 
 
 class Reports(Protocol):
-    """A receiver of what becomes of answers and transcriptions, called in the event loop."""
+    """A receiver of the chunks and ends of answers and transcriptions, called in the event loop."""
 
     def chunk(self, response_id: str, text: str, samples: np.ndarray) -> None:
-        """Take a chunk of an answer."""
+        """Handle a chunk of an answer."""
 
     def answered(self, response_id: str, end: str, usage: Usage) -> None:
-        """Take the end of an answer."""
+        """Handle the end of an answer."""
 
     def failed(self, response_id: str, message: str, code: str) -> None:
-        """Take the error that ended an answer; `code` is one of `CODES`."""
+        """Handle the error that ended an answer; `code` is one of `CODES`."""
 
     def transcribed(self, item_id: str, text: str) -> None:
-        """Take the transcript of a spoken question."""
+        """Handle the transcript of a spoken question."""
 
     def not_transcribed(self, item_id: str, message: str) -> None:
-        """Take the error for which a spoken question has no transcript."""
+        """Handle the error for which a spoken question has no transcript."""
 
 
 class _Running:
@@ -243,7 +243,7 @@ def _explained(error: Exception) -> tuple[str, str]:
 
 
 def _usage(request: Request) -> Usage:
-    """Return the numbers of tokens of an answer that has ended."""
+    """Return the token usage of an answer that has ended."""
     counts = request.counts
     return Usage(
         input_text=counts.history + counts.prompt - counts.spoken, input_audio=counts.spoken,

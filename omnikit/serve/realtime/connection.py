@@ -105,30 +105,30 @@ class Connection:
     # reports to the session
 
     def heard(self, heard: Heard) -> None:
-        """Take a report of the turn detector."""
+        """Handle a report of the turn detector."""
         self._act(self._session.heard, heard)
 
     def chunk(self, response_id: str, text: str, samples: np.ndarray) -> None:
-        """Take a chunk of an answer."""
+        """Handle a chunk of an answer."""
         self._silent_at = max(self._silent_at, monotonic()) + len(samples) / self._rate
         self._act(self._session.chunk, response_id, text, samples)
 
     def answered(self, response_id: str, end: str, usage: Usage) -> None:
-        """Take the end of an answer."""
+        """Handle the end of an answer."""
         self._act(self._session.answered, response_id, end, usage)
         self._ended(response_id)
 
     def failed(self, response_id: str, message: str, code: str) -> None:
-        """Take the error that ended an answer."""
+        """Handle the error that ended an answer."""
         self._act(self._session.failed, response_id, message, code)
         self._ended(response_id)
 
     def transcribed(self, item_id: str, text: str) -> None:
-        """Take the transcript of a spoken question."""
+        """Handle the transcript of a spoken question."""
         self._act(self._session.transcribed, item_id, text)
 
     def not_transcribed(self, item_id: str, message: str) -> None:
-        """Take the error for which a spoken question has no transcript."""
+        """Handle the error for which a spoken question has no transcript."""
         self._act(self._session.not_transcribed, item_id, message)
 
     def _act(self, method: Callable[..., list[Action]], *args: Any) -> list[Action]:
@@ -284,5 +284,5 @@ def _appended(text: str) -> dict[str, Any] | None:
 
 
 def _short(reason: str) -> str:
-    """Return a reason cut to the bytes that a close frame holds."""
+    """Return the reason of a close frame, cut to the number of bytes that the frame may hold."""
     return reason.encode()[:123].decode(errors="ignore")

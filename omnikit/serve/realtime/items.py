@@ -103,7 +103,7 @@ class Item:
 
 
 class ConversationItems:
-    """The items of a conversation in their order.
+    """An ordered list of the items in the conversation of a Realtime session.
 
     Args:
         kept_seconds: seconds of the user's last speech that are kept.

@@ -66,7 +66,7 @@ class Listener:
         await self._work.join()
 
     async def run(self) -> None:
-        """Hear what is fed until cancelled."""
+        """Pass queued samples to the detector until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             work = await self._work.get()

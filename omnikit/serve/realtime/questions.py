@@ -10,7 +10,7 @@ from omnikit.serve.realtime.items import Item
 
 
 def question_of(items: list[Item], max_seconds: float) -> SpokenQuestion | WrittenQuestion | None:
-    """Join items of a user to a question; None = there is nothing to answer.
+    """Join the items of a user into one question; None = there is nothing to answer.
 
     The last item that says something decides the kind. If it is spoken, it and the spoken items before it are joined
     in their order, as many as fit into `max_seconds`; the written ones do not count. If it is written, the texts of all

@@ -70,7 +70,7 @@ class Response:
         self.item.sent_ms = 0.0 if self.config.speaks else None
 
     def created(self) -> Event:
-        """Return the first event."""
+        """Return the event `response.created`."""
         return {"type": "response.created", "response": self._shown("in_progress", None, [], None)}
 
     def open(self, previous: str | None) -> Iterator[Event]:

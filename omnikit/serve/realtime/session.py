@@ -167,15 +167,15 @@ class RealtimeSession:
         return self._act(self._open)
 
     def receive(self, event: dict[str, Any] | str) -> list[Action]:
-        """Take an event of the client, as JSON text or as the object that it holds."""
+        """Handle an event of the client, as JSON text or as the object that it holds."""
         return self._act(self._receive, event)
 
     def heard(self, report: Heard) -> list[Action]:
-        """Take a report of the turn detector."""
+        """Handle a report of the turn detector."""
         return self._act(self._hear, report)
 
     def chunk(self, response_id: str, text: str, samples: np.ndarray) -> list[Action]:
-        """Take a chunk of an answer.
+        """Handle a chunk of an answer.
 
         Args:
             response_id: id of the response.
@@ -185,23 +185,23 @@ class RealtimeSession:
         return self._act(self._chunk, response_id, text, samples)
 
     def answered(self, response_id: str, end: str, usage: Usage) -> list[Action]:
-        """Take the end of an answer: the reason, one of `omnikit.generate.ENDS`, and its numbers of tokens."""
+        """Handle the end of an answer: the reason, one of `omnikit.generate.ENDS`, and its numbers of tokens."""
         return self._act(self._answered, response_id, end, usage)
 
     def failed(self, response_id: str, message: str, code: str = "server_error") -> list[Action]:
-        """Take the error that ended an answer; the system does not remember its turn."""
+        """Handle the error that ended an answer; the system does not remember its turn."""
         return self._act(self._failed, response_id, message, code)
 
     def transcribed(self, item_id: str, text: str) -> list[Action]:
-        """Take the transcript of a spoken question."""
+        """Handle the transcript of a spoken question."""
         return self._act(self._transcribed, item_id, text)
 
     def not_transcribed(self, item_id: str, message: str) -> list[Action]:
-        """Take the error for which a spoken question has no transcript."""
+        """Handle the error for which a spoken question has no transcript."""
         return self._act(self._not_transcribed, item_id, message)
 
     def tick(self) -> list[Action]:
-        """Take the passing of time; called about once a second."""
+        """Check the limits of time; called about once a second."""
         return self._act(self._tick)
 
     def closed(self) -> list[Action]:

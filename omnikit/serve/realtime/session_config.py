@@ -74,7 +74,7 @@ class SessionConfig:
 
     @property
     def detection(self) -> Detection | None:
-        """How turns are detected; None = the client commits them."""
+        """Settings of turn detection; None = the client commits its turns itself."""
         found = self._turns
         if found is None:
             return None
@@ -115,7 +115,7 @@ class SessionConfig:
 
     @property
     def output_modalities(self) -> list[str]:
-        """Either audio with its text, or text alone."""
+        """Modalities of answers: audio with its text, or text alone."""
         return list(self._shown["output_modalities"])
 
     @property

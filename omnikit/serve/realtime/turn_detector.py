@@ -53,7 +53,7 @@ class TurnDetector:
         self.idle_at_ms: float | None = None
 
     def push(self, samples: np.ndarray) -> list[Heard]:
-        """Hear further samples [n] (float32, at `RATE`) and return what was detected, in order.
+        """Process further samples [n] (float32, at `RATE`) and return what was detected, in order.
 
         A window is judged once it is whole, and 2 ms more for resampling have come.
         """
@@ -79,7 +79,7 @@ class TurnDetector:
         return self._go_on(probability, began_ms) if self.speaking else self._wait(probability, began_ms)
 
     def _wait(self, probability: float, began_ms: float) -> list[Heard]:
-        """Hear a window between two turns."""
+        """Process a window of samples between two turns."""
         if probability >= self.detection.threshold:
             self.speaking, self.speech_ms, self.pause_began_ms, self.idle_at_ms = True, WINDOW_MS, None, None
             start_ms = max(self.last_end_ms, began_ms - self.detection.prefix_ms)
@@ -90,7 +90,7 @@ class TurnDetector:
         return []
 
     def _go_on(self, probability: float, began_ms: float) -> list[Heard]:
-        """Hear a window of a turn."""
+        """Process a window of samples within a turn."""
         if probability >= self.detection.threshold:
             self.pause_began_ms = None
         elif self.pause_began_ms is None and probability < self.detection.threshold - _HYSTERESIS:

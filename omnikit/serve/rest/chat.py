@@ -39,7 +39,7 @@ _WRITTEN_AS = {PCM: "pcm"} | {name: name for name in FORMATS if name != "pcm"}
 
 
 class AudioOptions(BaseModel):
-    """How an answer is spoken. `voice` has no effect."""
+    """Options of a spoken answer. `voice` has no effect."""
 
     format: str = Field(description=f"One of {', '.join(_WRITTEN_AS)}; {PCM} if the answer is streamed.")
     voice: str | dict[str, Any] | None = None
@@ -104,7 +104,7 @@ class ChatRequest(BaseModel):
             self._check_audio()
 
     def _excess(self, most_messages: int) -> str | None:
-        """Return what is said about too many messages or too much text; None = there is not too much."""
+        """Return a message about too many messages or too much text; None = there is not too much."""
         if (count := len(self.messages)) > most_messages:
             return f"{count} messages, at most {most_messages}"
         characters = sum(len(message.text) for message in self.messages)

@@ -14,7 +14,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def event(data: dict[str, Any]) -> bytes:
-    """Return an event with JSON data."""
+    """Return a server-sent event whose data is a value as JSON text."""
     return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
 
