@@ -6,22 +6,23 @@ from importlib import resources
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from omnikit import __version__
-from omnikit.generate import BadQuestion, QueueFull
+from omnikit.generate import QueueFull
 from omnikit.serve import rest
 from omnikit.serve.access_log import AccessLog
 from omnikit.serve.docs_page import docs_page
 from omnikit.serve.limits import Limits
 from omnikit.serve.realtime import endpoint
 from omnikit.serve.refusals import Refusal, busy
+from omnikit.serve.rest.errors import CLIENT_GONE, REFUSED, refusal_for
 from omnikit.serve.security import HEALTH, BearerToken, SafeHeaders, SameSite, allowed_origins
 from omnikit.serve.serving import Serving
 
@@ -98,24 +99,20 @@ def _add_errors(app: FastAPI, serving: Serving) -> None:
     def respond(refusal: Refusal) -> Response:
         return JSONResponse({"error": refusal.error}, refusal.status, refusal.headers)
 
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, error: Refusal) -> Response:
-        return respond(error)
+    async def refused(request: Request, error: Exception) -> Response:
+        return respond(refusal_for(error))
+
+    for kind in REFUSED:
+        app.add_exception_handler(kind, refused)
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_GONE)
 
     @app.exception_handler(QueueFull)
     async def full(request: Request, error: QueueFull) -> Response:
         serving.metrics.refused("queue")
         return respond(busy(str(error), "queue_full"))
-
-    @app.exception_handler(BadQuestion)
-    async def bad_question(request: Request, error: BadQuestion) -> Response:
-        return respond(Refusal(400, str(error)))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        return respond(Refusal(400, f"{param or 'body'}: {first['msg']}", param=param))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

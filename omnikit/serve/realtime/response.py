@@ -127,7 +127,7 @@ class Response:
             yield {"type": "conversation.item.done", "previous_item_id": previous, "item": self.item.shown()}
 
     def done(self, status: str, details: Event | None, usage: Usage) -> Event:
-        """Return the last event.
+        """Return the event `response.done`.
 
         Args:
             status: how it ended: `completed`, `cancelled`, `incomplete` or `failed`.

@@ -19,7 +19,7 @@ from omnikit.serve.rest import sse
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for, unless_gone
 from omnikit.serve.rest.completions import Completion, finish_reason
 from omnikit.serve.rest.dialogs import Asked, Exchanged, Message, read_dialog
-from omnikit.serve.rest.errors import OpenAIRoute, bad_input, blames
+from omnikit.serve.rest.errors import bad_input, blames
 from omnikit.serve.rest.remembered import as_history, as_question
 from omnikit.serve.rest.spoken_answers import Spoken, SpokenAnswers
 from omnikit.serve.rest.usage import completion_usage
@@ -28,7 +28,7 @@ from omnikit.serve.serving import Serving
 from omnikit.streaming import EXACT
 from omnikit.tasks import TASKS
 
-router = APIRouter(route_class=OpenAIRoute)
+router = APIRouter()
 MOST_RECORDINGS = 32
 """Maximum number of recordings in the messages of one request; each is transcribed, or answered."""
 MOST_CHARACTERS = 100_000

@@ -12,14 +12,14 @@ from pydantic import BaseModel, Field
 
 from omnikit.serve import bridge
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
-from omnikit.serve.rest.errors import OpenAIRoute, blames
+from omnikit.serve.rest.errors import blames
 from omnikit.serve.rest.recordings import decode, from_base64
 from omnikit.serve.rest.speech import audio
 from omnikit.serve.rest.written_audio import open_writer
 from omnikit.streaming import EXACT
 from omnikit.tasks import TASKS
 
-router = APIRouter(route_class=OpenAIRoute)
+router = APIRouter()
 MEDIA_TYPE = "audio/wav"
 """Type that the published server states for its body, which is samples without a header."""
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
 
 from omnikit.errors import one_line
 from omnikit.generate import BadQuestion
@@ -22,6 +19,9 @@ CLIENT_GONE = 499
 """Status that the log shows for a request whose client left before the answer; nobody receives it."""
 LONGEST = 1000
 """Maximum number of characters of an error's message; messages quote what clients send."""
+REFUSED = (Refusal, RequestValidationError, ValidationError, BadQuestion)
+"""Exceptions for a client's mistakes, which `refusal_for` converts."""
+_SOURCES = ("body", "query")  # FastAPI's names of the places of a value
 _HEAD = 300  # characters of a longer message before its gap; what is wrong stands behind what is quoted
 _GAP = " ... "
 
@@ -59,10 +59,7 @@ def blames(param: str) -> Iterator[None]:
 
 
 def refusal_for(error: Exception) -> Refusal | None:
-    """Return the refusal by which an exception is reported to the client; None for errors of the program.
-
-    A full queue and FastAPI's own exceptions are left to the app's handlers.
-    """
+    """Return the refusal by which an exception in `REFUSED` is reported to the client; None for all others."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, RequestValidationError | ValidationError):
@@ -80,7 +77,7 @@ def invalid(errors: Sequence[Any]) -> Refusal:
     if found["type"] == "json_invalid":
         why = found.get("ctx", {}).get("error", found["msg"])
         return bad_input(f"body: not valid JSON ({why})", code="invalid_json")
-    names = [str(name) for name in found["loc"] if name != "body" and not _is_type(name)]
+    names = [str(name) for name in found["loc"] if name not in _SOURCES and not _is_type(name)]
     place = ".".join(names)[:200]
     words = found["msg"].removeprefix("Value error, ")
     return bad_input(f"{place or 'body'}: {words}", place or None)
@@ -89,26 +86,6 @@ def invalid(errors: Sequence[Any]) -> Refusal:
 def _is_type(name: object) -> bool:
     """Return whether an element of pydantic's location names one type of several instead of a key of the body."""
     return isinstance(name, str) and ("[" in name or name == "str")
-
-
-class OpenAIRoute(APIRoute):
-    """A route that refuses bad input in OpenAI's form, where FastAPI would answer with status 422."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except ClientDisconnect:
-                return Response(status_code=CLIENT_GONE)
-            except Exception as error:
-                known = refusal_for(error)
-                if known is None:
-                    raise
-                raise known from None
-
-        return handle
 
 
 def late(error: Exception) -> dict[str, Any]:

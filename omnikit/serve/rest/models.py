@@ -8,10 +8,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from omnikit.serve.rest.answers import Served
-from omnikit.serve.rest.errors import OpenAIRoute
 from omnikit.serve.serving import UnknownModel
 
-router = APIRouter(route_class=OpenAIRoute)
+router = APIRouter()
 _STARTED = int(time.time())
 
 

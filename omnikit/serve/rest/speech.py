@@ -12,13 +12,13 @@ from pydantic import BaseModel, Field
 from omnikit.serve import bridge
 from omnikit.serve.rest import sse
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
-from omnikit.serve.rest.errors import OpenAIRoute, blames
+from omnikit.serve.rest.errors import blames
 from omnikit.serve.rest.usage import tokens
 from omnikit.serve.rest.written_audio import FORMATS, AudioWriter, check_format, open_writer
 from omnikit.streaming import EXACT
 from omnikit.tasks import TASKS
 
-router = APIRouter(route_class=OpenAIRoute)
+router = APIRouter()
 MOST_CHARACTERS = 4096
 """Maximum number of characters of a text, that of OpenAI's server."""
 

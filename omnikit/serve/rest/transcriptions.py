@@ -12,14 +12,14 @@ from pydantic import BaseModel, Field, field_validator
 from omnikit.serve import bridge
 from omnikit.serve.rest import sse
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
-from omnikit.serve.rest.errors import OpenAIRoute, bad_input, blames
+from omnikit.serve.rest.errors import bad_input, blames
 from omnikit.serve.rest.recordings import decode
 from omnikit.serve.rest.subtitles import srt, verbose, vtt
 from omnikit.serve.rest.uploads import FORM, read_upload
 from omnikit.serve.rest.usage import transcription_usage
 from omnikit.tasks import TASKS
 
-router = APIRouter(route_class=OpenAIRoute)
+router = APIRouter()
 FILE = "file"
 
 
