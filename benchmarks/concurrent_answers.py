@@ -21,6 +21,7 @@ import torch
 
 import omnikit
 from omnikit.api import Omni
+from omnikit.bench.table import print_goals
 from omnikit.engines import AUTO, ENGINES
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.evaluate.result_tables import markdown_table
@@ -113,9 +114,7 @@ def report(figures: dict[int, dict[str, list[float]]]) -> int:
          slower <= MOST_SLOWER_FIRST_SOUND),
         (f"latest chunk at 8: {late * 1000:.0f} ms after its playing time (goal 0)", late <= 0),
     )  # fmt: skip
-    for words, reached in goals:
-        print(words if reached else f"{words}, missed")
-    return int(not all(reached for _, reached in goals))
+    return print_goals(goals)
 
 
 def main() -> int:

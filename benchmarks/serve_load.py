@@ -27,6 +27,7 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 
 from omnikit.audio.io import load_audio
+from omnikit.bench.table import print_goals
 from omnikit.engines import AUTO, ENGINES
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.evaluate.result_tables import markdown_table
@@ -265,9 +266,7 @@ def judge(turns: list[TurnTimes]) -> int:
         (f"latest chunk at {JUDGED}: {late * 1000:.0f} ms after its playing time "
          f"(goal 0, measured to {TOLERANCE * 1000:g})", late <= TOLERANCE),
     )  # fmt: skip
-    for words, reached in goals:
-        print(words if reached else f"{words}, missed")
-    return int(not all(reached for _, reached in goals))
+    return print_goals(goals)
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
-"""Markdown table of the measurements of `omnikit.bench.measure`; it imports nothing heavy."""
+"""Output of benchmarks: the table of the measurements of `omnikit.bench.measure`, and goals. Imports nothing heavy."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median, quantiles
 
 from omnikit.evaluate.result_tables import markdown_table
@@ -32,6 +33,13 @@ def table(columns: dict[str, Figures]) -> str:
         for name, (words, factor) in ROWS.items()
     ]
     return markdown_table(["p50 / p95", *columns], rows)
+
+
+def print_goals(goals: Sequence[tuple[str, bool]]) -> int:
+    """Print the goals of a benchmark, each with whether it is reached; return 1 if one is missed, else 0."""
+    for words, reached in goals:
+        print(words if reached else f"{words}, missed")
+    return int(not all(reached for _, reached in goals))
 
 
 def _cell(values: list[float]) -> str:
