@@ -154,6 +154,12 @@ class Serving:
             omni.close()
 
 
+def steps_of(omni: Omni, asked: int | None) -> int:
+    """Return the maximum number of decode steps of an answer: the client's if it is below the system's."""
+    most = omni.decoding.max_steps
+    return most if asked is None else min(most, asked)
+
+
 def draining() -> Refusal:
     """Return the refusal of a server that is about to end."""
     return busy("the server is about to end", "server_draining", 5)

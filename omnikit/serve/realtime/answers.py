@@ -28,6 +28,7 @@ from omnikit.serve.realtime.actions import (
     Usage,
     WrittenQuestion,
 )
+from omnikit.serve.serving import steps_of
 from omnikit.streaming import LOW_LATENCY
 
 if TYPE_CHECKING:
@@ -155,21 +156,16 @@ class RunningAnswers:
         text = answer.question.text if isinstance(answer.question, WrittenQuestion) else None
         return self._conversation.submit(
             self._question(answer.question), speak=answer.speak, key=answer.response_id, text=text,
-            max_steps=self._steps(answer), mode=LOW_LATENCY, cancel=cancel, time_limit=self._seconds,
+            max_steps=steps_of(self._omni, answer.max_steps), mode=LOW_LATENCY, cancel=cancel, time_limit=self._seconds,
         )  # fmt: skip
 
     def _submit_alone(self, answer: StartAnswer, cancel: threading.Event) -> Request:
         task = TASK_OF[isinstance(answer.question, SpokenQuestion), answer.speak]
         sound = LOW_LATENCY if answer.speak else None
         return self._omni.submit(
-            task, self._question(answer.question), sound=sound, max_steps=self._steps(answer), cancel=cancel,
-            time_limit=self._seconds,
+            task, self._question(answer.question), sound=sound, max_steps=steps_of(self._omni, answer.max_steps),
+            cancel=cancel, time_limit=self._seconds,
         )  # fmt: skip
-
-    def _steps(self, answer: StartAnswer) -> int:
-        """Return the maximum number of decode steps of an answer: the client's if it is below the server's."""
-        most = self._omni.decoding.max_steps
-        return most if answer.max_steps is None else min(most, answer.max_steps)
 
     def _question(self, question: SpokenQuestion | WrittenQuestion) -> Question:
         if isinstance(question, WrittenQuestion):

@@ -19,7 +19,7 @@ from omnikit import generate
 from omnikit.api import Omni
 from omnikit.generate import CANCELLED, Chunk, Decoding
 from omnikit.serve import bridge
-from omnikit.serve.serving import Serving
+from omnikit.serve.serving import Serving, steps_of
 
 Result = TypeVar("Result")
 
@@ -57,8 +57,7 @@ def decoding_for(
     text = replace(own.text, **{name: value for name, value in given.items() if value is not None})
     seconds = serving.settings.request_seconds
     limit = seconds if own.time_limit is None else min(own.time_limit, seconds)
-    most = own.max_steps if max_steps is None else min(own.max_steps, max_steps)
-    return replace(own, text=text, time_limit=limit, max_steps=most)
+    return replace(own, text=text, time_limit=limit, max_steps=steps_of(omni, max_steps))
 
 
 async def unless_gone(http: Request, work: Coroutine[Any, Any, Result]) -> Result:
