@@ -149,8 +149,10 @@ side_by_side() { # runs functions at the same time; the first that fails ends th
   for each in "$@"; do wait -n; done
   started=()
 }
-end_started() {
-  for each in "${started[@]}"; do kill -- "-$each" 2>/dev/null || true; done
+end_started() { # again until nothing is left: a shell that has just been forked loses a signal
+  for each in "${started[@]}"; do
+    while kill -- "-$each" 2>/dev/null; do sleep 0.1; done
+  done
   wait
 }
 started=()
