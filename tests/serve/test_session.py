@@ -989,6 +989,27 @@ def test_truncating_a_running_answer_cancels_it(manual):
     assert manual.end()[-1]["response"]["status"] == "cancelled"
 
 
+def test_edits_that_wait_for_an_answer_do_not_grow(manual):
+    """A client that repeats itself while an answer runs is remembered by its last words only."""
+    written(manual)
+    manual.send("response.create")
+    item, first = answered(manual), manual.answer.response_id
+    written(manual)
+    manual.send("response.create")
+    for ms in (900, 900, *range(320, 300, -1)):
+        manual.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=ms)
+        asked = written(manual, "two plus two")
+        manual.send("conversation.item.create", item=assistant_text("four"))
+        for each in manual.order.items[-2:]:
+            manual.send("conversation.item.delete", item_id=each)
+        assert asked not in manual.order.items and len(manual.session._edits) == 1
+    manual.end()
+    assert (manual.found(Crop), manual.found(Remember), manual.found(Forget)) == ([Crop(first, 0.301)], [], [])
+    for _ in range(3):
+        manual.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=301)
+    assert len(manual.found(Crop)) == 1
+
+
 @pytest.mark.parametrize("which", ["question", "answer"])
 def test_deleting_either_side_of_a_turn_forgets_it_once(manual, which):
     question = written(manual)

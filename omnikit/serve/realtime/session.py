@@ -235,12 +235,16 @@ class RealtimeSession:
         """Change the system's memory, after the answer that is being added to it."""
         if self._active is None:
             self._do(edit)
-        else:
-            self._edits.append(edit)
+            return
+        if isinstance(edit, Crop):  # a later cut is the shorter one
+            self._edits = [each for each in self._edits if not isinstance(each, Crop) or _key(each) != _key(edit)]
+        self._edits.append(edit)
 
-    def _drop_edits(self, key: str) -> None:
-        """Drop what waits to be changed of a turn."""
+    def _drop_edits(self, key: str) -> bool:
+        """Drop what waits to be changed of a turn, and return whether the system does not know the turn yet."""
+        dropped = [edit for edit in self._edits if _key(edit) == key]
         self._edits = [edit for edit in self._edits if _key(edit) != key]
+        return any(isinstance(edit, Remember) for edit in dropped)
 
     @property
     def _active(self) -> Response | None:
@@ -522,10 +526,12 @@ class RealtimeSession:
         running = next((one for one in self._responses.values() if one.item is item), None)
         if running is not None and running.cancelled_by is None:
             self._cancel(running, CLIENT_CANCELLED)
+        cuts = item.cut_ms is None or end_ms < item.cut_ms
         item.sent_ms, item.content[part].transcript = min(item.sent_ms, event.audio_end_ms), None
         event_shown = {"type": "conversation.item.truncated", "item_id": item.id, "content_index": part}
         self._send({**event_shown, "audio_end_ms": end_ms})
-        if item.turn is not None:
+        if item.turn is not None and cuts:
+            item.cut_ms = end_ms
             self._edit(Crop(item.turn, end_ms / 1000))
         self._stop_playing()
 
@@ -541,8 +547,8 @@ class RealtimeSession:
 
     def _forget(self, key: str) -> None:
         """Remove a turn from the system's memory."""
-        self._drop_edits(key)
-        self._edit(Forget(key))
+        if not self._drop_edits(key):
+            self._edit(Forget(key))
         self._items.forget_turn(key)
         if key in self._responses:
             self._responses[key].item.turn = None
