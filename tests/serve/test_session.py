@@ -132,6 +132,18 @@ def test_an_update_that_changes_no_detection_leaves_the_detector(session):
     assert len(session.found(Detect)) == 1
 
 
+def test_an_update_of_the_detection_leaves_the_turn_and_its_clock(session):
+    session.append(500)
+    session.update(detection={"silence_duration_ms": 300})
+    samples = session.append(3000, seed=5)
+    [started] = session.heard(SpeechStarted(700.0, 32.0), SpeechContinues(900.0))
+    session.update(detection={"type": "semantic_vad", "eagerness": "low"})
+    events = session.heard(SpeechStopped(2400.0, 1500.0))
+    assert types(events) == VAD_TURN[1:] and events[0]["item_id"] == started["item_id"]
+    assert (started["audio_start_ms"], events[0]["audio_end_ms"]) == (700, 2400)
+    assert np.array_equal(session.answer.question.samples, samples[200 * 24 : 1900 * 24].astype(np.float32) / 32768)
+
+
 @pytest.mark.parametrize(("eagerness", "silence"), [("low", 1200), ("medium", 800), ("high", 400), ("auto", 800)])
 def test_semantic_vad_is_the_same_detector_with_its_own_pauses(session, eagerness, silence):
     session.update(detection={"type": "semantic_vad", "eagerness": eagerness})

@@ -273,20 +273,19 @@ class RealtimeSession:
         if self._config.input_format != before.input_format:
             self._decoder = InputAudio(self._config.input_format)
         if self._config.detection != before.detection:
-            self._detect_anew()
+            if before.detection is None or self._config.detection is None:
+                self._detect_anew()
+            self._do(Detect(self._config.detection))
         self._send({"type": "session.updated", "session": self._config.shown()})
 
     def _detect_anew(self) -> None:
-        """Set up the detector; audio of a turn that the client knows of is kept, other audio is dropped."""
+        """Begin or end detection; audio of a turn that the client knows of is kept, other audio is dropped."""
         if self._turn is not None and self._turn.item_id:
             self._buffer.drop(self._turn.begin)
         else:
-            self._turn = None
             self._buffer.drop(self._buffer.end)
-        if self._config.detection is None:
-            self._turn = self._idle_from = None
+        self._turn = self._idle_from = None
         self._detected_from = self._buffer.end
-        self._do(Detect(self._config.detection))
 
     def _tick(self) -> None:
         self._transcribe()
