@@ -320,7 +320,11 @@ def serve_clients(
     ] = None,
     max_audio_seconds: Annotated[
         float | None,
-        typer.Option("--max_audio_seconds", metavar="SECONDS", help="Length of a spoken question. (default: 30)"),
+        typer.Option(
+            "--max_audio_seconds",
+            metavar="SECONDS",
+            help="Length of a spoken question; less if a system's encoder takes less. (default: 30)",
+        ),
     ] = None,
     max_body_mib: Annotated[
         float | None,

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from omnikit.api import Omni
@@ -158,6 +159,12 @@ def steps_of(omni: Omni, asked: int | None) -> int:
     """Return the maximum number of decode steps of an answer: the client's if it is below the system's."""
     most = omni.decoding.max_steps
     return most if asked is None else min(most, asked)
+
+
+def limits_of(omni: Omni, settings: ServerSettings) -> ServerSettings:
+    """Return the server's settings with a maximum length of spoken questions that the system's encoder takes."""
+    most = omni.model.encoder.max_seconds
+    return settings if most is None or most >= settings.max_audio_seconds else replace(settings, max_audio_seconds=most)
 
 
 def draining() -> Refusal:

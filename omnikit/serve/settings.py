@@ -61,7 +61,7 @@ class ServerSettings:
     idle_seconds: float = 300.0
     """Seconds without an event of the client after which a Realtime session is closed."""
     max_audio_seconds: float = 30.0
-    """Maximum length in seconds of one spoken question; what the encoder accepts if that is less."""
+    """Maximum length in seconds of one spoken question; that of a system's encoder if it is less, see `limits_of`."""
     max_body_mib: float = 25.0
     """Maximum size in MiB of a request's body and of one WebSocket frame."""
     request_seconds: float = 120.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 import threading
@@ -22,7 +23,7 @@ from omnikit.generate import BadQuestion, QueueFull
 from omnikit.serve.refusals import Refusal
 from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
-from tests.serve.conftest import wait_for
+from tests.serve.conftest import NAME, QUESTION, wait_for
 
 ERRORS = {
     "queue": QueueFull("64 questions are waiting already"),
@@ -303,6 +304,21 @@ def test_names_of_models(serving, omni):
         two.system("gpt-realtime")
     with pytest.raises(ValueError, match="none is given"):
         Serving(ServerSettings(), {})
+
+
+def test_a_question_is_at_most_as_long_as_the_encoder_takes(client, omni, monkeypatch):
+    """What the encoder would refuse is refused before it is encoded, with the encoder's limit, in REST and Realtime."""
+    monkeypatch.setattr(omni.model.encoder, "max_seconds", 0.5, raising=False)
+    monkeypatch.setattr(omni.decoder, "submit", lambda *_, **__: pytest.fail("submitted"))
+    served = client()
+    got = served.post("/v1/audio/transcriptions", data={"model": NAME}, files={"file": QUESTION.read_bytes()})
+    assert (got.status_code, error(got)["param"]) == (400, "file") and "0.5 s" in error(got)["message"]
+    with served.websocket_connect("ws://127.0.0.1/v1/realtime") as session:
+        session.send_json({"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}})
+        session.send_json({"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(48_000)).decode()})
+        session.send_json({"type": "input_audio_buffer.commit"})
+        refused = [session.receive_json() for _ in range(3)][-1]
+    assert refused["error"]["code"] == "audio_too_long" and "0.5 seconds" in refused["error"]["message"]
 
 
 def test_sessions_are_bounded_in_all_and_per_client(serving):

@@ -41,6 +41,7 @@ from omnikit.serve.realtime.events import MAX_AUDIO_BYTES
 from omnikit.serve.realtime.listener import Listener
 from omnikit.serve.realtime.outbox import Outbox, Overflow
 from omnikit.serve.realtime.session import RealtimeSession
+from omnikit.serve.serving import limits_of
 
 if TYPE_CHECKING:
     from omnikit.api import Omni
@@ -71,7 +72,7 @@ class Connection:
     """
 
     def __init__(self, socket: WebSocket, serving: Serving, omni: Omni, model: str):
-        self._socket, self._serving, self._settings = socket, serving, serving.settings
+        self._socket, self._serving, self._settings = socket, serving, limits_of(omni, serving.settings)
         self._session = RealtimeSession(model, self._settings, now=monotonic, new_id=new_id, out_rate=omni.sample_rate)
         self._answers = RunningAnswers(omni, serving.metrics, self, seconds=self._settings.request_seconds)
         self._listener = Listener(self.heard)
