@@ -114,6 +114,8 @@ def test_a_question_for_which_the_queue_has_no_room_is_counted_as_refused():
     ends, metrics = answer(full, StartAnswer("resp", WrittenQuestion("hi")))
     assert ends == ["server_busy"]
     assert count(metrics, "refusals", reason="queue") == 1
+    assert count(metrics, "errors", kind="realtime", error="QueueFull") is None
+    assert count(metrics, "answers", kind="realtime", end="error") is None
 
 
 def test_the_log_has_no_words_of_a_turn_that_the_system_cannot_take(caplog):

@@ -211,6 +211,8 @@ class RunningAnswers:
             async with aclosing(bridge.chunks(request)) as chunks:
                 text = "".join([chunk.text async for chunk in chunks])
         except Exception as error:
+            if isinstance(error, QueueFull):
+                self._metrics.refused("queue")
             self._reports.not_transcribed(action.item_id, _explained(error)[0])
         else:
             self._reports.transcribed(action.item_id, text)
