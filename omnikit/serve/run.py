@@ -125,7 +125,7 @@ def load_system(checkpoint: str | None, settings: ServerSettings, options: Syste
     omni.decoding = replace(omni.decoding, time_limit=settings.request_seconds, **given)
     if options.slots is not None:
         omni.decoder = omni.decoder.with_capacity(options.slots)
-    omni.decoder.most_waiting = settings.max_waiting
+    omni.decoder.most_waiting, omni.decoder.wait_seconds = settings.max_waiting, settings.wait_seconds
     warm_up(omni)
     return omni
 

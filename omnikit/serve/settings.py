@@ -12,6 +12,7 @@ RANGES = {
     "max_sessions": COUNT,
     "max_sessions_per_client": COUNT,
     "max_waiting": COUNT,
+    "wait_seconds": POSITIVE,
     "session_minutes": POSITIVE,
     "idle_seconds": POSITIVE,
     "max_audio_seconds": POSITIVE,
@@ -56,6 +57,8 @@ class ServerSettings:
     """Maximum number of open Realtime sessions of one client address."""
     max_waiting: int = 64
     """Maximum number of questions that wait for a free slot of one system."""
+    wait_seconds: float = 30.0
+    """Maximum time in seconds for which a question waits for a free slot."""
     session_minutes: float = 60.0
     """Length of a Realtime session in minutes after which it is closed."""
     idle_seconds: float = 300.0
