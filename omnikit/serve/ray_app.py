@@ -16,6 +16,7 @@ from ray import serve
 from omnikit.generate.running_batch import CAPACITY
 from omnikit.option_ranges import COUNT, Range
 from omnikit.serve.app import create_app
+from omnikit.serve.realtime import voice_activity
 from omnikit.serve.run import SystemOptions, load_system, name_checkpoints
 from omnikit.serve.security import check_exposure
 from omnikit.serve.serving import Serving
@@ -64,6 +65,7 @@ def deployment(
     """
 
     def app() -> Any:
+        voice_activity.shipped()  # so that a replica without its weights does not start
         systems = {name: load_system(folder, settings, options) for name, folder in checkpoints.items()}
         return create_app(Serving(settings, systems))
 
