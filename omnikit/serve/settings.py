@@ -11,6 +11,8 @@ RANGES = {
     "port": Range(0, 65535, whole=True),
     "max_sessions": COUNT,
     "max_sessions_per_client": COUNT,
+    "max_requests": COUNT,
+    "max_requests_per_client": COUNT,
     "max_waiting": COUNT,
     "wait_seconds": POSITIVE,
     "session_minutes": POSITIVE,
@@ -55,6 +57,10 @@ class ServerSettings:
     """Maximum number of open Realtime sessions."""
     max_sessions_per_client: int = 16
     """Maximum number of open Realtime sessions of one client address."""
+    max_requests: int = 128
+    """Maximum number of HTTP requests that are answered at the same time, those for files of the page included."""
+    max_requests_per_client: int = 64
+    """Maximum number of HTTP requests of one client address that are answered at the same time."""
     max_waiting: int = 64
     """Maximum number of questions that wait for a free slot of one system."""
     wait_seconds: float = 30.0
