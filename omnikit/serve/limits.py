@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omnikit.serve.refusals import Refusal, busy
+from omnikit.serve.refusals import Refusal, busy, internal_error
 from omnikit.serve.security import HEALTH, client_of, refuse
 from omnikit.serve.serving import Serving, draining
 
@@ -36,6 +36,7 @@ class Limits:
     - A body larger than `max_body_mib` is refused with 413: at once if its header says so, else while it arrives.
     - A request whose body is missing after `request_seconds` is refused with 408, one whose response has not begun
       after twice that time with 503. A response ends that is not finished twice that time after it began.
+    - An error of the application is answered with 500, and passed on to be logged.
     - A response of which the client has not read anything for `send_buffer_seconds` is ended.
 
     Args:
@@ -78,10 +79,13 @@ class _Limited:
                 await app(self.scope, self.receive, self.send)
         except (SlowReader, ClientDisconnect) as error:
             logger.info("a response was ended early: %s", error or "the client left")
-        except TimeoutError:
-            if not self.timer.expired():
-                raise
-            await self._end_late()
+        except Exception as error:
+            if isinstance(error, TimeoutError) and self.timer.expired():
+                return await self._end_late()
+            if not self.started:  # Starlette would answer outside of all other middlewares, without their headers
+                self.metrics.failed("request", error)
+                await self.refuse(internal_error())
+            raise
 
     def stop(self) -> None:
         """End the request, as after its time."""

@@ -70,7 +70,7 @@ class Metrics:
         """Context manager that measures one answer, from its question to its end.
 
         An exception that leaves it counts as an error by its class, a cancelled task as a cancelled answer. A question
-        for which the queue has no room is no answer: whoever reports that counts a refusal, and nothing is counted here.
+        for which the queue has no room is no answer: whoever reports that counts a refusal, and this counts nothing.
 
         Args:
             kind: a name in `KINDS`.
