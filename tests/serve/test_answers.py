@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from omnikit.generate import Chunk, Decoding, QueueFull, TokenCounts
+from omnikit.serve import bridge
 from omnikit.serve.metrics import Metrics
 from omnikit.serve.realtime.actions import Remember, StartAnswer, WrittenQuestion
 from omnikit.serve.realtime.answers import RunningAnswers
@@ -100,6 +102,16 @@ def test_a_client_cannot_ask_for_more_steps_than_the_server_allows(remembered):
     for asked in (None, 20, 4096):
         answer(omni, StartAnswer("resp", WrittenQuestion("hi"), remembered=remembered, max_steps=asked))
     assert omni.steps == [100, 20, 100]
+
+
+def test_questions_do_not_wait_for_files_of_rest_requests():
+    over = threading.Event()
+    try:
+        for _ in range(bridge.THREADS + 1):
+            bridge.FILES.submit(over.wait, 60)
+        assert answer(Omni(), StartAnswer("resp", WrittenQuestion("hi")))[0] == ["end"]
+    finally:
+        over.set()
 
 
 @pytest.mark.parametrize("end", ["end", "cancelled", "step limit"])

@@ -148,9 +148,9 @@ class RunningAnswers:
 
     async def _submit(self, answer: StartAnswer, cancel: threading.Event) -> Request:
         if not answer.remembered:
-            return await bridge.in_thread(self._submit_alone, answer, cancel)
+            return await bridge.in_thread(self._submit_alone, answer, cancel, pool=bridge.QUESTIONS)
         async with self._turns:
-            return await bridge.in_thread(self._submit_turn, answer, cancel)
+            return await bridge.in_thread(self._submit_turn, answer, cancel, pool=bridge.QUESTIONS)
 
     def _submit_turn(self, answer: StartAnswer, cancel: threading.Event) -> Request:
         text = answer.question.text if isinstance(answer.question, WrittenQuestion) else None
@@ -189,7 +189,7 @@ class RunningAnswers:
     async def _edit(self, edit: Crop | Forget | Remember) -> None:
         async with self._turns:
             try:
-                await bridge.in_thread(self._edited, edit)
+                await bridge.in_thread(self._edited, edit, pool=bridge.QUESTIONS)
             except KeyError:  # a turn that the conversation never remembered, or dropped at its limit
                 pass
             except ValueError as error:  # its message may quote the client's text, which is not logged
@@ -226,7 +226,7 @@ class RunningAnswers:
         if features is not None:
             question = Question(features=features)
         else:
-            question = await bridge.in_thread(self._question, SpokenQuestion(action.samples))
+            question = await bridge.in_thread(self._question, SpokenQuestion(action.samples), pool=bridge.QUESTIONS)
         return self._omni.submit("A1T1", question, low_priority=True, time_limit=self._seconds)
 
 
