@@ -13,7 +13,7 @@ from omnikit.generate import Chunk, Decoding, QueueFull, TokenCounts
 from omnikit.serve import bridge
 from omnikit.serve.metrics import Metrics
 from omnikit.serve.realtime.actions import Remember, StartAnswer, WrittenQuestion
-from omnikit.serve.realtime.answers import RunningAnswers
+from omnikit.serve.realtime.answers import MOST_EDITS, RunningAnswers
 
 
 class Asked:
@@ -128,6 +128,19 @@ def test_a_question_for_which_the_queue_has_no_room_is_counted_as_refused():
     assert count(metrics, "refusals", reason="queue") == 1
     assert count(metrics, "errors", kind="realtime", error="QueueFull") is None
     assert count(metrics, "answers", kind="realtime", end="error") is None
+
+
+def test_edits_do_not_pile_up():
+    async def run() -> int:
+        answers, most = RunningAnswers(Omni(), Metrics(), Reports(), seconds=1.0), 0
+        for number in range(3 * MOST_EDITS):
+            answers.edit(Remember(str(number), "hi", "hello"))
+            most = max(most, len(answers._edits))
+            await answers.caught_up()
+        await answers.close()
+        return most
+
+    assert asyncio.run(run()) == MOST_EDITS + 1
 
 
 def test_the_log_has_no_words_of_a_turn_that_the_system_cannot_take(caplog):

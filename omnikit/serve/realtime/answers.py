@@ -38,6 +38,9 @@ _logger = logging.getLogger(__name__)
 BUSY, INVALID, BROKEN = CODES = ("server_busy", "invalid_value", "server_error")
 """Codes of errors that answers end with: too many questions wait, a bad question, an error of the server."""
 
+MOST_EDITS = 64
+"""Number of edits of a conversation that may wait before a session takes further events of its client."""
+
 
 class Reports(Protocol):
     """A receiver of the chunks and ends of answers and transcriptions, called in the event loop."""
@@ -87,6 +90,7 @@ class RunningAnswers:
         self._conversation: Conversation | None = omni.conversation()
         self._running: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._edits: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Lock()  # wakes its waiters in the order in which they came
 
     @property
@@ -109,7 +113,14 @@ class RunningAnswers:
 
     def edit(self, edit: Crop | Forget | Remember) -> None:
         """Change the conversation after the questions and edits before."""
-        self._spawn(self._edit(edit))
+        task = self._spawn(self._edit(edit))
+        self._edits.add(task)
+        task.add_done_callback(self._edits.discard)
+
+    async def caught_up(self) -> None:
+        """Wait until few edits wait, so that a client cannot send them faster than they are made."""
+        while len(self._edits) > MOST_EDITS:
+            await asyncio.wait(self._edits, return_when=asyncio.FIRST_COMPLETED)
 
     def transcribe(self, action: Transcribe) -> None:
         """Begin to transcribe a spoken question."""
@@ -124,10 +135,11 @@ class RunningAnswers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._conversation = None  # its KV cache is freed now, not at the next garbage collection
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _answer(self, answer: StartAnswer) -> None:
         """Submit a question, and report its answer to the end or the error that ends it."""

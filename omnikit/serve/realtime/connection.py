@@ -202,6 +202,7 @@ class Connection:
             for event in _slices(message["bytes"].decode(errors="replace") if text is None else text):
                 actions = self._act(self._session.receive, event)
                 await self._listener.caught_up()
+                await self._answers.caught_up()
                 await asyncio.sleep(0)  # other connections have their turn
                 if any(isinstance(action, Send) and action.event["type"] == "error" for action in actions):
                     break
