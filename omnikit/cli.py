@@ -305,6 +305,10 @@ def serve_clients(
         int | None,
         typer.Option("--max_waiting", metavar="N", help="Questions that may wait for a slot. (default: 64)"),
     ] = None,
+    wait_seconds: Annotated[
+        float | None,
+        typer.Option("--wait_seconds", metavar="SECONDS", help="Time that a question may wait for it. (default: 30)"),
+    ] = None,
     max_sessions: Annotated[
         int | None, typer.Option("--max_sessions", metavar="N", help="Open Realtime sessions. (default: 64)")
     ] = None,
@@ -314,13 +318,29 @@ def serve_clients(
             "--max_sessions_per_client", metavar="N", help="Open Realtime sessions of one address. (default: 16)"
         ),
     ] = None,
+    max_requests: Annotated[
+        int | None,
+        typer.Option("--max_requests", metavar="N", help="HTTP requests at the same time. (default: 128)"),
+    ] = None,
+    max_requests_per_client: Annotated[
+        int | None,
+        typer.Option(
+            "--max_requests_per_client",
+            metavar="N",
+            help="HTTP requests of one address at the same time. (default: 64)",
+        ),
+    ] = None,
     max_items: Annotated[
         int | None,
         typer.Option("--max_items", metavar="N", help="Items in the conversation of a session. (default: 512)"),
     ] = None,
     max_audio_seconds: Annotated[
         float | None,
-        typer.Option("--max_audio_seconds", metavar="SECONDS", help="Length of a spoken question. (default: 30)"),
+        typer.Option(
+            "--max_audio_seconds",
+            metavar="SECONDS",
+            help="Length of a spoken question; less if a system's encoder takes less. (default: 30)",
+        ),
     ] = None,
     max_body_mib: Annotated[
         float | None,
@@ -384,10 +404,12 @@ def serve_clients(
 
     given = _without_none(
         host=host, port=port, token=token, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile,
-        max_waiting=max_waiting, max_sessions=max_sessions, max_sessions_per_client=max_sessions_per_client,
-        max_items=max_items, max_audio_seconds=max_audio_seconds, max_body_mib=max_body_mib,
-        request_seconds=request_seconds, session_minutes=session_minutes, idle_seconds=idle_seconds,
-        send_buffer_seconds=send_buffer_seconds, interrupt_min_ms=interrupt_min_ms, drain_seconds=drain_seconds,
+        max_waiting=max_waiting, wait_seconds=wait_seconds, max_sessions=max_sessions,
+        max_sessions_per_client=max_sessions_per_client, max_requests=max_requests,
+        max_requests_per_client=max_requests_per_client, max_items=max_items, max_audio_seconds=max_audio_seconds,
+        max_body_mib=max_body_mib, request_seconds=request_seconds, session_minutes=session_minutes,
+        idle_seconds=idle_seconds, send_buffer_seconds=send_buffer_seconds, interrupt_min_ms=interrupt_min_ms,
+        drain_seconds=drain_seconds,
     )  # fmt: skip
     allowed = {"allowed_hosts": _names(allowed_hosts), "allowed_origins": _names(allowed_origins)}
     settings = ServerSettings(insecure=insecure, **allowed, **given)

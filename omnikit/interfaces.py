@@ -62,6 +62,8 @@ class AudioEncoder(Part, ABC):
     """Number of features per second of speech (Hz)."""
     sample_rate: int
     """Sample rate that input waveforms must have (Hz)."""
+    max_seconds: float | None = None
+    """Maximum length in seconds of a recording; None = any length."""
 
     @abstractmethod
     def forward(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

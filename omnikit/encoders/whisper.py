@@ -68,6 +68,7 @@ class WhisperEncoder(AudioEncoder):
         if pad_to_30s and n_ctx * FRAME_SAMPLES != WINDOW_SAMPLES:
             raise ValueError(f"n_ctx {n_ctx}: padding to 30 s needs {WINDOW_SAMPLES // FRAME_SAMPLES}")
         self.n_mels, self.n_ctx, self.dim = n_mels, n_ctx, width
+        self.max_seconds = n_ctx * FRAME_SAMPLES / SAMPLE_RATE
         self.pad_to_30s, self.weights = pad_to_30s, weights
         check_count("encoder.layers", layers)
         self.encoder = WhisperNetwork(n_mels, n_ctx, width, heads, layers)
@@ -109,8 +110,8 @@ class WhisperEncoder(AudioEncoder):
                 f"a recording of {shortest} samples is shorter than one frame ({self.frame_samples} samples)"
             )
         if longest > limit:
-            seconds, most = longest / SAMPLE_RATE, limit / SAMPLE_RATE
-            raise ValueError(f"a recording of {seconds:.1f} s is longer than the encoder's {most:g} s")
+            seconds = longest / SAMPLE_RATE
+            raise ValueError(f"a recording of {seconds:.1f} s is longer than the encoder's {self.max_seconds:g} s")
 
     def _padded(self, wav: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         frames = lengths.new_tensor([self.num_frames(samples) for samples in lengths.tolist()])

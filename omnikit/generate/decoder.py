@@ -60,6 +60,8 @@ class Decoder:
         self.capacity = max(capacity, len(strategy.text_only))
         self.most_waiting = MOST_WAITING
         """Maximum number of questions that wait for slots of a running batch that is opened from now on."""
+        self.wait_seconds: float | None = None
+        """Maximum number of seconds for which a question waits for a slot of such a batch; None = any time."""
         self._runner: Runner | None = None
         self._lock = Lock()
 
@@ -79,8 +81,8 @@ class Decoder:
         Args:
             capacity: number of its slots; None = the decoder's capacity.
         """
-        slots = capacity or self.capacity
-        return RunningBatch(self.model, self.engine, capacity=slots, most_waiting=self.most_waiting)
+        limits = {"most_waiting": self.most_waiting, "wait_seconds": self.wait_seconds}
+        return RunningBatch(self.model, self.engine, capacity=capacity or self.capacity, **limits)
 
     def answers(self, task: Task, questions: Sequence[Question], **asked: Unpack[RequestOptions]) -> list[Answer]:
         """Return the whole answers to some questions, decoded in the calling thread in a running batch of their own.

@@ -142,12 +142,16 @@ class History:
         """
         with self._lock:
             found = next((turn for turn in self.turns if turn.key == key), None)
-            if found is not None:
-                return found
-            dropped = any(key == each for each, *_ in self.dropped)
-        if dropped:
-            raise UnknownTurn(f"turn {key}: it was dropped, as the conversation had reached its limit of positions")
-        raise UnknownTurn(f"turn {key}: the conversation has none of this name, or does not remember its answer")
+            if found is None:
+                raise self._unknown(key)
+            return found
+
+    def _unknown(self, key: str | None) -> UnknownTurn:
+        """Return the error for a turn that is not among the turns any more, or never was."""
+        name = "turn" if key is None else f"turn {key}"
+        if any(key == each for each, *_ in self.dropped):
+            return UnknownTurn(f"{name}: it was dropped, as the conversation had reached its limit of positions")
+        return UnknownTurn(f"{name}: the conversation has none of this name, or does not remember its answer")
 
     def check_new(self, key: str | None) -> None:
         """Check that no turn has a key.
@@ -171,18 +175,31 @@ class History:
         """Cut the answer of a turn to its first frames and the same share of its text, see `omnikit.turns.heard_part`.
 
         The positions of the answer, and those of the turns after it, are computed anew with the next prompt.
+
+        Raises:
+            UnknownTurn: the turn was dropped or removed since it was found.
         """
         with self._lock:
+            self._check_kept(turn)
             if frames < turn.codes.shape[1]:
                 self._changes(turn, turn.prompt.shape[1])
                 self._lay_out(turn, frames)
 
     def forget(self, turn: Turn) -> None:
-        """Remove a turn; the positions of the turns after it are computed anew with the next prompt."""
+        """Remove a turn; the positions of the turns after it are computed anew with the next prompt.
+
+        Raises:
+            UnknownTurn: the turn was dropped or removed since it was found.
+        """
         with self._lock:
-            if turn in self.turns:
-                self._changes(turn)
-                self.turns.remove(turn)
+            self._check_kept(turn)
+            self._changes(turn)
+            self.turns.remove(turn)
+
+    def _check_kept(self, turn: Turn) -> None:
+        """Raise an error for a turn that the decoding thread has dropped since it was found."""
+        if turn not in self.turns:
+            raise self._unknown(turn.key)
 
     def remember(self, key: str | None, question: str, asked: Sequence[int], answer: Sequence[int]) -> None:
         """Append a turn with a written question and a written answer, after those of all unfinished requests.

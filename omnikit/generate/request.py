@@ -97,6 +97,7 @@ class Request:
         self.stream: int | None = None
         """Number of the answer's decode stream among those of the codec; None before the first frame."""
         self.text_over = task.text_forced
+        self.submitted: float | None = None
         self.began: float | None = None
         self.runner: object = None
         """Reference that keeps the decoding thread alive until the answer has ended."""

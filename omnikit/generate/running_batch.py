@@ -24,7 +24,7 @@ from omnikit.generate.request import Request
 from omnikit.generate.sound_decoder import SoundDecoder, Sounds
 from omnikit.generate.token_rules import Rules, Variant
 from omnikit.generate.types import CANCELLED, END, STEP_LIMIT, BadQuestion
-from omnikit.generate.waiting import WaitingRequests
+from omnikit.generate.waiting import QueueFull, WaitingRequests
 from omnikit.interfaces import Engine, Prefill, Slots
 from omnikit.model import OmniLM
 
@@ -74,11 +74,20 @@ class RunningBatch:
         engine: engine that computes hidden states and logits.
         capacity: number of slots; a request takes one for each sequence of its decoding strategy.
         most_waiting: maximum number of requests that wait for slots.
+        wait_seconds: maximum number of seconds for which a request waits; None = any time.
     """
 
-    def __init__(self, model: OmniLM, engine: Engine, *, capacity: int = CAPACITY, most_waiting: int = MOST_WAITING):
+    def __init__(
+        self,
+        model: OmniLM,
+        engine: Engine,
+        *,
+        capacity: int = CAPACITY,
+        most_waiting: int = MOST_WAITING,
+        wait_seconds: float | None = None,
+    ):
         self.model, self.engine, self.capacity = model, engine, capacity
-        self.waiting = WaitingRequests(capacity, most_waiting)
+        self.waiting = WaitingRequests(capacity, most_waiting, wait_seconds)
         self.newcomers: _Newcomers | None = None
         self.owners: list[Request] = []  # the request of each slot in use
         self._unread: _Read | None = None
@@ -183,9 +192,11 @@ class RunningBatch:
             self._join(group)
 
     def _drop_waiting(self) -> None:
-        """Finish waiting requests that were cancelled."""
+        """Finish waiting requests that were cancelled, and those that have waited for too long."""
         for request, end in self.waiting.take_ended():
             request.finish(end)
+        for request in self.waiting.take_overdue():
+            request.finish(None, QueueFull(f"no slot was free within {self.waiting.seconds:g} s"))
 
     @property
     def _free(self) -> int:

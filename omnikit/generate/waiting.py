@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from threading import Lock
+from time import monotonic
 
 from omnikit.generate.request import Request
 
@@ -18,7 +19,7 @@ KEPT_FREE = 4
 
 
 class QueueFull(RuntimeError):
-    """Error raised when a request is submitted while the maximum number of requests is waiting."""
+    """Error of a request that finds the maximum number of requests waiting, or that has waited for too long itself."""
 
 
 class WaitingRequests:
@@ -27,10 +28,11 @@ class WaitingRequests:
     Args:
         capacity: number of slots of the running batch.
         most: maximum number of requests that wait; those of low priority take no places of others.
+        seconds: maximum number of seconds for which a request waits; None = any time.
     """
 
-    def __init__(self, capacity: int, most: int):
-        self.capacity, self.most = capacity, most
+    def __init__(self, capacity: int, most: int, seconds: float | None = None):
+        self.capacity, self.most, self.seconds = capacity, most, seconds
         self._ordinary: deque[Request] = deque()
         self._low: deque[Request] = deque()
         self._lock = Lock()
@@ -49,6 +51,7 @@ class WaitingRequests:
                 raise QueueFull(f"{self.most} questions are waiting already")
             if request.history is not None:
                 request.history.expect(request.turn, request)
+            request.submitted = monotonic()
             self._queue(request).append(request)
 
     def put_back(self, requests: Iterable[Request]) -> None:
@@ -94,6 +97,17 @@ class WaitingRequests:
             for request, _ in ended:
                 self._queue(request).remove(request)
             return ended
+
+    def take_overdue(self) -> list[Request]:
+        """Remove and return the requests that have waited for too long."""
+        if self.seconds is None:
+            return []
+        with self._lock:
+            before = monotonic() - self.seconds
+            found = [request for request in (*self._ordinary, *self._low) if request.submitted <= before]
+            for request in found:
+                self._queue(request).remove(request)
+            return found
 
     def take_all(self) -> list[Request]:
         """Remove and return all requests."""

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnikit.serve.limits import UNCOUNTED
 from omnikit.serve.metrics import Metrics
+from omnikit.serve.security import client_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,8 @@ class AccessLog:
         finally:
             self.metrics.responses.labels(str(status)).inc()
             level = logging.DEBUG if scope["path"] in UNCOUNTED else logging.INFO
-            called = (_client(scope), scope.get("method", "WEBSOCKET"), _path(scope))
+            called = (client_of(scope) or "-", scope.get("method", "WEBSOCKET"), _path(scope))
             logger.log(level, "%s %s %s %d %.3f s", *called, status, monotonic() - began)
-
-
-def _client(scope: Scope) -> str:
-    return (scope.get("client") or ("-",))[0]
 
 
 def _path(scope: Scope) -> str:

@@ -21,7 +21,7 @@ from omnikit.serve.access_log import AccessLog
 from omnikit.serve.docs_page import docs_page
 from omnikit.serve.limits import Limits
 from omnikit.serve.realtime import endpoint
-from omnikit.serve.refusals import Refusal, busy
+from omnikit.serve.refusals import Refusal, busy, internal_error
 from omnikit.serve.rest.errors import CLIENT_GONE, REFUSED, refusal_for
 from omnikit.serve.security import HEALTH, BearerToken, SafeHeaders, SameSite, allowed_origins
 from omnikit.serve.serving import Serving
@@ -64,10 +64,13 @@ def _add_middleware(app: FastAPI, serving: Serving) -> None:
     settings, metrics = serving.settings, serving.metrics
     # the last one that is added comes first
     app.add_middleware(BearerToken, token=settings.token, free=page_paths() | {HEALTH}, metrics=metrics)
-    if origins := allowed_origins(settings):
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(SameSite, settings=settings, metrics=metrics)
     app.add_middleware(Limits, serving=serving)
+    if origins := allowed_origins(settings):  # outside of all that refuse, so that an allowed page can read why
+        exposed = ["Retry-After"]
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed
+        )
     app.add_middleware(SafeHeaders)
     app.add_middleware(AccessLog, metrics=metrics)
 
@@ -118,7 +121,7 @@ def _add_errors(app: FastAPI, serving: Serving) -> None:
     async def http_error(request: Request, error: HTTPException) -> Response:
         return respond(Refusal(error.status_code, str(error.detail), headers=error.headers))
 
-    @app.exception_handler(Exception)
+    @app.exception_handler(Exception)  # of the few calls that `Limits` lets pass
     async def failed(request: Request, error: Exception) -> Response:
         serving.metrics.failed("request", error)
-        return respond(Refusal(500, "an error of the server; its log has the details", code="internal_error"))
+        return respond(internal_error())

@@ -12,8 +12,11 @@ from omnikit.generate import Chunk, Request
 
 Result = TypeVar("Result")
 THREADS = 4
-"""Number of threads that decode and encode sound files."""
-_POOL = ThreadPoolExecutor(THREADS, thread_name_prefix="omnikit-files")
+"""Number of threads of each pool."""
+FILES = ThreadPoolExecutor(THREADS, thread_name_prefix="omnikit-files")
+"""Threads that decode and encode sound files of REST requests, which may take seconds."""
+QUESTIONS = ThreadPoolExecutor(THREADS, thread_name_prefix="omnikit-questions")
+"""Threads that submit questions of Realtime sessions and edit their conversations, for which somebody waits."""
 
 
 def chunks(request: Request) -> AnswerChunks:
@@ -81,6 +84,6 @@ def _waking(loop: asyncio.AbstractEventLoop, wake: asyncio.Event) -> Callable[[]
     return call
 
 
-async def in_thread(function: Callable[..., Result], *args: object) -> Result:
-    """Return `function(*args)`, called in one of a few threads, so that the event loop goes on meanwhile."""
-    return await asyncio.get_running_loop().run_in_executor(_POOL, function, *args)
+async def in_thread(function: Callable[..., Result], *args: object, pool: ThreadPoolExecutor = FILES) -> Result:
+    """Return `function(*args)`, called in a thread of a pool, so that the event loop goes on meanwhile."""
+    return await asyncio.get_running_loop().run_in_executor(pool, function, *args)

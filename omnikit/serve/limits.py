@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from time import monotonic
 
 from starlette.datastructures import MutableHeaders
@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omnikit.serve.refusals import Refusal, busy
-from omnikit.serve.security import HEALTH, refuse
+from omnikit.serve.refusals import Refusal, busy, internal_error
+from omnikit.serve.security import HEALTH, client_of, refuse
 from omnikit.serve.serving import Serving, draining
 
 logger = logging.getLogger(__name__)
@@ -28,13 +28,15 @@ class SlowReader(ConnectionError):
 
 
 class Limits:
-    """A middleware that bounds each HTTP request, and refuses new ones while the server drains.
+    """A middleware that bounds HTTP requests, and refuses new ones while the server drains.
 
     The sessions of WebSockets have their own limits, see `Serving.admit_session`.
 
+    - More than `max_requests` at the same time are refused with 503, those beyond `max_requests_per_client` with 429.
     - A body larger than `max_body_mib` is refused with 413: at once if its header says so, else while it arrives.
     - A request whose body is missing after `request_seconds` is refused with 408, one whose response has not begun
       after twice that time with 503. A response ends that is not finished twice that time after it began.
+    - An error of the application is answered with 500, and passed on to be logged.
     - A response of which the client has not read anything for `send_buffer_seconds` is ended.
 
     Args:
@@ -48,15 +50,14 @@ class Limits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in UNCOUNTED:
             return await self.app(scope, receive, send)
-        if self.serving.draining:
-            self.serving.metrics.refused("draining")
-            return await refuse(draining(), scope, receive, send)
         request = _Limited(self.serving, scope, receive, send)
-        self.serving.running.add(request)
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.serving.admit_request(client_of(scope), request))
+            except Refusal as refusal:
+                refusal.headers |= CLOSE
+                return await request.refuse(refusal)
             await request.run(self.app)
-        finally:
-            self.serving.running.discard(request)
 
 
 class _Limited:
@@ -72,16 +73,19 @@ class _Limited:
     async def run(self, app: ASGIApp) -> None:
         """Answer the request by an application, within the limits."""
         if self._announced() > self.settings.max_body_bytes:
-            return await self._refuse(self._too_large())
+            return await self.refuse(self._too_large())
         try:
             async with asyncio.timeout(2 * self.settings.request_seconds) as self.timer:
                 await app(self.scope, self.receive, self.send)
         except (SlowReader, ClientDisconnect) as error:
             logger.info("a response was ended early: %s", error or "the client left")
-        except TimeoutError:
-            if not self.timer.expired():
-                raise
-            await self._end_late()
+        except Exception as error:
+            if isinstance(error, TimeoutError) and self.timer.expired():
+                return await self._end_late()
+            if not self.started:  # Starlette would answer outside of all other middlewares, without their headers
+                self.metrics.failed("request", error)
+                await self.refuse(internal_error())
+            raise
 
     def stop(self) -> None:
         """End the request, as after its time."""
@@ -96,7 +100,7 @@ class _Limited:
         if self.started:
             logger.warning("a response was ended early: it was not finished in time")
         else:
-            await self._refuse(draining() if self.stopped else busy(words))
+            await self.refuse(draining() if self.stopped else busy(words))
 
     def _announced(self) -> int:
         """Return the size of the body by its header; 0 = there is no such header."""
@@ -110,7 +114,8 @@ class _Limited:
         words = f"the body is larger than {self.settings.max_body_mib:g} MiB"
         return Refusal(413, words, code="body_too_large", headers=CLOSE)
 
-    async def _refuse(self, refusal: Refusal) -> None:
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer the request with an error."""
         await refuse(refusal, self.scope, self._receive, self._send)
 
     async def receive(self) -> Message:

@@ -9,7 +9,7 @@ from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from omnikit.generate import CANCELLED, END
+from omnikit.generate import CANCELLED, END, QueueFull
 
 KINDS = ("realtime", "chat", "speech", "transcription", "chat_published")
 """Kinds of answers, by the call that asked for them."""
@@ -69,7 +69,8 @@ class Metrics:
     def answer(self, kind: str) -> Iterator[Meter]:
         """Context manager that measures one answer, from its question to its end.
 
-        An exception that leaves it counts as an error by its class, a cancelled task as a cancelled answer.
+        An exception that leaves it counts as an error by its class, a cancelled task as a cancelled answer. A question
+        for which the queue has no room is no answer: whoever reports that counts a refusal, and this counts nothing.
 
         Args:
             kind: a name in `KINDS`.
@@ -81,13 +82,17 @@ class Metrics:
         except (asyncio.CancelledError, GeneratorExit):
             meter.end = CANCELLED
             raise
+        except QueueFull:
+            meter.end = None
+            raise
         except Exception as error:
             meter.end = ERROR
             self.failed(kind, error)
             raise
         finally:
             running.dec()
-            self._add(kind, meter)
+            if meter.end is not None:
+                self._add(kind, meter)
 
     def failed(self, kind: str, error: BaseException) -> None:
         """Count an error by its class."""
@@ -115,8 +120,8 @@ class Meter:
     def __init__(self, now: Callable[[], float] = monotonic):
         self._now = now
         self.began = now()
-        self.end = END
-        """Reason why the answer ended, one of `omnikit.generate.ENDS` or `ERROR`; its owner may set it."""
+        self.end: str | None = END
+        """Reason why the answer ended, one of `omnikit.generate.ENDS` or `ERROR`; None = it was refused."""
         self.first_audio: float | None = None
         """Seconds from the question to the first chunk with samples; None before it."""
         self.seconds = 0.0

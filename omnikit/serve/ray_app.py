@@ -13,9 +13,9 @@ from typing import Any
 
 from ray import serve
 
-from omnikit.generate.running_batch import CAPACITY
 from omnikit.option_ranges import COUNT, Range
 from omnikit.serve.app import create_app
+from omnikit.serve.realtime import voice_activity
 from omnikit.serve.run import SystemOptions, load_system, name_checkpoints
 from omnikit.serve.security import check_exposure
 from omnikit.serve.serving import Serving
@@ -25,6 +25,7 @@ NAME = "omnikit"
 """Name of the deployment."""
 _LISTS = ("allowed_hosts", "allowed_origins")
 _OF_PROCESS = ("port", "ssl_certfile", "ssl_keyfile")  # Ray's proxy listens, not the replicas
+_SPARE = 16  # requests for which Ray has room beyond the maximum, so that the replica itself refuses them
 _NUMBERS: Mapping[str, Range] = {**RANGES, "slots": COUNT, "max_steps": COUNT, "replicas": COUNT}
 
 
@@ -64,14 +65,15 @@ def deployment(
     """
 
     def app() -> Any:
+        voice_activity.shipped()  # so that a replica without its weights does not start
         systems = {name: load_system(folder, settings, options) for name, folder in checkpoints.items()}
         return create_app(Serving(settings, systems))
 
-    requests = (options.slots or CAPACITY) + settings.max_waiting
+    most = settings.max_requests + settings.max_sessions
     return serve.deployment(serve.ingress(app)()).options(
         name=NAME,
         num_replicas=replicas,
-        max_ongoing_requests=requests + settings.max_sessions,  # the replica itself refuses what it has no room for
+        max_ongoing_requests=most + _SPARE,
         graceful_shutdown_timeout_s=settings.drain_seconds,
         ray_actor_options={"num_gpus": int(options.device.startswith("cuda"))},
     )

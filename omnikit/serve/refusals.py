@@ -51,3 +51,13 @@ class Refusal(Exception):
 def busy(message: str, code: str = "server_busy", seconds: int = RETRY_SECONDS) -> Refusal:
     """Return the refusal of a request that the server has no room for now: 503 with `Retry-After`."""
     return Refusal(503, message, code=code, headers={"Retry-After": str(seconds)})
+
+
+def too_many(message: str, code: str, seconds: int = RETRY_SECONDS) -> Refusal:
+    """Return the refusal of a client that asks for more at the same time than one may: 429 with `Retry-After`."""
+    return Refusal(429, message, code=code, headers={"Retry-After": str(seconds)})
+
+
+def internal_error() -> Refusal:
+    """Return the refusal of a request at which the server failed; its message tells nothing of the program."""
+    return Refusal(500, "an error of the server; its log has the details", code="internal_error")

@@ -25,6 +25,7 @@ from omnikit.hub import is_hub_id
 from omnikit.option_ranges import COUNT_OR_NONE
 from omnikit.serve.app import create_app
 from omnikit.serve.connections import watch_connections
+from omnikit.serve.realtime import voice_activity
 from omnikit.serve.security import check_exposure
 from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
@@ -70,12 +71,14 @@ def run(checkpoints: Sequence[str], settings: ServerSettings, options: SystemOpt
         options: options of the systems.
 
     Raises:
-        ValueError: a checkpoint cannot be loaded, the address cannot be listened on, or bad settings.
+        ValueError: a checkpoint cannot be loaded, the address cannot be listened on, the weights of the turn detection
+            are missing, or bad settings.
         SystemExit: the server was ended at once.
     """
     check_exposure(settings)
     check_certificate(settings)
     named = name_checkpoints(checkpoints)
+    voice_activity.shipped()
     _log_to_stderr()
     with bind(settings) as sock:
         systems = {name: load_system(folder, settings, options) for name, folder in named.items()}
@@ -125,7 +128,7 @@ def load_system(checkpoint: str | None, settings: ServerSettings, options: Syste
     omni.decoding = replace(omni.decoding, time_limit=settings.request_seconds, **given)
     if options.slots is not None:
         omni.decoder = omni.decoder.with_capacity(options.slots)
-    omni.decoder.most_waiting = settings.max_waiting
+    omni.decoder.most_waiting, omni.decoder.wait_seconds = settings.max_waiting, settings.wait_seconds
     warm_up(omni)
     return omni
 

@@ -68,6 +68,11 @@ def check_exposure(settings: ServerSettings) -> None:
         )
 
 
+def client_of(scope: Scope) -> str:
+    """Return the address of the client, without its port; empty if it has none, as on a Unix socket."""
+    return (scope.get("client") or ("",))[0]
+
+
 async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request, or the handshake of a WebSocket, with an error."""
     socketed = scope["type"] == "websocket"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from omnikit.api import Omni
 from omnikit.serve.metrics import Metrics
 from omnikit.serve.refusals import Refusal, busy
+from omnikit.serve.room import Room
 from omnikit.serve.settings import ServerSettings
 
 OPENAI_NAME = re.compile(r"(gpt|chatgpt|tts|whisper|o\d)[\w.-]*", re.ASCII)
@@ -51,7 +52,8 @@ class Serving:
         """Whether the server is about to end: it finishes what runs, and accepts nothing new."""
         self.running: set[Stoppable] = set()
         """HTTP requests that are being answered."""
-        self._sessions: Counter[str] = Counter()
+        self._session_room = Room("sessions", settings.max_sessions, settings.max_sessions_per_client)
+        self._request_room = Room("requests", settings.max_requests, settings.max_requests_per_client)
         self._waiters: set[asyncio.Future[None]] = set()
         for name, omni in self.systems.items():
             self._watch(name, omni)
@@ -87,7 +89,7 @@ class Serving:
     @property
     def sessions(self) -> int:
         """Number of open Realtime sessions."""
-        return self._sessions.total()
+        return len(self._session_room)
 
     @contextmanager
     def admit_session(self, client: str) -> Iterator[None]:
@@ -99,26 +101,44 @@ class Serving:
         Raises:
             Refusal: the server is about to end, or the maximum number of sessions is open.
         """
-        self._check_room(client)
-        self._sessions[client] += 1
-        self.metrics.sessions.set(self.sessions)
         try:
-            yield
+            with self._taken(self._session_room, client):
+                self.metrics.sessions.set(self.sessions)
+                yield
         finally:
-            self._sessions[client] -= 1
-            self._sessions += Counter()  # drops clients without sessions
             self.metrics.sessions.set(self.sessions)
 
-    def _check_room(self, client: str) -> None:
+    @contextmanager
+    def admit_request(self, client: str, request: Stoppable) -> Iterator[None]:
+        """Context manager that counts an HTTP request while it is answered.
+
+        Args:
+            client: address of the client, without its port.
+            request: the request, which `stop` ends.
+
+        Raises:
+            Refusal: the server is about to end, or the maximum number of requests is being answered.
+        """
+        with self._taken(self._request_room, client):
+            self.running.add(request)
+            try:
+                yield
+            finally:
+                self.running.discard(request)
+
+    @contextmanager
+    def _taken(self, room: Room, client: str) -> Iterator[None]:
+        """Context manager that takes a place, and counts a refusal."""
         if self.draining:
             self.metrics.refused("draining")
             raise draining()
-        if self._sessions[client] >= (most := self.settings.max_sessions_per_client):
-            self.metrics.refused("sessions")
-            raise busy(f"{most} sessions of this client are open, the maximum", "too_many_sessions")
-        if self.sessions >= (most := self.settings.max_sessions):
-            self.metrics.refused("sessions")
-            raise busy(f"{most} sessions are open, the maximum", "too_many_sessions")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(room.taken(client))
+            except Refusal:
+                self.metrics.refused(room.what)
+                raise
+            yield
 
     def drain(self) -> None:
         """Begin to end: accept nothing new, and wake those that wait for it."""
@@ -158,6 +178,12 @@ def steps_of(omni: Omni, asked: int | None) -> int:
     """Return the maximum number of decode steps of an answer: the client's if it is below the system's."""
     most = omni.decoding.max_steps
     return most if asked is None else min(most, asked)
+
+
+def limits_of(omni: Omni, settings: ServerSettings) -> ServerSettings:
+    """Return the server's settings with a maximum length of spoken questions that the system's encoder takes."""
+    most = omni.model.encoder.max_seconds
+    return settings if most is None or most >= settings.max_audio_seconds else replace(settings, max_audio_seconds=most)
 
 
 def draining() -> Refusal:

@@ -11,7 +11,10 @@ RANGES = {
     "port": Range(0, 65535, whole=True),
     "max_sessions": COUNT,
     "max_sessions_per_client": COUNT,
+    "max_requests": COUNT,
+    "max_requests_per_client": COUNT,
     "max_waiting": COUNT,
+    "wait_seconds": POSITIVE,
     "session_minutes": POSITIVE,
     "idle_seconds": POSITIVE,
     "max_audio_seconds": POSITIVE,
@@ -54,14 +57,20 @@ class ServerSettings:
     """Maximum number of open Realtime sessions."""
     max_sessions_per_client: int = 16
     """Maximum number of open Realtime sessions of one client address."""
+    max_requests: int = 128
+    """Maximum number of HTTP requests that are answered at the same time, those for files of the page included."""
+    max_requests_per_client: int = 64
+    """Maximum number of HTTP requests of one client address that are answered at the same time."""
     max_waiting: int = 64
     """Maximum number of questions that wait for a free slot of one system."""
+    wait_seconds: float = 30.0
+    """Maximum time in seconds for which a question waits for a free slot."""
     session_minutes: float = 60.0
     """Length of a Realtime session in minutes after which it is closed."""
     idle_seconds: float = 300.0
     """Seconds without an event of the client after which a Realtime session is closed."""
     max_audio_seconds: float = 30.0
-    """Maximum length in seconds of one spoken question; what the encoder accepts if that is less."""
+    """Maximum length in seconds of one spoken question; that of a system's encoder if it is less, see `limits_of`."""
     max_body_mib: float = 25.0
     """Maximum size in MiB of a request's body and of one WebSocket frame."""
     request_seconds: float = 120.0

@@ -26,6 +26,7 @@ PAGE = Path(omnikit.serve.__file__).parent / "page"
 POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 RATE = 24000
 CHUNK = RATE // 5
+FULL = "64 sessions are open, the maximum"
 LOUD = 0.02
 """Amplitude above which a frame of the client counts as speech."""
 PAUSE = RATE // 2
@@ -176,10 +177,14 @@ def stand_in(script: Script) -> Starlette:
 
     async def realtime(socket: WebSocket) -> None:
         wanted = f"openai-insecure-api-key.{script.token}"
-        if script.full or (script.token and wanted not in socket.scope["subprotocols"]):
+        if script.token and wanted not in socket.scope["subprotocols"]:
             await socket.close()
             return
         await socket.accept(subprotocol="realtime")
+        if script.full:
+            await socket.send_json({"type": "error", "error": {"message": FULL, "code": "too_many_sessions"}})
+            await socket.close(1013)
+            return
         script.sockets.append(Session(socket, script))
         await script.sockets[-1].run()
 

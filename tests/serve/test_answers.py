@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from omnikit.generate import Chunk, Decoding, QueueFull, TokenCounts
+from omnikit.serve import bridge
 from omnikit.serve.metrics import Metrics
 from omnikit.serve.realtime.actions import Remember, StartAnswer, WrittenQuestion
-from omnikit.serve.realtime.answers import RunningAnswers
+from omnikit.serve.realtime.answers import MOST_EDITS, RunningAnswers
 
 
 class Asked:
@@ -102,6 +104,16 @@ def test_a_client_cannot_ask_for_more_steps_than_the_server_allows(remembered):
     assert omni.steps == [100, 20, 100]
 
 
+def test_questions_do_not_wait_for_files_of_rest_requests():
+    over = threading.Event()
+    try:
+        for _ in range(bridge.THREADS + 1):
+            bridge.FILES.submit(over.wait, 60)
+        assert answer(Omni(), StartAnswer("resp", WrittenQuestion("hi")))[0] == ["end"]
+    finally:
+        over.set()
+
+
 @pytest.mark.parametrize("end", ["end", "cancelled", "step limit"])
 def test_answers_are_counted_by_their_ends(end):
     ends, metrics = answer(Omni(end), StartAnswer("resp", WrittenQuestion("hi")))
@@ -114,6 +126,21 @@ def test_a_question_for_which_the_queue_has_no_room_is_counted_as_refused():
     ends, metrics = answer(full, StartAnswer("resp", WrittenQuestion("hi")))
     assert ends == ["server_busy"]
     assert count(metrics, "refusals", reason="queue") == 1
+    assert count(metrics, "errors", kind="realtime", error="QueueFull") is None
+    assert count(metrics, "answers", kind="realtime", end="error") is None
+
+
+def test_edits_do_not_pile_up():
+    async def run() -> int:
+        answers, most = RunningAnswers(Omni(), Metrics(), Reports(), seconds=1.0), 0
+        for number in range(3 * MOST_EDITS):
+            answers.edit(Remember(str(number), "hi", "hello"))
+            most = max(most, len(answers._edits))
+            await answers.caught_up()
+        await answers.close()
+        return most
+
+    assert asyncio.run(run()) == MOST_EDITS + 1
 
 
 def test_the_log_has_no_words_of_a_turn_that_the_system_cannot_take(caplog):

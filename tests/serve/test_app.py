@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 import threading
@@ -22,7 +23,7 @@ from omnikit.generate import BadQuestion, QueueFull
 from omnikit.serve.refusals import Refusal
 from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
-from tests.serve.conftest import wait_for
+from tests.serve.conftest import NAME, QUESTION, wait_for
 
 ERRORS = {
     "queue": QueueFull("64 questions are waiting already"),
@@ -206,6 +207,34 @@ def test_a_client_that_leaves_ends_its_response(server):
     wait_for(lambda: not started.serving.running)
 
 
+def test_requests_are_bounded_in_all_and_per_client(app_client):
+    """Refused requests are not read, and answers of others go on; a place is free as soon as its request is over."""
+    served = app_client(max_requests=3, max_requests_per_client=2)
+    serving: Serving = served.app.state.serving
+
+    def statuses(number: int, client: str) -> list[int]:
+        """Return the statuses of some calls of one address at the same time."""
+        transport = httpx.ASGITransport(served.app, client=(client, 1))
+
+        async def call() -> list[int]:
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+                got = await asyncio.gather(*(client.get("/wait/0.2") for _ in range(number)))
+            for each in got:
+                if each.status_code != 200:
+                    assert error(each)["code"] == "too_many_requests" and int(each.headers["retry-after"]) > 0
+                    assert each.headers["connection"] == "close"
+            return sorted(each.status_code for each in got)
+
+        return asyncio.run(call())
+
+    assert statuses(4, "10.0.0.1") == [200, 200, 429, 429]
+    with serving.admit_request("10.0.0.2", None), serving.admit_request("10.0.0.3", None):
+        assert statuses(3, "10.0.0.1") == [200, 503, 503]
+        assert served.get("/health").status_code == served.get("/metrics").status_code == 200
+    assert serving.idle and not serving._request_room._open
+    assert 'omnikit_refusals_total{reason="requests"} 4.0' in served.get("/metrics").text
+
+
 # draining
 
 
@@ -305,17 +334,33 @@ def test_names_of_models(serving, omni):
         Serving(ServerSettings(), {})
 
 
+def test_a_question_is_at_most_as_long_as_the_encoder_takes(client, omni, monkeypatch):
+    """What the encoder would refuse is refused before it is encoded, with the encoder's limit, in REST and Realtime."""
+    monkeypatch.setattr(omni.model.encoder, "max_seconds", 0.5, raising=False)
+    monkeypatch.setattr(omni.decoder, "submit", lambda *_, **__: pytest.fail("submitted"))
+    served = client()
+    got = served.post("/v1/audio/transcriptions", data={"model": NAME}, files={"file": QUESTION.read_bytes()})
+    assert (got.status_code, error(got)["param"]) == (400, "file") and "0.5 s" in error(got)["message"]
+    with served.websocket_connect("ws://127.0.0.1/v1/realtime") as session:
+        session.send_json({"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}})
+        session.send_json({"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(48_000)).decode()})
+        session.send_json({"type": "input_audio_buffer.commit"})
+        refused = [session.receive_json() for _ in range(3)][-1]
+    assert refused["error"]["code"] == "audio_too_long" and "0.5 seconds" in refused["error"]["message"]
+
+
 def test_sessions_are_bounded_in_all_and_per_client(serving):
     found = serving(max_sessions=3, max_sessions_per_client=2)
     with found.admit_session("a"), found.admit_session("a"):
         with pytest.raises(Refusal, match="2 sessions of this client") as refused, found.admit_session("a"):
             pass
-        assert refused.value.status == 503 and refused.value.headers["Retry-After"]
+        assert refused.value.status == 429 and refused.value.headers["Retry-After"]
         with found.admit_session("b"):
-            with pytest.raises(Refusal, match="3 sessions are open"), found.admit_session("c"):
+            with pytest.raises(Refusal, match="3 sessions are open") as refused, found.admit_session("c"):
                 pass
+            assert refused.value.status == 503 and refused.value.headers["Retry-After"]
             assert (found.sessions, found.idle) == (3, False)
-    assert (found.sessions, found.idle, len(found._sessions)) == (0, True, 0)
+    assert (found.sessions, found.idle, len(found._session_room._open)) == (0, True, 0)
 
 
 def test_sessions_are_told_that_the_server_drains(serving):

@@ -99,6 +99,9 @@ class Counting:
         self.heard += len(samples)
         return [SpeechContinues(self.heard), SpeechStarted(self.detection.prefix_ms)]
 
+    def change(self, detection: Detection) -> None:
+        self.detection = detection
+
     def pause_idle(self) -> None:
         self.heard += 1_000_000
 
@@ -127,14 +130,17 @@ def test_audio_is_heard_in_order_and_outside_of_the_event_loop():
         listener.detect(Detection(prefix_ms=1))
         listener.listen(np.zeros(100))
         listener.listen(np.zeros(20))
-        listener.detect(Detection(prefix_ms=2))
+        listener.detect(Detection(prefix_ms=2))  # goes on where it is
         listener.listen(np.zeros(7))
         listener.detect(None)
         listener.listen(np.zeros(9))
+        listener.detect(Detection(prefix_ms=3))
+        listener.listen(np.zeros(8))
 
     reports, made = heard_by(feed)
-    assert reports[::2] == [SpeechContinues(100), SpeechContinues(120), SpeechContinues(7)]
-    assert reports[1::2] == [SpeechStarted(1), SpeechStarted(1), SpeechStarted(2)]
+    assert reports[::2] == [SpeechContinues(100), SpeechContinues(120), SpeechContinues(127), SpeechContinues(8)]
+    assert reports[1::2] == [SpeechStarted(1), SpeechStarted(1), SpeechStarted(2), SpeechStarted(3)]
+    assert len(made) == 2
     assert all(detector.threads and threading.get_ident() not in detector.threads for detector in made)
 
 

@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from tests.serve.conftest import wait_for
-from tests.serve.stand_in import PAGE, RATE, Script, served
+from tests.serve.stand_in import FULL, PAGE, RATE, Script, served
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = ROOT / "egs" / "mini" / "questions"
@@ -328,7 +328,7 @@ def test_it_connects_again(browser):
 @pytest.mark.long
 def test_a_full_server_is_tried_again(browser):
     with visit(browser, Script(full=True)) as here:
-        assert here.problem() == "The server is full: it takes no further session now."
+        assert here.problem() == FULL
         here.script.full = False
         here.wait('#connection[data-state="open"]')
         assert not here.page.locator("#problem").is_visible()

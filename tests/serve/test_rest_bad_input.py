@@ -263,3 +263,11 @@ def test_a_bad_turn_ends_the_transcriptions_of_all_others(served, monkeypatch):
     body = {"model": NAME, "messages": [{"role": role, "content": content} for role, content in said]}
     refused(served.post("/v1/chat/completions", json=body), "messages", "bad")
     assert ended == ["slow"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/audio/speech", "/chat"])
+def test_json_without_end_is_refused_before_it_is_decoded(path, served, monkeypatch):
+    monkeypatch.setattr("json.loads", lambda *_, **__: pytest.fail("decoded"))
+    found = served.post(path, content=b"[" + b"[]," * 2**19 + b"[]]", headers={"Content-Type": "application/json"})
+    monkeypatch.undo()
+    assert found.status_code == 413 and "at most 1 MiB of JSON besides the audio" in found.json()["error"]["message"]

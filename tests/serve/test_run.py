@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ import typer
 
 from omnikit import cli, serve
 from omnikit.generate.running_batch import CAPACITY
+from omnikit.serve.realtime import voice_activity
 from omnikit.serve.run import SHIPPED, Server, bind, check_certificate, name_checkpoints
 from omnikit.serve.settings import ServerSettings
 from tests.serve.conftest import wait_for
@@ -108,6 +110,15 @@ def test_without_the_extra_it_is_named(capsys, monkeypatch, module):
     find = serve.find_spec
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == module else find(name))
     assert f"package {module!r}: pip install \"omnikit[serve]\"" in refused(capsys, monkeypatch)
+
+
+def test_weights_of_the_turn_detection_that_are_missing_are_named(capsys, monkeypatch, tmp_path):
+    """The server does not start, instead of failing at its first session."""
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(voice_activity, "find_spec", lambda name: package)
+    voice_activity.shipped.cache_clear()
+    monkeypatch.setattr("omnikit.serve.run.load_system", lambda *_: pytest.fail("loaded"))
+    assert f"{tmp_path}/data/silero_vad_16k.safetensors: cannot be read" in refused(capsys, monkeypatch, "--port", "0")
 
 
 def test_the_command_imports_nothing_of_the_extra_before_it_runs():

@@ -122,6 +122,26 @@ def test_allowed_pages_may_read_what_they_call(client):
         assert got.status_code == (200 if headers else 401)
 
 
+def test_allowed_pages_may_read_why_they_are_refused(client, monkeypatch):
+    """Refusals by size and for lack of room, and errors of the server, have the headers of CORS like all responses."""
+    friend = {"Origin": "http://friend.example"}
+    served = client(allowed_origins=(friend["Origin"],), max_body_mib=0.001)
+    got = {413: served.post("/chat", content=bytes(2000), headers=friend)}
+    serving = served.app.state.serving
+    monkeypatch.setattr(serving, "name_of", lambda name: {}[name])
+    quiet = TestClient(served.app, base_url=str(served.base_url), raise_server_exceptions=False)
+    body = {"model": "mini", "messages": [{"role": "user", "content": "x"}]}
+    got[500] = quiet.post("/v1/chat/completions", json=body, headers=friend)
+    monkeypatch.setattr(serving, "draining", True)
+    got[503] = served.get("/", headers=friend)
+    for status, response in got.items():
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == friend["Origin"]
+        assert {name: response.headers[name] for name in SAFE_HEADERS} == SAFE_HEADERS
+    assert "retry-after" in got[503].headers["access-control-expose-headers"].lower()
+    assert 'omnikit_errors_total{error="KeyError",kind="request"} 1.0' in served.get("/metrics", headers=friend).text
+
+
 def test_an_allowed_origin_may_be_written_otherwise(client):
     """The check of Origin and the headers of CORS agree about capitals and a slash at the end."""
     got = client(allowed_origins=("https://Friend.example/",)).get("/health", headers={"Origin": "https://friend.example"})

@@ -132,6 +132,18 @@ def test_an_update_that_changes_no_detection_leaves_the_detector(session):
     assert len(session.found(Detect)) == 1
 
 
+def test_an_update_of_the_detection_leaves_the_turn_and_its_clock(session):
+    session.append(500)
+    session.update(detection={"silence_duration_ms": 300})
+    samples = session.append(3000, seed=5)
+    [started] = session.heard(SpeechStarted(700.0, 32.0), SpeechContinues(900.0))
+    session.update(detection={"type": "semantic_vad", "eagerness": "low"})
+    events = session.heard(SpeechStopped(2400.0, 1500.0))
+    assert types(events) == VAD_TURN[1:] and events[0]["item_id"] == started["item_id"]
+    assert (started["audio_start_ms"], events[0]["audio_end_ms"]) == (700, 2400)
+    assert np.array_equal(session.answer.question.samples, samples[200 * 24 : 1900 * 24].astype(np.float32) / 32768)
+
+
 @pytest.mark.parametrize(("eagerness", "silence"), [("low", 1200), ("medium", 800), ("high", 400), ("auto", 800)])
 def test_semantic_vad_is_the_same_detector_with_its_own_pauses(session, eagerness, silence):
     session.update(detection={"type": "semantic_vad", "eagerness": eagerness})
@@ -987,6 +999,27 @@ def test_truncating_a_running_answer_cancels_it(manual):
     manual.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=300)
     assert manual.found(Cancel) == [Cancel(manual.answer.response_id)]
     assert manual.end()[-1]["response"]["status"] == "cancelled"
+
+
+def test_edits_that_wait_for_an_answer_do_not_grow(manual):
+    """A client that repeats itself while an answer runs is remembered by its last words only."""
+    written(manual)
+    manual.send("response.create")
+    item, first = answered(manual), manual.answer.response_id
+    written(manual)
+    manual.send("response.create")
+    for ms in (900, 900, *range(320, 300, -1)):
+        manual.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=ms)
+        asked = written(manual, "two plus two")
+        manual.send("conversation.item.create", item=assistant_text("four"))
+        for each in manual.order.items[-2:]:
+            manual.send("conversation.item.delete", item_id=each)
+        assert asked not in manual.order.items and len(manual.session._edits) == 1
+    manual.end()
+    assert (manual.found(Crop), manual.found(Remember), manual.found(Forget)) == ([Crop(first, 0.301)], [], [])
+    for _ in range(3):
+        manual.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=301)
+    assert len(manual.found(Crop)) == 1
 
 
 @pytest.mark.parametrize("which", ["question", "answer"])

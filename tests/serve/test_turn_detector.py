@@ -80,6 +80,15 @@ def script(*probabilities: float, windows: int = 0, **detection: float) -> list[
     return detector.push(silence(0.01 + max(windows, len(probabilities)) * WINDOW_MS / 1000))
 
 
+@pytest.mark.parametrize(("silence_ms", "end_ms"), [(100.0, 260.0), (300.0, 460.0)])
+def test_a_turn_ends_by_settings_that_come_in_its_last_pause(silence_ms, end_ms):
+    """The pause so far counts, so that the turn ends although nobody speaks again."""
+    detector = TurnDetector(Detection(silence_ms=500), Script(*[0.9] * 5))
+    assert borders(detector.push(silence(0.01 + 10 * WINDOW_MS / 1000))) == [SpeechStarted(0.0, WINDOW_MS)]
+    detector.change(Detection(silence_ms=silence_ms))
+    assert borders(detector.push(silence(0.5))) == [SpeechStopped(end_ms, 5 * WINDOW_MS)]
+
+
 # the network
 
 

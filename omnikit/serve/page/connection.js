@@ -2,6 +2,10 @@
 
 const FIRST_DELAY = 500; // ms before the first new try, doubled for each further one
 const LONGEST_DELAY = 15_000;
+const STEADY = 30_000; // ms of a session after which the next new try is a first one again
+const SERVER_ERROR = 1011;
+const MOST_ERRORS = 5; // new tries after errors of the server, each of which it logs
+const PROXY = "The server answers, but not over a WebSocket: a proxy in between has to pass WebSockets on.";
 const COMES_BACK = new Set([1001, 1005, 1006, 1011, 1012, 1013]); // codes of a close after which a new try makes sense
 
 /** Return the headers that carry the token. */
@@ -10,18 +14,24 @@ function authorization(token) {
 }
 
 /**
- * Ask the server for its models.
+ * Call the server.
  *
- * @returns {Promise<{status: number, models: string[]}>} the status is 0 if the server cannot be reached
+ * @returns {Promise<{status: number, body: object}>} the status is 0 if it cannot be reached, the body empty if it is
+ *   not JSON
  */
-export async function listModels(token) {
+async function call(path, method, token) {
   try {
-    const answer = await fetch(new URL("v1/models", document.baseURI), { headers: authorization(token) });
-    const models = answer.ok ? (await answer.json()).data.map(({ id }) => id) : [];
-    return { status: answer.status, models };
+    const answer = await fetch(new URL(path, document.baseURI), { method, headers: authorization(token) });
+    return { status: answer.status, body: await answer.json().catch(() => ({})) };
   } catch {
-    return { status: 0, models: [] };
+    return { status: 0, body: {} };
   }
+}
+
+/** Return the names of the server's models; there are none if it does not tell. */
+export async function listModels(token) {
+  const { body } = await call("v1/models", "GET", token);
+  return body.data?.map(({ id }) => id) ?? [];
 }
 
 /**
@@ -56,16 +66,17 @@ export class Connection extends EventTarget {
 
   #listen(socket) {
     this.socket = socket;
-    this.heard = false; // whether a session began
+    this.reached = false; // whether the server took the connection
+    this.began = null; // time at which a session began
     this.complaint = ""; // the server's last error
+    socket.onopen = () => (this.reached = true);
     socket.onmessage = ({ data }) => socket === this.socket && this.#take(JSON.parse(data));
     socket.onclose = (close) => socket === this.socket && this.#closed(close);
   }
 
   #take(event) {
     if (event.type === "session.created") {
-      this.heard = true;
-      this.tries = 0;
+      this.began = performance.now();
       this.#change("open");
       this.dispatchEvent(new CustomEvent("message", { detail: event }));
       for (const waiting of this.waiting.splice(0)) this.send(waiting);
@@ -97,9 +108,14 @@ export class Connection extends EventTarget {
 
   async #closed({ code, reason }) {
     this.socket = null;
-    const words = this.heard ? reason : this.complaint;
-    if (!this.heard && !words) {
+    if (this.began !== null && performance.now() - this.began >= STEADY) this.tries = 0;
+    const words = (this.began === null && this.complaint) || reason;
+    if (!this.reached) {
       await this.#diagnose();
+    } else if (code === SERVER_ERROR && this.tries >= MOST_ERRORS) {
+      this.waiting = [];
+      this.tries = 0;
+      this.#change("closed", `${words || "The server had an error"}, also when it was tried again. Its log says why.`);
     } else if (COMES_BACK.has(code)) {
       this.#retry(words || "The connection was lost.");
     } else {
@@ -110,14 +126,22 @@ export class Connection extends EventTarget {
 
   /** Find out why a connection was refused, which browsers do not tell. */
   async #diagnose() {
-    const { status } = await listModels(this.token);
+    let { status, body } = await call("v1/models", "GET", this.token);
+    // with this method, as with a WebSocket, a browser tells the server from which page it calls
+    if (status === 200) ({ status, body } = await call("v1/realtime", "POST", this.token));
     if (this.socket || this.state !== "connecting") return; // closed or opened again meanwhile
-    if (status === 401 || status === 403) {
+    const words = body.error?.message;
+    if (status === 401) {
       this.#change("token", this.token ? "The server does not accept this token." : "The server wants a token.");
+    } else if (status === 403) {
+      this.waiting = [];
+      this.#change("closed", words ? `The server refuses this page. ${words}` : "A server or proxy refuses this page.");
     } else if (status === 0) {
       this.#retry("The server cannot be reached.");
+    } else if (status === 429 || status >= 500) {
+      this.#retry(`The server cannot take the connection now: ${words ?? `status ${status}`}`);
     } else {
-      this.#retry("The server is full: it takes no further session now.");
+      this.#retry(PROXY);
     }
   }
 

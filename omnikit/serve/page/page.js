@@ -81,8 +81,7 @@ connection.addEventListener("state", ({ detail: { state, message } }) => {
 
 async function start() {
   connection.token = sessionStorage.getItem(TOKEN) ?? "";
-  const { models } = await listModels(connection.token);
-  showModels(models);
+  showModels(await listModels(connection.token));
   connection.connect();
 }
 

@@ -39,7 +39,10 @@ class Detection:
 
 @dataclass(frozen=True)
 class Detect:
-    """Set up the turn detector anew with these settings; None = end detection."""
+    """Detect turns with these settings from now on; None = end detection.
+
+    A detector that is there already goes on, with its clock and with the turn in which it is.
+    """
 
     detection: Detection | None
 

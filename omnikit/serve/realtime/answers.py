@@ -38,6 +38,9 @@ _logger = logging.getLogger(__name__)
 BUSY, INVALID, BROKEN = CODES = ("server_busy", "invalid_value", "server_error")
 """Codes of errors that answers end with: too many questions wait, a bad question, an error of the server."""
 
+MOST_EDITS = 64
+"""Number of edits of a conversation that may wait before a session takes further events of its client."""
+
 
 class Reports(Protocol):
     """A receiver of the chunks and ends of answers and transcriptions, called in the event loop."""
@@ -87,6 +90,7 @@ class RunningAnswers:
         self._conversation: Conversation | None = omni.conversation()
         self._running: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._edits: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Lock()  # wakes its waiters in the order in which they came
 
     @property
@@ -109,7 +113,14 @@ class RunningAnswers:
 
     def edit(self, edit: Crop | Forget | Remember) -> None:
         """Change the conversation after the questions and edits before."""
-        self._spawn(self._edit(edit))
+        task = self._spawn(self._edit(edit))
+        self._edits.add(task)
+        task.add_done_callback(self._edits.discard)
+
+    async def caught_up(self) -> None:
+        """Wait until few edits wait, so that a client cannot send them faster than they are made."""
+        while len(self._edits) > MOST_EDITS:
+            await asyncio.wait(self._edits, return_when=asyncio.FIRST_COMPLETED)
 
     def transcribe(self, action: Transcribe) -> None:
         """Begin to transcribe a spoken question."""
@@ -124,10 +135,11 @@ class RunningAnswers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._conversation = None  # its KV cache is freed now, not at the next garbage collection
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _answer(self, answer: StartAnswer) -> None:
         """Submit a question, and report its answer to the end or the error that ends it."""
@@ -148,9 +160,9 @@ class RunningAnswers:
 
     async def _submit(self, answer: StartAnswer, cancel: threading.Event) -> Request:
         if not answer.remembered:
-            return await bridge.in_thread(self._submit_alone, answer, cancel)
+            return await bridge.in_thread(self._submit_alone, answer, cancel, pool=bridge.QUESTIONS)
         async with self._turns:
-            return await bridge.in_thread(self._submit_turn, answer, cancel)
+            return await bridge.in_thread(self._submit_turn, answer, cancel, pool=bridge.QUESTIONS)
 
     def _submit_turn(self, answer: StartAnswer, cancel: threading.Event) -> Request:
         text = answer.question.text if isinstance(answer.question, WrittenQuestion) else None
@@ -189,7 +201,7 @@ class RunningAnswers:
     async def _edit(self, edit: Crop | Forget | Remember) -> None:
         async with self._turns:
             try:
-                await bridge.in_thread(self._edited, edit)
+                await bridge.in_thread(self._edited, edit, pool=bridge.QUESTIONS)
             except KeyError:  # a turn that the conversation never remembered, or dropped at its limit
                 pass
             except ValueError as error:  # its message may quote the client's text, which is not logged
@@ -211,6 +223,8 @@ class RunningAnswers:
             async with aclosing(bridge.chunks(request)) as chunks:
                 text = "".join([chunk.text async for chunk in chunks])
         except Exception as error:
+            if isinstance(error, QueueFull):
+                self._metrics.refused("queue")
             self._reports.not_transcribed(action.item_id, _explained(error)[0])
         else:
             self._reports.transcribed(action.item_id, text)
@@ -224,7 +238,7 @@ class RunningAnswers:
         if features is not None:
             question = Question(features=features)
         else:
-            question = await bridge.in_thread(self._question, SpokenQuestion(action.samples))
+            question = await bridge.in_thread(self._question, SpokenQuestion(action.samples), pool=bridge.QUESTIONS)
         return self._omni.submit("A1T1", question, low_priority=True, time_limit=self._seconds)
 
 

@@ -10,7 +10,6 @@ The session's methods are called in the event loop, one at a time, and the actio
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Iterator
@@ -37,10 +36,11 @@ from omnikit.serve.realtime.actions import (
     Usage,
 )
 from omnikit.serve.realtime.answers import BUSY, RunningAnswers
-from omnikit.serve.realtime.events import MAX_AUDIO_BYTES
+from omnikit.serve.realtime.events import MAX_AUDIO_BYTES, ProtocolError, decoded
 from omnikit.serve.realtime.listener import Listener
 from omnikit.serve.realtime.outbox import Outbox, Overflow
 from omnikit.serve.realtime.session import RealtimeSession
+from omnikit.serve.serving import limits_of
 
 if TYPE_CHECKING:
     from omnikit.api import Omni
@@ -71,7 +71,7 @@ class Connection:
     """
 
     def __init__(self, socket: WebSocket, serving: Serving, omni: Omni, model: str):
-        self._socket, self._serving, self._settings = socket, serving, serving.settings
+        self._socket, self._serving, self._settings = socket, serving, limits_of(omni, serving.settings)
         self._session = RealtimeSession(model, self._settings, now=monotonic, new_id=new_id, out_rate=omni.sample_rate)
         self._answers = RunningAnswers(omni, serving.metrics, self, seconds=self._settings.request_seconds)
         self._listener = Listener(self.heard)
@@ -202,6 +202,7 @@ class Connection:
             for event in _slices(message["bytes"].decode(errors="replace") if text is None else text):
                 actions = self._act(self._session.receive, event)
                 await self._listener.caught_up()
+                await self._answers.caught_up()
                 await asyncio.sleep(0)  # other connections have their turn
                 if any(isinstance(action, Send) and action.event["type"] == "error" for action in actions):
                     break
@@ -262,25 +263,28 @@ def new_id(kind: str) -> str:
 
 def _slices(text: str) -> Iterator[str | dict[str, Any]]:
     """Yield an event, or several in place of one that appends much audio, so that no other connection waits for it."""
-    event = _appended(text) if len(text) > SLICE else None
-    if event is None:
+    if len(text) <= SLICE:
         yield text
+        return
+    try:
+        event = decoded(text)
+    except ProtocolError:
+        yield text  # for the session to report
+        return
+    if not _appends(event):
+        yield event
         return
     audio = event["audio"]
     for at in range(0, len(audio), SLICE):
         yield {**event, "audio": audio[at : at + SLICE]}
 
 
-def _appended(text: str) -> dict[str, Any] | None:
-    """Return the event in a text if it appends audio that a session accepts; None for all others."""
-    try:
-        event = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def _appends(event: Any) -> bool:
+    """Return whether an event appends audio that a session accepts."""
     if not isinstance(event, dict) or event.get("type") != "input_audio_buffer.append":
-        return None
+        return False
     audio = event.get("audio")
-    return event if isinstance(audio, str) and len(audio) <= 4 * MAX_AUDIO_BYTES // 3 else None
+    return isinstance(audio, str) and 0 < len(audio) <= 4 * MAX_AUDIO_BYTES // 3
 
 
 def _short(reason: str) -> str:

@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from omnikit.serve.realtime.connection import Connection, new_id
 from omnikit.serve.refusals import Refusal
+from omnikit.serve.security import client_of
 from omnikit.serve.serving import Serving
 
 router = APIRouter()
@@ -38,7 +39,7 @@ async def realtime(
     try:
         _check_kind(intent, call_id)
         name = serving.name_of(model)
-        with serving.admit_session(socket.client.host if socket.client else ""):
+        with serving.admit_session(client_of(socket.scope)):
             await Connection(socket, serving, serving.systems[name], name).run()
     except Refusal as refusal:
         await _refuse(socket, refusal)

@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from omnikit.serve import long_json
 from omnikit.serve.audio_formats import FORMATS
+from omnikit.serve.long_json import TooLong
 
 MAX_AUDIO_BYTES = 15 * 2**20
 """Maximum size in bytes of the audio in one event."""
@@ -325,7 +327,7 @@ def parse(raw: str | dict[str, Any]) -> ClientEvent:
     Raises:
         ProtocolError: it is no event, or a field is wrong.
     """
-    event = _decoded(raw) if isinstance(raw, str) else raw
+    event = decoded(raw) if isinstance(raw, str) else raw
     if not isinstance(event, dict):
         raise ProtocolError("invalid_json", "An event must be a JSON object.")
     event_id = event.get("event_id")
@@ -359,15 +361,23 @@ def encode_audio(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _decoded(text: str) -> Any:
+def decoded(text: str) -> Any:
+    """Decode the JSON text of an event, quickly even if it holds much audio.
+
+    Raises:
+        ProtocolError: it is no JSON, or too long.
+    """
+
     def no_number(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
     try:
-        event = json.loads(text, parse_constant=no_number)
-        if "\\ud" in text.lower():  # half of a surrogate pair cannot be sent back
+        event = long_json.loads(text, no_number)
+        if "\\" in text and "\\ud" in text.lower():  # half of a surrogate pair cannot be sent back
             json.dumps(event, ensure_ascii=False).encode()
         return event
+    except TooLong as error:
+        raise ProtocolError("event_too_large", f"An event is {error}.") from None
     except (ValueError, RecursionError) as error:
         reason = str(error)[:200] if isinstance(error, ValueError) else "it is nested too deeply"
         raise ProtocolError("invalid_json", f"An event must be a JSON object: {reason}") from None

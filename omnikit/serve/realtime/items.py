@@ -11,6 +11,7 @@ import numpy as np
 from omnikit.serve.audio_formats import InputAudio, OutputAudio
 from omnikit.serve.realtime.actions import RATE
 from omnikit.serve.realtime.events import (
+    MAX_AUDIO_BYTES,
     MAX_TEXT,
     ContentPart,
     ItemSettings,
@@ -77,6 +78,8 @@ class Item:
     """Key of the remembered turn that the item is a part of."""
     sent_ms: float | None = None
     """Milliseconds of an answer's speech that the client has, less what was truncated; None = it has none."""
+    cut_ms: int | None = None
+    """Milliseconds to which the system was told to crop an answer; None = it was not."""
 
     def shown(self, audio_format: str | None = None) -> dict[str, Any]:
         """Return the item as an event shows it, with the user's audio if its format is given."""
@@ -257,12 +260,13 @@ def _content(part: ContentPart, role: str, audio_format: str, max_seconds: float
         return ItemContent(part.type, transcript=part.transcript or "")
     if not part.audio:
         raise ProtocolError("missing_required_parameter", "input_audio needs audio.", f"{path}.audio")
-    data = decode_audio(part.audio, f"{path}.audio")
-    seconds = len(data) // 2 / RATE if audio_format == "audio/pcm" else len(data) / 8000
-    if round((seconds - max_seconds) * RATE) > 0:  # before it is resampled, which holds up the event loop
+    size = len(part.audio) * 3 // 4 - part.audio[-2:].count("=")
+    seconds = size // 2 / RATE if audio_format == "audio/pcm" else size / 8000
+    # before it is decoded and resampled, which holds up the event loop
+    if size <= MAX_AUDIO_BYTES and round((seconds - max_seconds) * RATE) > 0:
         text = f"A question has too much speech: a part of {seconds:g} s, where {max_seconds:g} s more are allowed."
         raise ProtocolError("audio_too_long", text, f"{path}.audio")
-    samples = InputAudio(audio_format).push(data)
+    samples = InputAudio(audio_format).push(decode_audio(part.audio, f"{path}.audio"))
     if not len(samples):
         raise ProtocolError("invalid_value", "The audio has no sample.", f"{path}.audio")
     return ItemContent(part.type, transcript=part.transcript, audio=stored(samples))

@@ -32,9 +32,8 @@ class Listener:
         self._work: asyncio.Queue[Callable[[], list[Heard]] | None] = asyncio.Queue()
 
     def detect(self, detection: Detection | None) -> None:
-        """Replace the detector once all audio before has been heard; None = by none."""
-
-        self._work.put_nowait(partial(self._replace, detection))
+        """Change the settings of the detector once all audio before has been heard, or make one; None = remove it."""
+        self._work.put_nowait(partial(self._detect, detection))
 
     def listen(self, samples: np.ndarray) -> None:
         """Feed samples [n] at `RATE` to the detector."""
@@ -49,8 +48,11 @@ class Listener:
         """Begin to wait for the user to speak, after an answer."""
         self._work.put_nowait(partial(self._idle, start=True))
 
-    def _replace(self, detection: Detection | None) -> list[Heard]:
-        self._detector = None if detection is None else self._make(detection)
+    def _detect(self, detection: Detection | None) -> list[Heard]:
+        if self._detector is not None and detection is not None:
+            self._detector.change(detection)
+        else:
+            self._detector = None if detection is None else self._make(detection)
         return []
 
     def _push(self, samples: np.ndarray) -> list[Heard]:

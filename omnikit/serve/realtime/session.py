@@ -235,12 +235,16 @@ class RealtimeSession:
         """Change the system's memory, after the answer that is being added to it."""
         if self._active is None:
             self._do(edit)
-        else:
-            self._edits.append(edit)
+            return
+        if isinstance(edit, Crop):  # a later cut is the shorter one
+            self._edits = [each for each in self._edits if not isinstance(each, Crop) or _key(each) != _key(edit)]
+        self._edits.append(edit)
 
-    def _drop_edits(self, key: str) -> None:
-        """Drop what waits to be changed of a turn."""
+    def _drop_edits(self, key: str) -> bool:
+        """Drop what waits to be changed of a turn, and return whether the system does not know the turn yet."""
+        dropped = [edit for edit in self._edits if _key(edit) == key]
         self._edits = [edit for edit in self._edits if _key(edit) != key]
+        return any(isinstance(edit, Remember) for edit in dropped)
 
     @property
     def _active(self) -> Response | None:
@@ -269,20 +273,19 @@ class RealtimeSession:
         if self._config.input_format != before.input_format:
             self._decoder = InputAudio(self._config.input_format)
         if self._config.detection != before.detection:
-            self._detect_anew()
+            if before.detection is None or self._config.detection is None:
+                self._detect_anew()
+            self._do(Detect(self._config.detection))
         self._send({"type": "session.updated", "session": self._config.shown()})
 
     def _detect_anew(self) -> None:
-        """Set up the detector; audio of a turn that the client knows of is kept, other audio is dropped."""
+        """Begin or end detection; audio of a turn that the client knows of is kept, other audio is dropped."""
         if self._turn is not None and self._turn.item_id:
             self._buffer.drop(self._turn.begin)
         else:
-            self._turn = None
             self._buffer.drop(self._buffer.end)
-        if self._config.detection is None:
-            self._turn = self._idle_from = None
+        self._turn = self._idle_from = None
         self._detected_from = self._buffer.end
-        self._do(Detect(self._config.detection))
 
     def _tick(self) -> None:
         self._transcribe()
@@ -522,10 +525,12 @@ class RealtimeSession:
         running = next((one for one in self._responses.values() if one.item is item), None)
         if running is not None and running.cancelled_by is None:
             self._cancel(running, CLIENT_CANCELLED)
+        cuts = item.cut_ms is None or end_ms < item.cut_ms
         item.sent_ms, item.content[part].transcript = min(item.sent_ms, event.audio_end_ms), None
         event_shown = {"type": "conversation.item.truncated", "item_id": item.id, "content_index": part}
         self._send({**event_shown, "audio_end_ms": end_ms})
-        if item.turn is not None:
+        if item.turn is not None and cuts:
+            item.cut_ms = end_ms
             self._edit(Crop(item.turn, end_ms / 1000))
         self._stop_playing()
 
@@ -541,8 +546,8 @@ class RealtimeSession:
 
     def _forget(self, key: str) -> None:
         """Remove a turn from the system's memory."""
-        self._drop_edits(key)
-        self._edit(Forget(key))
+        if not self._drop_edits(key):
+            self._edit(Forget(key))
         self._items.forget_turn(key)
         if key in self._responses:
             self._responses[key].item.turn = None

@@ -63,6 +63,11 @@ class TurnDetector:
         windows, self.waiting = self.waiting[:whole].reshape(-1, voice_activity.WINDOW), self.waiting[whole:]
         return [heard for window in windows for heard in self._hear(window)]
 
+    def change(self, detection: Detection) -> None:
+        """Go on with other settings; a turn that has begun ends by the new ones, its pause so far included."""
+        self.detection = detection
+        self.pause_idle()
+
     def start_idle(self) -> None:
         """Begin to wait for speech: `Idle` is reported once, after `idle_ms` of audio without any."""
         if self.detection.idle_ms is not None and not self.speaking:

@@ -20,6 +20,7 @@ from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decodin
 from omnikit.serve.rest.completions import Completion, finish_reason
 from omnikit.serve.rest.dialogs import Asked, Exchanged, Message, read_dialog
 from omnikit.serve.rest.errors import bad_input, blames
+from omnikit.serve.rest.json_bodies import JsonRoute
 from omnikit.serve.rest.remembered import as_history, as_question
 from omnikit.serve.rest.spoken_answers import Spoken, SpokenAnswers
 from omnikit.serve.rest.usage import completion_usage
@@ -28,7 +29,7 @@ from omnikit.serve.serving import Serving
 from omnikit.streaming import EXACT
 from omnikit.tasks import TASKS
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 MOST_RECORDINGS = 32
 """Maximum number of recordings in the messages of one request; each is transcribed, or answered."""
 MOST_CHARACTERS = 100_000

@@ -8,18 +8,19 @@ from __future__ import annotations
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from omnikit.serve import bridge
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
-from omnikit.serve.rest.errors import blames
+from omnikit.serve.rest.errors import bad_input, blames
+from omnikit.serve.rest.json_bodies import JsonRoute
 from omnikit.serve.rest.recordings import decode, from_base64
 from omnikit.serve.rest.speech import audio
 from omnikit.serve.rest.written_audio import open_writer
 from omnikit.streaming import EXACT
 from omnikit.tasks import TASKS
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 MEDIA_TYPE = "audio/wav"
 """Type that the published server states for its body, which is samples without a header."""
 
@@ -42,7 +43,12 @@ async def chat(http: Request, serving: Served) -> Streamed:
 
     The first system that is served answers. The body is read as JSON whatever its type is said to be.
     """
-    body = PublishedRequest.model_validate_json(await http.body())
+    try:
+        body = PublishedRequest.model_validate(await http.json())
+    except ValidationError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise bad_input(f"body: not valid JSON ({error})", code="invalid_json") from None
     omni = serving.system(None)
     with blames("audio"):
         data = await bridge.in_thread(from_base64, body.audio, "audio")

@@ -12,7 +12,7 @@ from omnikit.api import Omni
 from omnikit.audio.io import MAX_SECONDS, waveform
 from omnikit.audio.reader import read
 from omnikit.generate import Question
-from omnikit.serve.serving import Serving
+from omnikit.serve.serving import Serving, limits_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def decode(data: bytes, name: str, serving: Serving, omni: Omni) -> SentRecordin
     Raises:
         ValueError: not audio, empty, damaged, or longer than the server's settings or the encoder allow.
     """
-    sound = read(data, name, min(MAX_SECONDS, serving.settings.max_audio_seconds))
+    sound = read(data, name, min(MAX_SECONDS, limits_of(omni, serving.settings).max_audio_seconds))
     return SentRecording(waveform(sound, omni.model.encoder.sample_rate), sound.seconds)
 
 

@@ -13,12 +13,13 @@ from omnikit.serve import bridge
 from omnikit.serve.rest import sse
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
 from omnikit.serve.rest.errors import blames
+from omnikit.serve.rest.json_bodies import JsonRoute
 from omnikit.serve.rest.usage import tokens
 from omnikit.serve.rest.written_audio import FORMATS, AudioWriter, check_format, open_writer
 from omnikit.streaming import EXACT
 from omnikit.tasks import TASKS
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 MOST_CHARACTERS = 4096
 """Maximum number of characters of a text, that of OpenAI's server."""
 

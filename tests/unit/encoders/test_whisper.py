@@ -128,7 +128,7 @@ def test_refuses_impossible_sizes(changes: dict, message: str):
 
 def test_numbers_it_exposes():
     net = WhisperEncoder(n_mels=80, n_ctx=1500, width=192, heads=4, layers=4)
-    assert (net.dim, net.frame_rate, net.sample_rate) == (192, 50.0, 16000)
+    assert (net.dim, net.frame_rate, net.sample_rate, net.max_seconds) == (192, 50.0, 16000, 30.0)
     assert 1.8e6 < count_parameters(net) < 2.2e6
 
 

@@ -208,10 +208,13 @@ def test_names_that_are_unknown_or_in_use(named):
 def test_turns_that_were_dropped_at_the_limit():
     omni = Omni(toy_model(), decoding=Decoding(max_steps=30, min_steps=30))
     talk = omni.conversation(max_positions=100)
+    first = None
     for number in range(4):
         talk.submit(omni.written_question(" ".join(WORDS[:4])), key=str(number), max_steps=20).wait(60)
+        first = first or talk._history.find("0")
     assert talk._history.dropped and len(talk.turns) == 4
-    for call in (lambda: talk.crop(1, key="0"), lambda: talk.forget("0")):
+    found_before = [partial(talk._history.crop, first, 1), partial(talk._history.forget, first)]
+    for call in (partial(talk.crop, 1, key="0"), partial(talk.forget, "0"), *found_before):
         with pytest.raises(UnknownTurn, match=r"^turn 0: it was dropped, as the conversation had reached its limit"):
             call()
     with pytest.raises(ValueError, match="turn 0: the conversation has a turn of this name already"):

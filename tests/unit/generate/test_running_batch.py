@@ -408,6 +408,26 @@ def test_a_question_may_be_cancelled_while_it_waits():
     assert requests[1].end == CANCELLED and not requests[0].done
 
 
+def test_a_question_waits_for_its_time_only(monkeypatch):
+    decoder = Decoder(toy_model(), decoding=Decoding(min_steps=30, max_steps=30))
+    decoder.wait_seconds = 5.0
+    batch, now = decoder.batch(1), [100.0]
+    monkeypatch.setattr("omnikit.generate.waiting.monotonic", lambda: now[0])
+    requests = [decoder.request(TASKS["T1A2"], Question(text=[3]), low_priority=low) for low in (False, False, True)]
+    for request in requests:
+        batch.submit(request)
+    batch.turn()
+    now[0] += 4.9
+    batch.turn()
+    assert not any(request.done for request in requests)
+    now[0] += 0.2
+    batch.turn()
+    for request in requests[1:]:
+        with pytest.raises(QueueFull, match="no slot was free within 5 s"):
+            request.wait(0)
+    assert not requests[0].done and not batch.waiting
+
+
 def test_the_queue_is_bounded():
     decoder = Decoder(toy_model())
     batch = decoder.batch(1)
