@@ -43,11 +43,20 @@ class SuiteItem:
     references: tuple[str, ...] = ()
     """Right answers; a suite's scorer says how they are compared."""
     language: str = "en"
-    """ISO 639-1 code of question and answer."""
+    """ISO 639-1 code of question and answer; "" = unknown."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the published row, unchanged."""
     audio: Recording | None = None
     """Recording of the question: a file, or embedded bytes (`Recording(id, table=[data])`)."""
+    dialog: str = ""
+    """Name of the conversation that the question is a round of; "" = it is asked alone."""
+    turn: int | None = None
+    """Place of the question in its conversation, from 0."""
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Conversation and place in it, as fields of a manifest; empty for a question that is asked alone."""
+        return {"dialog": self.dialog, "turn": self.turn} if self.dialog else {}
 
 
 @dataclass(frozen=True)
@@ -191,7 +200,7 @@ def _path_of(folder: Path, item: SuiteItem) -> str | None:
 def _entry(item: SuiteItem, path: str | None) -> dict[str, Any]:
     """Return a question as a manifest entry."""
     entry = {"id": item.id, "t1": item.question.strip() or NO_TEXT, "kind": item.set, "language": item.language}
-    entry |= {"a1": path} if path is not None else {}
+    entry |= item.place | ({"a1": path} if path is not None else {})
     return entry | ({"accepted": list(item.references)} if item.references else {})
 
 
@@ -203,6 +212,7 @@ def _fields(item: SuiteItem, path: str | None) -> dict[str, Any]:
         "references": list(item.references),
         "language": item.language,
         "audio": path,
+        **item.place,
         "fields": dict(item.fields),
     }
 
@@ -210,5 +220,6 @@ def _fields(item: SuiteItem, path: str | None) -> dict[str, Any]:
 def _item(line: Mapping[str, Any], folder: Path) -> SuiteItem:
     audio = None if line["audio"] is None else Recording(line["id"], path=str((folder / line["audio"]).absolute()))
     return SuiteItem(
-        line["id"], line["set"], line["question"], tuple(line["references"]), line["language"], line["fields"], audio
-    )
+        line["id"], line["set"], line["question"], tuple(line["references"]), line["language"], line["fields"], audio,
+        line.get("dialog", ""), line.get("turn"),
+    )  # fmt: skip
