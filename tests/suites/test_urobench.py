@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.suites.conftest import ROOT
 
 from omnikit.evaluate.suites.answering import StoredAnswer
 from omnikit.evaluate.suites.items import read_items, write_items
@@ -23,6 +22,7 @@ from omnikit.evaluate.suites.urobench_scores import (
     verdict_of,
 )
 from omnikit.evaluate.suites.urobench_sets import SETS, TRACKS
+from tests.suites.conftest import ROOT
 from tests.suites.urobench_miniature import DIALOG, write
 
 NAME = "URO-Bench"

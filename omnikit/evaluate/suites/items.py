@@ -19,6 +19,7 @@ from typing import Any
 from omnikit.audio.io import wav_name
 from omnikit.data.manifest_reader import Recording
 from omnikit.data.skipped import Remark, Skipped
+from omnikit.evaluate.qa import some
 from omnikit.files import make_folder, read_text, write_bytes, write_json, write_text
 
 MANIFEST, ITEMS, SUMMARY, AUDIO = "manifest.jsonl", "items.jsonl", "suite.json", "audio"
@@ -167,6 +168,17 @@ def chosen_sets(found: Sequence[str], wanted: Sequence[str] | None) -> list[str]
     if unknown or not names:
         raise ValueError(f"--sets {', '.join(map(str, unknown)) or names}: no such set (choices: {', '.join(found)})")
     return names
+
+
+def some_items(items: Sequence[SuiteItem], limit: int | None) -> list[SuiteItem]:
+    """Return `limit` questions drawn at random with a fixed seed; all if there are no more or `limit` is None.
+
+    A conversation counts as one, and all of its rounds belong to it.
+    """
+    groups: dict[str, list[SuiteItem]] = {}
+    for item in items:
+        groups.setdefault(item.dialog or item.id, []).append(item)
+    return [item for group in some(list(groups.values()), limit) for item in group]
 
 
 def _line(content: Mapping[str, Any]) -> str:

@@ -60,6 +60,7 @@ class UROBench(Suite):
     layout = LAYOUT
     sets = tuple(SETS)
     published = tuple(published())
+    partial_summary = True
 
     def read(self, source: Path) -> Iterator[SuiteItem | Remark]:
         """Yield the questions of the sets that a folder has, as `<level>/<set>/test.jsonl`; see `Suite.read`."""
