@@ -96,9 +96,9 @@ def test_a_folder_without_levels_is_refused(tmp_path, suite):
 
 
 def test_error_rates_are_means_of_utterances_and_of_the_corpus():
-    pairs = [("one two three four", "1 2 3 4"), ("a color", "a colour seen"), ("...", "who"), ("one cat", "")]
+    pairs = [("forty two cats", "42 dogs"), ("a color", "a colour seen"), ("...", "who"), ("one cat", "")]
     errors = [token_errors(*pair, "en") for pair in pairs]
-    assert [(each.errors, each.tokens) for each in errors] == [(4, 1), (1, 2), (1, 0), (2, 2)]
+    assert [(each.errors, each.tokens) for each in errors] == [(1, 2), (1, 2), (1, 0), (2, 2)]
     few = errors[1:]
     assert mean_rate([[each] for each in few]) == pytest.approx(100 * (1 / 2 + 1 + 1) / 3)  # the empty reference is 1
     assert mean_rate([few[:2], few[2:]]) == pytest.approx(100 * ((1 / 2 + 1) / 2 + 1) / 2)
@@ -131,7 +131,7 @@ def test_a_set_of_repetitions(suite, data):
     items = data.of("Repeat")
     found = by_name(suite.score(items, answered(items, "What colour is snow", "two", heard=True), None))
     assert (found["score"].value, found["repeated %"].value, found["WER of repetitions %"].value) == (50, 50, 0)
-    assert found["WER against the question %, corpus"].value == pytest.approx(100 * 5 / 9)
+    assert found["WER against the question %, corpus"].value == 50  # 4 of `what color is snow what is 1 +1`
     assert found["ASR-WER %"].value == found["ASR-WER %, corpus"].value == 0
     assert "ASR-WER %" not in by_name(suite.score(items, answered(items, "a", "b"), None))
 
