@@ -16,7 +16,13 @@ from omnikit.evaluate.suites.answering import StoredAnswer
 from omnikit.evaluate.suites.items import SuiteItem
 from omnikit.evaluate.suites.judges import JudgePrompt, JudgeRequest, LLMJudge
 from omnikit.evaluate.suites.suite import NEEDS_JUDGE, Metric, Suite, mean_metric
-from omnikit.evaluate.suites.urobench_files import conversations, published_root, read_set, write_answers
+from omnikit.evaluate.suites.urobench_files import (
+    conversations,
+    published_root,
+    read_set,
+    reference_text,
+    write_answers,
+)
 from omnikit.evaluate.suites.urobench_scores import (
     corpus_rate,
     mean_rate,
@@ -134,10 +140,10 @@ class UROBench(Suite):
             for number, item in enumerate(group, 1):
                 values[f"question{number}"] = item.question
                 values[f"answer{number}"] = answers[item.id].scored
-                values[f"reference{number}"] = item.references[0]
+                values[f"reference{number}"] = reference_text(item)
             return self._prompt(each, len(group)).fill(**values)
         item = group[0]
-        values = {"question": item.question, "answer": answers[item.id].scored, "reference": item.references[0]}
+        values = {"question": item.question, "answer": answers[item.id].scored, "reference": reference_text(item)}
         values |= {"style": item.fields["style"]} if each.mode == "gs" else {}
         values |= {"emotion": item.fields["emotion"]} if each.mode == "ue" else {}
         values |= {"language": item.fields["requirement"]} if each.mode == "ml" else {}
@@ -153,7 +159,7 @@ def _repetition(each: UROSet, items: Sequence[SuiteItem], answers: Mapping[str, 
     unit = "CER" if each.language == "zh" else "WER"
     names = (SCORE, REPEATED, f"{unit} of repetitions %", f"{unit} against the question %, corpus")
     better = ("higher", "higher", "lower", "lower")
-    texts, said = [item.references[0] for item in items], [answers[item.id].scored for item in items]
+    texts, said = [reference_text(item) for item in items], [answers[item.id].scored for item in items]
     try:
         found = repetition(texts, said, each.language)
         errors = [token_errors(*pair, each.language) for pair in zip(texts, said, strict=True)]

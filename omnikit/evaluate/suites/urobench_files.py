@@ -66,7 +66,7 @@ def read_set(root: Path, each: UROSet) -> Iterator[SuiteItem]:
 
 def _question(name: str, row: Mapping[str, Any], fields: Mapping[str, Any], folder: Path, each: UROSet) -> SuiteItem:
     return SuiteItem(
-        name, each.name, row["source_text"], (target(row),), each.spoken_language, fields,
+        name, each.name, row["source_text"], _references(row), each.spoken_language, fields,
         recording(name, row["source_wav"], folder),
     )  # fmt: skip
 
@@ -89,10 +89,14 @@ def _rounds(path: Path, number: int, row: Mapping[str, Any], each: UROSet) -> It
         )  # fmt: skip
 
 
-def target(row: Mapping[str, Any]) -> str:
-    """Return the reference of a row as the project's scripts write it: several joined, without any the question."""
-    found = row.get("target_text", row["source_text"])
-    return " / ".join(map(str, found)) if isinstance(found, list) else str(found)
+def _references(row: Mapping[str, Any]) -> tuple[str, ...]:
+    found = row.get("target_text", [])
+    return tuple(map(str, found)) if isinstance(found, list) else (str(found),)
+
+
+def reference_text(item: SuiteItem) -> str:
+    """Return the reference of a question as the project's scripts have it: several joined, without any the question."""
+    return " / ".join(item.references) or item.question
 
 
 def conversations(items: Sequence[SuiteItem]) -> list[list[SuiteItem]]:
@@ -125,7 +129,7 @@ def _write_questions(folder: Path, items: Sequence[SuiteItem], answers: Mapping[
     _write_rows(folder / TEST, [item.fields for item in items])
     _write_numbered(folder / "pred_text.jsonl", [each.text for each in given])
     _write_numbered(folder / "question_text.jsonl", [item.question for item in items])
-    _write_numbered(folder / "gt_text.jsonl", [item.references[0] for item in items])
+    _write_numbered(folder / "gt_text.jsonl", [reference_text(item) for item in items])
     if any(each.heard is not None for each in given):
         _write_numbered(folder / HEARD, [(each.heard or "").strip() or NOTHING for each in given])
     for number, each in enumerate(given):
