@@ -1,0 +1,66 @@
+"""Figures of spoken answers for every suite: whether they say their own text, are complete, or mislead a recogniser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from omnikit.evaluate.suites.answering import StoredAnswer
+from omnikit.evaluate.suites.items import SuiteItem
+from omnikit.evaluate.suites.suite import Metric, share
+from omnikit.evaluate.text_normalisation import Normalizer, is_unspaced, of_language
+from omnikit.evaluate.wer import Pair, remarks, score
+
+WER, TRUNCATED, HALLUCINATED, MOS = "WER of speech %", "truncated %", "hallucinated %", "UTMOS"
+MANY_TIMES, MANY_MORE = 1.5, 3
+"""A transcript is hallucinated if it has at least this many times the words that were spoken, and this many more."""
+NOT_HEARD = "open: needs a recogniser as judge (--judge)"
+
+
+def is_hallucinated(spoken: str, heard: str, language: str = "") -> bool:
+    """Return whether a recogniser heard many more words than were spoken; both texts are normalised.
+
+    Recognisers invent or repeat words in noise, silence and garbled speech. That raises the word error rate without
+    saying anything about the words that can be understood. In languages without spaces between words characters count.
+    """
+    words, found = (len("".join(s.split()) if is_unspaced(language) else s.split()) for s in (spoken, heard))
+    return found >= max(MANY_TIMES * words, words + MANY_MORE)
+
+
+def truncation(answers: Mapping[str, StoredAnswer]) -> Metric:
+    """Return the percentage of answers that a limit ended, and of spoken ones without audio."""
+    return share(TRUNCATED, sum(each.truncated for each in answers.values()), len(answers), better="lower")
+
+
+def speech_metrics(
+    items: Sequence[SuiteItem], answers: Mapping[str, StoredAnswer], normalize: Normalizer
+) -> list[Metric]:
+    """Return the word error rate of spoken answers against their own texts, and how many misled the recogniser.
+
+    Answers without a text are left out.
+
+    Args:
+        items: questions.
+        answers: spoken answers to all of them, by id.
+        normalize: text normalisation of texts and transcripts, in the language of the question where it depends on it.
+    """
+    own = {item.language: of_language(normalize, item.language) for item in items}
+    spoken = [(item, answers[item.id]) for item in items if own[item.language](answers[item.id].text)]
+    if not spoken or any(each.heard is None for _, each in spoken):
+        note = NOT_HEARD if spoken else "open: no answer has a text"
+        return [Metric(name, None, len(spoken), note, "lower") for name in (WER, HALLUCINATED)]
+    rates = score([Pair(item.id, each.text, each.heard, item.language) for item, each in spoken], normalize)
+    invented = sum(
+        is_hallucinated(*map(own[item.language], (each.text, each.heard)), item.language) for item, each in spoken
+    )
+    note = "; ".join(remarks(rates)) or None
+    return [
+        Metric(WER, rates.wer, len(spoken), note, "lower"),
+        share(HALLUCINATED, invented, len(spoken), better="lower"),
+    ]
+
+
+def naturalness(items: Sequence[SuiteItem], scores: Mapping[str, float]) -> Metric:
+    """Return the mean of predicted opinion scores, by id, over the questions that have one."""
+    found = [scores[item.id] for item in items if item.id in scores]
+    return Metric(MOS, fmean(found) if found else None, len(found), None if found else "open: no answer has sound")
