@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omnikit.api import Omni, load
-from omnikit.audio.io import load_source
+from omnikit.audio.io import MAX_SECONDS, load_source
 from omnikit.errors import writing
 from omnikit.evaluate.intelligibility import Judge
 from omnikit.evaluate.suites.items import SuiteItem
@@ -67,6 +67,8 @@ class Answerer(Protocol):
 
     sample_rate: int
     """Sample rate of spoken answers in Hz."""
+    max_seconds: float | None
+    """Maximum length of a spoken question in seconds; None = as long as recordings may be."""
 
     def respond(self, task: Task, batch_size: int) -> Respond:
         """Return a function that answers a batch of manifest entries; see `omnikit.offline.batches.Respond`."""
@@ -77,6 +79,8 @@ class Answerer(Protocol):
 
 class SystemAnswerer:
     """An `Answerer` that is an omnikit system."""
+
+    max_seconds = MAX_SECONDS
 
     def __init__(self, omni: Omni):
         self.omni, self.sample_rate = omni, omni.sample_rate
@@ -113,7 +117,8 @@ def system(hparams: Mapping[str, Any], device: str) -> Candidate:
         return SystemAnswerer(omni)
 
     about = checkpoint_stamp(hparams["checkpoint"])
-    return Candidate({**about, "strategy": type(hparams["strategy"]).__name__}, opened)
+    options = {"strategy": type(hparams["strategy"]).__name__, "max_steps": hparams["decoding"].max_steps}
+    return Candidate({**about, **options}, opened)
 
 
 def asked(task: str, items: Sequence[SuiteItem]) -> list[SuiteItem]:
@@ -155,7 +160,9 @@ def answer(
     done = {name for name, line in read_results(folder).items() if _is_whole(line, folder)}
     if any(entry.id not in done for entry in job.entries):
         found = answerer()
-        print(f"{task}: {job.run_with(found.respond(job.task, batch_size), found.decode, found.sample_rate)}")
+        respond = found.respond(job.task, batch_size)
+        counts = job.run_with(respond, found.decode, found.sample_rate, max_seconds=found.max_seconds)
+        print(f"{task}: {counts}")
     return job.about
 
 

@@ -25,12 +25,14 @@ from omnikit.evaluate.suites.answering import (
     system,
     wait_for_answers,
 )
+from omnikit.evaluate.suites.cascade import cascade
 from omnikit.evaluate.suites.items import SuiteItem, chosen_sets, read_items, write_items
 from omnikit.evaluate.suites.judges import LLMJudge
-from omnikit.evaluate.suites.spoken_answers import speech_metrics, truncation
+from omnikit.evaluate.suites.spoken_answers import speech_metrics, to_versa, truncation, versa_metrics
 from omnikit.evaluate.suites.suite import ALL, Metric, Suite, source_folder
 from omnikit.evaluate.suites.tables import write_results
 from omnikit.evaluate.text_normalisation import normalizer, normalizer_version
+from omnikit.evaluate.versa import read_versa, versa_key, write_versa
 from omnikit.files import make_folder
 from omnikit.hparams import load_recipe
 from omnikit.tasks import TASKS
@@ -40,6 +42,10 @@ JUDGEMENTS = "judgements.jsonl"
 """Name of the file with the judgements of an LLM in an output folder."""
 OFFICIAL = "official"
 """Name of the folder with the files for a suite's own scorers in an output folder."""
+VERSA = "versa"
+"""Name of the folder with the input of VERSA, which has many metrics of speech, in an output folder."""
+WHO = ("checkpoint", "written", "baseline", "baseline_weights", "baseline_llm")
+"""Entries of stored answers that say what gave them."""
 SAME = ("suite", "layout", "questions")
 """Entries of stored answers that have to fit the questions at hand."""
 
@@ -88,9 +94,9 @@ def candidate(hparams: Mapping[str, Any], device: str) -> Candidate:
     """Return the system that a recipe names, or the baseline.
 
     Raises:
-        ValueError: there is no such checkpoint.
+        ValueError: there is no such checkpoint or baseline.
     """
-    return system(hparams, device)
+    return system(hparams, device) if hparams["baseline"] is None else cascade(hparams, device)
 
 
 def evaluate_suite(suite: Suite, hparams: Mapping[str, Any], found: Candidate, device: str = "cpu") -> str | None:
@@ -125,6 +131,7 @@ class SuiteRun:
         self.llm = llm_judge(hparams, self.folder / JUDGEMENTS)
         self.recogniser = _Recogniser(hparams, device)
         self.answerer = functools.cache(found.open)
+        self.versa = {} if hparams["versa"] is None else read_versa(Path(hparams["versa"]))
 
     def _set_names(self) -> list[str]:
         return chosen_sets(self.data.sets, self.hparams["sets"])
@@ -143,6 +150,9 @@ class SuiteRun:
             heard = transcripts[task].wait(self._ids(task)) if transcripts[task] is not None else None
             answers[task], without[task] = stored_answers(task, self.items, self._folder(task), heard)
             self._write_official(task, answers[task])
+            if TASKS[task].speaks:
+                write_versa(self.folder / VERSA / task, to_versa(answers[task]))
+        self._check_versa(answers)
         results = self._scored(answers)
         return write_results(
             self.folder, self.suite, results, self._protocol(next(iter(about.values()))), self._remarks(without)
@@ -158,10 +168,9 @@ class SuiteRun:
         """Answer the questions by one task unless answers are only re-scored; return what the answers depend on."""
         questions = {"suite": self.suite.name, "layout": self.suite.layout, "questions": self.data.about["digest"]}
         if not self.hparams["rescore"]:
-            about = {**self.candidate.about, **questions, "max_steps": self.hparams["decoding"].max_steps}
             return answer(
                 task, self.data.manifest, self.items, self._folder(task), self.answerer,
-                batch_size=self.hparams["batch_size"], about=about,
+                batch_size=self.hparams["batch_size"], about={**self.candidate.about, **questions},
             )  # fmt: skip
         about = stored_about(self._folder(task))
         wanted = questions if self._any_candidate() else {**self.candidate.about, **questions}
@@ -172,13 +181,13 @@ class SuiteRun:
 
     def _any_candidate(self) -> bool:
         """Return whether the command names nothing to evaluate, so that answers are re-scored whoever gave them."""
-        return self.hparams["checkpoint"] is None
+        return self.hparams["checkpoint"] is None and self.hparams["baseline"] is None
 
     def _check_one_candidate(self, about: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse stored answers of different systems, whose difference would be no modality gap."""
         first = next(iter(about))
         for task, found in about.items():
-            keys = [key for key in ("checkpoint", "written", "baseline") if found.get(key) != about[first].get(key)]
+            keys = [key for key in WHO if found.get(key) != about[first].get(key)]
             if keys:
                 raise ValueError(
                     f"--output_folder {self.folder}: answers of {first} and {task} have another {keys[0]} "
@@ -198,6 +207,13 @@ class SuiteRun:
         make_folder(folder)
         self.suite.write_official(folder, [item for item in self.items if item.id in answers], answers)
 
+    def _check_versa(self, answers: Mapping[str, Mapping[str, StoredAnswer]]) -> None:
+        """Refuse results of VERSA that are about none of the spoken answers, such as those of another suite."""
+        keys = {versa_key(name) for task, given in answers.items() if TASKS[task].speaks for name in given}
+        if self.versa and not keys & self.versa.keys():
+            example = next(iter(self.versa))
+            raise ValueError(f"--versa {self.hparams['versa']}: has no spoken answer of this run, but {example}")
+
     def _scored(self, answers: Mapping[str, Mapping[str, StoredAnswer]]) -> dict[str, dict[str, list[Metric]]]:
         results: dict[str, dict[str, list[Metric]]] = {name: {} for name in self.sets}
         for name, items in self.sets.items():
@@ -212,7 +228,8 @@ class SuiteRun:
         answered = [item for item in items if item.id in answers]
         given = {item.id: answers[item.id] for item in answered}
         found = list(self.suite.score(answered, given, self.llm))
-        found += speech_metrics(given, self.normalize) if TASKS[task].speaks else []
+        if TASKS[task].speaks:
+            found += [*speech_metrics(given, self.normalize), *versa_metrics(given, self.versa)]
         return [*found, truncation(given)]
 
     def _protocol(self, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,6 +243,7 @@ class SuiteRun:
             **own,
             "recogniser": self.recogniser.name,
             "judge_normalizer": normalizer_version(self.hparams["judge_normalizer"]),
+            **({"versa": self.hparams["versa"]} if self.versa else {}),
             "llm_judge": None if self.llm is None else self.llm.model,
             "prompts": prompts if self.llm is not None else {},
             **self.suite.protocol(),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from omnikit.evaluate.suites.answering import StoredAnswer
 from omnikit.evaluate.suites.suite import Metric, share
 from omnikit.evaluate.text_normalisation import Normalizer
+from omnikit.evaluate.versa import SpokenAnswer, versa_key, versa_scores
 from omnikit.evaluate.wer import Pair, score
 
 WER, TRUNCATED, HALLUCINATED = "WER of speech %", "truncated %", "hallucinated %"
@@ -46,3 +47,20 @@ def speech_metrics(answers: Mapping[str, StoredAnswer], normalize: Normalizer) -
         Metric(WER, rates.wer, len(spoken), None, "lower"),
         share(HALLUCINATED, invented, len(spoken), better="lower"),
     ]
+
+
+def to_versa(answers: Mapping[str, StoredAnswer]) -> Iterator[SpokenAnswer]:
+    """Yield the spoken answers that have audio, with the text that they should say."""
+    yield from (SpokenAnswer(name, each.wav, each.text) for name, each in answers.items() if each.wav is not None)
+
+
+def versa_metrics(answers: Mapping[str, StoredAnswer], results: Mapping[str, Mapping[str, float]]) -> list[Metric]:
+    """Return the metrics that VERSA computed for spoken answers; none if it has scored none of them.
+
+    Args:
+        answers: answers by id.
+        results: numbers of VERSA by the key of the answer, see `read_versa`.
+    """
+    keys = [versa_key(name) for name in answers]
+    scores = versa_scores([results[key] for key in keys if key in results])
+    return [Metric(f"{name} (VERSA)", each.value, each.utterances, None, each.better) for name, each in scores.items()]

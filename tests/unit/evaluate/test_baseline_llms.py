@@ -6,35 +6,9 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from omnikit.evaluate.baseline_llms import BaselineLLM
-
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def write_llm(folder, template: str | None = TEMPLATE, **changes) -> str:
-    """Write a tiny language model with random weights and a byte-level tokenizer in the format of transformers."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = {"eos_token": "<|end|>", "additional_special_tokens": ["<|user|>", "<|assistant|>"]}
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-    wrapped.chat_template = template
-    wrapped.save_pretrained(folder)
-    torch.manual_seed(1)
-    sizes = {"vocab_size": len(wrapped), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
-    model = AutoModelForCausalLM.from_config(Qwen2Config(**sizes | changes, tie_word_embeddings=False))
-    for weights in model.parameters():
-        torch.nn.init.normal_(weights, std=0.4)
-    model.save_pretrained(folder)
-    return str(folder)
+from tests.unit.tiny_models import write_llm
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +73,7 @@ def test_ends_are_those_of_tokenizer_and_publisher(tmp_path):
 def test_what_is_no_language_model(tmp_path, chat_llm):
     with pytest.raises(ValueError, match="--baseline_llm none: no such folder"):
         BaselineLLM("none")
-    with pytest.raises(ValueError, match="holds neither tokenizer_config.json nor tokenizer.json"):
+    with pytest.raises(ValueError, match=r"holds neither tokenizer_config\.json nor tokenizer\.json"):
         BaselineLLM(str(tmp_path))
     with pytest.raises(ValueError, match="need more than 128 positions"):
         chat_llm.prompt("a" * 120)
