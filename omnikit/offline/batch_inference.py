@@ -187,7 +187,7 @@ class Job:
             respond: function that answers a batch.
             decode: function that returns the waveform [N] of an answer's codes [K, T].
             sample_rate: sample rate of the waveforms in Hz.
-            max_seconds: maximum length of a question's recording, see `each_reply`.
+            max_seconds: maximum length of a recording; longer ones are skipped. None = as long as they may be.
 
         Raises:
             ValueError: the folder cannot be written to.
