@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,16 +76,21 @@ class BaselineLLM:
         """Whether questions are put into the chat template of the model's publisher, instead of `PLAIN_PROMPT`."""
         return bool(self.tokenizer.chat_template)
 
-    def prompt(self, question: str) -> list[int]:
+    def prompt(self, question: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Return the ids of the prompt of a question.
+
+        Args:
+            question: text of the question.
+            before: questions and answers of the conversation before it.
 
         Raises:
             ValueError: the prompt and the longest answer have more positions than the model.
         """
         if self.has_chat_template:
-            ids = self.tokenizer(self._chat(question), add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(self._chat(question, before), add_special_tokens=False)["input_ids"]
         else:
-            ids = self.tokenizer(PLAIN_PROMPT.format(question=question))["input_ids"]
+            told = "".join(f"{PLAIN_PROMPT.format(question=asked)} {answer}\n" for asked, answer in before)
+            ids = self.tokenizer(told + PLAIN_PROMPT.format(question=question))["input_ids"]
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most is not None and len(ids) + self.max_tokens > most:
             raise ValueError(
@@ -92,8 +98,10 @@ class BaselineLLM:
             )
         return list(ids)
 
-    def _chat(self, question: str) -> str:
-        messages = [{"role": "user", "content": question}]
+    def _chat(self, question: str, before: Sequence[tuple[str, str]] = ()) -> str:
+        said = [*(text for pair in before for text in pair), question]
+        roles = itertools.cycle(("user", "assistant"))
+        messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates are programs, and raise what they like

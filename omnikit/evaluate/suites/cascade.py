@@ -16,16 +16,19 @@ from torch import Tensor
 
 from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.evaluate.baseline_llms import BaselineLLM
-from omnikit.evaluate.baseline_recognisers import BASELINES, Recogniser, open_baseline
+from omnikit.evaluate.baseline_recognisers import BASELINES, Recogniser, by_recogniser, open_baseline
 from omnikit.evaluate.suites.answering import Candidate
 from omnikit.hub import is_hub_id
-from omnikit.offline.batches import DecodedAnswer, Problem, Replied, Respond, load_recordings
+from omnikit.offline.batches import DecodedAnswer, Problem, Replied, Respond
 from omnikit.prepare.voices import Voice, open_voice
 from omnikit.tasks import Task
 
 VOICE = "espeak"
 """Name of the voice that speaks the answers of a cascade."""
 NO_SOUND = torch.zeros(1, 0)
+AFTER_PROBLEM = Problem("refused", "a round before it has no answer")
+Asked = tuple[ManifestEntry, tuple[int, ...]]
+"""A manifest entry and the ids of the prompt that the language model is given for its question."""
 
 
 class Cascade:
@@ -51,7 +54,7 @@ class Cascade:
         """Return a function that answers batches of manifest entries, with speech if the task speaks."""
 
         def respond(entries: list[ManifestEntry]) -> Replied:
-            asked, problems = self._asked(task, entries)
+            asked, problems = self._prompted(self._questions(task, entries))
             yield from problems
             for entry, (text, truncated) in self._answered(asked):
                 codes = self._spoken(text, entry.language) if task.speaks else NO_SOUND
@@ -59,31 +62,68 @@ class Cascade:
 
         return respond
 
+    def converse(self, task: Task, entries: Sequence[ManifestEntry]) -> Respond:
+        """Return a function that answers the rounds of conversations, each with the rounds before it.
+
+        Args:
+            task: task of the answers.
+            entries: all rounds of all conversations.
+        """
+        rounds: dict[str, list[ManifestEntry]] = {}
+        for entry in sorted(entries, key=lambda entry: entry.turn):
+            rounds.setdefault(entry.dialog, []).append(entry)
+        held: dict[str, DecodedAnswer | Problem] = {}
+
+        def respond(batch: list[ManifestEntry]) -> Replied:
+            for entry in batch:
+                if entry.id not in held:
+                    held.update(self._held(task, rounds[entry.dialog]))
+                yield entry, held.pop(entry.id)  # its waveform is not needed any more
+
+        return respond
+
+    def _held(self, task: Task, rounds: list[ManifestEntry]) -> dict[str, DecodedAnswer | Problem]:
+        """Return the answers to the rounds of one conversation by id; after a problem there are no more answers."""
+        before: list[tuple[str, str]] = []
+        found: dict[str, DecodedAnswer | Problem] = {entry.id: AFTER_PROBLEM for entry in rounds}
+        for entry in rounds:
+            ((_, question),) = self._questions(task, [entry])
+            asked, problems = self._prompted([(entry, question)], before)
+            if problems:
+                found[entry.id] = problems[0][1]
+                break
+            ((_, (text, truncated)),) = self._answered(asked)
+            codes = self._spoken(text, entry.language) if task.speaks else NO_SOUND
+            found[entry.id] = DecodedAnswer(text, codes, truncated)
+            before.append((question.text, text))
+        return found
+
     def decode(self, codes: Tensor) -> Tensor:
         """Return the waveform [N] of the codes [1, N] of an answer, which are its samples."""
         return codes[0]
 
-    def _asked(
-        self, task: Task, entries: Sequence[ManifestEntry]
-    ) -> tuple[list[tuple[ManifestEntry, tuple[int, ...]]], list[tuple[ManifestEntry, Problem]]]:
-        """Return entries with the prompts of their questions, as read or as transcribed, and those with a problem."""
-        if task.given == "text":
-            texts, problems = [(entry, entry.t1) for entry in entries], []
-        else:
-            loaded, problems = load_recordings(entries, self.recogniser.sample_rate)
-            heard = self.recogniser.transcribe([wav for _, wav in loaded]) if loaded else []
-            texts = [(entry, text) for (entry, _), text in zip(loaded, heard, strict=True)]
-        asked = []
-        for entry, text in texts:
+    def _questions(self, task: Task, entries: list[ManifestEntry]) -> Replied:
+        """Return entries with their questions, as read or as transcribed, or with a problem."""
+        if task.given == "speech":
+            return list(by_recogniser(self.recogniser)(entries))
+        return [(entry, DecodedAnswer(entry.t1, NO_SOUND)) for entry in entries]
+
+    def _prompted(
+        self, questions: Replied, before: Sequence[tuple[str, str]] = ()
+    ) -> tuple[list[Asked], list[tuple[ManifestEntry, Problem]]]:
+        """Return entries with the prompts of their questions, and those with a problem."""
+        asked, problems = [], []
+        for entry, found in questions:
+            if isinstance(found, Problem):
+                problems.append((entry, found))
+                continue
             try:
-                asked.append((entry, tuple(self.llm.prompt(text))))
+                asked.append((entry, tuple(self.llm.prompt(found.text, before))))
             except ValueError as error:  # longer than the language model's positions
                 problems.append((entry, Problem("refused", str(error))))
         return asked, problems
 
-    def _answered(
-        self, asked: Sequence[tuple[ManifestEntry, tuple[int, ...]]]
-    ) -> list[tuple[ManifestEntry, tuple[str, bool]]]:
+    def _answered(self, asked: Sequence[Asked]) -> list[tuple[ManifestEntry, tuple[str, bool]]]:
         new = sorted({prompt for _, prompt in asked if prompt not in self.known})
         if new:
             for prompt, answer in zip(new, self.llm.answer(new), strict=True):

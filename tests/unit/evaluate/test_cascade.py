@@ -33,7 +33,7 @@ class CountingRecogniser:
 
     sample_rate = 16000
 
-    def transcribe(self, wavs):
+    def transcribe(self, wavs, language=""):
         return [f"{len(wav)} samples" for wav in wavs]
 
 
@@ -63,6 +63,20 @@ def test_three_ways_give_one_answer(llm_folder, tmp_path, monkeypatch):
     assert found.decode(written["read"].codes).shape == (0,)
     assert found._spoken("two words", "").shape[1] > 0.3 * found.sample_rate
     assert found._spoken("...", "").shape[1] == found._spoken("word", "xx").shape[1] == 0
+
+
+def test_a_round_is_asked_after_those_before_it(llm_folder):
+    llm = BaselineLLM(llm_folder, max_tokens=8)
+    found = Cascade(CountingRecogniser(), llm, EspeakVoice())
+    rounds = [ManifestEntry(f"d/{i}", text, dialog="d", turn=i) for i, text in enumerate(["One", "Two", "a" * 80, "x"])]
+    respond = found.converse(TASKS["T1T2"], rounds[::-1])
+    replies = {entry.id: reply for part in (rounds[1:2], rounds[:1], rounds[2:]) for entry, reply in respond(part)}
+    first = llm.answer([llm.prompt("One")])[0].text
+    prompt = llm.prompt("Two", [("One", first)])
+    shown = f"<|user|>One<|end|><|assistant|>{first}<|end|><|user|>Two<|end|><|assistant|>"
+    assert prompt == llm.tokenizer(shown, add_special_tokens=False)["input_ids"]
+    assert [replies[f"d/{i}"].text for i in (0, 1)] == [first, llm.answer([prompt])[0].text]
+    assert [replies[f"d/{i}"].reason for i in (2, 3)] == ["refused", "refused"]
 
 
 def run(folder: Path, *options: str) -> dict:
