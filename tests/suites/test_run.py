@@ -184,6 +184,7 @@ def test_questions_without_a_transcript_are_not_asked_in_writing(tmp_path, suite
         (["--judge_model", "m"], "--judge_model m: --judge_url is missing"),
         (["--judge_url", "http://localhost"], "--judge_model: is missing"),
         (["--judge_url", "http://x", "--judge_model", "m", "--judge_key", "NO_KEY"], "--judge_key NO_KEY: no such env"),
+        (["--rescore", "maybe"], "--rescore maybe: must be true or false"),
         (["--rescore", "true"], "--rescore: no answers are stored in"),
     ],
 )

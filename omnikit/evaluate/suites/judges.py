@@ -51,7 +51,7 @@ class JudgePrompt:
     name: str
     text: str
     source: str
-    """Where the prompt was published, and its licence."""
+    """Place where the prompt was published, and its licence."""
 
     @property
     def digest(self) -> str:
@@ -92,7 +92,7 @@ def read_prompt(path: Path) -> JudgePrompt:
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """What the judge is asked: the prompt, a system prompt if there is one, and limits."""
+    """A request to the judge: the prompt, a system prompt if there is one, and limits."""
 
     prompt: str
     system: str | None = None

@@ -130,6 +130,8 @@ class SuiteRun:
         self.suite, self.hparams, self.candidate = suite, hparams, found
         self.folder = Path(hparams["output_folder"])
         self.tasks = _tasks(hparams["tasks"])
+        if not isinstance(hparams["rescore"], bool):
+            raise ValueError(f"--rescore {hparams['rescore']}: must be true or false")
         self.data = read_items(hparams["data_folder"], suite.name, suite.layout)
         names = chosen_sets(self.data.sets, hparams["sets"])
         self.sets = {name: some(self.data.of(name), hparams["limit"]) for name in names}
