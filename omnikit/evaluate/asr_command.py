@@ -49,10 +49,10 @@ def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]], mean
         result.skipped.update(summary.skipped)  # entries skipped when the manifest was written count as well
         results.append(result)
     about = {**name, "normalizer": normalizer_version(hparams["normalizer"])}
-    print(write_report(folder, results, about=about, published=_published(hparams), mean_over=mean_over))
+    print(write_report(folder, results, about=about, published=published_figures(hparams), mean_over=mean_over))
 
 
-def _published(hparams: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def published_figures(hparams: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the published figures of what is scored; None for a baseline without any, or with other weights."""
     if hparams["baseline"] is None:
         return hparams["published"]
