@@ -17,6 +17,10 @@ Instructions = Mapping[str, Callable[[str], Any]]
 """Mapping from the id of an instruction to the class that checks it."""
 
 
+class NoData(ValueError):
+    """Error raised when the checks lack data that their package downloads when it is imported."""
+
+
 @dataclass(frozen=True)
 class Instruction:
     """Instructions of a question, which are checked by `followed`."""
@@ -30,21 +34,30 @@ class Instruction:
 
 
 def load_instructions() -> Instructions:
-    """Return the checks of all instructions.
+    """Return the checks of all instructions; languages are detected with a fixed seed.
 
     Raises:
         ImportError: the package, or something that it needs, is not installed.
     """
     from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
 
+    _fix_seed_of_languages()
     return INSTRUCTION_DICT
+
+
+def _fix_seed_of_languages() -> None:
+    """Let langdetect, which samples, find the same language of a text each time."""
+    from langdetect import DetectorFactory
+
+    DetectorFactory.seed = 0
 
 
 def followed(question: Instruction, response: str, instructions: Instructions, *, loosely: bool) -> list[bool]:
     """Return for each instruction of a question whether an answer follows it.
 
     Raises:
-        ValueError: an instruction is unknown, or its options do not fit.
+        ValueError: an instruction is unknown.
+        NoData: a check needs NLTK's division into sentences, which is not on this machine.
     """
     texts = [text for text in (_variants(response) if loosely else [response]) if text.strip()]
     found = []
@@ -55,8 +68,17 @@ def followed(question: Instruction, response: str, instructions: Instructions, *
         check.build_description(**{key: value for key, value in options.items() if value})
         if "prompt" in (check.get_instruction_args() or {}):
             check.build_description(prompt=question.prompt)
-        found.append(any(check.check_following(text) for text in texts))
+        found.append(_accepts_any(check, texts))
     return found
+
+
+def _accepts_any(check: Any, texts: Sequence[str]) -> bool:
+    try:
+        return any(check.check_following(text) for text in texts)
+    except LookupError as error:
+        if type(error) is not LookupError:  # as NLTK raises it; a key or an index is another error
+            raise
+        raise NoData("needs NLTK's punkt_tab: python -m nltk.downloader punkt_tab") from None
 
 
 def _variants(response: str) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -22,7 +21,7 @@ BBH_TASKS = (*YES_OR_NO, "hyperbaton")
 """Tasks of BBH in VoiceBench; the id of a question contains the name of its task."""
 _BBH_REFERENCES = {"no": 0, "yes": 1, "(a)": 0, "(b)": 1}
 _PREFIXES, _SUFFIX = ("<1>", "<2>", "<3>"), "<|user|>"  # marks that some models leave in their answers
-_SPACED = re.compile(r"\*\*|[:\"\-,.：]")  # what BBH's rules replace by a space
+_SPACED = re.compile(r"\*\*|[:\"\-,.\uff1a]")  # what BBH's rules replace by a space
 
 
 @cache
@@ -128,8 +127,3 @@ def draws_vary_by(unparsed: int, options: int, count: int) -> float:
     """Return the standard deviation of the percentage of `with_random_draws` over the scorer's draws."""
     chance = 1 / options
     return 100 * (unparsed * chance * (1 - chance)) ** 0.5 / count
-
-
-def parsed(answers: Sequence[str | int | None]) -> int:
-    """Return the number of answers that a rule fits."""
-    return sum(answer is not None for answer in answers)
