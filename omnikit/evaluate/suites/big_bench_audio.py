@@ -49,6 +49,7 @@ class BigBenchAudio(Suite):
 
     name = "BigBenchAudio"
     layout = "ArtificialAnalysis/big_bench_audio at af7bb9c2"
+    revision = None  # the hub id may also be that of the copy with transcripts
     sets = tuple(CHOICES)
 
     def read(self, source: Path) -> Iterator[SuiteItem | Remark]:
