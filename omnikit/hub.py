@@ -49,6 +49,18 @@ def hub_folder(repo: str) -> Path:
         return Path(snapshot_download(repo))
 
 
+def hub_dataset(repo: str, revision: str | None = None) -> Path:
+    """Return the local folder with all files of a data set of the hub, downloading those that are not cached.
+
+    Raises:
+        MissingWeights: the files are neither in the local cache nor available from the hub.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors_in_one_line(repo):
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision))
+
+
 @contextmanager
 def _hub_errors_in_one_line(repo: str) -> Iterator[None]:
     """Context manager that raises the hub client's errors as a `MissingWeights` of one line and silences its log."""

@@ -24,6 +24,7 @@ RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder", "manifest", "normalizer", "judge", "judge_normalizer"), PATH),
     **dict.fromkeys(("checkpoint", "baseline", "baseline_weights", "grammar_file", "judge_weights"), PATH_OR_NONE),
     **dict.fromkeys(("mos", "mos_source", "judged_split", "training"), PATH_OR_NONE),
+    **dict.fromkeys(("judge_url", "judge_model", "judge_key"), PATH_OR_NONE),
     "batch_size": COUNT,
     "limit": COUNT_OR_NONE,
     "judge_limit": COUNT_OR_NONE,
@@ -48,6 +49,7 @@ def check_evaluation(tree: Mapping[str, Any]) -> None:
     """
     refuse_old_keys(tree)
     check_ranges(tree, RANGES)
-    splits = tree.get("splits")
-    if splits is not None and not isinstance(splits, list):
-        raise ValueError(f"--splits {splits}: must be a list, such as [{splits}]")
+    for key in ("splits", "sets", "tasks"):
+        value = tree.get(key)
+        if value is not None and not isinstance(value, list):
+            raise ValueError(f"--{key} {value}: must be a list, such as [{value}]")

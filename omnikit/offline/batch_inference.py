@@ -10,11 +10,14 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from omnikit.api import Omni
 from omnikit.audio.io import MAX_SECONDS, save_audio, wav_name
@@ -24,7 +27,7 @@ from omnikit.data.manifest_reader import ListedEntries, ManifestEntry, Recording
 from omnikit.data.skipped import Skipped
 from omnikit.errors import writing
 from omnikit.files import make_folder, read_text, write_bytes, write_json
-from omnikit.offline.batches import DecodedAnswer, Problem, by_model, check_batch_size, each_reply, sound
+from omnikit.offline.batches import DecodedAnswer, Problem, Respond, by_model, check_batch_size, each_reply, sound
 from omnikit.offline.single_or_many import TEXT, is_sharded
 from omnikit.tasks import TASKS, Task
 from omnikit.torchrun import Share
@@ -129,6 +132,8 @@ class Job:
         about: what the results depend on besides task and source, such as checkpoint and options; it has to agree with
             that of results which the folder already holds.
         share: this process's rank among the processes of the job; None = as torchrun says.
+        chosen: ids of the entries to answer; None = all.
+        flag: command-line flag that names the output folder in error messages.
 
     Raises:
         ValueError: see `read_entries`; or the folder holds results of another run, or is inside a folder of questions,
@@ -136,21 +141,45 @@ class Job:
     """
 
     def __init__(
-        self, task: str, source: str, folder: str, *, batch_size: int, about: dict[str, Any], share: Share | None = None
+        self,
+        task: str,
+        source: str,
+        folder: str,
+        *,
+        batch_size: int,
+        about: dict[str, Any],
+        share: Share | None = None,
+        chosen: Collection[str] | None = None,
+        flag: str = "--output",
     ):
         check_batch_size(batch_size)
         self.task, self.batch_size, self.share = TASKS[task], batch_size, share or Share.of_torchrun()
-        self.folder, place = Path(folder), Path(source).resolve()
+        self.folder, self.flag, place = Path(folder), flag, Path(source).resolve()
         if self.task.speaks and place.is_dir() and self.folder.resolve().is_relative_to(place):
-            raise ValueError(f"--output {folder}: lies in {source}, where answers would be taken for questions")
+            raise ValueError(f"{flag} {folder}: lies in {source}, where answers would be taken for questions")
         entries = read_entries(Path(source), self.task)
-        self.entries, self.unread = self._own(entries, source), entries.skipped if self.share.rank == 0 else Skipped()
+        self.entries = self._own(entries, source, chosen)
+        self.unread = entries.skipped if self.share.rank == 0 else Skipped()
         self.others = other_files(Path(source)) if self.share.rank == 0 else Skipped()
         self.about = {"task": task, "source": str(place), **about}
         self._check_same()
 
     def run(self, omni: Omni) -> Counts:
+        """Answer the entries that have no result yet with a system, write the results and return the counts.
+
+        Raises:
+            ValueError: the folder cannot be written to.
+        """
+        respond = by_model(omni.decoder.with_capacity(self.batch_size), self.task)
+        return self.run_with(respond, partial(sound, omni.model.codec), omni.sample_rate)
+
+    def run_with(self, respond: Respond, decode: Callable[[Tensor], Tensor], sample_rate: int) -> Counts:
         """Answer the entries that have no result yet, write the results and return the counts.
+
+        Args:
+            respond: function that answers a batch.
+            decode: function that returns the waveform [N] of an answer's codes [K, T].
+            sample_rate: sample rate of the waveforms in Hz.
 
         Raises:
             ValueError: the folder cannot be written to.
@@ -164,7 +193,7 @@ class Job:
         counts = Counts(entries=len(self.entries), kept=len(self.entries) - len(entries), others=self.others)
         counts.skipped.update(self.unread)
         found = each_reply(
-            by_model(omni.decoder.with_capacity(self.batch_size), self.task), self.task, entries,
+            respond, self.task, entries,
             batch_size=self.batch_size, title=self.task.name, quiet=self.share.rank > 0, max_seconds=MAX_SECONDS,
         )  # fmt: skip
         with closing(found):  # so that the progress bar ends before an error is printed
@@ -173,7 +202,7 @@ class Job:
                     counts.skipped.add(reply.reason, entry.id)
                     self._write({"id": entry.id, **NOTHING, "skipped": str(reply)})
                 else:
-                    line = self._keep(omni, entry, reply)
+                    line = self._keep(entry, reply, decode, sample_rate)
                     self._write(line)
                     counts.done += 1
                     counts.truncated += reply.truncated
@@ -185,32 +214,30 @@ class Job:
         """Path of the file to which this process writes its results."""
         return self.folder / _results_name(self.share.rank)
 
-    def _own(self, entries: Sequence[ManifestEntry], source: str) -> list[ManifestEntry]:
-        """Return this process's share of the entries.
+    def _own(
+        self, entries: Sequence[ManifestEntry], source: str, chosen: Collection[str] | None
+    ) -> list[ManifestEntry]:
+        """Return this process's share of the chosen entries.
 
         Raises:
             ValueError: two entries of the source have the same id.
         """
-        seen, own = set(), []
-        for number, entry in enumerate(entries):
+        seen, wanted = set(), []
+        for entry in entries:
             if entry.id in seen:
                 raise ValueError(f"{source}: two entries have the id {entry.id!r}")
             seen.add(entry.id)
-            if number % self.share.processes == self.share.rank:
-                own.append(entry)
-        return own
+            if chosen is None or entry.id in chosen:
+                wanted.append(entry)
+        return wanted[self.share.rank :: self.share.processes]
 
     def _check_same(self) -> None:
-        path = self.folder / RUN
-        if not path.exists():
+        there = read_about(self.folder, self.flag)
+        if there is None:
             return
-        try:
-            there = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise ValueError(f"{path}: was not written by this command; give another --output") from None
         other = [f"{key} was {there.get(key)}, is {now}" for key, now in self.about.items() if there.get(key) != now]
         if other:
-            raise ValueError(f"--output {self.folder}: holds results of another run ({'; '.join(other)})")
+            raise ValueError(f"{self.flag} {self.folder}: holds results of another run ({'; '.join(other)})")
 
     def _finished(self) -> set[str]:
         """Return the ids of entries with a result in the results file of any process.
@@ -219,26 +246,25 @@ class Job:
         with more processes has left are divided among the processes and treated in the same way.
         """
         finished = set()
-        for path in self.folder.glob("results*.jsonl"):
-            number = re.fullmatch(r"results(?:\.(\d+))?\.jsonl", path.name)
-            if number is None:
-                continue
+        for rank, path in _results_files(self.folder):
             kept = _finished_lines(path)
-            if int(number[1] or 0) % self.share.processes == self.share.rank:
+            if rank % self.share.processes == self.share.rank:
                 write_bytes(path, b"".join(kept.values()))
             finished.update(kept)
         return finished
 
-    def _keep(self, omni: Omni, entry: ManifestEntry, reply: DecodedAnswer) -> dict[str, Any]:
+    def _keep(
+        self, entry: ManifestEntry, reply: DecodedAnswer, decode: Callable[[Tensor], Tensor], sample_rate: int
+    ) -> dict[str, Any]:
         """Write the wav file of an answer, if it has sound, and return the fields of its result line."""
         line = {"id": entry.id, **NOTHING, "text": reply.text, "truncated": reply.truncated}
         if not self.task.speaks:
             return line
-        wav = sound(omni.model.codec, reply.codes)
+        wav = decode(reply.codes)
         if len(wav):
             line["wav"] = wav_name(entry.id)
-            save_audio(self.folder / line["wav"], wav, omni.sample_rate)
-        return {**line, "seconds": round(len(wav) / omni.sample_rate, 4)}
+            save_audio(self.folder / line["wav"], wav, sample_rate)
+        return {**line, "seconds": round(len(wav) / sample_rate, 4)}
 
     def _write(self, line: dict[str, Any]) -> None:
         """Append the result line of an entry to this process's results file, whole or not at all.
@@ -269,6 +295,47 @@ def checkpoint_stamp(checkpoint: str | None) -> dict[str, Any]:
     return {"checkpoint": None if checkpoint is None else str(folder.resolve()), "written": written}
 
 
+def read_about(folder: Path, flag: str = "--output") -> dict[str, Any] | None:
+    """Return what the results in an output folder depend on, as `RUN` records it; None if there are no results.
+
+    Args:
+        folder: the output folder.
+        flag: command-line flag that names the output folder in error messages.
+
+    Raises:
+        ValueError: the file is not one of this module.
+    """
+    path = folder / RUN
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path}: was not written by this command; give another {flag}") from None
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the result lines of all processes in an output folder by id; a result takes precedence over a skip.
+
+    A last line that is truncated, because the process was killed or is writing it, is left out.
+
+    Raises:
+        ValueError: another line is not a result.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for _, path in _results_files(folder):
+        for line, _ in _lines_of(path):
+            if line["id"] not in found or line["skipped"] is None:
+                found[line["id"]] = line
+    return found
+
+
+def _results_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return the ranks and results files of the processes that wrote to an output folder."""
+    paths = [(re.fullmatch(r"results(?:\.(\d+))?\.jsonl", path.name), path) for path in folder.glob("results*.jsonl")]
+    return sorted((int(number[1] or 0), path) for number, path in paths if number is not None)
+
+
 def _results_name(rank: int) -> str:
     return f"results.{rank}.jsonl" if rank else "results.jsonl"
 
@@ -283,13 +350,26 @@ def _finished_lines(path: Path) -> dict[str, bytes]:
         ValueError: another line is not a result.
     """
     kept = {}
+    for line, text in _lines_of(path):
+        if line["skipped"] is None and (line["wav"] is None or (path.parent / line["wav"]).is_file()):
+            kept[line["id"]] = text
+    return kept
+
+
+def _lines_of(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield the lines of a results file, parsed and as they are, without a last one that is truncated.
+
+    Raises:
+        ValueError: another line is not a result.
+    """
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not text.endswith(b"\n"):
             break
         try:
             line = json.loads(text)
-            if line["skipped"] is None and (line["wav"] is None or (path.parent / line["wav"]).is_file()):
-                kept[line["id"]] = text
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: line {number} is not a result of this command") from None
-    return kept
+            complete = NOTHING.keys() | {"id"} <= line.keys()
+        except (ValueError, AttributeError):
+            complete = False
+        if not complete:
+            raise ValueError(f"{path}: line {number} is not a result of this command")
+        yield line, text

@@ -1,0 +1,48 @@
+"""Figures of spoken answers for every suite: whether they say their own text, are complete, or mislead a recogniser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from omnikit.evaluate.suites.answering import StoredAnswer
+from omnikit.evaluate.suites.suite import Metric, share
+from omnikit.evaluate.text_normalisation import Normalizer
+from omnikit.evaluate.wer import Pair, score
+
+WER, TRUNCATED, HALLUCINATED = "WER of speech %", "truncated %", "hallucinated %"
+MANY_TIMES, MANY_MORE = 1.5, 3
+"""A transcript is hallucinated if it has at least this many times the words that were spoken, and this many more."""
+NOT_HEARD = "open: needs a recogniser as judge (--judge)"
+
+
+def is_hallucinated(spoken: str, heard: str) -> bool:
+    """Return whether a recogniser heard many more words than were spoken; both texts are normalised.
+
+    Recognisers invent or repeat words in noise, silence and garbled speech. That raises the word error rate without
+    saying anything about the words that can be understood.
+    """
+    words, found = len(spoken.split()), len(heard.split())
+    return found >= max(MANY_TIMES * words, words + MANY_MORE)
+
+
+def truncation(answers: Mapping[str, StoredAnswer]) -> Metric:
+    """Return the percentage of answers that a limit ended, and of spoken ones without audio."""
+    return share(TRUNCATED, sum(each.truncated for each in answers.values()), len(answers), better="lower")
+
+
+def speech_metrics(answers: Mapping[str, StoredAnswer], normalize: Normalizer) -> list[Metric]:
+    """Return the word error rate of spoken answers against their own texts, and how many misled the recogniser.
+
+    Answers without a text are left out. All answers have to be spoken ones.
+    """
+    pairs = [(name, normalize(each.text), each.heard) for name, each in answers.items()]
+    spoken = [(name, text, heard) for name, text, heard in pairs if text]
+    if not spoken or any(heard is None for _, _, heard in spoken):
+        note = NOT_HEARD if spoken else "open: no answer has a text"
+        return [Metric(name, None, len(spoken), note, "lower") for name in (WER, HALLUCINATED)]
+    rates = score([Pair(name, text, heard) for name, text, heard in spoken], normalize)
+    invented = sum(is_hallucinated(text, normalize(heard)) for _, text, heard in spoken)
+    return [
+        Metric(WER, rates.wer, len(spoken), None, "lower"),
+        share(HALLUCINATED, invented, len(spoken), better="lower"),
+    ]
