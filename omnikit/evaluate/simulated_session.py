@@ -1,6 +1,6 @@
 """A Realtime session on simulated time: the server's session logic with a recorded user and a client that plays.
 
-    recording -> 20 ms at a time -> session (omnikit.serve.realtime) -> answers -> player -> recording of what was played
+    recording -> 20 ms at a time -> session (omnikit.serve.realtime) -> answers -> player -> what was played
 
 The user's audio comes in as from a microphone, one step of simulated time after another. Chunks of an answer come when
 the system has generated them, which takes a given time (see `Generation`), and are played one after another. The client
@@ -17,7 +17,7 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from time import perf_counter
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from omnikit.api import Omni
+from omnikit.evaluate.word_times import Stretch
 from omnikit.generate import CANCELLED
 from omnikit.option_ranges import NOT_NEGATIVE
 from omnikit.serve.realtime.actions import (
@@ -154,8 +155,8 @@ class SystemAnswering:
 
 
 @dataclass
-class _Stretch:
-    """Samples of an answer that are played without a break."""
+class _Queued:
+    """Samples of an answer that came together."""
 
     item_id: str
     begin: int
@@ -173,20 +174,20 @@ class Player:
     """A client's player on simulated time: speech is played after what came before it, and can be stopped."""
 
     def __init__(self) -> None:
-        self._stretches: list[_Stretch] = []
+        self._queued: list[_Queued] = []
         self._sent: dict[str, int] = {}  # number of samples by item
 
     @property
     def end(self) -> int:
         """Number of the sample at which the player falls silent."""
-        return self._stretches[-1].end if self._stretches else 0
+        return self._queued[-1].end if self._queued else 0
 
     def play(self, item_id: str, samples: np.ndarray, now: float) -> None:
         """Queue further samples [n] (int16, at `RATE`) of an answer at a time in seconds."""
         source = self._sent.get(item_id, 0)
         self._sent[item_id] = source + len(samples)
         if len(samples):
-            self._stretches.append(_Stretch(item_id, max(self.end, round(now * RATE)), source, samples))
+            self._queued.append(_Queued(item_id, max(self.end, round(now * RATE)), source, samples))
 
     def stop(self, now: float) -> tuple[str, float] | None:
         """Drop what has not been played at a time in seconds.
@@ -197,26 +198,33 @@ class Player:
         at = round(now * RATE)
         if at >= self.end:
             return None
-        playing = next(stretch for stretch in self._stretches if stretch.end > at)
+        playing = next(stretch for stretch in self._queued if stretch.end > at)
         played = playing.source + max(0, at - playing.begin)
-        kept = [stretch for stretch in self._stretches if stretch.begin < at]
+        kept = [stretch for stretch in self._queued if stretch.begin < at]
         if kept and kept[-1].end > at:
             kept[-1].samples = kept[-1].samples[: at - kept[-1].begin]
-        self._stretches = kept
+        self._queued = kept
         return playing.item_id, 1000 * played / RATE
 
     def waveform(self, length: int) -> np.ndarray:
         """Return what was played as samples [length] (int16, at `RATE`), with silence in between."""
         wav = np.zeros(max(length, self.end), np.int16)
-        for stretch in self._stretches:
+        for stretch in self._queued:
             wav[stretch.begin : stretch.end] = stretch.samples
         return wav[:length]
 
-    def stretches(self, item_id: str) -> list[tuple[float, float, float]]:
-        """Return the stretches of an answer that were played: seconds in the answer, in the output, and their length.
-        """
-        found = [each for each in self._stretches if each.item_id == item_id]
-        return [(each.source / RATE, each.begin / RATE, len(each.samples) / RATE) for each in found]
+    def stretches(self, item_id: str) -> list[Stretch]:
+        """Return the stretches of an answer that were played; those without a gap between them are one."""
+        found: list[Stretch] = []
+        for each in self._queued:
+            if each.item_id != item_id:
+                continue
+            after = found[-1].begin + found[-1].length if found else None
+            if after is not None and round(after * RATE) == each.begin:
+                found[-1] = replace(found[-1], length=found[-1].length + len(each.samples) / RATE)
+            else:
+                found.append(Stretch(each.source / RATE, each.begin / RATE, len(each.samples) / RATE))
+        return found
 
 
 @dataclass
@@ -226,8 +234,8 @@ class PlayedAnswer:
     asked: float
     """Second at which its question was complete."""
     answer: TimedAnswer
-    stretches: list[tuple[float, float, float]] = field(default_factory=list)
-    """Stretches that were played: seconds in the answer, seconds in the output, and length in seconds."""
+    stretches: list[Stretch] = field(default_factory=list)
+    """Stretches of it that were played, in their order."""
     stopped: float | None = None
     """Second at which the user's speech stopped it; None = it was not stopped while it was generated or played."""
 
@@ -248,7 +256,7 @@ class SimulatedSession:
     Args:
         answering: what answers.
         turn_detection: settings of `session.update`, such as `{"silence_duration_ms": 700}`; None = the server's.
-        interrupt_min_ms: milliseconds of speech over an answer before it counts as an interruption, see `omnikit serve`.
+        interrupt_min_ms: milliseconds of speech over an answer before it counts as an interruption.
         max_audio_seconds: maximum length of one question in seconds.
 
     Raises:

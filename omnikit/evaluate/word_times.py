@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,9 +10,9 @@ from typing import Protocol
 import numpy as np
 import soxr
 
+from omnikit.encoders.whisper_weights import read_whisper
 from omnikit.evaluate.asr_judges import SILENT
 from omnikit.evaluate.baseline_recognisers import LANGUAGE, SAMPLE_RATE, WHISPER
-from omnikit.encoders.whisper_weights import read_whisper
 
 TEXT = "text"
 """Name of the word times that are estimated from the text, see `estimated_words`."""
@@ -26,6 +27,17 @@ class Word:
     text: str
     begin: float
     end: float
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of an answer that was played without a break; all times are in seconds."""
+
+    source: float
+    """Time in the answer at which it begins."""
+    begin: float
+    """Time in the output at which it begins."""
+    length: float
 
 
 class WordTimer(Protocol):
@@ -103,25 +115,25 @@ def estimated_words(text: str, wav: np.ndarray, sample_rate: int) -> list[Word]:
     begin, end = audible[0] / sample_rate, (audible[-1] + 1) / sample_rate
     shares = np.cumsum([0, *(len(word) for word in words)]) / sum(map(len, words))
     times = (begin + shares * (end - begin)).tolist()
-    return [Word(word, *span) for word, span in zip(words, zip(times[:-1], times[1:], strict=True), strict=True)]
+    return [Word(word, *span) for word, span in zip(words, itertools.pairwise(times), strict=True)]
 
 
-def played_words(words: Iterable[Word], stretches: Sequence[tuple[float, float, float]]) -> list[Word]:
+def played_words(words: Iterable[Word], stretches: Sequence[Stretch]) -> list[Word]:
     """Return the words of an answer of which at least half was played, on the clock of the output.
 
     Args:
         words: words on the clock of the answer.
-        stretches: stretches that were played: second in the answer, second in the output, and length in seconds.
+        stretches: parts of the answer that were played.
     """
     found = []
     for word in words:
         parts = [
-            (max(word.begin, source) - source + begin, min(word.end, source + length) - source + begin)
-            for source, begin, length in stretches
-            if min(word.end, source + length) > max(word.begin, source)
+            (max(word.begin, part.source), min(word.end, part.source + part.length), part.begin - part.source)
+            for part in stretches
         ]
-        if parts and sum(end - begin for begin, end in parts) >= (word.end - word.begin) / 2:
-            found.append(Word(word.text, parts[0][0], parts[-1][1]))
+        parts = [(begin, end, shift) for begin, end, shift in parts if begin < end]
+        if parts and 2 * sum(end - begin for begin, end, _ in parts) >= word.end - word.begin:
+            found.append(Word(word.text, parts[0][0] + parts[0][2], parts[-1][1] + parts[-1][2]))
     return found
 
 
