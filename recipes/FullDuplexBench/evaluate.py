@@ -7,9 +7,12 @@ This writes `fullduplexbench.json`, `fullduplexbench.md` and the outputs that th
 
 from __future__ import annotations
 
-from omnikit.errors import bad_input_exits
-from omnikit.evaluate.suites.fullduplex_run import evaluate
+from omnikit.errors import bad_input_exits, missing_package
 
 if __name__ == "__main__":
     with bad_input_exits():
+        try:
+            from omnikit.evaluate.suites.fullduplex_run import evaluate
+        except ModuleNotFoundError as error:  # the session logic is that of the server, an extra
+            raise ValueError(f"simulated sessions: {missing_package(error.name)}") from None
         evaluate()
