@@ -60,21 +60,31 @@ def open_judge(
         ValueError: the judge, the file or the checkpoint does not exist, the grammar does not parse, or pocketsphinx
             is not installed.
     """
+    check_judge(judge, grammar_file)
     if judge == POCKETSPHINX:
         return None if grammar_file is None else _with_grammar(grammar_file)
-    if grammar_file is not None:
-        raise ValueError(f"--grammar_file {grammar_file}: --judge {judge} takes no grammar, only {POCKETSPHINX} does")
     if judge in BASELINES:
         return RecogniserJudge(open_baseline(judge, weights, device))
-    if Path(judge).is_dir() or judge in shipped_systems() or is_hub_id(judge):
-        return RecogniserJudge(SystemRecogniser(load(judge, device=device)))
-    choices = ", ".join((POCKETSPHINX, *BASELINES, *shipped_systems()))
-    raise ValueError(f"--judge {judge}: no such judge (choices: {choices}, or the folder of a trained system)")
+    return RecogniserJudge(SystemRecogniser(load(judge, device=device)))
+
+
+def check_judge(judge: str, grammar_file: str | None = None) -> None:
+    """Refuse a judge that does not exist, and a grammar that does not or is for no judge, before anything is loaded.
+
+    Raises:
+        ValueError: the message names the flag and the choices.
+    """
+    known = judge in (POCKETSPHINX, *BASELINES) or Path(judge).is_dir() or judge in shipped_systems()
+    if not known and not is_hub_id(judge):
+        choices = ", ".join((POCKETSPHINX, *BASELINES, *shipped_systems()))
+        raise ValueError(f"--judge {judge}: no such judge (choices: {choices}, or the folder of a trained system)")
+    if grammar_file is not None and judge != POCKETSPHINX:
+        raise ValueError(f"--grammar_file {grammar_file}: --judge {judge} takes no grammar, only {POCKETSPHINX} does")
+    if grammar_file is not None and not Path(grammar_file).is_file():
+        raise ValueError(f"--grammar_file {grammar_file}: no such file")
 
 
 def _with_grammar(file: str) -> PocketsphinxJudge:
-    if not Path(file).is_file():
-        raise ValueError(f"--grammar_file {file}: no such file")
     try:
         return PocketsphinxJudge(read_text(file))
     except ModuleNotFoundError as error:

@@ -72,9 +72,18 @@ def open_mos(name: str | None, source: str | None = None, device: str = "cpu") -
     """
     if name is None:
         return None
+    check_mos(name)
+    return Utmos(source, device)
+
+
+def check_mos(name: str) -> None:
+    """Refuse an unknown name of a predictor.
+
+    Raises:
+        ValueError: the message names the choices.
+    """
     if name != UTMOS:
         raise ValueError(f"--mos {name}: unknown (choices: {UTMOS})")
-    return Utmos(source, device)
 
 
 def mos_scores(mos: Utmos | None, speech: dict[str, SpeechSet]) -> dict[str, MosScore]:

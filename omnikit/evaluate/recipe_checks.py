@@ -28,6 +28,7 @@ RANGES = {
     "batch_size": COUNT,
     "limit": COUNT_OR_NONE,
     "judge_limit": COUNT_OR_NONE,
+    "judge_threads": COUNT,
     **dict.fromkeys(("keep_wavs", "speed_sentences", "speed_questions"), FROM_ZERO),
     "speed_threads": THREADS,
     "ids": Regex(),

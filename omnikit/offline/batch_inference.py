@@ -173,13 +173,21 @@ class Job:
         respond = by_model(omni.decoder.with_capacity(self.batch_size), self.task)
         return self.run_with(respond, partial(sound, omni.model.codec), omni.sample_rate)
 
-    def run_with(self, respond: Respond, decode: Callable[[Tensor], Tensor], sample_rate: int) -> Counts:
+    def run_with(
+        self,
+        respond: Respond,
+        decode: Callable[[Tensor], Tensor],
+        sample_rate: int,
+        *,
+        max_seconds: float | None = MAX_SECONDS,
+    ) -> Counts:
         """Answer the entries that have no result yet, write the results and return the counts.
 
         Args:
             respond: function that answers a batch.
             decode: function that returns the waveform [N] of an answer's codes [K, T].
             sample_rate: sample rate of the waveforms in Hz.
+            max_seconds: maximum length of a recording; longer ones are skipped. None = as long as they may be.
 
         Raises:
             ValueError: the folder cannot be written to.
@@ -194,7 +202,7 @@ class Job:
         counts.skipped.update(self.unread)
         found = each_reply(
             respond, self.task, entries,
-            batch_size=self.batch_size, title=self.task.name, quiet=self.share.rank > 0, max_seconds=MAX_SECONDS,
+            batch_size=self.batch_size, title=self.task.name, quiet=self.share.rank > 0, max_seconds=max_seconds,
         )  # fmt: skip
         with closing(found):  # so that the progress bar ends before an error is printed
             for entry, reply in found:

@@ -1,32 +1,27 @@
-"""Answers to a suite's questions, stored in a folder for each task, and their transcripts by a recogniser.
+"""Answers to a suite's questions by a system or a baseline, stored in a folder for each task.
 
     answers/<task>/run.json                     what answered, and which questions
     answers/<task>/results*.jsonl, *.wav        answers, as `omnikit ask` writes them (docs/batch.md)
-    answers/<task>/transcripts.<judge>*.jsonl   what a recogniser heard in the spoken answers
 
-Each of several processes answers and transcribes its share and writes its own files; all of it is resumed.
+Each of several processes answers its share and writes its own files; an interrupted run is resumed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
+import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
-from tqdm import tqdm
 
 from omnikit.api import Omni, load
-from omnikit.audio.io import load_source
-from omnikit.errors import writing
-from omnikit.evaluate.intelligibility import Judge
+from omnikit.audio.io import MAX_SECONDS
 from omnikit.evaluate.suites.items import SuiteItem
-from omnikit.files import write_bytes
+from omnikit.evaluate.suites.stored_outputs import POLL
 from omnikit.offline.batch_inference import Job, checkpoint_stamp, read_about, read_results
 from omnikit.offline.batches import Respond, by_model, sound
 from omnikit.tasks import TASKS, Task
@@ -39,8 +34,6 @@ ASKED = (TEXT_TO_TEXT, SPEECH_TO_TEXT, SPEECH_TO_SPEECH)
 """Tasks by which each question is asked and answered: what hearing costs, and what speaking costs."""
 FAILURES = ("refused", "too long")
 """Reasons without an answer that are the system's own limits: such questions count as answered with nothing."""
-_POLL = 0.5  # seconds between looks at the results of other processes
-_RATE = 16000
 
 
 @dataclass(frozen=True)
@@ -63,10 +56,12 @@ class StoredAnswer:
 
 
 class Answerer(Protocol):
-    """What answers questions: a system, or a baseline that is scored in its place."""
+    """A thing that answers questions: a system, or a baseline that is scored in its place."""
 
     sample_rate: int
     """Sample rate of spoken answers in Hz."""
+    max_seconds: float | None
+    """Maximum length of a spoken question in seconds; None = as long as recordings may be."""
 
     def respond(self, task: Task, batch_size: int) -> Respond:
         """Return a function that answers a batch of manifest entries; see `omnikit.offline.batches.Respond`."""
@@ -77,6 +72,8 @@ class Answerer(Protocol):
 
 class SystemAnswerer:
     """An `Answerer` that is an omnikit system."""
+
+    max_seconds = MAX_SECONDS
 
     def __init__(self, omni: Omni):
         self.omni, self.sample_rate = omni, omni.sample_rate
@@ -92,10 +89,10 @@ class SystemAnswerer:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is evaluated: how stored answers name it, and how it is opened."""
+    """A system or baseline to be evaluated: how stored answers name it, and how it is opened."""
 
     about: Mapping[str, Any]
-    """What the answers depend on, such as the checkpoint and the time at which its weights were written."""
+    """Entries that the answers depend on, such as the checkpoint and the time at which its weights were written."""
     open: Callable[[], Answerer]
     """Function that loads it; not called if all answers are stored."""
 
@@ -112,8 +109,8 @@ def system(hparams: Mapping[str, Any], device: str) -> Candidate:
         omni.decoding = hparams["decoding"]
         return SystemAnswerer(omni)
 
-    about = checkpoint_stamp(hparams["checkpoint"])
-    return Candidate({**about, "strategy": type(hparams["strategy"]).__name__}, opened)
+    options = {"strategy": asdict(hparams["strategy"]), "decoding": asdict(hparams["decoding"])}
+    return Candidate({**checkpoint_stamp(hparams["checkpoint"]), **options}, opened)
 
 
 def asked(task: str, items: Sequence[SuiteItem]) -> list[SuiteItem]:
@@ -148,15 +145,22 @@ def answer(
         ValueError: the folder has answers that depend on something else, such as another checkpoint.
     """
     chosen = {item.id for item in asked(task, items)}
-    about = json.loads(json.dumps({**about}))
     job = Job(
-        task, str(manifest), str(folder), batch_size=batch_size, about=about, chosen=chosen, flag="--output_folder"
-    )
+        task, str(manifest), str(folder),
+        batch_size=batch_size, about=as_stored(about), chosen=chosen, flag="--output_folder",
+    )  # fmt: skip
     done = {name for name, line in read_results(folder).items() if _is_whole(line, folder)}
     if any(entry.id not in done for entry in job.entries):
         found = answerer()
-        print(f"{task}: {job.run_with(found.respond(job.task, batch_size), found.decode, found.sample_rate)}")
+        respond = found.respond(job.task, batch_size)
+        counts = job.run_with(respond, found.decode, found.sample_rate, max_seconds=found.max_seconds)
+        print(f"{task}: {counts}", file=sys.stderr)
     return job.about
+
+
+def as_stored(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what answers depend on as JSON gives it back, with lists for tuples."""
+    return json.loads(json.dumps(dict(about)))
 
 
 def _is_whole(line: Mapping[str, Any], folder: Path) -> bool:
@@ -170,7 +174,7 @@ def wait_for_answers(task: str, items: Sequence[SuiteItem], folder: Path) -> Non
     """
     wanted = {item.id for item in asked(task, items)}
     while Share.of_torchrun().processes > 1 and not wanted <= read_results(folder).keys():
-        time.sleep(_POLL)
+        time.sleep(POLL)
 
 
 def stored_answers(
@@ -221,91 +225,3 @@ def stored_about(folder: Path) -> dict[str, Any]:
     if about is None:
         raise ValueError(f"--rescore: no answers are stored in {folder}; run without it first")
     return about
-
-
-class Transcripts:
-    """Transcripts of the spoken answers of one task by one recogniser, in files beside the answers.
-
-    A transcript belongs to the bytes of its recording, so that it is made again for another answer, and only then.
-
-    Args:
-        folder: folder of the answers.
-        name: name of the recogniser with its weights, which is part of the files' names.
-    """
-
-    def __init__(self, folder: Path, name: str):
-        self.folder, self.share = folder, Share.of_torchrun()
-        safe = re.sub(r"[^\w.-]+", "_", name)[-60:]
-        self.stem = f"transcripts.{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-    def make(self, judge: Callable[[], Judge], ids: Collection[str]) -> None:
-        """Transcribe this process's share of the spoken answers to questions that have no transcript yet.
-
-        Args:
-            judge: function that returns the recogniser; not called if there is nothing to transcribe.
-            ids: ids of the questions.
-        """
-        wavs = self._wavs(ids)
-        stored = self._stored()
-        own = list(wavs.items())[self.share.rank :: self.share.processes]
-        missing = [(name, wav, digest) for name, (wav, digest) in own if (name, digest) not in stored]
-        if not missing:
-            return
-        recogniser = judge()
-        self._repair()
-        for name, wav, digest in tqdm(missing, desc="transcripts", dynamic_ncols=True, disable=self.share.rank > 0):
-            heard = recogniser.transcribe(load_source(str(wav), str(wav), _RATE), _RATE)
-            self._write({"id": name, "wav": digest, "heard": heard})
-
-    def wait(self, ids: Collection[str]) -> dict[str, str]:
-        """Wait until all processes have transcribed their share, and return the transcripts by id of the question."""
-        wavs = self._wavs(ids)
-        while True:
-            stored = self._stored()
-            found = {name: stored.get((name, digest)) for name, (_, digest) in wavs.items()}
-            if None not in found.values():
-                return found
-            if self.share.processes == 1:
-                raise ValueError(f"{self.folder}: spoken answers changed while they were transcribed; start again")
-            time.sleep(_POLL)
-
-    @property
-    def _own_file(self) -> Path:
-        return self.folder / (f"{self.stem}.{self.share.rank}.jsonl" if self.share.rank else f"{self.stem}.jsonl")
-
-    def _wavs(self, ids: Collection[str]) -> dict[str, tuple[Path, str]]:
-        """Return path and digest of each spoken answer by id of the question, in the order of the ids."""
-        lines = read_results(self.folder)
-        names = {name: lines[name]["wav"] for name in sorted(ids) if name in lines and lines[name]["wav"] is not None}
-        paths = {name: self.folder / wav for name, wav in names.items()}
-        return {name: (path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]) for name, path in paths.items()}
-
-    def _stored(self) -> dict[tuple[str, str], str]:
-        found = {}
-        for path in sorted(self.folder.glob(f"{self.stem}*.jsonl")):
-            for line, _ in _whole_lines(path):
-                found[line["id"], line["wav"]] = line["heard"]
-        return found
-
-    def _repair(self) -> None:
-        """Remove a truncated last line, which a killed process has left, from this process's file."""
-        if self._own_file.is_file():
-            write_bytes(self._own_file, b"".join(text for _, text in _whole_lines(self._own_file)))
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        with writing(self._own_file), self._own_file.open("ab") as file:
-            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
-
-
-def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not text.endswith(b"\n"):
-            return
-        try:
-            line = json.loads(text)
-            complete = {"id", "wav", "heard"} <= line.keys()
-        except (ValueError, AttributeError):
-            complete = False
-        if not complete:
-            raise ValueError(f"{path}: line {number} is no transcript of this command")
-        yield line, text

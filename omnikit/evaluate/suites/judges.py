@@ -7,14 +7,14 @@ with the digest of its request as soon as it has come, so that nothing is judged
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import logging
 import re
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +51,7 @@ class JudgePrompt:
     name: str
     text: str
     source: str
-    """Where the prompt was published, and its licence."""
+    """Place where the prompt was published, and its licence."""
 
     @property
     def digest(self) -> str:
@@ -92,7 +92,7 @@ def read_prompt(path: Path) -> JudgePrompt:
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """What the judge is asked: the prompt, a system prompt if there is one, and limits."""
+    """A request to the judge: the prompt, a system prompt if there is one, and limits."""
 
     prompt: str
     system: str | None = None
@@ -116,7 +116,9 @@ class LLMJudge:
         cache_file: JSONL file of judgements; those in it are not asked for again.
         key: key of the server, sent as a bearer token; None = none.
         retries, first_wait, timeout, threads: see the constants of this file.
-        sleep: function that waits for some seconds.
+
+    Raises:
+        ValueError: the address or the name of the model is missing or bad, or the file has other lines.
     """
 
     url: str
@@ -127,14 +129,12 @@ class LLMJudge:
     first_wait: float = FIRST_WAIT
     timeout: float = TIMEOUT
     threads: int = THREADS
-    sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"--judge_url {self.url}: must begin with http:// or https://")
         if not self.model:
             raise ValueError("--judge_model: is missing; give the name of the model at --judge_url")
-        self.asked = 0
         self._lock = threading.Lock()
         self._stored = _read_cache(self.cache_file)
 
@@ -156,39 +156,43 @@ class LLMJudge:
         return [self._stored[name] for name in digests]
 
     def _send_all(self, bodies: Mapping[str, dict[str, Any]], title: str) -> None:
-        failed = threading.Event()
+        """Send requests by several threads; after an error the other threads end, too."""
+        ended = threading.Event()
 
         def send(item: tuple[str, dict[str, Any]]) -> None:
-            name, body = item
-            if failed.is_set():
+            if ended.is_set():
                 return
             try:
-                self._keep(name, body, self._said(body))
+                self._keep(item[0], self._said(item[1], ended))
             except BaseException:
-                failed.set()
+                ended.set()
                 raise
 
         with ThreadPoolExecutor(min(self.threads, len(bodies))) as pool:
-            list(tqdm(pool.map(send, bodies.items()), total=len(bodies), desc=title, dynamic_ncols=True))
+            try:
+                list(tqdm(pool.map(send, bodies.items()), total=len(bodies), desc=title, dynamic_ncols=True))
+            finally:
+                ended.set()
 
-    def _said(self, body: Mapping[str, Any]) -> str:
+    def _said(self, body: Mapping[str, Any], ended: threading.Event) -> str:
         """Send a request until there is a response, and return its text."""
-        wait = self.first_wait
-        for number in range(self.retries + 1):
+        wait, tries = self.first_wait, 0
+        while True:
+            tries += 1
             try:
                 return _content(self._post(body))
             except urllib.error.HTTPError as error:
                 reason, passing = f"status {error.code}: {_words(error)}", error.code in _PASSING
-            except (OSError, ValueError) as error:  # ValueError: no JSON, or not of this form
+            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: another form
                 reason, passing = one_line(getattr(error, "reason", None) or error or type(error).__name__), True
-            if not passing or number == self.retries:
+            if not passing or tries > self.retries or ended.is_set():
                 break
             logger.warning("judge %s: %s; trying again in %.0f s", self.url, reason, wait)
-            self.sleep(wait)
+            ended.wait(wait)
             wait = min(2 * wait, LONGEST_WAIT)
         raise JudgeError(
-            f"--judge_url {self.url}: no judgement by {self.model} after {number + 1} tries ({reason}); answers and "
-            f"{len(self._stored)} judgements are stored, and the same command goes on from there"
+            f"--judge_url {self.url}: no judgement by {self.model} (tried {tries} times; {reason}); answers and "
+            f"{len(self._stored)} judgements are stored, the same command goes on from there"
         )
 
     def _post(self, body: Mapping[str, Any]) -> Any:
@@ -199,14 +203,13 @@ class LLMJudge:
         with urllib.request.urlopen(request, timeout=self.timeout) as response:
             return json.loads(response.read())
 
-    def _keep(self, name: str, body: Mapping[str, Any], said: str) -> None:
+    def _keep(self, name: str, said: str) -> None:
         line = json.dumps({"request": name, "model": self.model, "said": said}, ensure_ascii=False) + "\n"
         with self._lock, writing(self.cache_file):
             make_folder(self.cache_file.parent)
             with self.cache_file.open("ab") as file:
                 file.write(line.encode(errors="backslashreplace"))
             self._stored[name] = said
-            self.asked += 1
 
 
 def _request(request: JudgeRequest | str) -> JudgeRequest:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omnikit import __version__
 from omnikit.errors import ArgumentParser
-from omnikit.evaluate.intelligibility import open_judge
+from omnikit.evaluate.intelligibility import POCKETSPHINX, check_judge, open_judge
+from omnikit.evaluate.mos import check_mos, open_mos
 from omnikit.evaluate.qa import some
 from omnikit.evaluate.recipe_checks import check_evaluation
 from omnikit.evaluate.suites.answering import (
@@ -17,8 +22,8 @@ from omnikit.evaluate.suites.answering import (
     ASKED,
     Candidate,
     StoredAnswer,
-    Transcripts,
     answer,
+    as_stored,
     asked,
     stored_about,
     stored_answers,
@@ -27,15 +32,18 @@ from omnikit.evaluate.suites.answering import (
 )
 from omnikit.evaluate.suites.items import SuiteItem, chosen_sets, read_items, write_items
 from omnikit.evaluate.suites.judges import LLMJudge
-from omnikit.evaluate.suites.spoken_answers import speech_metrics, truncation
+from omnikit.evaluate.suites.spoken_answers import naturalness, speech_metrics, truncation
+from omnikit.evaluate.suites.stored_outputs import Measure, StoredOutputs
 from omnikit.evaluate.suites.suite import ALL, Metric, Suite, source_folder
 from omnikit.evaluate.suites.tables import write_results
 from omnikit.evaluate.text_normalisation import normalizer, normalizer_version
-from omnikit.files import make_folder
+from omnikit.files import make_folder, whole_text
 from omnikit.hparams import load_recipe
 from omnikit.tasks import TASKS
 from omnikit.torchrun import Share
 
+TRANSCRIPTS, NATURALNESS = "transcripts", "mos"
+"""Kinds of stored outputs about spoken answers, which are the beginnings of their files' names."""
 JUDGEMENTS = "judgements.jsonl"
 """Name of the file with the judgements of an LLM in an output folder."""
 OFFICIAL = "official"
@@ -58,10 +66,10 @@ def prepare(suite: Suite, doc: str) -> None:
     parser.add_argument("--data_folder", required=True, help="folder in the published layout, or hub id of the data")
     parser.add_argument("--save_folder", required=True, help="folder of the prepared suite, for evaluate.py")
     options = parser.parse_args()
-    source = source_folder(options.data_folder)
+    source = source_folder(options.data_folder, suite.revision)
     items = write_items(Path(options.save_folder), suite.name, suite.layout, suite.read(source))
-    counts = ", ".join(f"{name} {count}" for name, count in items.about["sets"].items())
-    skipped = items.about["skipped"] or "none"
+    counts = _counts(items.about["sets"])
+    skipped = _counts(items.about["skipped"])
     print(f"{options.save_folder}: {len(items.items)} questions ({counts}); skipped: {skipped}")
     if missing := [name for name in suite.sets if name not in items.sets]:
         print(f"{options.save_folder}: no questions of {', '.join(missing)}, which the published suite has")
@@ -115,56 +123,55 @@ class SuiteRun:
     """One evaluation on a suite; see `evaluate_suite`."""
 
     def __init__(self, suite: Suite, hparams: Mapping[str, Any], found: Candidate, device: str):
-        self.suite, self.hparams, self.candidate, self.device = suite, hparams, found, device
+        self.suite, self.hparams, self.candidate = suite, hparams, found
         self.folder = Path(hparams["output_folder"])
         self.tasks = _tasks(hparams["tasks"])
+        if not isinstance(hparams["rescore"], bool):
+            raise ValueError(f"--rescore {hparams['rescore']}: must be true or false")
         self.data = read_items(hparams["data_folder"], suite.name, suite.layout)
-        self.sets = {name: some(self.data.of(name), hparams["limit"]) for name in self._set_names()}
+        names = chosen_sets(self.data.sets, hparams["sets"])
+        self.sets = {name: some(self.data.of(name), hparams["limit"]) for name in names}
         self.items = [item for items in self.sets.values() for item in items]
         self.normalize = normalizer(hparams["judge_normalizer"])
         self.llm = llm_judge(hparams, self.folder / JUDGEMENTS)
-        self.recogniser = _Recogniser(hparams, device)
+        self.listeners = listeners(hparams, device)
         self.answerer = functools.cache(found.open)
-
-    def _set_names(self) -> list[str]:
-        return chosen_sets(self.data.sets, self.hparams["sets"])
 
     def run(self) -> str | None:
         """Answer, transcribe and score; see `evaluate_suite`."""
         about = {task: self._answered(task) for task in self.tasks}
+        self._check_one_candidate(about)
         for task in self.tasks:
             wait_for_answers(task, self.items, self._folder(task))
-        transcripts = {task: self._transcribed(task) for task in self.tasks}
+        listened = {task: self._listened(task) for task in self.tasks}
         if Share.of_torchrun().rank > 0:
             return None
-        self._check_one_candidate(about)
-        answers, without = {}, {}
+        answers, without, scores = {}, {}, {}
         for task in self.tasks:
-            heard = transcripts[task].wait(self._ids(task)) if transcripts[task] is not None else None
+            outputs = {kind: stored.wait(self._asked(task)) for kind, stored in listened[task].items()}
+            heard, scores[task] = outputs.get(TRANSCRIPTS), outputs.get(NATURALNESS)
             answers[task], without[task] = stored_answers(task, self.items, self._folder(task), heard)
-            self._write_official(task, answers[task])
-        results = self._scored(answers)
-        return write_results(
-            self.folder, self.suite, results, self._protocol(next(iter(about.values()))), self._remarks(without)
-        )
+            self._write_answers(task, answers[task])
+        results = self._scored(answers, scores)
+        protocol = self._protocol(about[self.tasks[0]])
+        return write_results(self.folder, self.suite, results, protocol, self._remarks(without))
 
     def _folder(self, task: str) -> Path:
         return self.folder / ANSWERS / task
 
-    def _ids(self, task: str) -> list[str]:
-        return [item.id for item in asked(task, self.items)]
+    def _asked(self, task: str) -> list[SuiteItem]:
+        return asked(task, self.items)
 
     def _answered(self, task: str) -> dict[str, Any]:
         """Answer the questions by one task unless answers are only re-scored; return what the answers depend on."""
         questions = {"suite": self.suite.name, "layout": self.suite.layout, "questions": self.data.about["digest"]}
         if not self.hparams["rescore"]:
-            about = {**self.candidate.about, **questions, "max_steps": self.hparams["decoding"].max_steps}
             return answer(
                 task, self.data.manifest, self.items, self._folder(task), self.answerer,
-                batch_size=self.hparams["batch_size"], about=about,
+                batch_size=self.hparams["batch_size"], about={**self.candidate.about, **questions},
             )  # fmt: skip
         about = stored_about(self._folder(task))
-        wanted = questions if self._any_candidate() else {**self.candidate.about, **questions}
+        wanted = questions | ({} if self._any_candidate() else as_stored(self.candidate.about))
         other = [f"{key} was {about.get(key)}, is {value}" for key, value in wanted.items() if about.get(key) != value]
         if other:
             raise ValueError(f"--output_folder {self._folder(task)}: holds answers of another run ({'; '.join(other)})")
@@ -176,89 +183,133 @@ class SuiteRun:
 
     def _check_one_candidate(self, about: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse stored answers of different systems, whose difference would be no modality gap."""
-        first = next(iter(about))
+        first = self.tasks[0]
         for task, found in about.items():
-            keys = [key for key in ("checkpoint", "written", "baseline") if found.get(key) != about[first].get(key)]
-            if keys:
+            own = {key: found.get(key) for key in (*found, *about[first]) if key not in ("task", "source")}
+            other = [key for key, value in own.items() if about[first].get(key) != value]
+            if other:
                 raise ValueError(
-                    f"--output_folder {self.folder}: answers of {first} and {task} have another {keys[0]} "
-                    f"({about[first].get(keys[0])}, {found.get(keys[0])})"
+                    f"--output_folder {self.folder}: answers of {first} and {task} are of different runs "
+                    f"({other[0]} is {about[first].get(other[0])} and {own[other[0]]})"
                 )
 
-    def _transcribed(self, task: str) -> Transcripts | None:
-        """Transcribe this process's share of the spoken answers of a task; None without a recogniser or speech."""
-        if not TASKS[task].speaks or self.recogniser.name is None:
-            return None
-        found = Transcripts(self._folder(task), self.recogniser.name)
-        found.make(self.recogniser.open, self._ids(task))
+    def _listened(self, task: str) -> dict[str, StoredOutputs]:
+        """Transcribe and rate this process's share of the spoken answers of a task; nothing for written ones."""
+        found = {}
+        for kind, (name, opened) in self.listeners.items() if TASKS[task].speaks else ():
+            found[kind] = StoredOutputs(self._folder(task), kind, name)
+            found[kind].make(opened, self._asked(task))
         return found
 
-    def _write_official(self, task: str, answers: Mapping[str, StoredAnswer]) -> None:
+    def _write_answers(self, task: str, answers: Mapping[str, StoredAnswer]) -> None:
+        """Write the answers as lines of JSON for people to read, and as the suite's own scorers read them."""
+        answered = [item for item in self.items if item.id in answers]
+        with whole_text(self.folder / f"answers_{task}.jsonl") as file:
+            for item in answered:
+                given = answers[item.id]
+                line = {"id": item.id, "question": item.question, "references": list(item.references)}
+                line |= {"answer": given.text, "heard": given.heard, "truncated": given.truncated}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
         folder = self.folder / OFFICIAL / task
         make_folder(folder)
-        self.suite.write_official(folder, [item for item in self.items if item.id in answers], answers)
+        self.suite.write_official(folder, answered, answers)
 
-    def _scored(self, answers: Mapping[str, Mapping[str, StoredAnswer]]) -> dict[str, dict[str, list[Metric]]]:
-        results: dict[str, dict[str, list[Metric]]] = {name: {} for name in self.sets}
-        for name, items in self.sets.items():
-            for task in self.tasks:
-                results[name][task] = self._metrics(task, items, answers[task])
-        whole = {
-            task: self.suite.summary({name: by_task[task] for name, by_task in results.items()}) for task in self.tasks
-        }
-        return ({ALL: whole} if any(whole.values()) else {}) | results
+    def _scored(
+        self, answers: Mapping[str, Mapping[str, StoredAnswer]], scores: Mapping[str, Mapping[str, float] | None]
+    ) -> dict[str, dict[str, list[Metric]]]:
+        """Return the figures by set and task; those over all sets come first."""
+        results: dict[str, dict[str, list[Metric]]] = {ALL: {}, **{name: {} for name in self.sets}}
+        for task in self.tasks:
+            for name, items in self.sets.items():
+                answered = [item for item in items if item.id in answers[task]]
+                own = list(self.suite.score(answered, {item.id: answers[task][item.id] for item in answered}, self.llm))
+                results[name][task] = own + self._of_every_suite(task, answered, answers[task], scores[task])
+            summary = self._summary({name: results[name][task] for name in self.sets})
+            answered = [item for item in self.items if item.id in answers[task]]
+            results[ALL][task] = summary + self._of_every_suite(task, answered, answers[task], scores[task])
+        return results
 
-    def _metrics(self, task: str, items: Sequence[SuiteItem], answers: Mapping[str, StoredAnswer]) -> list[Metric]:
-        answered = [item for item in items if item.id in answers]
-        given = {item.id: answers[item.id] for item in answered}
-        found = list(self.suite.score(answered, given, self.llm))
-        found += speech_metrics(given, self.normalize) if TASKS[task].speaks else []
-        return [*found, truncation(given)]
+    def _summary(self, found: Mapping[str, Sequence[Metric]]) -> list[Metric]:
+        """Return the suite's figures over all sets; they are open if one of the published sets is not among them."""
+        missing = [name for name in self.suite.sets if name not in found]
+        note = f"open: without {', '.join(missing)}"
+        return [replace(each, value=None, note=note) if missing else each for each in self.suite.summary(found)]
+
+    def _of_every_suite(
+        self,
+        task: str,
+        items: Sequence[SuiteItem],
+        answers: Mapping[str, StoredAnswer],
+        scores: Mapping[str, float] | None,
+    ) -> list[Metric]:
+        """Return the figures that do not depend on the suite: of truncation and of speech."""
+        speech = speech_metrics(items, answers, self.normalize) if TASKS[task].speaks else []
+        speech += [naturalness(items, scores)] if scores is not None else []
+        return [*speech, truncation({item.id: answers[item.id] for item in items})]
 
     def _protocol(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the figures depend on."""
         own = {key: value for key, value in about.items() if key not in (*SAME, "task", "source")}
-        own["checkpoint"] = own.get("checkpoint") or ("the shipped mini system" if "baseline" not in own else None)
-        prompts = {name: prompt.digest for name, prompt in self.suite.all_prompts().items()}
+        own |= {"checkpoint": own["checkpoint"] or "the shipped mini system"} if "checkpoint" in own else {}
+        prompts = self.suite.all_prompts() if self.llm is not None else {}
         return {
+            "omnikit": __version__,
             "layout": self.suite.layout,
             "questions": self.data.about["digest"],
             **own,
-            "recogniser": self.recogniser.name,
+            "recogniser": self.listeners[TRANSCRIPTS][0] if TRANSCRIPTS in self.listeners else None,
             "judge_normalizer": normalizer_version(self.hparams["judge_normalizer"]),
             "llm_judge": None if self.llm is None else self.llm.model,
-            "prompts": prompts if self.llm is not None else {},
+            "prompts": {name: prompt.digest for name, prompt in prompts.items()},
             **self.suite.protocol(),
         }
 
     def _remarks(self, without: Mapping[str, Mapping[str, str]]) -> list[str]:
+        """Return what the figures leave out."""
         found = []
         for task, reasons in without.items():
-            counts = {reason: list(reasons.values()).count(reason) for reason in dict.fromkeys(reasons.values())}
-            found += [f"{task}: {count} questions not asked ({reason})" for reason, count in counts.items()]
+            counts = Counter(reasons.values())
+            found += [f"{task}: {count} questions without an answer ({reason})" for reason, count in counts.items()]
         skipped = self.data.about["skipped"]
-        found += [f"skipped when the suite was prepared: {skipped}"] if skipped else []
+        found += [f"skipped when the suite was prepared: {_counts(skipped)}"] if skipped else []
         missing = [name for name in self.suite.sets if name not in self.data.sets]
-        found += [f"sets that are not in the data: {', '.join(missing)}"] if missing else []
+        found += [f"sets that the data lacks: {', '.join(missing)}"] if missing else []
         left = [name for name in self.data.sets if name not in self.sets]
         found += [f"sets left out: {', '.join(left)}"] if left else []
-        found += [f"at most {self.hparams['limit']} questions of each set"] if self.hparams["limit"] else []
-        return found
+        return found + ([f"at most {self.hparams['limit']} questions of each set"] if self.hparams["limit"] else [])
 
 
-class _Recogniser:
-    """The recogniser that transcribes spoken answers, opened when it is first needed."""
+def _counts(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
 
-    def __init__(self, hparams: Mapping[str, Any], device: str):
-        self.options = {"judge": hparams["judge"], "grammar_file": hparams["grammar_file"]}
-        self.options |= {"weights": hparams["judge_weights"], "device": device}
-        used = [str(self.options[key]) for key in ("judge", "grammar_file", "weights") if self.options[key] is not None]
-        silent = hparams["judge"] == "pocketsphinx" and hparams["grammar_file"] is None
-        self.name = None if silent else " ".join(used)
-        """Name with grammar and weights; None = spoken answers are not transcribed."""
 
-    def open(self) -> Any:
-        return open_judge(**self.options)
+def listeners(hparams: Mapping[str, Any], device: str) -> dict[str, tuple[str, Callable[[], Measure]]]:
+    """Return what listens to spoken answers, by kind of output: its name, and a function that loads it.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    found = {}
+    judge, grammar, weights = hparams["judge"], hparams["grammar_file"], hparams["judge_weights"]
+    if judge != POCKETSPHINX or grammar is not None:
+        check_judge(judge, grammar)
+        name = " ".join(str(each) for each in (judge, grammar, weights) if each is not None)
+
+        def recogniser() -> Measure:
+            opened = open_judge(judge, grammar, weights, device)
+            return lambda wav, rate, language: opened.transcribe(wav, rate)
+
+        found[TRANSCRIPTS] = (name, recogniser)
+    if hparams["mos"] is not None:
+        check_mos(hparams["mos"])
+        predictor = functools.partial(open_mos, hparams["mos"], hparams["mos_source"], device)
+
+        def rater() -> Measure:
+            opened = predictor()
+            return lambda wav, rate, language: opened.score(wav, rate)
+
+        found[NATURALNESS] = (hparams["mos"], rater)
+    return found
 
 
 def llm_judge(hparams: Mapping[str, Any], cache_file: Path) -> LLMJudge | None:
@@ -274,7 +325,8 @@ def llm_judge(hparams: Mapping[str, Any], cache_file: Path) -> LLMJudge | None:
         return None
     if variable is not None and variable not in os.environ:
         raise ValueError(f"--judge_key {variable}: no such environment variable")
-    return LLMJudge(url, model or "", cache_file, key=os.environ[variable] if variable else None)
+    key = os.environ[variable] if variable else None
+    return LLMJudge(url, model or "", cache_file, key=key, threads=hparams["judge_threads"])
 
 
 def _tasks(tasks: Any) -> list[str]:
@@ -282,5 +334,3 @@ def _tasks(tasks: Any) -> list[str]:
     if unknown or not tasks:
         raise ValueError(f"--tasks {', '.join(map(str, unknown)) or '[]'}: must be a list, of {', '.join(ASKED)}")
     return [task for task in ASKED if task in tasks]
-
-

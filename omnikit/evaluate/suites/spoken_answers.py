@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from omnikit.evaluate.suites.answering import StoredAnswer
+from omnikit.evaluate.suites.items import SuiteItem
 from omnikit.evaluate.suites.suite import Metric, share
 from omnikit.evaluate.text_normalisation import Normalizer
 from omnikit.evaluate.wer import Pair, score
 
-WER, TRUNCATED, HALLUCINATED = "WER of speech %", "truncated %", "hallucinated %"
+WER, TRUNCATED, HALLUCINATED, MOS = "WER of speech %", "truncated %", "hallucinated %", "UTMOS"
 MANY_TIMES, MANY_MORE = 1.5, 3
 """A transcript is hallucinated if it has at least this many times the words that were spoken, and this many more."""
 NOT_HEARD = "open: needs a recogniser as judge (--judge)"
@@ -30,19 +32,31 @@ def truncation(answers: Mapping[str, StoredAnswer]) -> Metric:
     return share(TRUNCATED, sum(each.truncated for each in answers.values()), len(answers), better="lower")
 
 
-def speech_metrics(answers: Mapping[str, StoredAnswer], normalize: Normalizer) -> list[Metric]:
+def speech_metrics(
+    items: Sequence[SuiteItem], answers: Mapping[str, StoredAnswer], normalize: Normalizer
+) -> list[Metric]:
     """Return the word error rate of spoken answers against their own texts, and how many misled the recogniser.
 
-    Answers without a text are left out. All answers have to be spoken ones.
+    Answers without a text are left out.
+
+    Args:
+        items: questions.
+        answers: spoken answers to all of them, by id.
+        normalize: text normalisation of texts and transcripts.
     """
-    pairs = [(name, normalize(each.text), each.heard) for name, each in answers.items()]
-    spoken = [(name, text, heard) for name, text, heard in pairs if text]
-    if not spoken or any(heard is None for _, _, heard in spoken):
+    spoken = [(item, answers[item.id]) for item in items if normalize(answers[item.id].text)]
+    if not spoken or any(each.heard is None for _, each in spoken):
         note = NOT_HEARD if spoken else "open: no answer has a text"
         return [Metric(name, None, len(spoken), note, "lower") for name in (WER, HALLUCINATED)]
-    rates = score([Pair(name, text, heard) for name, text, heard in spoken], normalize)
-    invented = sum(is_hallucinated(text, normalize(heard)) for _, text, heard in spoken)
+    rates = score([Pair(item.id, each.text, each.heard) for item, each in spoken], normalize)
+    invented = sum(is_hallucinated(normalize(each.text), normalize(each.heard)) for _, each in spoken)
     return [
         Metric(WER, rates.wer, len(spoken), None, "lower"),
         share(HALLUCINATED, invented, len(spoken), better="lower"),
     ]
+
+
+def naturalness(items: Sequence[SuiteItem], scores: Mapping[str, float]) -> Metric:
+    """Return the mean of predicted opinion scores, by id, over the questions that have one."""
+    found = [scores[item.id] for item in items if item.id in scores]
+    return Metric(MOS, fmean(found) if found else None, len(found), None if found else "open: no answer has sound")

@@ -61,6 +61,8 @@ class Suite(ABC):
     """Name of the suite, as its recipe's folder is called."""
     layout: str
     """Published layout that `read` reads: a project or data set and its commit."""
+    revision: str | None = None
+    """Commit of the data set on the hub that `layout` names; None = its newest."""
     sets: tuple[str, ...] = ()
     """Names of all published sets."""
     published: tuple[Published, ...] = ()
@@ -90,7 +92,10 @@ class Suite(ABC):
         """
 
     def summary(self, found: Mapping[str, Sequence[Metric]]) -> list[Metric]:
-        """Return figures over all sets, from the figures of each set by name; none by default."""
+        """Return figures over all sets, from the figures of each set by name; none by default.
+
+        If a published set has no questions or was left out, their values become open.
+        """
         return []
 
     def protocol(self) -> dict[str, str]:
@@ -123,8 +128,12 @@ class Suite(ABC):
         return {path.stem: read_prompt(path) for path in found}
 
 
-def source_folder(source: str) -> Path:
+def source_folder(source: str, revision: str | None = None) -> Path:
     """Return the local folder of a suite as published: a folder, or the files of a data set's hub id.
+
+    Args:
+        source: path of the folder, or hub id.
+        revision: commit of the data set on the hub; None = its newest.
 
     Raises:
         ValueError: no such folder, or the hub cannot be reached.
@@ -132,7 +141,7 @@ def source_folder(source: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     if is_hub_id(source):
-        return hub_dataset(source)
+        return hub_dataset(source, revision)
     raise ValueError(f"--data_folder {source}: no such folder, and no hub id (owner/name)")
 
 
