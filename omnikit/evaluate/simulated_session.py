@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from omnikit.api import Omni
+from omnikit.errors import one_line
 from omnikit.evaluate.word_times import Stretch
 from omnikit.generate import CANCELLED
 from omnikit.option_ranges import NOT_NEGATIVE
@@ -123,7 +124,8 @@ class Answering(Protocol):
 class SystemAnswering:
     """An `Answering` that asks a system, in one conversation.
 
-    An answer is always generated whole, also one that is interrupted: the conversation is then cut to what was played.
+    An answer is always generated whole, also one that is interrupted: the conversation is then cut to the share of it
+    that was played, or had been generated.
 
     Args:
         omni: system that answers.
@@ -236,6 +238,8 @@ class PlayedAnswer:
     answer: TimedAnswer
     stretches: list[Stretch] = field(default_factory=list)
     """Stretches of it that were played, in their order."""
+    generated: float = 0.0
+    """Seconds of speech that had been generated when it ended or was cancelled."""
     stopped: float | None = None
     """Second at which the user's speech stopped it; None = it was not stopped while it was generated or played."""
 
@@ -294,10 +298,10 @@ class SimulatedSession:
         self._silences = 0  # number of times that waiting for the user's speech was begun or given up
         self._call(self._session.opened)
         if turn_detection is not None:
-            settings = {"type": "realtime", "audio": {"input": {"turn_detection": dict(turn_detection)}}}
-            self._call(self._session.receive, {"type": "session.update", "session": settings})
+            change = {"type": "realtime", "audio": {"input": {"turn_detection": dict(turn_detection)}}}
+            self._call(self._session.receive, {"type": "session.update", "session": change})
             if self.problems:
-                raise ValueError(f"--turn_detection {dict(turn_detection)}: {self.problems[0]}")
+                raise ValueError(f"--turn_detection {dict(turn_detection)}: {one_line(self.problems[0])}")
 
     def run(self, samples: np.ndarray, tail: float = 0.0) -> SimulatedDialog:
         """Play a recording to the session, and return what it said meanwhile.
@@ -378,6 +382,7 @@ class SimulatedSession:
 
     def _chunk(self, response_id: str, chunk: TimedChunk) -> None:
         if response_id in self._running:
+            self._answers[response_id].generated += len(chunk.samples) / self._answering.sample_rate
             self._call(self._session.chunk, response_id, chunk.text, chunk.samples)
 
     def _end(self, response_id: str, end: str) -> None:
@@ -388,7 +393,9 @@ class SimulatedSession:
 
     def _cancel(self, response_id: str) -> None:
         if response_id in self._running:
-            self._answers[response_id].stopped = self.now
+            answer = self._answers[response_id]
+            answer.stopped = self.now
+            self._answering.edit(Crop(response_id, answer.generated))  # no more would have been generated
             self._at(self.now, lambda: self._end(response_id, CANCELLED))
 
     def _wait_for_speech(self) -> None:

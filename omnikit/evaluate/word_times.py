@@ -12,7 +12,7 @@ import soxr
 
 from omnikit.encoders.whisper_weights import read_whisper
 from omnikit.evaluate.asr_judges import SILENT
-from omnikit.evaluate.baseline_recognisers import LANGUAGE, SAMPLE_RATE, WHISPER
+from omnikit.evaluate.baseline_recognisers import SAMPLE_RATE, WHISPER
 
 TEXT = "text"
 """Name of the word times that are estimated from the text, see `estimated_words`."""
@@ -53,9 +53,11 @@ class WhisperWords:
     Args:
         weights: name of an openai-whisper model, or a `.pt` file.
         device: device that it runs on.
+        language: language that is spoken, as openai-whisper names it.
     """
 
-    def __init__(self, weights: str, device: str = "cpu"):
+    def __init__(self, weights: str, device: str = "cpu", language: str = "en"):
+        self.language = language
         self.model = read_whisper(weights).to(device).eval()
         self.fp16 = self.model.device.type == "cuda"
 
@@ -66,7 +68,7 @@ class WhisperWords:
             return []
         if sample_rate != SAMPLE_RATE:
             samples = soxr.resample(samples, sample_rate, SAMPLE_RATE)
-        options = {"language": LANGUAGE, "temperature": 0.0, "fp16": self.fp16, "word_timestamps": True}
+        options = {"language": self.language, "temperature": 0.0, "fp16": self.fp16, "word_timestamps": True}
         found = self.model.transcribe(samples, verbose=None, **options)["segments"]
         words = [each for segment in found for each in segment.get("words", ())]
         return [Word(each["word"].strip(), float(each["start"]), float(each["end"])) for each in words]

@@ -183,6 +183,8 @@ class DuplexRun:
             first.model, decoding=self.hparams["decoding"], strategy=strategy, engine=first.decoder.engine,
             capacity=together * len(strategy.text_only),
         )  # fmt: skip
+        if self.hparams["generation_seconds"] == MEASURED:
+            omni.ask(torch.zeros(omni.model.encoder.sample_rate))  # for warming up
         with ThreadPoolExecutor(together) as pool:
             try:
                 found = [pool.submit(self._session, omni, item) for item in items]
@@ -250,8 +252,6 @@ class DuplexRun:
         """
         place = self._place(item)
         if not (place / RECORD).is_file():
-            if (place / OUTPUT).is_file():
-                return None  # of another program
             raise ValueError(f"{place}: has no {OUTPUT}; the same command without --rescore goes on")
         return _read(place / RECORD).get("skipped")
 
