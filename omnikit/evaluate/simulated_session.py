@@ -105,7 +105,7 @@ class TimedAnswer:
 
 
 class Answering(Protocol):
-    """What answers the questions of a simulated session; its methods may block."""
+    """Interface of a system that answers the questions of a simulated session; its methods may block."""
 
     sample_rate: int
     """Sample rate of answers in Hz."""
@@ -172,7 +172,7 @@ class _Queued:
         return self.begin + len(self.samples)
 
 
-class Player:
+class SimulatedPlayer:
     """A client's player on simulated time: speech is played after what came before it, and can be stopped."""
 
     def __init__(self) -> None:
@@ -246,7 +246,7 @@ class PlayedAnswer:
 
 @dataclass(frozen=True)
 class SimulatedDialog:
-    """What a user would have heard from a system while speaking the recording."""
+    """The speech that a user would have heard from a system while speaking the recording."""
 
     output: np.ndarray  # [n] int16 at RATE, on the recording's clock
     answers: list[PlayedAnswer]
@@ -282,7 +282,7 @@ class SimulatedSession:
         self.now = 0.0
         """Second of the simulated clock."""
         self.problems: list[str] = []
-        self._answering, self._player = answering, Player()
+        self._answering, self._player = answering, SimulatedPlayer()
         self._numbers = itertools.count()
         self._session = RealtimeSession(
             "system", settings, now=lambda: self.now, new_id=lambda kind: f"{kind}_{next(self._numbers)}",

@@ -184,7 +184,7 @@ class SuiteCode:
 
 
 class Output:
-    """What a system said to one recording: `output.wav`, and `output.json` with the times of its words.
+    """The speech of a system to one recording: `output.wav`, and `output.json` with the times of its words.
 
     Raises:
         ValueError: a file is missing or has another form.
@@ -232,7 +232,7 @@ class Output:
 
     @cached_property
     def record(self) -> dict[str, Any] | None:
-        """What happened in the simulated session; None if the output was not made by one."""
+        """Record of the simulated session; None if the output was not made by one."""
         path = self.folder / RECORD
         return json.loads(read_text(path)) if path.is_file() else None
 
