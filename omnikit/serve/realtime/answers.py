@@ -10,26 +10,12 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import soxr
-import torch
 
-from omnikit.conversation import TASK_OF, Conversation
 from omnikit.generate import Question, QueueFull, Request
 from omnikit.serve import bridge
 from omnikit.serve.metrics import Metrics
-from omnikit.serve.realtime.actions import (
-    RATE,
-    Crop,
-    Forget,
-    Remember,
-    SpokenQuestion,
-    StartAnswer,
-    Transcribe,
-    Usage,
-    WrittenQuestion,
-)
-from omnikit.serve.serving import steps_of
-from omnikit.streaming import LOW_LATENCY
+from omnikit.serve.realtime.actions import Crop, Forget, Remember, SpokenQuestion, StartAnswer, Transcribe, Usage
+from omnikit.serve.realtime.session_conversation import SessionConversation
 
 if TYPE_CHECKING:
     from omnikit.api import Omni
@@ -87,7 +73,7 @@ class RunningAnswers:
 
     def __init__(self, omni: Omni, metrics: Metrics, reports: Reports, *, seconds: float):
         self._omni, self._metrics, self._reports, self._seconds = omni, metrics, reports, seconds
-        self._conversation: Conversation | None = omni.conversation()
+        self._conversation = SessionConversation(omni, seconds=seconds)
         self._running: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._edits: set[asyncio.Task[None]] = set()
@@ -133,7 +119,7 @@ class RunningAnswers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._conversation = None  # its KV cache is freed now, not at the next garbage collection
+        self._conversation.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -160,30 +146,9 @@ class RunningAnswers:
 
     async def _submit(self, answer: StartAnswer, cancel: threading.Event) -> Request:
         if not answer.remembered:
-            return await bridge.in_thread(self._submit_alone, answer, cancel, pool=bridge.QUESTIONS)
+            return await bridge.in_thread(self._conversation.submit, answer, cancel, pool=bridge.QUESTIONS)
         async with self._turns:
-            return await bridge.in_thread(self._submit_turn, answer, cancel, pool=bridge.QUESTIONS)
-
-    def _submit_turn(self, answer: StartAnswer, cancel: threading.Event) -> Request:
-        text = answer.question.text if isinstance(answer.question, WrittenQuestion) else None
-        return self._conversation.submit(
-            self._question(answer.question), speak=answer.speak, key=answer.response_id, text=text,
-            max_steps=steps_of(self._omni, answer.max_steps), mode=LOW_LATENCY, cancel=cancel, time_limit=self._seconds,
-        )  # fmt: skip
-
-    def _submit_alone(self, answer: StartAnswer, cancel: threading.Event) -> Request:
-        task = TASK_OF[isinstance(answer.question, SpokenQuestion), answer.speak]
-        sound = LOW_LATENCY if answer.speak else None
-        return self._omni.submit(
-            task, self._question(answer.question), sound=sound, max_steps=steps_of(self._omni, answer.max_steps),
-            cancel=cancel, time_limit=self._seconds,
-        )  # fmt: skip
-
-    def _question(self, question: SpokenQuestion | WrittenQuestion) -> Question:
-        if isinstance(question, WrittenQuestion):
-            return self._omni.written_question(question.text)
-        wav = soxr.resample(question.samples, RATE, self._omni.model.encoder.sample_rate)
-        return self._omni.spoken_question(torch.from_numpy(wav))
+            return await bridge.in_thread(self._conversation.submit, answer, cancel, pool=bridge.QUESTIONS)
 
     async def _follow(self, key: str, running: _Running, measure: Callable[[int, int], None]) -> str:
         """Report the chunks of an answer, and return the reason why it ended."""
@@ -200,22 +165,7 @@ class RunningAnswers:
 
     async def _edit(self, edit: Crop | Forget | Remember) -> None:
         async with self._turns:
-            try:
-                await bridge.in_thread(self._edited, edit, pool=bridge.QUESTIONS)
-            except KeyError:  # a turn that the conversation never remembered, or dropped at its limit
-                pass
-            except ValueError as error:  # its message may quote the client's text, which is not logged
-                _logger.warning("Realtime session: %s failed: %s", type(edit).__name__.lower(), type(error).__name__)
-            except Exception:
-                _logger.exception("Realtime session: %s failed", type(edit).__name__.lower())
-
-    def _edited(self, edit: Crop | Forget | Remember) -> None:
-        if isinstance(edit, Crop):
-            self._conversation.crop(edit.seconds, key=edit.response_id)
-        elif isinstance(edit, Forget):
-            self._conversation.forget(edit.key)
-        else:
-            self._conversation.remember(edit.key, edit.question, edit.answer)
+            await bridge.in_thread(self._conversation.edit, edit, pool=bridge.QUESTIONS)
 
     async def _transcribe(self, action: Transcribe) -> None:
         try:
@@ -238,7 +188,8 @@ class RunningAnswers:
         if features is not None:
             question = Question(features=features)
         else:
-            question = await bridge.in_thread(self._question, SpokenQuestion(action.samples), pool=bridge.QUESTIONS)
+            spoken = SpokenQuestion(action.samples)
+            question = await bridge.in_thread(self._conversation.question, spoken, pool=bridge.QUESTIONS)
         return self._omni.submit("A1T1", question, low_priority=True, time_limit=self._seconds)
 
 
