@@ -2,6 +2,7 @@
 # make demo DEVICE=cuda  the same on a GPU
 # make test      check the style and run the quick tests; lists the tests left to test-all
 # make test-all  run all tests
+# make fuzz      send random calls and messages to a server, for SECONDS=300 each; SEED=19 are those of make test
 # make docs      build the documentation as a site in site/, with strict checks
 # make wheel     build the package in dist/
 # Each target sets up .venv first and needs only Python 3.11, pip and make.
@@ -10,8 +11,10 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 WORKERS ?= 2
+SECONDS ?= 300
+SEED ?= 19
 
-.PHONY: help demo test test-all docs wheel lint install install-dev clean
+.PHONY: help demo test test-all fuzz docs wheel lint install install-dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +28,10 @@ test: lint
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
+
+fuzz: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 OMNIKIT_FUZZ_SECONDS=$(SECONDS) OMNIKIT_FUZZ_SEED=$(SEED) $(RUN) -m pytest -q -rP \
+		tests/serve/test_openapi.py tests/serve/clients/test_mutations.py
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict

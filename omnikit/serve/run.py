@@ -197,6 +197,13 @@ def _log_to_stderr() -> None:
         log.handlers, log.propagate = [handler], False
 
 
+def _milder(record: logging.LogRecord) -> bool:
+    """Log text of a client that is not UTF-8 as a warning of one line; uvicorn logs it as an error with its stack."""
+    if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+        record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
+    return True
+
+
 class Server(uvicorn.Server):
     """A uvicorn server that at the first signal finishes what runs, and at the second ends at once.
 
@@ -214,6 +221,7 @@ class Server(uvicorn.Server):
             ssl_keyfile=settings.ssl_keyfile,
         )  # fmt: skip
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_milder)
         self.serving, self.sock = serving, sock
         self.signal = 0
         """Number of the last signal."""

@@ -1,0 +1,128 @@
+"""Many requests at once, a third of them malformed or cut off: each answer as if alone, and nothing is left behind."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from omnikit.api import Omni
+from omnikit.serve.serving import Serving
+from omnikit.serve.settings import ServerSettings
+from tests.serve.conftest import NAME, running, wait_for
+from tests.serve.many_requests import BROKEN, PATIENCE, TOLERANCES, WELL_FORMED, call
+from tests.serve.watched_server import FIGURES, add_figures
+
+STEPS = 24
+"""Maximum number of decode steps of an answer."""
+AT_ONCE = 8
+"""Number of clients that send requests at the same time."""
+BUSY = ("waiting", "slots", "sessions", "requests")
+"""Figures that are 0 when nobody is served."""
+GROWTH = 1.05
+
+
+def figures(url: str, query: str = "") -> dict:
+    return call(url, FIGURES + query, method="GET").json
+
+
+def at_rest(url: str, before: dict | None = None) -> dict:
+    """Return the server's figures once it serves nobody, and holds no more files and threads than before.
+
+    Args:
+        before: earlier figures.
+    """
+    most = {name: before[name] for name in ("files", "threads")} if before else {}
+
+    def rests() -> bool:
+        now = figures(url)
+        return not any(now[name] for name in BUSY) and all(now[name] <= most[name] for name in most)
+
+    wait_for(rests, PATIENCE)
+    return figures(url, "?trim=true")
+
+
+def plan(number: int, draw: random.Random) -> list[str]:
+    """Return the names of some requests in random order, a third of them broken; each occurs as often as others."""
+    broken = number // 3
+    names = [*cycled(list(BROKEN), broken, draw), *cycled(list(WELL_FORMED), number - broken, draw)]
+    draw.shuffle(names)
+    return names
+
+
+def cycled(names: list[str], number: int, draw: random.Random) -> list[str]:
+    draw.shuffle(names)
+    return (names * (number // len(names) + 1))[:number]
+
+
+def check_requests(url: str, number: int, draw: random.Random) -> list[dict]:
+    """Send requests in two halves, check all answers, and return the server's figures before, between and after."""
+    halves = plan(number // 2, draw), plan(number - number // 2, draw)
+    alone = {name: ask(url) for name, ask in WELL_FORMED.items() if name in halves[0] + halves[1]}
+
+    def send(name: str) -> str | None:
+        """Send a request, and return what is wrong with its answer."""
+        try:
+            if name in BROKEN:
+                BROKEN[name](url)
+            elif not (found := WELL_FORMED[name](url)).like(alone[name], TOLERANCES.get(name, 2 / 32768)):
+                return f"{name}: {found} instead of {alone[name]}"
+        except Exception as error:  # of any kind, so that all are reported
+            return f"{name}: {error!r}"
+        return None
+
+    found = [at_rest(url)]
+    for half in halves:
+        began = time.monotonic()
+        with ThreadPoolExecutor(AT_ONCE) as clients:
+            wrong = [each for each in clients.map(send, half) if each]
+        assert not wrong, "\n".join(wrong)
+        found.append(at_rest(url, found[0]) | {"seconds": time.monotonic() - began})
+    assert found[0]["left"] == found[1]["left"] == found[2]["left"]
+    metrics = call(url, "/metrics", method="GET").body.decode()
+    assert not re.findall(r'^omnikit_http_responses_total\{status="5..".*', metrics, re.MULTILINE)
+    return found
+
+
+def test_some_requests(omni, caplog):
+    system = Omni(omni.model, decoding=replace(omni.decoding, max_steps=STEPS), engine=omni.decoder.engine)
+    with running(Serving(ServerSettings(port=0, request_seconds=PATIENCE), {NAME: system}), add_figures) as server:
+        check_requests(server.url, 40, random.Random(1))
+    system.close()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@contextmanager
+def watched(log: Path) -> Iterator[str]:
+    """Context manager that runs a server in a process of its own, and gives its address."""
+    command = [sys.executable, "-m", "tests.serve.watched_server", str(STEPS), str(PATIENCE)]
+    root = Path(__file__).parents[2]
+    with log.open("w") as errors, subprocess.Popen(command, stdout=-1, stderr=errors, text=True, cwd=root) as process:
+        try:
+            yield process.stdout.readline().split()[0]
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+@pytest.mark.long
+def test_many_requests(tmp_path, capsys):
+    log = tmp_path / "log"
+    with watched(log) as url:
+        before, first, second = check_requests(url, 500, random.Random(2))
+    with capsys.disabled():
+        for name, found in (("before", before), ("first half", first), ("second half", second)):
+            print(name, found)
+    assert not second["left"]
+    assert second["memory"] <= GROWTH * first["memory"]
+    assert "Traceback" not in log.read_text() and " ERROR " not in log.read_text()
