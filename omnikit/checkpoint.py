@@ -30,7 +30,7 @@ from omnikit.hparams.yaml_limits import MOST_BYTES
 from omnikit.hparams.yaml_tree import read_tree_text, write_tree
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.llms.build_modes import SKELETON_DTYPE, for_inference, skeletons
-from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, opened_once
+from omnikit.llms.tokenizers import SEVERAL, TOKENIZER_FILES, check_same_ids, opened_once
 from omnikit.model import OmniLM
 from omnikit.old_names import with_new_paths
 from omnikit.public_weights import KEY as PUBLIC
@@ -210,8 +210,8 @@ def restore(model: OmniLM, folder: str | Path) -> None:
     gives one, else as `load` finds them.
 
     Raises:
-        ValueError: the checkpoint was trained with other parts; the message names them. Or public weights are missing
-            or others than the checkpoint names.
+        ValueError: the checkpoint was trained with other parts; the message names them. Or with another tokenizer, whose
+            ids mean other texts. Or public weights are missing or others than the checkpoint names.
     """
     folder = existing(folder)
     trained, source = _hparams(folder), str(folder / HPARAMS)
@@ -221,9 +221,17 @@ def restore(model: OmniLM, folder: str | Path) -> None:
     other = [f"{part} is {there} there and {here} here" for part, (there, here) in differences.items()]
     if other:
         raise ValueError(f"checkpoint {folder} was trained with other parts: {'; '.join(other)}")
+    _check_tokenizer(model, folder, read_tree_text(trained, source)["llm"].get("tokenizer"))
     own = {kind: getattr(model, kind).weights for kind in public}
     _load_public(model, public, {kind: path for kind, path in own.items() if path and not is_public(path)}, source)
     load_into(model, _checked_file(folder, FILE_NAME), without=public)
+
+
+def _check_tokenizer(model: OmniLM, folder: Path, name: str | None) -> None:
+    """Refuse a checkpoint that names another tokenizer than the model's; ids of a text would differ, but not shapes."""
+    if name is None:
+        return
+    check_same_ids(model.llm.tokenizer, str(_tokenizer_of(folder, name)), f"checkpoint {folder}")
 
 
 def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:

@@ -102,6 +102,24 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()[:32]
 
 
+def check_same_ids(tokenizer: Tokenizer, path: str, weights: str) -> None:
+    """Check that weights fit a tokenizer, by the one that was saved with them.
+
+    With another one of the same size all shapes fit, but ids stand for other texts, and the weights are worth nothing.
+
+    Args:
+        tokenizer: tokenizer of the model that takes the weights.
+        path: path of the tokenizer with which they were trained, see `open_tokenizer`.
+        weights: the weights' name in the error.
+
+    Raises:
+        ValueError: the ids of the two tokenizers stand for different texts.
+    """
+    there, here = vocabulary_of(open_tokenizer(path)), vocabulary_of(tokenizer)
+    if there != here:
+        raise ValueError(f"{weights}: trained with another tokenizer ({there}; here {here}); use --llm.tokenizer {path}")
+
+
 def beside(weights: str | None, otherwise: str) -> str:
     """Return the path of the tokenizer that belongs to a model's weights, for part files.
 

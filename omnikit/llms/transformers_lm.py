@@ -6,6 +6,7 @@ For inference, models of Llama's kind are computed without transformers, see `om
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from omnikit.llms.configs import make_config, with_layers
 from omnikit.llms.llama import KeyValues, LlamaConfig, Trunk
 from omnikit.llms.lora import add_lora, train_lora_alone
 from omnikit.llms.pretrained import read_transformers
-from omnikit.llms.tokenizers import open_tokenizer
+from omnikit.llms.tokenizers import SentencePieceTokenizer, check_same_ids, open_tokenizer
 from omnikit.llms.transformers_trunk import embedding_scale, finish_logits, finishes_logits, run, take_norm
 from omnikit.part_sizes import PUBLISHED
 from omnikit.public_weights import located
@@ -118,8 +119,16 @@ class TransformersLM(_OnTrunk, Backbone):
             train_lora_alone(self)
 
     def load_weights(self) -> None:
-        """Load weights from safetensors or from a folder in the format of transformers, see `Part.load_weights`."""
+        """Load weights from safetensors or from a folder in the format of transformers, see `Part.load_weights`.
+
+        Raises:
+            ValueError: the folder holds a sentencepiece tokenizer with other ids than the model's.
+        """
         weights = located(self.weights)
+        if weights is not None and isinstance(self.tokenizer, SentencePieceTokenizer):
+            saved = Path(weights) / self.tokenizer.file_name
+            if saved.is_file():
+                check_same_ids(self.tokenizer, str(saved), f"llm.weights {weights}")
         if weights is None or not holds_transformers(weights):
             return super().load_weights()
         read_transformers(weights, self.config, trunk=self.trunk, norm=self.norm, head=self.lm_head)

@@ -211,6 +211,15 @@ def test_weights_of_other_parts_are_refused_by_name(folder, tiny, model):
         checkpoint.restore(tiny({}, {"llm.config.intermediate_size": 24}), folder)
 
 
+def test_weights_trained_with_another_tokenizer_are_refused(folder, tiny):
+    """Their shapes may fit, but their ids stand for other texts."""
+    shutil.copy(checkpoint.PRETRAINED / "mini" / "tokenizer.model", folder)
+    with pytest.raises(ValueError, match=r"stage: trained with another tokenizer \(.*use --llm.tokenizer .*model$"):
+        checkpoint.restore(tiny(), folder)
+    with pytest.raises(ValueError, match="^llm.weights .*stage: trained with another tokenizer"):
+        tiny({}, {"llm.weights": str(folder)}).llm.load_weights()
+
+
 def test_another_size_of_a_part_is_named(tiny):
     published = tiny().recipe
     other = published.replace("  codebook_size: 256", "  codebook_size: 256\n  size: tiny")

@@ -34,6 +34,8 @@ MINI, WHISPER_BASE = "mini", "whisper_base"
 """Choices of `--ears`: the mini encoder, trained on the other speakers, or Whisper base, frozen."""
 MINI_WHISPER = "mini_whisper"
 """Name of the shipped system with Whisper base, from which training with it starts if none is given."""
+TOKENIZER = "tokenizer.model"
+"""Name of the file with the tokenizer in the checkpoint of a mini system."""
 START = "start"
 """Name of the folder of the system that takes its place where it is not installed."""
 
@@ -78,7 +80,7 @@ def steps(fold: Fold, options: argparse.Namespace) -> Iterator[tuple[Path, list[
     yield (
         asr / "model.safetensors",
         ["train.py", "hparams/train.yaml", *more, *own, f"--output_folder={asr}", f"--initial_weights={initial}",
-         *shlex.split(options.train_flags)],
+         f"--llm.tokenizer={initial / TOKENIZER}", *shlex.split(options.train_flags)],
     )  # fmt: skip
     yield (
         fold.scores,
