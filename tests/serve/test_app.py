@@ -335,7 +335,7 @@ def test_names_of_models(serving, omni):
 
 
 def test_a_question_is_at_most_as_long_as_the_encoder_takes(client, omni, monkeypatch):
-    """What the encoder would refuse is refused before it is encoded, with the encoder's limit, in REST and Realtime."""
+    """Check that REST and Realtime refuse before it is encoded what the encoder would refuse, and name its limit."""
     monkeypatch.setattr(omni.model.encoder, "max_seconds", 0.5, raising=False)
     monkeypatch.setattr(omni.decoder, "submit", lambda *_, **__: pytest.fail("submitted"))
     served = client()
