@@ -121,7 +121,7 @@ def _add_errors(app: FastAPI, serving: Serving) -> None:
     async def http_error(request: Request, error: HTTPException) -> Response:
         return respond(Refusal(error.status_code, str(error.detail), headers=error.headers))
 
-    @app.exception_handler(Exception)  # of the few calls that `Limits` lets pass
+    @app.exception_handler(Exception)  # called for all, but `Limits` has answered most of them before
     async def failed(request: Request, error: Exception) -> Response:
         serving.metrics.failed("request", error)
         return respond(internal_error())

@@ -36,7 +36,7 @@ class Limits:
     - A body larger than `max_body_mib` is refused with 413: at once if its header says so, else while it arrives.
     - A request whose body is missing after `request_seconds` is refused with 408, one whose response has not begun
       after twice that time with 503. A response ends that is not finished twice that time after it began.
-    - An error of the application is answered with 500, and passed on to be logged.
+    - An error of the application is answered with 500, and passed on to be counted and logged.
     - A response of which the client has not read anything for `send_buffer_seconds` is ended.
 
     Args:
@@ -83,7 +83,6 @@ class _Limited:
             if isinstance(error, TimeoutError) and self.timer.expired():
                 return await self._end_late()
             if not self.started:  # Starlette would answer outside of all other middlewares, without their headers
-                self.metrics.failed("request", error)
                 await self.refuse(internal_error())
             raise
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from omnikit.api import Omni
+from omnikit.serve.client_limits import ClientLimits
 from omnikit.serve.metrics import Metrics
 from omnikit.serve.refusals import Refusal, busy
-from omnikit.serve.room import Room
 from omnikit.serve.settings import ServerSettings
 
 OPENAI_NAME = re.compile(r"(gpt|chatgpt|tts|whisper|o\d)[\w.-]*", re.ASCII)
@@ -52,8 +52,8 @@ class Serving:
         """Whether the server is about to end: it finishes what runs, and accepts nothing new."""
         self.running: set[Stoppable] = set()
         """HTTP requests that are being answered."""
-        self._session_room = Room("sessions", settings.max_sessions, settings.max_sessions_per_client)
-        self._request_room = Room("requests", settings.max_requests, settings.max_requests_per_client)
+        self._open_sessions = ClientLimits("sessions", settings.max_sessions, settings.max_sessions_per_client)
+        self._open_requests = ClientLimits("requests", settings.max_requests, settings.max_requests_per_client)
         self._waiters: set[asyncio.Future[None]] = set()
         for name, omni in self.systems.items():
             self._watch(name, omni)
@@ -89,7 +89,7 @@ class Serving:
     @property
     def sessions(self) -> int:
         """Number of open Realtime sessions."""
-        return len(self._session_room)
+        return len(self._open_sessions)
 
     @contextmanager
     def admit_session(self, client: str) -> Iterator[None]:
@@ -102,7 +102,7 @@ class Serving:
             Refusal: the server is about to end, or the maximum number of sessions is open.
         """
         try:
-            with self._taken(self._session_room, client):
+            with self._taken(self._open_sessions, client):
                 self.metrics.sessions.set(self.sessions)
                 yield
         finally:
@@ -119,7 +119,7 @@ class Serving:
         Raises:
             Refusal: the server is about to end, or the maximum number of requests is being answered.
         """
-        with self._taken(self._request_room, client):
+        with self._taken(self._open_requests, client):
             self.running.add(request)
             try:
                 yield
@@ -127,16 +127,16 @@ class Serving:
                 self.running.discard(request)
 
     @contextmanager
-    def _taken(self, room: Room, client: str) -> Iterator[None]:
+    def _taken(self, limits: ClientLimits, client: str) -> Iterator[None]:
         """Context manager that takes a place, and counts a refusal."""
         if self.draining:
             self.metrics.refused("draining")
             raise draining()
         with ExitStack() as stack:
             try:
-                stack.enter_context(room.taken(client))
+                stack.enter_context(limits.taken(client))
             except Refusal:
-                self.metrics.refused(room.what)
+                self.metrics.refused(limits.what)
                 raise
             yield
 

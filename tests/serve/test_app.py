@@ -231,7 +231,7 @@ def test_requests_are_bounded_in_all_and_per_client(app_client):
     with serving.admit_request("10.0.0.2", None), serving.admit_request("10.0.0.3", None):
         assert statuses(3, "10.0.0.1") == [200, 503, 503]
         assert served.get("/health").status_code == served.get("/metrics").status_code == 200
-    assert serving.idle and not serving._request_room._open
+    assert serving.idle and not serving._open_requests._open
     assert 'omnikit_refusals_total{reason="requests"} 4.0' in served.get("/metrics").text
 
 
@@ -335,7 +335,7 @@ def test_names_of_models(serving, omni):
 
 
 def test_a_question_is_at_most_as_long_as_the_encoder_takes(client, omni, monkeypatch):
-    """What the encoder would refuse is refused before it is encoded, with the encoder's limit, in REST and Realtime."""
+    """Check that REST and Realtime refuse before it is encoded what the encoder would refuse, and name its limit."""
     monkeypatch.setattr(omni.model.encoder, "max_seconds", 0.5, raising=False)
     monkeypatch.setattr(omni.decoder, "submit", lambda *_, **__: pytest.fail("submitted"))
     served = client()
@@ -360,7 +360,7 @@ def test_sessions_are_bounded_in_all_and_per_client(serving):
                 pass
             assert refused.value.status == 503 and refused.value.headers["Retry-After"]
             assert (found.sessions, found.idle) == (3, False)
-    assert (found.sessions, found.idle, len(found._session_room._open)) == (0, True, 0)
+    assert (found.sessions, found.idle, len(found._open_sessions._open)) == (0, True, 0)
 
 
 def test_sessions_are_told_that_the_server_drains(serving):

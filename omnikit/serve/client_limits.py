@@ -1,4 +1,4 @@
-"""Room for what clients have open at the same time: a maximum in all, and one for each client."""
+"""Limits of what clients have open at the same time: a maximum in all, and one for each client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from omnikit.serve.refusals import busy, too_many
 
 
-class Room:
+class ClientLimits:
     """A count of what each client has open, with a maximum in all and one for each client.
 
     Args:
