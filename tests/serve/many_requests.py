@@ -29,6 +29,8 @@ TEXT = "what is two plus two"
 RECORDING = QUESTION.read_bytes()
 SOUND = base64.b64encode(RECORDING).decode()
 RATE = 24000
+OPTIONS = {"open_timeout": PATIENCE, "close_timeout": PATIENCE, "ping_interval": None, "compression": None}
+"""Options of the WebSockets; a busy machine is no reason to end one."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class Client:
 @contextmanager
 def session(url: str, detection: dict | None = None) -> Iterator[Client]:
     """Open a Realtime session, with push to talk unless a turn detection is given."""
-    with connect(url.replace("http", "ws") + "/v1/realtime", open_timeout=PATIENCE, compression=None) as opened:
+    with connect(url.replace("http", "ws") + "/v1/realtime", **OPTIONS) as opened:
         client = Client(opened)
         client.until("session.created")
         settings = {"type": "realtime", "audio": {"input": {"turn_detection": detection}}}

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,8 +23,13 @@ from tests.serve.conftest import NAME, running, wait_for
 from tests.serve.many_requests import BROKEN, PATIENCE, TOLERANCES, WELL_FORMED, call
 from tests.serve.watched_server import FIGURES, add_figures
 
-STEPS = 24
+STEPS = 16
 """Maximum number of decode steps of an answer."""
+QUICK = (
+    "speech as wav", "speech as mp3", "transcription as events", "dialog", "spoken answer as events", "published",
+    "Realtime, written", "Realtime, detected",
+)  # fmt: skip
+"""Well-formed requests of the quick test, at least one of each call."""
 AT_ONCE = 8
 """Number of clients that send requests at the same time."""
 BUSY = ("waiting", "slots", "sessions", "requests")
@@ -52,10 +57,10 @@ def at_rest(url: str, before: dict | None = None) -> dict:
     return figures(url, "?trim=true")
 
 
-def plan(number: int, draw: random.Random) -> list[str]:
+def plan(number: int, kinds: Collection[str], draw: random.Random) -> list[str]:
     """Return the names of some requests in random order, a third of them broken; each occurs as often as others."""
     broken = number // 3
-    names = [*cycled(list(BROKEN), broken, draw), *cycled(list(WELL_FORMED), number - broken, draw)]
+    names = [*cycled(list(BROKEN), broken, draw), *cycled(list(kinds), number - broken, draw)]
     draw.shuffle(names)
     return names
 
@@ -65,10 +70,17 @@ def cycled(names: list[str], number: int, draw: random.Random) -> list[str]:
     return (names * (number // len(names) + 1))[:number]
 
 
-def check_requests(url: str, number: int, draw: random.Random) -> list[dict]:
-    """Send requests in two halves, check all answers, and return the server's figures before, between and after."""
-    halves = plan(number // 2, draw), plan(number - number // 2, draw)
-    alone = {name: ask(url) for name, ask in WELL_FORMED.items() if name in halves[0] + halves[1]}
+def check_requests(url: str, number: int, draw: random.Random, kinds: Collection[str] = WELL_FORMED) -> list[dict]:
+    """Send requests in two halves, check all answers, and return the server's figures before, between and after.
+
+    Args:
+        url: address of a watched server.
+        number: number of requests.
+        draw: random generator of their order.
+        kinds: names of the well-formed ones.
+    """
+    halves = plan(number // 2, kinds, draw), plan(number - number // 2, kinds, draw)
+    alone = {name: WELL_FORMED[name](url) for name in kinds}
 
     def send(name: str) -> str | None:
         """Send a request, and return what is wrong with its answer."""
@@ -97,7 +109,7 @@ def check_requests(url: str, number: int, draw: random.Random) -> list[dict]:
 def test_some_requests(omni, caplog):
     system = Omni(omni.model, decoding=replace(omni.decoding, max_steps=STEPS), engine=omni.decoder.engine)
     with running(Serving(ServerSettings(port=0, request_seconds=PATIENCE), {NAME: system}), add_figures) as server:
-        check_requests(server.url, 40, random.Random(1))
+        check_requests(server.url, 40, random.Random(1), QUICK)
     system.close()
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 

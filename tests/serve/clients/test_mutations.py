@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.serve.fuzzing import rounds
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 BATCH = 20
 """Number of messages between two looks at whether the session still answers."""
 AUDIO = base64.b64encode(bytes(9600)).decode()
@@ -92,7 +92,7 @@ def test_mutated_messages(serve, caplog):
     server, sent = serve(idle_seconds=30.0, max_items=40), 0
     headers = {"Authorization": f"Bearer {server.token}"}
     for draw in rounds(8.0):
-        with connect(f"{server.websocket}?model=mini", additional_headers=headers) as socket:
+        with connect(f"{server.websocket}?model=mini", additional_headers=headers, ping_interval=None) as socket:
             items: list[str] = []
             try:
                 for batch in range(10):
