@@ -37,6 +37,7 @@ def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]], mean
         "groups": {group["name"]: group["ids"] for group in hparams["groups"]},
         "batch_size": hparams["batch_size"],
         "folder": folder,
+        "language": hparams["language"],
     }
     wanted = splits(hparams)
     respond, name = open_system(hparams, recipe.run_opts.get("device", "cpu"))
@@ -80,4 +81,4 @@ def open_system(hparams: dict[str, Any], device: str) -> tuple[Respond, dict[str
         raise ValueError(f"--baseline {baseline}: is scored in place of a system; leave out --checkpoint {checkpoint}")
     weights = hparams["baseline_weights"]
     name = {"baseline": baseline if weights is None else f"{baseline}, weights {weights}"}
-    return by_recogniser(open_baseline(baseline, weights, device)), name
+    return by_recogniser(open_baseline(baseline, weights, device), hparams["language"]), name

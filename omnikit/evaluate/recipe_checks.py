@@ -23,7 +23,7 @@ from omnikit.option_ranges import (
 RANGES = {
     **dict.fromkeys(("output_folder", "cache_folder", "manifest", "normalizer", "judge", "judge_normalizer"), PATH),
     **dict.fromkeys(("checkpoint", "baseline", "baseline_weights", "grammar_file", "judge_weights"), PATH_OR_NONE),
-    **dict.fromkeys(("mos", "mos_source", "judged_split", "training"), PATH_OR_NONE),
+    **dict.fromkeys(("mos", "mos_source", "judged_split", "training", "language"), PATH_OR_NONE),
     **dict.fromkeys(("judge_url", "judge_model", "judge_key", "baseline_llm", "versa"), PATH_OR_NONE),
     "batch_size": COUNT,
     "limit": COUNT_OR_NONE,

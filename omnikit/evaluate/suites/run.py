@@ -15,7 +15,6 @@ from omnikit import __version__
 from omnikit.errors import ArgumentParser
 from omnikit.evaluate.intelligibility import POCKETSPHINX, check_judge, open_judge
 from omnikit.evaluate.mos import check_mos, open_mos
-from omnikit.evaluate.qa import some
 from omnikit.evaluate.recipe_checks import check_evaluation
 from omnikit.evaluate.suites.answering import (
     ANSWERS,
@@ -31,7 +30,7 @@ from omnikit.evaluate.suites.answering import (
     wait_for_answers,
 )
 from omnikit.evaluate.suites.cascade import cascade
-from omnikit.evaluate.suites.items import SuiteItem, chosen_sets, read_items, write_items
+from omnikit.evaluate.suites.items import SuiteItem, chosen_sets, read_items, some_items, write_items
 from omnikit.evaluate.suites.judges import LLMJudge
 from omnikit.evaluate.suites.spoken_answers import naturalness, speech_metrics, to_versa, truncation, versa_metrics
 from omnikit.evaluate.suites.stored_outputs import Measure, StoredOutputs
@@ -134,7 +133,7 @@ class SuiteRun:
             raise ValueError(f"--rescore {hparams['rescore']}: must be true or false")
         self.data = read_items(hparams["data_folder"], suite.name, suite.layout)
         names = chosen_sets(self.data.sets, hparams["sets"])
-        self.sets = {name: some(self.data.of(name), hparams["limit"]) for name in names}
+        self.sets = {name: some_items(self.data.of(name), hparams["limit"]) for name in names}
         self.items = [item for items in self.sets.values() for item in items]
         self.normalize = normalizer(hparams["judge_normalizer"])
         self.llm = llm_judge(hparams, self.folder / JUDGEMENTS)
@@ -246,7 +245,7 @@ class SuiteRun:
 
     def _summary(self, found: Mapping[str, Sequence[Metric]]) -> list[Metric]:
         """Return the suite's figures over all sets; they are open if one of the published sets is not among them."""
-        missing = [name for name in self.suite.sets if name not in found]
+        missing = [name for name in self.suite.sets if name not in found and not self.suite.partial_summary]
         note = f"open: without {', '.join(missing)}"
         return [replace(each, value=None, note=note) if missing else each for each in self.suite.summary(found)]
 
@@ -316,7 +315,7 @@ def listeners(hparams: Mapping[str, Any], device: str) -> dict[str, tuple[str, C
 
         def recogniser() -> Measure:
             opened = open_judge(judge, grammar, weights, device)
-            return lambda wav, rate, language: opened.transcribe(wav, rate)
+            return lambda wav, rate, language: opened.transcribe(wav, rate, language)
 
         found[TRANSCRIPTS] = (name, recogniser)
     if hparams["mos"] is not None:

@@ -45,10 +45,11 @@ def ctc_folder(tmp_path_factory) -> str:
     return write_ctc(tmp_path_factory.mktemp("ctc"))
 
 
-def test_whisper_is_its_own_decoder(whisper_file):
-    found = open_baseline("whisper_small", whisper_file).transcribe(sounds())
+@pytest.mark.parametrize("language", ["en", "zh-CN", ""])
+def test_whisper_is_its_own_decoder(whisper_file, language):
+    found = open_baseline("whisper_small", whisper_file).transcribe(sounds(), language)
     model = whisper.load_model(whisper_file, device="cpu")
-    options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
+    options = whisper.DecodingOptions(language=language[:2] or None, without_timestamps=True, fp16=False)
     mels = [whisper.log_mel_spectrogram(whisper.pad_or_trim(wav)) for wav in sounds()]
     assert found == [whisper.decode(model, mel, options).text.strip() for mel in mels]
     assert any(found)
@@ -66,6 +67,19 @@ def test_whisper_reads_all_of_a_long_recording(whisper_file, monkeypatch):
     short = baseline.transcribe(sounds()[:1])
     assert baseline.transcribe([torch.zeros(31 * 16000), sounds()[0]]) == ["long", *short]
     assert heard == [31 * 16000]
+
+
+def test_whisper_is_told_the_language_of_each_recording(whisper_file, tmp_path):
+    save_audio(tmp_path / "a.wav", sounds()[0], 16000)
+    recording = Recording("a", path=str(tmp_path / "a.wav"))
+    entries = [ManifestEntry(name, "text", a1=recording, language=name[:-1]) for name in ("de1", "2", "de3", "fr4")]
+    baseline, told = open_baseline("whisper_small", whisper_file), []
+    baseline.transcribe = lambda wavs, language: told.append((language, len(wavs))) or [language] * len(wavs)
+    found, _ = gather(by_recogniser(baseline, "en"), TASKS["A1T1"], entries, batch_size=4)
+    assert told == [("de", 2), ("en", 1), ("fr", 1)]
+    assert {name: reply.text for name, reply in found.items()} == {"de1": "de", "2": "en", "de3": "de", "fr4": "fr"}
+    with pytest.raises(ValueError, match="language 'xx': Whisper does not recognise it"):
+        open_baseline("whisper_small", whisper_file).transcribe(sounds()[:1], "xx")
 
 
 def test_wav2vec2_is_the_best_label_of_each_frame(ctc_folder):
