@@ -11,11 +11,13 @@ import pytest
 from omnikit.evaluate.suites import openaudiobench as oab
 from omnikit.evaluate.suites.answering import StoredAnswer
 from omnikit.evaluate.suites.items import SuiteItems, write_items
+from omnikit.evaluate.suites.run import evaluate_suite
 from omnikit.evaluate.suites.suite import NEEDS_JUDGE, Metric
 from tests.suites import openaudiobench_miniature as miniature
+from tests.suites.conftest import ROOT
 from tests.suites.scripted_judge import ScriptedJudge
 
-PROMPTS = Path("recipes/OpenAudioBench/prompts").absolute()
+PROMPTS = ROOT / "recipes" / "OpenAudioBench" / "prompts"
 CORRECT, WRONG = '{"analysis": "so", "judgment": "correct"}', '{"analysis": "so", "judgment": "incorrect"}'
 
 
@@ -102,3 +104,18 @@ def test_another_version_is_refused(suite: oab.OpenAudioBench, tmp_path: Path) -
     table.write_text("Questions,Answer,audio_filename\na,b\n")
     with pytest.raises(ValueError, match="line 2 has more or fewer fields"):
         list(suite.read(tmp_path))
+
+
+@pytest.mark.long
+def test_the_shipped_system_end_to_end(
+    tmp_path: Path, items: SuiteItems, suite: oab.OpenAudioBench, options, shipped, stub
+) -> None:
+    stub.say = lambda prompt: CORRECT if prompt.rstrip().endswith(("tuesday", "rome")) else WRONG
+    flags = ["--judge_url", stub.url, "--judge_model", "m"]
+    evaluate_suite(suite, options("OpenAudioBench", items.folder, tmp_path / "out", *flags), shipped)
+    found = json.loads((tmp_path / "out" / "openaudiobench.json").read_text())["sets"]
+    tasks = ("T1T2", "A1T2", "A1A2")
+    assert [found["llama_questions"][task][oab.CONTAINING]["value"] for task in tasks] == [100, 100, 100]
+    assert [found["web_questions"][task][oab.JUDGED]["value"] for task in tasks] == [50, 50, 50]
+    assert found["alpaca_eval"]["A1A2"][oab.SCORED]["value"] is None
+    assert (tmp_path / "out/official/A1A2/OpenAudioBench/OpenAudioBench.jsonl").is_file()
