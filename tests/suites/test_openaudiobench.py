@@ -110,7 +110,7 @@ def test_another_version_is_refused(suite: oab.OpenAudioBench, tmp_path: Path) -
 def test_the_shipped_system_end_to_end(
     tmp_path: Path, items: SuiteItems, suite: oab.OpenAudioBench, options, shipped, stub
 ) -> None:
-    stub.say = lambda prompt: CORRECT if prompt.rstrip().endswith(("tuesday", "rome")) else WRONG
+    stub.say = lambda prompt: CORRECT if prompt.splitlines()[-1].startswith(("tuesday", "rome")) else WRONG
     flags = ["--judge_url", stub.url, "--judge_model", "m"]
     evaluate_suite(suite, options("OpenAudioBench", items.folder, tmp_path / "out", *flags), shipped)
     found = json.loads((tmp_path / "out" / "openaudiobench.json").read_text())["sets"]

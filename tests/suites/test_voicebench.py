@@ -269,4 +269,5 @@ def test_the_shipped_system_end_to_end(
     assert "| mmsu, correct with drawn answers % | 2 | 25.00 | 25.00 | 25.00 | 0.00 | 0.00 |" in text
     for task in ("T1T2", "A1T2", "A1A2"):
         (line,) = (tmp_path / "out" / "official" / task / "sd-qa-usa.jsonl").read_text().splitlines()
-        assert json.loads(line) == {**miniature.ROWS["sd-qa/usa"][0], "response": "paris"}
+        said = "paris is the capital of france"
+        assert json.loads(line) == {**miniature.ROWS["sd-qa/usa"][0], "response": said}
