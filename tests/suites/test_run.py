@@ -184,6 +184,7 @@ def test_questions_without_a_transcript_are_not_asked_in_writing(tmp_path, suite
         (["--judge_model", "m"], "--judge_model m: --judge_url is missing"),
         (["--judge_url", "http://localhost"], "--judge_model: is missing"),
         (["--judge_url", "http://x", "--judge_model", "m", "--judge_key", "NO_KEY"], "--judge_key NO_KEY: no such env"),
+        (["--rescore", "maybe"], "--rescore maybe: must be true or false"),
         (["--rescore", "true"], "--rescore: no answers are stored in"),
     ],
 )
@@ -198,6 +199,7 @@ def test_a_gap_is_what_gets_worse():
     assert gap(Metric("m", 60, 5), Metric("m", 50, 5)) == 10
     assert gap(Metric("m", 10, 5, None, "lower"), Metric("m", 15, 5, None, "lower")) == 5
     assert gap(Metric("m", None, 5), Metric("m", 50, 5)) is None and gap(None, Metric("m", 50, 5)) is None
+    assert gap(Metric("m", 60, 5), Metric("m", 50, 4)) is None
 
 
 def test_published_figures_stand_beside_the_same_protocol_only():

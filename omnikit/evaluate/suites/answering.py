@@ -56,7 +56,7 @@ class StoredAnswer:
 
 
 class Answerer(Protocol):
-    """What answers questions: a system, or a baseline that is scored in its place."""
+    """A thing that answers questions: a system, or a baseline that is scored in its place."""
 
     sample_rate: int
     """Sample rate of spoken answers in Hz."""
@@ -89,10 +89,10 @@ class SystemAnswerer:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is evaluated: how stored answers name it, and how it is opened."""
+    """A system or baseline to be evaluated: how stored answers name it, and how it is opened."""
 
     about: Mapping[str, Any]
-    """What the answers depend on, such as the checkpoint and the time at which its weights were written."""
+    """Entries that the answers depend on, such as the checkpoint and the time at which its weights were written."""
     open: Callable[[], Answerer]
     """Function that loads it; not called if all answers are stored."""
 

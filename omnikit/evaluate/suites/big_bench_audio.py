@@ -16,11 +16,11 @@ from typing import Any
 
 from omnikit.data.find_files import visible
 from omnikit.data.skipped import Remark
-from omnikit.evaluate.suites.answering import StoredAnswer
+from omnikit.evaluate.suites.answering import TEXT_TO_TEXT, StoredAnswer
 from omnikit.evaluate.suites.items import SuiteItem
 from omnikit.evaluate.suites.judges import JudgeRequest, LLMJudge
 from omnikit.evaluate.suites.published_files import jsonl_rows, parquet_rows, recording
-from omnikit.evaluate.suites.suite import NEEDS_JUDGE, Metric, Suite, mean_metric, share
+from omnikit.evaluate.suites.suite import ALL, NEEDS_JUDGE, Metric, Published, Suite, mean_metric, share
 from omnikit.files import whole_text
 
 METADATA = "metadata.jsonl"
@@ -49,8 +49,14 @@ class BigBenchAudio(Suite):
 
     name = "BigBenchAudio"
     layout = "ArtificialAnalysis/big_bench_audio at af7bb9c2"
-    revision = None  # the hub id may also be that of the copy with transcripts
     sets = tuple(CHOICES)
+    published = (
+        Published(
+            "GPT-4o of August 2024", ALL, JUDGED, TEXT_TO_TEXT, 92.0, 1000,
+            "mean of three runs, huggingface/blog at a0bf57a9, big-bench-audio-release.md",
+            {"llm_judge": "claude-3-5-sonnet-20241022"},
+        ),
+    )  # fmt: skip
 
     def read(self, source: Path) -> Iterator[SuiteItem | Remark]:
         """Yield the questions of a folder with `metadata.jsonl`, or with Parquet files; see `Suite.read`."""

@@ -12,12 +12,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omnikit.audio.io import wav_name
-from omnikit.data.manifest_reader import Recording
+from omnikit.data.manifest_reader import Recording, read_manifest
 from omnikit.data.skipped import Remark, Skipped
 from omnikit.files import make_folder, read_text, write_bytes, write_json, write_text
 
@@ -92,33 +92,44 @@ def write_items(folder: Path, suite: str, layout: str, items: Iterable[SuiteItem
     make_folder(folder)
     (folder / SUMMARY).unlink(missing_ok=True)
     for item in items:
-        if isinstance(item, Remark):
-            skipped.add(item.reason, item.example)
-            continue
-        if item.id in seen:
+        if not isinstance(item, Remark) and item.id in seen:
             raise ValueError(f"{suite}: two questions have the id {item.id!r}")
-        seen.add(item.id)
-        if item.audio is not None and item.audio.path is not None and not Path(item.audio.path).is_file():
-            skipped.add("missing", item.audio.path)
+        problem = item if isinstance(item, Remark) else _problem(item)
+        if problem is not None:
+            skipped.add(problem.reason, problem.example)
             continue
-        kept.append(item)
+        seen.add(item.id)
+        kept.append((replace(item, audio=None), _path_of(folder, item)))  # without embedded bytes, which may be large
     if not kept:
         raise ValueError(f"{suite}: no question can be used; skipped: {skipped}")
-    paths = {item.id: _path_of(folder, item) for item in kept}
-    write_text(folder / MANIFEST, "".join(_line(_entry(item, paths[item.id])) for item in kept))
-    lines = "".join(_line(_fields(item, paths[item.id])) for item in kept)
-    write_text(folder / ITEMS, lines)
+    write_text(folder / MANIFEST, "".join(_line(_entry(item, path)) for item, path in kept))
+    refused = read_manifest(folder / MANIFEST).skipped
+    if refused:
+        raise ValueError(f"{suite}: questions that no manifest can hold: {refused}")
+    write_text(folder / ITEMS, "".join(_line(_fields(item, path)) for item, path in kept))
+    questions = "".join(_line(_fields(item, None)) for item, _ in kept)  # wherever the recordings lie
     about = {
         "format": FORMAT,
         "suite": suite,
         "layout": layout,
-        "sets": dict(Counter(item.set for item in kept)),
+        "sets": dict(Counter(item.set for item, _ in kept)),
         "skipped": dict(skipped.reasons),
         "examples_of_skipped": dict(skipped.examples),
-        "digest": hashlib.sha256(lines.encode()).hexdigest()[:16],
+        "digest": hashlib.sha256(questions.encode()).hexdigest()[:16],
     }
     write_json(folder / SUMMARY, about)
-    return SuiteItems(folder, kept, about)
+    return SuiteItems(folder, [_item(_fields(item, path), folder) for item, path in kept], about)
+
+
+def _problem(item: SuiteItem) -> Remark | None:
+    """Return why a question cannot be used: its recording does not exist, or a text has characters that no file has."""
+    if item.audio is not None and item.audio.path is not None and not Path(item.audio.path).is_file():
+        return Remark("missing", item.audio.path)
+    try:
+        _line(_fields(item, None)).encode()
+    except UnicodeEncodeError:
+        return Remark("not UTF-8", item.id.encode(errors="backslashreplace").decode())
+    return None
 
 
 def read_items(folder: str | Path, suite: str, layout: str) -> SuiteItems:
@@ -140,8 +151,8 @@ def read_items(folder: str | Path, suite: str, layout: str) -> SuiteItems:
                 "prepare it again"
             )
     path = folder / ITEMS
-    lines = read_text(path).splitlines() if path.is_file() else []
-    items = [_item(_json(line, path), folder) for line in lines]
+    lines = read_text(path).split("\n") if path.is_file() else []
+    items = [_item(_json(line, path), folder) for line in lines if line]
     if Counter(item.set for item in items) != about["sets"]:
         raise ValueError(f"{path}: does not hold the questions that {SUMMARY} counts; prepare the suite again")
     return SuiteItems(folder, items, about)

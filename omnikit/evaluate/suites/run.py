@@ -126,6 +126,8 @@ class SuiteRun:
         self.suite, self.hparams, self.candidate = suite, hparams, found
         self.folder = Path(hparams["output_folder"])
         self.tasks = _tasks(hparams["tasks"])
+        if not isinstance(hparams["rescore"], bool):
+            raise ValueError(f"--rescore {hparams['rescore']}: must be true or false")
         self.data = read_items(hparams["data_folder"], suite.name, suite.layout)
         names = chosen_sets(self.data.sets, hparams["sets"])
         self.sets = {name: some(self.data.of(name), hparams["limit"]) for name in names}
@@ -274,6 +276,8 @@ class SuiteRun:
         found += [f"sets that the data lacks: {', '.join(missing)}"] if missing else []
         left = [name for name in self.data.sets if name not in self.sets]
         found += [f"sets left out: {', '.join(left)}"] if left else []
+        unheard = [task for task in self.tasks if TASKS[task].speaks and TRANSCRIPTS not in self.listeners]
+        found += [f"{task}: figures of the generated text; --judge scores what a recogniser hears" for task in unheard]
         return found + ([f"at most {self.hparams['limit']} questions of each set"] if self.hparams["limit"] else [])
 
 

@@ -1,4 +1,4 @@
-"""What a recogniser or a predictor says about each spoken answer, stored in files beside the answers.
+"""Outputs of a recogniser or a predictor about each spoken answer, stored in files beside the answers.
 
 A line belongs to the bytes of its recording: another answer to the same question is measured again, and nothing else
 is. Each of several processes measures its share and writes its own file.
