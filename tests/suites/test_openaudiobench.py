@@ -55,23 +55,23 @@ def test_answers_that_contain_a_reference(suite: oab.OpenAudioBench, items: Suit
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "value", "count"),
+    ("name", "said", "value", "unclear"),
     [
-        ("llama_questions", ["So the score is [Correct]", "the score is [incorrect]", "[Correct]"], 50, 2),
-        ("web_questions", [f"```json\n{CORRECT}\n```", WRONG], 50, 2),
+        ("llama_questions", ["So the score is [Correct]", "the score is [incorrect]", "[Correct]"], 50, 1),
+        ("web_questions", [f"```json\n{CORRECT}\n```", WRONG], 50, 0),
         ("trivia_qa", [CORRECT, "correct"], 100, 1),
-        ("alpaca_eval", ["Good. Rating: [[8]]", "[[5]] or [[9]]"], 65, 2),
+        ("alpaca_eval", ["Good. Rating: [[8]]", "[[5]] or [[9]]"], 65, 0),
         ("alpaca_eval", ["[[11]]", "none"], None, 2),
-        ("reasoning_qa", ["[1] 得分是[4]"], 80, 1),
+        ("reasoning_qa", ["[1] 得分是[4]"], 80, 0),
     ],
 )
 def test_judgements(
-    suite: oab.OpenAudioBench, items: SuiteItems, name: str, said: list[str], value: float | None, count: int
+    suite: oab.OpenAudioBench, items: SuiteItems, name: str, said: list[str], value: float | None, unclear: int
 ) -> None:
     judge = ScriptedJudge(*said)
     metric = scored(suite, items, name, ["x{answer}y"] * len(said), judge)[0]
-    assert (metric.value, metric.count) == (value, count)
-    assert (metric.note is not None) == (count < len(said) or value is None)
+    assert (metric.value, metric.count) == (value, len(said))
+    assert (f"{unclear} judgements have no" in (metric.note or "")) == (unclear > 0)
     first = items.of(name)[0]
     assert first.question in judge.requests[0].prompt and "x{answer}y" in judge.requests[0].prompt
     assert first.fields[oab.PARTS[name].answer].strip() in judge.requests[0].prompt or name == "alpaca_eval"

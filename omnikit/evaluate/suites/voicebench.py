@@ -135,6 +135,10 @@ class VoiceBench(Suite):
             return [Metric(OVERALL, None, count, f"open: needs figures of {', '.join(lacking)}")]
         return [Metric(OVERALL, sum(metric.value * weight for metric, weight in chosen) / len(chosen), count)]
 
+    def protocol(self) -> dict[str, str]:
+        """Return where the rules come from, and the version of the package that checks instructions."""
+        return {"rules": "MatthewCYM/VoiceBench at 53381541", "instruction_checks": ifeval.version() or "none"}
+
     def write_official(self, folder: Path, items: Sequence[SuiteItem], answers: Mapping[str, StoredAnswer]) -> None:
         """Write `<subset>-<split>.jsonl` with the published fields and `response`, as main.py of VoiceBench does."""
         files: dict[str, list[SuiteItem]] = {}
