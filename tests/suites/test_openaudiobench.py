@@ -74,11 +74,11 @@ def test_judgements(
     assert (f"{unclear} judgements have no" in (metric.note or "")) == (unclear > 0)
     first = items.of(name)[0]
     assert first.question in judge.requests[0].prompt and "x{answer}y" in judge.requests[0].prompt
-    assert first.fields[oab.PARTS[name].answer].strip() in judge.requests[0].prompt or name == "alpaca_eval"
+    assert first.fields[oab.TABLES[name].answer].strip() in judge.requests[0].prompt or name == "alpaca_eval"
 
 
 def test_mean_of_the_sets_needs_all(suite: oab.OpenAudioBench) -> None:
-    found = {name: [Metric(oab.SCORED if part.rated else oab.JUDGED, 40, 1)] for name, part in oab.PARTS.items()}
+    found = {name: [Metric(oab.SCORED if part.rated else oab.JUDGED, 40, 1)] for name, part in oab.TABLES.items()}
     assert suite.summary(found) == [Metric("mean of the sets", 40, 5)]
     assert suite.summary({name: found[name] for name in list(found)[:4]}) == []
 
