@@ -11,11 +11,13 @@ import pytest
 from omnikit.evaluate.suites import openaudiobench as oab
 from omnikit.evaluate.suites.answering import StoredAnswer
 from omnikit.evaluate.suites.items import SuiteItems, write_items
+from omnikit.evaluate.suites.run import evaluate_suite
 from omnikit.evaluate.suites.suite import NEEDS_JUDGE, Metric
 from tests.suites import openaudiobench_miniature as miniature
+from tests.suites.conftest import ROOT
 from tests.suites.scripted_judge import ScriptedJudge
 
-PROMPTS = Path("recipes/OpenAudioBench/prompts").absolute()
+PROMPTS = ROOT / "recipes" / "OpenAudioBench" / "prompts"
 CORRECT, WRONG = '{"analysis": "so", "judgment": "correct"}', '{"analysis": "so", "judgment": "incorrect"}'
 
 
@@ -53,30 +55,30 @@ def test_answers_that_contain_a_reference(suite: oab.OpenAudioBench, items: Suit
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "value", "count"),
+    ("name", "said", "value", "unclear"),
     [
-        ("llama_questions", ["So the score is [Correct]", "the score is [incorrect]", "[Correct]"], 50, 2),
-        ("web_questions", [f"```json\n{CORRECT}\n```", WRONG], 50, 2),
+        ("llama_questions", ["So the score is [Correct]", "the score is [incorrect]", "[Correct]"], 50, 1),
+        ("web_questions", [f"```json\n{CORRECT}\n```", WRONG], 50, 0),
         ("trivia_qa", [CORRECT, "correct"], 100, 1),
-        ("alpaca_eval", ["Good. Rating: [[8]]", "[[5]] or [[9]]"], 65, 2),
+        ("alpaca_eval", ["Good. Rating: [[8]]", "[[5]] or [[9]]"], 65, 0),
         ("alpaca_eval", ["[[11]]", "none"], None, 2),
-        ("reasoning_qa", ["[1] 得分是[4]"], 80, 1),
+        ("reasoning_qa", ["[1] 得分是[4]"], 80, 0),
     ],
 )
 def test_judgements(
-    suite: oab.OpenAudioBench, items: SuiteItems, name: str, said: list[str], value: float | None, count: int
+    suite: oab.OpenAudioBench, items: SuiteItems, name: str, said: list[str], value: float | None, unclear: int
 ) -> None:
     judge = ScriptedJudge(*said)
     metric = scored(suite, items, name, ["x{answer}y"] * len(said), judge)[0]
-    assert (metric.value, metric.count) == (value, count)
-    assert (metric.note is not None) == (count < len(said) or value is None)
+    assert (metric.value, metric.count) == (value, len(said))
+    assert (f"{unclear} judgements have no" in (metric.note or "")) == (unclear > 0)
     first = items.of(name)[0]
     assert first.question in judge.requests[0].prompt and "x{answer}y" in judge.requests[0].prompt
-    assert first.fields[oab.PARTS[name].answer].strip() in judge.requests[0].prompt or name == "alpaca_eval"
+    assert first.fields[oab.TABLES[name].answer].strip() in judge.requests[0].prompt or name == "alpaca_eval"
 
 
 def test_mean_of_the_sets_needs_all(suite: oab.OpenAudioBench) -> None:
-    found = {name: [Metric(oab.SCORED if part.rated else oab.JUDGED, 40, 1)] for name, part in oab.PARTS.items()}
+    found = {name: [Metric(oab.SCORED if part.rated else oab.JUDGED, 40, 1)] for name, part in oab.TABLES.items()}
     assert suite.summary(found) == [Metric("mean of the sets", 40, 5)]
     assert suite.summary({name: found[name] for name in list(found)[:4]}) == []
 
@@ -102,3 +104,18 @@ def test_another_version_is_refused(suite: oab.OpenAudioBench, tmp_path: Path) -
     table.write_text("Questions,Answer,audio_filename\na,b\n")
     with pytest.raises(ValueError, match="line 2 has more or fewer fields"):
         list(suite.read(tmp_path))
+
+
+@pytest.mark.long
+def test_the_shipped_system_end_to_end(
+    tmp_path: Path, items: SuiteItems, suite: oab.OpenAudioBench, options, shipped, stub
+) -> None:
+    stub.say = lambda prompt: CORRECT if prompt.splitlines()[-1].startswith(("tuesday", "rome")) else WRONG
+    flags = ["--judge_url", stub.url, "--judge_model", "m"]
+    evaluate_suite(suite, options("OpenAudioBench", items.folder, tmp_path / "out", *flags), shipped)
+    found = json.loads((tmp_path / "out" / "openaudiobench.json").read_text())["sets"]
+    tasks = ("T1T2", "A1T2", "A1A2")
+    assert [found["llama_questions"][task][oab.CONTAINING]["value"] for task in tasks] == [100, 100, 100]
+    assert [found["web_questions"][task][oab.JUDGED]["value"] for task in tasks] == [50, 50, 50]
+    assert found["alpaca_eval"]["A1A2"][oab.SCORED]["value"] is None
+    assert (tmp_path / "out/official/A1A2/OpenAudioBench/OpenAudioBench.jsonl").is_file()

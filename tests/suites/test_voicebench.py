@@ -17,11 +17,13 @@ from omnikit.evaluate.suites import voicebench as vb
 from omnikit.evaluate.suites import voicebench_rules as rules
 from omnikit.evaluate.suites.answering import StoredAnswer
 from omnikit.evaluate.suites.items import SuiteItems, write_items
+from omnikit.evaluate.suites.run import evaluate_suite
 from omnikit.evaluate.suites.suite import NEEDS_JUDGE, Metric
 from tests.suites import voicebench_miniature as miniature
+from tests.suites.conftest import ROOT
 from tests.suites.scripted_judge import ScriptedJudge
 
-PROMPTS = Path("recipes/VoiceBench/prompts").absolute()
+PROMPTS = ROOT / "recipes" / "VoiceBench" / "prompts"
 ANSWERS = {
     "openbookqa/test-0000": "The answer is B, since two and two are four.",
     "openbookqa/test-0001": "five",
@@ -253,3 +255,19 @@ def test_another_version_is_refused(suite: vb.VoiceBench, tmp_path: Path) -> Non
     (folder / "sd-qa" / "usa-00000-of-00001.parquet").rename(folder / "sd-qa" / "mars-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="unknown split 'mars'"):
         list(suite.read(folder))
+
+
+@pytest.mark.long
+def test_the_shipped_system_end_to_end(
+    tmp_path: Path, items: SuiteItems, suite: vb.VoiceBench, options, shipped
+) -> None:
+    text = evaluate_suite(suite, options("VoiceBench", items.folder, tmp_path / "out"), shipped)
+    found = json.loads((tmp_path / "out" / "voicebench.json").read_text())["sets"]
+    assert {task: by_name[vb.UNPARSABLE]["value"] for task, by_name in found["bbh"].items()} == {
+        "T1T2": 100, "A1T2": 100, "A1A2": 100,
+    }  # fmt: skip
+    assert "| mmsu, correct with drawn answers % | 2 | 25.00 | 25.00 | 25.00 | 0.00 | 0.00 |" in text
+    for task in ("T1T2", "A1T2", "A1A2"):
+        (line,) = (tmp_path / "out" / "official" / task / "sd-qa-usa.jsonl").read_text().splitlines()
+        said = "paris is the capital of france"
+        assert json.loads(line) == {**miniature.ROWS["sd-qa/usa"][0], "response": said}

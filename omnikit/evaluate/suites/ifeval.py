@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import product
 from typing import Any
 
@@ -43,6 +44,14 @@ def load_instructions() -> Instructions:
 
     _fix_seed_of_languages()
     return INSTRUCTION_DICT
+
+
+def version() -> str | None:
+    """Return name and version of the package of checks; None if it is not installed."""
+    try:
+        return f"{PACKAGE} {metadata.version(PACKAGE)}"
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _fix_seed_of_languages() -> None:

@@ -1,6 +1,6 @@
 """OpenAudioBench (arXiv 2501.15368): five sets of spoken questions, scored by a judge.
 
-The layout is that of the data set baichuan-inc/OpenAudioBench as MoonshotAI/Kimi-Audio-Evalkit reads it
+The layout is that of the data set baichuan-inc/OpenAudioBench (98f8fa0d) as MoonshotAI/Kimi-Audio-Evalkit reads it
 (data/download_benchmark.py at 4080c492): `eval_datas/<set>/<set>.csv`, and recordings in `audios/` beside it. How
 judgements are read, and the files for other scorers, are that project's (almeval/datasets/ds_refqa.py and base.py).
 """
@@ -63,7 +63,7 @@ def _as_json(said: str) -> bool | None:
 
 
 @dataclass(frozen=True)
-class Part:
+class QuestionTable:
     """A set of the suite: the columns of its table, and how judgements of its answers are read."""
 
     question: str
@@ -77,12 +77,12 @@ class Part:
     """Mark between several reference answers; None = there is one."""
 
 
-PARTS = {
-    "llama_questions": Part("Questions", "Answer", _bracketed),
-    "web_questions": Part("question", "answers", _as_json, separator=";"),
-    "reasoning_qa": Part("Prompt", "参考答案", _of_five, rated=True),
-    "alpaca_eval": Part("instruction", "output", _of_ten, rated=True),
-    "trivia_qa": Part("question", "answer_normalized_aliases", _as_json, separator=","),
+TABLES = {
+    "llama_questions": QuestionTable("Questions", "Answer", _bracketed),
+    "web_questions": QuestionTable("question", "answers", _as_json, separator=";"),
+    "reasoning_qa": QuestionTable("Prompt", "参考答案", _of_five, rated=True),
+    "alpaca_eval": QuestionTable("instruction", "output", _of_ten, rated=True),
+    "trivia_qa": QuestionTable("question", "answer_normalized_aliases", _as_json, separator=","),
 }
 """Mapping from the names of the sets to their columns, in the order of the evaluation kit's file."""
 
@@ -92,17 +92,17 @@ class OpenAudioBench(Suite):
 
     name = "OpenAudioBench"
     layout = "baichuan-inc/OpenAudioBench as MoonshotAI/Kimi-Audio-Evalkit at 4080c492 reads it"
-    sets = tuple(PARTS)
+    sets = tuple(TABLES)
 
     def read(self, source: Path) -> Iterator[SuiteItem]:
         """Yield the questions of a folder with `eval_datas`, or of that folder itself; see `Suite.read`."""
         root = source / "eval_datas" if (source / "eval_datas").is_dir() else source
-        tables = [(name, root / name / f"{name}.csv") for name in PARTS]
+        tables = [(name, root / name / f"{name}.csv") for name in TABLES]
         found = [(name, path) for name, path in tables if path.is_file()]
         if not found:
-            raise ValueError(f"{source}: holds no eval_datas/<set>/<set>.csv with a set of {', '.join(PARTS)}")
+            raise ValueError(f"{source}: holds no eval_datas/<set>/<set>.csv with a set of {', '.join(TABLES)}")
         for name, path in found:
-            part = PARTS[name]
+            part = TABLES[name]
             for number, row in enumerate(_rows(path, (AUDIO, part.question, part.answer))):
                 key = f"{name}/{number:04d}"
                 audio = recording(key, row[AUDIO], path.parent / "audios")
@@ -116,7 +116,7 @@ class OpenAudioBench(Suite):
         """Return what the judge says, and for short answers the share that contain a reference."""
         if not items:
             return []
-        part = PARTS[items[0].set]
+        part = TABLES[items[0].set]
         texts = [answers[item.id].scored for item in items]
         found = [self._judged(items, texts, judge)]
         return found if part.rated else [*found, _containing(items, texts)]
@@ -124,7 +124,7 @@ class OpenAudioBench(Suite):
     def summary(self, found: Mapping[str, Sequence[Metric]]) -> list[Metric]:
         """Return the mean over the sets of what the judge says, if all sets are there."""
         chosen = [metric for listed in found.values() for metric in listed if metric.name in (JUDGED, SCORED)]
-        return [mean_metric("mean of the sets", chosen)] if len(chosen) == len(PARTS) else []
+        return [mean_metric("mean of the sets", chosen)] if len(chosen) == len(TABLES) else []
 
     def protocol(self) -> dict[str, str]:
         """Return the normaliser of the rule."""
@@ -145,7 +145,7 @@ class OpenAudioBench(Suite):
 
     def _judged(self, items: Sequence[SuiteItem], texts: Sequence[str], judge: LLMJudge | None) -> Metric:
         name = items[0].set
-        part = PARTS[name]
+        part = TABLES[name]
         metric = SCORED if part.rated else JUDGED
         if judge is None:
             return Metric(metric, None, len(items), NEEDS_JUDGE)
@@ -182,7 +182,7 @@ def _official(number: int, item: SuiteItem) -> dict[str, Any]:
         "subset": item.set,
         "question": "",
         "audio_content": item.question,
-        "answer": item.fields[PARTS[item.set].answer],
+        "answer": item.fields[TABLES[item.set].answer],
         "task_type": "audio2text",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from omnikit.evaluate.suites.suite import Metric, share
 
@@ -26,7 +27,8 @@ def share_correct(name: str, verdicts: Sequence[bool | None], *, left_out: bool)
     """
     unclear = sum(verdict is None for verdict in verdicts)
     note = _without(unclear, "have no verdict and " + ("are left out" if left_out else "count as wrong"))
-    return share(name, verdicts.count(True), len(verdicts) - (unclear if left_out else 0), note)
+    found = share(name, verdicts.count(True), len(verdicts) - (unclear if left_out else 0), note)
+    return replace(found, count=len(verdicts))  # as for ratings, so that figures of all tasks can be compared
 
 
 def _without(count: int, words: str) -> str | None:

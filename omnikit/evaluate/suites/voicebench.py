@@ -35,8 +35,11 @@ MAX_TOKENS = 1024
 """System prompt and limit of the judge (api_judge.py)."""
 REGIONS = ("aus", "gbr", "ind_n", "ind_s", "irl", "kenya", "nga", "nzl", "phl", "usa", "zaf")
 """Splits of SD-QA, one for the speakers of each region."""
-OVERALL_REGION = "sd-qa-usa"
-"""Set that stands for SD-QA in the overall score."""
+OVERALL_PARTS = (
+    ("alpacaeval_full", RATED, 20), ("commoneval", RATED, 20), ("wildvoice", RATED, 20), ("sd-qa-usa", JUDGED, 1),
+    ("mmsu", DRAWN, 1), ("openbookqa", DRAWN, 1), ("bbh", DRAWN, 1), ("ifeval", FOLLOWED, 1), ("advbench", REFUSED, 1),
+)  # fmt: skip
+"""Set, figure and factor of each part of the leaderboard's overall score, which is their mean."""
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?\.parquet")
 _RATING = re.compile(r"\[\[(\d+)\]\]")
 
@@ -88,11 +91,7 @@ class VoiceBench(Suite):
 
     name = "VoiceBench"
     layout = "hlt-lab/voicebench as MatthewCYM/VoiceBench at 53381541 loads it"
-    sets = tuple(
-        name
-        for subset, about in SUBSETS.items()
-        for name in ([f"{subset}-{split}" for split in about.splits] if about.splits else [subset])
-    )
+    sets = tuple(name for name, _, _ in OVERALL_PARTS)  # others are scored, too, but the leaderboard lacks them
     published = tuple(_published())
 
     def read(self, source: Path) -> Iterator[SuiteItem | Remark]:
@@ -127,20 +126,18 @@ class VoiceBench(Suite):
 
     def summary(self, found: Mapping[str, Sequence[Metric]]) -> list[Metric]:
         """Return VoiceBench's overall score: the mean over its nine sets, with ratings times 20."""
-        parts = [
-            ("alpacaeval_full", RATED, 20), ("commoneval", RATED, 20), ("wildvoice", RATED, 20),
-            (OVERALL_REGION, JUDGED, 1), ("mmsu", DRAWN, 1), ("openbookqa", DRAWN, 1), ("bbh", DRAWN, 1),
-            ("ifeval", FOLLOWED, 1), ("advbench", REFUSED, 1),
-        ]  # fmt: skip
         metrics = {(name, metric.name): metric for name, listed in found.items() for metric in listed}
-        chosen = [(metrics.get((name, metric)), weight) for name, metric, weight in parts]
+        chosen = [(metrics.get((name, metric)), weight) for name, metric, weight in OVERALL_PARTS]
         count = sum(metric.count for metric, _ in chosen if metric is not None)
-        lacking = [
-            part[0] for part, (metric, _) in zip(parts, chosen, strict=True) if metric is None or metric.value is None
-        ]
+        pairs = zip(self.sets, chosen, strict=True)
+        lacking = [name for name, (metric, _) in pairs if metric is None or metric.value is None]
         if lacking:
             return [Metric(OVERALL, None, count, f"open: needs figures of {', '.join(lacking)}")]
         return [Metric(OVERALL, sum(metric.value * weight for metric, weight in chosen) / len(chosen), count)]
+
+    def protocol(self) -> dict[str, str]:
+        """Return where the rules come from, and the version of the package that checks instructions."""
+        return {"rules": "MatthewCYM/VoiceBench at 53381541", "instruction_checks": ifeval.version() or "none"}
 
     def write_official(self, folder: Path, items: Sequence[SuiteItem], answers: Mapping[str, StoredAnswer]) -> None:
         """Write `<subset>-<split>.jsonl` with the published fields and `response`, as main.py of VoiceBench does."""
