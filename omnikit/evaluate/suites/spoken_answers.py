@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from omnikit.evaluate.suites.answering import StoredAnswer
 from omnikit.evaluate.suites.items import SuiteItem
 from omnikit.evaluate.suites.suite import Metric, share
 from omnikit.evaluate.text_normalisation import Normalizer, is_unspaced, of_language
+from omnikit.evaluate.versa import SpokenAnswer, versa_key, versa_scores
 from omnikit.evaluate.wer import Pair, remarks, score
 
 WER, TRUNCATED, HALLUCINATED, MOS = "WER of speech %", "truncated %", "hallucinated %", "UTMOS"
@@ -64,3 +65,20 @@ def naturalness(items: Sequence[SuiteItem], scores: Mapping[str, float]) -> Metr
     """Return the mean of predicted opinion scores, by id, over the questions that have one."""
     found = [scores[item.id] for item in items if item.id in scores]
     return Metric(MOS, fmean(found) if found else None, len(found), None if found else "open: no answer has sound")
+
+
+def to_versa(answers: Mapping[str, StoredAnswer]) -> Iterator[SpokenAnswer]:
+    """Yield the spoken answers that have audio, with the text that they should say."""
+    yield from (SpokenAnswer(name, each.wav, each.text) for name, each in answers.items() if each.wav is not None)
+
+
+def versa_metrics(items: Sequence[SuiteItem], results: Mapping[str, Mapping[str, float]]) -> list[Metric]:
+    """Return the metrics that VERSA computed for spoken answers; none if it has scored none of them.
+
+    Args:
+        items: questions.
+        results: numbers of VERSA by the key of the answer, see `read_versa`.
+    """
+    keys = [versa_key(item.id) for item in items]
+    scores = versa_scores([results[key] for key in keys if key in results])
+    return [Metric(f"{name} (VERSA)", each.value, each.utterances, None, each.better) for name, each in scores.items()]

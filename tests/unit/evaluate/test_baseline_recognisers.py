@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import soxr
 import torch
 import whisper
-from transformers import (
-    Wav2Vec2Config,
-    Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForCTC,
-    Wav2Vec2Model,
-    Wav2Vec2Processor,
-)
+from transformers import Wav2Vec2ForCTC, Wav2Vec2Model, Wav2Vec2Processor
 
 from omnikit.audio.io import save_audio
 from omnikit.data.manifest_reader import ManifestEntry, Recording
@@ -24,9 +16,9 @@ from omnikit.evaluate.baseline_recognisers import BASELINES, by_recogniser, open
 from omnikit.evaluate.intelligibility import open_judge
 from omnikit.offline.batches import gather
 from omnikit.tasks import TASKS
+from tests.unit.tiny_models import LETTERS, ctc_config, write_ctc
 
 LENGTHS = (9000, 16000, 4321)
-LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFG"]
 
 
 def sounds() -> list[torch.Tensor]:
@@ -50,23 +42,7 @@ def whisper_file(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def ctc_folder(tmp_path_factory) -> str:
     """Return the folder of a tiny wav2vec 2.0 with a CTC head in the format of transformers."""
-    folder = tmp_path_factory.mktemp("ctc")
-    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
-    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
-    Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(folder)
-    torch.manual_seed(2)
-    model = Wav2Vec2ForCTC(ctc_config())
-    torch.nn.init.normal_(model.lm_head.weight, std=3)
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-def ctc_config() -> Wav2Vec2Config:
-    return Wav2Vec2Config(
-        vocab_size=len(LETTERS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        conv_dim=[8] * 7, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
-    )  # fmt: skip
+    return write_ctc(tmp_path_factory.mktemp("ctc"))
 
 
 @pytest.mark.parametrize("language", ["en", "zh-CN", ""])
