@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from omnikit.evaluate.suites.answering import StoredAnswer
-from omnikit.evaluate.suites.items import read_items, write_items
+from omnikit.evaluate.suites.items import read_items, some_items, write_items
 from omnikit.evaluate.suites.judges import LLMJudge
 from omnikit.evaluate.suites.run import evaluate_suite
+from omnikit.evaluate.suites.spoken_answers import is_hallucinated
 from omnikit.evaluate.suites.suite import Metric
 from omnikit.evaluate.suites.urobench import UROBench
 from omnikit.evaluate.suites.urobench_scores import (
@@ -69,6 +70,14 @@ def test_the_sets_are_those_of_the_leaderboard():
     assert [sum(each.track == track for each in SETS.values()) for track in TRACKS] == [10, 10, 12, 8]
 
 
+def test_a_conversation_is_drawn_as_a_whole(data):
+    assert some_items(data.of(DIALOG_SET), 1) == data.of(DIALOG_SET) and len(some_items(data.of("MLC"), 1)) == 1
+
+
+def test_characters_count_where_there_are_no_spaces():
+    assert is_hallucinated("你 好", "你好你好吗", "zh") and not is_hallucinated("你 好", "你好你好吗")
+
+
 @pytest.mark.parametrize(
     ("place", "row", "message"),
     [
@@ -95,7 +104,7 @@ def test_a_folder_without_levels_is_refused(tmp_path, suite):
 
 
 def test_error_rates_are_means_of_utterances_and_of_the_corpus():
-    pairs = [("forty two cats", "42 dogs"), ("a color", "a colour seen"), ("...", "who"), ("one cat", "")]
+    pairs = [("forty two cats", "42 dogs"), ("a color", "a colour seen"), ("?!", "who"), ("one cat", "")]
     errors = [token_errors(*pair, "en") for pair in pairs]
     assert [(each.errors, each.tokens) for each in errors] == [(1, 2), (1, 2), (1, 0), (2, 2)]
     few = errors[1:]

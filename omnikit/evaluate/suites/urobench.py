@@ -21,6 +21,7 @@ from omnikit.evaluate.suites.urobench_files import (
     published_root,
     read_set,
     reference_text,
+    scored_text,
     write_answers,
 )
 from omnikit.evaluate.suites.urobench_scores import (
@@ -139,11 +140,11 @@ class UROBench(Suite):
             values = {}
             for number, item in enumerate(group, 1):
                 values[f"question{number}"] = item.question
-                values[f"answer{number}"] = answers[item.id].scored
+                values[f"answer{number}"] = scored_text(answers[item.id])
                 values[f"reference{number}"] = reference_text(item)
             return self._prompt(each, len(group)).fill(**values)
         item = group[0]
-        values = {"question": item.question, "answer": answers[item.id].scored, "reference": reference_text(item)}
+        values = {"question": item.question, "answer": scored_text(answers[item.id]), "reference": reference_text(item)}
         values |= {"style": item.fields["style"]} if each.mode == "gs" else {}
         values |= {"emotion": item.fields["emotion"]} if each.mode == "ue" else {}
         values |= {"language": item.fields["requirement"]} if each.mode == "ml" else {}
@@ -159,7 +160,7 @@ def _repetition(each: UROSet, items: Sequence[SuiteItem], answers: Mapping[str, 
     unit = "CER" if each.language == "zh" else "WER"
     names = (SCORE, REPEATED, f"{unit} of repetitions %", f"{unit} against the question %, corpus")
     better = ("higher", "higher", "lower", "lower")
-    texts, said = [reference_text(item) for item in items], [answers[item.id].scored for item in items]
+    texts, said = [reference_text(item) for item in items], [scored_text(answers[item.id]) for item in items]
     try:
         found = repetition(texts, said, each.language)
         errors = [token_errors(*pair, each.language) for pair in zip(texts, said, strict=True)]

@@ -99,6 +99,11 @@ def reference_text(item: SuiteItem) -> str:
     return " / ".join(item.references) or item.question
 
 
+def scored_text(answer: StoredAnswer) -> str:
+    """Return the text of an answer that the project's scripts score: what was heard, or else the text itself."""
+    return answer.text if answer.heard is None else answer.heard.strip() or NOTHING
+
+
 def conversations(items: Sequence[SuiteItem]) -> list[list[SuiteItem]]:
     """Return the rounds of each conversation of which all rounds are among the items, in order."""
     found: dict[str, list[SuiteItem]] = {}
@@ -131,7 +136,7 @@ def _write_questions(folder: Path, items: Sequence[SuiteItem], answers: Mapping[
     _write_numbered(folder / "question_text.jsonl", [item.question for item in items])
     _write_numbered(folder / "gt_text.jsonl", [reference_text(item) for item in items])
     if any(each.heard is not None for each in given):
-        _write_numbered(folder / HEARD, [(each.heard or "").strip() or NOTHING for each in given])
+        _write_numbered(folder / HEARD, [scored_text(each) for each in given])
     for number, each in enumerate(given):
         _place(each.wav, folder / "audio" / f"{number:04d}.wav")
 
@@ -156,7 +161,7 @@ def _write_conversations(
     given = [[answers[item.id] for item in rounds] for rounds in found]
     _write_rows(folder / "output_with_text.jsonl", with_texts([[each.text.strip() for each in g] for g in given]))
     if any(each.heard is not None for g in given for each in g):
-        heard = [[(each.heard or "").strip() or NOTHING for each in g] for g in given]
+        heard = [[scored_text(each) for each in g] for g in given]
         _write_rows(folder / HEARD, with_texts(heard))
     for row, replies in zip(rows, given, strict=True):
         for place, each in enumerate(replies):
