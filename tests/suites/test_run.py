@@ -199,6 +199,7 @@ def test_a_gap_is_what_gets_worse():
     assert gap(Metric("m", 60, 5), Metric("m", 50, 5)) == 10
     assert gap(Metric("m", 10, 5, None, "lower"), Metric("m", 15, 5, None, "lower")) == 5
     assert gap(Metric("m", None, 5), Metric("m", 50, 5)) is None and gap(None, Metric("m", 50, 5)) is None
+    assert gap(Metric("m", 60, 5), Metric("m", 50, 4)) is None
 
 
 def test_published_figures_stand_beside_the_same_protocol_only():

@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from omnikit.errors import one_line, writing
-from omnikit.files import make_folder, read_text
+from omnikit.files import make_folder, read_text, write_bytes
 
 logger = logging.getLogger(__name__)
 HEADER = "# "
@@ -158,6 +158,7 @@ class LLMJudge:
     def _send_all(self, bodies: Mapping[str, dict[str, Any]], title: str) -> None:
         """Send requests by several threads; after an error the other threads end, too."""
         ended = threading.Event()
+        _remove_truncated(self.cache_file)
 
         def send(item: tuple[str, dict[str, Any]]) -> None:
             if ended.is_set():
@@ -243,23 +244,25 @@ def _words(error: urllib.error.HTTPError) -> str:
 
 
 def _read_cache(path: Path) -> dict[str, str]:
-    """Return the stored judgements by the digest of their requests; a truncated last line is removed.
+    """Return the stored judgements by the digest of their requests, without a truncated last line.
 
     Raises:
         ValueError: another line is no judgement.
     """
-    if not path.is_file():
-        return {}
-    found, size = {}, 0
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    found = {}
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else [], 1):
         if not line.endswith(b"\n"):
-            with path.open("r+b") as file:
-                file.truncate(size)
             break
         try:
             judgement = json.loads(line)
             found[judgement["request"]] = judgement["said"]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}: line {number} is no judgement of this command") from None
-        size += len(line)
     return found
+
+
+def _remove_truncated(path: Path) -> None:
+    """Remove a truncated last line, which a killed process has left, before another line is written."""
+    data = path.read_bytes() if path.is_file() else b""
+    if data and not data.endswith(b"\n"):
+        write_bytes(path, data[: data.rfind(b"\n") + 1])

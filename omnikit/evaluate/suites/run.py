@@ -276,6 +276,8 @@ class SuiteRun:
         found += [f"sets that the data lacks: {', '.join(missing)}"] if missing else []
         left = [name for name in self.data.sets if name not in self.sets]
         found += [f"sets left out: {', '.join(left)}"] if left else []
+        unheard = [task for task in self.tasks if TASKS[task].speaks and TRANSCRIPTS not in self.listeners]
+        found += [f"{task}: figures of the generated text; --judge scores what a recogniser hears" for task in unheard]
         return found + ([f"at most {self.hparams['limit']} questions of each set"] if self.hparams["limit"] else [])
 
 

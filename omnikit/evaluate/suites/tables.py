@@ -21,8 +21,11 @@ Results = Mapping[str, Mapping[str, Sequence[Metric]]]
 
 
 def gap(before: Metric | None, after: Metric | None) -> float | None:
-    """Return the points that a step costs: positive if the figure after it is worse; None if one of them is open."""
-    if before is None or after is None or before.value is None or after.value is None:
+    """Return the points that a step costs: positive if the figure after it is worse.
+
+    It is None if one of the figures is open, or if they are about different numbers of questions.
+    """
+    if before is None or after is None or before.value is None or after.value is None or before.count != after.count:
         return None
     return before.value - after.value if before.better == "higher" else after.value - before.value
 
