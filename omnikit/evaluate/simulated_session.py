@@ -289,7 +289,7 @@ class SimulatedSession:
             out_rate=answering.sample_rate,
         )  # fmt: skip
         self._detector: TurnDetector | None = None
-        self._interrupts = True
+        self._settings: Mapping[str, Any] = {}  # of turn detection, as the session shows them
         self._soon: deque[tuple[Callable[..., list[Action]], tuple[Any, ...]]] = deque()
         self._due: list[tuple[float, int, Callable[[], None]]] = []  # a heap by time
         self._answers: dict[str, PlayedAnswer] = {}  # by response
@@ -300,8 +300,20 @@ class SimulatedSession:
         if turn_detection is not None:
             change = {"type": "realtime", "audio": {"input": {"turn_detection": dict(turn_detection)}}}
             self._call(self._session.receive, {"type": "session.update", "session": change})
-            if self.problems:
-                raise ValueError(f"--turn_detection {dict(turn_detection)}: {one_line(self.problems[0])}")
+            self._check_settings(turn_detection)
+
+    def _check_settings(self, wanted: Mapping[str, Any]) -> None:
+        """Refuse settings of turn detection that the session refuses or, as the protocol wants it, ignores.
+
+        Raises:
+            ValueError: the message names the setting.
+        """
+        unknown = [name for name in wanted if name not in self._settings]
+        if unknown and not self.problems:
+            choices = ", ".join(self._settings)
+            self.problems.append(f"{self._settings['type']} has no setting {unknown[0]} (choices: {choices})")
+        if self.problems:
+            raise ValueError(f"--turn_detection {dict(wanted)}: {one_line(self.problems[0])}")
 
     def run(self, samples: np.ndarray, tail: float = 0.0) -> SimulatedDialog:
         """Play a recording to the session, and return what it said meanwhile.
@@ -417,11 +429,10 @@ class SimulatedSession:
             item_id = event["item_id"]
             self._played.setdefault(item_id, self._answers[event["response_id"]])
             self._player.play(item_id, np.frombuffer(base64.b64decode(event["delta"]), "<i2"), self.now)
-        elif kind == "input_audio_buffer.speech_started" and self._interrupts:
+        elif kind == "input_audio_buffer.speech_started" and self._settings["interrupt_response"]:
             self._stop()
         elif kind in ("session.created", "session.updated"):
-            detection = event["session"]["audio"]["input"]["turn_detection"]
-            self._interrupts = detection is not None and detection["interrupt_response"]
+            self._settings = event["session"]["audio"]["input"]["turn_detection"]
         elif kind == "error":
             self.problems.append(event["error"]["message"])
         elif kind == "response.done" and event["response"]["status"] == "failed":

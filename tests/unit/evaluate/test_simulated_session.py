@@ -133,7 +133,7 @@ def test_a_question_that_is_refused_is_a_problem(question):
 
 
 @pytest.mark.parametrize("settings", [{"threshold": 7}, {"type": "magic"}, {"silence": 3}])
-def test_settings_that_the_session_refuses_are_one_line(settings):
+def test_settings_that_the_session_refuses_or_ignores_are_one_line(settings):
     with pytest.raises(ValueError, match="--turn_detection") as error:
         SimulatedSession(Scripted(), turn_detection=settings)
     assert "\n" not in str(error.value)
