@@ -210,8 +210,8 @@ def restore(model: OmniLM, folder: str | Path) -> None:
     gives one, else as `load` finds them.
 
     Raises:
-        ValueError: the checkpoint was trained with other parts; the message names them. Or with another tokenizer, whose
-            ids mean other texts. Or public weights are missing or others than the checkpoint names.
+        ValueError: the checkpoint was trained with other parts, which the message names, or with another tokenizer,
+            whose ids stand for other texts. Or public weights are missing or others than the checkpoint names.
     """
     folder = existing(folder)
     trained, source = _hparams(folder), str(folder / HPARAMS)

@@ -117,7 +117,8 @@ def check_same_ids(tokenizer: Tokenizer, path: str, weights: str) -> None:
     """
     there, here = vocabulary_of(open_tokenizer(path)), vocabulary_of(tokenizer)
     if there != here:
-        raise ValueError(f"{weights}: trained with another tokenizer ({there}; here {here}); use --llm.tokenizer {path}")
+        sizes = f"{there}; here {here}"
+        raise ValueError(f"{weights}: trained with another tokenizer ({sizes}); use --llm.tokenizer {path}")
 
 
 def beside(weights: str | None, otherwise: str) -> str:
