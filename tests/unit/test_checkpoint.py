@@ -216,7 +216,7 @@ def test_weights_trained_with_another_tokenizer_are_refused(folder, tiny):
     shutil.copy(checkpoint.PRETRAINED / "mini" / "tokenizer.model", folder)
     with pytest.raises(ValueError, match=r"stage: trained with another tokenizer \(.*use --llm.tokenizer .*model$"):
         checkpoint.restore(tiny(), folder)
-    with pytest.raises(ValueError, match="^llm.weights .*stage: trained with another tokenizer"):
+    with pytest.raises(ValueError, match=r"^llm.weights .*stage: trained with another tokenizer"):
         tiny({}, {"llm.weights": str(folder)}).llm.load_weights()
 
 
