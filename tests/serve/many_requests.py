@@ -458,7 +458,7 @@ BROKEN: dict[str, Callable[[str], None]] = {
     "unknown model": lambda url: refused(call(url, "/v1/audio/speech", {"model": "../x", "input": "five"}), 404),
     "unknown letters": lambda url: refused(call(url, "/v1/audio/speech", {"model": NAME, "input": "日本"})),
     "unknown path": lambda url: refused(call(url, "/v1/nothing", {}), 404),
-    "wrong method": lambda url: refused(call(url, "/v1/audio/speech", method="GET"), 405),
+    "wrong method": lambda url: refused(call(url, "/v1/audio/speech", method="GET"), 404),
     "foreign page": lambda url: refused(call(url, "/chat", {"audio": SOUND}, Origin="https://evil.example"), 403),
     "leaves before the answer": lambda url: left(url, stream_request("/v1/audio/speech", LONG)),
     "leaves in mid-answer": lambda url: left(url, stream_request("/v1/audio/speech", LONG), first=b"\r\n\r\n"),

@@ -36,6 +36,8 @@ from tests.serve.fuzzing import rounds
 
 EXAMPLES = 6
 """Number of calls of each kind and operation in a round."""
+PATIENCE = 300.0
+"""Seconds after which a call counts as hanging."""
 URL = "http://127.0.0.1"
 CHECKS = [
     content_type_conformance, response_headers_conformance, response_schema_conformance, status_code_conformance,
@@ -65,17 +67,17 @@ def short(omni) -> Iterator[Omni]:
     system.close()
 
 
-def examples(strategy: st.SearchStrategy[Case], send: Callable[[Case], None], seed: int) -> None:
-    """Call a function with examples of a strategy, the same for the same seed."""
+def examples(strategy: st.SearchStrategy[Case], send: Callable[[Case, random.Random], None], seed: int) -> None:
+    """Call a function with examples of a strategy and a random generator for each, the same for the same seed."""
 
     @seeded(seed)
     @settings(
         max_examples=EXAMPLES, database=None, deadline=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(strategy)
-    def run(case: Case) -> None:
-        send(case)
+    @given(strategy, st.randoms())
+    def run(case: Case, draw: random.Random) -> None:
+        send(case, draw)
 
     run()
 
@@ -97,14 +99,14 @@ def improved(case: Case, draw: random.Random) -> Case:
 def test_calls_made_from_the_openapi_document(short, caplog):
     app = create_app(Serving(ServerSettings(), {NAME: short}))
     schema, statuses = from_dict(app.openapi()), Counter()
+
+    def send(case: Case, draw: random.Random) -> None:
+        response = improved(case, draw).call(URL, app=app, timeout=PATIENCE)
+        statuses[case.path, response.status_code] += 1
+        assert response.status_code < 500, case.as_curl_command()[:2000]
+        case.validate_response(response, CHECKS)
+
     for draw in rounds(8.0):
-
-        def send(case: Case, draw: random.Random = draw) -> None:
-            response = improved(case, draw).call(URL, app=app)
-            statuses[case.path, response.status_code] += 1
-            assert response.status_code < 500, case.as_curl_command()
-            case.validate_response(response, CHECKS)
-
         for found in schema.get_all_operations():
             operation = found.ok()
             for mode in modes(operation):
