@@ -13,8 +13,8 @@ from typing import Any
 from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
 from omnikit.evaluate.result_tables import markdown_table, percent
-from omnikit.evaluate.text_normalisation import Normalizer
-from omnikit.evaluate.wer import ErrorRates, Pair, empty_references, score
+from omnikit.evaluate.text_normalisation import Normalizer, of_language
+from omnikit.evaluate.wer import ErrorRates, Pair, remarks, score
 from omnikit.files import whole_text, write_json, write_text
 from omnikit.offline.batches import Respond, gather
 from omnikit.tasks import TASKS
@@ -43,6 +43,7 @@ def evaluate_split(
     normalize: Normalizer,
     groups: Mapping[str, str],
     folder: Path,
+    language: str | None = None,
 ) -> SplitResult:
     """Transcribe and score a split, and write `wer_<split>.txt` and `hypotheses_<split>.jsonl` to a folder.
 
@@ -54,6 +55,7 @@ def evaluate_split(
         normalize: text normalisation of references and hypotheses.
         groups: name of a group -> regular expression; the utterances whose ids match are also scored separately.
         folder: existing folder for the files.
+        language: language of the entries that name none; None = unknown.
 
     Raises:
         ValueError: no recording of the split can be read.
@@ -61,7 +63,11 @@ def evaluate_split(
     found, skipped = gather(respond, TASKS["A1T1"], entries, batch_size=batch_size, title=split)
     if not found:
         raise ValueError(f"--splits {split}: no recording could be read; skipped: {skipped}")
-    pairs = [Pair(entry.id, entry.t1, found[entry.id].text) for entry in entries if entry.id in found]
+    pairs = [
+        Pair(entry.id, entry.t1, found[entry.id].text, entry.language or language or "")
+        for entry in entries
+        if entry.id in found
+    ]
     _write_hypotheses(folder / f"hypotheses_{split}.jsonl", pairs, normalize)
     rates = {ALL: score(pairs, normalize, alignments=folder / f"wer_{split}.txt")}
     for name, pattern in groups.items():
@@ -74,12 +80,13 @@ def evaluate_split(
 def _write_hypotheses(path: Path, pairs: list[Pair], normalize: Normalizer) -> None:
     with whole_text(path) as file:
         for pair in pairs:
+            own = of_language(normalize, pair.language)
             entry = {
                 "id": pair.id,
                 "reference": pair.reference,
                 "hypothesis": pair.hypothesis,
-                "reference_normalized": normalize(pair.reference),
-                "hypothesis_normalized": normalize(pair.hypothesis),
+                "reference_normalized": own(pair.reference),
+                "hypothesis_normalized": own(pair.hypothesis),
             }
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
@@ -133,15 +140,19 @@ def write_report(
     return text
 
 
-def mean_rates(results: Sequence[SplitResult]) -> dict[str, dict[str, float]]:
+def mean_rates(results: Sequence[SplitResult]) -> dict[str, dict[str, float | None]]:
     """Return the means of error rates over splits, and their number, for each group of utterances in at least two."""
     found = {}
     for group in dict.fromkeys(group for result in results for group in result.rates):
         rates = [result.rates[group].as_dict() for result in results if group in result.rates]
         if len(rates) > 1:
-            means = {key: round(fmean(each[key] for each in rates), 4) for key in RATES}
-            found[group] = {"splits": len(rates), **means}
+            found[group] = {"splits": len(rates), **{key: _mean([each[key] for each in rates]) for key in RATES}}
     return found
+
+
+def _mean(rates: list[float | None]) -> float | None:
+    """Return the mean of rates; None if one of them is missing."""
+    return None if None in rates else round(fmean(rates), 4)
 
 
 def _mean_title(group: str, mean: Mapping[str, float], mean_over: str) -> str:
@@ -161,8 +172,9 @@ def _markdown(
     for result in results:
         for group, r in result.rates.items():
             row = [result.split if group == ALL else f"{result.split}, {group}", str(r.utterances)]
-            row += [percent(r.wer), percent(r.cer), f"{r.insertions} / {r.deletions} / {r.substitutions}"]
-            row += [percent(r.wer_utterance_mean), percent(r.cer_utterance_mean)]
+            shown = r.as_dict()
+            row += [percent(shown["wer"]), percent(r.cer), f"{r.insertions} / {r.deletions} / {r.substitutions}"]
+            row += [percent(shown["wer_utterance_mean"]), percent(r.cer_utterance_mean)]
             known = published_wer(result, published) if group == ALL else None
             rows.append(row + ([percent(known)] if beside else []))
     for title, mean in means.items():
@@ -171,5 +183,5 @@ def _markdown(
         rows.append(row + ([""] if beside else []))
     notes = [f"- {key}: {value}" for key, value in about.items()]
     notes += [f"- {r.split}, skipped: {r.skipped}" for r in results]
-    notes += [f"- {r.split}, {empty_references(r.rates[ALL])}" for r in results if r.rates[ALL].empty_references]
+    notes += [f"- {r.split}, {remark}" for r in results for remark in remarks(r.rates[ALL])]
     return "\n".join(["# Speech recognition", "", markdown_table(header, rows), "", *notes, ""])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]], mean
         "groups": {group["name"]: group["ids"] for group in hparams["groups"]},
         "batch_size": hparams["batch_size"],
         "folder": folder,
+        "language": hparams["language"],
     }
     wanted = splits(hparams)
     respond, name = open_system(hparams, recipe.run_opts.get("device", "cpu"))
@@ -49,7 +50,15 @@ def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]], mean
         result.skipped.update(summary.skipped)  # entries skipped when the manifest was written count as well
         results.append(result)
     about = {**name, "normalizer": normalizer_version(hparams["normalizer"])}
-    print(write_report(folder, results, about=about, published=hparams["published"], mean_over=mean_over))
+    print(write_report(folder, results, about=about, published=published_figures(hparams), mean_over=mean_over))
+
+
+def published_figures(hparams: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the published figures of what is scored; None for a baseline without any, or with other weights."""
+    if hparams["baseline"] is None:
+        return hparams["published"]
+    known = hparams["published_baselines"] or {}
+    return known.get(hparams["baseline"]) if hparams["baseline_weights"] is None else None
 
 
 def open_system(hparams: dict[str, Any], device: str) -> tuple[Respond, dict[str, str]]:
@@ -72,4 +81,4 @@ def open_system(hparams: dict[str, Any], device: str) -> tuple[Respond, dict[str
         raise ValueError(f"--baseline {baseline}: is scored in place of a system; leave out --checkpoint {checkpoint}")
     weights = hparams["baseline_weights"]
     name = {"baseline": baseline if weights is None else f"{baseline}, weights {weights}"}
-    return by_recogniser(open_baseline(baseline, weights, device)), name
+    return by_recogniser(open_baseline(baseline, weights, device), hparams["language"]), name

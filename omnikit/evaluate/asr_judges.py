@@ -17,6 +17,7 @@ from torch import Tensor
 
 from omnikit.api import Omni
 from omnikit.evaluate.baseline_recognisers import Recogniser
+from omnikit.evaluate.text_normalisation import language_code
 
 SAMPLE_RATE = 16000
 MARGIN = 0.15
@@ -54,8 +55,14 @@ class PocketsphinxJudge:
             raise ValueError(f"grammar: {error or 'does not parse as JSGF'}") from error
         self.decoder.activate_search("domain")
 
-    def transcribe(self, wav: Tensor | np.ndarray, sample_rate: int) -> str:
-        """Transcribe a waveform [N] in -1..1 at a rate in Hz; empty for silence and where nothing fits the grammar."""
+    def transcribe(self, wav: Tensor | np.ndarray, sample_rate: int, language: str = "") -> str:
+        """Transcribe a waveform [N] in -1..1 at a rate in Hz; empty for silence and where nothing fits the grammar.
+
+        Raises:
+            ValueError: the language is known not to be English.
+        """
+        if language_code(language) not in ("", "en"):
+            raise ValueError(f"--judge pocketsphinx: recognises English only, not {language!r}; choose another judge")
         samples = _at_rate(wav, sample_rate, SAMPLE_RATE)
         if np.abs(samples).max(initial=0) < SILENT:
             return ""
@@ -74,12 +81,12 @@ class RecogniserJudge:
     def __init__(self, recogniser: Recogniser):
         self.recogniser = recogniser
 
-    def transcribe(self, wav: Tensor | np.ndarray, sample_rate: int) -> str:
-        """Transcribe a waveform [N] in -1..1 at a rate in Hz; empty for silence."""
+    def transcribe(self, wav: Tensor | np.ndarray, sample_rate: int, language: str = "") -> str:
+        """Transcribe a waveform [N] in -1..1 at a rate in Hz, see `Recogniser.transcribe`; empty for silence."""
         samples = _at_rate(wav, sample_rate, self.recogniser.sample_rate)
         if np.abs(samples).max(initial=0) < SILENT:
             return ""
-        return self.recogniser.transcribe([torch.from_numpy(samples)])[0]
+        return self.recogniser.transcribe([torch.from_numpy(samples)], language)[0]
 
 
 class SystemRecogniser:
@@ -91,8 +98,8 @@ class SystemRecogniser:
     def __init__(self, omni: Omni):
         self.omni, self.sample_rate = omni, omni.model.encoder.sample_rate
 
-    def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
-        """Transcribe waveforms [N] one by one; see `Recogniser.transcribe`."""
+    def transcribe(self, wavs: Sequence[Tensor], language: str = "") -> list[str]:
+        """Transcribe waveforms [N] one by one, in any language; see `Recogniser.transcribe`."""
         return [self._transcribe(wav) for wav in wavs]
 
     def _transcribe(self, wav: Tensor) -> str:

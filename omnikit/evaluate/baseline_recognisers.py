@@ -12,13 +12,13 @@ from torch import Tensor
 from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.encoders.whisper_weights import read_whisper
 from omnikit.errors import one_line
+from omnikit.evaluate.text_normalisation import language_code
 from omnikit.hub import hub_folder, is_hub_id
 from omnikit.offline.batches import DecodedAnswer, Replied, Respond, load_recordings
 from omnikit.untrusted_models import read_network, read_settings
 
 SAMPLE_RATE = 16000
 """Sample rate in Hz of the input of all baseline recognisers."""
-LANGUAGE = "en"
 NO_CODES = torch.zeros(0, 0, dtype=torch.long)
 CTC = {"wav2vec2_base": "facebook/wav2vec2-base-960h", "wav2vec2_large": "facebook/wav2vec2-large-960h"}
 """Mapping from baseline names to hub ids of wav2vec 2.0 models with a CTC head, fine-tuned on 960 h of LibriSpeech."""
@@ -36,8 +36,16 @@ class Recogniser(Protocol):
     sample_rate: int
     """Sample rate in Hz of the waveforms that a recogniser transcribes."""
 
-    def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
-        """Return the transcripts of waveforms [N]; each is independent of the other waveforms."""
+    def transcribe(self, wavs: Sequence[Tensor], language: str = "") -> list[str]:
+        """Return the transcripts of waveforms [N]; each is independent of the other waveforms.
+
+        Args:
+            wavs: waveforms [N] in -1..1.
+            language: ISO 639-1 code of the language that is spoken in all of them; "" = unknown.
+
+        Raises:
+            ValueError: the recogniser does not know the language.
+        """
 
 
 def open_baseline(name: str, weights: str | None = None, device: str = "cpu") -> Recogniser:
@@ -62,8 +70,8 @@ def open_baseline(name: str, weights: str | None = None, device: str = "cpu") ->
 class WhisperBaseline:
     """A baseline recogniser that transcribes with openai-whisper's own greedy decoding.
 
-    It decodes as Whisper's authors evaluate LibriSpeech: English, without timestamps, in a window of 30 s. A longer
-    recording is transcribed window by window.
+    It decodes as Whisper's authors evaluate: in the language that is given, without timestamps, in a window of 30 s. A
+    longer recording is transcribed window by window. A language that is not given is detected for each recording.
 
     Args:
         weights: name of an openai-whisper model, or a `.pt` file.
@@ -76,15 +84,17 @@ class WhisperBaseline:
         self.model = read_whisper(weights).to(device).eval()
         self.fp16 = torch.device(device).type == "cuda"
 
-    def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
+    def transcribe(self, wavs: Sequence[Tensor], language: str = "") -> list[str]:
         """Transcribe waveforms [N], those of up to 30 s in one batch; see `Recogniser.transcribe`."""
         import whisper
 
-        texts = {i: self._transcribe_long(wav) for i, wav in enumerate(wavs) if len(wav) > whisper.audio.N_SAMPLES}
+        known = _whisper_language(language)
+        long = [i for i, wav in enumerate(wavs) if len(wav) > whisper.audio.N_SAMPLES]
+        texts = {i: self._transcribe_long(wavs[i], known) for i in long}
         short = [i for i in range(len(wavs)) if i not in texts]
         if short:
             mels = [self._mel(wavs[i]) for i in short]
-            options = whisper.DecodingOptions(language=LANGUAGE, without_timestamps=True, fp16=self.fp16)
+            options = whisper.DecodingOptions(language=known, without_timestamps=True, fp16=self.fp16)
             results = whisper.decode(self.model, torch.stack(mels), options)
             texts |= {i: result.text for i, result in zip(short, results, strict=True)}
         return [texts[i].strip() for i in range(len(wavs))]
@@ -95,9 +105,23 @@ class WhisperBaseline:
 
         return whisper.log_mel_spectrogram(whisper.pad_or_trim(wav), self.model.dims.n_mels).to(self.model.device)
 
-    def _transcribe_long(self, wav: Tensor) -> str:
-        options = {"language": LANGUAGE, "temperature": 0.0, "fp16": self.fp16}
+    def _transcribe_long(self, wav: Tensor, language: str | None) -> str:
+        options = {"language": language, "temperature": 0.0, "fp16": self.fp16}
         return self.model.transcribe(wav, verbose=None, **options)["text"]
+
+
+def _whisper_language(language: str) -> str | None:
+    """Return Whisper's code of a language; None if it is "", which lets Whisper detect it.
+
+    Raises:
+        ValueError: Whisper does not know the language.
+    """
+    from whisper.tokenizer import LANGUAGES
+
+    code = language_code(language)
+    if code and code not in LANGUAGES:
+        raise ValueError(f"language {language!r}: Whisper does not recognise it (choices: {', '.join(LANGUAGES)})")
+    return code or None
 
 
 class CTCBaseline:
@@ -132,8 +156,8 @@ class CTCBaseline:
             raise ValueError(f"weights {weights}: no wav2vec 2.0 with a CTC head (lacks {lacking[0]})")
         self.model = model.to(device).eval()
 
-    def transcribe(self, wavs: Sequence[Tensor]) -> list[str]:
-        """Transcribe waveforms [N] one by one; see `Recogniser.transcribe`."""
+    def transcribe(self, wavs: Sequence[Tensor], language: str = "") -> list[str]:
+        """Transcribe waveforms [N] one by one in the language of the weights; see `Recogniser.transcribe`."""
         return [self._transcribe(wav) for wav in wavs]
 
     def _transcribe(self, wav: Tensor) -> str:
@@ -145,13 +169,21 @@ class CTCBaseline:
         return self.processor.batch_decode(labels)[0]
 
 
-def by_recogniser(recogniser: Recogniser) -> Respond:
-    """Return a function that transcribes batches of manifest entries with a recogniser, like `by_model` for systems."""
+def by_recogniser(recogniser: Recogniser, language: str | None = None) -> Respond:
+    """Return a function that transcribes batches of manifest entries with a recogniser, like `by_model` for systems.
+
+    Args:
+        recogniser: recogniser that transcribes.
+        language: language of the entries that name none; None = unknown.
+    """
 
     def respond(entries: list[ManifestEntry]) -> Replied:
         loaded, problems = load_recordings(entries, recogniser.sample_rate)
         yield from problems
-        texts = recogniser.transcribe([wav for _, wav in loaded]) if loaded else []
-        yield from ((entry, DecodedAnswer(text, NO_CODES)) for (entry, _), text in zip(loaded, texts, strict=True))
+        spoken = [entry.language or language or "" for entry, _ in loaded]
+        for each in dict.fromkeys(spoken):
+            alike = [pair for pair, own in zip(loaded, spoken, strict=True) if own == each]
+            texts = recogniser.transcribe([wav for _, wav in alike], each)
+            yield from ((entry, DecodedAnswer(text, NO_CODES)) for (entry, _), text in zip(alike, texts, strict=True))
 
     return respond

@@ -14,7 +14,7 @@ from omnikit.evaluate.conversation import Cropped, InterviewAnswers, InterviewPl
 from omnikit.evaluate.dialogs import Dialog
 from omnikit.evaluate.qa import is_right, normalized_references
 from omnikit.evaluate.result_tables import markdown_table, percent
-from omnikit.evaluate.text_normalisation import Normalizer
+from omnikit.evaluate.text_normalisation import Normalizer, of_language
 from omnikit.files import whole_text
 
 FOLLOW_UPS = "all follow-ups"
@@ -131,7 +131,7 @@ def score(
         raise ValueError(f"sources: no question of a dialog could be asked; skipped: {answers.skipped}")
     follow_ups = [entry for entry in _follow_ups(dialogs, plan) if entry.id in answers.history]
     known = None if training is None else _follow_ups(training, plan)
-    by_text = _if_most_frequent(follow_ups, known, lambda entry: normalize(entry.t1), normalize)
+    by_text = _if_most_frequent(follow_ups, known, lambda each: _own(normalize, each)(each.t1), normalize)
     by_kind = _if_most_frequent(follow_ups, known, lambda entry: entry.kind, normalize)
     kinds: dict[str, KindScores] = defaultdict(KindScores)
     counted, total = {entry.id for entry in follow_ups}, KindScores()
@@ -141,7 +141,7 @@ def score(
             _right(entry, answers.alone, normalize),
             by_text.get(entry.id, Score()),
             by_kind.get(entry.id, Score()),
-            {each.share: _after_crop(each, normalize) for each in _crops(entry, answers, plan)},
+            {each.share: _after_crop(each, _own(normalize, entry)) for each in _crops(entry, answers, plan)},
         )
         kinds[entry.kind] += found
         if entry.id in counted:
@@ -155,7 +155,11 @@ def score(
 def _right(entry: ManifestEntry, replies: Mapping[str, object], normalize: Normalizer) -> Score:
     if entry.id not in replies:
         return Score()
-    return Score(is_right(replies[entry.id].text, entry.reference_answers(), normalize), 1)
+    return Score(is_right(replies[entry.id].text, entry.reference_answers(), _own(normalize, entry)), 1)
+
+
+def _own(normalize: Normalizer, entry: ManifestEntry) -> Normalizer:
+    return of_language(normalize, entry.language)
 
 
 def _follow_ups(dialogs: Sequence[Dialog], plan: InterviewPlan) -> list[ManifestEntry]:
@@ -211,7 +215,7 @@ def _lines(
             reply, right = answers.history[entry.id], entry.reference_answers()
             line = {"id": entry.id, "dialog": dialog.name, "turn": entry.turn, "kind": entry.kind}
             line |= {"question": entry.t1, "typed": plan.is_typed(entry), "right": right, "answer": reply.text}
-            line["is_right"] = is_right(reply.text, right, normalize)
+            line["is_right"] = is_right(reply.text, right, _own(normalize, entry))
             if entry.id in answers.alone:
                 line["alone"] = answers.alone[entry.id].text
             if crops := _crops(entry, answers, plan):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from omnikit.evaluate.asr_judges import PocketsphinxJudge, RecogniserJudge, Syst
 from omnikit.evaluate.baseline_recognisers import BASELINES, open_baseline
 from omnikit.evaluate.result_tables import markdown_table, percent
 from omnikit.evaluate.text_normalisation import Normalizer, plain
-from omnikit.evaluate.wer import ErrorRates, Pair, empty_references, score
+from omnikit.evaluate.wer import ErrorRates, Pair, remarks, score
 from omnikit.files import make_folder, read_text
 from omnikit.hub import is_hub_id
 from omnikit.interfaces import Codec
@@ -32,17 +32,28 @@ from omnikit.tasks import Task
 
 POCKETSPHINX = "pocketsphinx"
 NOT_JUDGED = f"Not judged: {POCKETSPHINX} needs a `--grammar_file`; or choose another `--judge`."
-SpokenText = tuple[str, str, Tensor]
-"""An utterance to be judged, as its id, its reference text and its waveform [N]."""
 Judgement = tuple[ErrorRates, list[Pair]]
 """Error rates of a judge's transcripts of a set of utterances, and the pairs of reference and transcript."""
+
+
+class SpokenText(NamedTuple):
+    """An utterance to be judged: its id, its reference text, its waveform [N] and its language ("" = unknown)."""
+
+    id: str
+    text: str
+    wav: Tensor
+    language: str = ""
 
 
 class Judge(Protocol):
     """Interface of a judge of intelligibility, which transcribes speech."""
 
-    def transcribe(self, wav: Tensor, sample_rate: int) -> str:
-        """Transcribe a waveform [N] in -1..1 at a rate in Hz; empty for silence."""
+    def transcribe(self, wav: Tensor, sample_rate: int, language: str = "") -> str:
+        """Transcribe a waveform [N] in -1..1 at a rate in Hz; empty for silence.
+
+        Raises:
+            ValueError: the judge does not know the language, an ISO 639-1 code; "" = unknown.
+        """
 
 
 def open_judge(
@@ -98,13 +109,15 @@ def judged(
 
     Args:
         judge: judge that transcribes.
-        utterances: ids, texts and waveforms [N].
+        utterances: ids, texts, waveforms [N] and, where they are known, languages.
         sample_rate: sample rate of the waveforms in Hz.
         title: label of the progress bar.
         normalize: text normalisation of texts and transcripts.
     """
+    spoken = [SpokenText(*each) for each in utterances]
     pairs = [
-        Pair(name, text, judge.transcribe(wav, sample_rate)) for name, text, wav in tqdm(list(utterances), desc=title)
+        Pair(each.id, each.text, judge.transcribe(each.wav, sample_rate, each.language), each.language)
+        for each in tqdm(spoken, desc=title)
     ]
     return score(pairs, normalize), pairs
 
@@ -117,20 +130,24 @@ class Reference:
     text: str
     recording: Recording | None = None
     codes: Codes | None = None
+    language: str = ""
 
 
-def references(entries: Iterable[ManifestEntry], task: Task, codec_name: str | None) -> list[Reference]:
+def references(
+    entries: Iterable[ManifestEntry], task: Task, codec_name: str | None, language: str = ""
+) -> list[Reference]:
     """Return the target text and speech of a task for each manifest entry that has both.
 
-    The speech is a readable recording, or codes of the codec `codec_name`; other entries are left out.
+    The speech is a readable recording, or codes of the codec `codec_name`; other entries are left out. `language` is
+    that of the entries that name none.
     """
     found = []
     for entry in entries:
         text, recording, codes = entry.target_text(task), entry.target_recording(task), entry.target_codes(task)
         if text and recording is not None and recording.check().problem is None:
-            found.append(Reference(entry.id, text, recording=recording))
+            found.append(Reference(entry.id, text, recording=recording, language=entry.language or language))
         elif text and codes is not None and codes.codec == codec_name:
-            found.append(Reference(entry.id, text, codes=codes))
+            found.append(Reference(entry.id, text, codes=codes, language=entry.language or language))
     return found
 
 
@@ -176,12 +193,15 @@ def reference_speech(codecs: dict[str, Codec], utterances: Sequence[Reference], 
     first, recorded = codecs[own], [each for each in utterances if each.recording is not None]
 
     def speech(codec: Codec, of: Sequence[Reference], make: Callable[[Reference], Tensor]) -> SpeechSet:
-        return SpeechSet(codec.sample_rate, lambda: ((each.id, each.text, make(each)) for each in of))
+        return SpeechSet(
+            codec.sample_rate, lambda: (SpokenText(each.id, each.text, make(each), each.language) for each in of)
+        )
 
     def mixed() -> Iterator[SpokenText]:
         generator = torch.Generator().manual_seed(0)  # the same order for all judges
         for each in utterances:
-            yield each.id, each.text, sound(first, shuffled(encoded(first, each), generator))
+            wav = sound(first, shuffled(encoded(first, each), generator))
+            yield SpokenText(each.id, each.text, wav, each.language)
 
     found = {}
     if recorded:
@@ -209,13 +229,13 @@ def keep_wavs(utterances: Sequence[SpokenText], folder: Path, sample_rate: int, 
     """
     with writing(folder):
         make_folder(folder)
-    for name, _, wav in utterances[:count]:
+    for name, _, wav, *_ in utterances[:count]:
         save_audio(folder / wav_name(name), wav, sample_rate)
 
 
 def rates_table(rates: dict[str, ErrorRates]) -> str:
-    """Return error rates as a Markdown table with a line per kind of speech, and remarks about empty references."""
+    """Return error rates as a Markdown table with a line per kind of speech, and `remarks` about them."""
     rows = [[name, str(r.utterances), percent(r.wer), percent(r.exact)] for name, r in rates.items()]
-    remarks = [f"- {name}, {empty_references(r)}" for name, r in rates.items() if r.empty_references]
+    notes = [f"- {name}, {remark}" for name, r in rates.items() for remark in remarks(r)]
     table = markdown_table(["Sound", "Utterances", "Judged WER %", "Without an error %"], rows)
-    return "\n".join([table, "", *remarks]) if remarks else table
+    return "\n".join([table, "", *notes]) if notes else table

@@ -93,7 +93,7 @@ def mos_scores(mos: Utmos | None, speech: dict[str, SpeechSet]) -> dict[str, Mos
     """
     found = {}
     for title, kind in speech.items() if mos is not None else ():
-        wavs = tqdm((wav for _, _, wav in kind.utterances() if len(wav)), desc=f"{title}, MOS")
+        wavs = tqdm((wav for _, _, wav, *_ in kind.utterances() if len(wav)), desc=f"{title}, MOS")
         scores = [mos.score(wav, kind.sample_rate) for wav in wavs]
         if scores:
             found[title] = MosScore(fmean(scores), min(scores), len(scores))

@@ -14,7 +14,7 @@ from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.skipped import Skipped
 from omnikit.data.sources import read_entries
 from omnikit.evaluate.result_tables import markdown_table, percent
-from omnikit.evaluate.text_normalisation import Normalizer
+from omnikit.evaluate.text_normalisation import Normalizer, is_unspaced, of_language
 from omnikit.files import whole_text
 from omnikit.offline.batches import DecodedAnswer, cut_short
 from omnikit.strategies import Strategy
@@ -96,6 +96,7 @@ def count_right(
     replies: dict[str, DecodedAnswer],
     skipped: Skipped,
     normalize: Normalizer,
+    language: str | None = None,
 ) -> QAScores:
     """Count the right answers to the questions of manifest entries.
 
@@ -105,6 +106,7 @@ def count_right(
         replies: answers by the entries' ids.
         skipped: entries without an answer, which the result holds.
         normalize: text normalisation of answers and references.
+        language: language of the entries that name none; None = unknown.
 
     Raises:
         ValueError: no question could be read.
@@ -114,12 +116,12 @@ def count_right(
         raise ValueError(f"sources: no question could be read; skipped: {skipped}")
     right, asked, exact, containing = Counter(), Counter(), 0, 0
     for entry in answered:
-        text, wanted = replies[entry.id].text, entry.reference_answers()
-        matches, given = is_right(text, wanted, normalize), f" {normalize(text)} "
+        text, wanted, spoken = replies[entry.id].text, entry.reference_answers(), entry.language or language or ""
+        matches = is_right(text, wanted, of_language(normalize, spoken))
         asked[entry.kind] += 1
         right[entry.kind] += matches
         exact += _is_exact(text, wanted)
-        containing += matches or any(f" {each} " in given for each in normalized_references(entry, normalize))
+        containing += matches or contains_one(text, wanted, normalize, spoken)
     truncated = sum(cut_short(replies[entry.id], task) for entry in answered)
     return QAScores(dict(right), dict(sorted(asked.items())), exact, containing, truncated, skipped)
 
@@ -132,9 +134,21 @@ def is_right(text: str, wanted: Sequence[str], normalize: Normalizer) -> bool:
     return _is_exact(text, wanted) or normalize(text) in _normalized(wanted, normalize)
 
 
+def contains_one(text: str, wanted: Sequence[str], normalize: Normalizer, language: str = "") -> bool:
+    """Return whether the normalised text of an answer contains one of the reference answers, as consecutive words.
+
+    In a language without spaces between words, it contains a reference as consecutive characters.
+    """
+    own = of_language(normalize, language)
+    given, references = own(text), _normalized(wanted, own)
+    if is_unspaced(language):
+        return any("".join(each.split()) in "".join(given.split()) for each in references)
+    return any(f" {each} " in f" {given} " for each in references)
+
+
 def normalized_references(entry: ManifestEntry, normalize: Normalizer) -> list[str]:
     """Return the normalised reference answers of an entry, each once, without those that normalisation leaves empty."""
-    return _normalized(entry.reference_answers(), normalize)
+    return _normalized(entry.reference_answers(), of_language(normalize, entry.language))
 
 
 def _normalized(texts: Sequence[str], normalize: Normalizer) -> list[str]:

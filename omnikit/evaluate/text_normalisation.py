@@ -9,8 +9,20 @@ from collections.abc import Callable
 from importlib import metadata
 
 from omnikit import __version__
+from omnikit.errors import missing_package
 
 Normalizer = Callable[[str], str]
+
+UNSPACED = frozenset(("zh", "yue", "ja", "th", "lo", "my", "km"))
+"""ISO 639 codes of languages that are written without spaces between words, and are therefore scored by characters.
+
+Whisper's tokenizer lists the same languages (`split_to_word_tokens`) but for Khmer, whose spaces separate phrases."""
+CHINESE = ("zh", "yue")
+_SYNONYMS = {"cmn": "zh", "eng": "en", "jpn": "ja", "zho": "zh"}
+"""Mapping from ISO 639-3 codes that voices and corpora use to the codes of this file."""
+_WIDE = {0xFF10 + i: str(i) for i in range(10)} | {0xFF05: "%", 0xFF0E: "."}
+"""Mapping from full-width digits, percent sign and full stop to those of ASCII."""
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 REVISION = 2
 """Revision number of the text normaliser `plain`, increased with each change that can affect an error rate."""
@@ -58,7 +70,92 @@ def english() -> Normalizer:
     return EnglishTextNormalizer()
 
 
-_MAKERS: dict[str, Callable[[], Normalizer]] = {"english": english, "plain": lambda: plain}
+def basic() -> Normalizer:
+    """Return Whisper's text normaliser for other languages than English.
+
+    It removes case, punctuation, symbols and all that stands in brackets, and compares texts in NFKC. Combining marks
+    become spaces, which tears words of Devanagari, Thai and other scripts apart; `plain` keeps them.
+    """
+    from whisper.normalizers import BasicTextNormalizer  # takes seconds to import
+
+    normalize = BasicTextNormalizer()
+    return lambda text: normalize(text).strip()
+
+
+def chinese() -> Normalizer:
+    """Return a text normaliser for Chinese, which writes numbers in characters (cn2an) and then applies `basic`.
+
+    Numbers in digits, with percent signs, fractions and dates become what is said (`50%` becomes `百分之五十`), because
+    recognisers differ in how they write them. Traditional and simplified characters stay different.
+
+    Raises:
+        ValueError: the package cn2an is not installed.
+    """
+    try:
+        from cn2an import transform
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--normalizer chinese: {missing_package(error.name)}") from None
+    normalize = basic()
+
+    def numbers_in_characters(text: str) -> str:
+        digits = _THOUSANDS.sub("", text.translate(_WIDE))
+        return normalize(transform(digits, "an2cn")).replace(" ", "")
+
+    return numbers_in_characters
+
+
+class NormalizerByLanguage:
+    """A text normaliser that is `english` for English, `chinese` for Chinese, and `basic` for all other languages.
+
+    Called with a text alone, whose language is unknown, it is `basic`.
+    """
+
+    def __call__(self, text: str) -> str:
+        return self.of("")(text)
+
+    def of(self, language: str) -> Normalizer:
+        """Return the text normaliser of a language; "" = unknown.
+
+        Raises:
+            ValueError: the language is Chinese and cn2an is not installed.
+        """
+        return _shared(name_of_language(language))
+
+
+def name_of_language(language: str) -> str:
+    """Return the name of the text normaliser that `by_language` applies to a language."""
+    code = language_code(language)
+    return "english" if code == "en" else "chinese" if code in CHINESE else "basic"
+
+
+def language_code(language: str) -> str:
+    """Return the ISO 639 code of a language without its script or region: `zh` for `zh-CN`, `zh_Hant` and `cmn`."""
+    code = re.split(r"[-_]", language.strip().lower(), maxsplit=1)[0]
+    return _SYNONYMS.get(code, code)
+
+
+def is_unspaced(language: str) -> bool:
+    """Return whether a language is written without spaces between words, so that it is scored by characters."""
+    return language_code(language) in UNSPACED
+
+
+def of_language(normalize: Normalizer, language: str) -> Normalizer:
+    """Return the text normaliser for texts in a language; it differs from `normalize` only for `by_language`."""
+    return normalize.of(language) if isinstance(normalize, NormalizerByLanguage) else normalize
+
+
+_MAKERS: dict[str, Callable[[], Normalizer]] = {
+    "english": english,
+    "plain": lambda: plain,
+    "basic": basic,
+    "chinese": chinese,
+    "by_language": NormalizerByLanguage,
+}
+
+
+@functools.cache
+def _shared(name: str) -> Normalizer:
+    return normalizer(name)
 
 
 def normalizer_version(name: str) -> str:
@@ -68,14 +165,24 @@ def normalizer_version(name: str) -> str:
     """
     if name == "plain":
         return f"plain (omnikit {__version__}, revision {REVISION}, Unicode {unicodedata.unidata_version})"
-    return f"{name} (openai-whisper {metadata.version('openai-whisper')})"
+    versions = [f"openai-whisper {metadata.version('openai-whisper')}"]
+    if name in ("chinese", "by_language"):
+        versions += [f"cn2an {found}" for found in (_version("cn2an"),) if found]
+    return f"{name} ({', '.join(versions)})"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def normalizer(name: str) -> Normalizer:
-    """Return the text normaliser of a name, `english` or `plain`.
+    """Return the text normaliser of a name: `english`, `plain`, `basic`, `chinese` or `by_language`.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or a package that it needs is not installed.
     """
     if name not in _MAKERS:
         raise ValueError(f"--normalizer {name}: no such normalizer (choices: {', '.join(_MAKERS)})")

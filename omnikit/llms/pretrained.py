@@ -45,7 +45,7 @@ def read_transformers(
             found.
     """
     folder = hub_folder(weights) if is_hub_id(weights) else Path(weights)
-    found = _open(folder)
+    found = read_causal_lm(folder)
     _check_sizes(folder, config, found.config)
     source = found.get_decoder()
     pairs = ((norm, take_norm(source)), (trunk, source), (head, found.get_output_embeddings()))
@@ -56,8 +56,12 @@ def read_transformers(
             raise ValueError(f"weights {folder}: {one_line(error)}") from None
 
 
-def _open(folder: Path) -> PreTrainedModel:
-    """Read the language model in a folder, in the type that it is stored in."""
+def read_causal_lm(folder: Path) -> PreTrainedModel:
+    """Read the causal language model in a folder of transformers, in the type that it is stored in.
+
+    Raises:
+        ValueError: there is no such model, or weights are missing; the message names the folder.
+    """
     numbers = read_numbers(str(folder))
     if numbers["model_type"] == BAICHUAN:
         return read_baichuan(folder, numbers)

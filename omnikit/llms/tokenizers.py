@@ -266,7 +266,7 @@ class HubTokenizer(Tokenizer):
 
 
 def _read(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     whole, config = folder / "tokenizer.json", folder / _SETTINGS
     try:
@@ -274,17 +274,43 @@ def _read(folder: Path) -> PreTrainedTokenizerBase:
             check_regular(whole, _MOST_BYTES)
             return PreTrainedTokenizerFast(tokenizer_file=str(whole))
         if config.exists():
-            private = _private_copy(folder)
-            loaded = read_settings(AutoTokenizer, private.name)
-            loaded.omnikit_folder = private  # kept as long as the tokenizer, whose `save` may copy files from there
-            return loaded
+            return _read_with_settings(folder)
     except BaseException as error:
-        # the tokenizers library raises plain exceptions, and a panic in its Rust code is not an `Exception`
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        message = f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({one_line(error)})"
-        raise ValueError(message) from None
+        raise _unreadable(folder, error) from None
     raise ValueError(f"llm.tokenizer: {folder} holds neither tokenizer_config.json nor tokenizer.json")
+
+
+def read_chat_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Read a tokenizer of transformers with its settings, which are special tokens and the chat template, if any.
+
+    Raises:
+        ValueError: the folder holds no tokenizer.
+    """
+    if not (folder / _SETTINGS).exists():
+        return _read(folder)
+    try:
+        return _read_with_settings(folder)
+    except BaseException as error:
+        raise _unreadable(folder, error) from None
+
+
+def _read_with_settings(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    private = _private_copy(folder)
+    loaded = read_settings(AutoTokenizer, private.name)
+    loaded.omnikit_folder = private  # kept as long as the tokenizer, whose `save` may copy files from there
+    return loaded
+
+
+def _unreadable(folder: Path, error: BaseException) -> BaseException:
+    """Return the exception to raise for an error in reading a tokenizer.
+
+    The tokenizers library raises plain exceptions, and a panic in its Rust code is not an `Exception`.
+    """
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error
+    return ValueError(f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({one_line(error)})")
 
 
 def _private_copy(folder: Path) -> TemporaryDirectory:

@@ -225,7 +225,7 @@ class Job:
     def _own(
         self, entries: Sequence[ManifestEntry], source: str, chosen: Collection[str] | None
     ) -> list[ManifestEntry]:
-        """Return this process's share of the chosen entries.
+        """Return this process's share of the chosen entries; the turns of a dialog are in the share of one process.
 
         Raises:
             ValueError: two entries of the source have the same id.
@@ -237,7 +237,11 @@ class Job:
             seen.add(entry.id)
             if chosen is None or entry.id in chosen:
                 wanted.append(entry)
-        return wanted[self.share.rank :: self.share.processes]
+        groups: dict[str, list[ManifestEntry]] = {}
+        for entry in wanted:
+            groups.setdefault(f"dialog {entry.dialog}" if entry.dialog else f"entry {entry.id}", []).append(entry)
+        own = list(groups.values())[self.share.rank :: self.share.processes]
+        return [entry for group in own for entry in group]
 
     def _check_same(self) -> None:
         there = read_about(self.folder, self.flag)

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 _BATCH = 32
 _BEAT = 16 * _BATCH  # questions that are decoded between two signs of progress
 _MARGIN = 16  # steps beyond the longest reference
+Target = tuple[str, str]
+"""The reference of an answer, and its language; "" = unknown."""
 
 
 class Validation:
@@ -28,8 +30,9 @@ class Validation:
     The first `decode` entries of a source (0 for none) are decoded for each of its tasks that has a text answer and no
     spoken one; of a source with `every_stage: true` also tasks that the stage does not train, which shows what it
     forgets. Of a dialog the first turn is answered, since the others need it; all turns are transcribed. The figures
-    are `wer`, the word error rate of transcripts, and `wrong T1T2` and so on, the percentage of answers that differ
-    from the reference. Texts are normalised by `omnikit.evaluate.text_normalisation.plain`.
+    are `wer`, the word error rate of transcripts (the character error rate where the manifest names a language without
+    spaces between words), and `wrong T1T2` and so on, the percentage of answers that differ from the reference. Texts
+    are normalised by `omnikit.evaluate.text_normalisation.plain`.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class Validation:
         tasks: dict[str, float],
         cache_folder: str | Path,
     ):
-        self.material: list[tuple[Task, list[Question], list[str]]] = []
+        self.material: list[tuple[Task, list[Question], list[Target]]] = []
         for name, options in sources.items():
             if options is None:
                 continue
@@ -64,10 +67,11 @@ class Validation:
     def _figures(self, model: OmniLM, beat: Callable[[], None]) -> dict[str, float]:
         figures = {}
         for task, questions, targets in self.material:
-            longest = max(len(model.llm.tokenizer.encode(target)) for target in targets)
+            longest = max(len(model.llm.tokenizer.encode(text)) for text, _ in targets)
             decoder = Decoder(model, decoding=Decoding(max_steps=longest + _MARGIN), capacity=_BATCH)
             texts = gather_shares(hypotheses(decoder, task, own_share(questions), beat))
-            rates = score([Pair(str(i), *pair) for i, pair in enumerate(zip(targets, texts, strict=True))], plain)
+            both = enumerate(zip(targets, texts, strict=True))
+            rates = score([Pair(str(i), target, given, language) for i, ((target, language), given) in both], plain)
             if task.transcribes:
                 figures["wer"] = rates.wer
             else:
@@ -107,7 +111,7 @@ def hypotheses(
 
 def _questions(
     model: OmniLM, task: Task, entries: list[ManifestEntry], name: str, cache_folder: str | Path
-) -> tuple[Task, list[Question], list[str]]:
+) -> tuple[Task, list[Question], list[Target]]:
     entries = [entry for entry in (entries if task.repeats else first_turns(entries)) if entry.serves(task)]
     if task.given == "speech":
         features = read_features(model, entries, cache_folder, f"{name}-decode")
@@ -115,4 +119,4 @@ def _questions(
         questions = [Question(features=features[entry].float()) for entry in entries]
     else:
         questions = [Question(text=model.llm.tokenizer.encode(entry.t1)) for entry in entries]
-    return task, questions, [entry.target_text(task) for entry in entries]
+    return task, questions, [(entry.target_text(task), entry.language) for entry in entries]

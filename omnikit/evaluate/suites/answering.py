@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from omnikit.api import Omni, load
 from omnikit.audio.io import MAX_SECONDS
+from omnikit.data.manifest_reader import ManifestEntry
+from omnikit.evaluate.suites.dialog_answers import by_conversations, waveform, without_conversations
 from omnikit.evaluate.suites.items import SuiteItem
 from omnikit.evaluate.suites.stored_outputs import POLL
 from omnikit.offline.batch_inference import Job, checkpoint_stamp, read_about, read_results
@@ -82,9 +84,24 @@ class SystemAnswerer:
         """Return a function that answers with the system in batches; see `by_model`."""
         return by_model(self.omni.decoder.with_capacity(batch_size), task)
 
+    def converse(self, task: Task, entries: Sequence[ManifestEntry]) -> Respond:
+        """Return a function that answers the rounds of conversations; see `by_conversations`."""
+        return by_conversations(self.omni, task, entries)
+
     def decode(self, codes: Tensor) -> Tensor:
         """Decode the codes [K, T] of an answer by the system's codec."""
         return sound(self.omni.model.codec, codes)
+
+
+@runtime_checkable
+class Conversational(Protocol):
+    """An `Answerer` that holds conversations, too."""
+
+    def converse(self, task: Task, entries: Sequence[ManifestEntry]) -> Respond:
+        """Return a function that answers the rounds of conversations, of which `entries` are all.
+
+        In place of codes its answers have their waveform, see `dialog_answers.waveform`.
+        """
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,8 @@ def answer(
 ) -> dict[str, Any]:
     """Answer this process's share of questions that have no stored answer, and return what the answers depend on.
 
+    Questions that are rounds of conversations are asked after the others.
+
     Args:
         task: name of the task.
         manifest: manifest of the suite.
@@ -144,18 +163,31 @@ def answer(
     Raises:
         ValueError: the folder has answers that depend on something else, such as another checkpoint.
     """
-    chosen = {item.id for item in asked(task, items)}
-    job = Job(
-        task, str(manifest), str(folder),
-        batch_size=batch_size, about=as_stored(about), chosen=chosen, flag="--output_folder",
-    )  # fmt: skip
-    done = {name for name, line in read_results(folder).items() if _is_whole(line, folder)}
-    if any(entry.id not in done for entry in job.entries):
-        found = answerer()
-        respond = found.respond(job.task, batch_size)
-        counts = job.run_with(respond, found.decode, found.sample_rate, max_seconds=found.max_seconds)
-        print(f"{task}: {counts}", file=sys.stderr)
+    can = asked(task, items)
+    alone, rounds = ({item.id for item in can if bool(item.dialog) is in_rounds} for in_rounds in (False, True))
+    for chosen in (alone, rounds) if rounds else (alone,):
+        job = Job(
+            task, str(manifest), str(folder),
+            batch_size=batch_size, about=as_stored(about), chosen=chosen, flag="--output_folder",
+        )  # fmt: skip
+        done = {name for name, line in read_results(folder).items() if _is_whole(line, folder)}
+        if any(entry.id not in done for entry in job.entries):
+            found = answerer()
+            respond, decode = _ways(found, job, batch_size, in_rounds=chosen is rounds)
+            counts = job.run_with(respond, decode, found.sample_rate, max_seconds=found.max_seconds)
+            print(f"{task}: {counts}", file=sys.stderr)
     return job.about
+
+
+def _ways(
+    found: Answerer, job: Job, batch_size: int, *, in_rounds: bool
+) -> tuple[Respond, Callable[[Tensor], Tensor]]:
+    """Return the functions that answer the entries of a job and that decode the answers to waveforms."""
+    if not in_rounds:
+        return found.respond(job.task, batch_size), found.decode
+    if isinstance(found, Conversational):
+        return found.converse(job.task, job.entries), waveform
+    return without_conversations, waveform
 
 
 def as_stored(about: Mapping[str, Any]) -> dict[str, Any]:

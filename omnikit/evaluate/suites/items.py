@@ -19,6 +19,7 @@ from typing import Any
 from omnikit.audio.io import wav_name
 from omnikit.data.manifest_reader import Recording, read_manifest
 from omnikit.data.skipped import Remark, Skipped
+from omnikit.evaluate.qa import some
 from omnikit.files import make_folder, read_text, write_bytes, write_json, write_text
 
 MANIFEST, ITEMS, SUMMARY, AUDIO = "manifest.jsonl", "items.jsonl", "suite.json", "audio"
@@ -43,11 +44,20 @@ class SuiteItem:
     references: tuple[str, ...] = ()
     """Right answers; a suite's scorer says how they are compared."""
     language: str = "en"
-    """ISO 639-1 code of question and answer."""
+    """ISO 639-1 code of question and answer; "" = unknown."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the published row, unchanged."""
     audio: Recording | None = None
     """Recording of the question: a file, or embedded bytes (`Recording(id, table=[data])`)."""
+    dialog: str = ""
+    """Name of the conversation that the question is a round of; "" = it is asked alone."""
+    turn: int | None = None
+    """Place of the question in its conversation, from 0."""
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Conversation and place in it, as fields of a manifest; empty for a question that is asked alone."""
+        return {"dialog": self.dialog, "turn": self.turn} if self.dialog else {}
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,17 @@ def chosen_sets(found: Sequence[str], wanted: Sequence[str] | None) -> list[str]
     return names
 
 
+def some_items(items: Sequence[SuiteItem], limit: int | None) -> list[SuiteItem]:
+    """Return `limit` questions drawn at random with a fixed seed; all if there are no more or `limit` is None.
+
+    A conversation counts as one, and all of its rounds belong to it.
+    """
+    groups: dict[str, list[SuiteItem]] = {}
+    for item in items:
+        groups.setdefault(item.dialog or item.id, []).append(item)
+    return [item for group in some(list(groups.values()), limit) for item in group]
+
+
 def _line(content: Mapping[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False) + "\n"
 
@@ -202,7 +223,7 @@ def _path_of(folder: Path, item: SuiteItem) -> str | None:
 def _entry(item: SuiteItem, path: str | None) -> dict[str, Any]:
     """Return a question as a manifest entry."""
     entry = {"id": item.id, "t1": item.question.strip() or NO_TEXT, "kind": item.set, "language": item.language}
-    entry |= {"a1": path} if path is not None else {}
+    entry |= item.place | ({"a1": path} if path is not None else {})
     return entry | ({"accepted": list(item.references)} if item.references else {})
 
 
@@ -214,6 +235,7 @@ def _fields(item: SuiteItem, path: str | None) -> dict[str, Any]:
         "references": list(item.references),
         "language": item.language,
         "audio": path,
+        **item.place,
         "fields": dict(item.fields),
     }
 
@@ -221,5 +243,6 @@ def _fields(item: SuiteItem, path: str | None) -> dict[str, Any]:
 def _item(line: Mapping[str, Any], folder: Path) -> SuiteItem:
     audio = None if line["audio"] is None else Recording(line["id"], path=str((folder / line["audio"]).absolute()))
     return SuiteItem(
-        line["id"], line["set"], line["question"], tuple(line["references"]), line["language"], line["fields"], audio
-    )
+        line["id"], line["set"], line["question"], tuple(line["references"]), line["language"], line["fields"], audio,
+        line.get("dialog", ""), line.get("turn"),
+    )  # fmt: skip

@@ -15,7 +15,6 @@ from omnikit import __version__
 from omnikit.errors import ArgumentParser
 from omnikit.evaluate.intelligibility import POCKETSPHINX, check_judge, open_judge
 from omnikit.evaluate.mos import check_mos, open_mos
-from omnikit.evaluate.qa import some
 from omnikit.evaluate.recipe_checks import check_evaluation
 from omnikit.evaluate.suites.answering import (
     ANSWERS,
@@ -30,13 +29,15 @@ from omnikit.evaluate.suites.answering import (
     system,
     wait_for_answers,
 )
-from omnikit.evaluate.suites.items import SuiteItem, chosen_sets, read_items, write_items
+from omnikit.evaluate.suites.cascade import cascade
+from omnikit.evaluate.suites.items import SuiteItem, chosen_sets, read_items, some_items, write_items
 from omnikit.evaluate.suites.judges import LLMJudge
-from omnikit.evaluate.suites.spoken_answers import naturalness, speech_metrics, truncation
+from omnikit.evaluate.suites.spoken_answers import naturalness, speech_metrics, to_versa, truncation, versa_metrics
 from omnikit.evaluate.suites.stored_outputs import Measure, StoredOutputs
 from omnikit.evaluate.suites.suite import ALL, Metric, Suite, source_folder
 from omnikit.evaluate.suites.tables import write_results
 from omnikit.evaluate.text_normalisation import normalizer, normalizer_version
+from omnikit.evaluate.versa import read_versa, versa_key, write_versa
 from omnikit.files import make_folder, whole_text
 from omnikit.hparams import load_recipe
 from omnikit.tasks import TASKS
@@ -48,6 +49,8 @@ JUDGEMENTS = "judgements.jsonl"
 """Name of the file with the judgements of an LLM in an output folder."""
 OFFICIAL = "official"
 """Name of the folder with the files for a suite's own scorers in an output folder."""
+VERSA = "versa"
+"""Name of the folder with the input of VERSA, which has many metrics of speech, in an output folder."""
 SAME = ("suite", "layout", "questions")
 """Entries of stored answers that have to fit the questions at hand."""
 
@@ -96,9 +99,9 @@ def candidate(hparams: Mapping[str, Any], device: str) -> Candidate:
     """Return the system that a recipe names, or the baseline.
 
     Raises:
-        ValueError: there is no such checkpoint.
+        ValueError: there is no such checkpoint or baseline.
     """
-    return system(hparams, device)
+    return system(hparams, device) if hparams["baseline"] is None else cascade(hparams, device)
 
 
 def evaluate_suite(suite: Suite, hparams: Mapping[str, Any], found: Candidate, device: str = "cpu") -> str | None:
@@ -130,12 +133,13 @@ class SuiteRun:
             raise ValueError(f"--rescore {hparams['rescore']}: must be true or false")
         self.data = read_items(hparams["data_folder"], suite.name, suite.layout)
         names = chosen_sets(self.data.sets, hparams["sets"])
-        self.sets = {name: some(self.data.of(name), hparams["limit"]) for name in names}
+        self.sets = {name: some_items(self.data.of(name), hparams["limit"]) for name in names}
         self.items = [item for items in self.sets.values() for item in items]
         self.normalize = normalizer(hparams["judge_normalizer"])
         self.llm = llm_judge(hparams, self.folder / JUDGEMENTS)
         self.listeners = listeners(hparams, device)
         self.answerer = functools.cache(found.open)
+        self.versa = {} if hparams["versa"] is None else read_versa(Path(hparams["versa"]))
 
     def run(self) -> str | None:
         """Answer, transcribe and score; see `evaluate_suite`."""
@@ -152,6 +156,7 @@ class SuiteRun:
             heard, scores[task] = outputs.get(TRANSCRIPTS), outputs.get(NATURALNESS)
             answers[task], without[task] = stored_answers(task, self.items, self._folder(task), heard)
             self._write_answers(task, answers[task])
+        self._check_versa(answers)
         results = self._scored(answers, scores)
         protocol = self._protocol(about[self.tasks[0]])
         return write_results(self.folder, self.suite, results, protocol, self._remarks(without))
@@ -179,7 +184,7 @@ class SuiteRun:
 
     def _any_candidate(self) -> bool:
         """Return whether the command names nothing to evaluate, so that answers are re-scored whoever gave them."""
-        return self.hparams["checkpoint"] is None
+        return self.hparams["checkpoint"] is None and self.hparams["baseline"] is None
 
     def _check_one_candidate(self, about: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse stored answers of different systems, whose difference would be no modality gap."""
@@ -213,6 +218,15 @@ class SuiteRun:
         folder = self.folder / OFFICIAL / task
         make_folder(folder)
         self.suite.write_official(folder, answered, answers)
+        if TASKS[task].speaks:
+            write_versa(self.folder / VERSA / task, to_versa(answers))
+
+    def _check_versa(self, answers: Mapping[str, Mapping[str, StoredAnswer]]) -> None:
+        """Refuse results of VERSA that are about none of the spoken answers, such as those of another suite."""
+        keys = {versa_key(name) for task, given in answers.items() if TASKS[task].speaks for name in given}
+        if self.versa and not keys & self.versa.keys():
+            example = next(iter(self.versa))
+            raise ValueError(f"--versa {self.hparams['versa']}: has no spoken answer of this run, but {example}")
 
     def _scored(
         self, answers: Mapping[str, Mapping[str, StoredAnswer]], scores: Mapping[str, Mapping[str, float] | None]
@@ -231,7 +245,7 @@ class SuiteRun:
 
     def _summary(self, found: Mapping[str, Sequence[Metric]]) -> list[Metric]:
         """Return the suite's figures over all sets; they are open if one of the published sets is not among them."""
-        missing = [name for name in self.suite.sets if name not in found]
+        missing = [name for name in self.suite.sets if name not in found and not self.suite.partial_summary]
         note = f"open: without {', '.join(missing)}"
         return [replace(each, value=None, note=note) if missing else each for each in self.suite.summary(found)]
 
@@ -245,6 +259,7 @@ class SuiteRun:
         """Return the figures that do not depend on the suite: of truncation and of speech."""
         speech = speech_metrics(items, answers, self.normalize) if TASKS[task].speaks else []
         speech += [naturalness(items, scores)] if scores is not None else []
+        speech += versa_metrics(items, self.versa) if TASKS[task].speaks else []
         return [*speech, truncation({item.id: answers[item.id] for item in items})]
 
     def _protocol(self, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,6 +274,7 @@ class SuiteRun:
             **own,
             "recogniser": self.listeners[TRANSCRIPTS][0] if TRANSCRIPTS in self.listeners else None,
             "judge_normalizer": normalizer_version(self.hparams["judge_normalizer"]),
+            **({"versa": self.hparams["versa"]} if self.versa else {}),
             "llm_judge": None if self.llm is None else self.llm.model,
             "prompts": {name: prompt.digest for name, prompt in prompts.items()},
             **self.suite.protocol(),
@@ -299,7 +315,7 @@ def listeners(hparams: Mapping[str, Any], device: str) -> dict[str, tuple[str, C
 
         def recogniser() -> Measure:
             opened = open_judge(judge, grammar, weights, device)
-            return lambda wav, rate, language: opened.transcribe(wav, rate)
+            return lambda wav, rate, language: opened.transcribe(wav, rate, language)
 
         found[TRANSCRIPTS] = (name, recogniser)
     if hparams["mos"] is not None:

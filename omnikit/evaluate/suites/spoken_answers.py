@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from omnikit.evaluate.suites.answering import StoredAnswer
 from omnikit.evaluate.suites.items import SuiteItem
 from omnikit.evaluate.suites.suite import Metric, share
-from omnikit.evaluate.text_normalisation import Normalizer
-from omnikit.evaluate.wer import Pair, score
+from omnikit.evaluate.text_normalisation import Normalizer, is_unspaced, of_language
+from omnikit.evaluate.versa import SpokenAnswer, versa_key, versa_scores
+from omnikit.evaluate.wer import Pair, remarks, score
 
 WER, TRUNCATED, HALLUCINATED, MOS = "WER of speech %", "truncated %", "hallucinated %", "UTMOS"
 MANY_TIMES, MANY_MORE = 1.5, 3
@@ -17,13 +18,13 @@ MANY_TIMES, MANY_MORE = 1.5, 3
 NOT_HEARD = "open: needs a recogniser as judge (--judge)"
 
 
-def is_hallucinated(spoken: str, heard: str) -> bool:
+def is_hallucinated(spoken: str, heard: str, language: str = "") -> bool:
     """Return whether a recogniser heard many more words than were spoken; both texts are normalised.
 
     Recognisers invent or repeat words in noise, silence and garbled speech. That raises the word error rate without
-    saying anything about the words that can be understood.
+    saying anything about the words that can be understood. In languages without spaces between words characters count.
     """
-    words, found = len(spoken.split()), len(heard.split())
+    words, found = (len("".join(s.split()) if is_unspaced(language) else s.split()) for s in (spoken, heard))
     return found >= max(MANY_TIMES * words, words + MANY_MORE)
 
 
@@ -42,16 +43,20 @@ def speech_metrics(
     Args:
         items: questions.
         answers: spoken answers to all of them, by id.
-        normalize: text normalisation of texts and transcripts.
+        normalize: text normalisation of texts and transcripts, in the language of the question where it depends on it.
     """
-    spoken = [(item, answers[item.id]) for item in items if normalize(answers[item.id].text)]
+    own = {item.language: of_language(normalize, item.language) for item in items}
+    spoken = [(item, answers[item.id]) for item in items if own[item.language](answers[item.id].text)]
     if not spoken or any(each.heard is None for _, each in spoken):
         note = NOT_HEARD if spoken else "open: no answer has a text"
         return [Metric(name, None, len(spoken), note, "lower") for name in (WER, HALLUCINATED)]
-    rates = score([Pair(item.id, each.text, each.heard) for item, each in spoken], normalize)
-    invented = sum(is_hallucinated(normalize(each.text), normalize(each.heard)) for _, each in spoken)
+    rates = score([Pair(item.id, each.text, each.heard, item.language) for item, each in spoken], normalize)
+    invented = sum(
+        is_hallucinated(*map(own[item.language], (each.text, each.heard)), item.language) for item, each in spoken
+    )
+    note = "; ".join(remarks(rates)) or None
     return [
-        Metric(WER, rates.wer, len(spoken), None, "lower"),
+        Metric(WER, rates.wer, len(spoken), note, "lower"),
         share(HALLUCINATED, invented, len(spoken), better="lower"),
     ]
 
@@ -60,3 +65,20 @@ def naturalness(items: Sequence[SuiteItem], scores: Mapping[str, float]) -> Metr
     """Return the mean of predicted opinion scores, by id, over the questions that have one."""
     found = [scores[item.id] for item in items if item.id in scores]
     return Metric(MOS, fmean(found) if found else None, len(found), None if found else "open: no answer has sound")
+
+
+def to_versa(answers: Mapping[str, StoredAnswer]) -> Iterator[SpokenAnswer]:
+    """Yield the spoken answers that have audio, with the text that they should say."""
+    yield from (SpokenAnswer(name, each.wav, each.text) for name, each in answers.items() if each.wav is not None)
+
+
+def versa_metrics(items: Sequence[SuiteItem], results: Mapping[str, Mapping[str, float]]) -> list[Metric]:
+    """Return the metrics that VERSA computed for spoken answers; none if it has scored none of them.
+
+    Args:
+        items: questions.
+        results: numbers of VERSA by the key of the answer, see `read_versa`.
+    """
+    keys = [versa_key(item.id) for item in items]
+    scores = versa_scores([results[key] for key in keys if key in results])
+    return [Metric(f"{name} (VERSA)", each.value, each.utterances, None, each.better) for name, each in scores.items()]

@@ -67,6 +67,8 @@ class Suite(ABC):
     """Names of all published sets."""
     published: tuple[Published, ...] = ()
     """Published figures of other systems."""
+    partial_summary: bool = False
+    """Whether `summary` opens its figures itself, because they are about a part of the sets each."""
 
     def __init__(self, prompts: Path | None = None):
         self.prompts = prompts
@@ -94,7 +96,8 @@ class Suite(ABC):
     def summary(self, found: Mapping[str, Sequence[Metric]]) -> list[Metric]:
         """Return figures over all sets, from the figures of each set by name; none by default.
 
-        If a published set has no questions or was left out, their values become open.
+        If a published set has no questions or was left out, their values become open, unless `partial_summary` says
+        that they already are.
         """
         return []
 

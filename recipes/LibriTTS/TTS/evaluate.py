@@ -93,7 +93,14 @@ def speak(model: OmniLM, entries: list[ManifestEntry], hparams: dict[str, Any]) 
     if not found:
         raise ValueError(f"--manifest {hparams['manifest']}: no text could be synthesized; skipped: {skipped}")
     utterances = [
-        (entry.id, entry.t1, sound(model.codec, found[entry.id].codes)) for entry in entries if entry.id in found
+        SpokenText(
+            entry.id,
+            entry.t1,
+            sound(model.codec, found[entry.id].codes),
+            entry.language or hparams["language"] or "",
+        )
+        for entry in entries
+        if entry.id in found
     ]
     cut = sum(cut_short(reply, SPEAK) for reply in found.values())
     return SpokenTexts(utterances, 100 * cut / len(found), skipped)
@@ -115,7 +122,7 @@ def intelligibility(
 
 def speed(omni: Omni, utterances: list[SpokenText], hparams: dict[str, Any]) -> dict[str, Speed | None]:
     """Return the speed of streaming synthesis, measured on the first texts; {} if `speed_sentences` is 0."""
-    texts = [text for _, text, _ in utterances[: hparams["speed_sentences"]]]
+    texts = [each.text for each in utterances[: hparams["speed_sentences"]]]
     if not texts:
         return {}
     omni.decoding = hparams["decoding"]
@@ -134,7 +141,9 @@ def main() -> None:
     codecs = open_codecs(omni.model.codec, hparams["codecs"])
     spoken = speak(omni.model, entries, hparams)
     keep_wavs(spoken.utterances, folder / "wav", omni.sample_rate, hparams["keep_wavs"])
-    speech = reference_speech(codecs, references(entries, SPEAK, codec_name(omni.model)), own=OWN)
+    speech = reference_speech(
+        codecs, references(entries, SPEAK, codec_name(omni.model), hparams["language"] or ""), own=OWN
+    )
     speech[SYSTEM] = SpeechSet(omni.sample_rate, lambda: spoken.utterances)
     normalize = normalizer(hparams["judge_normalizer"])
     rates = {} if judge is None else intelligibility(judge, speech, normalize, folder)

@@ -18,6 +18,7 @@ from omnikit.errors import bad_input_exits
 from omnikit.evaluate.intelligibility import (
     NOT_JUDGED,
     SpeechSet,
+    SpokenText,
     judge_all,
     keep_wavs,
     open_judge,
@@ -80,17 +81,23 @@ class QAEvaluation:
                 self.model, mode.task, entries, strategy=mode.strategy, decoding=self.hparams["decoding"],
                 batch_size=self.hparams["batch_size"], title=f"{split}, {mode.name}",
             )  # fmt: skip
-            shares[mode.name], found[mode.name] = count_right(mode.task, entries, given, skipped, normalize), given
+            language = self.hparams["language"]
+            found[mode.name] = given
+            shares[mode.name] = count_right(mode.task, entries, given, skipped, normalize, language)
             write_answers(self.folder / f"answers_{split}_{mode.name}.jsonl", entries, given)
             if mode.task.speaks:
-                utterances = self._spoken_answers(given, self.hparams["keep_wavs"])
+                utterances = self._spoken_answers(split, given, self.hparams["keep_wavs"])
                 where = self.folder / "wav" / mode.name
                 keep_wavs(utterances, where, self.model.codec.sample_rate, len(utterances))
         return shares, found
 
-    def _spoken_answers(self, given: dict[str, DecodedAnswer], limit: int) -> list:
+    def _spoken_answers(self, split: str, given: dict[str, DecodedAnswer], limit: int) -> list[SpokenText]:
+        """Return the first spoken answers with their texts, in the languages of their questions."""
         chosen = list(given.items())[:limit]
-        return [(name, reply.text, sound(self.model.codec, reply.codes)) for name, reply in chosen]
+        spoken = {entry.id: entry.language or self.hparams["language"] or "" for entry in self.entries[split]}
+        return [
+            SpokenText(name, reply.text, sound(self.model.codec, reply.codes), spoken[name]) for name, reply in chosen
+        ]
 
     def speech(self, found: Answers) -> dict[str, SpeechSet]:
         """Return the sets of speech to be judged, by title.
@@ -100,12 +107,14 @@ class QAEvaluation:
         """
         limit, speech = self.hparams["judge_limit"], {}
         if self.hparams["references"]:
-            utterances = references(self.entries[self.judged_split][:limit], TASKS["A1A2"], codec_name(self.model))
+            entries = self.entries[self.judged_split][:limit]
+            utterances = references(entries, TASKS["A1A2"], codec_name(self.model), self.hparams["language"] or "")
             speech = reference_speech({"the codec": self.model.codec}, utterances, own="the codec")
         for mode in self.answer_modes:
             if mode.task.speaks:
                 title = f"spoken answers against their own text, {mode.name.replace('_', ' ')}"
-                speech[title] = SpeechSet(self.omni.sample_rate, partial(self._spoken_answers, found[mode.name], limit))
+                answers = partial(self._spoken_answers, self.judged_split, found[mode.name], limit)
+                speech[title] = SpeechSet(self.omni.sample_rate, answers)
         return speech
 
     def speed(self, found: Answers) -> dict[str, Speed | None]:

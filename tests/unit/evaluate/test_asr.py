@@ -8,6 +8,7 @@ from toy import toy_model
 from omnikit.audio.io import save_audio
 from omnikit.data.manifest_reader import ManifestEntry, Recording
 from omnikit.evaluate.asr import evaluate_split, published_wer, write_report
+from omnikit.evaluate.asr_command import published_figures
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.generate import Decoder, Decoding, Question
 from omnikit.offline.batches import by_model, in_batches, replies
@@ -131,3 +132,14 @@ def test_published_figure_only_beside_a_split_of_the_same_size(entries, tmp_path
 def test_a_split_without_any_readable_recording_is_refused(entries, tmp_path):
     with pytest.raises(ValueError, match="test-clean: no recording could be read"):
         evaluated([entry for entry in entries if entry.id == "7-1-0009"], tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("baseline", "weights", "found"),
+    [(None, None, "system"), ("a", None, "a"), ("a", "a.pt", None), ("b", None, None)],
+)
+def test_published_figures_are_those_of_what_is_scored(baseline, weights, found):
+    hparams = {"published": "system", "published_baselines": {"a": "a"}}
+    hparams |= {"baseline": baseline, "baseline_weights": weights}
+    assert published_figures(hparams) == found
+    assert published_figures({**hparams, "published_baselines": None}) == (found if baseline is None else None)

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import soxr
 import torch
 import whisper
-from transformers import (
-    Wav2Vec2Config,
-    Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForCTC,
-    Wav2Vec2Model,
-    Wav2Vec2Processor,
-)
+from transformers import Wav2Vec2ForCTC, Wav2Vec2Model, Wav2Vec2Processor
 
 from omnikit.audio.io import save_audio
 from omnikit.data.manifest_reader import ManifestEntry, Recording
@@ -24,9 +16,9 @@ from omnikit.evaluate.baseline_recognisers import BASELINES, by_recogniser, open
 from omnikit.evaluate.intelligibility import open_judge
 from omnikit.offline.batches import gather
 from omnikit.tasks import TASKS
+from tests.unit.tiny_models import LETTERS, ctc_config, write_ctc
 
 LENGTHS = (9000, 16000, 4321)
-LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFG"]
 
 
 def sounds() -> list[torch.Tensor]:
@@ -50,29 +42,14 @@ def whisper_file(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def ctc_folder(tmp_path_factory) -> str:
     """Return the folder of a tiny wav2vec 2.0 with a CTC head in the format of transformers."""
-    folder = tmp_path_factory.mktemp("ctc")
-    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
-    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
-    Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(folder)
-    torch.manual_seed(2)
-    model = Wav2Vec2ForCTC(ctc_config())
-    torch.nn.init.normal_(model.lm_head.weight, std=3)
-    model.save_pretrained(folder)
-    return str(folder)
+    return write_ctc(tmp_path_factory.mktemp("ctc"))
 
 
-def ctc_config() -> Wav2Vec2Config:
-    return Wav2Vec2Config(
-        vocab_size=len(LETTERS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        conv_dim=[8] * 7, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
-    )  # fmt: skip
-
-
-def test_whisper_is_its_own_decoder(whisper_file):
-    found = open_baseline("whisper_small", whisper_file).transcribe(sounds())
+@pytest.mark.parametrize("language", ["en", "zh-CN", ""])
+def test_whisper_is_its_own_decoder(whisper_file, language):
+    found = open_baseline("whisper_small", whisper_file).transcribe(sounds(), language)
     model = whisper.load_model(whisper_file, device="cpu")
-    options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
+    options = whisper.DecodingOptions(language=language[:2] or None, without_timestamps=True, fp16=False)
     mels = [whisper.log_mel_spectrogram(whisper.pad_or_trim(wav)) for wav in sounds()]
     assert found == [whisper.decode(model, mel, options).text.strip() for mel in mels]
     assert any(found)
@@ -90,6 +67,19 @@ def test_whisper_reads_all_of_a_long_recording(whisper_file, monkeypatch):
     short = baseline.transcribe(sounds()[:1])
     assert baseline.transcribe([torch.zeros(31 * 16000), sounds()[0]]) == ["long", *short]
     assert heard == [31 * 16000]
+
+
+def test_whisper_is_told_the_language_of_each_recording(whisper_file, tmp_path):
+    save_audio(tmp_path / "a.wav", sounds()[0], 16000)
+    recording = Recording("a", path=str(tmp_path / "a.wav"))
+    entries = [ManifestEntry(name, "text", a1=recording, language=name[:-1]) for name in ("de1", "2", "de3", "fr4")]
+    baseline, told = open_baseline("whisper_small", whisper_file), []
+    baseline.transcribe = lambda wavs, language: told.append((language, len(wavs))) or [language] * len(wavs)
+    found, _ = gather(by_recogniser(baseline, "en"), TASKS["A1T1"], entries, batch_size=4)
+    assert told == [("de", 2), ("en", 1), ("fr", 1)]
+    assert {name: reply.text for name, reply in found.items()} == {"de1": "de", "2": "en", "de3": "de", "fr4": "fr"}
+    with pytest.raises(ValueError, match="language 'xx': Whisper does not recognise it"):
+        open_baseline("whisper_small", whisper_file).transcribe(sounds()[:1], "xx")
 
 
 def test_wav2vec2_is_the_best_label_of_each_frame(ctc_folder):

@@ -41,7 +41,7 @@ class Ear:
     def __init__(self, known: dict[str, Tensor]):
         self.known = known
 
-    def transcribe(self, wav: Tensor, sample_rate: int) -> str:
+    def transcribe(self, wav: Tensor, sample_rate: int, language: str = "") -> str:
         for text, original in self.known.items():
             if wav.shape == original.shape and (wav - original).abs().max() < 0.2:
                 return text

@@ -6,7 +6,7 @@ import torch
 from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.data.manifest_writer import ManifestWriter
 from omnikit.data.skipped import Skipped
-from omnikit.evaluate.qa import AnswerMode, count_right, qa_table, read_questions, some, write_answers
+from omnikit.evaluate.qa import AnswerMode, contains_one, count_right, qa_table, read_questions, some, write_answers
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.offline.batches import DecodedAnswer
 from omnikit.strategies import PARALLEL
@@ -94,6 +94,16 @@ def test_any_of_the_accepted_answers_is_right(ending, tmp_path):
     assert (shares.right, shares.exact, shares.containing) == ({"": 2}, 1, 3)
     assert shares.as_dict()["kinds"] == {}
     assert qa_table({"llama": {"text": shares}}).splitlines()[0].endswith("| Truncated % |")
+
+
+def test_answers_contain_words_or_characters_by_their_language():
+    entries = [
+        ManifestEntry("1", "哪个城市", language="zh", t2="北京"),
+        ManifestEntry("2", "where", language="en", t2="an art"),
+    ]
+    given = {"1": reply("答案是北 京。"), "2": reply("an artist")}
+    assert count_right(A1T2, entries, given, Skipped(), plain).containing == 1
+    assert not contains_one("答案是北京", ["北京"], plain) and contains_one("答案是北京", ["北京"], plain, "zh")
 
 
 def test_accepted_answers_of_a_text_have_bars_between_them(tmp_path):

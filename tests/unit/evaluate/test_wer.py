@@ -3,13 +3,14 @@
 import random
 import re
 import string
+import sys
 import unicodedata
 
 import jiwer
 import pytest
 
-from omnikit.evaluate.text_normalisation import normalizer, normalizer_version, plain
-from omnikit.evaluate.wer import Pair, score
+from omnikit.evaluate.text_normalisation import is_unspaced, normalizer, normalizer_version, of_language, plain
+from omnikit.evaluate.wer import Pair, remarks, score
 
 WORDS = ["the", "cat", "sees", "a", "red", "dog", "and", "one", "blue", "one"]
 
@@ -148,6 +149,55 @@ def test_plain_english_is_what_it_was():
         text = "".join(rng.choices(signs, k=40))
         before = re.sub(r"[^\w\s']|_", " ", text.lower()).split()
         assert plain(text) == " ".join(word for word in before if word.strip("'")), text
+
+
+@pytest.mark.parametrize("language", ["zh", "zh-CN", "cmn", "ja", "th"])
+def test_languages_without_spaces_are_scored_by_characters(language):
+    pairs = [Pair("a", "今天 天气很好", "今天天气很好 吗", language), Pair("b", "好", "坏", language)]
+    rates = score(pairs, plain)
+    assert is_unspaced(language) and rates.words == 7
+    assert rates.cer == rates.wer == pytest.approx(100 * jiwer.cer(["今天天气很好", "好"], ["今天天气很好吗", "坏"]))
+    assert rates.wer_utterance_mean == pytest.approx((100 / 6 + 100) / 2)
+    stored = rates.as_dict()
+    assert stored["wer"] is stored["wer_utterance_mean"] is None and stored["cer"] == round(rates.cer, 4)
+    assert remarks(rates) == ["scored by characters, without spaces: 2 of 2 utterances"]
+
+
+def test_a_character_counts_like_a_word_where_languages_are_mixed():
+    rates = score([Pair("a", "one two", "one", "en"), Pair("b", "你 好", "你坏", "zh")], plain)
+    assert (rates.words, rates.wer, rates.has_words) == (4, pytest.approx(50), True)
+    assert rates.cer == pytest.approx(100 * (4 + 1) / (7 + 2))
+    assert score([Pair("a", "你 好", "你好")], plain).wer == 100  # nobody said that this is Chinese
+
+
+def test_each_language_has_its_own_normaliser():
+    by_language = normalizer("by_language")
+    assert of_language(by_language, "en-GB")("Two colours [noise]") == "2 colors"
+    assert of_language(by_language, "de")("Zwei Straßen (lacht), 20!") == "zwei straßen 20"
+    assert by_language("Zwei Straßen") == "zwei straßen" and of_language(plain, "zh") is plain
+    rates = score([Pair("a", "twenty", "20", "en"), Pair("b", "zwanzig", "20", "de")], by_language)
+    assert rates.wer == 50
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("2024年3月5日，有1,234个人。", "二零二四年三月五日有一千二百三十四个人"),
+        ("５０％ 的人", "百分之五十的人"),
+        ("3.14 （笑）", "三点一四"),
+        ("百分之五十的人", "百分之五十的人"),
+    ],
+)
+def test_chinese_numbers_are_written_as_they_are_said(typed, expected):
+    pytest.importorskip("cn2an")
+    assert normalizer("chinese")(typed) == expected
+    assert score([Pair("a", expected, typed, "yue")], normalizer("by_language")).wer == 0
+
+
+def test_chinese_needs_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cn2an", None)
+    with pytest.raises(ValueError, match=r"chinese: needs the Python package 'cn2an'.*omnikit\[chinese\]"):
+        normalizer("chinese")
 
 
 def test_unknown_normalizer_names_the_choices():

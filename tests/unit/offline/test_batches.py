@@ -58,7 +58,7 @@ def test_a_recogniser_hears_recordings_alone(manifest, tmp_path):
     class Ear:
         sample_rate = 16000
 
-        def transcribe(self, wavs):
+        def transcribe(self, wavs, language=""):
             return [str(len(wav)) for wav in wavs]
 
     recorded = read_manifest(manifest, tmp_path / "cache")
