@@ -91,7 +91,12 @@ class VoiceBench(Suite):
 
     name = "VoiceBench"
     layout = "hlt-lab/voicebench as MatthewCYM/VoiceBench at 53381541 loads it"
-    sets = tuple(name for name, _, _ in OVERALL_PARTS)  # others are scored, too, but the leaderboard lacks them
+    sets = tuple(
+        name
+        for subset, about in SUBSETS.items()
+        for name in ([f"{subset}-{split}" for split in about.splits] if about.splits else [subset])
+    )
+    partial_summary = True
     published = tuple(_published())
 
     def read(self, source: Path) -> Iterator[SuiteItem | Remark]:
@@ -129,8 +134,8 @@ class VoiceBench(Suite):
         metrics = {(name, metric.name): metric for name, listed in found.items() for metric in listed}
         chosen = [(metrics.get((name, metric)), weight) for name, metric, weight in OVERALL_PARTS]
         count = sum(metric.count for metric, _ in chosen if metric is not None)
-        pairs = zip(self.sets, chosen, strict=True)
-        lacking = [name for name, (metric, _) in pairs if metric is None or metric.value is None]
+        pairs = zip(OVERALL_PARTS, chosen, strict=True)
+        lacking = [part[0] for part, (metric, _) in pairs if metric is None or metric.value is None]
         if lacking:
             return [Metric(OVERALL, None, count, f"open: needs figures of {', '.join(lacking)}")]
         return [Metric(OVERALL, sum(metric.value * weight for metric, weight in chosen) / len(chosen), count)]
