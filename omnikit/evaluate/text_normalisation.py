@@ -20,7 +20,7 @@ Whisper's tokenizer lists the same languages (`split_to_word_tokens`) but for Kh
 CHINESE = ("zh", "yue")
 _SYNONYMS = {"cmn": "zh", "eng": "en", "jpn": "ja", "zho": "zh"}
 """Mapping from ISO 639-3 codes that voices and corpora use to the codes of this file."""
-_WIDE = {0xFF10 + i: str(i) for i in range(10)} | {0xFF05: "%", 0xFF0E: "."}
+_WIDE = {0xFF10 + i: str(i) for i in range(10)} | {0xFF05: "%", 0xFF0E: ".", 0xFF08: "(", 0xFF09: ")"}
 """Mapping from full-width digits, percent sign and full stop to those of ASCII."""
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 

@@ -110,13 +110,12 @@ def test_forward(path: Path, task: str):
 def with_engines(cases: list) -> list:
     """Return test parameters that combine each stored case with each engine.
 
-    The engine `compiled` takes half a minute per case, so only its first case is a quick test.
+    The engine `compiled` takes half a minute per case, so its cases are long tests.
     """
     return [
-        pytest.param(*case.values, engine, id=f"{case.id}-{engine}", marks=[pytest.mark.long] if later else [])
-        for number, case in enumerate(cases)
+        pytest.param(*case.values, engine, id=f"{case.id}-{engine}", marks=[pytest.mark.long] * (engine == COMPILED))
+        for case in cases
         for engine in ENGINES
-        for later in [number > 0 and engine == COMPILED]
     ]
 
 

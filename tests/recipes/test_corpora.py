@@ -67,7 +67,13 @@ def grammar(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("corpus", CORPORA)
+QUICK = ("LibriSpeech", "VoiceAssistant")
+"""Corpora of the quick tests; `test_prepare.py` has the preparation of all."""
+
+
+@pytest.mark.parametrize(
+    "corpus", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in CORPORA]
+)
 def test_prepare_train_evaluate(corpus, run, grammar, tmp_path):
     folder, file, manifest, tasks = CORPORA[corpus]
     TREES[corpus](tmp_path / "upstream")

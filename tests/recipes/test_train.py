@@ -123,6 +123,7 @@ def test_public_weights_go_through_the_stages_by_name(train_here, data, tmp_path
     assert status == 2 and "have the fingerprint" in written.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_packed_rows_are_trained(train_here, data, tmp_path, monkeypatch):
     padding, losses = {}, {}
     monkeypatch.setitem(SMALL, "max_batch_length", 2000)  # so that micro-batches hold samples of unlike lengths
@@ -137,6 +138,7 @@ def test_packed_rows_are_trained(train_here, data, tmp_path, monkeypatch):
     assert losses["true"] == pytest.approx(losses["false"], abs=0.5)
 
 
+@pytest.mark.long
 def test_recordings_are_augmented_in_training_alone(train_here, data, tmp_path):
     losses = []
     for more in ((), ("--augment", "rooms"), ("--augment", "rooms")):

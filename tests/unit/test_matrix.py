@@ -1,6 +1,6 @@
 """Test every part in the mini system at tiny size: its recipe is resolved, it trains for a step and answers a question.
 
-The quick tests take each part once, with mini parts around it; the long ones combine parts.
+The quick tests take parts of each kind once, with mini parts around it; the long ones all, and combine them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,16 @@ ROOT = Path(__file__).parents[2]
 MINI = sorted((ROOT / "egs" / "mini" / "hparams").rglob("*.yaml"))
 FILES = [*sorted((ROOT / "recipes").rglob("hparams/*.yaml")), *MINI]
 PARTS = [(kind, name) for kind in KINDS for name in choices(kind)]
+OFTEN = {
+    "encoder": ("hubert_base", "mini", "none", "wavlm_base_plus", "whisper_small"),
+    "llm": ("gemma_2b", "llama", "mini", "phi2", "qwen2_0.5b"),
+    "codec": ("dac_24khz", "mel_rvq", "mimi", "none", "snac_24khz", "snac_mini"),
+}
+"""Parts that quick tests train, of the kinds in which many parts have the same network at another size."""
+SOME_LONG = [
+    pytest.param(kind, name, marks=[pytest.mark.long] * (name not in OFTEN.get(kind, (name,))))
+    for kind, name in PARTS
+]
 TRAINED = ["adapter", "llm", "tts_adapter", "new_text_embeddings", "new_audio_embeddings"]
 FAST = 15_000_000
 """Number of parameters that each part of tiny size has to stay below, so that training it in a test is fast."""
@@ -97,7 +107,7 @@ def test_every_override_file_says_what_it_is_for():
     assert set(MINI) - alone
 
 
-@pytest.mark.parametrize(("kind", "name"), PARTS, ids=["-".join(pair) for pair in PARTS])
+@pytest.mark.parametrize(("kind", "name"), SOME_LONG, ids=["-".join(pair) for pair in PARTS])
 def test_a_system_with_it_is_described_at_true_size(kind, name):
     with torch.device("meta"):
         model = build_parts({kind: name}, {"pretrained": False})["model"]
@@ -196,7 +206,7 @@ def check(names: dict[str, str], **options) -> None:
     ask(model, features[1], strategy)
 
 
-@pytest.mark.parametrize(("kind", "name"), PARTS, ids=["-".join(pair) for pair in PARTS])
+@pytest.mark.parametrize(("kind", "name"), SOME_LONG, ids=["-".join(pair) for pair in PARTS])
 def test_each_part_trains_and_answers(kind, name):
     check({kind: name})
 

@@ -261,6 +261,7 @@ def test_questions_and_answers_can_be_heard(data: Path):
             assert soundfile.info(io.BytesIO(answers[row["t2"]])).duration > 0.3
 
 
+@pytest.mark.long
 def test_made_again_it_is_the_same(data: Path, tmp_path: Path):
     make_corpus.make_corpus(tmp_path, seed=3, scale=SCALE, workers=1)
     made = sorted(p.relative_to(data) for p in data.rglob("*") if p.is_file())

@@ -108,7 +108,7 @@ def test_every_codebook_is_heard(codec):
         assert (codec.decode(other) - whole).abs().max() > 0.01 * whole.abs().max(), k
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.long), 2])
 @pytest.mark.parametrize("sizes", [[1], [2, 0, 5], [3], [0, 7, 1], [1000]], ids=str)
 def test_chunks_equal_the_whole(codec, batch, sizes):
     for frames in (1, 3, enough_frames(codec)):
@@ -184,7 +184,7 @@ def assert_as_alone(codec: Codec, pushed: list[Tensor], given: list[Tensor], mod
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_streams_that_come_and_go_are_as_alone(codec, mode, seed):
     rng, streams = random.Random(seed), codec.streams(mode)
     pushed, given, running = {}, {}, []

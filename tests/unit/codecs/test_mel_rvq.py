@@ -180,7 +180,7 @@ def test_rows_have_the_bits_that_they_have_alone(n_fft, n_mels, patch):
         assert torch.equal(codec.decode(codes[order]), whole[order]), rows
 
 
-@pytest.mark.parametrize("kind", ["default", "avx2", None])
+@pytest.mark.parametrize("kind", [pytest.param("default", marks=pytest.mark.long), "avx2", None])
 def test_rows_have_the_same_bits_with_any_threads_and_instructions(kind):
     """Decoding codes gives the same bits with any number of threads and any CPU instruction set.
 

@@ -18,7 +18,7 @@ from omnikit.codecs.streaming_centred import StreamedLayers, final_outputs, risi
 from omnikit.cuda_graphs import RecordedFunction
 from omnikit.hparams import build_part
 from omnikit.interfaces import Codec
-from omnikit.streaming import MODES
+from omnikit.streaming import LOW_LATENCY, MODES
 from tests.unit.engines.replayed import ReplayedOperations
 
 MINI = Path(__file__).parents[3] / "egs" / "mini"
@@ -120,7 +120,7 @@ def test_streams_interleave(codec):
         assert torch.equal(torch.cat([*own, stream.finish()], dim=-1), expected)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param(m, marks=[pytest.mark.long] * (m == LOW_LATENCY)) for m in MODES])
 def test_recorded_pushes_are_those_that_are_run(codec, mode):
     """Decode streams whose operations are recorded and replayed return the samples of streams decoded alone.
 

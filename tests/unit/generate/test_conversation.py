@@ -28,7 +28,7 @@ from tests.unit.generate.test_running_batch import ends_often, open_named, ties
 from tests.unit.plain import plainly
 from tests.unit.toy import WORDS, toy_model
 
-ENGINES = ("torch", "separate", "static", "recorded", "openvino", pytest.param("compiled", marks=pytest.mark.long))
+ENGINES = ("torch", "separate", "static", "recorded", "openvino", "compiled")
 TURN_TASKS = ("A1A2", "A1A2", "T1A2", "T1A2", "A1T2", "T1T2")
 
 
@@ -174,8 +174,19 @@ def check(model: OmniLM, talks: list[Talk]) -> None:
     assert tied <= 1
 
 
-@pytest.mark.parametrize("strategy", [PARALLEL, BATCH_PARALLEL], ids=["parallel", "batch_parallel"])
-@pytest.mark.parametrize("name", ENGINES)
+STRATEGIES = {"parallel": PARALLEL, "batch_parallel": BATCH_PARALLEL}
+OFTEN = {("torch", "parallel"), ("torch", "batch_parallel"), ("recorded", "batch_parallel"), ("openvino", "parallel")}
+"""Engines and strategies of the quick tests."""
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        pytest.param(engine, strategy, marks=[pytest.mark.long] * ((engine, kind) not in OFTEN), id=f"{engine}-{kind}")
+        for engine in ENGINES
+        for kind, strategy in STRATEGIES.items()
+    ],
+)
 def test_answers_are_those_of_the_whole_sequence(name, strategy, tmp_path, monkeypatch):
     """Check turns of several conversations in one batch; some are interrupted, cut or cancelled, or reach a limit."""
     model = ends_often(sharpen(toy_model("delayed", tts_blocks=1), 5.0))

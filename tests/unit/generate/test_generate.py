@@ -74,12 +74,12 @@ def check(model, task, strategy=PARALLEL, decoding=None):
 
 
 LEADS = [
-    ("delayed", {}), ("delayed", {"tts_blocks": 1}), ("parallel", {}), ("flattened", {}),
+    ("delayed", {}), ("flattened", {}),
     *(
         pytest.param(pattern, options, marks=pytest.mark.long)
         for pattern, options in (
-            ("delayed", {"delays": [2, 0, 1], "text_lead": 1}), ("parallel", {"text_lead": 4}),
-            ("flattened", {"text_lead": 0}), ("flattened", {"text_lead": 4}),
+            ("delayed", {"tts_blocks": 1}), ("delayed", {"delays": [2, 0, 1], "text_lead": 1}), ("parallel", {}),
+            ("parallel", {"text_lead": 4}), ("flattened", {"text_lead": 0}), ("flattened", {"text_lead": 4}),
         )
     ),
 ]  # fmt: skip

@@ -66,6 +66,7 @@ def test_what_cannot_be_said_is_counted(tmp_path: Path):
         made(path, tmp_path / "strict", strict=True)
 
 
+@pytest.mark.long  # test_tokenize.py has a quick one of the same shards
 def test_killed_at_ten_moments_it_ends_with_the_same_shards(tmp_path: Path):
     rows = [{"id": f"q{i}", "t1": "a" * (i % 7 + 1), "t2": "b"} for i in range(60)]
     path = write(tmp_path / "m.parquet", rows, group=2)

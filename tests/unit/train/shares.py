@@ -172,7 +172,7 @@ def check_error_rates() -> None:
     made, model = Validation.__new__(Validation), toy_model()
     rng = torch.Generator().manual_seed(0)
     questions = [Question(features=torch.randn(6, model.encoder.dim, generator=rng)) for _ in WORDS]
-    made.material = [(TASKS["A1T1"], questions, WORDS)]
+    made.material = [(TASKS["A1T1"], questions, [(word, "en") for word in WORDS])]
     brain = mock.Mock(model=model)
     together = made(brain)
     with mock.patch.multiple("omnikit.train.validation", own_share=list, gather_shares=list):

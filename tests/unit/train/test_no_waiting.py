@@ -53,7 +53,12 @@ def no_autocast(monkeypatch) -> None:
 @pytest.mark.usefixtures("no_autocast")
 @pytest.mark.parametrize(
     ("name", "own_loss", "packed"),
-    [("whole", False, False), ("whole", False, True), ("accumulated", False, False), ("accumulated", True, False)],
+    [
+        ("whole", False, False),
+        pytest.param("whole", False, True, marks=pytest.mark.long),
+        pytest.param("accumulated", False, False, marks=pytest.mark.long),
+        ("accumulated", True, False),
+    ],
 )
 def test_only_every_tenth_step_reads_from_the_device(tmp_path, name, own_loss, packed, monkeypatch):
     if own_loss:

@@ -23,7 +23,7 @@ def figures(monkeypatch, task: str, targets: list[str], given: list[str]) -> dic
     monkeypatch.setattr(validation, "Decoder", lambda *_, **__: None)
     monkeypatch.setattr(validation, "hypotheses", lambda *_: given)
     made = Validation.__new__(Validation)
-    made.material = [(TASKS[task], [None] * len(targets), targets)]
+    made.material = [(TASKS[task], [None] * len(targets), [(text, "en") for text in targets])]
     return made(SimpleNamespace(model=model, parallel=Alone()))
 
 
