@@ -23,7 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.serve.conftest import NAME, QUESTION
 
-PATIENCE = 300.0
+PATIENCE = 60.0
 """Seconds after which a request counts as hanging."""
 TEXT = "what is two plus two"
 RECORDING = QUESTION.read_bytes()

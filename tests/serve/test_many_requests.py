@@ -19,7 +19,7 @@ import pytest
 from omnikit.api import Omni
 from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
-from tests.serve.conftest import NAME, running, wait_for
+from tests.serve.conftest import NAME, running
 from tests.serve.many_requests import BROKEN, PATIENCE, TOLERANCES, WELL_FORMED, call
 from tests.serve.watched_server import FIGURES, add_figures
 
@@ -47,13 +47,11 @@ def at_rest(url: str, before: dict | None = None) -> dict:
     Args:
         before: earlier figures.
     """
-    most = {name: before[name] for name in ("files", "threads")} if before else {}
-
-    def rests() -> bool:
-        now = figures(url)
-        return not any(now[name] for name in BUSY) and all(now[name] <= most[name] for name in most)
-
-    wait_for(rests, PATIENCE)
+    most = dict.fromkeys(BUSY, 0) | {name: before[name] for name in ("files", "threads") if before}
+    end = time.monotonic() + PATIENCE
+    while any((now := figures(url))[name] > most[name] for name in most):
+        assert time.monotonic() < end, f"{now}, not at most {most}"
+        time.sleep(0.1)
     return figures(url, "?trim=true")
 
 

@@ -34,7 +34,7 @@ from omnikit.serve.settings import ServerSettings
 from tests.serve.conftest import NAME, QUESTION
 from tests.serve.fuzzing import rounds
 
-EXAMPLES = 6
+EXAMPLES = 4
 """Number of calls of each kind and operation in a round."""
 PATIENCE = 300.0
 """Seconds after which a call counts as hanging."""

@@ -29,8 +29,8 @@ from omnikit.serve.settings import ServerSettings
 FIGURES = "/figures"
 KEPT = (Connection, Conversation, MeasuredAnswer, RealtimeSession, Request)
 """Classes of which no object may be left when all requests and sessions have ended."""
-POOLS = ("omnikit-files", "omnikit-turns")
-"""Names of thread pools, which start threads up to their limits when they are first needed."""
+POOLS = ("omnikit-files", "omnikit-turns", "AnyIO worker thread")
+"""Names of thread pools, which start threads up to their limits when they are first needed; AnyIO's reads the page."""
 
 
 def add_figures(served: FastAPI) -> None:
