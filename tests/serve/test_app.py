@@ -346,6 +346,8 @@ def test_a_question_is_at_most_as_long_as_the_encoder_takes(client, omni, monkey
         session.send_json({"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(48_000)).decode()})
         session.send_json({"type": "input_audio_buffer.commit"})
         refused = [session.receive_json() for _ in range(3)][-1]
+        session.close()
+        wait_for(lambda: not served.app.state.serving.sessions)  # the test client would cancel what ends the session
     assert refused["error"]["code"] == "audio_too_long" and "0.5 seconds" in refused["error"]["message"]
 
 
