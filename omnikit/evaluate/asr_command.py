@@ -9,7 +9,7 @@ from typing import Any
 from omnikit.api import load
 from omnikit.data.manifest_reader import read_manifest
 from omnikit.evaluate.asr import evaluate_split, write_report
-from omnikit.evaluate.baseline_recognisers import by_recogniser, open_baseline
+from omnikit.evaluate.baseline_recognisers import by_recogniser, check_baseline, open_baseline
 from omnikit.evaluate.recipe_checks import check_evaluation
 from omnikit.evaluate.text_normalisation import normalizer, normalizer_version
 from omnikit.hparams import load_recipe
@@ -39,7 +39,7 @@ def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]], mean
         "folder": folder,
         "language": hparams["language"],
     }
-    wanted = splits(hparams)
+    wanted, published = splits(hparams), published_figures(hparams)
     respond, name = open_system(hparams, recipe.run_opts.get("device", "cpu"))
     summaries = list(prepare(corpus, hparams["data_folder"], folder / "manifests", wanted))
     results = []
@@ -50,7 +50,7 @@ def main(corpus: Corpus, splits: Callable[[dict[str, Any]], Sequence[str]], mean
         result.skipped.update(summary.skipped)  # entries skipped when the manifest was written count as well
         results.append(result)
     about = {**name, "normalizer": normalizer_version(hparams["normalizer"])}
-    print(write_report(folder, results, about=about, published=published_figures(hparams), mean_over=mean_over))
+    print(write_report(folder, results, about=about, published=published, mean_over=mean_over))
 
 
 def published_figures(hparams: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -77,8 +77,7 @@ def open_system(hparams: dict[str, Any], device: str) -> tuple[Respond, dict[str
         decoder = omni.decoder.with_capacity(hparams["batch_size"])
         name = {"checkpoint": checkpoint or "the shipped mini system"}
         return by_model(decoder, TASKS["A1T1"]), name
-    if checkpoint is not None:
-        raise ValueError(f"--baseline {baseline}: is scored in place of a system; leave out --checkpoint {checkpoint}")
+    check_baseline(baseline, checkpoint)
     weights = hparams["baseline_weights"]
     name = {"baseline": baseline if weights is None else f"{baseline}, weights {weights}"}
     return by_recogniser(open_baseline(baseline, weights, device), hparams["language"]), name

@@ -48,6 +48,18 @@ class Recogniser(Protocol):
         """
 
 
+def check_baseline(name: str, checkpoint: str | None = None) -> None:
+    """Refuse an unknown baseline, and one beside the checkpoint of a system.
+
+    Raises:
+        ValueError: the name is not in `BASELINES`, or there is a checkpoint.
+    """
+    if checkpoint is not None:
+        raise ValueError(f"--baseline {name}: is scored in place of a system; leave out --checkpoint {checkpoint}")
+    if name not in BASELINES:
+        raise ValueError(f"--baseline {name}: no such baseline (choices: {', '.join(BASELINES)})")
+
+
 def open_baseline(name: str, weights: str | None = None, device: str = "cpu") -> Recogniser:
     """Return the published recogniser of a name in `BASELINES`.
 
@@ -60,8 +72,7 @@ def open_baseline(name: str, weights: str | None = None, device: str = "cpu") ->
     Raises:
         ValueError: the name is unknown, or the weights cannot be loaded.
     """
-    if name not in BASELINES:
-        raise ValueError(f"--baseline {name}: no such baseline (choices: {', '.join(BASELINES)})")
+    check_baseline(name)
     if name in WHISPER:
         return WhisperBaseline(weights or WHISPER[name], device)
     return CTCBaseline(weights or CTC[name], device)

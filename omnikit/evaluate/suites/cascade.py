@@ -1,4 +1,4 @@
-"""Cascades as baselines: a recogniser, a language model of text and a voice, one after the other.
+"""Baselines of three parts, one after the other: a recogniser, a text language model and a speech synthesizer.
 
 A cascade answers the questions of a suite in place of an omnikit system: what is heard is the recogniser's transcript,
 what is answered is the language model's text, and what is spoken is the voice's speech of that text. Its answers are
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from omnikit.data.manifest_reader import ManifestEntry
 from omnikit.evaluate.baseline_llms import BaselineLLM
-from omnikit.evaluate.baseline_recognisers import BASELINES, Recogniser, by_recogniser, open_baseline
+from omnikit.evaluate.baseline_recognisers import Recogniser, by_recogniser, check_baseline, open_baseline
+from omnikit.evaluate.conversation import REFUSED
 from omnikit.evaluate.suites.answering import Candidate
+from omnikit.evaluate.suites.dialog_answers import by_dialog
 from omnikit.hub import is_hub_id
 from omnikit.offline.batches import DecodedAnswer, Problem, Replied, Respond
 from omnikit.prepare.voices import Voice, open_voice
@@ -26,7 +28,7 @@ from omnikit.tasks import Task
 VOICE = "espeak"
 """Name of the voice that speaks the answers of a cascade."""
 NO_SOUND = torch.zeros(1, 0)
-AFTER_PROBLEM = Problem("refused", "a round before it has no answer")
+AFTER_PROBLEM = Problem(REFUSED, "a round before it has no answer")
 Asked = tuple[ManifestEntry, tuple[int, ...]]
 """A manifest entry and the ids of the prompt that the language model is given for its question."""
 
@@ -48,6 +50,7 @@ class Cascade:
     def __init__(self, recogniser: Recogniser, llm: BaselineLLM, voice: Voice):
         self.recogniser, self.llm, self.voice = recogniser, llm, voice
         self.sample_rate = voice.sample_rate
+        self.transcripts: dict[str, DecodedAnswer | Problem] = {}  # entry's id -> transcript; two tasks hear the same
         self.known: dict[tuple[int, ...], tuple[str, bool]] = {}  # prompt -> answer; two tasks ask the same questions
 
     def respond(self, task: Task, batch_size: int) -> Respond:
@@ -69,9 +72,7 @@ class Cascade:
             task: task of the answers.
             entries: all rounds of all conversations.
         """
-        rounds: dict[str, list[ManifestEntry]] = {}
-        for entry in sorted(entries, key=lambda entry: entry.turn):
-            rounds.setdefault(entry.dialog, []).append(entry)
+        rounds = by_dialog(entries)
         held: dict[str, DecodedAnswer | Problem] = {}
 
         def respond(batch: list[ManifestEntry]) -> Replied:
@@ -105,7 +106,9 @@ class Cascade:
     def _questions(self, task: Task, entries: list[ManifestEntry]) -> Replied:
         """Return entries with their questions, as read or as transcribed, or with a problem."""
         if task.given == "speech":
-            return list(by_recogniser(self.recogniser)(entries))
+            new = [entry for entry in entries if entry.id not in self.transcripts]
+            self.transcripts.update((entry.id, found) for entry, found in by_recogniser(self.recogniser)(new))
+            return [(entry, self.transcripts[entry.id]) for entry in entries]
         return [(entry, DecodedAnswer(entry.t1, NO_SOUND)) for entry in entries]
 
     def _prompted(
@@ -120,7 +123,7 @@ class Cascade:
             try:
                 asked.append((entry, tuple(self.llm.prompt(found.text, before))))
             except ValueError as error:  # longer than the language model's positions
-                problems.append((entry, Problem("refused", str(error))))
+                problems.append((entry, Problem(REFUSED, str(error))))
         return asked, problems
 
     def _answered(self, asked: Sequence[Asked]) -> list[tuple[ManifestEntry, tuple[str, bool]]]:
@@ -146,12 +149,7 @@ def cascade(hparams: Mapping[str, Any], device: str) -> Candidate:
         ValueError: the recogniser is unknown, there is no language model, or a checkpoint is given, too.
     """
     name, weights, llm = hparams["baseline"], hparams["baseline_weights"], hparams["baseline_llm"]
-    if hparams["checkpoint"] is not None:
-        raise ValueError(
-            f"--baseline {name}: is scored in place of a system; leave out --checkpoint {hparams['checkpoint']}"
-        )
-    if name not in BASELINES:
-        raise ValueError(f"--baseline {name}: no such baseline (choices: {', '.join(BASELINES)})")
+    check_baseline(name, hparams["checkpoint"])
     if llm is None:
         raise ValueError(f"--baseline {name}: only transcribes; give the language model that answers, --baseline_llm")
 

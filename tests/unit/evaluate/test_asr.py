@@ -11,8 +11,10 @@ from omnikit.evaluate.asr import evaluate_split, published_wer, write_report
 from omnikit.evaluate.asr_command import published_figures
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.generate import Decoder, Decoding, Question
+from omnikit.hparams.yaml_tree import read_tree
 from omnikit.offline.batches import by_model, in_batches, replies
 from omnikit.tasks import TASKS
+from tests.repository import ROOT
 
 DECODING = Decoding(max_steps=6)
 TEXTS = {"7-1-0000": "the cat", "7-2-0000": "yes no", "7-1-0001": "what is red"}
@@ -132,6 +134,13 @@ def test_published_figure_only_beside_a_split_of_the_same_size(entries, tmp_path
 def test_a_split_without_any_readable_recording_is_refused(entries, tmp_path):
     with pytest.raises(ValueError, match="test-clean: no recording could be read"):
         evaluated([entry for entry in entries if entry.id == "7-1-0009"], tmp_path, {})
+
+
+@pytest.mark.parametrize("corpus", ["FSDD", "LibriSpeech", "MLS"])
+def test_each_recipe_says_what_is_published_of_baselines(corpus):
+    hparams = read_tree(ROOT / "recipes" / corpus / "ASR" / "hparams" / "eval.yaml")
+    found = published_figures({**hparams, "baseline": "whisper_small", "baseline_weights": None})
+    assert (found is not None) == (corpus == "LibriSpeech")
 
 
 @pytest.mark.parametrize(
