@@ -215,23 +215,18 @@ def restore(model: OmniLM, folder: str | Path) -> None:
     """
     folder = existing(folder)
     trained, source = _hparams(folder), str(folder / HPARAMS)
-    check_bounds(trained, source)
+    root = check_bounds(trained, source)
     trained, public = _split_public(trained, source)
     differences = different_parts(trained, model.recipe)
     other = [f"{part} is {there} there and {here} here" for part, (there, here) in differences.items()]
     if other:
         raise ValueError(f"checkpoint {folder} was trained with other parts: {'; '.join(other)}")
-    _check_tokenizer(model, folder, read_tree_text(trained, source)["llm"].get("tokenizer"))
+    tokenizer = tokenizer_node(root)
+    if tokenizer is not None:
+        check_same_ids(model.llm.tokenizer, str(_tokenizer_of(folder, tokenizer.value)), f"checkpoint {folder}")
     own = {kind: getattr(model, kind).weights for kind in public}
     _load_public(model, public, {kind: path for kind, path in own.items() if path and not is_public(path)}, source)
     load_into(model, _checked_file(folder, FILE_NAME), without=public)
-
-
-def _check_tokenizer(model: OmniLM, folder: Path, name: str | None) -> None:
-    """Refuse a checkpoint that names another tokenizer than the model's; ids of a text would differ, but not shapes."""
-    if name is None:
-        return
-    check_same_ids(model.llm.tokenizer, str(_tokenizer_of(folder, name)), f"checkpoint {folder}")
 
 
 def read_parts(folder: str | Path, allow: tuple[str, ...] = ()) -> str:

@@ -115,6 +115,8 @@ def check_same_ids(tokenizer: Tokenizer, path: str, weights: str) -> None:
     Raises:
         ValueError: the ids of the two tokenizers stand for different texts.
     """
+    if isinstance(tokenizer, ByteTokenizer) and Path(path).name == BYTES:
+        return  # their ids are bytes, however many of them a model takes
     there, here = vocabulary_of(open_tokenizer(path)), vocabulary_of(tokenizer)
     if there != here:
         sizes = f"{there}; here {here}"
@@ -284,52 +286,36 @@ class HubTokenizer(Tokenizer):
         self.loaded.save(folder)
 
 
-def _read(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import PreTrainedTokenizerFast
-
-    whole, config = folder / "tokenizer.json", folder / _SETTINGS
-    try:
-        if whole.exists():  # it is complete; what the class named in the settings adds may differ by version
-            check_regular(whole, _MOST_BYTES)
-            return PreTrainedTokenizerFast(tokenizer_file=str(whole))
-        if config.exists():
-            return _read_with_settings(folder)
-    except BaseException as error:
-        raise _unreadable(folder, error) from None
-    raise ValueError(f"llm.tokenizer: {folder} holds neither tokenizer_config.json nor tokenizer.json")
-
-
 def read_chat_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Read a tokenizer of transformers with its settings, which are special tokens and the chat template, if any.
 
     Raises:
         ValueError: the folder holds no tokenizer.
     """
-    if not (folder / _SETTINGS).exists():
-        return _read(folder)
+    return _read(folder, with_settings=True)
+
+
+def _read(folder: Path, *, with_settings: bool = False) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    whole, config = folder / "tokenizer.json", folder / _SETTINGS
     try:
-        return _read_with_settings(folder)
+        # it is complete; what the class named in the settings adds may differ by version
+        if whole.exists() and not (with_settings and config.exists()):
+            check_regular(whole, _MOST_BYTES)
+            return PreTrainedTokenizerFast(tokenizer_file=str(whole))
+        if config.exists():
+            private = _private_copy(folder)
+            loaded = read_settings(AutoTokenizer, private.name)
+            loaded.omnikit_folder = private  # kept as long as the tokenizer, whose `save` may copy files from there
+            return loaded
     except BaseException as error:
-        raise _unreadable(folder, error) from None
-
-
-def _read_with_settings(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    private = _private_copy(folder)
-    loaded = read_settings(AutoTokenizer, private.name)
-    loaded.omnikit_folder = private  # kept as long as the tokenizer, whose `save` may copy files from there
-    return loaded
-
-
-def _unreadable(folder: Path, error: BaseException) -> BaseException:
-    """Return the exception to raise for an error in reading a tokenizer.
-
-    The tokenizers library raises plain exceptions, and a panic in its Rust code is not an `Exception`.
-    """
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        return error
-    return ValueError(f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({one_line(error)})")
+        # the tokenizers library raises plain exceptions, and a panic in its Rust code is not an `Exception`
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        message = f"llm.tokenizer: {folder} holds no tokenizer that transformers can read ({one_line(error)})"
+        raise ValueError(message) from None
+    raise ValueError(f"llm.tokenizer: {folder} holds neither tokenizer_config.json nor tokenizer.json")
 
 
 def _private_copy(folder: Path) -> TemporaryDirectory:

@@ -127,7 +127,7 @@ class TransformersLM(_OnTrunk, Backbone):
         weights = located(self.weights)
         if weights is not None and isinstance(self.tokenizer, SentencePieceTokenizer):
             saved = Path(weights) / self.tokenizer.file_name
-            if saved.is_file():
+            if saved.is_file() and not saved.samefile(self.tokenizer.path):
                 check_same_ids(self.tokenizer, str(saved), f"llm.weights {weights}")
         if weights is None or not holds_transformers(weights):
             return super().load_weights()

@@ -24,6 +24,7 @@ from omnikit.checkpoint import existing, shipped_systems
 from omnikit.errors import ArgumentParser, bad_input_exits
 from omnikit.evaluate.result_tables import markdown_table, percent
 from omnikit.files import write_text
+from omnikit.llms.tokenizers import SentencePieceTokenizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from prepare import TEST, check_speakers, speakers
@@ -34,8 +35,6 @@ MINI, WHISPER_BASE = "mini", "whisper_base"
 """Choices of `--ears`: the mini encoder, trained on the other speakers, or Whisper base, frozen."""
 MINI_WHISPER = "mini_whisper"
 """Name of the shipped system with Whisper base, from which training with it starts if none is given."""
-TOKENIZER = "tokenizer.model"
-"""Name of the file with the tokenizer in the checkpoint of a mini system."""
 START = "start"
 """Name of the folder of the system that takes its place where it is not installed."""
 
@@ -80,7 +79,7 @@ def steps(fold: Fold, options: argparse.Namespace) -> Iterator[tuple[Path, list[
     yield (
         asr / "model.safetensors",
         ["train.py", "hparams/train.yaml", *more, *own, f"--output_folder={asr}", f"--initial_weights={initial}",
-         f"--llm.tokenizer={initial / TOKENIZER}", *shlex.split(options.train_flags)],
+         f"--llm.tokenizer={initial / SentencePieceTokenizer.file_name}", *shlex.split(options.train_flags)],
     )  # fmt: skip
     yield (
         fold.scores,

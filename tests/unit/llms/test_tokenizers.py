@@ -13,7 +13,14 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from omnikit.generate.detokenize import TextReader
-from omnikit.llms.tokenizers import SentencePieceTokenizer, TransformersTokenizer, open_tokenizer
+from omnikit.hparams import packaged
+from omnikit.llms.tokenizers import (
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    TransformersTokenizer,
+    check_same_ids,
+    open_tokenizer,
+)
 from omnikit.tokens import TokenLayout
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>", "[INST]", "<start_of_turn>", "<bos>"]
@@ -164,3 +171,11 @@ def test_transformers_sees_a_tokenizers_own_files_alone(tmp_path):
     tokenizer.save(str(tmp_path / "saved"))
     again = open_tokenizer(str(tmp_path / "saved"))
     assert again.encode("abc") == tokenizer.encode("abc")
+
+
+def test_ids_of_bytes_are_the_same_however_many_a_model_takes(tmp_path: Path):
+    ByteTokenizer(200).save(str(tmp_path))
+    check_same_ids(ByteTokenizer(200), str(tmp_path / "bytes"), "weights")
+    words = SentencePieceTokenizer(packaged("pretrained/mini/tokenizer.model"))
+    with pytest.raises(ValueError, match=r"^weights: trained with another tokenizer"):
+        check_same_ids(words, str(tmp_path / "bytes"), "weights")
