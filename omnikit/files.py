@@ -1,6 +1,6 @@
 """Reading of text files, and writing of files and folders that are either complete or absent.
 
-Everything is written under another name in the same folder and renamed when it is complete.
+Everything but appended lines is written under another name in the same folder and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +20,8 @@ ASIDE = ".partial"
 """Suffix of a file that is being written; a kill may leave such a file, which the next run overwrites."""
 FORMER = ".old"
 """Suffix of a folder that is being replaced; a kill may leave it in place of the folder, see `present_folder`."""
+SURROGATES = "backslashreplace"
+"""Encoding error handler by which file names that are not UTF-8 are written as escapes of JSON."""
 _LONGEST = 236  # bytes of a name that leave room for `ASIDE` and a process id; file systems take 255
 
 
@@ -146,7 +148,7 @@ def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that is either complete or absent; see `whole_file`."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_text(path, text, errors="backslashreplace")  # JSON's own escapes for file names that are not UTF-8
+    write_text(path, text, errors=SURROGATES)
 
 
 def check_writable(path: str | Path) -> None:
@@ -199,3 +201,54 @@ def remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append an object as a line of JSON to a file, whole or not at all.
+
+    Raises:
+        ValueError: the disk or the system refuses; the message names `path`.
+    """
+    data = (json.dumps(content, ensure_ascii=False) + "\n").encode(errors=SURROGATES)
+    with writing(path):
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("ab") as file:
+                file.write(data)
+        except OSError:
+            if path.exists():
+                os.truncate(path, before)
+            raise
+
+
+def appended_lines(path: Path, keys: Collection[str], problem: str) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield the lines of a file of `append_line`, parsed and as they are.
+
+    A last line that is truncated, because the process was killed or is writing it, is left out.
+
+    Args:
+        path: file to be read.
+        keys: keys that each object must have.
+        problem: end of the message about a line that is no such object.
+
+    Raises:
+        ValueError: another line is no object with these keys.
+    """
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not text.endswith(b"\n"):
+            return
+        try:
+            line = json.loads(text)
+            complete = set(keys) <= line.keys()
+        except (ValueError, AttributeError):
+            complete = False
+        if not complete:
+            raise ValueError(f"{path}: line {number} {problem}")
+        yield line, text
+
+
+def remove_truncated_line(path: Path) -> None:
+    """Remove a truncated last line, which a killed process has left, before another line is appended."""
+    data = path.read_bytes() if path.is_file() else b""
+    if data and not data.endswith(b"\n"):
+        write_bytes(path, data[: data.rfind(b"\n") + 1])

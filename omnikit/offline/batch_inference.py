@@ -7,10 +7,9 @@ is run again skips the entries with a result in any of these files, even if the 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +25,7 @@ from omnikit.data.find_files import READABLE, is_recording, walk
 from omnikit.data.manifest_reader import ListedEntries, ManifestEntry, Recording, TableEntries, read_manifest
 from omnikit.data.skipped import Skipped
 from omnikit.errors import writing
-from omnikit.files import make_folder, read_text, write_bytes, write_json
+from omnikit.files import append_line, appended_lines, make_folder, read_text, write_bytes, write_json
 from omnikit.offline.batches import DecodedAnswer, Problem, Respond, by_model, check_batch_size, each_reply, sound
 from omnikit.offline.single_or_many import TEXT, is_sharded
 from omnikit.tasks import TASKS, Task
@@ -39,8 +38,6 @@ OTHER_FILE = "other file"
 """Reason under which the files of an input folder are counted that are not recordings."""
 NOTHING = {"text": None, "wav": None, "seconds": None, "truncated": None, "skipped": None}
 """Default fields of a line in a results file, besides `id`; all have the value null."""
-SURROGATES = "backslashreplace"
-"""Encoding error handler by which file names that are not UTF-8 are written as escapes of JSON."""
 
 
 @dataclass
@@ -283,16 +280,7 @@ class Job:
 
         The line marks the entry as finished, so its wav file must have been written before.
         """
-        data = (json.dumps(line, ensure_ascii=False) + "\n").encode(errors=SURROGATES)
-        with writing(self.results):
-            before = self.results.stat().st_size if self.results.exists() else 0
-            try:
-                with self.results.open("ab") as file:
-                    file.write(data)
-            except OSError:
-                if self.results.exists():
-                    os.truncate(self.results, before)
-                raise
+        append_line(self.results, line)
 
 
 def checkpoint_stamp(checkpoint: str | None) -> dict[str, Any]:
@@ -342,6 +330,11 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def is_finished(line: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether a result line holds an answer whose recording, if it has one, is in the folder."""
+    return line["skipped"] is None and (line["wav"] is None or (folder / line["wav"]).is_file())
+
+
 def _results_files(folder: Path) -> list[tuple[int, Path]]:
     """Return the ranks and results files of the processes that wrote to an output folder."""
     paths = [(re.fullmatch(r"results(?:\.(\d+))?\.jsonl", path.name), path) for path in folder.glob("results*.jsonl")]
@@ -363,25 +356,10 @@ def _finished_lines(path: Path) -> dict[str, bytes]:
     """
     kept = {}
     for line, text in _lines_of(path):
-        if line["skipped"] is None and (line["wav"] is None or (path.parent / line["wav"]).is_file()):
+        if is_finished(line, path.parent):
             kept[line["id"]] = text
     return kept
 
 
 def _lines_of(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Yield the lines of a results file, parsed and as they are, without a last one that is truncated.
-
-    Raises:
-        ValueError: another line is not a result.
-    """
-    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not text.endswith(b"\n"):
-            break
-        try:
-            line = json.loads(text)
-            complete = NOTHING.keys() | {"id"} <= line.keys()
-        except (ValueError, AttributeError):
-            complete = False
-        if not complete:
-            raise ValueError(f"{path}: line {number} is not a result of this command")
-        yield line, text
+    return appended_lines(path, {*NOTHING, "id"}, "is not a result of this command")

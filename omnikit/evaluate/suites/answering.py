@@ -14,17 +14,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from omnikit.api import Omni, load
 from omnikit.audio.io import MAX_SECONDS
 from omnikit.data.manifest_reader import ManifestEntry
-from omnikit.evaluate.suites.dialog_answers import by_conversations, waveform, without_conversations
+from omnikit.evaluate.suites.dialog_answers import by_conversations, waveform
 from omnikit.evaluate.suites.items import SuiteItem
 from omnikit.evaluate.suites.stored_outputs import POLL
-from omnikit.offline.batch_inference import Job, checkpoint_stamp, read_about, read_results
+from omnikit.offline.batch_inference import Job, checkpoint_stamp, is_finished, read_about, read_results
 from omnikit.offline.batches import Respond, by_model, sound
 from omnikit.tasks import TASKS, Task
 from omnikit.torchrun import Share
@@ -33,9 +33,10 @@ ANSWERS = "answers"
 """Name of the folder of stored answers in an output folder."""
 TEXT_TO_TEXT, SPEECH_TO_TEXT, SPEECH_TO_SPEECH = "T1T2", "A1T2", "A1A2"
 ASKED = (TEXT_TO_TEXT, SPEECH_TO_TEXT, SPEECH_TO_SPEECH)
-"""Tasks by which each question is asked and answered: what hearing costs, and what speaking costs."""
+"""Tasks by which each question is asked; their differences are what hearing the question and speaking the answer cost.
+"""
 FAILURES = ("refused", "too long")
-"""Reasons without an answer that are the system's own limits: such questions count as answered with nothing."""
+"""Reasons in stored results that are limits of the system: such a question is scored as answered with nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class StoredAnswer:
 
     @property
     def scored(self) -> str:
-        """Text that scorers get: what a recogniser heard in a spoken answer, or else the generated text."""
+        """Text that is scored: the transcript of a spoken answer if there is one, or else the generated text."""
         return self.text if self.heard is None else self.heard
 
 
@@ -67,6 +68,12 @@ class Answerer(Protocol):
 
     def respond(self, task: Task, batch_size: int) -> Respond:
         """Return a function that answers a batch of manifest entries; see `omnikit.offline.batches.Respond`."""
+
+    def converse(self, task: Task, entries: Sequence[ManifestEntry]) -> Respond:
+        """Return a function that answers the rounds of conversations, of which `entries` are all.
+
+        In place of codes its answers have their waveform, see `dialog_answers.waveform`.
+        """
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the waveform [N] of the codes [K, T] of an answer."""
@@ -91,17 +98,6 @@ class SystemAnswerer:
     def decode(self, codes: Tensor) -> Tensor:
         """Decode the codes [K, T] of an answer by the system's codec."""
         return sound(self.omni.model.codec, codes)
-
-
-@runtime_checkable
-class Conversational(Protocol):
-    """An `Answerer` that holds conversations, too."""
-
-    def converse(self, task: Task, entries: Sequence[ManifestEntry]) -> Respond:
-        """Return a function that answers the rounds of conversations, of which `entries` are all.
-
-        In place of codes its answers have their waveform, see `dialog_answers.waveform`.
-        """
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,7 @@ def answer(
             task, str(manifest), str(folder),
             batch_size=batch_size, about=as_stored(about), chosen=chosen, flag="--output_folder",
         )  # fmt: skip
-        done = {name for name, line in read_results(folder).items() if _is_whole(line, folder)}
+        done = {name for name, line in read_results(folder).items() if is_finished(line, folder)}
         if any(entry.id not in done for entry in job.entries):
             found = answerer()
             respond, decode = _ways(found, job, batch_size, in_rounds=chosen is rounds)
@@ -185,18 +181,12 @@ def _ways(
     """Return the functions that answer the entries of a job and that decode the answers to waveforms."""
     if not in_rounds:
         return found.respond(job.task, batch_size), found.decode
-    if isinstance(found, Conversational):
-        return found.converse(job.task, job.entries), waveform
-    return without_conversations, waveform
+    return found.converse(job.task, job.entries), waveform
 
 
 def as_stored(about: Mapping[str, Any]) -> dict[str, Any]:
     """Return what answers depend on as JSON gives it back, with lists for tuples."""
     return json.loads(json.dumps(dict(about)))
-
-
-def _is_whole(line: Mapping[str, Any], folder: Path) -> bool:
-    return line["skipped"] is None and (line["wav"] is None or (folder / line["wav"]).is_file())
 
 
 def wait_for_answers(task: str, items: Sequence[SuiteItem], folder: Path) -> None:

@@ -16,8 +16,6 @@ from omnikit.generate import END, BadQuestion
 from omnikit.offline.batches import DecodedAnswer, Problem, Replied, Respond
 from omnikit.tasks import Task
 
-NO_CONVERSATION = Problem("no conversation", "answers each question alone")
-"""Why a round of a conversation has no answer by what cannot hold one, such as a baseline."""
 AFTER_REFUSED = Problem(REFUSED, "a round before it was refused")
 
 
@@ -32,10 +30,7 @@ def by_conversations(omni: Omni, task: Task, entries: Sequence[ManifestEntry]) -
         task: task of the answers.
         entries: all rounds of all conversations.
     """
-    begin, found = conversations(omni), {}
-    rounds: dict[str, list[ManifestEntry]] = {}
-    for entry in sorted(entries, key=lambda entry: entry.turn):
-        rounds.setdefault(entry.dialog, []).append(entry)
+    begin, found, rounds = conversations(omni), {}, by_dialog(entries)
 
     def hold(name: str) -> None:
         conversation, refused = begin(name), False
@@ -53,9 +48,12 @@ def by_conversations(omni: Omni, task: Task, entries: Sequence[ManifestEntry]) -
     return respond
 
 
-def without_conversations(batch: list[ManifestEntry]) -> Replied:
-    """Answer no round of a conversation, for what cannot hold one; see `Respond`."""
-    yield from ((entry, NO_CONVERSATION) for entry in batch)
+def by_dialog(entries: Sequence[ManifestEntry]) -> dict[str, list[ManifestEntry]]:
+    """Return the rounds of conversations in their order, by the name of the conversation."""
+    rounds: dict[str, list[ManifestEntry]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.turn):
+        rounds.setdefault(entry.dialog, []).append(entry)
+    return rounds
 
 
 def waveform(codes: Tensor) -> Tensor:

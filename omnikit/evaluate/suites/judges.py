@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from omnikit.errors import one_line, writing
-from omnikit.files import make_folder, read_text, write_bytes
+from omnikit.files import append_line, appended_lines, make_folder, read_text, remove_truncated_line
 
 logger = logging.getLogger(__name__)
 HEADER = "# "
@@ -158,7 +158,7 @@ class LLMJudge:
     def _send_all(self, bodies: Mapping[str, dict[str, Any]], title: str) -> None:
         """Send requests by several threads; after an error the other threads end, too."""
         ended = threading.Event()
-        _remove_truncated(self.cache_file)
+        remove_truncated_line(self.cache_file)
 
         def send(item: tuple[str, dict[str, Any]]) -> None:
             if ended.is_set():
@@ -205,11 +205,10 @@ class LLMJudge:
             return json.loads(response.read())
 
     def _keep(self, name: str, said: str) -> None:
-        line = json.dumps({"request": name, "model": self.model, "said": said}, ensure_ascii=False) + "\n"
-        with self._lock, writing(self.cache_file):
-            make_folder(self.cache_file.parent)
-            with self.cache_file.open("ab") as file:
-                file.write(line.encode(errors="backslashreplace"))
+        with self._lock:
+            with writing(self.cache_file):
+                make_folder(self.cache_file.parent)
+            append_line(self.cache_file, {"request": name, "model": self.model, "said": said})
             self._stored[name] = said
 
 
@@ -244,25 +243,8 @@ def _words(error: urllib.error.HTTPError) -> str:
 
 
 def _read_cache(path: Path) -> dict[str, str]:
-    """Return the stored judgements by the digest of their requests, without a truncated last line.
-
-    Raises:
-        ValueError: another line is no judgement.
-    """
-    found = {}
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else [], 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            judgement = json.loads(line)
-            found[judgement["request"]] = judgement["said"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: line {number} is no judgement of this command") from None
-    return found
-
-
-def _remove_truncated(path: Path) -> None:
-    """Remove a truncated last line, which a killed process has left, before another line is written."""
-    data = path.read_bytes() if path.is_file() else b""
-    if data and not data.endswith(b"\n"):
-        write_bytes(path, data[: data.rfind(b"\n") + 1])
+    """Return the stored judgements by the digest of their requests; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    lines = appended_lines(path, ("request", "said"), "is no judgement of this command")
+    return {str(line["request"]): line["said"] for line, _ in lines}
