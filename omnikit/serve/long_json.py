@@ -1,4 +1,4 @@
-"""JSON texts with long audio, decoded without holding up the event loop.
+"""Parses JSON texts that hold long audio without holding up the event loop.
 
 The decoder of Python's standard library takes tens of milliseconds for 15 MiB of audio, and seconds for as much text in
 millions of small values. It holds the interpreter's lock all the time, so a thread would not help. Audio as base64 is
@@ -54,7 +54,7 @@ def loads(text: str, parse_constant: Callable[[str], Any] | None = None) -> Any:
 
 
 def _without_audio(text: str, name: str, cut: dict[str, str]) -> str:
-    """Return a text in which keys stand for the long audio of some name, and add the audio to `cut` by these keys.
+    """Replace the long strings after a name such as `"audio"` by random keys, and store the strings in `cut`.
 
     The quote after a name and its colon begins a string, and the next quote ends it unless a backslash precedes it.
     """

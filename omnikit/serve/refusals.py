@@ -53,9 +53,9 @@ def busy(message: str, code: str = "server_busy", seconds: int = RETRY_SECONDS) 
     return Refusal(503, message, code=code, headers={"Retry-After": str(seconds)})
 
 
-def too_many(message: str, code: str, seconds: int = RETRY_SECONDS) -> Refusal:
+def too_many(message: str, code: str) -> Refusal:
     """Return the refusal of a client that asks for more at the same time than one may: 429 with `Retry-After`."""
-    return Refusal(429, message, code=code, headers={"Retry-After": str(seconds)})
+    return Refusal(429, message, code=code, headers={"Retry-After": str(RETRY_SECONDS)})
 
 
 def internal_error() -> Refusal:

@@ -198,8 +198,8 @@ def _log_to_stderr() -> None:
 
 
 def _milder(record: logging.LogRecord) -> bool:
-    """Log text of a client that is not UTF-8 as a warning of one line; uvicorn logs it as an error with its stack."""
-    if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+    """Log a WebSocket message that is not UTF-8 as a one-line warning; uvicorn logs it as an error with its stack."""
+    if record.getMessage().startswith("Invalid UTF-8 sequence"):
         record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
     return True
 

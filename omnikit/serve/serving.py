@@ -181,7 +181,7 @@ def steps_of(omni: Omni, asked: int | None) -> int:
 
 
 def limits_of(omni: Omni, settings: ServerSettings) -> ServerSettings:
-    """Return the server's settings with a maximum length of spoken questions that the system's encoder takes."""
+    """Return the settings with `max_audio_seconds` lowered to the encoder's limit where that is less."""
     most = omni.model.encoder.max_seconds
     return settings if most is None or most >= settings.max_audio_seconds else replace(settings, max_audio_seconds=most)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -104,7 +104,7 @@ class RunningAnswers:
         task.add_done_callback(self._edits.discard)
 
     async def caught_up(self) -> None:
-        """Wait until few edits wait, so that a client cannot send them faster than they are made."""
+        """Wait until at most `MOST_EDITS` edits of the conversation wait, so that a client cannot queue any number."""
         while len(self._edits) > MOST_EDITS:
             await asyncio.wait(self._edits, return_when=asyncio.FIRST_COMPLETED)
 
@@ -137,17 +137,13 @@ class RunningAnswers:
         except Exception as error:
             running.encoded.set()
             del self._running[key]
-            if isinstance(error, QueueFull):
-                self._metrics.refused("queue")
-            self._reports.failed(key, *_explained(error))
+            self._reports.failed(key, *self._explained(error))
         else:
             del self._running[key]
             self._reports.answered(key, end, _usage(request))
 
     async def _submit(self, answer: StartAnswer, cancel: threading.Event) -> Request:
-        if not answer.remembered:
-            return await bridge.in_thread(self._conversation.submit, answer, cancel, pool=bridge.QUESTIONS)
-        async with self._turns:
+        async with self._turns if answer.remembered else nullcontext():
             return await bridge.in_thread(self._conversation.submit, answer, cancel, pool=bridge.QUESTIONS)
 
     async def _follow(self, key: str, running: _Running, measure: Callable[[int, int], None]) -> str:
@@ -173,9 +169,7 @@ class RunningAnswers:
             async with aclosing(bridge.chunks(request)) as chunks:
                 text = "".join([chunk.text async for chunk in chunks])
         except Exception as error:
-            if isinstance(error, QueueFull):
-                self._metrics.refused("queue")
-            self._reports.not_transcribed(action.item_id, _explained(error)[0])
+            self._reports.not_transcribed(action.item_id, self._explained(error)[0])
         else:
             self._reports.transcribed(action.item_id, text)
 
@@ -192,15 +186,18 @@ class RunningAnswers:
             question = await bridge.in_thread(self._conversation.question, spoken, pool=bridge.QUESTIONS)
         return self._omni.submit("A1T1", question, low_priority=True, time_limit=self._seconds)
 
+    def _explained(self, error: Exception) -> tuple[str, str]:
+        """Return a message and a code of `CODES` for an error that ended an answer.
 
-def _explained(error: Exception) -> tuple[str, str]:
-    """Return a message and a code of `CODES` for an error that ended an answer; log it if it is the server's."""
-    if isinstance(error, QueueFull):
-        return "The server is busy; ask again later.", BUSY
-    if isinstance(error, ValueError):
-        return str(error), INVALID
-    _logger.error("Realtime answer failed", exc_info=error)
-    return "The server had an error while answering.", BROKEN
+        A full queue is counted as a refusal, and an error of the server is logged.
+        """
+        if isinstance(error, QueueFull):
+            self._metrics.refused("queue")
+            return "The server is busy; ask again later.", BUSY
+        if isinstance(error, ValueError):
+            return str(error), INVALID
+        _logger.error("Realtime answer failed", exc_info=error)
+        return "The server had an error while answering.", BROKEN
 
 
 def _usage(request: Request) -> Usage:

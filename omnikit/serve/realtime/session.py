@@ -201,7 +201,7 @@ class RealtimeSession:
         return self._act(self._not_transcribed, item_id, message)
 
     def tick(self) -> list[Action]:
-        """Check the limits of time; called about once a second."""
+        """Transcribe what waits, and end a session that is too old or idle; called about once a second."""
         return self._act(self._tick)
 
     def closed(self) -> list[Action]:
@@ -241,7 +241,7 @@ class RealtimeSession:
         self._edits.append(edit)
 
     def _drop_edits(self, key: str) -> bool:
-        """Drop what waits to be changed of a turn, and return whether the system does not know the turn yet."""
+        """Drop the waiting edits of a turn; return whether `Remember` was one: then the system never saw the turn."""
         dropped = [edit for edit in self._edits if _key(edit) == key]
         self._edits = [edit for edit in self._edits if _key(edit) != key]
         return any(isinstance(edit, Remember) for edit in dropped)

@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 class SessionConversation:
-    """A conversation with a system, as the actions of a session continue and edit it; its methods may block.
+    """The system's conversation of a Realtime session, continued and edited by its actions; the methods may block.
 
     Args:
         omni: system that answers.
@@ -48,7 +48,7 @@ class SessionConversation:
         return self._submit_turn(answer, cancel) if answer.remembered else self._submit_alone(answer, cancel)
 
     def question(self, question: SpokenQuestion | WrittenQuestion) -> Question:
-        """Return a session's question as the system takes it."""
+        """Convert a session's question to one of the system; speech is resampled to the encoder's rate."""
         if isinstance(question, WrittenQuestion):
             return self.omni.written_question(question.text)
         wav = soxr.resample(question.samples, RATE, self.omni.model.encoder.sample_rate)

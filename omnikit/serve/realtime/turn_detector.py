@@ -64,7 +64,7 @@ class TurnDetector:
         return [heard for window in windows for heard in self._hear(window)]
 
     def change(self, detection: Detection) -> None:
-        """Go on with other settings; a turn that has begun ends by the new ones, its pause so far included."""
+        """Change the settings and keep the state: a turn that has begun ends by them, and its pause so far counts."""
         self.detection = detection
         self.pause_idle()
 
@@ -84,7 +84,7 @@ class TurnDetector:
         return self._go_on(probability, began_ms) if self.speaking else self._wait(probability, began_ms)
 
     def _wait(self, probability: float, began_ms: float) -> list[Heard]:
-        """Process a window of samples between two turns."""
+        """Look for the beginning of speech in the next window, given its probability of speech, while nobody speaks."""
         if probability >= self.detection.threshold:
             self.speaking, self.speech_ms, self.pause_began_ms, self.idle_at_ms = True, WINDOW_MS, None, None
             start_ms = max(self.last_end_ms, began_ms - self.detection.prefix_ms)

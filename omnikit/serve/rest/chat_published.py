@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from omnikit.serve import bridge
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
@@ -44,11 +44,10 @@ async def chat(http: Request, serving: Served) -> Streamed:
     The first system that is served answers. The body is read as JSON whatever its type is said to be.
     """
     try:
-        body = PublishedRequest.model_validate(await http.json())
-    except ValidationError:
-        raise
+        content = await http.json()
     except (ValueError, RecursionError) as error:
         raise bad_input(f"body: not valid JSON ({error})", code="invalid_json") from None
+    body = PublishedRequest.model_validate(content)
     omni = serving.system(None)
     with blames("audio"):
         data = await bridge.in_thread(from_base64, body.audio, "audio")
