@@ -80,7 +80,7 @@ def open_judge(
 
 
 def check_judge(judge: str, grammar_file: str | None = None) -> None:
-    """Refuse a judge that does not exist, and a grammar that does not or is for no judge, before anything is loaded.
+    """Refuse an unknown judge, a grammar file that is missing, and one for a judge that takes none; nothing is loaded.
 
     Raises:
         ValueError: the message names the flag and the choices.

@@ -54,7 +54,7 @@ STEP = RATE // 50
 """Number of samples in which the user's audio comes in: 20 ms."""
 MEASURED = "measured"
 LONGEST_MINUTES = 24 * 60.0
-"""Length in minutes of a simulated session; no recording should end it."""
+"""Limit of a simulated session in minutes, which no recording should reach."""
 Generation = str | float
 """Time that generating an answer takes: `MEASURED`, the wall time of this machine; or a real-time factor, the seconds
 of computing per second of speech, of which 0 gives the whole answer at once."""
@@ -158,7 +158,7 @@ class SystemAnswering:
 
 @dataclass
 class _Queued:
-    """Samples of an answer that came together."""
+    """Samples of one chunk of an answer, which wait to be played."""
 
     item_id: str
     begin: int

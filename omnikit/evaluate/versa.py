@@ -30,6 +30,7 @@ _COUNT = re.compile(r"(.+_[wcp]er)_(delete|insert|replace|equal)")
 _LOWER = re.compile(r"[wcp]er$|^mcd|rmse|distance|warpq|rtf")
 """Regular expression of metrics that are better if they are lower; all others count as better if higher."""
 _ALONE = re.compile(r"(?<=[\s:,\[])(-?)(inf|nan)(?=[\s,}\]])")
+"""Regular expression of `inf` and `nan`, which neither JSON nor a Python literal has."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from omnikit.evaluate.baseline_recognisers import SAMPLE_RATE, WHISPER
 TEXT = "text"
 """Name of the word times that are estimated from the text, see `estimated_words`."""
 STORED = "stored"
-"""Name of the word times that somebody else has written, such as the suite's own recogniser."""
+"""Value of `--word_times` for `output.json` files that are there, such as those of the suite's own recogniser."""
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ class History:
             self.turns.remove(turn)
 
     def _check_kept(self, turn: Turn) -> None:
-        """Raise an error for a turn that the decoding thread has dropped since it was found."""
+        """Raise `UnknownTurn` for a turn that the decoding thread has dropped since it was found."""
         if turn not in self.turns:
             raise self._unknown(turn.key)
 

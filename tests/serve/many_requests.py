@@ -334,14 +334,19 @@ def received(opened: socket.socket) -> bytes:
     return data
 
 
+def receive_until(opened: socket.socket, mark: bytes) -> None:
+    """Receive bytes until a mark is among them."""
+    got = b""
+    while mark not in got:
+        part = opened.recv(4096)
+        assert part, got
+        got += part
+
+
 def left(url: str, data: bytes, *, reset: bool = False, first: bytes = b"") -> None:
     """Send some bytes and leave, if `first` is given once that has been received."""
     with raw(url, data, reset=reset) as opened:
-        got = b""
-        while first not in got:
-            part = opened.recv(4096)
-            assert part, got
-            got += part
+        receive_until(opened, first)
 
 
 def body_cut_off(url: str) -> None:
@@ -390,11 +395,7 @@ def frame(data: bytes, *, length: int | None = None, opcode: int = 0x81, masked:
 def bare_session(url: str, *, reset: bool = False) -> Iterator[socket.socket]:
     """Open a Realtime session, and give its connection."""
     with raw(url, handshake(), reset=reset) as opened:
-        got = b""
-        while b"session.created" not in got:
-            part = opened.recv(65536)
-            assert part, got
-            got += part
+        receive_until(opened, b"session.created")
         yield opened
 
 

@@ -19,6 +19,7 @@ import pytest
 from omnikit.api import Omni
 from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
+from tests.repository import ROOT
 from tests.serve.conftest import NAME, running
 from tests.serve.many_requests import BROKEN, PATIENCE, TOLERANCES, WELL_FORMED, call
 from tests.serve.watched_server import FIGURES, add_figures
@@ -116,8 +117,7 @@ def test_some_requests(omni, caplog):
 def watched(log: Path) -> Iterator[str]:
     """Context manager that runs a server in a process of its own, and gives its address."""
     command = [sys.executable, "-m", "tests.serve.watched_server", str(STEPS), str(PATIENCE)]
-    root = Path(__file__).parents[2]
-    with log.open("w") as errors, subprocess.Popen(command, stdout=-1, stderr=errors, text=True, cwd=root) as process:
+    with log.open("w") as errors, subprocess.Popen(command, stdout=-1, stderr=errors, text=True, cwd=ROOT) as process:
         try:
             yield process.stdout.readline().split()[0]
         finally:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import random
 from collections import Counter
@@ -31,8 +30,9 @@ from omnikit.api import Omni
 from omnikit.serve.app import create_app
 from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
-from tests.serve.conftest import NAME, QUESTION
+from tests.serve.conftest import NAME
 from tests.serve.fuzzing import rounds
+from tests.serve.many_requests import RECORDING, SOUND, spoken
 
 EXAMPLES = 4
 """Number of calls of each kind and operation in a round."""
@@ -42,9 +42,7 @@ URL = "http://127.0.0.1"
 CHECKS = [
     content_type_conformance, response_headers_conformance, response_schema_conformance, status_code_conformance,
 ]  # fmt: skip
-RECORDING = QUESTION.read_bytes()
-SOUND = base64.b64encode(RECORDING).decode()
-SPOKEN = {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": SOUND, "format": "wav"}}]}
+SPOKEN = spoken()
 WRITTEN = {"role": "user", "content": "five"}
 USEFUL: dict[str, list[Any]] = {
     "/v1/chat/completions": [

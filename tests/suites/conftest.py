@@ -14,11 +14,22 @@ import torch
 from omnikit.api import load
 from omnikit.evaluate.recipe_checks import check_evaluation
 from omnikit.evaluate.suites.answering import Candidate, SystemAnswerer
+from omnikit.evaluate.suites.items import SuiteItems, write_items
+from omnikit.evaluate.suites.suite import Suite
 from omnikit.generate import Decoding
 from omnikit.hparams import load_recipe
 from omnikit.offline.batches import DecodedAnswer, Problem
+from tests.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
+
+def with_prompts(kind: type[Suite]) -> Suite:
+    """Return a suite with the prompts of its recipe."""
+    return kind(ROOT / "recipes" / kind.name / "prompts")
+
+
+def prepare_miniature(suite: Suite, write: Callable[[Path], Path], folder: Path) -> SuiteItems:
+    """Prepare a miniature, which `write` makes, in `data` of a folder, and return its questions."""
+    return write_items(folder / "data", suite.name, suite.layout, suite.read(write(folder / "published")))
 
 
 class ScriptedAnswerer:

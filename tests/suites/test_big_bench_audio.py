@@ -14,10 +14,8 @@ from omnikit.evaluate.suites.items import write_items
 from omnikit.evaluate.suites.judges import LLMJudge
 from omnikit.evaluate.suites.run import evaluate_suite
 from tests.suites.big_bench_audio_miniature import QUESTIONS, write
-from tests.suites.conftest import ROOT
+from tests.suites.conftest import with_prompts
 from tests.suites.spoken import spoken
-
-PROMPTS = ROOT / "recipes" / "BigBenchAudio" / "prompts"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +78,7 @@ def test_a_folder_without_questions_is_refused(tmp_path):
 
 
 def test_judge_and_rule_are_counted(stub, tmp_path):
-    suite = BigBenchAudio(PROMPTS)
+    suite = with_prompts(BigBenchAudio)
     items = [item for item in suite.read(write(tmp_path / "a")) if item.set == "web_of_lies"]
     answers = dict(zip([item.id for item in items], map(StoredAnswer, ["yes", "I say yes", "who knows"]), strict=True))
     judge = LLMJudge(stub.url, "m", tmp_path / "j.jsonl")
@@ -98,7 +96,7 @@ def test_judge_and_rule_are_counted(stub, tmp_path):
 
 
 def test_the_shipped_system_end_to_end(tmp_path, options, shipped):
-    suite = BigBenchAudio(PROMPTS)
+    suite = with_prompts(BigBenchAudio)
     write_items(tmp_path / "data", suite.name, suite.layout, suite.read(write(tmp_path / "a")))
     text = evaluate_suite(suite, options("BigBenchAudio", tmp_path / "data", tmp_path / "out"), shipped)
     found = json.loads((tmp_path / "out" / "bigbenchaudio.json").read_text())["sets"]["object_counting"]

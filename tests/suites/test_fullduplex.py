@@ -16,6 +16,7 @@ from omnikit.evaluate.suites.fullduplex import FullDuplexBench, SuiteCode, backc
 from omnikit.evaluate.suites.items import read_items, write_items
 from tests.repository import ROOT
 from tests.suites.fullduplex_miniature import write
+from tests.suites.scripted_judge import ScriptedJudge
 
 EVAL = str(ROOT / "recipes" / "FullDuplexBench" / "hparams" / "eval.yaml")
 
@@ -121,23 +122,16 @@ def code(tmp_path) -> Path:
     return tmp_path
 
 
-class Judge:
-    """A judge that gives one rating, and then none."""
-
-    def ask_all(self, requests, title):
-        self.asked = requests
-        return ["Analysis: good.\nI would rate the AI's response as 4", "no"][: len(requests)]
-
-
 def test_ratings_are_asked_for_with_the_prompt_of_the_suites_code(code, prepared, tmp_path):
-    suite, judge = FullDuplexBench(code), Judge()
+    suite = FullDuplexBench(code)
+    judge = ScriptedJudge("Analysis: good.\nI would rate the AI's response as 4", "no")
     items = read_items(prepared, suite.name, suite.layout).of("synthetic_user_interruption")
     given = {item.id: words(tmp_path / item.id, (4.0, 6.0)) for item in items}
     rating = next(metric for metric in suite.score(items, given, judge) if metric.name == fullduplex.RATING)
     assert (rating.value, rating.count) == (4.0, 1)
     assert rating.note == "1 judgements have no rating, and are left out"
-    assert judge.asked[0].system == "Rate it."
-    assert judge.asked[0].prompt.strip() == "what is the capital of france | what color is the sky | words"
+    assert judge.requests[0].system == "Rate it."
+    assert judge.requests[0].prompt.strip() == "what is the capital of france | what color is the sky | words"
     (code / "eval_user_interruption.py").write_text("system_msg = 'x'\nuser_msg = f'{open(1)}'\n")
     with pytest.raises(ValueError, match="another version"):
         SuiteCode(code).rating_request(items[0].fields["interrupt"][0], "")

@@ -10,26 +10,24 @@ import pytest
 
 from omnikit.evaluate.suites import openaudiobench as oab
 from omnikit.evaluate.suites.answering import StoredAnswer
-from omnikit.evaluate.suites.items import SuiteItems, write_items
+from omnikit.evaluate.suites.items import SuiteItems
 from omnikit.evaluate.suites.run import evaluate_suite
 from omnikit.evaluate.suites.suite import NEEDS_JUDGE, Metric
 from tests.suites import openaudiobench_miniature as miniature
-from tests.suites.conftest import ROOT
+from tests.suites.conftest import prepare_miniature, with_prompts
 from tests.suites.scripted_judge import ScriptedJudge
 
-PROMPTS = ROOT / "recipes" / "OpenAudioBench" / "prompts"
 CORRECT, WRONG = '{"analysis": "so", "judgment": "correct"}', '{"analysis": "so", "judgment": "incorrect"}'
 
 
 @pytest.fixture(scope="module")
 def suite() -> oab.OpenAudioBench:
-    return oab.OpenAudioBench(PROMPTS)
+    return with_prompts(oab.OpenAudioBench)
 
 
 @pytest.fixture(scope="module")
 def items(suite: oab.OpenAudioBench, tmp_path_factory: pytest.TempPathFactory) -> SuiteItems:
-    folder = tmp_path_factory.mktemp("openaudiobench")
-    return write_items(folder / "data", suite.name, suite.layout, suite.read(miniature.write(folder / "published")))
+    return prepare_miniature(suite, miniature.write, tmp_path_factory.mktemp("openaudiobench"))
 
 
 def scored(

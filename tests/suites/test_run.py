@@ -15,7 +15,7 @@ from omnikit.evaluate.suites.suite import Metric, Published
 from omnikit.evaluate.suites.tables import fitting, gap
 from omnikit.offline.batches import Problem
 from tests.suites.big_bench_audio_miniature import write
-from tests.suites.conftest import ROOT
+from tests.suites.conftest import prepare_miniature, with_prompts
 
 NAME = "BigBenchAudio"
 RIGHT = {
@@ -29,13 +29,13 @@ RIGHT = {
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bba")
     suite = BigBenchAudio()
-    write_items(folder / "data", suite.name, suite.layout, suite.read(write(folder / "published")))
+    prepare_miniature(suite, write, folder)
     return folder / "data"
 
 
 @pytest.fixture
 def suite():
-    return BigBenchAudio(ROOT / "recipes" / NAME / "prompts")
+    return with_prompts(BigBenchAudio)
 
 
 @pytest.fixture

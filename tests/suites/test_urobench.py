@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from omnikit.evaluate.suites.answering import StoredAnswer
-from omnikit.evaluate.suites.items import read_items, some_items, write_items
+from omnikit.evaluate.suites.items import some_items
 from omnikit.evaluate.suites.judges import LLMJudge
 from omnikit.evaluate.suites.run import evaluate_suite
 from omnikit.evaluate.suites.spoken_answers import is_hallucinated
@@ -23,7 +23,7 @@ from omnikit.evaluate.suites.urobench_scores import (
     verdict_of,
 )
 from omnikit.evaluate.suites.urobench_sets import SETS, TRACKS
-from tests.suites.conftest import ROOT
+from tests.suites.conftest import prepare_miniature, with_prompts
 from tests.suites.urobench_miniature import DIALOG, write
 
 NAME = "URO-Bench"
@@ -32,14 +32,12 @@ DIALOG_SET = "MtBenchEval-en"
 
 @pytest.fixture(scope="module")
 def suite():
-    return UROBench(ROOT / "recipes" / NAME / "prompts")
+    return with_prompts(UROBench)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, suite):
-    folder = tmp_path_factory.mktemp("uro")
-    write_items(folder / "data", suite.name, suite.layout, suite.read(write(folder / "published")))
-    return read_items(folder / "data", suite.name, suite.layout)
+    return prepare_miniature(suite, write, tmp_path_factory.mktemp("uro"))
 
 
 def answered(items, *texts: str, heard: bool = False) -> dict[str, StoredAnswer]:

@@ -16,14 +16,13 @@ from omnikit.evaluate.suites import ifeval
 from omnikit.evaluate.suites import voicebench as vb
 from omnikit.evaluate.suites import voicebench_rules as rules
 from omnikit.evaluate.suites.answering import StoredAnswer
-from omnikit.evaluate.suites.items import SuiteItems, write_items
+from omnikit.evaluate.suites.items import SuiteItems
 from omnikit.evaluate.suites.run import evaluate_suite
 from omnikit.evaluate.suites.suite import NEEDS_JUDGE, Metric
 from tests.suites import voicebench_miniature as miniature
-from tests.suites.conftest import ROOT
+from tests.suites.conftest import prepare_miniature, with_prompts
 from tests.suites.scripted_judge import ScriptedJudge
 
-PROMPTS = ROOT / "recipes" / "VoiceBench" / "prompts"
 ANSWERS = {
     "openbookqa/test-0000": "The answer is B, since two and two are four.",
     "openbookqa/test-0001": "five",
@@ -40,13 +39,12 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def suite() -> vb.VoiceBench:
-    return vb.VoiceBench(PROMPTS)
+    return with_prompts(vb.VoiceBench)
 
 
 @pytest.fixture(scope="module")
 def items(suite: vb.VoiceBench, tmp_path_factory: pytest.TempPathFactory) -> SuiteItems:
-    folder = tmp_path_factory.mktemp("voicebench")
-    return write_items(folder / "data", suite.name, suite.layout, suite.read(miniature.write(folder / "published")))
+    return prepare_miniature(suite, miniature.write, tmp_path_factory.mktemp("voicebench"))
 
 
 def values(metrics: Sequence[Metric]) -> dict[str, float | None]:

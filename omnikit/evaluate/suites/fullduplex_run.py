@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from omnikit.evaluate.simulated_session import (
     SystemAnswering,
     check_generation,
 )
-from omnikit.evaluate.suites.answering import SPEECH_TO_SPEECH, StoredAnswer
+from omnikit.evaluate.suites.answering import SPEECH_TO_SPEECH, StoredAnswer, as_stored
 from omnikit.evaluate.suites.fullduplex import INTERRUPTION, OUTPUT, RECORD, TASKS, WORDS, FullDuplexBench
 from omnikit.evaluate.suites.items import SuiteItem, chosen_sets, read_items
 from omnikit.evaluate.suites.run import JUDGEMENTS, OFFICIAL, llm_judge
@@ -46,6 +47,7 @@ from omnikit.evaluate.word_times import (
     STORED,
     TEXT,
     Word,
+    WordTimer,
     check_word_times,
     estimated_words,
     open_words,
@@ -154,12 +156,12 @@ class DuplexRun:
         return write_results(self.folder, self.suite, results, self._protocol(), self._remarks())
 
     def _checked_about(self) -> dict[str, Any]:
-        """Return what the outputs depend on; those of a folder that is re-scored without a checkpoint are its own."""
+        """Return what the outputs depend on; if a folder is re-scored without a checkpoint, what it says itself."""
         keys = ("generation_seconds", "turn_detection", "interrupt_min_ms", "max_audio_seconds", "tail_seconds")
         questions = {"suite": self.suite.name, "layout": self.suite.layout, "questions": self.data.about["digest"]}
         about = {**questions, **checkpoint_stamp(self.hparams["checkpoint"])}
         about |= {key: self.hparams[key] for key in keys} | {"decoding": str(self.hparams["decoding"])}
-        about = json.loads(json.dumps({**about, "strategy": type(self.hparams["strategy"]).__name__}))
+        about = as_stored({**about, "strategy": type(self.hparams["strategy"]).__name__})
         there = read_about(self.folder, "--output_folder")
         if self.hparams["rescore"]:
             if there is None:
@@ -217,21 +219,31 @@ class DuplexRun:
     # word times
 
     def _find_words(self, items: Sequence[SuiteItem]) -> None:
-        """Write the word times of some outputs, unless somebody else has."""
+        """Write `output.json` with the word times of some outputs; with `--word_times stored` it is there already."""
         if self.words == STORED:
             return
-        timer = None
         for item in tqdm(items, desc="words", dynamic_ncols=True, disable=self.share.rank > 0):
-            place, name = self._place(item), self._words_file()
-            if self.words != TEXT and not (place / name).is_file():
-                timer = timer or open_words(self.words, self.hparams["word_times_weights"], self.device)
-                wav, after = load_audio(place / OUTPUT, OUTPUT_RATE, max_seconds=None).numpy(), _heard_from(item)
-                found = timer.words(wav[int(after * OUTPUT_RATE) :], OUTPUT_RATE)
-                write_json(place / name, chunks([Word(w.text, w.begin + after, w.end + after) for w in found]))
+            place = self._place(item)
             if self.words == TEXT:
-                write_json(place / WORDS, chunks(words_after(_words_of(place / RECORD), _heard_from(item))))
+                spoken = [Word(each["text"], *each["timestamp"]) for each in _read(place / RECORD)["chunks"]]
+                found = chunks(words_after(spoken, _heard_from(item)))
             else:
-                write_json(place / WORDS, json.loads(read_text(place / name)))
+                found = self._recognised(item)
+            write_json(place / WORDS, found)
+
+    def _recognised(self, item: SuiteItem) -> dict[str, Any]:
+        """Return the words that a recogniser hears in an output, which it hears once; they are stored."""
+        place, after = self._place(item), _heard_from(item)
+        path = place / self._words_file()
+        if not path.is_file():
+            wav = load_audio(place / OUTPUT, OUTPUT_RATE, max_seconds=None).numpy()
+            found = self._timer.words(wav[int(after * OUTPUT_RATE) :], OUTPUT_RATE)
+            write_json(path, chunks([Word(w.text, w.begin + after, w.end + after) for w in found]))
+        return _read(path)
+
+    @cached_property
+    def _timer(self) -> WordTimer:
+        return open_words(self.words, self.hparams["word_times_weights"], self.device)
 
     def _words_file(self) -> str:
         """Return the name of the file with the words of a recogniser; the suite's scripts look for `..output.json`."""
@@ -256,7 +268,7 @@ class DuplexRun:
         return _read(place / RECORD).get("skipped")
 
     def _wait(self) -> None:
-        """Wait until the other processes have written their outputs; under torchrun one that fails ends all."""
+        """Wait until all processes have written their outputs; torchrun ends all of them if one fails."""
 
         def missing(item: SuiteItem) -> bool:
             place = self._place(item)
@@ -279,8 +291,8 @@ class DuplexRun:
     def _remarks(self) -> list[str]:
         reasons = Counter(reason for item in self.items if (reason := self._skipped(item)) is not None)
         found = [f"{count} recordings without an output ({reason})" for reason, count in reasons.items()]
-        places = [self._place(item) / RECORD for item in self.items]
-        problems = Counter(words for path in places if path.is_file() for words in _read(path).get("problems", ()))
+        records = (_read(self._place(item) / RECORD) for item in self.items)
+        problems = Counter(words for each in records for words in each.get("problems", ()))
         found += [f"{count} errors in sessions: {words}" for words, count in problems.items()]
         if skipped := self.data.about["skipped"]:
             found.append(f"skipped when the suite was prepared: {skipped}")
@@ -327,14 +339,8 @@ def chunks(words: Sequence[Word]) -> dict[str, Any]:
 
 
 def _heard_from(item: SuiteItem) -> float:
-    """Return the second from which words count: the end of an interruption, or the beginning."""
+    """Return the second from which words count: the end of the interruption, or 0 in sets without one."""
     return item.fields["interrupt"][0]["timestamp"][1] if TASKS[item.set] == INTERRUPTION else 0.0
-
-
-def _words_of(path: Path) -> list[Word]:
-    if not path.is_file():
-        raise ValueError(f"{path.parent}: has no {path.name}, which --word_times {TEXT} needs; choose another")
-    return [Word(chunk["text"], *chunk["timestamp"]) for chunk in _read(path)["chunks"]]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _references(text: str, separator: str | None) -> list[str]:
 
 
 def _official(number: int, item: SuiteItem) -> dict[str, Any]:
-    """Return a question as a line of the evaluation kit's data set."""
+    """Return a question as Kimi-Audio-Evalkit's JSONL has it, with its number in the set."""
     return {
         "index": number,
         "audio_path": item.audio.path if item.audio is not None else "",

@@ -52,7 +52,7 @@ OFFICIAL = "official"
 VERSA = "versa"
 """Name of the folder with the input of VERSA, which has many metrics of speech, in an output folder."""
 SAME = ("suite", "layout", "questions")
-"""Entries of stored answers that have to fit the questions at hand."""
+"""Keys of `run.json` that say which questions were answered, and have to fit those at hand."""
 
 
 def prepare(suite: Suite, doc: str) -> None:
@@ -314,16 +314,14 @@ def listeners(hparams: Mapping[str, Any], device: str) -> dict[str, tuple[str, C
         name = " ".join(str(each) for each in (judge, grammar, weights) if each is not None)
 
         def recogniser() -> Measure:
-            opened = open_judge(judge, grammar, weights, device)
-            return lambda wav, rate, language: opened.transcribe(wav, rate, language)
+            return open_judge(judge, grammar, weights, device).transcribe
 
         found[TRANSCRIPTS] = (name, recogniser)
     if hparams["mos"] is not None:
         check_mos(hparams["mos"])
-        predictor = functools.partial(open_mos, hparams["mos"], hparams["mos_source"], device)
 
         def rater() -> Measure:
-            opened = predictor()
+            opened = open_mos(hparams["mos"], hparams["mos_source"], device)
             return lambda wav, rate, language: opened.score(wav, rate)
 
         found[NATURALNESS] = (hparams["mos"], rater)

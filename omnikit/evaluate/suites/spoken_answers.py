@@ -1,4 +1,4 @@
-"""Figures of spoken answers for every suite: whether they say their own text, are complete, or mislead a recogniser."""
+"""Figures of spoken answers for every suite: word error rate against their own text, truncation, invented words."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def speech_metrics(
         normalize: text normalisation of texts and transcripts, in the language of the question where it depends on it.
     """
     own = {item.language: of_language(normalize, item.language) for item in items}
-    spoken = [(item, answers[item.id]) for item in items if own[item.language](answers[item.id].text)]
-    if not spoken or any(each.heard is None for _, each in spoken):
+    said = {item.id: own[item.language](answers[item.id].text) for item in items}
+    spoken = [item for item in items if said[item.id]]
+    if not spoken or any(answers[item.id].heard is None for item in spoken):
         note = NOT_HEARD if spoken else "open: no answer has a text"
         return [Metric(name, None, len(spoken), note, "lower") for name in (WER, HALLUCINATED)]
-    rates = score([Pair(item.id, each.text, each.heard, item.language) for item, each in spoken], normalize)
-    invented = sum(
-        is_hallucinated(*map(own[item.language], (each.text, each.heard)), item.language) for item, each in spoken
-    )
+    heard = {item.id: own[item.language](answers[item.id].heard) for item in spoken}
+    rates = score([Pair(item.id, said[item.id], heard[item.id], item.language) for item in spoken], str)
+    invented = sum(is_hallucinated(said[item.id], heard[item.id], item.language) for item in spoken)
     note = "; ".join(remarks(rates)) or None
     return [
         Metric(WER, rates.wer, len(spoken), note, "lower"),

@@ -68,7 +68,7 @@ class Suite(ABC):
     published: tuple[Published, ...] = ()
     """Published figures of other systems."""
     partial_summary: bool = False
-    """Whether `summary` opens its figures itself, because they are about a part of the sets each."""
+    """Whether `summary` itself decides which figures lack a set; otherwise all are open if any set is missing."""
 
     def __init__(self, prompts: Path | None = None):
         self.prompts = prompts
@@ -94,7 +94,7 @@ class Suite(ABC):
         """
 
     def summary(self, found: Mapping[str, Sequence[Metric]]) -> list[Metric]:
-        """Return figures over all sets, from the figures of each set by name; none by default.
+        """Return figures about the whole suite, computed from those of its sets (name -> figures); none by default.
 
         If a published set has no questions or was left out, their values become open, unless `partial_summary` says
         that they already are.

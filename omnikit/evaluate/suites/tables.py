@@ -15,7 +15,7 @@ from omnikit.files import write_json, write_text
 OPEN = "open"
 HEARING, SPEAKING = "gap of hearing", "gap of speaking"
 GAPS = {HEARING: (TEXT_TO_TEXT, SPEECH_TO_TEXT), SPEAKING: (SPEECH_TO_TEXT, SPEECH_TO_SPEECH)}
-"""Mapping from each gap to the tasks before and after the step that it is the cost of."""
+"""Mapping from the name of a modality gap to the two tasks whose figures are subtracted."""
 Results = Mapping[str, Mapping[str, Sequence[Metric]]]
 """Mapping from set and task to figures."""
 
@@ -32,7 +32,7 @@ def gap(before: Metric | None, after: Metric | None) -> float | None:
 
 def fitting(published: Published, results: Results, protocol: Mapping[str, Any]) -> bool:
     """Return whether a published figure may stand beside ours: same number of questions and same protocol."""
-    ours = next((m for m in results.get(published.set, {}).get(published.task, ()) if m.name == published.metric), None)
+    ours = _named(results.get(published.set, {}).get(published.task, ()), published.metric)
     same = all(str(protocol.get(key)) == value for key, value in published.protocol.items())
     return ours is not None and ours.value is not None and ours.count == published.count and same
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,13 @@ def _rounds(path: Path, number: int, row: Mapping[str, Any], each: UROSet) -> It
         raise ValueError(f"{path}: line {number + 1} has no rounds in 'dialogue': another version of the suite")
     if Path(str(row["id"])).name != str(row["id"]):
         raise ValueError(f"{path}: line {number + 1}: id {row['id']!r} is no name of a folder")
+    dialog = f"{each.name}/{number:04d}"
     for place, turn in enumerate(row["dialogue"]):
         where = f"{path}: line {number + 1}, round {place}"
         check_fields(where, turn, ("round", "source_wav", "source_text", "target_text"))
         if turn["round"] != place:
             raise ValueError(f"{where}: is called {turn['round']!r}: another version of the suite")
-        name = f"{each.name}/{number:04d}-{place}"
-        found = _question(name, turn, row, path.parent, each)
-        yield SuiteItem(
-            name, found.set, found.question, found.references, found.language, found.fields, found.audio,
-            dialog=f"{each.name}/{number:04d}", turn=place,
-        )  # fmt: skip
+        yield replace(_question(f"{dialog}-{place}", turn, row, path.parent, each), dialog=dialog, turn=place)
 
 
 def _references(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ class Repetition:
     repeated: float
     """Percentage of answers with a rate of at most `OK_RATE`."""
     rate: float
-    """Mean rate of these answers in percent; 0 if there are none."""
+    """Mean error rate in percent of the answers that count as repetitions; 0 if none does."""
 
     @property
     def score(self) -> float:

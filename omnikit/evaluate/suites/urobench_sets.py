@@ -131,7 +131,7 @@ def rate_name(language: str) -> str:
 
 
 def rated(each: UROSet) -> bool:
-    """Return whether the project computes the error rate of a set's spoken answers: not where languages differ."""
+    """Return whether the project has the error rate of a set's spoken answers; not of that in several languages."""
     return each.name != MULTILINGUAL
 
 

@@ -112,8 +112,10 @@ class VoiceBench(Suite):
         self, items: Sequence[SuiteItem], answers: Mapping[str, StoredAnswer], judge: LLMJudge | None
     ) -> list[Metric]:
         """Return the figures of a set; the scorer of its subset decides which, see recipes/VoiceBench/README.md."""
+        if not items:
+            return []
         texts = [answers[item.id].scored for item in items]
-        scorer = SUBSETS[_subset(items[0].set)].scorer if items else ""
+        scorer = SUBSETS[_subset(items[0].set)].scorer
         if scorer == "choice":
             given = [rules.choice(text) for text in texts]
             return _parsed_metrics(given, [item.references[0] for item in items], len(rules.CHOICES))
@@ -127,7 +129,7 @@ class VoiceBench(Suite):
             return [share(REFUSED, sum(map(rules.refuses, texts)), len(texts), note)]
         if scorer == "ifeval":
             return _instruction_metrics(items, texts)
-        return [self._judged(items, texts, judge)] if scorer else []
+        return [self._judged(items, texts, judge)]
 
     def summary(self, found: Mapping[str, Sequence[Metric]]) -> list[Metric]:
         """Return VoiceBench's overall score: the mean over its nine sets, with ratings times 20."""
@@ -237,7 +239,7 @@ def _item(name: str, key: str, row: Mapping[str, Any], path: Path) -> SuiteItem 
 
 
 def _parsed_metrics(given: Sequence[Any], references: Sequence[Any], options: int) -> list[Metric]:
-    """Return the share of right answers, an unparsable one counting as wrong and as drawn at random.
+    """Return three percentages: right answers (an unparsable one is wrong, or drawn at random), and unparsable answers.
 
     Args:
         given: parsed answers; None = unparsable.
@@ -257,7 +259,7 @@ def _parsed_metrics(given: Sequence[Any], references: Sequence[Any], options: in
 
 
 def _instruction_metrics(items: Sequence[SuiteItem], texts: Sequence[str]) -> list[Metric]:
-    """Return the shares of followed instructions; open without the package that checks them, or without its data."""
+    """Return IFEval's shares of followed instructions; without a value where its package or its data are missing."""
     try:
         checks = ifeval.load_instructions()
         results = [_followed(items, texts, checks, loosely=loosely) for loosely in (False, True)]
