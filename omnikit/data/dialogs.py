@@ -256,7 +256,7 @@ class _Measure:
         begins, hashes = self.dialogs.begins[some], (self.hashed(_WHICH)[some], self.hashed(_WHERE)[some])
         spans = zip(*(each.tolist() for each in (begins, begins + counts[some], *hashes)), strict=True)
         cuts = filter(None, (chosen_cut(answers, *span) for span in spans))
-        columns = [(turn, cut.frames, turn > cut.turn) for cut in cuts for turn in cut.turns]
+        columns = [(cut.turn + i, heard, i > 0) for cut in cuts for i, heard in enumerate(cut.frames)]
         self._cut(*np.array(columns, np.int64).reshape(-1, 3).T)
 
     def _cut(self, turns: np.ndarray, heard: np.ndarray, ended: np.ndarray) -> None:

@@ -1,9 +1,9 @@
 """Chooses the answers of training dialogs that are cut, so that the turns after them agree with what was heard.
 
 After an interruption a conversation remembers only the part that was heard. A directly following answer that repeats
-the whole one ("say that again") is cut likewise, but ends like any other answer. An answer that merely contains it
-("yes, ..." after "are you sure") cannot be cut, because the codes of the shorter answer do not exist: the answer before
-it is never chosen.
+the whole one ("say that again"), or ends with it ("yes .." after "are you sure"), is cut likewise, but closed like any
+other answer. If another answer is repeated with words of its own in front, its frames are cut at the same share as its
+text. An answer that contains it in any other way cannot be cut: the answer before it is never chosen.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from omnikit.interfaces import Tokenizer
+from omnikit.turns import heard_tokens
 
 _AROUND = " .,;:!?\"'"  # characters around an answer that do not count
 
@@ -30,22 +31,28 @@ class TurnAnswers:
     """Number of frames of each answer [turns]."""
     tokenizer: Tokenizer
 
-    def repeats(self, turn: int) -> bool:
-        """Return whether an answer is the one of the turn before: the same text ids and number of frames."""
-        same = all(sizes[turn - 1] == sizes[turn] for sizes in (self.text, self.frames))
-        return same and self.ids(turn - 1) == self.ids(turn)
+    def added(self, turn: int, part: int) -> int | None:
+        """Return the number of text ids in an answer before another one, with which it ends; None if it does not.
+
+        An answer with the same text ids is another one if its number of frames differs.
+        """
+        whole, inner = self.ids(turn), self.ids(part)
+        if not inner or whole[-len(inner) :] != inner:
+            return None
+        extra = len(whole) - len(inner)
+        return extra if extra or self.frames[turn] == self.frames[part] else None
 
     def contains(self, turn: int, part: int) -> bool:
         """Return whether the text of an answer contains that of another, whatever the case of letters."""
         whole, inner = (self.tokenizer.decode(self.ids(each)).casefold() for each in (turn, part))
         return inner.strip(_AROUND) in whole
 
-    def repetitions(self, turn: int, end: int) -> int:
-        """Return the number of turns directly after a turn, before turn `end`, that repeat its answer."""
-        after = turn + 1
-        while after < end and self.repeats(after):
-            after += 1
-        return after - turn - 1
+    def repetitions(self, turn: int, end: int) -> list[int]:
+        """Return `added` of the turns directly after a turn, before turn `end`, that repeat its answer."""
+        found = []
+        while turn + len(found) + 1 < end and (extra := self.added(turn + len(found) + 1, turn)) is not None:
+            found.append(extra)
+        return found
 
     def longest_cut(self, turn: int, repeated: bool) -> int:
         """Return the maximum number of frames that are kept of an answer that is cut, 0 if it cannot be cut.
@@ -58,21 +65,26 @@ class TurnAnswers:
             return frames * (text - 1) // text if text else 0
         return max(frames - 1, 0)
 
+    def cut_alike(self, turn: int, heard: int, repetition: int, extra: int) -> int | None:
+        """Return the number of frames of an answer that repeats another one, of which `heard` frames are kept.
+
+        It keeps the same text, with the `extra` text ids before it. None if no number of frames gives that text.
+        """
+        if not extra:
+            return heard
+        kept = extra + heard_tokens(int(self.text[turn]), heard, int(self.frames[turn]))
+        text, frames = int(self.text[repetition]), int(self.frames[repetition])
+        alike = frames * kept // text
+        return alike if heard_tokens(text, alike, frames) == kept else None
+
 
 @dataclass(frozen=True)
 class Cut:
     """An answer that is cut, with its repetitions."""
 
     turn: int
-    frames: int
-    """Number of frames that are heard."""
-    repetitions: int = 0
-    """Number of turns directly after it that repeat its answer, and are cut likewise."""
-
-    @property
-    def turns(self) -> range:
-        """Indices of the turn and of its repetitions."""
-        return range(self.turn, self.turn + self.repetitions + 1)
+    frames: tuple[int, ...]
+    """Number of frames that are kept of it, and of each turn directly after it that repeats its answer."""
 
 
 def chosen_cut(answers: TurnAnswers, begin: int, end: int, which: int, where: int) -> Cut | None:
@@ -84,15 +96,18 @@ def chosen_cut(answers: TurnAnswers, begin: int, end: int, which: int, where: in
         which: hash that chooses among the answers.
         where: hash that chooses the number of frames.
     """
-    for turn, repetitions in _in_order(answers, begin, end, which):
-        longest, after = answers.longest_cut(turn, repetitions > 0), turn + repetitions + 1
+    for turn, extras in _in_order(answers, begin, end, which):
+        longest, after = answers.longest_cut(turn, bool(extras)), turn + len(extras) + 1
         if longest > 0 and not (after < end and answers.contains(after, turn)):
-            return Cut(turn, 1 + where % longest, repetitions)
+            heard = 1 + where % longest
+            alike = [answers.cut_alike(turn, heard, turn + i, extra) for i, extra in enumerate(extras, 1)]
+            if None not in alike:
+                return Cut(turn, (heard, *alike))
     return None
 
 
-def _in_order(answers: TurnAnswers, begin: int, end: int, which: int) -> Iterator[tuple[int, int]]:
-    """Yield the answers but the last, with the number of repetitions of each: repeated ones first."""
+def _in_order(answers: TurnAnswers, begin: int, end: int, which: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield the answers but the last, with the repetitions of each, see `TurnAnswers`: repeated ones first."""
     found = [(turn, answers.repetitions(turn, end)) for turn in range(begin, end - 1)]
     for some in ([each for each in found if each[1]], [each for each in found if not each[1]]):
         first = which % max(len(some), 1)

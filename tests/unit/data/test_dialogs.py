@@ -242,8 +242,26 @@ def _answer(model: OmniLM, sample: Sample, place: int) -> tuple[list[int], Tenso
     return text, torch.stack(codes)
 
 
-def test_an_answer_that_the_next_one_contains_is_not_cut(tmp_path: Path):
-    fixed = [*answered("sure", LONG, "yes " + LONG), *answered("twice", LONG, LONG, "yes " + LONG, "no")]
+def test_an_answer_that_ends_with_a_cut_one_is_cut_to_the_same_part(tmp_path: Path):
+    model = toy_model()
+    talks = (answered(f"d{n}", LONG, LONG, "yes " + LONG, "no") for n in range(12))
+    dataset = samples(model, write(tmp_path / "m.parquet", [one for talk in talks for one in talk]), interrupted=1)
+    yes = model.llm.tokenizer.encode("yes")
+    assert {_cut_turns(dataset, i) for i in range(12)} == {(0, 1, 2), (1, 2)}
+    for index, item in enumerate(dataset):
+        cut, sample, turns = _cut_turns(dataset, index)[0], item["sample"], dataset.turns.of(index)
+        text, codes = _answer(model, sample, cut)
+        longer, more = _answer(model, sample, 2)
+        assert longer == [*yes, *text] and more.shape[1] == turns[2][2] > codes.shape[1] == turns[cut][2]
+        assert sample.labels[0, sample.turn_labels[2].start :].tolist()[: len(longer) + 1] == [
+            *longer,
+            model.layout.text.eot,
+        ]
+        assert sample.length == dataset.lengths[index] and sample.text_labels == dataset.table.text_labels[index]
+
+
+def test_an_answer_that_the_next_one_contains_elsewhere_is_not_cut(tmp_path: Path):
+    fixed = [*answered("sure", LONG, f"{LONG} yes"), *answered("twice", LONG, LONG, f"no {LONG} yes", "no")]
     louder = answered("other recording", LONG, LONG)
     louder[1]["a2"] = sound(0.05, 3)
     path = write(tmp_path / "m.parquet", [*fixed, *louder])
