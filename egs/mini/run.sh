@@ -95,6 +95,7 @@ train() { # arguments: the recipe's stage file, the mini stage, then further fla
   local overrides=("$here/hparams/system.yaml")
   if [ "$ears" != mini ] && [ "$name" != backbone ]; then overrides+=("$here/hparams/$ears.yaml"); fi
   overrides+=("$here/hparams/$name.yaml")
+  if [ "$device" != cpu ] && [ -f "$here/hparams/gpu/$name.yaml" ]; then overrides+=("$here/hparams/gpu/$name.yaml"); fi
   if [ "$speed" = demo ] && [ -f "$here/hparams/demo/$name.yaml" ]; then overrides+=("$here/hparams/demo/$name.yaml"); fi
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" train.py "hparams/$recipe.yaml" "${overrides[@]}" --seed "$seed" \
     --data_folder "$data" --output_folder "$results/$name" --llm.tokenizer "$base/llm/tokenizer.model" \
