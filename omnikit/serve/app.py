@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -22,7 +23,9 @@ from omnikit.serve.docs_page import docs_page
 from omnikit.serve.limits import Limits
 from omnikit.serve.realtime import endpoint
 from omnikit.serve.refusals import Refusal, busy, internal_error
+from omnikit.serve.rest import sse
 from omnikit.serve.rest.errors import CLIENT_GONE, REFUSED, refusal_for
+from omnikit.serve.rest.response_bodies import Body
 from omnikit.serve.security import HEALTH, BearerToken, SafeHeaders, SameSite, allowed_origins
 from omnikit.serve.serving import Serving
 
@@ -32,7 +35,7 @@ PAGE = Path(str(resources.files("omnikit.serve") / "page"))
 
 def create_app(serving: Serving) -> FastAPI:
     """Return the application that serves some systems; `request.app.state.serving` is `serving`."""
-    app = FastAPI(title="omnikit", version=__version__, docs_url=None, redoc_url=None)
+    app = App(title="omnikit", version=__version__, docs_url=None, redoc_url=None)
     app.state.serving = serving
     app.include_router(rest.router)
     app.include_router(endpoint.router)
@@ -41,6 +44,16 @@ def create_app(serving: Serving) -> FastAPI:
     app.mount("/", Page(directory=PAGE, html=True))
     _add_middleware(app, serving)
     return app
+
+
+class App(FastAPI):
+    """An application whose OpenAPI document has the schemas of server-sent events, too."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, which is made once."""
+        if self.openapi_schema is None:
+            super().openapi()["components"]["schemas"] |= sse.schemas(rest.EVENTS)
+        return self.openapi_schema
 
 
 class Page(StaticFiles):
@@ -60,6 +73,12 @@ def page_paths() -> set[str]:
     return files | {"/"}
 
 
+class Health(Body):
+    """The state of the server, for load balancers."""
+
+    status: Literal["ready", "draining"]
+
+
 def _add_middleware(app: FastAPI, serving: Serving) -> None:
     settings, metrics = serving.settings, serving.metrics
     # the last one that is added comes first
@@ -76,12 +95,12 @@ def _add_middleware(app: FastAPI, serving: Serving) -> None:
 
 
 def _add_health(app: FastAPI, serving: Serving) -> None:
-    @app.get(HEALTH, tags=["server"], responses={503: {"description": "The server is about to end."}})
-    async def health(response: Response) -> dict[str, str]:
+    @app.get(HEALTH, tags=["server"], responses={503: {"model": Health, "description": "The server is about to end."}})
+    async def health(response: Response) -> Health:
         """Say whether the server accepts requests: `ready`, or with status 503 `draining`."""
         if serving.draining:
             response.status_code = 503
-        return {"status": "draining" if serving.draining else "ready"}
+        return Health(status="draining" if serving.draining else "ready")
 
     app.add_api_route(HEALTH, health, methods=["HEAD"], include_in_schema=False)  # as load balancers ask
 

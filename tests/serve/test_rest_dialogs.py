@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-from pydantic import ValidationError
 
 from omnikit.errors import one_line
 from omnikit.generate import BadQuestion
@@ -15,10 +14,16 @@ from omnikit.serve.refusals import Refusal
 from omnikit.serve.rest import spoken_answers
 from omnikit.serve.rest.chat import ChatRequest
 from omnikit.serve.rest.dialogs import Message, read_dialog
-from omnikit.serve.rest.errors import blames, late, refusal_for
+from omnikit.serve.rest.errors import blames, late, validated
 from omnikit.serve.rest.spoken_answers import SpokenAnswers
 from omnikit.serve.rest.subtitles import srt, verbose, vtt
-from omnikit.serve.rest.usage import completion_usage, transcription_usage
+from omnikit.serve.rest.usage import (
+    InputTokenDetails,
+    PromptTokensDetails,
+    TokenUsage,
+    completion_usage,
+    transcription_usage,
+)
 
 WAV = {"type": "input_audio", "input_audio": {"data": "UklG", "format": "wav"}}
 
@@ -90,7 +95,8 @@ def test_dialogs_without_a_question(messages, problem):
 
 
 def chat(**fields) -> ChatRequest:
-    return ChatRequest.model_validate({"model": "mini", "messages": [{"role": "user", "content": "hello"}], **fields})
+    messages = [{"role": "user", "content": "hello"}]
+    return validated(ChatRequest, {"model": "mini", "messages": messages, **fields})
 
 
 @pytest.mark.parametrize(
@@ -138,11 +144,10 @@ def test_what_changes_nothing_is_accepted():
     ],
 )
 def test_errors_name_the_place_that_is_wrong(fields, param):
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(Refusal) as caught:
         chat(**fields)
-    refusal = refusal_for(caught.value)
-    assert (refusal.status, refusal.param) == (400, param)
-    assert refusal.message.startswith(f"{param}: ")
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert caught.value.message.startswith(f"{param}: ")
 
 
 def test_messages_of_errors_are_short_lines_that_can_be_sent():
@@ -155,12 +160,15 @@ def test_messages_of_errors_are_short_lines_that_can_be_sent():
 
 
 def test_errors_of_a_part_that_was_sent(caplog):
-    assert late(BadQuestion("too long"))["error"]["message"] == "too long"
+    assert late(BadQuestion("too long")).error.message == "too long"
     assert not caplog.records
-    told = late(RuntimeError("a secret"))["error"]
-    assert told["type"] == "server_error"
-    assert "secret" not in told["message"]
+    told = late(RuntimeError("a secret")).error
+    assert told.type == "server_error"
+    assert "secret" not in told.message
     assert "a secret" in caplog.text
+    with pytest.raises(ValueError) as caught:
+        TokenUsage(input_tokens=1, output_tokens=2)
+    assert late(caught.value).error.type == "server_error"  # a wrong body is no mistake of the client
 
 
 def test_spoken_answers_are_forgotten(monkeypatch):
@@ -184,19 +192,19 @@ def test_subtitles():
     assert srt("two plus two", 3725.0456) == "1\n00:00:00,000 --> 01:02:05,046\ntwo plus two\n\n"
     assert vtt("five", 0.9996) == "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nfive\n\n"
     found = verbose("no " * 99, 1.5, language=None, temperature=0.5)
-    assert (found["duration"], found["segments"][0]["end"], found["segments"][0]["text"]) == (1.5, 1.5, "no " * 99)
-    assert found["segments"][0]["compression_ratio"] > 2.4  # Whisper's threshold for loops
-    assert verbose("", 1.0, language="en", temperature=0)["language"] == "en"
+    assert (found.duration, found.segments[0].end, found.segments[0].text) == (1.5, 1.5, "no " * 99)
+    assert found.segments[0].compression_ratio > 2.4  # Whisper's threshold for loops
+    assert verbose("", 1.0, language="en", temperature=0).language == "en"
 
 
 def test_usage_adds_up():
     counts = TokenCounts(prompt=25, history=40, cached=30, features=44, text=5, frames=12)
     usage = completion_usage(counts)
-    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (65, 17, 82)
-    assert usage["prompt_tokens_details"] == {"cached_tokens": 30, "audio_tokens": 22, "text_tokens": 43}
-    assert usage["completion_tokens_details"]["audio_tokens"] == 12
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (65, 17, 82)
+    assert usage.prompt_tokens_details == PromptTokensDetails(cached_tokens=30, audio_tokens=22, text_tokens=43)
+    assert usage.completion_tokens_details.audio_tokens == 12
     spoken = transcription_usage(TokenCounts(prompt=25, history=0, cached=0, features=44, text=5, frames=0))
-    assert spoken["input_token_details"] == {"audio_tokens": 22, "text_tokens": 3}
-    assert spoken["total_tokens"] == 30
+    assert spoken.input_token_details == InputTokenDetails(audio_tokens=22, text_tokens=3)
+    assert spoken.total_tokens == 30
     written = completion_usage(TokenCounts(prompt=9, history=0, cached=0, features=0, text=2, frames=0))
-    assert written["prompt_tokens_details"]["audio_tokens"] == 0
+    assert written.prompt_tokens_details.audio_tokens == 0

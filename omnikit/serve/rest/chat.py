@@ -17,7 +17,15 @@ from omnikit.generate.request import SEED
 from omnikit.serve import bridge
 from omnikit.serve.rest import sse
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for, unless_gone
-from omnikit.serve.rest.completions import Completion, finish_reason
+from omnikit.serve.rest.completions import (
+    ChatCompletion,
+    ChatCompletionAudio,
+    ChatCompletionAudioDelta,
+    ChatCompletionChunk,
+    ChatCompletionDelta,
+    Completion,
+    finish_reason,
+)
 from omnikit.serve.rest.dialogs import Asked, Exchanged, Message, read_dialog
 from omnikit.serve.rest.errors import bad_input, blames
 from omnikit.serve.rest.json_bodies import JsonRoute
@@ -37,6 +45,9 @@ MOST_CHARACTERS = 100_000
 PCM = "pcm16"
 """OpenAI's name for samples without a header in chat completions, the one format that is streamed."""
 _WRITTEN_AS = {PCM: "pcm"} | {name: name for name in FORMATS if name != "pcm"}
+
+EVENTS = (ChatCompletionChunk,)
+"""Classes of the data of events."""
 
 
 class AudioOptions(BaseModel):
@@ -125,7 +136,7 @@ class ChatRequest(BaseModel):
 @router.post(
     "/chat/completions",
     response_class=Response,
-    responses={200: {"content": {"application/json": {}, sse.MEDIA_TYPE: {}}}},
+    responses={200: {"model": ChatCompletion, "content": {sse.MEDIA_TYPE: sse.described(EVENTS, done=True)}}},
 )
 async def completions(body: ChatRequest, http: Request, serving: Served, spoken: Spoken) -> Response:
     """Answer the last question of a dialog with text, or with text and speech.
@@ -149,7 +160,8 @@ async def completions(body: ChatRequest, http: Request, serving: Served, spoken:
         written_as = _WRITTEN_AS[body.audio.format]
         data = await bridge.in_thread(encoded, whole.wav.numpy(), answer.rate, written_as)
         message = {"audio": _audio(spoken, whole.text, data)}
-    return JSONResponse(completion.whole(message, answer.end, completion_usage(answer.request.counts)))
+    found = completion.whole(message, answer.end, completion_usage(answer.request.counts))
+    return JSONResponse(found.as_dict())
 
 
 async def _prepared(
@@ -170,43 +182,50 @@ async def _prepared(
     return lambda: omni.decoder.submit(task, question, **options)
 
 
-def _audio(spoken: SpokenAnswers, text: str, data: bytes) -> dict[str, Any]:
+def _audio(spoken: SpokenAnswers, text: str, data: bytes) -> ChatCompletionAudio:
     """Return the audio of a whole answer as it stands in a message."""
     audio_id = spoken.new_id()
-    encoded_data = base64.b64encode(data).decode()
-    return {"id": audio_id, "data": encoded_data, "expires_at": spoken.store(audio_id, text), "transcript": text}
+    encoded_data, expires = base64.b64encode(data).decode(), spoken.store(audio_id, text)
+    return ChatCompletionAudio(id=audio_id, data=encoded_data, expires_at=expires, transcript=text)
 
 
-async def _written_chunks(answer: MeasuredAnswer, completion: Completion) -> AsyncGenerator[dict[str, Any], None]:
-    yield completion.chunk({"role": "assistant", "content": "", "refusal": None})
+async def _written_chunks(
+    answer: MeasuredAnswer, completion: Completion
+) -> AsyncGenerator[ChatCompletionChunk, None]:
+    yield completion.chunk(ChatCompletionDelta(role="assistant", content="", refusal=None))
     async for chunk in answer:
         if chunk.text:
-            yield completion.chunk({"content": chunk.text})
+            yield completion.chunk(ChatCompletionDelta(content=chunk.text))
 
 
 async def _spoken_chunks(
     answer: MeasuredAnswer, completion: Completion, spoken: SpokenAnswers
-) -> AsyncGenerator[dict[str, Any], None]:
+) -> AsyncGenerator[ChatCompletionChunk, None]:
     """Yield the chunks of a spoken answer: its id once, since clients join equal keys, then transcript and samples."""
     audio_id, texts, writer = spoken.new_id(), [], open_writer("pcm", answer.rate)
-    yield completion.chunk({"role": "assistant", "refusal": None, "audio": {"id": audio_id, "transcript": ""}})
+    first = ChatCompletionAudioDelta(id=audio_id, transcript="")
+    yield completion.chunk(ChatCompletionDelta(role="assistant", refusal=None, audio=first))
     async for chunk in answer:
         if chunk.text:
             texts.append(chunk.text)
-            yield completion.chunk({"audio": {"transcript": chunk.text}})
+            yield _audio_chunk(completion, transcript=chunk.text)
         if data := writer.push(chunk.wav.numpy()):
-            yield completion.chunk({"audio": {"data": base64.b64encode(data).decode()}})
+            yield _audio_chunk(completion, data=base64.b64encode(data).decode())
     if data := writer.finish():
-        yield completion.chunk({"audio": {"data": base64.b64encode(data).decode()}})
-    yield completion.chunk({"audio": {"expires_at": spoken.store(audio_id, "".join(texts))}})
+        yield _audio_chunk(completion, data=base64.b64encode(data).decode())
+    yield _audio_chunk(completion, expires_at=spoken.store(audio_id, "".join(texts)))
+
+
+def _audio_chunk(completion: Completion, **fields: str | int) -> ChatCompletionChunk:
+    return completion.chunk(ChatCompletionDelta(audio=ChatCompletionAudioDelta(**fields)))
 
 
 async def _with_end(
-    chunks: AsyncGenerator[dict[str, Any], None], answer: MeasuredAnswer, completion: Completion, usage: bool
-) -> AsyncGenerator[dict[str, Any], None]:
+    chunks: AsyncGenerator[ChatCompletionChunk, None], answer: MeasuredAnswer, completion: Completion, usage: bool
+) -> AsyncGenerator[ChatCompletionChunk, None]:
     """Yield chunks, and after them the reason for the end and, if it is wanted, the usage."""
     async for chunk in chunks:
         yield chunk
-    yield completion.chunk({}, finish_reason(answer.end))
+    yield completion.chunk(ChatCompletionDelta(), finish_reason(answer.end))
     if usage:
         yield completion.usage(completion_usage(answer.request.counts))

@@ -12,9 +12,10 @@ from pydantic import BaseModel, Field
 
 from omnikit.serve import bridge
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
-from omnikit.serve.rest.errors import bad_input, blames
+from omnikit.serve.rest.errors import bad_input, blames, validated
 from omnikit.serve.rest.json_bodies import JsonRoute
 from omnikit.serve.rest.recordings import decode, from_base64
+from omnikit.serve.rest.response_bodies import BINARY
 from omnikit.serve.rest.speech import audio
 from omnikit.serve.rest.written_audio import open_writer
 from omnikit.streaming import EXACT
@@ -37,7 +38,12 @@ def _schema() -> dict[str, object]:
     return {"requestBody": {"content": {"application/json": {"schema": PublishedRequest.model_json_schema()}}}}
 
 
-@router.post("/chat", response_class=Response, responses={200: {"content": {MEDIA_TYPE: {}}}}, openapi_extra=_schema())
+@router.post(
+    "/chat",
+    response_class=Response,
+    responses={200: {"content": {MEDIA_TYPE: BINARY}}},
+    openapi_extra=_schema(),
+)
 async def chat(http: Request, serving: Served) -> Streamed:
     """Answer a spoken question by speech: signed 16 bit little-endian samples, mono, 24 kHz, without a header.
 
@@ -47,7 +53,7 @@ async def chat(http: Request, serving: Served) -> Streamed:
         content = await http.json()
     except (ValueError, RecursionError) as error:
         raise bad_input(f"body: not valid JSON ({error})", code="invalid_json") from None
-    body = PublishedRequest.model_validate(content)
+    body = validated(PublishedRequest, content)
     omni = serving.system(None)
     with blames("audio"):
         data = await bridge.in_thread(from_base64, body.audio, "audio")

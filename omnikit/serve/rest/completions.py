@@ -4,9 +4,92 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from omnikit.generate import END
+from omnikit.serve.rest.response_bodies import Body
+from omnikit.serve.rest.usage import CompletionUsage
+
+FinishReason = Literal["stop", "length"]
+
+
+class ChatCompletionAudio(Body):
+    """The audio of a spoken answer."""
+
+    id: str = Field(description="Name by which later messages refer to the answer.")
+    data: str = Field(description="Base64 of a file in the format that was asked for.")
+    expires_at: int = Field(description="Time in seconds since 1970 at which the id is forgotten.")
+    transcript: str
+
+
+class ChatCompletionMessage(Body):
+    """An answer: text in `content`, or text and speech in `audio`."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    annotations: list[dict[str, Any]]
+    audio: ChatCompletionAudio | None = None
+
+
+class ChatCompletionChoice(Body):
+    """The one answer of a chat completion, and the reason for its end."""
+
+    index: int
+    message: ChatCompletionMessage
+    logprobs: None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(Body):
+    """A whole chat completion."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatCompletionChoice]
+    usage: CompletionUsage
+
+
+class ChatCompletionAudioDelta(Body):
+    """A part of the audio of a spoken answer; clients join the transcripts, and the decoded data."""
+
+    id: str | None = None
+    data: str | None = Field(None, description="Base64 of signed 16 bit little-endian samples, mono, 24 kHz.")
+    expires_at: int | None = None
+    transcript: str | None = None
+
+
+class ChatCompletionDelta(Body):
+    """A part of an answer."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: None = None
+    audio: ChatCompletionAudioDelta | None = None
+
+
+class ChatCompletionChunkChoice(Body):
+    """A part of the one answer of a chat completion, with the last one the reason for its end."""
+
+    index: int
+    delta: ChatCompletionDelta
+    logprobs: None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(Body):
+    """A part of a streamed chat completion; that with the usage, which some clients ask for, has no choices."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatCompletionChunkChoice]
+    usage: CompletionUsage | None = None
 
 
 class Completion:
@@ -19,7 +102,7 @@ class Completion:
     def __init__(self, model: str):
         self._common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, message: dict[str, Any], end: str | None, usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, message: dict[str, Any], end: str | None, usage: CompletionUsage) -> ChatCompletion:
         """Return the body of a whole completion.
 
         Args:
@@ -27,22 +110,24 @@ class Completion:
             end: reason why the answer ended, one of `omnikit.generate.ENDS`.
             usage: numbers of tokens.
         """
-        said = {"role": "assistant", "content": None, "refusal": None, "annotations": [], **message}
-        choice = {"index": 0, "message": said, "logprobs": None, "finish_reason": finish_reason(end)}
-        return {**self._common, "object": "chat.completion", "choices": [choice], "usage": usage}
+        fields = {"role": "assistant", "content": None, "refusal": None, "annotations": [], **message}
+        said = ChatCompletionMessage(**fields)
+        choice = ChatCompletionChoice(index=0, message=said, logprobs=None, finish_reason=finish_reason(end))
+        return ChatCompletion(**self._common, object="chat.completion", choices=[choice], usage=usage)
 
-    def chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    def chunk(self, delta: ChatCompletionDelta, finish: FinishReason | None = None) -> ChatCompletionChunk:
         """Return a chunk with a part of the answer."""
-        return self._chunk([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}])
+        choice = ChatCompletionChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=finish)
+        return self._chunk(choices=[choice])
 
-    def usage(self, usage: dict[str, Any]) -> dict[str, Any]:
+    def usage(self, usage: CompletionUsage) -> ChatCompletionChunk:
         """Return the chunk without a part of the answer that ends a stream whose client asked for its usage."""
-        return self._chunk([]) | {"usage": usage}
+        return self._chunk(choices=[], usage=usage)
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._common, "object": "chat.completion.chunk", "choices": choices}
+    def _chunk(self, **fields: Any) -> ChatCompletionChunk:
+        return ChatCompletionChunk(**self._common, object="chat.completion.chunk", **fields)
 
 
-def finish_reason(end: str | None) -> str:
+def finish_reason(end: str | None) -> FinishReason:
     """Return OpenAI's name for the reason why an answer ended: `stop`, or `length` for all limits."""
     return "stop" if end == END else "length"

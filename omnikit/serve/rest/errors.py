@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
@@ -13,29 +13,32 @@ from pydantic import BaseModel, ValidationError
 from omnikit.errors import one_line
 from omnikit.generate import BadQuestion
 from omnikit.serve.refusals import Refusal
+from omnikit.serve.rest.response_bodies import Body
+
+Fields = TypeVar("Fields", bound=BaseModel)
 
 logger = logging.getLogger(__name__)
 CLIENT_GONE = 499
 """Status that the log shows for a request whose client left before the answer; nobody receives it."""
 LONGEST = 1000
 """Maximum number of characters of an error's message; messages quote what clients send."""
-REFUSED = (Refusal, RequestValidationError, ValidationError, BadQuestion)
+REFUSED = (Refusal, RequestValidationError, BadQuestion)
 """Exceptions for a client's mistakes, which `refusal_for` converts."""
 _SOURCES = ("body", "query")  # FastAPI's names of the places of a value
 _HEAD = 300  # characters of a longer message before its gap; what is wrong stands behind what is quoted
 _GAP = " ... "
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(Body):
     """The description of an error."""
 
     message: str
     type: str
-    code: str | None = None
-    param: str | None = None
+    code: str | None
+    param: str | None
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(Body):
     """The JSON body of a response that reports an error."""
 
     error: ErrorDetail
@@ -62,9 +65,21 @@ def refusal_for(error: Exception) -> Refusal | None:
     """Return the refusal by which an exception in `REFUSED` is reported to the client; None for all others."""
     if isinstance(error, Refusal):
         return error
-    if isinstance(error, RequestValidationError | ValidationError):
+    if isinstance(error, RequestValidationError):
         return invalid(error.errors())
     return bad_input(error) if isinstance(error, BadQuestion) else None
+
+
+def validated(model: type[Fields], values: Any) -> Fields:
+    """Return the fields of a request that FastAPI does not validate itself.
+
+    Raises:
+        Refusal: a field is missing or has a value that it cannot have.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
 
 
 def invalid(errors: Sequence[Any]) -> Refusal:
@@ -88,10 +103,10 @@ def _is_type(name: object) -> bool:
     return isinstance(name, str) and ("[" in name or name == "str")
 
 
-def late(error: Exception) -> dict[str, Any]:
-    """Return the JSON body for an exception that ended an answer of which a part has been sent already."""
+def late(error: Exception) -> ErrorBody:
+    """Return the body for an exception that ended an answer of which a part has been sent already."""
     known = refusal_for(error)
     if known is None:
         logger.error("an answer failed", exc_info=error)
         known = Refusal(500, "the server could not finish the answer")
-    return {"error": known.error}
+    return ErrorBody(error=ErrorDetail(**known.error))

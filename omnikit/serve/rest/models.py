@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Literal
 
 from fastapi import APIRouter
 
 from omnikit.serve.rest.answers import Served
+from omnikit.serve.rest.response_bodies import Body
 from omnikit.serve.serving import UnknownModel
 
 router = APIRouter()
 _STARTED = int(time.time())
 
 
+class Model(Body):
+    """A system that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(Body):
+    """The systems that are served."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
 @router.get("/models")
-async def models(serving: Served) -> dict[str, Any]:
+async def models(serving: Served) -> ModelList:
     """List the systems that are served."""
-    return {"object": "list", "data": [_model(name) for name in serving.systems]}
+    return ModelList(object="list", data=[_model(name) for name in serving.systems])
 
 
 @router.get("/models/{model:path}")
-async def model(model: str, serving: Served) -> dict[str, Any]:
+async def model(model: str, serving: Served) -> Model:
     """Describe a system that is served."""
     if model not in serving.systems:
         raise UnknownModel(model, list(serving.systems))
     return _model(model)
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": _STARTED, "owned_by": "omnikit"}
+def _model(name: str) -> Model:
+    return Model(id=name, object="model", created=_STARTED, owned_by="omnikit")

@@ -14,7 +14,8 @@ from omnikit.serve.rest import sse
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
 from omnikit.serve.rest.errors import blames
 from omnikit.serve.rest.json_bodies import JsonRoute
-from omnikit.serve.rest.usage import tokens
+from omnikit.serve.rest.response_bodies import BINARY, Body
+from omnikit.serve.rest.usage import TokenUsage, token_usage
 from omnikit.serve.rest.written_audio import FORMATS, AudioWriter, check_format, open_writer
 from omnikit.streaming import EXACT
 from omnikit.tasks import TASKS
@@ -36,10 +37,29 @@ class SpeechRequest(BaseModel):
     instructions: str | None = None
 
 
+class SpeechAudioDelta(Body):
+    """A part of streamed speech."""
+
+    type: Literal["speech.audio.delta"]
+    audio: str = Field(description="Base64 of the next bytes of the file.")
+
+
+class SpeechAudioDone(Body):
+    """The end of streamed speech, and the numbers of tokens."""
+
+    type: Literal["speech.audio.done"]
+    usage: TokenUsage
+
+
+EVENTS = (SpeechAudioDelta, SpeechAudioDone)
+"""Classes of the data of events."""
+_FILES = {each.media_type: BINARY for each in FORMATS.values()}
+
+
 @router.post(
     "/audio/speech",
     response_class=Response,
-    responses={200: {"content": {each.media_type: {} for each in FORMATS.values()} | {sse.MEDIA_TYPE: {}}}},
+    responses={200: {"content": _FILES | {sse.MEDIA_TYPE: sse.described(EVENTS)}}},
 )
 async def speech(body: SpeechRequest, http: Request, serving: Served) -> Response:
     """Speak a text; the audio (mono, 24 kHz) is sent while it is generated."""
@@ -66,7 +86,7 @@ async def audio(answer: MeasuredAnswer, writer: AudioWriter) -> AsyncGenerator[b
         yield data
 
 
-async def _events(answer: MeasuredAnswer, writer: AudioWriter) -> AsyncGenerator[dict[str, Any], None]:
+async def _events(answer: MeasuredAnswer, writer: AudioWriter) -> AsyncGenerator[Body, None]:
     async for data in audio(answer, writer):
-        yield {"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()}
-    yield {"type": "speech.audio.done", "usage": tokens(answer.request.counts)}
+        yield SpeechAudioDelta(type="speech.audio.delta", audio=base64.b64encode(data).decode())
+    yield SpeechAudioDone(type="speech.audio.done", usage=token_usage(answer.request.counts))

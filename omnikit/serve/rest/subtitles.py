@@ -6,23 +6,58 @@ The systems do not say when a word was spoken.
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Literal
+
+from omnikit.serve.rest.response_bodies import Body
 
 
-def verbose(text: str, seconds: float, *, language: str | None, temperature: float) -> dict[str, Any]:
+class DurationUsage(Body):
+    """The length of a recording in seconds."""
+
+    type: Literal["duration"]
+    seconds: float
+
+
+class TranscriptionSegment(Body):
+    """A part of a transcript, and the seconds of the recording in which it is said."""
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class VerboseTranscription(Body):
+    """A transcript in OpenAI's verbose form."""
+
+    task: Literal["transcribe"]
+    language: str
+    duration: float
+    text: str
+    segments: list[TranscriptionSegment]
+    usage: DurationUsage
+
+
+def verbose(text: str, seconds: float, *, language: str | None, temperature: float) -> VerboseTranscription:
     """Return a transcript in OpenAI's verbose form.
 
     The language is the one that the client named, since none is detected. `avg_logprob` and `no_speech_prob` are not
     computed, and 0, at which clients with a threshold keep the segment.
     """
-    segment = {
-        "id": 0, "seek": 0, "start": 0.0, "end": seconds, "text": text, "tokens": [], "temperature": temperature,
-        "avg_logprob": 0.0, "compression_ratio": compression_ratio(text), "no_speech_prob": 0.0,
-    }  # fmt: skip
-    return {
-        "task": "transcribe", "language": language or "unknown", "duration": seconds, "text": text,
-        "segments": [segment], "usage": {"type": "duration", "seconds": seconds},
-    }  # fmt: skip
+    segment = TranscriptionSegment(
+        id=0, seek=0, start=0.0, end=seconds, text=text, tokens=[], temperature=temperature,
+        avg_logprob=0.0, compression_ratio=compression_ratio(text), no_speech_prob=0.0,
+    )  # fmt: skip
+    return VerboseTranscription(
+        task="transcribe", language=language or "unknown", duration=seconds, text=text,
+        segments=[segment], usage=DurationUsage(type="duration", seconds=seconds),
+    )  # fmt: skip
 
 
 def compression_ratio(text: str) -> float:

@@ -12,11 +12,12 @@ from pydantic import BaseModel, Field, field_validator
 from omnikit.serve import bridge
 from omnikit.serve.rest import sse
 from omnikit.serve.rest.answers import MeasuredAnswer, Served, Streamed, decoding_for
-from omnikit.serve.rest.errors import bad_input, blames
+from omnikit.serve.rest.errors import bad_input, blames, validated
 from omnikit.serve.rest.recordings import decode
-from omnikit.serve.rest.subtitles import srt, verbose, vtt
+from omnikit.serve.rest.response_bodies import Body
+from omnikit.serve.rest.subtitles import VerboseTranscription, srt, verbose, vtt
 from omnikit.serve.rest.uploads import FORM, read_upload
-from omnikit.serve.rest.usage import transcription_usage
+from omnikit.serve.rest.usage import TranscriptionUsage, transcription_usage
 from omnikit.tasks import TASKS
 
 router = APIRouter()
@@ -47,6 +48,33 @@ class TranscriptionForm(BaseModel):
         return names
 
 
+class Transcription(Body):
+    """The transcript of a recording."""
+
+    text: str
+    usage: TranscriptionUsage
+
+
+class TranscriptTextDelta(Body):
+    """A part of a streamed transcript."""
+
+    type: Literal["transcript.text.delta"]
+    delta: str
+
+
+class TranscriptTextDone(Body):
+    """The whole transcript at the end of its stream."""
+
+    type: Literal["transcript.text.done"]
+    text: str
+    usage: TranscriptionUsage
+
+
+EVENTS = (TranscriptTextDelta, TranscriptTextDone)
+"""Classes of the data of events."""
+_TEXT = {"schema": {"type": "string"}}
+
+
 def _form_schema() -> dict[str, Any]:
     schema = TranscriptionForm.model_json_schema()
     schema["properties"][FILE] = {"type": "string", "format": "binary"}
@@ -56,13 +84,18 @@ def _form_schema() -> dict[str, Any]:
 @router.post(
     "/audio/transcriptions",
     response_class=Response,
-    responses={200: {"content": {kind: {} for kind in ("application/json", "text/plain", "text/vtt", sse.MEDIA_TYPE)}}},
+    responses={
+        200: {
+            "model": Transcription | VerboseTranscription,
+            "content": {"text/plain": _TEXT, "text/vtt": _TEXT, sse.MEDIA_TYPE: sse.described(EVENTS)},
+        }
+    },
     openapi_extra=_form_schema(),
 )
 async def transcriptions(http: Request, serving: Served) -> Response:
     """Transcribe a recording of at most 30 s; the form's file may have any format that libsndfile reads."""
     upload = await read_upload(http, FILE)
-    form = TranscriptionForm.model_validate(upload.fields)
+    form = validated(TranscriptionForm, upload.fields)
     omni = serving.system(form.model)
     if upload.file is None:
         raise bad_input(f"{FILE}: a file is wanted", FILE)
@@ -83,22 +116,22 @@ async def transcriptions(http: Request, serving: Served) -> Response:
     return _WRITE[form.response_format](text, recording.seconds, form, answer)
 
 
-async def _events(answer: MeasuredAnswer) -> AsyncGenerator[dict[str, Any], None]:
+async def _events(answer: MeasuredAnswer) -> AsyncGenerator[Body, None]:
     texts = []
     async for chunk in answer:
         if chunk.text:
             texts.append(chunk.text)
-            yield {"type": "transcript.text.delta", "delta": chunk.text}
+            yield TranscriptTextDelta(type="transcript.text.delta", delta=chunk.text)
     usage = transcription_usage(answer.request.counts)
-    yield {"type": "transcript.text.done", "text": "".join(texts), "usage": usage}
+    yield TranscriptTextDone(type="transcript.text.done", text="".join(texts), usage=usage)
 
 
 def _json(text: str, seconds: float, form: TranscriptionForm, answer: MeasuredAnswer) -> Response:
-    return JSONResponse({"text": text, "usage": transcription_usage(answer.request.counts)})
+    return JSONResponse(Transcription(text=text, usage=transcription_usage(answer.request.counts)).as_dict())
 
 
 def _verbose_json(text: str, seconds: float, form: TranscriptionForm, answer: MeasuredAnswer) -> Response:
-    return JSONResponse(verbose(text, seconds, language=form.language, temperature=form.temperature))
+    return JSONResponse(verbose(text, seconds, language=form.language, temperature=form.temperature).as_dict())
 
 
 _WRITE: dict[str, Callable[[str, float, TranscriptionForm, MeasuredAnswer], Response]] = {

@@ -2,42 +2,89 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
+
+from omnikit.serve.rest.response_bodies import Body
 
 if TYPE_CHECKING:
     from omnikit.generate.types import TokenCounts
 
 
-def tokens(counts: TokenCounts) -> dict[str, int]:
+class TokenUsage(Body):
+    """Numbers of positions of a question, earlier turns included, and of tokens of its answer."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class InputTokenDetails(Body):
+    """Numbers of positions of a recording and of the other positions of its question."""
+
+    audio_tokens: int
+    text_tokens: int
+
+
+class TranscriptionUsage(TokenUsage):
+    """Numbers of tokens of a transcription."""
+
+    type: Literal["tokens"]
+    input_token_details: InputTokenDetails
+
+
+class PromptTokensDetails(Body):
+    """Numbers of positions of a question by kind; earlier turns count as text."""
+
+    cached_tokens: int
+    audio_tokens: int
+    text_tokens: int
+
+
+class CompletionTokensDetails(Body):
+    """Numbers of tokens of an answer by kind; audio tokens are frames of its speech."""
+
+    audio_tokens: int
+    text_tokens: int
+    reasoning_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
+class CompletionUsage(Body):
+    """Numbers of tokens of a chat completion."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+def token_usage(counts: TokenCounts) -> TokenUsage:
     """Return the numbers of positions of a question, earlier turns included, and of tokens of its answer."""
     given, emitted = counts.history + counts.prompt, counts.text + counts.frames
-    return {"input_tokens": given, "output_tokens": emitted, "total_tokens": given + emitted}
+    return TokenUsage(input_tokens=given, output_tokens=emitted, total_tokens=given + emitted)
 
 
-
-def transcription_usage(counts: TokenCounts) -> dict[str, Any]:
+def transcription_usage(counts: TokenCounts) -> TranscriptionUsage:
     """Return the usage of a transcription, all of whose input is audio but the marks of the prompt."""
     audio = counts.spoken
-    return {
-        "type": "tokens",
-        **tokens(counts),
-        "input_token_details": {"audio_tokens": audio, "text_tokens": counts.prompt - audio},
-    }
+    details = InputTokenDetails(audio_tokens=audio, text_tokens=counts.prompt - audio)
+    return TranscriptionUsage(type="tokens", **token_usage(counts).as_dict(), input_token_details=details)
 
 
-def completion_usage(counts: TokenCounts) -> dict[str, Any]:
+def completion_usage(counts: TokenCounts) -> CompletionUsage:
     """Return the usage of a chat completion; earlier turns count as text, audio tokens of the answer as frames."""
-    found = tokens(counts)
-    given, emitted, audio = found["input_tokens"], found["output_tokens"], counts.spoken
-    return {
-        "prompt_tokens": given,
-        "completion_tokens": emitted,
-        "total_tokens": given + emitted,
-        "prompt_tokens_details": {
-            "cached_tokens": counts.cached, "audio_tokens": audio, "text_tokens": given - audio,
-        },
-        "completion_tokens_details": {
-            "audio_tokens": counts.frames, "text_tokens": counts.text, "reasoning_tokens": 0,
-            "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0,
-        },
-    }  # fmt: skip
+    found, audio = token_usage(counts), counts.spoken
+    return CompletionUsage(
+        prompt_tokens=found.input_tokens,
+        completion_tokens=found.output_tokens,
+        total_tokens=found.total_tokens,
+        prompt_tokens_details=PromptTokensDetails(
+            cached_tokens=counts.cached, audio_tokens=audio, text_tokens=found.input_tokens - audio
+        ),
+        completion_tokens_details=CompletionTokensDetails(
+            audio_tokens=counts.frames, text_tokens=counts.text, reasoning_tokens=0,
+            accepted_prediction_tokens=0, rejected_prediction_tokens=0,
+        ),
+    )  # fmt: skip
