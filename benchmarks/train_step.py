@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -120,7 +121,7 @@ class Plan:
 
 WHOLE = Plan(
     False, 1, 1, {16: VARIANTS[:4], 32: (EARLIER, COMPILED)}, steps=6, repeats=3, pairs=5,
-    entries=192, recipe_steps=24, further=(STATIC, RECOMPUTED),
+    entries=192, recipe_steps=64, further=(STATIC, RECOMPUTED),
 )  # fmt: skip
 ON_CPU = Plan(True, 1, 1, {4: (EARLIER, CHUNKED)}, steps=2, repeats=3, pairs=5, entries=32, recipe_steps=8)
 QUICK = Plan(
@@ -404,13 +405,15 @@ def measure_recipe(model: OmniLM, stage: MeasuredStage, positions: int, plan: Pl
         loader = batch_loader(samples, sampler, model, num_workers=None, device=model.device)
         brain.fit(hparams["epochs"], loader, None, progressbar=False)
     plain_blocks(model)
-    warm = max(2, plan.recipe_steps // 4)
+    warm = max(2, plan.recipe_steps // 2)  # the first steps compile graphs of further kinds of batches
     seconds = brain.ends[-1][0] - brain.ends[warm - 1][0]
+    steps = [1e3 * (after[0] - before[0]) for before, after in pairwise(brain.ends[warm - 1 :])]
     found = sum(each[1] for each in brain.ends[warm:])
     return {
         "name": "recipe", "stage": stage.name, "positions": positions, "variant": RECIPE,
-        "positions_per_second": found / seconds, "filled": found / len(brain.ends[warm:]) / positions,
-        "sequences": sum(each[2] for each in brain.ends[warm:]) / len(brain.ends[warm:]), "prepared_seconds": prepared,
+        "positions_per_second": found / seconds, "median_ms": median(steps), "slowest_ms": max(steps),
+        "filled": found / len(steps) / positions,
+        "sequences": sum(each[2] for each in brain.ends[warm:]) / len(steps), "prepared_seconds": prepared,
         "gib": torch.cuda.max_memory_allocated(model.device) / 2**30 if on_gpu else None,
     }  # fmt: skip
 
