@@ -6,7 +6,7 @@
 All figures of the card are read from the results of `run.sh`, and those of real speakers from `RESULTS/fsdd`, which
 this command in `recipes/FSDD/ASR` writes. Results of another checkpoint are refused.
 
-    python evaluate.py hparams/eval.yaml --checkpoint RESULTS/stage3 --data_folder DIR --output_folder RESULTS/fsdd
+    python evaluate.py hparams/eval.yaml --checkpoint RESULTS/anneal --data_folder DIR --output_folder RESULTS/fsdd
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from omnikit.train.brain import LOG
 from omnikit.train.plot_curves import read_log
 
 HERE = Path(__file__).resolve().parent
-STAGES = ("stage1", "stage2", "stage3")
+STAGES = ("stage1", "stage2", "stage3", "anneal")
+"""Names of the stages, of which the last one may be missing."""
 SCORES = ("asr", "qa", "tts", "dialogs")
 """Results of `run.sh` that a card needs."""
 FSDD = "fsdd"
@@ -49,8 +50,8 @@ user said before). `egs/mini/export_system.py` has written this folder.
 
 ## Training
 
-`egs/mini/run.sh{flags} --seed {seed}`, on synthetic speech of espeak-ng alone: {steps}
-optimiser steps of the three stages. No human voice was heard in training{but}.
+`egs/mini/run.sh{flags} --seed {seed}`, on synthetic speech of espeak-ng alone. Optimiser steps: {steps}.
+No human voice was heard in training{but}.
 
 ## Figures
 
@@ -71,6 +72,12 @@ them when the system is first loaded (to `~/.cache/whisper`). Without a network,
 WHISPER_LICENCE = " Those of Whisper are published by OpenAI under the MIT licence."
 
 
+def trained_stages(results: Path) -> list[Path]:
+    """Return the folders of the stages of a run, without that of the annealing if it was left out."""
+    folders = [results / stage for stage in STAGES]
+    return folders if (folders[-1] / checkpoint.FILE_NAME).is_file() else folders[:-1]
+
+
 def read_scores(results: Path) -> dict[str, dict]:
     """Return the results of the evaluations by name, those of real speakers only if they exist.
 
@@ -86,8 +93,9 @@ def read_scores(results: Path) -> dict[str, dict]:
             raise ValueError(f"{file}: no such results; run.sh --stage 10 computes them")
         found[name] = json.loads(read_text(file))
         scored = found[name]["checkpoint"]
-        if Path(scored).resolve() != (results / STAGES[-1]).resolve():
-            raise ValueError(f"{file}: figures of the checkpoint {scored}, not of {results / STAGES[-1]}")
+        trained = trained_stages(results)[-1]
+        if Path(scored).resolve() != trained.resolve():
+            raise ValueError(f"{file}: figures of the checkpoint {scored}, not of {trained}")
     return found
 
 
@@ -171,30 +179,34 @@ DIGITS = "single digits"
 """Name of the group of recordings with one digit, see recipes/FSDD/ASR/hparams/eval.yaml."""
 
 
-def card(name: str, results: Path) -> str:
+def card(name: str, results: Path, flags: str = "") -> str:
     """Return the card of the system that a run of `run.sh` has trained.
+
+    Args:
+        flags: further flags of `run.sh` that the card names.
 
     Raises:
         ValueError: a result is missing or is one of another checkpoint, or the checkpoint cannot be read.
     """
-    folder, scores = results / STAGES[-1], read_scores(results)
+    stages, scores = trained_stages(results), read_scores(results)
+    folder = stages[-1]
     model = checkpoint.outline(folder)
     public = getattr(model.encoder, "public", None)
-    steps = [str(read_log(results / stage / LOG)[-1]["step"]) for stage in STAGES]
+    steps = [f"{read_log(stage / LOG)[-1]['step']} ({stage.name})" for stage in stages]
     weights = OWN if public is None else PUBLIC.format(name=public.name, fingerprint=public.fingerprint)
     return CARD.format(
         name=name, words=len(followups.vocabulary()), parts="\n".join(part_rows(model, folder)), weights=weights,
-        flags="" if public is None else " --ears whisper_base",
-        seed=read_tree(folder / "hyperparams.yaml")["seed"], steps=", ".join(steps[:-1]) + f" and {steps[-1]}",
+        flags=("" if public is None else " --ears whisper_base") + (f" {flags}" if flags else ""),
+        seed=read_tree(folder / "hyperparams.yaml")["seed"], steps=", ".join(steps),
         but="" if public is None else " but those that Whisper was trained on",
         figures="\n\n".join(figures(scores)), licence="" if public is None else WHISPER_LICENCE,
     )  # fmt: skip
 
 
-def export(results: Path, output_folder: Path) -> None:
+def export(results: Path, output_folder: Path, flags: str = "") -> None:
     """Write the checkpoint of the last stage and its card to a folder, which is complete or as before."""
-    text = card(output_folder.name, results)
-    stage = results / STAGES[-1]
+    text = card(output_folder.name, results, flags)
+    stage = trained_stages(results)[-1]
     files = [checkpoint.HPARAMS, checkpoint.FILE_NAME]
     files += [file.name for file in stage.glob("tokenizer*") if file.is_file()]
     with whole_folder(output_folder) as aside:
@@ -207,8 +219,9 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--output_folder", type=Path, required=True, metavar="DIR", help="folder named like the system")
+    parser.add_argument("--flags", default="", help="further flags of run.sh that the card names, as '--device cuda'")
     options = parser.parse_args()
-    export(options.results.resolve(), options.output_folder.resolve())
+    export(options.results.resolve(), options.output_folder.resolve(), options.flags)
     print(read_text(options.output_folder / "README.md"))
 
 

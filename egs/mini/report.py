@@ -30,7 +30,7 @@ from omnikit.files import write_bytes, write_text
 from omnikit.train.plot_curves import read_log
 
 HERE = Path(__file__).parent
-STAGES = {"backbone": "Backbone", "stage1": "Stage 1", "stage2": "Stage 2", "stage3": "Stage 3"}
+STAGES = {"backbone": "Backbone", "stage1": "Stage 1", "stage2": "Stage 2", "stage3": "Stage 3", "anneal": "Annealing"}
 QUESTIONS = [HERE / "questions" / f"{name}.wav" for name in ("capital", "sum", "color", "day", "opposite", "greeting")]
 RATE = 16000  # sample rate of the spectrograms in Hz
 
@@ -92,7 +92,7 @@ def picture(png: bytes, text: str) -> str:
 def answered(spoken: list[AnsweredQuestion]) -> str:
     """Return HTML with the first question and answer and their spectrograms, and a table of the others."""
     if not spoken:
-        return tables.not_run("no question was asked (no trained system in stage3/)")
+        return tables.not_run("no question was asked (no trained system in stage3/ or anneal/)")
     first, *others = spoken
     wavs = [load_audio(path, RATE) for path in (first.question, first.answer)]
     longest = max(len(wav) for wav in wavs) / RATE
@@ -112,7 +112,7 @@ def learning(results: Path) -> str:
     """Return HTML with the learning curves of the stages that were trained, and a list of those that were not."""
     files = {title: results / name / "train_log.jsonl" for name, title in STAGES.items()}
     logs = {title: lines for title, file in files.items() if file.is_file() and (lines := read_log(file))}
-    missing = [title for title in STAGES.values() if title not in logs and title != "Backbone"]
+    missing = [title for title in STAGES.values() if title not in logs and title not in ("Backbone", "Annealing")]
     parts = []
     if logs:
         progress = pictures.progress(logs)
@@ -148,7 +148,7 @@ def _json(path: Path) -> dict | None:
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", default=str(HERE / "results"), help="folder of the run; default: %(default)s")
-    parser.add_argument("--checkpoint", help="system that answers; default: stage3 of the results, if it exists")
+    parser.add_argument("--checkpoint", help="system that answers; default: the last stage of the results")
     parser.add_argument("--device", default="cpu", help="device of the system, such as cuda; default: %(default)s")
     parser.add_argument(
         "--questions", nargs="*", default=QUESTIONS, type=Path, help="sound files, or none; default: six in questions/"
@@ -160,8 +160,8 @@ def main() -> None:
     results = Path(options.results)
     if not results.is_dir():
         raise ValueError(f"--results {results}: no such folder")
-    trained = results / "stage3"
-    checkpoint = options.checkpoint or (trained if (trained / "model.safetensors").is_file() else None)
+    found = [results / stage for stage in ("anneal", "stage3") if (results / stage / "model.safetensors").is_file()]
+    checkpoint = options.checkpoint or next(iter(found), None)
     if checkpoint is not None and (options.questions or options.dialogs):
         omni = load(checkpoint, device=options.device)
         if options.questions:

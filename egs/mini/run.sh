@@ -15,6 +15,8 @@
 #    6 features   the encoder's, of all training speech     13 report     report.html with a spoken conversation
 #    7 stage 1    the adapters learn ASR and TTS
 #
+# Step 9 ends with an annealing stage for conversations (without --speed demo). What it has trained is evaluated.
+#
 # Whisper's weights: --whisper_weights FILE (base.pt), or the folder OMNIKIT_WEIGHTS with that file in it, or
 # openai-whisper's own download. --copies N: how many augmented copies of the recordings to recognise are encoded beside
 # them; if any, one copy of the questions, too, and none of the dialogs. N is 2 with --ears whisper_base, which takes
@@ -28,7 +30,7 @@ device=cpu scratch=false ears=mini whisper_weights='' copies=''
 data=$here/data results='' base=$here/pretrained
 PYTHON=${PYTHON:-python}
 
-usage() { sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,23s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 stop() { echo "run.sh: $1" >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
@@ -174,28 +176,32 @@ if wanted 7 "stage 1"; then
   train stage1 stage1 "${heard[@]}" "${encoder[@]:2}" --llm.weights "$base/llm" --codec.weights "$base/$codec"
 fi
 if wanted 8 "stage 2"; then train stage2 stage2 "${heard[@]}" --initial_weights "$results/stage1"; fi
-if wanted 9 "stage 3"; then train stage3 stage3 "${heard[@]}" --initial_weights "$results/stage2"; fi
+if wanted 9 "stage 3"; then
+  train stage3 stage3 "${heard[@]}" --initial_weights "$results/stage2"
+  if [ "$speed" = full ]; then train anneal anneal "${heard[@]}" --initial_weights "$results/stage3"; fi
+fi
+trained=$results/$([ "$speed" = full ] && echo anneal || echo stage3)
 limits() { if [ "$speed" = demo ]; then printf '%s\n' "$@"; fi; }
 if wanted 10 ASR; then
   (cd "$root/recipes/LibriSpeech/ASR" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_asr.yaml" \
-    --checkpoint "$results/stage3" --data_folder "$data/corpus" --output_folder "$results/asr" --device "$device")
+    --checkpoint "$trained" --data_folder "$data/corpus" --output_folder "$results/asr" --device "$device")
 fi
 if wanted 11 "QA, TTS"; then
   "$PYTHON" "$here/write_grammar.py" "$results/world.jsgf"
   mapfile -t qa_limits < <(limits --limit 60 --judge_limit 20 --speed_questions 5)
   mapfile -t tts_limits < <(limits --limit 10)
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_qa.yaml" \
-    --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/qa" \
+    --checkpoint "$trained" --data_folder "$data" --output_folder "$results/qa" \
     --grammar_file "$results/world.jsgf" --device "$device" "${qa_limits[@]}")
   (cd "$root/recipes/LibriTTS/TTS" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_tts.yaml" \
-    --checkpoint "$results/stage3" --data_folder "$data" --output_folder "$results/tts" \
+    --checkpoint "$trained" --data_folder "$data" --output_folder "$results/tts" \
     --grammar_file "$results/world.jsgf" --device "$device" "${tts_limits[@]}" \
     --codecs "[{name: mel_rvq, weights: $base/mel_rvq}, {name: snac_mini, weights: $base/snac_mini}]")
 fi
 if wanted 12 dialogs; then
   mapfile -t dialog_limits < <(limits --limit 24)
   (cd "$root/recipes/VoiceAssistant/QA" && "$PYTHON" evaluate_dialogs.py hparams/eval_dialogs.yaml \
-    "$here/hparams/eval_dialogs.yaml" --checkpoint "$results/stage3" --data_folder "$data" \
+    "$here/hparams/eval_dialogs.yaml" --checkpoint "$trained" --data_folder "$data" \
     --output_folder "$results/dialogs" --device "$device" "${dialog_limits[@]}")
 fi
 if wanted 13 report; then

@@ -98,6 +98,8 @@ def check_stage(tree: Mapping[str, Any]) -> None:
     """
     refuse_old_keys(tree)
     check_ranges(tree, RANGES)
+    for name in ("tasks", "stream_weights", "sources", "valid_sources"):
+        check_mapping(name, tree.get(name, {}))
     check_optimizer(tree, "opt_class", "peak_lr")
     check_tasks(tree.get("tasks"))
     check_effective_batch(tree.get("effective_batch_size"), tree.get("effective_batch_labels"))
@@ -128,6 +130,13 @@ def check_optimizer(tree: Mapping[str, Any], key: str, rate: str) -> None:
     if "lr" in options and options["lr"] != tree.get(rate):
         raise ValueError(f"--{key}.lr {options['lr']}: has no effect, the schedule sets the rate; use --{rate}")
     check_ranges(options, {"weight_decay": NOT_NEGATIVE, "eps": POSITIVE}, prefix=f"{key}.")
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Raise a `ValueError` if the value of an option is null, a text, a number or a list in place of a mapping."""
+    if value is None or isinstance(value, str | int | float | list):
+        shown = "null" if value is None else value
+        raise ValueError(f"--{name} {shown}: must be a mapping; set single keys by --{name}.KEY VALUE")
 
 
 def check_wandb(options: Any) -> None:
@@ -167,6 +176,8 @@ def check_effective_batch(sequences: int | None, labels: int | None) -> None:
 def check_sources(sources: Any, table: str) -> None:
     """Check the options of each source of a recipe; sources that are null are ignored."""
     for name, options in sources.items() if isinstance(sources, Mapping) else ():
+        if options is not None:
+            check_mapping(f"{table}.{name}", options)
         if isinstance(options, Mapping):
             refuse_old_keys(options, SOURCE_OPTIONS, f"{table}.{name}.")
             check_ranges(options, SOURCE_RANGES, prefix=f"{table}.{name}.")

@@ -68,7 +68,7 @@ def test_every_step_that_computes_is_given_the_device(journey, tmp_path):
     without = [call for call in calls if script_of(call) in COMPUTING and "--device cuda" not in call]
     assert not without
     steps = [call for call in calls if call.startswith("train.py")]
-    assert len(steps) == 4 and all("--precision fp32" in step for step in steps)
+    assert len(steps) == 5 and all("--precision fp32" in step for step in steps)
 
 
 def test_the_processor_is_the_default(journey, tmp_path):
@@ -106,7 +106,7 @@ def test_speech_is_encoded_once_for_all_stages(journey, tmp_path, monkeypatch, e
     assert done.returncode == 0, done.stderr
     encoding = [call for call in calls if call.startswith("-m omnikit.cli tokenize")]
     stages = [call for call in calls if call.startswith("train.py")]
-    assert len(encoding) == len(FEATURES) and len(stages) == 3
+    assert len(encoding) == len(FEATURES) and len(stages) == 4
     assert calls.index(encoding[-1]) < calls.index(stages[0])
     for name, manifest in FEATURES.items():
         call = next(call for call in encoding if f"/features/{name} " in call)
@@ -168,7 +168,7 @@ def test_from_scratch_whisper_is_not_trained_and_the_backbone_is(journey, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "train_encoder.py" not in {script_of(call) for call in calls}
     backbone, *stages = [call for call in calls if call.startswith("train.py")]
-    assert "hparams/backbone.yaml" in backbone and "whisper_base" not in backbone and len(stages) == 3
+    assert "hparams/backbone.yaml" in backbone and "whisper_base" not in backbone and len(stages) == 4
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ RESULTS = {
 
 @pytest.fixture
 def results(saved, tmp_path) -> Path:
-    """Folder of results whose last stage is a tiny checkpoint."""
+    """Folder of results without an annealing, whose last stage is a tiny checkpoint."""
     folder = tmp_path / "results"
     shutil.copytree(saved, folder / "stage3")
     (folder / "stage3" / "hyperparams.yaml").write_text("seed: 77\n")
@@ -71,7 +71,7 @@ def test_the_folder_holds_the_system_and_a_card_with_its_figures(results, tmp_pa
     assert {file.name for file in out.iterdir()} == names
     assert checkpoint.load(out).recipe
     card = (out / "README.md").read_text()
-    assert "run.sh --seed 77`" in card and "111, 222 and 333\noptimiser steps" in card and "Whisper" not in card
+    assert "run.sh --seed 77`" in card and "111 (stage1), 222 (stage2), 333 (stage3)." in card and "Whisper" not in card
     for row in (
         "| test-clean, all | 7 | 1.5 |", "| test_seen | 8 | 98.5 |", "| texts: original recordings | 7 | 5.5 |",
         "| answers: original recordings | 7 | 4.5 |",
@@ -92,6 +92,20 @@ def test_the_card_says_which_public_weights_are_needed(results, tmp_path):
     assert "# mini_whisper\n" in card and 'omnikit.load("mini_whisper")' in card
     assert f"`{FINGERPRINT}`" in card and "--encoder.weights base.pt" in card and "OMNIKIT_WEIGHTS" in card
     assert "run.sh --ears whisper_base --seed 77" in card and "MIT" in card
+
+
+def test_what_the_annealing_has_trained_is_exported(results, tmp_path):
+    for name in ("model.safetensors", "hparams.yaml", "tokenizer.model", "hyperparams.yaml"):
+        (results / "stage3" / name).rename(results / "anneal" / name)
+    with pytest.raises(ValueError, match=r"figures of the checkpoint .*stage3, not of .*anneal"):
+        export_system.export(results, tmp_path / "mini")
+    for name in RESULTS:
+        file = results / f"{name}.json"
+        file.write_text(file.read_text().replace("/stage3", "/anneal"))
+    export_system.export(results, tmp_path / "mini", "--device cuda")
+    card = (tmp_path / "mini" / "README.md").read_text()
+    assert "run.sh --device cuda --seed 77`" in card and "333 (stage3), 444 (anneal)." in card
+    assert checkpoint.load(tmp_path / "mini").recipe
 
 
 def test_without_real_speakers_the_card_says_so(results):
