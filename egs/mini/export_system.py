@@ -64,8 +64,8 @@ Measured by the same script; [egs/mini](../../../egs/mini/README.md) describes t
 The weights in this folder have the licence of omnikit, Apache 2.0.{licence}
 """
 OWN = "`model.safetensors` holds all of its weights; it needs no others."
-PUBLIC = """Not in this folder are the weights of the encoder, that of openai-whisper's `{name}` (arXiv 2212.04356) with
-the fingerprint `{fingerprint}`. openai-whisper fetches
+PUBLIC = """Not in this folder are the weights of the encoder, those of openai-whisper's `{name}`
+(arXiv 2212.04356) with the fingerprint `{fingerprint}`. openai-whisper fetches
 them when the system is first loaded (to `~/.cache/whisper`). Without a network, give the file,
 `--encoder.weights {name}.pt`, or the folder that holds it, `OMNIKIT_WEIGHTS=DIR`. Any other weights are refused
 ([docs/swap.md](../../../docs/swap.md#public-weights))."""

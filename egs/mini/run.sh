@@ -15,7 +15,7 @@
 #    6 features   the encoder's, of all training speech     13 report     report.html with a spoken conversation
 #    7 stage 1    the adapters learn ASR and TTS
 #
-# Step 9 ends with an annealing stage for conversations (without --speed demo). What it has trained is evaluated.
+# Step 9 ends with an annealing stage of the speech output (without --speed demo). What it has trained is evaluated.
 #
 # Whisper's weights: --whisper_weights FILE (base.pt), or the folder OMNIKIT_WEIGHTS with that file in it, or
 # openai-whisper's own download. --copies N: how many augmented copies of the recordings to recognise are encoded beside

@@ -93,7 +93,7 @@ CASES = {
     f"{STAGE} --trainable adapter": "--trainable adapter: must be a list, such as [adapter]",
     f"{STAGE} --trainable []": "--trainable []: names no part",
     f"{STAGE} --valid_sources null": "--valid_sources null: must be a mapping; set single keys by --valid_sources.KEY",
-    f"{STAGE} --sources.libritts_100 3": "--sources.libritts_100 3: must be a mapping",
+    f"{STAGE} --sources.libritts_100 3": "--sources.libritts_100 3: has options of its own",
     f"{STAGE} --tasks.A1T1 0 --tasks.T1A1 0": "--tasks: all weights are 0",
     f"{STAGE} --sources.asr.limit 0": "--sources.asr.limit 0: must be 1 or more, or null",
     f"{STAGE} --sources.asr.manifest 5": "--sources.asr.manifest 5: must be a text",

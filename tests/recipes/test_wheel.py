@@ -17,11 +17,13 @@ import pytest
 import soundfile
 
 import omnikit
-from omnikit.checkpoint import SHIPPED
+from omnikit.checkpoint import PRETRAINED
 from tests.pages import ROOT, commands, write_files
 
 SCRIPTS = "recipes/VoiceAssistant/QA"
 BUILT_FROM = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "hparams", "omnikit", SCRIPTS)
+LARGEST = 45e6
+"""Maximum size of the wheel in bytes."""
 QUESTION = ROOT / "egs" / "mini" / "questions" / "sum.wav"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 
@@ -80,15 +82,17 @@ def test_it_answers_from_an_empty_folder(installed, tmp_path):
     assert soundfile.info(tmp_path / "answer.wav").duration > 0.5
 
 
-def test_it_holds_every_part_file_the_shipped_system_and_the_page(wheel):
+def test_it_holds_every_part_file_the_shipped_systems_and_the_page(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, inside in (
         (ROOT / "hparams", "omnikit/part_files"),
-        (Path(SHIPPED), "omnikit/pretrained/mini"),
+        (PRETRAINED, "omnikit/pretrained"),
         (ROOT / "omnikit" / "serve" / "page", "omnikit/serve/page"),
     ):
         files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         assert files and {f"{inside}/{file}" for file in files} <= names
+    assert {"omnikit/pretrained/mini/model.safetensors", "omnikit/pretrained/mini_whisper/model.safetensors"} <= names
+    assert wheel.stat().st_size < LARGEST
 
 
 @pytest.mark.long

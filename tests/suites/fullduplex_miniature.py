@@ -48,7 +48,10 @@ def write(folder: Path) -> Path:
     for number in (1, 2):
         told = [speech(text, number) for text in ("the sky is blue", "two plus three is five", "snow is white")]
         _write(folder / "icc_backchannel" / str(number), [told[0], silence(0.2), told[1], silence(0.7), told[2]])
-    interruptions = [("what is the capital of france", "what color is the sky"), ("what is two plus three", "hello")]
+    interruptions = [
+        ("what is the capital of france", "what color is the sky"),
+        ("what is two plus three", "what is the capital of italy"),
+    ]
     for number, (context, interrupt) in enumerate(interruptions, 1):
         first, second = speech(context, number), speech(interrupt, number)
         begin = len(first) / RATE + 1.0
