@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import signal
 import socket
@@ -30,6 +31,7 @@ from omnikit.serve.security import check_exposure
 from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
 from omnikit.streaming import LOW_LATENCY
+from omnikit.torchrun import cores
 
 SHIPPED = "mini"
 """Name under which the system of the package is served."""
@@ -80,6 +82,7 @@ def run(checkpoints: Sequence[str], settings: ServerSettings, options: SystemOpt
     named = name_checkpoints(checkpoints)
     voice_activity.shipped()
     _log_to_stderr()
+    leave_a_core(options.device)
     with bind(settings) as sock:
         systems = {name: load_system(folder, settings, options) for name, folder in named.items()}
         serving = Serving(settings, systems)
@@ -90,6 +93,15 @@ def run(checkpoints: Sequence[str], settings: ServerSettings, options: SystemOpt
             serving.close()
     if server.force_exit:
         raise SystemExit(128 + server.signal)
+
+
+def leave_a_core(device: str) -> None:
+    """Let torch compute with all cores but one on a CPU: event loop and turn detection need that one.
+
+    The environment variable OMP_NUM_THREADS overrides it.
+    """
+    if torch.device(device).type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() - 1))
 
 
 def name_checkpoints(checkpoints: Sequence[str]) -> dict[str, str | None]:

@@ -21,7 +21,7 @@ import typer
 from omnikit import cli, serve
 from omnikit.generate.running_batch import CAPACITY
 from omnikit.serve.realtime import voice_activity
-from omnikit.serve.run import SHIPPED, Server, bind, check_certificate, name_checkpoints
+from omnikit.serve.run import SHIPPED, Server, bind, check_certificate, leave_a_core, name_checkpoints
 from omnikit.serve.settings import ServerSettings
 from tests.serve.conftest import wait_for
 
@@ -119,6 +119,21 @@ def test_weights_of_the_turn_detection_that_are_missing_are_named(capsys, monkey
     voice_activity.shipped.cache_clear()
     monkeypatch.setattr("omnikit.serve.run.load_system", lambda *_: pytest.fail("loaded"))
     assert f"{tmp_path}/data/silero_vad_16k.safetensors: cannot be read" in refused(capsys, monkeypatch, "--port", "0")
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "variable", "expected"),
+    [("cpu", 4, None, [3]), ("cpu", 1, None, [1]), ("cpu", 4, "2", []), ("cuda", 4, None, [])],
+)
+def test_on_a_cpu_one_core_is_left_to_the_event_loop(monkeypatch, device, there, variable, expected):
+    found = []
+    monkeypatch.setattr("omnikit.serve.run.cores", lambda: there)
+    monkeypatch.setattr("torch.set_num_threads", found.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    leave_a_core(device)
+    assert found == expected
 
 
 def test_the_command_imports_nothing_of_the_extra_before_it_runs():
