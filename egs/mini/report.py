@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+import followups
 import report_conversation
 import report_pictures as pictures
 import report_tables as tables
-import world
 
 from omnikit.api import Omni, load
 from omnikit.audio.io import load_audio, save_audio
@@ -127,7 +127,7 @@ def build_page(results: Path) -> str:
     """Return the complete HTML page of the report about the results of a run."""
     asr, qa, tts, dialogs = (_json(results / name / f"{name}.json") for name in ("asr", "qa", "tts", "dialogs"))
     return Template((HERE / "report_page.html").read_text(encoding="utf-8")).substitute(
-        words=len(world.vocabulary()),
+        words=len(followups.vocabulary()),
         when=time.strftime("%Y-%m-%d %H:%M"),
         tiles=tables.tiles(asr, qa, tts, dialogs),
         answered=answered(read_answers(results / "answers")),
