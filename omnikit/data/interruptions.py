@@ -34,12 +34,15 @@ class TurnAnswers:
     def added(self, turn: int, part: int) -> int | None:
         """Return the number of text ids in an answer before another one, with which it ends; None if it does not.
 
-        An answer with the same text ids is another one if its number of frames differs.
+        An answer with the same text ids is another one if its number of frames differs. An answer ends with another one
+        by chance if that is not the greater part of it, as "two plus three is five" ends with "five".
         """
         whole, inner = self.ids(turn), self.ids(part)
         if not inner or whole[-len(inner) :] != inner:
             return None
         extra = len(whole) - len(inner)
+        if extra >= len(inner):
+            return None
         return extra if extra or self.frames[turn] == self.frames[part] else None
 
     def contains(self, turn: int, part: int) -> bool:

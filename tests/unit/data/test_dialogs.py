@@ -262,12 +262,13 @@ def test_an_answer_that_ends_with_a_cut_one_is_cut_to_the_same_part(tmp_path: Pa
 
 def test_an_answer_that_the_next_one_contains_elsewhere_is_not_cut(tmp_path: Path):
     fixed = [*answered("sure", LONG, f"{LONG} yes"), *answered("twice", LONG, LONG, f"no {LONG} yes", "no")]
+    fixed += answered("chance", "no dog", f"{LONG} no dog")
     louder = answered("other recording", LONG, LONG)
     louder[1]["a2"] = sound(0.05, 3)
     path = write(tmp_path / "m.parquet", [*fixed, *louder])
     dataset = samples(toy_model(), path, ["A1A2", "T1A2"], interrupted=1)
     cut = [_cut_turns(dataset, i) for i in range(len(dataset))]
-    assert cut == [(), (2,), ()] * 2
+    assert cut == [(), (2,), (), ()] * 2
     assert [item["sample"].length for item in dataset] == dataset.lengths.tolist()
     assert [item["sample"].text_labels for item in dataset] == dataset.table.text_labels.tolist()
 
