@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import followups
+from stages import trained_stages
 
 from omnikit import checkpoint
 from omnikit.describe import parts_of
@@ -30,8 +31,6 @@ from omnikit.train.brain import LOG
 from omnikit.train.plot_curves import read_log
 
 HERE = Path(__file__).resolve().parent
-STAGES = ("stage1", "stage2", "stage3", "anneal")
-"""Names of the stages, of which the last one may be missing."""
 SCORES = ("asr", "qa", "tts", "dialogs")
 """Results of `run.sh` that a card needs."""
 FSDD = "fsdd"
@@ -70,12 +69,6 @@ them when the system is first loaded (to `~/.cache/whisper`). Without a network,
 `--encoder.weights {name}.pt`, or the folder that holds it, `OMNIKIT_WEIGHTS=DIR`. Any other weights are refused
 ([docs/swap.md](../../../docs/swap.md#public-weights))."""
 WHISPER_LICENCE = " Those of Whisper are published by OpenAI under the MIT licence."
-
-
-def trained_stages(results: Path) -> list[Path]:
-    """Return the folders of the stages of a run, without that of the annealing if it was left out."""
-    folders = [results / stage for stage in STAGES]
-    return folders if (folders[-1] / checkpoint.FILE_NAME).is_file() else folders[:-1]
 
 
 def read_scores(results: Path) -> dict[str, dict]:

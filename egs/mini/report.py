@@ -22,6 +22,7 @@ import followups
 import report_conversation
 import report_pictures as pictures
 import report_tables as tables
+import stages
 
 from omnikit.api import Omni, load
 from omnikit.audio.io import load_audio, save_audio
@@ -30,7 +31,6 @@ from omnikit.files import write_bytes, write_text
 from omnikit.train.plot_curves import read_log
 
 HERE = Path(__file__).parent
-STAGES = {"backbone": "Backbone", "stage1": "Stage 1", "stage2": "Stage 2", "stage3": "Stage 3", "anneal": "Annealing"}
 QUESTIONS = [HERE / "questions" / f"{name}.wav" for name in ("capital", "sum", "color", "day", "opposite", "greeting")]
 RATE = 16000  # sample rate of the spectrograms in Hz
 
@@ -110,9 +110,10 @@ def answered(spoken: list[AnsweredQuestion]) -> str:
 
 def learning(results: Path) -> str:
     """Return HTML with the learning curves of the stages that were trained, and a list of those that were not."""
-    files = {title: results / name / "train_log.jsonl" for name, title in STAGES.items()}
+    files = {title: results / name / "train_log.jsonl" for name, title in stages.TITLES.items()}
     logs = {title: lines for title, file in files.items() if file.is_file() and (lines := read_log(file))}
-    missing = [title for title in STAGES.values() if title not in logs and title not in ("Backbone", "Annealing")]
+    optional = (stages.BACKBONE, stages.ANNEALING)
+    missing = [title for name, title in stages.TITLES.items() if title not in logs and name not in optional]
     parts = []
     if logs:
         progress = pictures.progress(logs)
@@ -160,8 +161,8 @@ def main() -> None:
     results = Path(options.results)
     if not results.is_dir():
         raise ValueError(f"--results {results}: no such folder")
-    found = [results / stage for stage in ("anneal", "stage3") if (results / stage / "model.safetensors").is_file()]
-    checkpoint = options.checkpoint or next(iter(found), None)
+    trained = stages.trained_stages(results)[-1]
+    checkpoint = options.checkpoint or (trained if stages.has_weights(trained) else None)
     if checkpoint is not None and (options.questions or options.dialogs):
         omni = load(checkpoint, device=options.device)
         if options.questions:

@@ -180,7 +180,8 @@ if wanted 9 "stage 3"; then
   train stage3 stage3 "${heard[@]}" --initial_weights "$results/stage2"
   if [ "$speed" = full ]; then train anneal anneal "${heard[@]}" --initial_weights "$results/stage3"; fi
 fi
-trained=$results/$([ "$speed" = full ] && echo anneal || echo stage3)
+trained=$results/stage3
+if [ -f "$results/anneal/model.safetensors" ]; then trained=$results/anneal; fi # as in stages.py
 limits() { if [ "$speed" = demo ]; then printf '%s\n' "$@"; fi; }
 if wanted 10 ASR; then
   (cd "$root/recipes/LibriSpeech/ASR" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_asr.yaml" \

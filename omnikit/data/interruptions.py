@@ -37,13 +37,10 @@ class TurnAnswers:
         An answer with the same text ids is another one if its number of frames differs. An answer ends with another one
         by chance if that is not the greater part of it, as "two plus three is five" ends with "five".
         """
-        whole, inner = self.ids(turn), self.ids(part)
-        if not inner or whole[-len(inner) :] != inner:
-            return None
-        extra = len(whole) - len(inner)
-        if extra >= len(inner):
-            return None
-        return extra if extra or self.frames[turn] == self.frames[part] else None
+        extra = int(self.text[turn] - self.text[part])
+        if not 0 <= extra < self.text[part] or (not extra and self.frames[turn] != self.frames[part]):
+            return None  # without reading text ids
+        return extra if self.ids(turn)[extra:] == self.ids(part) else None
 
     def contains(self, turn: int, part: int) -> bool:
         """Return whether the text of an answer contains that of another, whatever the case of letters."""
@@ -51,7 +48,7 @@ class TurnAnswers:
         return inner.strip(_AROUND) in whole
 
     def repetitions(self, turn: int, end: int) -> list[int]:
-        """Return `added` of the turns directly after a turn, before turn `end`, that repeat its answer."""
+        """Return `added` for each turn directly after a turn, before turn `end`, as long as they repeat its answer."""
         found = []
         while turn + len(found) + 1 < end and (extra := self.added(turn + len(found) + 1, turn)) is not None:
             found.append(extra)
@@ -69,9 +66,9 @@ class TurnAnswers:
         return max(frames - 1, 0)
 
     def cut_alike(self, turn: int, heard: int, repetition: int, extra: int) -> int | None:
-        """Return the number of frames of an answer that repeats another one, of which `heard` frames are kept.
+        """Return the number of frames to keep of a repetition if `heard` frames are kept of the answer that it repeats.
 
-        It keeps the same text, with the `extra` text ids before it. None if no number of frames gives that text.
+        The same text is kept of both, and the `extra` text ids before it. None if no number of frames gives that text.
         """
         if not extra:
             return heard
@@ -110,7 +107,7 @@ def chosen_cut(answers: TurnAnswers, begin: int, end: int, which: int, where: in
 
 
 def _in_order(answers: TurnAnswers, begin: int, end: int, which: int) -> Iterator[tuple[int, list[int]]]:
-    """Yield the answers but the last, with the repetitions of each, see `TurnAnswers`: repeated ones first."""
+    """Yield each answer but the last with its `TurnAnswers.repetitions`, those that are repeated first."""
     found = [(turn, answers.repetitions(turn, end)) for turn in range(begin, end - 1)]
     for some in ([each for each in found if each[1]], [each for each in found if not each[1]]):
         first = which % max(len(some), 1)

@@ -74,7 +74,7 @@ def page_paths() -> set[str]:
 
 
 class Health(Body):
-    """The state of the server, for load balancers."""
+    """The body of a response of `/health`."""
 
     status: Literal["ready", "draining"]
 

@@ -133,8 +133,8 @@ def check_optimizer(tree: Mapping[str, Any], key: str, rate: str) -> None:
 
 
 def check_mapping(name: str, value: Any) -> None:
-    """Raise a `ValueError` if the value of an option is null, a text, a number or a list in place of a mapping."""
-    if value is None or isinstance(value, str | int | float | list):
+    """Raise a `ValueError` if the value of an option that has options of its own is no mapping."""
+    if not isinstance(value, Mapping):
         shown = "null" if value is None else value
         raise ValueError(f"--{name} {shown}: must be a mapping; set single keys by --{name}.KEY VALUE")
 
@@ -178,6 +178,5 @@ def check_sources(sources: Any, table: str) -> None:
     for name, options in sources.items() if isinstance(sources, Mapping) else ():
         if options is not None:
             check_mapping(f"{table}.{name}", options)
-        if isinstance(options, Mapping):
             refuse_old_keys(options, SOURCE_OPTIONS, f"{table}.{name}.")
             check_ranges(options, SOURCE_RANGES, prefix=f"{table}.{name}.")

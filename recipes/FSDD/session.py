@@ -9,22 +9,27 @@ digits, with pauses, prints the transcript and the answer that come back, and wr
 
 from __future__ import annotations
 
+import argparse
 import base64
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import soundfile
-import soxr
+import torch
 from prepare import DIGITS, NAME, SAMPLE_RATE, check_speakers, joined, read, recordings, recordings_folder
 
+from omnikit.audio.io import save_audio
 from omnikit.errors import ArgumentParser, bad_input_exits
+from omnikit.option_ranges import SEED
+from omnikit.serve.audio_formats import InputAudio, OutputAudio
+from omnikit.serve.realtime.actions import RATE
 
 if TYPE_CHECKING:
     from openai.resources.realtime.realtime import RealtimeConnection
 
-SESSION_RATE = 24000
-"""Sample rate of `audio/pcm` in the Realtime protocol."""
+PCM = "audio/pcm"
+"""The Realtime protocol's name for the audio format that the server takes and sends by default."""
 TRANSCRIPT = "conversation.item.input_audio_transcription.completed"
 
 
@@ -51,7 +56,8 @@ def turn(connection: RealtimeConnection, wav: np.ndarray) -> tuple[str, str, np.
     Raises:
         ValueError: the server answers with an error.
     """
-    pcm = (soxr.resample(wav, SAMPLE_RATE, SESSION_RATE).clip(-1, 1) * 32767).astype("<i2").tobytes()
+    microphone = OutputAudio(PCM, SAMPLE_RATE)
+    pcm = microphone.push(wav) + microphone.finish()
     connection.input_audio_buffer.append(audio=base64.b64encode(pcm).decode())
     connection.input_audio_buffer.commit()
     connection.response.create()
@@ -68,7 +74,7 @@ def turn(connection: RealtimeConnection, wav: np.ndarray) -> tuple[str, str, np.
         ended = ended or event.type == "response.done"
         if ended and understood is not None:
             break
-    return understood or "", text, np.frombuffer(samples, "<i2").astype(np.float32) / 32767
+    return understood or "", text, InputAudio(PCM).push(samples)
 
 
 def main() -> None:
@@ -80,7 +86,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="address of the server; default: %(default)s")
     parser.add_argument("--token", default="none", help="token of the server, if it wants one")
     parser.add_argument("--model", default="mini_whisper", help="name of the served system; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the choice of recordings; default: 1")
+    parser.add_argument("--seed", type=SEED, default=1, help="seed of the choice of recordings; default: 1")
     options = parser.parse_args()
     if wrong := [string for string in options.strings if not string.isdecimal() or not string.isascii()]:
         raise ValueError(f"--strings {wrong[0]}: not a string of digits")
@@ -88,8 +94,8 @@ def main() -> None:
     hold(options)
 
 
-def hold(options: object) -> None:
-    """Hold the session that the options of the command line describe, and print it."""
+def hold(options: argparse.Namespace) -> None:
+    """Hold a Realtime session by the options of the command line, and print what is said, understood and answered."""
     from openai import APIConnectionError, OpenAI
     from websockets.exceptions import InvalidHandshake
 
@@ -97,18 +103,19 @@ def hold(options: object) -> None:
     options.output_folder.mkdir(parents=True, exist_ok=True)
     audio = {"input": {"turn_detection": None, "transcription": {"model": options.model}}}
     client = OpenAI(base_url=options.url, api_key=options.token)
-    try:
-        with client.realtime.connect(model=options.model) as connection:
-            connection.session.update(session={"type": "realtime", "audio": audio})
-            for number, (string, wav) in enumerate(said.items(), 1):
-                understood, text, answer = turn(connection, wav)
-                soundfile.write(options.output_folder / f"said{number}.wav", wav, SAMPLE_RATE)
-                soundfile.write(options.output_folder / f"answer{number}.wav", answer, SESSION_RATE)
-                print(f"{options.speaker} says  {' '.join(DIGITS[int(digit)] for digit in string)}")
-                print(f"understood  {understood}")
-                print(f"answer      {text}\n")
-    except (OSError, APIConnectionError, InvalidHandshake) as error:
-        raise ValueError(f"--url {options.url}: cannot connect ({error})") from None
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(client.realtime.connect(model=options.model))
+        except (OSError, APIConnectionError, InvalidHandshake) as error:
+            raise ValueError(f"--url {options.url}: cannot connect ({error})") from None
+        connection.session.update(session={"type": "realtime", "audio": audio})
+        for number, (string, wav) in enumerate(said.items(), 1):
+            understood, text, answer = turn(connection, wav)
+            save_audio(options.output_folder / f"said{number}.wav", torch.from_numpy(wav), SAMPLE_RATE)
+            save_audio(options.output_folder / f"answer{number}.wav", torch.from_numpy(answer), RATE)
+            print(f"{options.speaker} says  {' '.join(DIGITS[int(digit)] for digit in string)}")
+            print(f"understood  {understood}")
+            print(f"answer      {text}\n")
 
 
 if __name__ == "__main__":

@@ -122,6 +122,17 @@ def test_speech_is_encoded_once_for_all_stages(journey, tmp_path, monkeypatch, e
         assert not any("pretrained/encoder" in call for call in calls)
 
 
+@pytest.mark.parametrize("there", ["stage3", "anneal"])
+def test_the_last_stage_that_was_trained_is_evaluated(journey, tmp_path, there):
+    (tmp_path / "results" / there).mkdir(parents=True)
+    (tmp_path / "results" / there / "model.safetensors").touch()
+    folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    done, calls = journey("run.sh", *folders, "--stage", "10", usable=True)
+    assert done.returncode == 0, done.stderr
+    scored = [call for call in calls if " --checkpoint " in call]
+    assert len(scored) == 4 and all(f"--checkpoint {tmp_path / 'results' / there} " in call for call in scored)
+
+
 def test_the_number_of_copies_is_that_of_recordings_to_recognise(journey, tmp_path):
     folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"), "--stage", "6"]
     for file in ("corpus/READY", "qa/dialogs_test_crop.parquet"):

@@ -67,8 +67,13 @@ class Response:
     def events(self) -> list[dict]:
         """The data of the server-sent events of the body."""
         assert self.status == 200, self.body
-        lines = [line.removeprefix("data: ") for line in self.body.decode().splitlines() if line]
-        return [json.loads(line) for line in lines if line != "[DONE]"]
+        return event_data(self.body.decode())
+
+
+def event_data(text: str) -> list[dict]:
+    """Return the data of server-sent events but the last of chat completions, which is no JSON."""
+    lines = [line.removeprefix("data: ") for line in text.split("\n") if line]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
 def call(url: str, path: str, body: bytes | dict | None = None, method: str = "POST", **headers: str) -> Response:

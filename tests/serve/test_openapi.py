@@ -41,7 +41,7 @@ from omnikit.serve.serving import Serving
 from omnikit.serve.settings import ServerSettings
 from tests.serve.conftest import NAME
 from tests.serve.fuzzing import rounds
-from tests.serve.many_requests import RECORDING, SOUND, spoken
+from tests.serve.many_requests import RECORDING, SOUND, event_data, spoken
 
 EXAMPLES = 4
 """Number of calls of each kind and operation in a round."""
@@ -185,12 +185,6 @@ def damaged(value: Any, owner: str = "") -> Iterator[tuple[str, Any]]:
                 yield where, [*value[:index], changed, *value[index + 1 :]]
 
 
-def events(text: str) -> list[Any]:
-    """Return the data of server-sent events but the last of chat completions, which is no JSON."""
-    found = [line.removeprefix("data: ") for line in text.split("\n") if line]
-    return [json.loads(data) for data in found if data != "[DONE]"]
-
-
 @pytest.mark.parametrize("name", CALLS)
 def test_the_schemas_exclude_damaged_bodies(name, app):
     path, options = CALLS[name]
@@ -211,10 +205,10 @@ def test_the_schemas_exclude_damaged_bodies(name, app):
 
     assert response.status_code == (400 if name == "error" else 200)
     operation.validate_response(response)
-    bodies = events(response.text) if streams else [response.json()]
+    bodies = event_data(response.text) if streams else [response.json()]
     if streams:
         assert not any("error" in body for body in bodies)
-        bodies += events(sse.event(late(BadQuestion("too long"))).decode())
+        bodies += event_data(sse.event(late(BadQuestion("too long"))).decode())
     assert all(map(accepted, bodies))
     passed = {where for body in bodies for where, changed in damaged(body) if accepted(changed)}
     assert passed <= OPTIONAL

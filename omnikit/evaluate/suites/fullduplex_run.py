@@ -156,7 +156,7 @@ class DuplexRun:
         return write_results(self.folder, self.suite, results, self._protocol(), self._remarks())
 
     def _checked_about(self) -> dict[str, Any]:
-        """Return what the outputs depend on; if a folder is re-scored without a checkpoint, what it says itself."""
+        """Return the settings that determine the outputs; re-scoring without a checkpoint takes those of the folder."""
         keys = ("generation_seconds", "turn_detection", "interrupt_min_ms", "max_audio_seconds", "tail_seconds")
         questions = {"suite": self.suite.name, "layout": self.suite.layout, "questions": self.data.about["digest"]}
         about = {**questions, **checkpoint_stamp(self.hparams["checkpoint"])}
@@ -232,7 +232,7 @@ class DuplexRun:
             write_json(place / WORDS, found)
 
     def _recognised(self, item: SuiteItem) -> dict[str, Any]:
-        """Return the words that a recogniser hears in an output, which it hears once; they are stored."""
+        """Return the words of an output with their times: those stored, or else a recogniser's, which are stored."""
         place, after = self._place(item), _heard_from(item)
         path = place / self._words_file()
         if not path.is_file():

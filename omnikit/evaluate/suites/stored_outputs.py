@@ -47,7 +47,7 @@ class StoredOutputs:
         self.stem = f"{kind}.{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     def make(self, opened: Callable[[], Measure], items: Sequence[SuiteItem]) -> None:
-        """Transcribe or rate this process's share of the spoken answers, except those with a stored output.
+        """Transcribe or rate those spoken answers in this process's share that have no stored output yet.
 
         Args:
             opened: function that loads the recogniser or predictor; not called if there is nothing to measure.

@@ -131,7 +131,7 @@ def rate_name(language: str) -> str:
 
 
 def rated(each: UROSet) -> bool:
-    """Return whether the project has the error rate of a set's spoken answers; not of that in several languages."""
+    """Return whether URO-Bench's scripts compute a set's word error rate: not of the multilingual set."""
     return each.name != MULTILINGUAL
 
 

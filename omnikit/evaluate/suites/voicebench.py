@@ -239,7 +239,7 @@ def _item(name: str, key: str, row: Mapping[str, Any], path: Path) -> SuiteItem 
 
 
 def _parsed_metrics(given: Sequence[Any], references: Sequence[Any], options: int) -> list[Metric]:
-    """Return three percentages: right answers (an unparsable one is wrong, or drawn at random), and unparsable answers.
+    """Return the percentages of right answers, unparsable ones counted as wrong or as guessed, and of unparsable ones.
 
     Args:
         given: parsed answers; None = unparsable.

@@ -79,7 +79,7 @@ class Item:
     sent_ms: float | None = None
     """Milliseconds of an answer's speech that the client has, less what was truncated; None = it has none."""
     cut_ms: int | None = None
-    """Length in milliseconds of the last `Crop` of an answer; None = there was none."""
+    """Milliseconds of an answer's speech that the last `Crop` kept; None = the answer was never cropped."""
 
     def shown(self, audio_format: str | None = None) -> dict[str, Any]:
         """Return the item as an event shows it, with the user's audio if its format is given."""

@@ -201,7 +201,7 @@ class RealtimeSession:
         return self._act(self._not_transcribed, item_id, message)
 
     def tick(self) -> list[Action]:
-        """Transcribe what waits, and end a session that is too old or idle; called about once a second."""
+        """Start transcriptions that wait, and end the session if its time is over; called about once a second."""
         return self._act(self._tick)
 
     def closed(self) -> list[Action]:

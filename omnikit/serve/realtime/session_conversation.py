@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 class SessionConversation:
-    """The system's conversation of a Realtime session, continued and edited by its actions; the methods may block.
+    """A Realtime session's conversation with the system, which its actions continue and edit; the methods may block.
 
     Args:
         omni: system that answers.

@@ -84,7 +84,7 @@ class TurnDetector:
         return self._go_on(probability, began_ms) if self.speaking else self._wait(probability, began_ms)
 
     def _wait(self, probability: float, began_ms: float) -> list[Heard]:
-        """Look for the beginning of speech in the next window, given its probability of speech, while nobody speaks."""
+        """Process the speech probability of a window between two turns; return `SpeechStarted` or `Idle` if due."""
         if probability >= self.detection.threshold:
             self.speaking, self.speech_ms, self.pause_began_ms, self.idle_at_ms = True, WINDOW_MS, None, None
             start_ms = max(self.last_end_ms, began_ms - self.detection.prefix_ms)

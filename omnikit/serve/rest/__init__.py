@@ -12,4 +12,4 @@ for each in (chat, models, speech, transcriptions):
     router.include_router(each.router, prefix="/v1", tags=["OpenAI"])
 router.include_router(chat_published.router, tags=["Mini-Omni"])
 EVENTS = (*chat.EVENTS, *speech.EVENTS, *transcriptions.EVENTS)
-"""Classes of the data of all server-sent events but errors."""
+"""Bodies of the server-sent events of all REST calls, errors excepted."""

@@ -47,7 +47,7 @@ PCM = "pcm16"
 _WRITTEN_AS = {PCM: "pcm"} | {name: name for name in FORMATS if name != "pcm"}
 
 EVENTS = (ChatCompletionChunk,)
-"""Classes of the data of events."""
+"""Bodies of the server-sent events of a streamed chat completion."""
 
 
 class AudioOptions(BaseModel):

@@ -16,7 +16,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class ChatCompletionAudio(Body):
-    """The audio of a spoken answer."""
+    """The `audio` of a message in a chat completion: the speech of the answer and its transcript."""
 
     id: str = Field(description="Name by which later messages refer to the answer.")
     data: str = Field(description="Base64 of a file in the format that was asked for.")
@@ -25,7 +25,7 @@ class ChatCompletionAudio(Body):
 
 
 class ChatCompletionMessage(Body):
-    """An answer: text in `content`, or text and speech in `audio`."""
+    """The `message` of a chat completion: an answer as text in `content`, or as text and speech in `audio`."""
 
     role: Literal["assistant"]
     content: str | None
@@ -35,7 +35,7 @@ class ChatCompletionMessage(Body):
 
 
 class ChatCompletionChoice(Body):
-    """The one answer of a chat completion, and the reason for its end."""
+    """The only element of `choices` in a chat completion: the answer, and the reason for its end."""
 
     index: int
     message: ChatCompletionMessage
@@ -44,7 +44,7 @@ class ChatCompletionChoice(Body):
 
 
 class ChatCompletion(Body):
-    """A whole chat completion."""
+    """The body of a chat completion that is not streamed."""
 
     id: str
     object: Literal["chat.completion"]
@@ -55,7 +55,7 @@ class ChatCompletion(Body):
 
 
 class ChatCompletionAudioDelta(Body):
-    """A part of the audio of a spoken answer; clients join the transcripts, and the decoded data."""
+    """The `audio` of a chunk of a streamed chat completion; clients join the transcripts, and the decoded data."""
 
     id: str | None = None
     data: str | None = Field(None, description="Base64 of signed 16 bit little-endian samples, mono, 24 kHz.")
@@ -64,7 +64,7 @@ class ChatCompletionAudioDelta(Body):
 
 
 class ChatCompletionDelta(Body):
-    """A part of an answer."""
+    """The `delta` of a chunk of a streamed chat completion: a part of the answer."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -73,7 +73,7 @@ class ChatCompletionDelta(Body):
 
 
 class ChatCompletionChunkChoice(Body):
-    """A part of the one answer of a chat completion, with the last one the reason for its end."""
+    """The only element of `choices` in a chunk of a chat completion; the last chunk has the reason for the end."""
 
     index: int
     delta: ChatCompletionDelta
@@ -82,7 +82,7 @@ class ChatCompletionChunkChoice(Body):
 
 
 class ChatCompletionChunk(Body):
-    """A part of a streamed chat completion; that with the usage, which some clients ask for, has no choices."""
+    """A chunk of a streamed chat completion; that with the usage, which some clients ask for, has no choices."""
 
     id: str
     object: Literal["chat.completion.chunk"]

@@ -71,7 +71,7 @@ def refusal_for(error: Exception) -> Refusal | None:
 
 
 def validated(model: type[Fields], values: Any) -> Fields:
-    """Return the fields of a request that FastAPI does not validate itself.
+    """Validate the fields of a request that FastAPI has not validated, and return them as an object of a model.
 
     Raises:
         Refusal: a field is missing or has a value that it cannot have.
@@ -104,7 +104,7 @@ def _is_type(name: object) -> bool:
 
 
 def late(error: Exception) -> ErrorBody:
-    """Return the body for an exception that ended an answer of which a part has been sent already."""
+    """Return the error body for an exception that ended an answer of which a part has been sent already."""
     known = refusal_for(error)
     if known is None:
         logger.error("an answer failed", exc_info=error)

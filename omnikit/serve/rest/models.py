@@ -16,7 +16,7 @@ _STARTED = int(time.time())
 
 
 class Model(Body):
-    """A system that is served."""
+    """The body of `/v1/models/{model}`: the name of a served system."""
 
     id: str
     object: Literal["model"]
@@ -25,7 +25,7 @@ class Model(Body):
 
 
 class ModelList(Body):
-    """The systems that are served."""
+    """The body of `/v1/models`: the names of the served systems."""
 
     object: Literal["list"]
     data: list[Model]

@@ -1,4 +1,4 @@
-"""Bodies of responses in the OpenAPI document: files, and models that JSON bodies and their schemas are made from."""
+"""The base class of JSON response bodies, from whose fields the OpenAPI document gets their schemas."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-"""OpenAPI description of a body that is a file."""
+"""OpenAPI schema of a response body that is a file, such as audio."""
 
 
 def _extensible(schema: dict[str, Any]) -> None:
@@ -24,5 +24,5 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, json_schema_extra=_extensible)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields that were set, as values for JSON."""
+        """Return the fields of the body that were set, as values that JSON can hold."""
         return self.model_dump(exclude_unset=True)

@@ -38,21 +38,21 @@ class SpeechRequest(BaseModel):
 
 
 class SpeechAudioDelta(Body):
-    """A part of streamed speech."""
+    """The body of a server-sent event with the next bytes of streamed speech."""
 
     type: Literal["speech.audio.delta"]
     audio: str = Field(description="Base64 of the next bytes of the file.")
 
 
 class SpeechAudioDone(Body):
-    """The end of streamed speech, and the numbers of tokens."""
+    """The body of the server-sent event that ends streamed speech, with the numbers of tokens."""
 
     type: Literal["speech.audio.done"]
     usage: TokenUsage
 
 
 EVENTS = (SpeechAudioDelta, SpeechAudioDone)
-"""Classes of the data of events."""
+"""Bodies of the server-sent events of streamed speech."""
 _FILES = {each.media_type: BINARY for each in FORMATS.values()}
 
 

@@ -41,12 +41,12 @@ async def events(data: AsyncGenerator[Body, None], last: bytes = b"") -> AsyncGe
 
 
 def described(kinds: Sequence[type[Body]], *, done: bool = False) -> dict[str, Any]:
-    """Return the OpenAPI description of events, whose schemas `schemas` returns.
+    """Return the OpenAPI description of a stream of server-sent events, which refers to the schemas of their bodies.
 
     Its `itemSchema`, the schema of one event, is a word of OpenAPI 3.2 that FastAPI writes into documents of 3.1, too.
 
     Args:
-        kinds: classes of the events' data; an error may always come instead.
+        kinds: bodies of the events; an error may always come instead.
         done: whether `DONE` is the last event.
     """
     bodies = {"anyOf": [{"$ref": _REFERENCE.format(model=kind.__name__)} for kind in (*kinds, ErrorBody)]}
@@ -56,5 +56,5 @@ def described(kinds: Sequence[type[Body]], *, done: bool = False) -> dict[str, A
 
 
 def schemas(kinds: Sequence[type[Body]]) -> dict[str, Any]:
-    """Return the schemas of events' data, and of all that they refer to, by name."""
+    """Return the JSON schemas of the bodies of events, and of all that they refer to, by name."""
     return models_json_schema([(kind, "serialization") for kind in kinds], ref_template=_REFERENCE)[1]["$defs"]

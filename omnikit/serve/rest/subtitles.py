@@ -12,14 +12,14 @@ from omnikit.serve.rest.response_bodies import Body
 
 
 class DurationUsage(Body):
-    """The length of a recording in seconds."""
+    """The `usage` of a verbose transcription: the length of the recording in seconds."""
 
     type: Literal["duration"]
     seconds: float
 
 
 class TranscriptionSegment(Body):
-    """A part of a transcript, and the seconds of the recording in which it is said."""
+    """An element of `segments` in a verbose transcription: a text, and the seconds between which it is said."""
 
     id: int
     seek: int
@@ -34,7 +34,7 @@ class TranscriptionSegment(Body):
 
 
 class VerboseTranscription(Body):
-    """A transcript in OpenAI's verbose form."""
+    """The body of a transcription whose `response_format` is `verbose_json`."""
 
     task: Literal["transcribe"]
     language: str

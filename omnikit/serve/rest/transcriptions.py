@@ -49,21 +49,21 @@ class TranscriptionForm(BaseModel):
 
 
 class Transcription(Body):
-    """The transcript of a recording."""
+    """The body of a transcription whose `response_format` is `json`."""
 
     text: str
     usage: TranscriptionUsage
 
 
 class TranscriptTextDelta(Body):
-    """A part of a streamed transcript."""
+    """The body of a server-sent event with a part of a streamed transcript."""
 
     type: Literal["transcript.text.delta"]
     delta: str
 
 
 class TranscriptTextDone(Body):
-    """The whole transcript at the end of its stream."""
+    """The body of the server-sent event that ends a streamed transcript, with the whole text."""
 
     type: Literal["transcript.text.done"]
     text: str
@@ -71,7 +71,7 @@ class TranscriptTextDone(Body):
 
 
 EVENTS = (TranscriptTextDelta, TranscriptTextDone)
-"""Classes of the data of events."""
+"""Bodies of the server-sent events of a streamed transcript."""
 _TEXT = {"schema": {"type": "string"}}
 
 

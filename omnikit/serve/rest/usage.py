@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class TokenUsage(Body):
-    """Numbers of positions of a question, earlier turns included, and of tokens of its answer."""
+    """Numbers of prompt positions of a request, earlier turns included, and of tokens of the answer."""
 
     input_tokens: int
     output_tokens: int
@@ -19,21 +19,21 @@ class TokenUsage(Body):
 
 
 class InputTokenDetails(Body):
-    """Numbers of positions of a recording and of the other positions of its question."""
+    """Numbers of prompt positions of a transcription that are audio, and that are text."""
 
     audio_tokens: int
     text_tokens: int
 
 
 class TranscriptionUsage(TokenUsage):
-    """Numbers of tokens of a transcription."""
+    """The `usage` of a transcription: prompt positions, by kind, too, and tokens of the transcript."""
 
     type: Literal["tokens"]
     input_token_details: InputTokenDetails
 
 
 class PromptTokensDetails(Body):
-    """Numbers of positions of a question by kind; earlier turns count as text."""
+    """Numbers of prompt positions of a chat completion by kind; earlier turns count as text."""
 
     cached_tokens: int
     audio_tokens: int
@@ -41,7 +41,7 @@ class PromptTokensDetails(Body):
 
 
 class CompletionTokensDetails(Body):
-    """Numbers of tokens of an answer by kind; audio tokens are frames of its speech."""
+    """Numbers of tokens of a chat completion's answer by kind; audio tokens are frames of its speech."""
 
     audio_tokens: int
     text_tokens: int
@@ -51,7 +51,7 @@ class CompletionTokensDetails(Body):
 
 
 class CompletionUsage(Body):
-    """Numbers of tokens of a chat completion."""
+    """The `usage` of a chat completion: prompt positions and tokens of the answer, by kind, too."""
 
     prompt_tokens: int
     completion_tokens: int
