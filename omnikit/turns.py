@@ -30,16 +30,18 @@ def heard_tokens(tokens: Count, heard: Count, frames: Count) -> Count:
     return -(-tokens * heard // frames)
 
 
-def heard_part(text: Sequence[int], codes: Tensor, frames: int) -> tuple[Sequence[int], Tensor]:
+def heard_part(text: Sequence[int], codes: Tensor | None, frames: int) -> tuple[Sequence[int], Tensor | None]:
     """Return the part of an answer that a listener heard: its first frames and the same share of its text tokens.
 
-    The share is that of `heard_tokens`.
+    The share is that of `heard_tokens`. Of a written answer, return the text tokens that were there when it was stopped.
 
     Args:
         text: text ids of the whole answer, without `eot`.
-        codes: codes [K, T] of the whole answer.
-        frames: number of frames that were heard; more than T are all of them.
+        codes: codes [K, T] of the whole answer; None for a written one.
+        frames: number of frames that were heard; more than T are all of them. Of a written answer, of text tokens.
     """
+    if codes is None:
+        return text[:frames], None
     whole = codes.shape[1]
     frames = min(frames, whole)
     tokens = heard_tokens(len(text), frames, whole) if whole else 0

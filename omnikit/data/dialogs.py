@@ -53,7 +53,8 @@ class Turns:
     spoken: np.ndarray
     """Whether the question of each turn is given as speech."""
     heard: np.ndarray
-    """Number of frames that are heard of the answer of each turn, `WHOLE` if neither it nor one it repeats is cut."""
+    """Number of frames that are heard of the answer of each turn, or of text ids that are there of a written one;
+    `WHOLE` if neither it nor one it repeats is cut."""
 
     @classmethod
     def none(cls, samples: int) -> Turns:
@@ -183,7 +184,7 @@ class _Measure:
         self.tokenizer, entries, index = model.llm.tokenizer, dialogs.entries, source.index
         features, written = source.feature_frames()[entries], index.counts("t1")[entries]
         self.text = index.counts(answer_field(task))[entries]
-        self.frames = source.code_frames(task)[entries] if task.speaks else np.zeros_like(self.text)
+        self.frames = source.code_frames(task)[entries] if task.speaks else self.text  # a frame for each text id
         kinds = {"speech": features >= 0, "text": written > 0}
         own, other = kinds.pop(task.given), *kinds.values()
         self.own = own
@@ -246,8 +247,6 @@ class _Measure:
 
         See `omnikit.data.interruptions` for the choice.
         """
-        if not self.task.speaks:
-            return
         ids, name = self.source.index.tokens, answer_field(self.task)
         answers = TurnAnswers(
             lambda turn: ids(name, int(self.dialogs.entries[turn])), self.text, self.frames, self.tokenizer
@@ -265,7 +264,7 @@ class _Measure:
         last = for_each(lambda n: max(self._ends(n)), heard)
         before_ends = for_each(lambda n: label_counts_before_ends(self.task, self._ends(n))[1], heard)
         self.heard[turns], self.written[turns] = heard, tokens + ended
-        self.audio[turns] = np.where(ended, last + 1, before_ends)
+        self.audio[turns] = np.where(ended, last + 1, before_ends) * self.task.speaks
         self.steps[turns] = self.prompts[turns] + np.maximum(tokens, last) + 1
 
     def _ends(self, frames: int) -> list[int]:

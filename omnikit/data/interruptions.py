@@ -1,9 +1,10 @@
 """Chooses the answers of training dialogs that are cut, so that the turns after them agree with what was heard.
 
-After an interruption a conversation remembers only the part that was heard. A directly following answer that repeats
-the whole one ("say that again"), or ends with it ("yes .." after "are you sure"), is cut likewise, but closed like any
-other answer. If another answer is repeated with words of its own in front, its frames are cut at the same share as its
-text. An answer that contains it in any other way cannot be cut: the answer before it is never chosen.
+After an interruption a conversation remembers only the part that was heard, of a written answer the part that was
+there. A directly following answer that repeats the whole one ("say that again"), or ends with it ("yes .." after "are
+you sure"), is cut likewise, but closed like any other answer. If another answer is repeated with words of its own in
+front, its frames are cut at the same share as its text. An answer that contains it in any other way cannot be cut: the
+answer before it is never chosen.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ _AROUND = " .,;:!?\"'"  # characters around an answer that do not count
 
 @dataclass(frozen=True)
 class TurnAnswers:
-    """The spoken answers of the dialogs of a source, turn by turn."""
+    """The answers of the dialogs of a source, turn by turn, all of them spoken or all of them written."""
 
     ids: Callable[[int], list[int]]
     """Function that returns the text ids of the answer of a turn, given by its index."""
     text: np.ndarray
     """Number of text ids of each answer [turns]."""
     frames: np.ndarray
-    """Number of frames of each answer [turns]."""
+    """Number of frames of each answer [turns]; of a written one that of its text ids."""
     tokenizer: Tokenizer
 
     def added(self, turn: int, part: int) -> int | None:
