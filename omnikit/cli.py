@@ -537,6 +537,9 @@ def tokenize_manifest(
     batch_seconds: Annotated[
         float | None, typer.Option("--batch_seconds", help="Seconds of audio encoded together. (default: 40)")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Precision of the encoder: fp32, bf16. (default: fp32)")
+    ] = None,
     shard_size: ShardSize = None,
     strict: Strict = False,
     device: Device = "cpu",
@@ -553,7 +556,8 @@ def tokenize_manifest(
 
     made = read_copies(copies, augment, seed)
     parts = read_parts(_settings(context, checkpoint), checkpoint, features=features, device=device)
-    options = {**_without_none(batch_seconds=batch_seconds, shard_size=shard_size), "strict": strict, "copies": made}
+    given = _without_none(batch_seconds=batch_seconds, precision=precision, shard_size=shard_size)
+    options = {**given, "strict": strict, "copies": made}
     typer.echo(tokenize(manifest, save_folder, parts, fields=_names(fields), drop=_names(drop), **options))
 
 

@@ -30,6 +30,8 @@ BATCH_SECONDS = 40.0
 """Maximum total length in seconds, padding included, of the recordings that are encoded in one batch."""
 CHUNK = 512
 """Number of recordings that are sorted by length together before they are split into batches."""
+PRECISIONS = ("fp32", "bf16")
+"""Precisions of an encoder's products; with bf16 sums, norms and the log-mel spectrogram remain in float32."""
 HELD = 2**27
 """Approximate maximum number of audio samples in memory at a time (512 MiB as float32)."""
 _NOT_NOW = "not readable now"
@@ -79,12 +81,19 @@ class BatchEncoder:
         return zip([key for key, _ in batch], self.batch([wav for _, wav in batch]), strict=True)
 
 
-def feature_encoder(encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS) -> BatchEncoder:
-    """Return a batch encoder that computes the features [T, D] (float16) of recordings."""
+def feature_encoder(
+    encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS, precision: str = "fp32"
+) -> BatchEncoder:
+    """Return a batch encoder that computes the features [T, D] (float16) of recordings.
+
+    Args:
+        precision: one of `PRECISIONS`.
+    """
 
     def encode(wavs: list[Tensor]) -> list[Tensor]:
         lengths = torch.tensor([len(w) for w in wavs], device=_device(encoder))
-        features, counts = encoder(pad_sequence(wavs, batch_first=True).to(lengths.device), lengths)
+        with torch.autocast(lengths.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            features, counts = encoder(pad_sequence(wavs, batch_first=True).to(lengths.device), lengths)
         return [f[:n].half().cpu() for f, n in zip(features, counts.tolist(), strict=True)]
 
     return BatchEncoder(encoder.eval(), encode, batch_seconds)

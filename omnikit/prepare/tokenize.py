@@ -19,7 +19,7 @@ from omnikit.audio.io import waveform
 from omnikit.audio.reader import Sound, Unusable, read
 from omnikit.data.array_cache import fingerprint
 from omnikit.data.batched import in_batches
-from omnikit.data.encode_recordings import BATCH_SECONDS, HELD, code_encoder, feature_encoder
+from omnikit.data.encode_recordings import BATCH_SECONDS, HELD, PRECISIONS, code_encoder, feature_encoder
 from omnikit.data.manifest_writer import AUDIO, CODES_OF
 from omnikit.data.skipped import Item, Remark
 from omnikit.hparams import build_part, names_of
@@ -58,6 +58,7 @@ def tokenize(
     drop: Sequence[str] = (),
     copies: Copies | None = None,
     batch_seconds: float = BATCH_SECONDS,
+    precision: str = PRECISIONS[0],
     shard_size: int = SHARD_SIZE,
     strict: bool = False,
 ) -> Summary:
@@ -69,11 +70,14 @@ def tokenize(
         drop: fields of recordings that are omitted from the shards.
         copies: augmented copies that are written after each entry; None = none.
         batch_seconds: maximum total length in seconds, padding included, of the recordings encoded in one batch.
+        precision: one of `PRECISIONS`, for features.
         shard_size, strict: see `rewrite`.
 
     Raises:
         ValueError: invalid options; see also `rewrite`.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision {precision}: choices are {', '.join(PRECISIONS)}")
     check_recordings("--fields", fields)
     check_recordings("--drop", drop)
     if fields and parts.codec is None:
@@ -81,7 +85,7 @@ def tokenize(
     if copies is not None and parts.encoder is None:
         raise ValueError(f"--copies {copies.count}: features of which encoder? give --encoder NAME, or --features")
     POSITIVE.check("batch_seconds", batch_seconds)
-    step = _Tokenizing(parts, fields, drop, batch_seconds, copies)
+    step = _Tokenizing(parts, fields, drop, batch_seconds, copies, precision)
     return rewrite(manifest, save_folder, step, shard_size=shard_size, strict=strict)
 
 
@@ -170,16 +174,23 @@ class _Tokenizing(ManifestTransform):
     computed = (*CODES_OF.values(), "codec", *FEATURES, "duration")
 
     def __init__(
-        self, parts: Parts, fields: Sequence[str], drop: Sequence[str], batch_seconds: float, copies: Copies | None
+        self,
+        parts: Parts,
+        fields: Sequence[str],
+        drop: Sequence[str],
+        batch_seconds: float,
+        copies: Copies | None,
+        precision: str,
     ):
         self.copies, self.chunk = copies, self.chunk // (1 if copies is None else 1 + copies.count) or 1
         self.codec_name, self.drop, self.fields = parts.codec_name, tuple(drop), tuple(fields)
         self.codes = None if parts.codec is None else code_encoder(parts.codec, batch_seconds)
-        self.features = None if parts.encoder is None else feature_encoder(parts.encoder, batch_seconds)
+        self.features = None if parts.encoder is None else feature_encoder(parts.encoder, batch_seconds, precision)
         self.encoder_name = "" if parts.encoder is None else fingerprint(parts.encoder)
         codec_made_by = "" if parts.codec is None else fingerprint(parts.codec, self.codec_name)
         self.depends_on = (codec_made_by, self.encoder_name, self.fields, self.drop, batch_seconds)
         self.depends_on += () if copies is None else copies.depends_on
+        self.depends_on += () if precision == PRECISIONS[0] else (precision,)
         self.recordings = AUDIO if self.codes else (HEARD,)
         self.written: frozenset[str] = frozenset()
 

@@ -220,6 +220,20 @@ def test_one_that_is_refused_spoils_no_batch():
     assert found["b"] is None and found["a"].shape == (12, 12) and found["c"].shape == (9, 12)
 
 
+def test_features_in_bfloat16(tmp_path: Path):
+    """They are close to those in float32 but not equal, and the folder of one precision is not continued in another."""
+    path, stored = write(tmp_path / "m.parquet", spoken(2, answers=False)), {}
+    torch.manual_seed(0)
+    encoder = ToyEncoder()
+    for precision in ("fp32", "bf16"):
+        tokenize(path, tmp_path / "out", Parts(encoder=encoder), precision=precision)
+        stored[precision] = [row.features.load().float() for row in read_manifest(tmp_path / "out", tmp_path / "c")]
+    for exact, rounded in zip(*stored.values(), strict=True):
+        assert not torch.equal(exact, rounded) and torch.allclose(exact, rounded, rtol=0.02, atol=0.02)
+    with pytest.raises(ValueError, match="--precision bfloat: choices are fp32, bf16"):
+        tokenize(path, tmp_path / "other", Parts(encoder=encoder), precision="bfloat")
+
+
 def test_made_again_only_when_something_changed(tmp_path: Path):
     path = write(tmp_path / "m.parquet", spoken(6, answers=False), group=1)
 
