@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,8 +23,9 @@ class Asked:
 
     features, counts = None, TokenCounts(0, 0, 0, 0, 0, 0)
 
-    def __init__(self, end: str):
-        self.chunks = [Chunk("four", torch.zeros(0)), Chunk("", torch.zeros(0), end)]
+    def __init__(self, end: str, sounds: Sequence[int] = (0,)):
+        """Answer with chunks of these numbers of samples, and an empty one."""
+        self.chunks = [*(Chunk("four", torch.full((n,), float(n))) for n in sounds), Chunk("", torch.zeros(0), end)]
 
     def subscribe(self, callback) -> None:
         callback()
@@ -39,8 +42,8 @@ class Omni:
 
     sample_rate, decoding = 24000, Decoding(max_steps=100)
 
-    def __init__(self, end: str = "end", error: Exception | None = None):
-        self.end, self.error = end, error
+    def __init__(self, end: str = "end", error: Exception | None = None, sounds: Sequence[int] = (0,)):
+        self.end, self.error, self.sounds = end, error, sounds
         self.steps: list[int | None] = []
 
     def conversation(self) -> SimpleNamespace:
@@ -53,20 +56,21 @@ class Omni:
         if self.error is not None:
             raise self.error
         self.steps.append(max_steps)
-        return Asked(self.end)
+        return Asked(self.end, self.sounds)
 
     def remember(self, key: str, question: str, answer: str) -> None:
         raise ValueError(f"text {question!r}: the tokenizer lacks it")
 
 
 class Reports:
-    """Reports of the ends of answers to a session, in their order."""
+    """Reports of the chunks and the ends of answers to a session, in their order."""
 
     def __init__(self) -> None:
         self.ends: list[str] = []
+        self.chunks: list[tuple[str, list[float]]] = []
 
-    def chunk(self, *_) -> None:
-        pass
+    def chunk(self, response_id: str, text: str, samples: np.ndarray) -> None:
+        self.chunks.append((text, samples.tolist()))
 
     def answered(self, response_id: str, end: str, usage: object) -> None:
         self.ends.append(end)
@@ -75,9 +79,11 @@ class Reports:
         self.ends.append(code)
 
 
-def answer(omni: Omni, *actions: StartAnswer | Remember) -> tuple[list[str], Metrics]:
+def answer(
+    omni: Omni, *actions: StartAnswer | Remember, reports: Reports | None = None
+) -> tuple[list[str], Metrics]:
     """Carry out some actions to their ends, and return the ends of the answers and the metrics."""
-    metrics, reports = Metrics(), Reports()
+    metrics, reports = Metrics(), Reports() if reports is None else reports
 
     async def run() -> None:
         answers = RunningAnswers(omni, metrics, reports, seconds=1.0)
@@ -119,6 +125,22 @@ def test_answers_are_counted_by_their_ends(end):
     ends, metrics = answer(Omni(end), StartAnswer("resp", WrittenQuestion("hi")))
     assert ends == [end]
     assert count(metrics, "answers", kind="realtime", end=end) == 1
+
+
+@pytest.mark.parametrize(
+    ("sounds", "expected"),
+    [
+        ((0, 1, 0, 2, 3, 0, 4), [[], [], [], [1, 2, 2], [3] * 3, [], [4] * 4]),
+        ((1,), [[], [1]]),
+        ((1, 2), [[], [1, 2, 2]]),
+    ],
+)
+def test_the_first_chunk_of_sound_is_sent_with_the_second(sounds, expected):
+    """The text is not held back, and an answer with a single chunk of sound ends with it."""
+    reports = Reports()
+    answer(Omni(sounds=sounds), StartAnswer("resp", WrittenQuestion("hi")), reports=reports)
+    assert [samples for _, samples in reports.chunks] == expected
+    assert [text for text, _ in reports.chunks][: len(sounds)] == ["four"] * len(sounds)
 
 
 def test_a_question_for_which_the_queue_has_no_room_is_counted_as_refused():

@@ -28,6 +28,13 @@ MOST_EDITS = 64
 """Number of edits of a conversation that may wait before a session takes further events of its client."""
 
 
+BEGINS_WITH = 2
+"""Number of chunks of sound that are sent together at the beginning of an answer.
+
+One chunk alone is often over before the next one is there, when another question is encoded in between.
+"""
+
+
 class Reports(Protocol):
     """A receiver of the chunks and ends of answers and transcriptions, called in the event loop."""
 
@@ -54,6 +61,24 @@ class _Running:
         self.cancel = threading.Event()
         self.request: Request | None = None
         self.encoded = asyncio.Event()  # set at the first chunk or the end, too
+
+
+class _Beginning:
+    """Holds back the sound of the first chunks of an answer until there are `BEGINS_WITH`, or the answer ends."""
+
+    def __init__(self) -> None:
+        self._held: list[np.ndarray] | None = []
+
+    def released(self, samples: np.ndarray, ends: bool) -> np.ndarray:
+        """Return the samples [n] to send now, given those of the next chunk and whether it is the last one."""
+        if self._held is None:
+            return samples
+        if len(samples):
+            self._held.append(samples)
+        if len(self._held) < BEGINS_WITH and not ends:
+            return samples[:0]
+        held, self._held = self._held, None
+        return np.concatenate([samples[:0], *held])
 
 
 class RunningAnswers:
@@ -148,14 +173,15 @@ class RunningAnswers:
 
     async def _follow(self, key: str, running: _Running, measure: Callable[[int, int], None]) -> str:
         """Report the chunks of an answer, and return the reason why it ended."""
-        rate, end = self._omni.sample_rate, ""
+        rate, end, beginning = self._omni.sample_rate, "", _Beginning()
         async with aclosing(bridge.chunks(running.request)) as chunks:
             async for chunk in chunks:
                 running.encoded.set()
-                if samples := len(chunk.wav):
-                    measure(samples, rate)
-                if samples or chunk.text:
-                    self._reports.chunk(key, chunk.text, chunk.wav.numpy())
+                samples = beginning.released(chunk.wav.numpy(), ends=chunk.end is not None)
+                if len(samples):
+                    measure(len(samples), rate)
+                if len(samples) or chunk.text:
+                    self._reports.chunk(key, chunk.text, samples)
                 end = chunk.end
         return end
 
