@@ -33,7 +33,7 @@ def heard_tokens(tokens: Count, heard: Count, frames: Count) -> Count:
 def heard_part(text: Sequence[int], codes: Tensor | None, frames: int) -> tuple[Sequence[int], Tensor | None]:
     """Return the part of an answer that a listener heard: its first frames and the same share of its text tokens.
 
-    The share is that of `heard_tokens`. Of a written answer, return the text tokens that were there when it was stopped.
+    The share is that of `heard_tokens`. Of a written answer, return its first text tokens.
 
     Args:
         text: text ids of the whole answer, without `eot`.

@@ -16,6 +16,7 @@ from omnikit.data.sources import read_entries
 from omnikit.evaluate.result_tables import markdown_table, percent
 from omnikit.evaluate.text_normalisation import Normalizer, is_unspaced, of_language
 from omnikit.files import whole_text
+from omnikit.hparams import build_part
 from omnikit.offline.batches import DecodedAnswer, cut_short
 from omnikit.strategies import Strategy
 from omnikit.tasks import TASKS, Task
@@ -32,18 +33,34 @@ class AnswerMode:
     strategy: Strategy
 
     @classmethod
-    def of(cls, name: str, options: dict) -> AnswerMode:
-        """Return the answer mode of a name with options such as `{task: A1A2, strategy: <strategy>}`.
+    def of(cls, name: str, options: Mapping[str, Any]) -> AnswerMode:
+        """Return the answer mode of a name with options such as `{task: A1A2, strategy: batch_parallel}`.
+
+        The strategy is an object or a name; without one it is `parallel`.
 
         Raises:
-            ValueError: the task is unknown, or does not answer questions.
+            ValueError: the task is missing, unknown, or does not answer questions; there is no such strategy or option.
         """
-        known = [task for task in TASKS.values() if task.text_mark == "answer"]
+        flag, known = f"--answer_modes.{name}", [task for task in TASKS.values() if task.text_mark == "answer"]
+        if not isinstance(options, Mapping) or not {"task"} <= set(options) <= {"task", "strategy"}:
+            raise ValueError(f"{flag} {options}: must be a mapping with a task and, unless it is parallel, a strategy")
         task = next((task for task in known if task.name == options["task"]), None)
         if task is None:
             choices = ", ".join(task.name for task in known)
-            raise ValueError(f"--answer_modes.{name}.task {options['task']}: answers no question (choices: {choices})")
-        return cls(name, task, options["strategy"])
+            raise ValueError(f"{flag}.task {options['task']}: answers no question (choices: {choices})")
+        strategy = options.get("strategy", "parallel")
+        return cls(name, task, strategy if isinstance(strategy, Strategy) else build_part("strategy", str(strategy)))
+
+    @classmethod
+    def all_of(cls, given: Mapping[str, Mapping[str, Any]]) -> list[AnswerMode]:
+        """Return the answer modes of an option `answer_modes`, which maps names to the options of `of`.
+
+        Raises:
+            ValueError: there is none; see also `of`.
+        """
+        if not isinstance(given, Mapping) or not given:
+            raise ValueError(f"--answer_modes {given}: must map one or more names to a task and a strategy")
+        return [cls.of(str(name), options) for name, options in given.items()]
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class QAEvaluation:
         self.hparams, self.omni, self.model = hparams, omni, omni.model
         self.folder = Path(hparams["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.answer_modes = [AnswerMode.of(name, options) for name, options in hparams["answer_modes"].items()]
+        self.answer_modes = AnswerMode.all_of(hparams["answer_modes"])
         self.judge = open_judge(hparams["judge"], hparams["grammar_file"], hparams["judge_weights"], device)
         self.mos = open_mos(hparams["mos"], hparams["mos_source"], device)
         self.judge_normalize = normalizer(hparams["judge_normalizer"])

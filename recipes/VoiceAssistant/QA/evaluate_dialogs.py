@@ -32,7 +32,7 @@ class DialogEvaluation:
         self.hparams, self.omni = hparams, omni
         self.folder = Path(hparams["output_folder"])
         self.normalize = normalizer(hparams["normalizer"])
-        self.modes = [AnswerMode.of(name, options) for name, options in hparams["answer_modes"].items()]
+        self.modes = AnswerMode.all_of(hparams["answer_modes"])
         self.unread: dict[str, Skipped] = {}
         sources = chosen_sources(hparams["sources"], hparams["splits"])
         self.training = self._read_training(hparams["training"])

@@ -9,7 +9,7 @@ from omnikit.data.skipped import Skipped
 from omnikit.evaluate.qa import AnswerMode, contains_one, count_right, qa_table, read_questions, some, write_answers
 from omnikit.evaluate.text_normalisation import plain
 from omnikit.offline.batches import DecodedAnswer
-from omnikit.strategies import PARALLEL
+from omnikit.strategies import BATCH_PARALLEL, PARALLEL
 from omnikit.tasks import TASKS
 
 A1T2 = TASKS["A1T2"]
@@ -138,6 +138,16 @@ def test_a_way_must_answer_questions():
     assert AnswerMode.of("written", {"task": "A1T2", "strategy": PARALLEL}).task.name == "A1T2"
     with pytest.raises(ValueError, match=r"--answer_modes.heard.task A1T1.*A1T2.*A1A2"):
         AnswerMode.of("heard", {"task": "A1T1", "strategy": PARALLEL})
+    named = [AnswerMode.of("spoken", {"task": "A1A2", **more}) for more in ({}, {"strategy": "batch_parallel"})]
+    assert [mode.strategy for mode in named] == [PARALLEL, BATCH_PARALLEL]
+    with pytest.raises(ValueError, match="delayed.*choices: .*parallel"):
+        AnswerMode.of("spoken", {"task": "A1A2", "strategy": "delayed"})
+    for options in ("A1A2", None, {}, {"strategy": PARALLEL}, {"task": "A1A2", "mode": "parallel"}):
+        with pytest.raises(ValueError, match=r"--answer_modes.spoken .*must be a mapping with a task"):
+            AnswerMode.of("spoken", options)
+    for modes in (None, {}, "spoken"):
+        with pytest.raises(ValueError, match=f"--answer_modes {modes}: must map"):
+            AnswerMode.all_of(modes)
 
 
 def test_some_is_the_same_part_each_time():
