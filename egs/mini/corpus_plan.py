@@ -29,12 +29,16 @@ Synthesis of unseen sentences needs more training sentences than their recogniti
 """
 SPOKEN = {"test-clean": 150, "test-other": 150, "dev-clean": 80, "train-clean": 4000}
 """Number of additional utterances as people say them."""
+WORD_STRINGS = 5000
+"""Number of additional random word strings in train-clean: what is in no template has to be heard word by word."""
 DIALOG_SENTENCES, VOICE_STRINGS = 1200, 2000
 """Numbers of sentences of dialogs in train-clean, and of strings of all words, those of dialogs too, in train-voice."""
 QA_TRAIN, QA_DEV, QA_HELD_OUT_READINGS = 8000, 200, 4
 QA_HESITATING = 1500
 """Number of additional training questions with a hesitation or a pause."""
 DIALOGS = {"dialogs_train": 5000, "dialogs_dev": 100, "dialogs_test_seen": 200, "dialogs_test_unseen": 200}
+WRITTEN_SPLIT, WRITTEN_DIALOGS = "dialogs_written", 30000
+"""Name and number of the training dialogs whose questions are not recorded; their answers are."""
 CROP_SPLIT, CROP_DIALOGS = "dialogs_test_crop", 100
 """Name and number of the test dialogs about an answer that is interrupted: their last question is about it."""
 FEWEST_DIALOGS = 60
@@ -101,7 +105,7 @@ def plan_corpus(seed: int, scale: float = 1.0) -> list[PlannedReading]:
     more = draw_voice_sentences(random.Random(f"answer voice {seed}"), scale, sentences)
     readings += _read_by_answer_voice("train-voice", more, rng)
     others = _plan_spoken(seed, scale, readings) + _plan_dialog_sentences(seed, scale, readings)
-    return _with_ids(readings + others)
+    return _with_ids(readings + others + _plan_word_strings(seed, scale, readings + others))
 
 
 def _evaluated(readings: list[PlannedReading]) -> set[str]:
@@ -129,6 +133,14 @@ def _plan_spoken(seed: int, scale: float, others: list[PlannedReading]) -> list[
             reading = replace(reading, chapter=SPOKEN_CHAPTER, parts=made.parts)
             readings.append(_noisy(reading, rng) if split == "test-other" else reading)
     return readings
+
+
+def _plan_word_strings(seed: int, scale: float, others: list[PlannedReading]) -> list[PlannedReading]:
+    """Return the planned recordings of additional random word strings, given those of all other sentences."""
+    rng = random.Random(f"word strings {seed}")
+    seen = {r.text for r in others} | _said_in_questions()
+    strings = [(text, RANDOM_CHAPTER) for text in _distinct(world.random_words, scaled(WORD_STRINGS, scale), seen, rng)]
+    return _read("train-clean", strings, voices.TRAIN_VOICES, voices.SPEEDS, voices.PITCHES, rng)
 
 
 def _plan_dialog_sentences(seed: int, scale: float, others: list[PlannedReading]) -> list[PlannedReading]:
@@ -305,6 +317,11 @@ def draw_training_dialogs(seed: int, scale: float = 1.0) -> list[list[DialogTurn
     """Return the training dialogs, in which no held-out case occurs."""
     count = max(FEWEST_DIALOGS, scaled(DIALOGS["dialogs_train"], scale))
     return dialog_plan.draw_dialogs(random.Random(f"dialogs {seed}"), count)
+
+
+def draw_written_dialogs(seed: int, scale: float = 1.0) -> list[list[DialogTurn]]:
+    """Return the training dialogs whose questions are not recorded, in which no held-out case occurs."""
+    return dialog_plan.draw_dialogs(random.Random(f"{WRITTEN_SPLIT} {seed}"), scaled(WRITTEN_DIALOGS, scale))
 
 
 def plan_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:

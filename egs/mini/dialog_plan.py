@@ -166,6 +166,14 @@ def _questions() -> dict[str, list[world.WorldQuestion]]:
     return dict(found)
 
 
+def written(name: str, turns: Iterable[DialogTurn]) -> list[dict[str, str | int]]:
+    """Return the manifest fields of the turns of a dialog that is not recorded."""
+    return [
+        {"t1": turn.text, "t2": turn.answer, "kind": turn.kind, "dialog": name, "turn": i}
+        for i, turn in enumerate(turns)
+    ]
+
+
 def told_facts(dialogs: Iterable[list[DialogTurn]]) -> set[str]:
     """Return the keys of the facts that follow-ups in these dialogs are about."""
     return {fact for dialog in dialogs for turn in dialog for fact in turn.facts}

@@ -19,8 +19,8 @@ CARD = """# Mini backbone
 
 A Qwen2 of transformers ({parameters:,} parameters; 4 blocks, width 256) with a sentencepiece vocabulary of {vocabulary}
 pieces, pre-trained from random weights through the whole model: text in the text stream, pads in the audio streams. The
-text is that of `egs/mini/make_text.py`: the known questions of the closed domain with their answers, and sentences to
-repeat, without held-out sums and the sentences of the dev and test splits.
+text is that of `egs/mini/make_text.py`: the known questions of the closed domain with their answers, dialogs, and
+sentences to repeat, without held-out sums and follow-ups, and without the sentences of the dev and test splits.
 
 Trained by `egs/mini/run.sh --from-scratch --stage 4 --stop_stage 5`: {steps} optimiser steps, one run. At its end, on
 the written questions of the validation set: cross-entropy {loss:.3f} nats per token, {wrong:.1f} % of the decoded

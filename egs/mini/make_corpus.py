@@ -3,10 +3,11 @@
     python make_corpus.py --data_folder data [--seed 1] [--scale 1.0]
 
 This writes `<data_folder>/corpus` (`train-clean` .. `test-voice`, `SPEAKERS.TXT`, `RECORDINGS.CSV`, `READY`) and
-`<data_folder>/qa` (`train`, `dev`, `test_seen`, `test_unseen`, `test_heldout`, `dialogs_train`, `dialogs_dev`,
-`dialogs_test_seen`, `dialogs_test_unseen`, `dialogs_test_crop` and `answers`, all `.parquet`). The recording of an
-answer is found in `answers.parquet` by its text `t2`, those of `dialogs_test_crop` excepted. Both are written to other
-folders first, which are renamed when they are complete; `READY` is written last.
+`<data_folder>/qa` (`train`, `dev`, `test_seen`, `test_unseen`, `test_heldout`, `dialogs_train`, `dialogs_written`,
+`dialogs_dev`, `dialogs_test_seen`, `dialogs_test_unseen`, `dialogs_test_crop` and `answers`, all `.parquet`). The
+recording of an answer is found in `answers.parquet` by its text `t2`, those of `dialogs_test_crop` excepted. The
+questions of `dialogs_written` are not recorded. Both are written to other folders first, which are renamed when they
+are complete; `READY` is written last.
 """
 
 from __future__ import annotations
@@ -20,21 +21,24 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
+import dialog_plan
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import voices
 from corpus_plan import (
-    CROP_SPLIT,
     RANDOM_CHAPTER,
+    WRITTEN_SPLIT,
     PlannedReading,
     PlannedTurn,
+    draw_written_dialogs,
     plan_corpus,
     plan_crop_dialogs,
     plan_dialogs,
     plan_questions,
 )
+from dialog_plan import DialogTurn
 from tqdm import tqdm
 
 from omnikit.data.recording_check import encode_flac
@@ -152,14 +156,26 @@ DIALOG_COLUMNS = ("dialog", "turn", "template", "guess")
 
 
 def write_questions(
-    questions: list[PlannedReading], dialogs: list[PlannedTurn], folder: Path, workers: int
+    questions: list[PlannedReading],
+    dialogs: list[PlannedTurn],
+    written: list[list[DialogTurn]],
+    folder: Path,
+    workers: int,
 ) -> None:
-    """Synthesize questions and dialogs, write a Parquet file for each split, and one with the recorded answers."""
+    """Synthesize questions and dialogs, write a Parquet file for each split, and one with the recorded answers.
+
+    Args:
+        written: dialogs of which only the answers are synthesized.
+    """
     _write_splits(questions, COLUMNS, folder, workers, "questions")
     _write_splits(dialogs, COLUMNS + DIALOG_COLUMNS, folder, workers, "dialogs")
+    rows = [row for i, turns in enumerate(written) for row in dialog_plan.written(f"{WRITTEN_SPLIT}-{i:05d}", turns)]
+    with whole_file(folder / f"{WRITTEN_SPLIT}.parquet") as path:
+        pq.write_table(pa.Table.from_pylist([{"id": f"{row['dialog']}-{row['turn']}", **row} for row in rows]), path)
     answers = {r.answer for r in questions}
     new = {r.answer for r in dialogs} - answers
-    read = [item for texts in (answers, new) for item in render_all(_answers(texts), workers, "answers")]
+    others = {turn.answer for dialog in written for turn in dialog} - answers - new
+    read = [item for texts in (answers, new, others) for item in render_all(_answers(texts), workers, "answers")]
     table = pa.table({"t2": [text for _, text, _ in read], "a2": [sound for _, _, sound in read]}).sort_by("t2")
     pq.write_table(table, folder / "answers.parquet")
 
@@ -180,14 +196,9 @@ def _write_splits(
 
 
 def write_crop_dialogs(folder: Path, seed: int, scale: float, workers: int) -> None:
-    """Synthesize the test dialogs about interrupted answers and write their Parquet file, unless it is there.
-
-    They are apart from all other recordings, which therefore do not depend on them, so that a corpus from before this
-    split only gets it added.
-    """
-    if not (folder / f"{CROP_SPLIT}.parquet").exists():
-        rows = plan_crop_dialogs(seed, scale)
-        _write_splits(rows, COLUMNS + DIALOG_COLUMNS, folder, workers, "dialogs about interrupted answers")
+    """Synthesize the test dialogs about interrupted answers and write their Parquet file."""
+    rows = plan_crop_dialogs(seed, scale)
+    _write_splits(rows, COLUMNS + DIALOG_COLUMNS, folder, workers, "dialogs about interrupted answers")
 
 
 def _answers(texts: set[str]) -> list[PlannedReading]:
@@ -217,17 +228,18 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
     data_folder = Path(data_folder)
     corpus, qa, ready = data_folder / "corpus", data_folder / "qa", data_folder / "corpus" / "READY"
     sentences, questions, dialogs = plan_corpus(seed, scale), plan_questions(seed, scale), plan_dialogs(seed, scale)
+    written = draw_written_dialogs(seed, scale)
     summary = {"seed": seed, "scale": scale, "corpus": counts_of(sentences), "qa": counts_of([*questions, *dialogs])}
+    summary["qa"][WRITTEN_SPLIT] = sum(map(len, written))
     if ready.exists():
         if json.loads(ready.read_text()) == summary:
-            write_crop_dialogs(qa, seed, scale, workers)
             print(f"{corpus} is up to date")
             return corpus
         raise ValueError(f"--data_folder {data_folder}: holds another corpus ({ready.read_text().strip()}); remove it")
     for leftover in (corpus, qa):  # without READY they may be incomplete
         shutil.rmtree(leftover, ignore_errors=True)
     with whole_folder(qa) as aside:
-        write_questions(questions, dialogs, aside, workers)
+        write_questions(questions, dialogs, written, aside, workers)
         write_crop_dialogs(aside, seed, scale, workers)
     with whole_folder(corpus) as aside:
         write_corpus(sentences, aside, workers)

@@ -1,11 +1,12 @@
-"""Writes the text for pre-training the mini backbone: written questions, dialogs, and sentences to repeat.
+"""Writes the text for training the mini backbone: written questions, dialogs, and sentences to repeat.
 
     python make_text.py --data_folder data
 
 This writes `<data_folder>/qa/text.parquet` (id, t1, t2, kind, dialog, turn; the last two are null outside of dialogs).
 Repetition is a separate instruction (`repeat ..`) that occurs in no recording; it teaches the language model to copy
-its prompt, on which the later stages build. Sentences of the corpus' dev and test splits, which must exist already, are
-excluded, and so are held-out cases of follow-ups.
+its prompt, on which the later stages build. Dialogs that begin with it go on with questions about the answer. It can be
+any text, so that it has to be looked up in the history and is not known by heart. Sentences of the corpus' dev and test
+splits, which must exist already, are excluded, and so are held-out cases of follow-ups.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import spoken_texts
 import world
+from dialog_plan import DialogTurn
 
 from omnikit.data.find_files import visible
 from omnikit.errors import ArgumentParser, bad_input_exits
@@ -28,7 +30,10 @@ from omnikit.option_ranges import SEED
 QUESTION_ROUNDS = 20  # number of times that each question is used
 SENTENCES = 12000  # sentences to repeat
 SPOKEN = 3000  # texts to repeat as people say them: strings of digits and other words, lists, begun sentences
-DIALOGS = 6000
+DIALOGS = 30000
+REPEATING = 16000  # dialogs that begin with a text to repeat
+COUNTED = (1, 2, 4)  # numbers of words of a list that are counted in such dialogs
+COUNTING_SHARE = 0.25
 SCHEMA = pa.schema(
     {"id": pa.string(), "t1": pa.string(), "t2": pa.string(), "kind": pa.string(), "dialog": pa.string()}
     | {"turn": pa.int32()}
@@ -60,18 +65,32 @@ def rows(seed: int, left_out: set[str]) -> list[dict[str, Any]]:
     sentences = [s for s in sentences if s not in left_out]
     spoken = [spoken_texts.draw(rng).text for _ in range(SPOKEN)]
     sentences += [s for s in spoken if s not in left_out or spoken_texts.recurs(s)]
-    pairs += [(f"repeat {s}", s, "repeat") for s in sentences if not world.mentions_sum(s)]
+    sentences = [s for s in sentences if not world.mentions_sum(s)]
+    pairs += [(f"repeat {s}", s, "repeat") for s in sentences]
     written: list[list[dict[str, Any]]] = [[{"t1": t1, "t2": t2, "kind": kind}] for t1, t2, kind in pairs]
-    written += [_dialog(f"text-{i:05d}", turns) for i, turns in enumerate(dialog_plan.draw_dialogs(rng, DIALOGS))]
+    dialogs = dialog_plan.draw_dialogs(rng, DIALOGS)
+    dialogs += [_about_repeated(rng.choice(sentences), rng) for _ in range(REPEATING)]
+    written += [dialog_plan.written(f"text-{i:05d}", turns) for i, turns in enumerate(dialogs)]
     rng.shuffle(written)
     return [{"id": f"text-{i:05d}", **row} for i, row in enumerate(row for part in written for row in part)]
 
 
-def _dialog(name: str, turns: list[dialog_plan.DialogTurn]) -> list[dict[str, Any]]:
-    return [
-        {"t1": turn.text, "t2": turn.answer, "kind": turn.kind, "dialog": name, "turn": i}
-        for i, turn in enumerate(turns)
-    ]
+def _about_repeated(text: str, rng: random.Random) -> list[DialogTurn]:
+    """Return a dialog that begins with a text to repeat, and asks about that; in a share of them it is counted on.
+
+    A text is counted on if it is words of a list in its order, of another number than the answers of `followups` have.
+    """
+    if rng.random() < COUNTING_SHARE:
+        values = rng.choice((world.NUMBERS, world.NUMBERS, world.DAYS * 2))
+        count = rng.choice(COUNTED)
+        start = rng.randrange(1, len(values) - count)
+        text = " ".join(values[start : start + count])
+        choices = [("the next one", values[start + count]), ("and the one before", values[start - 1])]
+    else:
+        choices = [("say that again", text), ("what did you say", text), *[("are you sure", f"yes {text}")] * 2]
+        choices.append(("what did i ask", f"you asked repeat {text}"))
+    question, answer = rng.choice(choices)
+    return [DialogTurn(f"repeat {text}", text, "repeat"), DialogTurn(question, answer, "repeat")]
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ if wanted 1 corpus; then
   "$PYTHON" "$here/make_text.py" --data_folder "$data"
   "$PYTHON" "$root/recipes/LibriSpeech/prepare.py" --data_folder "$data/corpus" --save_folder "$data/manifests" \
     --splits train-clean dev-clean test-clean test-other train-voice dev-voice test-voice
-elif [ -f "$data/corpus/READY" ] && [ ! -f "$data/qa/dialogs_test_crop.parquet" ]; then # made before this split existed
+elif [ -f "$data/corpus/READY" ] && [ ! -f "$data/qa/dialogs_written.parquet" ]; then # another corpus: says so and ends
   "$PYTHON" "$here/make_corpus.py" --data_folder "$data" --scale "$scale"
 fi
 if $scratch && [ "$ears" = mini ] && wanted 2 encoder; then
@@ -133,7 +133,7 @@ encode() { # arguments: name of the encoded manifest, the manifest, number of co
   local more=()
   if [ "$3" -gt 0 ]; then more=(--copies "$3" --augment rooms); fi
   "$PYTHON" -m omnikit.cli tokenize "$2" --save_folder "$encoded/$1" --drop a1 "${encoder[@]}" "${more[@]}" \
-    --device "$device"
+    --device "$device" --precision "$precision"
 }
 encode_recognition() { encode asr "$data/manifests/train-clean.csv" "$copies"; }
 encode_questions() {

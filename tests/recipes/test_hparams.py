@@ -87,4 +87,4 @@ def test_the_mini_backbone_trains_on_written_sources_alone():
     tasks = read_recipe(mini / "backbone.yaml")["tasks"]
     assert [task for task, weight in tasks.items() if weight] == ["T1T2"]
     served = {name for name, source in sources.items() if source and "T1T2" in source.get("tasks", ["T1T2"])}
-    assert served == {"qa"} and str(sources["qa"]["manifest"].value).endswith("text.parquet")
+    assert served == {"text"} and str(sources["text"]["manifest"].value).endswith("text.parquet")

@@ -135,7 +135,7 @@ def test_the_last_stage_that_was_trained_is_evaluated(journey, tmp_path, there):
 
 def test_the_number_of_copies_is_that_of_recordings_to_recognise(journey, tmp_path):
     folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"), "--stage", "6"]
-    for file in ("corpus/READY", "qa/dialogs_test_crop.parquet"):
+    for file in ("corpus/READY", "qa/dialogs_written.parquet"):
         (tmp_path / "data" / file).parent.mkdir(parents=True)
         (tmp_path / "data" / file).touch()
     for copies, expected in (("3", {"asr": "3", "qa": "1"}), ("0", {})):
@@ -146,7 +146,7 @@ def test_the_number_of_copies_is_that_of_recordings_to_recognise(journey, tmp_pa
         assert dict(each.groups() for each in found if each) == expected and len(calls) == 3
 
 
-def test_a_corpus_gets_the_split_that_it_lacks(journey, tmp_path):
+def test_a_corpus_that_lacks_a_split_is_checked(journey, tmp_path):
     (tmp_path / "data" / "corpus").mkdir(parents=True)
     (tmp_path / "data" / "corpus" / "READY").touch()
     folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]

@@ -299,7 +299,7 @@ def test_written_dialogs(tmp_path):
     """The text for the backbone has whole dialogs without held-out cases, in the order of their turns."""
     rows = make_text.rows(1, set())
     spoken = [row for row in rows if "dialog" in row]
-    assert len({row["dialog"] for row in spoken}) == make_text.DIALOGS
+    assert len({row["dialog"] for row in spoken}) == make_text.DIALOGS + make_text.REPEATING
     for before, row in itertools.pairwise(rows):
         if row.get("turn"):
             assert (before["dialog"], before["turn"]) == (row["dialog"], row["turn"] - 1)
@@ -308,3 +308,33 @@ def test_written_dialogs(tmp_path):
     read = pq.read_table(tmp_path / "text.parquet").to_pylist()
     assert sum(row["dialog"] is None for row in read) == len(rows) - len(spoken)
     assert len({row["id"] for row in read}) == len(read)
+
+
+def test_written_training_dialogs_have_no_held_out_case():
+    """No dialog of training, spoken or written, has a held-out pair of history and follow-up."""
+    drawn = corpus_plan.draw_training_dialogs(3, 0.2) + corpus_plan.draw_written_dialogs(3, 0.2)
+    cases = {turn.case for dialog in drawn for turn in dialog if turn.case}
+    assert len(cases) > 3000 and not cases & followups.held_out()
+
+
+def test_dialogs_about_a_text_to_repeat():
+    """The second answer follows from the first, which no dialog to be tested has."""
+    dialogs: dict[str, list[tuple[str, str]]] = {}
+    for row in make_text.rows(1, set()):
+        if row["kind"] == "repeat" and "dialog" in row:
+            dialogs.setdefault(row["dialog"], []).append((row["t1"], row["t2"]))
+    counted = Counter()
+    for (first, text), (question, answer) in dialogs.values():
+        assert first == f"repeat {text}"
+        expected = {"are you sure": f"yes {text}", "what did i ask": f"you asked {first}"}.get(question, text)
+        if question in ("the next one", "and the one before"):
+            said = text.split()
+            counted[len(said)] += 1
+            known = world.NUMBERS if said[0] in world.NUMBERS else world.DAYS * 3
+            at = known.index(said[0], 7 if known is not world.NUMBERS else 0)
+            assert known[at : at + len(said)] == said
+            expected = known[at - 1] if question.endswith("before") else known[at + len(said)]
+        assert answer == expected
+    assert set(counted) == set(make_text.COUNTED)
+    assert not {len(facts.counts(number).answer.split()) for number in range(18)} & set(counted)
+    assert len(dialogs) == make_text.REPEATING and len({turns[0][1] for turns in dialogs.values()}) > 5000
