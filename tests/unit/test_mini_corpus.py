@@ -99,9 +99,11 @@ def test_no_test_text_in_the_text_for_the_backbone(data: Path):
     assert make_text.evaluated(data / "corpus") == kept
     rows, every = make_text.rows(1, kept), make_text.rows(1, set())
     assert not {row["t2"] for row in rows if row["t2"] in kept and not spoken_texts.recurs(row["t2"])}
-    repeated = [{row["t2"] for row in made if row["kind"] == "repeat" and "dialog" not in row} for made in (rows, every)]
-    assert repeated[0] <= repeated[1]
-    one = min(text for text in repeated[1] if not spoken_texts.recurs(text))
+    few, many = (
+        {row["t2"] for row in made if row["kind"] == "repeat" and "dialog" not in row} for made in (rows, every)
+    )
+    assert few <= many
+    one = min(text for text in many if not spoken_texts.recurs(text))
     assert one not in {row["t2"] for row in make_text.rows(1, {one})}
 
 

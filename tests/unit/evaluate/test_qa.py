@@ -140,7 +140,7 @@ def test_a_way_must_answer_questions():
         AnswerMode.of("heard", {"task": "A1T1", "strategy": PARALLEL})
     named = [AnswerMode.of("spoken", {"task": "A1A2", **more}) for more in ({}, {"strategy": "batch_parallel"})]
     assert [mode.strategy for mode in named] == [PARALLEL, BATCH_PARALLEL]
-    with pytest.raises(ValueError, match="delayed.*choices: .*parallel"):
+    with pytest.raises(ValueError, match=r"delayed.*choices: .*parallel"):
         AnswerMode.of("spoken", {"task": "A1A2", "strategy": "delayed"})
     for options in ("A1A2", None, {}, {"strategy": PARALLEL}, {"task": "A1A2", "mode": "parallel"}):
         with pytest.raises(ValueError, match=r"--answer_modes.spoken .*must be a mapping with a task"):
