@@ -88,6 +88,9 @@ def write_data(folder: Path) -> Path:
         pq.write_table(pa.Table.from_pylist(rows), folder / "qa" / f"{name}.parquet")
         turns = [{**row, "dialog": f"{name}-d{i // 2}", "turn": i % 2} for i, row in enumerate(rows)]
         pq.write_table(pa.Table.from_pylist(turns), folder / "qa" / f"dialogs_{name}.parquet")
+    written = pa.Table.from_pylist([{**turn, "dialog": f"written-{turn['dialog']}"} for turn in turns]).drop(["a1"])
+    for name in ("dialogs_written", "text"):
+        pq.write_table(written, folder / "qa" / f"{name}.parquet")
     answers = [{"t2": TEXTS[1], "a2": flac(9, 0.6)}]
     pq.write_table(pa.Table.from_pylist(answers), folder / "qa" / "answers.parquet")
     return folder
