@@ -320,7 +320,7 @@ def draw_training_dialogs(seed: int, scale: float = 1.0) -> list[list[DialogTurn
 
 
 def draw_written_dialogs(seed: int, scale: float = 1.0) -> list[list[DialogTurn]]:
-    """Return the training dialogs whose questions are not recorded, in which no held-out case occurs."""
+    """Return the training dialogs that are typed, so that only their answers are recorded; no held-out case occurs."""
     return dialog_plan.draw_dialogs(random.Random(f"{WRITTEN_SPLIT} {seed}"), scaled(WRITTEN_DIALOGS, scale))
 
 

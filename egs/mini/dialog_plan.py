@@ -167,9 +167,9 @@ def _questions() -> dict[str, list[world.WorldQuestion]]:
 
 
 def written(name: str, turns: Iterable[DialogTurn]) -> list[dict[str, str | int]]:
-    """Return the manifest fields of the turns of a dialog that is not recorded."""
+    """Return the manifest entries of a dialog without recordings, one for each turn."""
     return [
-        {"t1": turn.text, "t2": turn.answer, "kind": turn.kind, "dialog": name, "turn": i}
+        {"id": f"{name}-{i}", "t1": turn.text, "t2": turn.answer, "kind": turn.kind, "dialog": name, "turn": i}
         for i, turn in enumerate(turns)
     ]
 

@@ -171,7 +171,7 @@ def write_questions(
     _write_splits(dialogs, COLUMNS + DIALOG_COLUMNS, folder, workers, "dialogs")
     rows = [row for i, turns in enumerate(written) for row in dialog_plan.written(f"{WRITTEN_SPLIT}-{i:05d}", turns)]
     with whole_file(folder / f"{WRITTEN_SPLIT}.parquet") as path:
-        pq.write_table(pa.Table.from_pylist([{"id": f"{row['dialog']}-{row['turn']}", **row} for row in rows]), path)
+        pq.write_table(pa.Table.from_pylist(rows), path)
     answers = {r.answer for r in questions}
     new = {r.answer for r in dialogs} - answers
     others = {turn.answer for dialog in written for turn in dialog} - answers - new
@@ -193,12 +193,6 @@ def _write_splits(
             columns["accepted"] = pa.array(accepted, pa.list_(pa.string()))
         with whole_file(folder / f"{split}.parquet") as path:
             pq.write_table(pa.table(columns), path)
-
-
-def write_crop_dialogs(folder: Path, seed: int, scale: float, workers: int) -> None:
-    """Synthesize the test dialogs about interrupted answers and write their Parquet file."""
-    rows = plan_crop_dialogs(seed, scale)
-    _write_splits(rows, COLUMNS + DIALOG_COLUMNS, folder, workers, "dialogs about interrupted answers")
 
 
 def _answers(texts: set[str]) -> list[PlannedReading]:
@@ -240,7 +234,8 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
         shutil.rmtree(leftover, ignore_errors=True)
     with whole_folder(qa) as aside:
         write_questions(questions, dialogs, written, aside, workers)
-        write_crop_dialogs(aside, seed, scale, workers)
+        crops = plan_crop_dialogs(seed, scale)
+        _write_splits(crops, COLUMNS + DIALOG_COLUMNS, aside, workers, "dialogs about interrupted answers")
     with whole_folder(corpus) as aside:
         write_corpus(sentences, aside, workers)
     write_text(ready, json.dumps(summary) + "\n")

@@ -30,10 +30,10 @@ from omnikit.option_ranges import SEED
 QUESTION_ROUNDS = 20  # number of times that each question is used
 SENTENCES = 12000  # sentences to repeat
 SPOKEN = 3000  # texts to repeat as people say them: strings of digits and other words, lists, begun sentences
-DIALOGS = 30000
+DIALOGS = 30000  # dialogs like those of the corpus
 REPEATING = 16000  # dialogs that begin with a text to repeat
-COUNTED = (1, 2, 4)  # numbers of words of a list that are counted in such dialogs
-COUNTING_SHARE = 0.25
+COUNTING_SHARE = 0.25  # share of these in which the text is a part of a list, and the next or former word is asked for
+COUNTED = (1, 2, 4)  # numbers of words of such a part; not 3, as in the answers of `followups`
 SCHEMA = pa.schema(
     {"id": pa.string(), "t1": pa.string(), "t2": pa.string(), "kind": pa.string(), "dialog": pa.string()}
     | {"turn": pa.int32()}
@@ -69,28 +69,31 @@ def rows(seed: int, left_out: set[str]) -> list[dict[str, Any]]:
     pairs += [(f"repeat {s}", s, "repeat") for s in sentences]
     written: list[list[dict[str, Any]]] = [[{"t1": t1, "t2": t2, "kind": kind}] for t1, t2, kind in pairs]
     dialogs = dialog_plan.draw_dialogs(rng, DIALOGS)
-    dialogs += [_about_repeated(rng.choice(sentences), rng) for _ in range(REPEATING)]
+    dialogs += [_about_repeated(sentences, rng) for _ in range(REPEATING)]
     written += [dialog_plan.written(f"text-{i:05d}", turns) for i, turns in enumerate(dialogs)]
     rng.shuffle(written)
-    return [{"id": f"text-{i:05d}", **row} for i, row in enumerate(row for part in written for row in part)]
+    return [{**row, "id": f"text-{i:05d}"} for i, row in enumerate(row for part in written for row in part)]
 
 
-def _about_repeated(text: str, rng: random.Random) -> list[DialogTurn]:
-    """Return a dialog that begins with a text to repeat, and asks about that; in a share of them it is counted on.
-
-    A text is counted on if it is words of a list in its order, of another number than the answers of `followups` have.
-    """
+def _about_repeated(sentences: list[str], rng: random.Random) -> list[DialogTurn]:
+    """Return a random dialog of two turns: a sentence or a part of a list to repeat, and a follow-up."""
+    text = rng.choice(sentences)
     if rng.random() < COUNTING_SHARE:
-        values = rng.choice((world.NUMBERS, world.NUMBERS, world.DAYS * 2))
-        count = rng.choice(COUNTED)
-        start = rng.randrange(1, len(values) - count)
-        text = " ".join(values[start : start + count])
-        choices = [("the next one", values[start + count]), ("and the one before", values[start - 1])]
+        text, choices = _part_of_a_list(rng)
     else:
         choices = [("say that again", text), ("what did you say", text), *[("are you sure", f"yes {text}")] * 2]
         choices.append(("what did i ask", f"you asked repeat {text}"))
     question, answer = rng.choice(choices)
     return [DialogTurn(f"repeat {text}", text, "repeat"), DialogTurn(question, answer, "repeat")]
+
+
+def _part_of_a_list(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
+    """Return random successive numbers or days, and the questions for the word after and before them with answers."""
+    values = rng.choice((world.NUMBERS, world.NUMBERS, world.DAYS * 2))
+    count = rng.choice(COUNTED)
+    start = rng.randrange(1, len(values) - count)
+    text = " ".join(values[start : start + count])
+    return text, [("the next one", values[start + count]), ("and the one before", values[start - 1])]
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Turns:
     spoken: np.ndarray
     """Whether the question of each turn is given as speech."""
     heard: np.ndarray
-    """Number of frames that are heard of the answer of each turn, or of text ids that are there of a written one;
+    """Number of frames that are heard of the answer of each turn, or of text ids that are kept of a written one;
     `WHOLE` if neither it nor one it repeats is cut."""
 
     @classmethod

@@ -30,7 +30,7 @@ BATCH_SECONDS = 40.0
 """Maximum total length in seconds, padding included, of the recordings that are encoded in one batch."""
 CHUNK = 512
 """Number of recordings that are sorted by length together before they are split into batches."""
-PRECISIONS = ("fp32", "bf16")
+FP32, BF16 = PRECISIONS = ("fp32", "bf16")
 """Precisions of an encoder's products; with bf16 sums, norms and the log-mel spectrogram remain in float32."""
 HELD = 2**27
 """Approximate maximum number of audio samples in memory at a time (512 MiB as float32)."""
@@ -82,7 +82,7 @@ class BatchEncoder:
 
 
 def feature_encoder(
-    encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS, precision: str = "fp32"
+    encoder: AudioEncoder, batch_seconds: float = BATCH_SECONDS, precision: str = FP32
 ) -> BatchEncoder:
     """Return a batch encoder that computes the features [T, D] (float16) of recordings.
 
@@ -92,7 +92,7 @@ def feature_encoder(
 
     def encode(wavs: list[Tensor]) -> list[Tensor]:
         lengths = torch.tensor([len(w) for w in wavs], device=_device(encoder))
-        with torch.autocast(lengths.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(lengths.device.type, torch.bfloat16, enabled=precision == BF16):
             features, counts = encoder(pad_sequence(wavs, batch_first=True).to(lengths.device), lengths)
         return [f[:n].half().cpu() for f, n in zip(features, counts.tolist(), strict=True)]
 

@@ -144,7 +144,7 @@ class SampleMaker:
 
         Args:
             spoken: whether the question is given as speech, whatever the kind of the task's questions.
-            heard: number of frames that are heard of the answer, or of text ids that are there of a written one.
+            heard: number of frames that are heard of the answer, or of text ids that are kept of a written one.
             ended: whether the end of the part that is heard has labels.
         """
         source, wav, features, frames = self.source, None, None, None

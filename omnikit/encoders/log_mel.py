@@ -42,7 +42,7 @@ def log_mel(wav: Tensor, lengths: Tensor, n_mels: int) -> tuple[Tensor, Tensor]:
     window = torch.hann_window(N_FFT, device=wav.device)
     stft = torch.stft(_reflected(wav, lengths), N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True)
     power = stft[..., : int(frames.max())].abs() ** 2
-    with torch.autocast(wav.device.type, enabled=False):  # its range is too large for the logarithm of rounded values
+    with torch.autocast(wav.device.type, enabled=False):  # a spectrogram in bfloat16 is too coarse
         mel = (torch.from_numpy(mel_filters(n_mels)).to(wav.device) @ power).clamp(min=1e-10).log10()
     inside = lengths_to_mask(frames, mel.shape[-1])[:, None]
     loudest = mel.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True)

@@ -34,7 +34,7 @@ class AnswerMode:
 
     @classmethod
     def of(cls, name: str, options: Mapping[str, Any]) -> AnswerMode:
-        """Return the answer mode of a name with options such as `{task: A1A2, strategy: batch_parallel}`.
+        """Build an answer mode from its name and options such as `{task: A1A2, strategy: batch_parallel}`.
 
         The strategy is an object or a name; without one it is `parallel`.
 
@@ -53,7 +53,7 @@ class AnswerMode:
 
     @classmethod
     def all_of(cls, given: Mapping[str, Mapping[str, Any]]) -> list[AnswerMode]:
-        """Return the answer modes of an option `answer_modes`, which maps names to the options of `of`.
+        """Build the answer modes of a recipe from its option `answer_modes`, which maps names to options as in `of`.
 
         Raises:
             ValueError: there is none; see also `of`.

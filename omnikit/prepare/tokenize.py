@@ -19,7 +19,7 @@ from omnikit.audio.io import waveform
 from omnikit.audio.reader import Sound, Unusable, read
 from omnikit.data.array_cache import fingerprint
 from omnikit.data.batched import in_batches
-from omnikit.data.encode_recordings import BATCH_SECONDS, HELD, PRECISIONS, code_encoder, feature_encoder
+from omnikit.data.encode_recordings import BATCH_SECONDS, FP32, HELD, PRECISIONS, code_encoder, feature_encoder
 from omnikit.data.manifest_writer import AUDIO, CODES_OF
 from omnikit.data.skipped import Item, Remark
 from omnikit.hparams import build_part, names_of
@@ -58,7 +58,7 @@ def tokenize(
     drop: Sequence[str] = (),
     copies: Copies | None = None,
     batch_seconds: float = BATCH_SECONDS,
-    precision: str = PRECISIONS[0],
+    precision: str = FP32,
     shard_size: int = SHARD_SIZE,
     strict: bool = False,
 ) -> Summary:
@@ -190,7 +190,7 @@ class _Tokenizing(ManifestTransform):
         codec_made_by = "" if parts.codec is None else fingerprint(parts.codec, self.codec_name)
         self.depends_on = (codec_made_by, self.encoder_name, self.fields, self.drop, batch_seconds)
         self.depends_on += () if copies is None else copies.depends_on
-        self.depends_on += () if precision == PRECISIONS[0] else (precision,)
+        self.depends_on += () if precision == FP32 else (precision,)
         self.recordings = AUDIO if self.codes else (HEARD,)
         self.written: frozenset[str] = frozenset()
 

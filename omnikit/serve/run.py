@@ -96,7 +96,7 @@ def run(checkpoints: Sequence[str], settings: ServerSettings, options: SystemOpt
 
 
 def leave_a_core(device: str) -> None:
-    """Let torch compute with all cores but one on a CPU: event loop and turn detection need that one.
+    """Limit torch on a CPU to all cores but one, which is left for the event loop and the turn detection.
 
     The environment variable OMP_NUM_THREADS overrides it.
     """

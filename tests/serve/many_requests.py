@@ -71,7 +71,7 @@ class Response:
 
 
 def event_data(text: str) -> list[dict]:
-    """Return the data of server-sent events but the last of chat completions, which is no JSON."""
+    """Return the parsed JSON data of server-sent events, without the `[DONE]` that ends a chat completion."""
     lines = [line.removeprefix("data: ") for line in text.split("\n") if line]
     return [json.loads(line) for line in lines if line != "[DONE]"]
 

@@ -35,6 +35,12 @@ def plan() -> dict[str, list[corpus_plan.PlannedTurn]]:
     return {split: [r for r in rows if r.split == f"dialogs_{split}"] for split in SPLITS}
 
 
+@pytest.fixture(scope="module")
+def written_text() -> list[dict]:
+    """Return the entries of the text for the backbone."""
+    return make_text.rows(1, set())
+
+
 def by_dialog(rows: list) -> list[list]:
     found = defaultdict(list)
     for row in rows:
@@ -295,9 +301,9 @@ def test_no_held_out_sum_is_said_in_a_dialog():
     assert not any(world.mentions_sum(text) for text in followups.texts())
 
 
-def test_written_dialogs(tmp_path):
+def test_written_dialogs(written_text, tmp_path):
     """The text for the backbone has whole dialogs without held-out cases, in the order of their turns."""
-    rows = make_text.rows(1, set())
+    rows = written_text
     spoken = [row for row in rows if "dialog" in row]
     assert len({row["dialog"] for row in spoken}) == make_text.DIALOGS + make_text.REPEATING
     for before, row in itertools.pairwise(rows):
@@ -317,10 +323,10 @@ def test_written_training_dialogs_have_no_held_out_case():
     assert len(cases) > 3000 and not cases & followups.held_out()
 
 
-def test_dialogs_about_a_text_to_repeat():
+def test_dialogs_about_a_text_to_repeat(written_text):
     """The second answer follows from the first, which no dialog to be tested has."""
     dialogs: dict[str, list[tuple[str, str]]] = {}
-    for row in make_text.rows(1, set()):
+    for row in written_text:
         if row["kind"] == "repeat" and "dialog" in row:
             dialogs.setdefault(row["dialog"], []).append((row["t1"], row["t2"]))
     counted = Counter()

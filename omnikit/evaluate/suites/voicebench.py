@@ -239,7 +239,7 @@ def _item(name: str, key: str, row: Mapping[str, Any], path: Path) -> SuiteItem 
 
 
 def _parsed_metrics(given: Sequence[Any], references: Sequence[Any], options: int) -> list[Metric]:
-    """Return the percentages of right answers, unparsable ones counted as wrong or as guessed, and of unparsable ones.
+    """Return the accuracy with unparsable answers as wrong, that with an option drawn for each, and their share.
 
     Args:
         given: parsed answers; None = unparsable.

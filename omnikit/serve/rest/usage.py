@@ -26,7 +26,7 @@ class InputTokenDetails(Body):
 
 
 class TranscriptionUsage(TokenUsage):
-    """The `usage` of a transcription: prompt positions, by kind, too, and tokens of the transcript."""
+    """The `usage` of a transcription: numbers of prompt positions, in all and by kind, and of transcript tokens."""
 
     type: Literal["tokens"]
     input_token_details: InputTokenDetails
@@ -51,7 +51,7 @@ class CompletionTokensDetails(Body):
 
 
 class CompletionUsage(Body):
-    """The `usage` of a chat completion: prompt positions and tokens of the answer, by kind, too."""
+    """The `usage` of a chat completion: numbers of prompt positions and of answer tokens, in all and by kind."""
 
     prompt_tokens: int
     completion_tokens: int
