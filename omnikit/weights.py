@@ -128,7 +128,10 @@ def save_weights(
     tensors = {name: _stored(tensor, dtype) for name, tensor in _untied(weights).items()}
     refuse_not_finite(tensors, file)
     with whole_file(file, SafetensorError) as aside:
+        aside.touch()
+        mode = aside.stat().st_mode
         save_file(tensors, aside)
+        aside.chmod(mode)  # safetensors 0.8 replaces the file by one that only its owner can read
     return file
 
 

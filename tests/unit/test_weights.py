@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_round_trip_casts_and_keeps_ties(tmp_path):
     assert torch.equal(other.embed.weight, model.embed.weight.bfloat16().float())
     assert other.norm.num_batches_tracked == 70001
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_others_may_read_a_file_as_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        files = [save_weights(nn.Linear(3, 2), tmp_path) for _ in range(2)]  # the second one replaces the first
+    finally:
+        os.umask(before)
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o666 & ~umask] * 2
 
 
 def test_full_precision_is_exact(tmp_path):
