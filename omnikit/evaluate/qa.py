@@ -55,12 +55,15 @@ class AnswerMode:
     def all_of(cls, given: Mapping[str, Mapping[str, Any]]) -> list[AnswerMode]:
         """Build the answer modes of a recipe from its option `answer_modes`, which maps names to options as in `of`.
 
+        A name with `None` in place of the options is left out.
+
         Raises:
             ValueError: there is none; see also `of`.
         """
-        if not isinstance(given, Mapping) or not given:
+        wanted = {name: each for name, each in given.items() if each is not None} if isinstance(given, Mapping) else {}
+        if not wanted:
             raise ValueError(f"--answer_modes {given}: must map one or more names to a task and a strategy")
-        return [cls.of(str(name), options) for name, options in given.items()]
+        return [cls.of(str(name), options) for name, options in wanted.items()]
 
 
 @dataclass(frozen=True)

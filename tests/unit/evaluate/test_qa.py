@@ -145,7 +145,9 @@ def test_a_way_must_answer_questions():
     for options in ("A1A2", None, {}, {"strategy": PARALLEL}, {"task": "A1A2", "mode": "parallel"}):
         with pytest.raises(ValueError, match=r"--answer_modes.spoken .*must be a mapping with a task"):
             AnswerMode.of("spoken", options)
-    for modes in (None, {}, "spoken"):
+    left = AnswerMode.all_of({"spoken": None, "written": {"task": "A1T2"}})
+    assert [mode.name for mode in left] == ["written"]
+    for modes in (None, {}, {"spoken": None}, "spoken"):
         with pytest.raises(ValueError, match=f"--answer_modes {modes}: must map"):
             AnswerMode.all_of(modes)
 
