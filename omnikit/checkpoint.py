@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from ruamel.yaml.nodes import MappingNode
+from torch import Tensor
 
 from omnikit.files import present_folder, whole_folder, write_text
 from omnikit.hparams import check_safe, different_parts, packaged
@@ -40,7 +41,7 @@ from omnikit.size_limits import check_memory, limited
 from omnikit.skip_init import SkipInit
 from omnikit.torchrun import check_device
 from omnikit.untrusted_files import inside, read_text
-from omnikit.weights import FILE_NAME, Stored, check_fits, load_into, save_weights, stored_tensors
+from omnikit.weights import FILE_NAME, LORA, Stored, check_fits, load_into, save_weights, stored_tensors
 
 HPARAMS = "hparams.yaml"
 PRETRAINED = Path(packaged("pretrained"))
@@ -79,11 +80,61 @@ def save(
     weights = model.state_dict(keep_vars=True) if weights is None else weights
     public = {} if whole else _public_parts(model, weights)
     stored = {name: tensor for name, tensor in weights.items() if _part_of(name) not in public}
+    _write(model, folder, dtype, stored, public)
+
+
+def _write(
+    model: OmniLM, folder: Path, dtype: torch.dtype, weights: Stored, public: Mapping[str, PublicWeights]
+) -> None:
     with whole_folder(folder) as aside:
         write_text(aside / HPARAMS, _with_tokenizer(model.recipe, _tokenizer_file(model)) + _public_text(public))
-        save_weights(model, aside, dtype, stored)
+        save_weights(model, aside, dtype, weights)
         model.llm.tokenizer.save(str(aside))
         _keep_others(folder, aside)
+
+
+def average(folders: Sequence[str | Path], target: str | Path) -> None:
+    """Write a checkpoint whose weights are the means of the weights of several checkpoints of the same parts.
+
+    Such checkpoints are of one training, or of trainings that went on from the same weights. Parts, tokenizer and
+    integers are those of the first one.
+
+    Args:
+        folders: checkpoint folders, names of shipped systems or hub ids, see `existing`.
+        target: folder of the new checkpoint; unrelated files in it stay.
+
+    Raises:
+        ValueError: there are less than two checkpoints; they differ in a part, the tokenizer or public weights; or one
+            has LoRA, whose product is not averaged by averaging its factors. See also `load`.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"average: needs two checkpoints or more, got {len(folders)}")
+    read = [_read(existing(folder)) for folder in folders]
+    model, *_ = [parts.outline() for parts in read]
+    for parts in read:
+        other = different_parts(parts.text, read[0].text)
+        if parts.public != read[0].public:
+            other["public weights"] = str(parts.public), str(read[0].public)
+        if other:
+            listed = "; ".join(f"{part} is {there} there and {here} here" for part, (there, here) in other.items())
+            raise ValueError(f"checkpoint {parts.source}: has other parts than {read[0].source}: {listed}")
+        if any(LORA in name for name in parts.stored):
+            raise ValueError(f"checkpoint {parts.source}: has LoRA weights, of which there is no mean")
+        tokenizer = tokenizer_node(parts.nodes)
+        if tokenizer is not None:
+            check_same_ids(model.llm.tokenizer, tokenizer.value, f"checkpoint {parts.source}")
+    means = {name: _mean([parts.stored[name] for parts in read]) for name in read[0].stored}
+    dtypes = [tensor.dtype for parts in read for tensor in parts.stored.values() if tensor.is_floating_point()]
+    _write(model, Path(target), reduce(torch.promote_types, dtypes), means, read[0].public)
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    if not tensors[0].is_floating_point():
+        return tensors[0]
+    total = torch.zeros_like(tensors[0], dtype=torch.float32)
+    for tensor in tensors:
+        total += tensor
+    return total / len(tensors)
 
 
 def load(

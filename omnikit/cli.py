@@ -493,6 +493,20 @@ def convert(
     typer.echo(out_dir)
 
 
+@app.command()
+def average(
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="DIR DIR ..", help="Checkpoint folders, shipped names or hub ids.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder of the new checkpoint.")],
+) -> None:
+    """Average the weights of checkpoints of the same parts, which often generalizes better than any of them."""
+    from omnikit import checkpoint
+
+    checkpoint.average(checkpoints, output)
+    typer.echo(output)
+
+
 @app.command(name="recipe")
 def write_finetuning_recipe(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder that train.py and train.yaml are written to.")],

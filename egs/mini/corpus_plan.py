@@ -37,14 +37,16 @@ QA_TRAIN, QA_DEV, QA_HELD_OUT_READINGS = 8000, 200, 4
 QA_HESITATING = 1500
 """Number of additional training questions with a hesitation or a pause."""
 DIALOGS = {"dialogs_train": 5000, "dialogs_dev": 100, "dialogs_test_seen": 200, "dialogs_test_unseen": 200}
+MORE_SPLIT, MORE_DIALOGS = "dialogs_more", 10000
+"""Name and number of the additional training dialogs, with whose facts nothing else is chosen."""
 WRITTEN_SPLIT, WRITTEN_DIALOGS = "dialogs_written", 30000
 """Name and number of the training dialogs whose questions are not recorded; their answers are."""
 CROP_SPLIT, CROP_DIALOGS = "dialogs_test_crop", 100
 """Name and number of the test dialogs about an answer that is interrupted: their last question is about it."""
 FEWEST_DIALOGS = 60
 """Minimum number of training dialogs at any scale; with fewer there are hardly any held-out cases of their facts."""
-HESITATING_SHARE = 0.1
-"""Share of the turns of training dialogs with a hesitation or a pause."""
+HESITATING_SHARE, MORE_HESITATING_SHARE = 0.1, 0.3
+"""Shares of the turns of training dialogs, and of the additional ones, with a hesitation or a pause."""
 NOISE_SNR_DB = (15.0, 20.0)
 
 
@@ -345,7 +347,19 @@ def plan_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
         for i, dialog in enumerate(dialogs):
             how = (rng.choice(who), rng.choice(speeds), rng.choice(pitches))
             rows += _planned_turns(split, f"{split}-{i:05d}", dialog, how, guesses)
-    return _some_hesitating(rows, seed)
+    train_rows = [row for row in rows if row.split == "dialogs_train"]
+    rng = random.Random(f"hesitating dialogs {seed}")
+    return _some_hesitating(train_rows, HESITATING_SHARE, rng) + rows[len(train_rows) :]
+
+
+def plan_more_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
+    """Return the planned recordings of the additional training dialogs, in which no held-out case occurs."""
+    rng = random.Random(f"{MORE_SPLIT} {seed}")
+    rows: list[PlannedTurn] = []
+    for i, dialog in enumerate(dialog_plan.draw_dialogs(rng, scaled(MORE_DIALOGS, scale))):
+        how = tuple(map(rng.choice, (voices.TRAIN_VOICES, voices.SPEEDS, voices.PITCHES)))
+        rows += _planned_turns(MORE_SPLIT, f"{MORE_SPLIT}-{i:05d}", dialog, how, {})
+    return _some_hesitating(rows, MORE_HESITATING_SHARE, rng)
 
 
 def plan_crop_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
@@ -375,9 +389,5 @@ def _planned_turns(
     ]  # fmt: skip
 
 
-def _some_hesitating(rows: list[PlannedTurn], seed: int) -> list[PlannedTurn]:
-    rng = random.Random(f"hesitating dialogs {seed}")
-    return [
-        _hesitating(row, rng) if row.split == "dialogs_train" and rng.random() < HESITATING_SHARE else row
-        for row in rows
-    ]
+def _some_hesitating(rows: list[PlannedTurn], share: float, rng: random.Random) -> list[PlannedTurn]:
+    return [_hesitating(row, rng) if rng.random() < share else row for row in rows]

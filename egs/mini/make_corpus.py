@@ -3,11 +3,11 @@
     python make_corpus.py --data_folder data [--seed 1] [--scale 1.0]
 
 This writes `<data_folder>/corpus` (`train-clean` .. `test-voice`, `SPEAKERS.TXT`, `RECORDINGS.CSV`, `READY`) and
-`<data_folder>/qa` (`train`, `dev`, `test_seen`, `test_unseen`, `test_heldout`, `dialogs_train`, `dialogs_written`,
-`dialogs_dev`, `dialogs_test_seen`, `dialogs_test_unseen`, `dialogs_test_crop` and `answers`, all `.parquet`). The
-recording of an answer is found in `answers.parquet` by its text `t2`, those of `dialogs_test_crop` excepted. The
-questions of `dialogs_written` are not recorded. Both are written to other folders first, which are renamed when they
-are complete; `READY` is written last.
+`<data_folder>/qa` (`train`, `dev`, `test_seen`, `test_unseen`, `test_heldout`, `dialogs_train`, `dialogs_more`,
+`dialogs_written`, `dialogs_dev`, `dialogs_test_seen`, `dialogs_test_unseen`, `dialogs_test_crop` and `answers`, all
+`.parquet`). The recording of an answer is found in `answers.parquet` by its text `t2`, those of `dialogs_test_crop`
+excepted. The questions of `dialogs_written` are not recorded. Both are written to other folders first, which are
+renamed when they are complete; `READY` is written last.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from corpus_plan import (
     plan_corpus,
     plan_crop_dialogs,
     plan_dialogs,
+    plan_more_dialogs,
     plan_questions,
 )
 from dialog_plan import DialogTurn
@@ -158,6 +159,7 @@ DIALOG_COLUMNS = ("dialog", "turn", "template", "guess")
 def write_questions(
     questions: list[PlannedReading],
     dialogs: list[PlannedTurn],
+    more: list[PlannedTurn],
     written: list[list[DialogTurn]],
     folder: Path,
     workers: int,
@@ -165,17 +167,19 @@ def write_questions(
     """Synthesize questions and dialogs, write a Parquet file for each split, and one with the recorded answers.
 
     Args:
+        more: further dialogs, synthesized after the others, which do not depend on them.
         written: dialogs of which only the answers are synthesized.
     """
     _write_splits(questions, COLUMNS, folder, workers, "questions")
-    _write_splits(dialogs, COLUMNS + DIALOG_COLUMNS, folder, workers, "dialogs")
+    for turns, title in ((dialogs, "dialogs"), (more, "more dialogs")):
+        _write_splits(turns, COLUMNS + DIALOG_COLUMNS, folder, workers, title)
     rows = [row for i, turns in enumerate(written) for row in dialog_plan.written(f"{WRITTEN_SPLIT}-{i:05d}", turns)]
     with whole_file(folder / f"{WRITTEN_SPLIT}.parquet") as path:
         pq.write_table(pa.Table.from_pylist(rows), path)
-    answers = {r.answer for r in questions}
-    new = {r.answer for r in dialogs} - answers
-    others = {turn.answer for dialog in written for turn in dialog} - answers - new
-    read = [item for texts in (answers, new, others) for item in render_all(_answers(texts), workers, "answers")]
+    read: list[tuple[str, str, bytes]] = []
+    for group in (questions, dialogs, itertools.chain.from_iterable(written), more):
+        new = {r.answer for r in group} - {text for _, text, _ in read}
+        read += render_all(_answers(new), workers, "answers")
     table = pa.table({"t2": [text for _, text, _ in read], "a2": [sound for _, _, sound in read]}).sort_by("t2")
     pq.write_table(table, folder / "answers.parquet")
 
@@ -222,8 +226,9 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
     data_folder = Path(data_folder)
     corpus, qa, ready = data_folder / "corpus", data_folder / "qa", data_folder / "corpus" / "READY"
     sentences, questions, dialogs = plan_corpus(seed, scale), plan_questions(seed, scale), plan_dialogs(seed, scale)
-    written = draw_written_dialogs(seed, scale)
-    summary = {"seed": seed, "scale": scale, "corpus": counts_of(sentences), "qa": counts_of([*questions, *dialogs])}
+    more, written = plan_more_dialogs(seed, scale), draw_written_dialogs(seed, scale)
+    in_qa = counts_of([*questions, *dialogs, *more])
+    summary = {"seed": seed, "scale": scale, "corpus": counts_of(sentences), "qa": in_qa}
     summary["qa"][WRITTEN_SPLIT] = sum(map(len, written))
     if ready.exists():
         if json.loads(ready.read_text()) == summary:
@@ -233,7 +238,7 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
     for leftover in (corpus, qa):  # without READY they may be incomplete
         shutil.rmtree(leftover, ignore_errors=True)
     with whole_folder(qa) as aside:
-        write_questions(questions, dialogs, written, aside, workers)
+        write_questions(questions, dialogs, more, written, aside, workers)
         crops = plan_crop_dialogs(seed, scale)
         _write_splits(crops, COLUMNS + DIALOG_COLUMNS, aside, workers, "dialogs about interrupted answers")
     with whole_folder(corpus) as aside:

@@ -20,7 +20,7 @@
 # Whisper's weights: --whisper_weights FILE (base.pt), or the folder OMNIKIT_WEIGHTS with that file in it, or
 # openai-whisper's own download. --copies N: how many augmented copies of the recordings to recognise are encoded beside
 # them; if any, one copy of the questions, too, and none of the dialogs. N is 2 with --ears whisper_base, which takes
-# 8 GB, and 0 with --ears mini.
+# 10 GB, and 0 with --ears mini.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -109,7 +109,7 @@ if wanted 1 corpus; then
   "$PYTHON" "$here/make_text.py" --data_folder "$data"
   "$PYTHON" "$root/recipes/LibriSpeech/prepare.py" --data_folder "$data/corpus" --save_folder "$data/manifests" \
     --splits train-clean dev-clean test-clean test-other train-voice dev-voice test-voice
-elif [ -f "$data/corpus/READY" ] && [ ! -f "$data/qa/dialogs_written.parquet" ]; then # another corpus: says so and ends
+elif [ -f "$data/corpus/READY" ] && [ ! -f "$data/qa/dialogs_more.parquet" ]; then # another corpus: says so and ends
   "$PYTHON" "$here/make_corpus.py" --data_folder "$data" --scale "$scale"
 fi
 if $scratch && [ "$ears" = mini ] && wanted 2 encoder; then
@@ -139,6 +139,7 @@ encode_recognition() { encode asr "$data/manifests/train-clean.csv" "$copies"; }
 encode_questions() {
   encode qa "$data/qa/train.parquet" $((copies > 0))
   encode dialogs "$data/qa/dialogs_train.parquet" 0
+  encode dialogs_more "$data/qa/dialogs_more.parquet" 0
 }
 side_by_side() { # runs functions at the same time; the first that fails ends the others and the script, as Ctrl-C does
   local threads
@@ -171,7 +172,7 @@ if wanted 6 features; then
   echo "features: $((SECONDS - began)) s, $(du -sh "$encoded" | cut -f1)"
 fi
 heard=(--sources.asr.manifest "$encoded/asr" --sources.qa.manifest "$encoded/qa"
-  --sources.dialogs.manifest "$encoded/dialogs")
+  --sources.dialogs.manifest "$encoded/dialogs" --sources.dialogs_more.manifest "$encoded/dialogs_more")
 if wanted 7 "stage 1"; then
   train stage1 stage1 "${heard[@]}" "${encoder[@]:2}" --llm.weights "$base/llm" --codec.weights "$base/$codec"
 fi

@@ -88,6 +88,8 @@ def write_data(folder: Path) -> Path:
         pq.write_table(pa.Table.from_pylist(rows), folder / "qa" / f"{name}.parquet")
         turns = [{**row, "dialog": f"{name}-d{i // 2}", "turn": i % 2} for i, row in enumerate(rows)]
         pq.write_table(pa.Table.from_pylist(turns), folder / "qa" / f"dialogs_{name}.parquet")
+    others = [{**turn, "id": f"more-{turn['id']}", "dialog": f"more-{turn['dialog']}"} for turn in turns]
+    pq.write_table(pa.Table.from_pylist(others), folder / "qa" / "dialogs_more.parquet")
     written = pa.Table.from_pylist([{**turn, "dialog": f"written-{turn['dialog']}"} for turn in turns]).drop(["a1"])
     for name in ("dialogs_written", "text"):
         pq.write_table(written, folder / "qa" / f"{name}.parquet")

@@ -39,6 +39,7 @@ def test_stages_train_on_stored_features_of_whisper(run_here, data: Path, weight
         "asr": data / "manifests" / "train-clean.csv",
         "qa": data / "qa" / "train.parquet",
         "dialogs": data / "qa" / "dialogs_train.parquet",
+        "dialogs_more": data / "qa" / "dialogs_more.parquet",
     }
     flags: list[object] = []
     for name, manifest in manifests.items():

@@ -93,7 +93,12 @@ def test_demo_refuses_what_it_does_not_know(journey):
         assert done.returncode == 2 and done.stderr.startswith(f"demo.sh: {message}") and not calls
 
 
-FEATURES = {"asr": "manifests/train-clean.csv", "qa": "qa/train.parquet", "dialogs": "qa/dialogs_train.parquet"}
+FEATURES = {
+    "asr": "manifests/train-clean.csv",
+    "qa": "qa/train.parquet",
+    "dialogs": "qa/dialogs_train.parquet",
+    "dialogs_more": "qa/dialogs_more.parquet",
+}
 
 
 @pytest.mark.parametrize("ears", ["mini", "whisper_base"])
@@ -116,7 +121,7 @@ def test_speech_is_encoded_once_for_all_stages(journey, tmp_path, monkeypatch, e
         assert all(f"--sources.{name}.manifest {results / 'features' / name}" in stage for stage in stages)
     assert all(("hparams/whisper_base.yaml" in stage) == (ears == "whisper_base") for stage in stages)
     threads = (tmp_path / "calls.threads").read_text().split()
-    assert threads == [str(max(1, len(os.sched_getaffinity(0)) // 2))] * 3  # two processes at a time
+    assert threads == [str(max(1, len(os.sched_getaffinity(0)) // 2))] * len(FEATURES)  # two processes at a time
     if ears == "whisper_base":
         assert (results / "weights" / "base.pt").resolve() == weights
         assert not any("pretrained/encoder" in call for call in calls)
@@ -135,7 +140,7 @@ def test_the_last_stage_that_was_trained_is_evaluated(journey, tmp_path, there):
 
 def test_the_number_of_copies_is_that_of_recordings_to_recognise(journey, tmp_path):
     folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"), "--stage", "6"]
-    for file in ("corpus/READY", "qa/dialogs_written.parquet"):
+    for file in ("corpus/READY", "qa/dialogs_more.parquet"):
         (tmp_path / "data" / file).parent.mkdir(parents=True)
         (tmp_path / "data" / file).touch()
     for copies, expected in (("3", {"asr": "3", "qa": "1"}), ("0", {})):
@@ -143,7 +148,7 @@ def test_the_number_of_copies_is_that_of_recordings_to_recognise(journey, tmp_pa
         done, calls = journey("run.sh", "--copies", copies, *folders, "--stop_stage", "6", usable=True)
         assert done.returncode == 0, done.stderr
         found = [re.search(r"/features/(\w+) .*--copies (\d+)", call) for call in calls]
-        assert dict(each.groups() for each in found if each) == expected and len(calls) == 3
+        assert dict(each.groups() for each in found if each) == expected and len(calls) == len(FEATURES)
 
 
 def test_a_corpus_that_lacks_a_split_is_checked(journey, tmp_path):

@@ -162,6 +162,16 @@ def test_a_fifth_of_the_training_recordings_is_as_people_speak():
     assert others["test-other"].voice in voices.TEST_VOICES and others["test-other"].noise_seed is not None
 
 
+def test_a_fifth_of_all_recordings_to_be_heard_is_as_people_speak():
+    """Counted with the questions and dialogs: strings with pauses, and texts with a hesitation or a pause."""
+    rows = [r for r in corpus_plan.plan_corpus(1, 0.1) if r.split == "train-clean"]
+    rows += [r for r in corpus_plan.plan_questions(1, 0.1) if r.split == "train"]
+    rows += [r for r in corpus_plan.plan_dialogs(1, 0.1) if r.split == "dialogs_train"]
+    rows += corpus_plan.plan_more_dialogs(1, 0.1)
+    spoken = [r for r in rows if r.parts or r.chapter == corpus_plan.SPOKEN_CHAPTER]
+    assert len(rows) > 7000 and len(spoken) > 0.2 * len(rows)
+
+
 def test_texts_as_people_speak():
     rng = random.Random(1)
     made = [spoken_texts.draw(rng) for _ in range(4000)]

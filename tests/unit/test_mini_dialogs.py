@@ -23,7 +23,7 @@ import make_text  # noqa: E402
 import voices  # noqa: E402
 import world  # noqa: E402
 
-SPLITS = ("train", "dev", "test_seen", "test_unseen")
+SPLITS = ("train", "more", "dev", "test_seen", "test_unseen")
 CASES = [(template, case) for template in followups.templates() for case in template.cases]
 SCALE = 0.2
 
@@ -31,7 +31,7 @@ SCALE = 0.2
 @pytest.fixture(scope="module")
 def plan() -> dict[str, list[corpus_plan.PlannedTurn]]:
     """Return the planned turns of each split at a fifth of the full size."""
-    rows = corpus_plan.plan_dialogs(3, SCALE)
+    rows = corpus_plan.plan_dialogs(3, SCALE) + corpus_plan.plan_more_dialogs(3, SCALE)
     return {split: [r for r in rows if r.split == f"dialogs_{split}"] for split in SPLITS}
 
 
@@ -209,7 +209,7 @@ def test_held_out_cases_are_in_no_training_dialog(plan):
     alone = [case for _, case in CASES if len(case.facts) == 1]
     questions = {ask for case in alone for ask in case.asks}
     trained, known = set(), set()
-    for dialog in by_dialog([*plan["train"], *plan["dev"]]):
+    for dialog in by_dialog([*plan["train"], *plan["more"], *plan["dev"]]):
         stated = [r.text for r in dialog if r.kind == "first"]
         known |= set(stated)
         if len(stated) == 1:
@@ -261,10 +261,10 @@ def test_dialogs_are_short_and_end_with_a_follow_up(plan):
 
 def test_voices_of_the_dialogs(plan):
     spoken = {split: {r.voice for r in plan[split]} for split in SPLITS}
-    assert spoken["train"] <= set(voices.TRAIN_VOICES) and spoken["test_seen"] <= set(voices.TRAIN_VOICES)
+    assert all(spoken[split] <= set(voices.TRAIN_VOICES) for split in ("train", "more", "test_seen"))
     assert spoken["test_unseen"] <= set(voices.TEST_VOICES)
     manner = {split: {(r.speed, r.pitch) for r in plan[split]} for split in SPLITS}
-    assert not manner["train"] & (manner["dev"] | manner["test_seen"] | manner["test_unseen"])
+    assert not (manner["train"] | manner["more"]) & (manner["dev"] | manner["test_seen"] | manner["test_unseen"])
 
 
 def test_dialogs_about_interrupted_answers(plan):
@@ -317,7 +317,6 @@ def test_written_dialogs(written_text, tmp_path):
 
 
 def test_written_training_dialogs_have_no_held_out_case():
-    """No dialog of training, spoken or written, has a held-out pair of history and follow-up."""
     drawn = corpus_plan.draw_training_dialogs(3, 0.2) + corpus_plan.draw_written_dialogs(3, 0.2)
     cases = {turn.case for dialog in drawn for turn in dialog if turn.case}
     assert len(cases) > 3000 and not cases & followups.held_out()
