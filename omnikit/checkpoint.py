@@ -23,6 +23,7 @@ import torch
 from ruamel.yaml.nodes import MappingNode
 from torch import Tensor
 
+from omnikit.errors import there_and_here
 from omnikit.files import present_folder, whole_folder, write_text
 from omnikit.hparams import check_safe, different_parts, packaged
 from omnikit.hparams.name_lookup import nearest
@@ -86,6 +87,7 @@ def save(
 def _write(
     model: OmniLM, folder: Path, dtype: torch.dtype, weights: Stored, public: Mapping[str, PublicWeights]
 ) -> None:
+    """Write a checkpoint of a model's recipe and tokenizer with the given weights; see `save`."""
     with whole_folder(folder) as aside:
         write_text(aside / HPARAMS, _with_tokenizer(model.recipe, _tokenizer_file(model)) + _public_text(public))
         save_weights(model, aside, dtype, weights)
@@ -104,31 +106,39 @@ def average(folders: Sequence[str | Path], target: str | Path) -> None:
         target: folder of the new checkpoint; unrelated files in it stay.
 
     Raises:
-        ValueError: there are less than two checkpoints; they differ in a part, the tokenizer or public weights; or one
+        ValueError: there are fewer than two checkpoints; they differ in a part, the tokenizer or public weights; or one
             has LoRA, whose product is not averaged by averaging its factors. See also `load`.
     """
     if len(folders) < 2:
         raise ValueError(f"average: needs two checkpoints or more, got {len(folders)}")
     read = [_read(existing(folder)) for folder in folders]
-    model, *_ = [parts.outline() for parts in read]
     for parts in read:
-        other = different_parts(parts.text, read[0].text)
-        if parts.public != read[0].public:
-            other["public weights"] = str(parts.public), str(read[0].public)
-        if other:
-            listed = "; ".join(f"{part} is {there} there and {here} here" for part, (there, here) in other.items())
-            raise ValueError(f"checkpoint {parts.source}: has other parts than {read[0].source}: {listed}")
         if any(LORA in name for name in parts.stored):
             raise ValueError(f"checkpoint {parts.source}: has LoRA weights, of which there is no mean")
-        tokenizer = tokenizer_node(parts.nodes)
-        if tokenizer is not None:
-            check_same_ids(model.llm.tokenizer, tokenizer.value, f"checkpoint {parts.source}")
-    means = {name: _mean([parts.stored[name] for parts in read]) for name in read[0].stored}
+    first, *others = read
+    model = first.outline()
+    for parts in others:
+        _check_same_parts(parts, first, model)
+        parts.outline()  # checks that its weights fit its parts
+    means = {name: _mean([parts.stored[name] for parts in read]) for name in first.stored}
     dtypes = [tensor.dtype for parts in read for tensor in parts.stored.values() if tensor.is_floating_point()]
-    _write(model, Path(target), reduce(torch.promote_types, dtypes), means, read[0].public)
+    _write(model, Path(target), reduce(torch.promote_types, dtypes), means, first.public)
+
+
+def _check_same_parts(parts: _Parts, first: _Parts, model: OmniLM) -> None:
+    """Check that a checkpoint has the parts, public weights and tokenizer of a first one, whose model is given."""
+    other = different_parts(parts.text, first.text)
+    if parts.public != first.public:
+        other["public weights"] = str(parts.public), str(first.public)
+    if other:
+        raise ValueError(f"checkpoint {parts.source}: has other parts than {first.source}: {there_and_here(other)}")
+    tokenizer = tokenizer_node(parts.nodes)
+    if tokenizer is not None:
+        check_same_ids(model.llm.tokenizer, tokenizer.value, f"checkpoint {parts.source}")
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the mean of floating-point tensors in float32, and of other tensors the first one."""
     if not tensors[0].is_floating_point():
         return tensors[0]
     total = torch.zeros_like(tensors[0], dtype=torch.float32)
@@ -268,10 +278,8 @@ def restore(model: OmniLM, folder: str | Path) -> None:
     trained, source = _hparams(folder), str(folder / HPARAMS)
     root = check_bounds(trained, source)
     trained, public = _split_public(trained, source)
-    differences = different_parts(trained, model.recipe)
-    other = [f"{part} is {there} there and {here} here" for part, (there, here) in differences.items()]
-    if other:
-        raise ValueError(f"checkpoint {folder} was trained with other parts: {'; '.join(other)}")
+    if other := different_parts(trained, model.recipe):
+        raise ValueError(f"checkpoint {folder} was trained with other parts: {there_and_here(other)}")
     tokenizer = tokenizer_node(root)
     if tokenizer is not None:
         check_same_ids(model.llm.tokenizer, str(_tokenizer_of(folder, tokenizer.value)), f"checkpoint {folder}")

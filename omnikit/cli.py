@@ -500,7 +500,10 @@ def average(
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder of the new checkpoint.")],
 ) -> None:
-    """Average the weights of checkpoints of the same parts, which often generalizes better than any of them."""
+    """Average the weights of checkpoints that have the same parts, such as several of one training.
+
+    The result often generalizes better than each of them (arXiv 1803.05407).
+    """
     from omnikit import checkpoint
 
     checkpoint.average(checkpoints, output)

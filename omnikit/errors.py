@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -113,6 +113,11 @@ class ArgumentParser(argparse.ArgumentParser):
 def one_line(message: object, most: int | None = 300) -> str:
     """Return the text of an error or another object in one line, truncated after `most` characters."""
     return " ".join(str(message).split())[:most]
+
+
+def there_and_here(different: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return differences as text for an error: `{"codec": ("snac", "mimi")}` as `codec is snac there and mimi here`."""
+    return "; ".join(f"{name} is {there} there and {here} here" for name, (there, here) in different.items())
 
 
 class Unwritable(ValueError):

@@ -38,7 +38,7 @@ QA_HESITATING = 1500
 """Number of additional training questions with a hesitation or a pause."""
 DIALOGS = {"dialogs_train": 5000, "dialogs_dev": 100, "dialogs_test_seen": 200, "dialogs_test_unseen": 200}
 MORE_SPLIT, MORE_DIALOGS = "dialogs_more", 10000
-"""Name and number of the additional training dialogs, with whose facts nothing else is chosen."""
+"""Name and number of the additional training dialogs; unlike `dialogs_train`, they do not decide what the tests ask."""
 WRITTEN_SPLIT, WRITTEN_DIALOGS = "dialogs_written", 30000
 """Name and number of the training dialogs whose questions are not recorded; their answers are."""
 CROP_SPLIT, CROP_DIALOGS = "dialogs_test_crop", 100
@@ -48,6 +48,12 @@ FEWEST_DIALOGS = 60
 HESITATING_SHARE, MORE_HESITATING_SHARE = 0.1, 0.3
 """Shares of the turns of training dialogs, and of the additional ones, with a hesitation or a pause."""
 NOISE_SNR_DB = (15.0, 20.0)
+Manner = tuple[list[str], tuple[int, ...], tuple[int, ...]]
+"""Voices, speeds and pitches to choose from."""
+TRAINED: Manner = (voices.TRAIN_VOICES, voices.SPEEDS, voices.PITCHES)
+SEEN: Manner = (voices.TRAIN_VOICES, voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES)
+UNSEEN: Manner = (voices.TEST_VOICES, voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES)
+"""Manners in which dialogs of training and of tests in training and in unseen voices are read."""
 
 
 @dataclass(frozen=True)
@@ -322,7 +328,7 @@ def draw_training_dialogs(seed: int, scale: float = 1.0) -> list[list[DialogTurn
 
 
 def draw_written_dialogs(seed: int, scale: float = 1.0) -> list[list[DialogTurn]]:
-    """Return the training dialogs that are typed, so that only their answers are recorded; no held-out case occurs."""
+    """Draw the training dialogs with typed questions, of which only the answers are recorded; no case is held out."""
     return dialog_plan.draw_dialogs(random.Random(f"{WRITTEN_SPLIT} {seed}"), scaled(WRITTEN_DIALOGS, scale))
 
 
@@ -337,29 +343,22 @@ def plan_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
     rows: list[PlannedTurn] = []
     for split, count in DIALOGS.items():
         rng = random.Random(f"{split} {seed}")
-        who = voices.TEST_VOICES if split == "dialogs_test_unseen" else voices.TRAIN_VOICES
-        speeds, pitches = voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES
         if split == "dialogs_train":
-            dialogs, speeds, pitches = train, voices.SPEEDS, voices.PITCHES
-        else:
-            held_out = split.startswith("dialogs_test")
-            dialogs = dialog_plan.draw_dialogs(rng, scaled(count, scale), held_out=held_out, told=told)
-        for i, dialog in enumerate(dialogs):
-            how = (rng.choice(who), rng.choice(speeds), rng.choice(pitches))
-            rows += _planned_turns(split, f"{split}-{i:05d}", dialog, how, guesses)
-    train_rows = [row for row in rows if row.split == "dialogs_train"]
-    rng = random.Random(f"hesitating dialogs {seed}")
-    return _some_hesitating(train_rows, HESITATING_SHARE, rng) + rows[len(train_rows) :]
+            read = _read_dialogs(split, train, TRAINED, rng, guesses)
+            rows += _some_hesitating(read, HESITATING_SHARE, random.Random(f"hesitating dialogs {seed}"))
+            continue
+        held_out = split.startswith("dialogs_test")
+        dialogs = dialog_plan.draw_dialogs(rng, scaled(count, scale), held_out=held_out, told=told)
+        manner = UNSEEN if split == "dialogs_test_unseen" else SEEN
+        rows += _read_dialogs(split, dialogs, manner, rng, guesses)
+    return rows
 
 
 def plan_more_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
     """Return the planned recordings of the additional training dialogs, in which no held-out case occurs."""
     rng = random.Random(f"{MORE_SPLIT} {seed}")
-    rows: list[PlannedTurn] = []
-    for i, dialog in enumerate(dialog_plan.draw_dialogs(rng, scaled(MORE_DIALOGS, scale))):
-        how = tuple(map(rng.choice, (voices.TRAIN_VOICES, voices.SPEEDS, voices.PITCHES)))
-        rows += _planned_turns(MORE_SPLIT, f"{MORE_SPLIT}-{i:05d}", dialog, how, {})
-    return _some_hesitating(rows, MORE_HESITATING_SHARE, rng)
+    dialogs = dialog_plan.draw_dialogs(rng, scaled(MORE_DIALOGS, scale))
+    return _some_hesitating(_read_dialogs(MORE_SPLIT, dialogs, TRAINED, rng, {}), MORE_HESITATING_SHARE, rng)
 
 
 def plan_crop_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
@@ -370,23 +369,26 @@ def plan_crop_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
     train = draw_training_dialogs(seed, scale)
     told, guesses = dialog_plan.told_facts(train), dialog_plan.guesses(train)
     rng = random.Random(f"{CROP_SPLIT} {seed}")
-    rows: list[PlannedTurn] = []
-    for i, dialog in enumerate(dialog_plan.draw_about_answers(rng, scaled(CROP_DIALOGS, scale), told)):
-        how = tuple(map(rng.choice, (voices.TEST_VOICES, voices.HELD_OUT_SPEEDS, voices.HELD_OUT_PITCHES)))
-        rows += _planned_turns(CROP_SPLIT, f"{CROP_SPLIT}-{i:05d}", dialog, how, guesses)
-    return rows
+    dialogs = dialog_plan.draw_about_answers(rng, scaled(CROP_DIALOGS, scale), told)
+    return _read_dialogs(CROP_SPLIT, dialogs, UNSEEN, rng, guesses)
 
 
-def _planned_turns(
-    split: str, name: str, dialog: list[DialogTurn], how: tuple[str, int, int], guesses: dict[str, str]
+def _read_dialogs(
+    split: str, dialogs: Iterable[list[DialogTurn]], manner: Manner, rng: random.Random, guesses: dict[str, str]
 ) -> list[PlannedTurn]:
-    return [
-        PlannedTurn(
-            split, turn.text, *how, id=f"{name}-{i}", kind=turn.kind, answer=turn.answer, dialog=name, turn=i,
-            template=turn.template, accepted=turn.accepted, guess=guesses.get(turn.text, "") if turn.template else "",
-        )
-        for i, turn in enumerate(dialog)
-    ]  # fmt: skip
+    """Return the planned recordings of a split's dialogs, each in one random voice at one speed and pitch."""
+    rows = []
+    for i, dialog in enumerate(dialogs):
+        how, name = tuple(map(rng.choice, manner)), f"{split}-{i:05d}"
+        rows += [
+            PlannedTurn(
+                split, turn.text, *how, id=f"{name}-{n}", kind=turn.kind, answer=turn.answer, dialog=name, turn=n,
+                template=turn.template, accepted=turn.accepted,
+                guess=guesses.get(turn.text, "") if turn.template else "",
+            )
+            for n, turn in enumerate(dialog)
+        ]  # fmt: skip
+    return rows
 
 
 def _some_hesitating(rows: list[PlannedTurn], share: float, rng: random.Random) -> list[PlannedTurn]:

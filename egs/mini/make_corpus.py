@@ -153,7 +153,7 @@ def _write_recordings(recordings: list[PlannedReading], path: Path) -> None:
 
 
 COLUMNS = ("id", "split", "voice", "speed", "pitch", "kind")
-DIALOG_COLUMNS = ("dialog", "turn", "template", "guess")
+DIALOG_COLUMNS = (*COLUMNS, "dialog", "turn", "template", "guess")
 
 
 def write_questions(
@@ -172,7 +172,7 @@ def write_questions(
     """
     _write_splits(questions, COLUMNS, folder, workers, "questions")
     for turns, title in ((dialogs, "dialogs"), (more, "more dialogs")):
-        _write_splits(turns, COLUMNS + DIALOG_COLUMNS, folder, workers, title)
+        _write_splits(turns, DIALOG_COLUMNS, folder, workers, title)
     rows = [row for i, turns in enumerate(written) for row in dialog_plan.written(f"{WRITTEN_SPLIT}-{i:05d}", turns)]
     with whole_file(folder / f"{WRITTEN_SPLIT}.parquet") as path:
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -240,7 +240,7 @@ def make_corpus(data_folder: str | Path, seed: int = 1, scale: float = 1.0, work
     with whole_folder(qa) as aside:
         write_questions(questions, dialogs, more, written, aside, workers)
         crops = plan_crop_dialogs(seed, scale)
-        _write_splits(crops, COLUMNS + DIALOG_COLUMNS, aside, workers, "dialogs about interrupted answers")
+        _write_splits(crops, DIALOG_COLUMNS, aside, workers, "dialogs about interrupted answers")
     with whole_folder(corpus) as aside:
         write_corpus(sentences, aside, workers)
     write_text(ready, json.dumps(summary) + "\n")

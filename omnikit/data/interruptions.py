@@ -1,10 +1,10 @@
 """Chooses the answers of training dialogs that are cut, so that the turns after them agree with what was heard.
 
 After an interruption a conversation remembers only the part that was heard, or that was written by then. A directly
-following answer that repeats the whole one ("say that again"), or ends with it ("yes .." after "are
-you sure"), is cut likewise, but closed like any other answer. If another answer is repeated with words of its own in
-front, its frames are cut at the same share as its text. An answer that contains it in any other way cannot be cut: the
-answer before it is never chosen.
+following answer that repeats the whole one ("say that again"), or ends with it ("yes .." after "are you sure"), is cut
+likewise, but closed like any other answer. If another answer is repeated with words of its own in front, its frames are
+cut at the same share as its text. An answer that contains it in any other way cannot be cut: the answer before it is
+never chosen.
 """
 
 from __future__ import annotations

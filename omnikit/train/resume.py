@@ -17,6 +17,7 @@ from typing import Any
 
 from speechbrain.utils.checkpoints import Checkpointer, mark_as_loader, mark_as_saver, register_checkpoint_hooks
 
+from omnikit.errors import there_and_here
 from omnikit.hparams.recipe import ORIGINS, Recipe, different_parts, settings_of
 from omnikit.torchrun import Share
 
@@ -67,10 +68,9 @@ def resumes(checkpointer: Checkpointer, identity: RunIdentity) -> list[str]:
     before, now = json.loads(Path(found.paramfiles[NAME]).read_text(encoding="utf-8")), identity.state
     other = {**different_parts(before["parts"], now["parts"], ORIGINS), **_changed(before["fixed"], now["fixed"])}
     if other:
-        words = "; ".join(f"{name} is {there} there and {here} here" for name, (there, here) in other.items())
         raise ValueError(
-            f"--output_folder {Path(checkpointer.checkpoints_dir).parent}: holds checkpoints of another run ({words}); "
-            "choose another folder, or delete it to begin anew"
+            f"--output_folder {Path(checkpointer.checkpoints_dir).parent}: holds checkpoints of another run "
+            f"({there_and_here(other)}); choose another folder, or delete it to begin anew"
         )
     changed = _changed(before["settings"], now["settings"])
     return [f"{name} was {there}, is {here} from here on" for name, (there, here) in changed.items()]
