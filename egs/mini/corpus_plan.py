@@ -39,6 +39,11 @@ QA_HESITATING = 1500
 DIALOGS = {"dialogs_train": 5000, "dialogs_dev": 100, "dialogs_test_seen": 200, "dialogs_test_unseen": 200}
 MORE_SPLIT, MORE_DIALOGS = "dialogs_more", 10000
 """Name and number of the additional training dialogs; unlike `dialogs_train`, they do not decide what the tests ask."""
+MORE_ABOUT_ANSWERS = 4000
+"""Number of further dialogs in the same split, whose last question is about the answer before.
+
+With an answer that is interrupted the right one to such a question differs from the one that is known by heart.
+"""
 WRITTEN_SPLIT, WRITTEN_DIALOGS = "dialogs_written", 30000
 """Name and number of the training dialogs whose questions are not recorded; their answers are."""
 CROP_SPLIT, CROP_DIALOGS = "dialogs_test_crop", 100
@@ -356,9 +361,12 @@ def plan_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
 
 def plan_more_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
     """Return the planned recordings of the additional training dialogs, in which no held-out case occurs."""
-    rng = random.Random(f"{MORE_SPLIT} {seed}")
+    rng, about = random.Random(f"{MORE_SPLIT} {seed}"), random.Random(f"{MORE_SPLIT} about answers {seed}")
     dialogs = dialog_plan.draw_dialogs(rng, scaled(MORE_DIALOGS, scale))
-    return _some_hesitating(_read_dialogs(MORE_SPLIT, dialogs, TRAINED, rng, {}), MORE_HESITATING_SHARE, rng)
+    rows = _some_hesitating(_read_dialogs(MORE_SPLIT, dialogs, TRAINED, rng, {}), MORE_HESITATING_SHARE, rng)
+    more = dialog_plan.draw_about_answers(about, scaled(MORE_ABOUT_ANSWERS, scale))
+    read = _read_dialogs(MORE_SPLIT, more, TRAINED, about, {}, first=len(dialogs))
+    return rows + _some_hesitating(read, MORE_HESITATING_SHARE, about)
 
 
 def plan_crop_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
@@ -369,16 +377,25 @@ def plan_crop_dialogs(seed: int, scale: float = 1.0) -> list[PlannedTurn]:
     train = draw_training_dialogs(seed, scale)
     told, guesses = dialog_plan.told_facts(train), dialog_plan.guesses(train)
     rng = random.Random(f"{CROP_SPLIT} {seed}")
-    dialogs = dialog_plan.draw_about_answers(rng, scaled(CROP_DIALOGS, scale), told)
+    dialogs = dialog_plan.draw_about_answers(rng, scaled(CROP_DIALOGS, scale), held_out=True, told=told)
     return _read_dialogs(CROP_SPLIT, dialogs, UNSEEN, rng, guesses)
 
 
 def _read_dialogs(
-    split: str, dialogs: Iterable[list[DialogTurn]], manner: Manner, rng: random.Random, guesses: dict[str, str]
+    split: str,
+    dialogs: Iterable[list[DialogTurn]],
+    manner: Manner,
+    rng: random.Random,
+    guesses: dict[str, str],
+    first: int = 0,
 ) -> list[PlannedTurn]:
-    """Return the planned recordings of a split's dialogs, each in one random voice at one speed and pitch."""
+    """Return the planned recordings of dialogs of a split, each in one random voice at one speed and pitch.
+
+    Args:
+        first: number of the first dialog, in its name.
+    """
     rows = []
-    for i, dialog in enumerate(dialogs):
+    for i, dialog in enumerate(dialogs, first):
         how, name = tuple(map(rng.choice, manner)), f"{split}-{i:05d}"
         rows += [
             PlannedTurn(

@@ -57,17 +57,21 @@ def draw_dialogs(
     return dialogs
 
 
-def draw_about_answers(rng: random.Random, count: int, told: Collection[str]) -> list[list[DialogTurn]]:
-    """Return random dialogs whose only follow-up, the last turn, is a held-out case about the answer before.
+def draw_about_answers(
+    rng: random.Random, count: int, *, held_out: bool = False, told: Collection[str] | None = None
+) -> list[list[DialogTurn]]:
+    """Return random dialogs whose only follow-up, the last turn, is about the answer before.
 
     Each case is used as often as the others, or once more.
 
     Args:
-        told: keys of the facts to choose from; all facts if there is no case of these, as in a tiny corpus.
+        held_out: whether all follow-ups are held-out cases; otherwise none is.
+        told: keys of the facts to choose from; None = all, as if there is no case of these, as in a tiny corpus.
     """
     asked = [(t, case) for t in followups.templates() if t.name in ABOUT_ANSWER for case in t.cases]
-    held_out = [(t, case) for t, case in asked if case.key in followups.held_out()]
-    known = [(t, case) for t, case in held_out if all(fact.key in told for fact in case.facts)] or held_out
+    fitting = [(t, case) for t, case in asked if (case.key in followups.held_out()) == held_out]
+    known = [(t, case) for t, case in fitting if told is None or all(fact.key in told for fact in case.facts)]
+    known = known or fitting
     rng.shuffle(known)
     return [_dialog(*known[i % len(known)], None, rng) for i in range(count)]
 

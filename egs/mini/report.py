@@ -92,7 +92,7 @@ def picture(png: bytes, text: str) -> str:
 def answered(spoken: list[AnsweredQuestion]) -> str:
     """Return HTML with the first question and answer and their spectrograms, and a table of the others."""
     if not spoken:
-        return tables.not_run("no question was asked (no trained system in stage3/ or anneal/)")
+        return tables.not_run("no question was asked (no trained system in stage3/, anneal/ or continue/)")
     first, *others = spoken
     wavs = [load_audio(path, RATE) for path in (first.question, first.answer)]
     longest = max(len(wav) for wav in wavs) / RATE
@@ -112,8 +112,7 @@ def learning(results: Path) -> str:
     """Return HTML with the learning curves of the stages that were trained, and a list of those that were not."""
     files = {title: results / name / "train_log.jsonl" for name, title in stages.TITLES.items()}
     logs = {title: lines for title, file in files.items() if file.is_file() and (lines := read_log(file))}
-    optional = (stages.BACKBONE, stages.ANNEALING)
-    missing = [title for name, title in stages.TITLES.items() if title not in logs and name not in optional]
+    missing = [title for stage in stages.trained_stages(results) if (title := stages.TITLES[stage.name]) not in logs]
     parts = []
     if logs:
         progress = pictures.progress(logs)

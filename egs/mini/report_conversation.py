@@ -87,5 +87,6 @@ def conversation_table(folder: Path, player: Callable[[Path], str]) -> str:
             answer += f' <span class="note">(right: {html.escape(turn.right)})</span>'
         rows.append([html.escape(turn.question), sound, answer, player(folder / f"{path.stem}-answer.wav")])
     if not rows:
-        return tables.not_run("no conversation was held (no trained system in stage3/ or anneal/, or no --dialogs)")
+        missing = "no trained system in stage3/, anneal/ or continue/, or no --dialogs"
+        return tables.not_run(f"no conversation was held ({missing})")
     return tables.table(["Questions", "", "Answers", ""], rows, "mixed")

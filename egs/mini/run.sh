@@ -4,6 +4,7 @@
 #   run.sh                           steps 6-13 from the shipped base parts
 #   run.sh --ears whisper_base       the same with Whisper base as the encoder, frozen: the system mini_whisper
 #   run.sh --from-scratch            all steps, all parts from random weights
+#   run.sh --from DIR                a trained system goes on learning: step 9 continues it, steps 7 and 8 are left out
 #   run.sh --stage 9 --stop_stage 10 some steps (with --from-scratch: of all steps)
 #   run.sh --device cuda             on a GPU (default: cpu)
 #
@@ -15,7 +16,8 @@
 #    6 features   the encoder's, of all training speech     13 report     report.html with a spoken conversation
 #    7 stage 1    the adapters learn ASR and TTS
 #
-# Step 9 ends with an annealing stage of the speech output (without --speed demo). What it has trained is evaluated.
+# Step 9 ends with an annealing stage of the speech output (without --speed demo or --from). What it has trained is
+# evaluated. With --from, DIR is the folder of a trained system, or the name of a shipped one.
 #
 # Whisper's weights: --whisper_weights FILE (base.pt), or the folder OMNIKIT_WEIGHTS with that file in it, or
 # openai-whisper's own download. --copies N: how many augmented copies of the recordings to recognise are encoded beside
@@ -26,23 +28,23 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 stage='' stop_stage=13 seed=1234 speed=full scale=1.0 codec=mel_rvq precision=auto
-device=cpu scratch=false ears=mini whisper_weights='' copies=''
+device=cpu scratch=false ears=mini whisper_weights='' copies='' from=''
 data=$here/data results='' base=$here/pretrained
 PYTHON=${PYTHON:-python}
 
-usage() { sed -n '2,23s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,25s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 stop() { echo "run.sh: $1" >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
   case $1 in
     --from-scratch) scratch=true ;;
     --stage | --stop_stage | --seed | --speed | --scale | --codec | --precision | --device | --data | --results | --ears |\
-      --whisper_weights | --copies)
+      --whisper_weights | --copies | --from)
       [ $# -ge 2 ] || stop "$1 needs a value"
       printf -v "${1#--}" %s "$2"
       shift ;;
     -h | --help) usage; exit ;;
-    *) stop "unknown option $1 (choices: --from-scratch, --ears mini|whisper_base, --whisper_weights FILE, --copies N,\
+    *) stop "unknown option $1 (choices: --from-scratch, --from DIR, --ears mini|whisper_base, --whisper_weights FILE, --copies N,\
  --stage N, --stop_stage N, --seed N, --speed full|demo, --scale N, --codec mel_rvq|snac_mini, --precision auto|fp32|bf16,\
  --device cpu|cuda, --data DIR, --results DIR)" ;;
   esac
@@ -59,6 +61,8 @@ esac
 if [ -n "$whisper_weights" ] && [ ! -f "$whisper_weights" ]; then
   stop "--whisper_weights $whisper_weights: no such file"
 fi
+if $scratch && [ -n "$from" ]; then stop "--from $from: cannot be used with --from-scratch"; fi
+if [ -d "$from" ]; then from=$(cd "$from" && pwd); fi
 case $copies in *[!0-9]*) stop "--copies $copies (choices: 0, 1, 2 ..)" ;; esac
 case $precision in
   fp32 | bf16) ;;
@@ -173,16 +177,20 @@ if wanted 6 features; then
 fi
 heard=(--sources.asr.manifest "$encoded/asr" --sources.qa.manifest "$encoded/qa"
   --sources.dialogs.manifest "$encoded/dialogs" --sources.dialogs_more.manifest "$encoded/dialogs_more")
-if wanted 7 "stage 1"; then
+if [ -z "$from" ] && wanted 7 "stage 1"; then
   train stage1 stage1 "${heard[@]}" "${encoder[@]:2}" --llm.weights "$base/llm" --codec.weights "$base/$codec"
 fi
-if wanted 8 "stage 2"; then train stage2 stage2 "${heard[@]}" --initial_weights "$results/stage1"; fi
-if wanted 9 "stage 3"; then
+if [ -z "$from" ] && wanted 8 "stage 2"; then train stage2 stage2 "${heard[@]}" --initial_weights "$results/stage1"; fi
+if [ -n "$from" ]; then
+  if wanted 9 "continued training"; then train stage3 continue "${heard[@]}" --initial_weights "$from"; fi
+elif wanted 9 "stage 3"; then
   train stage3 stage3 "${heard[@]}" --initial_weights "$results/stage2"
   if [ "$speed" = full ]; then train anneal anneal "${heard[@]}" --initial_weights "$results/stage3"; fi
 fi
 trained=$results/stage3
-if [ -f "$results/anneal/model.safetensors" ]; then trained=$results/anneal; fi # as in stages.py
+for later in anneal continue; do # as in stages.py
+  if [ -f "$results/$later/model.safetensors" ]; then trained=$results/$later; fi
+done
 limits() { if [ "$speed" = demo ]; then printf '%s\n' "$@"; fi; }
 if wanted 10 ASR; then
   (cd "$root/recipes/LibriSpeech/ASR" && "$PYTHON" evaluate.py hparams/eval.yaml "$here/hparams/eval_asr.yaml" \

@@ -127,7 +127,26 @@ def test_speech_is_encoded_once_for_all_stages(journey, tmp_path, monkeypatch, e
         assert not any("pretrained/encoder" in call for call in calls)
 
 
-@pytest.mark.parametrize("there", ["stage3", "anneal"])
+def test_a_trained_system_goes_on_learning(journey, tmp_path):
+    (tmp_path / "system").mkdir()
+    results = tmp_path / "results"
+    folders = ["--data", str(tmp_path / "data"), "--results", str(results)]
+    for given, read in (("mini", "mini"), (f"{results}/../system", str(tmp_path / "system"))):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        done, calls = journey("run.sh", "--from", given, *folders, usable=True)
+        assert done.returncode == 0, done.stderr
+        (stage,) = (call for call in calls if call.startswith("train.py"))
+        assert " hparams/stage3.yaml " in stage and "hparams/continue.yaml" in stage
+        assert f"--output_folder {results / 'continue'} " in stage and stage.endswith(f"--initial_weights {read}")
+
+
+def test_a_trained_system_does_not_go_on_from_scratch(journey):
+    done, calls = journey("run.sh", "--from", "mini", "--from-scratch", usable=True)
+    assert done.returncode == 2 and not calls
+    assert done.stderr == "run.sh: --from mini: cannot be used with --from-scratch\n"
+
+
+@pytest.mark.parametrize("there", ["stage3", "anneal", "continue"])
 def test_the_last_stage_that_was_trained_is_evaluated(journey, tmp_path, there):
     (tmp_path / "results" / there).mkdir(parents=True)
     (tmp_path / "results" / there / "model.safetensors").touch()

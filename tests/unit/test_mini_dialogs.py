@@ -292,6 +292,21 @@ def test_dialogs_about_interrupted_answers(plan):
     assert len(tiny) == 6 and {d[-1].template for d in tiny} <= set(dialog_plan.ABOUT_ANSWER)
 
 
+def test_some_training_dialogs_are_about_the_answer_before(plan):
+    """They follow the others of `dialogs_more` under names of their own, and ask only what is not held out."""
+    dialogs = by_dialog(plan["more"])
+    others = corpus_plan.scaled(corpus_plan.MORE_DIALOGS, SCALE)
+    about = dialogs[others:]
+    assert len(about) == corpus_plan.scaled(corpus_plan.MORE_ABOUT_ANSWERS, SCALE)
+    assert [d[0].dialog for d in dialogs] == [f"dialogs_more-{i:05d}" for i in range(len(dialogs))]
+    names = {name: next(c.asks[0] for t, c in CASES if t.name == name) for name in dialog_plan.ABOUT_ANSWER}
+    for *history, last in about:
+        assert last.template in names and not any(turn.template for turn in history)
+        assert f"{history[-1].text} / {names[last.template]}" not in followups.held_out()
+    assert Counter(d[-1].template for d in about).keys() == names.keys()
+    assert 0.2 < sum(bool(turn.parts) for d in about for turn in d) / sum(map(len, about)) < 0.4
+
+
 def test_every_word_of_an_answer_is_spoken_in_training():
     trained = {w for r in corpus_plan.plan_corpus(1, 0.2) if r.split == "train-voice" for w in r.text.split()}
     assert {w for t in followups.texts() for w in t.split()} <= trained
