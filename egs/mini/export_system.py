@@ -49,7 +49,7 @@ user said before). `egs/mini/export_system.py` has written this folder.
 
 ## Training
 
-`egs/mini/run.sh{flags} --seed {seed}`, on synthetic speech of espeak-ng alone. Optimiser steps: {steps}.
+`egs/mini/run.sh{flags} --seed {seed}`, on synthetic speech of espeak-ng alone. Optimiser steps: {steps}.{note}
 No human voice was heard in training{but}.
 
 ## Figures
@@ -172,11 +172,12 @@ DIGITS = "single digits"
 """Name of the group of recordings with one digit, see recipes/FSDD/ASR/hparams/eval.yaml."""
 
 
-def card(name: str, results: Path, flags: str = "") -> str:
+def card(name: str, results: Path, flags: str = "", note: str = "") -> str:
     """Return the card of the system that a run of `run.sh` has trained.
 
     Args:
         flags: further flags of `run.sh` that the card names.
+        note: further sentences about the training, such as what was done besides.
 
     Raises:
         ValueError: a result is missing or is one of another checkpoint, or the checkpoint cannot be read.
@@ -191,14 +192,15 @@ def card(name: str, results: Path, flags: str = "") -> str:
         name=name, words=len(followups.vocabulary()), parts="\n".join(part_rows(model, folder)), weights=weights,
         flags=("" if public is None else " --ears whisper_base") + (f" {flags}" if flags else ""),
         seed=read_tree(folder / "hyperparams.yaml")["seed"], steps=", ".join(steps),
+        note=note and f"\n{note}",
         but="" if public is None else " but those that Whisper was trained on",
         figures="\n\n".join(figures(scores)), licence="" if public is None else WHISPER_LICENCE,
     )  # fmt: skip
 
 
-def export(results: Path, output_folder: Path, flags: str = "") -> None:
+def export(results: Path, output_folder: Path, flags: str = "", note: str = "") -> None:
     """Write the checkpoint of the last stage and its card to a folder, which is complete or as before."""
-    text = card(output_folder.name, results, flags)
+    text = card(output_folder.name, results, flags, note)
     stage = trained_stages(results)[-1]
     files = [checkpoint.HPARAMS, checkpoint.FILE_NAME]
     files += [file.name for file in stage.glob("tokenizer*") if file.is_file()]
@@ -213,8 +215,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--output_folder", type=Path, required=True, metavar="DIR", help="folder named like the system")
     parser.add_argument("--flags", default="", help="further flags of run.sh that the card names, as '--device cuda'")
+    parser.add_argument("--note", default="", metavar="TEXT", help="further sentences of the card about the training")
     options = parser.parse_args()
-    export(options.results.resolve(), options.output_folder.resolve(), options.flags)
+    export(options.results.resolve(), options.output_folder.resolve(), options.flags, options.note)
     print(read_text(options.output_folder / "README.md"))
 
 

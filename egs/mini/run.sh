@@ -4,7 +4,7 @@
 #   run.sh                           steps 6-13 from the shipped base parts
 #   run.sh --ears whisper_base       the same with Whisper base as the encoder, frozen: the system mini_whisper
 #   run.sh --from-scratch            all steps, all parts from random weights
-#   run.sh --from DIR                a trained system goes on learning: step 9 continues it, steps 7 and 8 are left out
+#   run.sh --from DIR                a trained system goes on learning (continue.yaml) in place of steps 7 to 9
 #   run.sh --stage 9 --stop_stage 10 some steps (with --from-scratch: of all steps)
 #   run.sh --device cuda             on a GPU (default: cpu)
 #
@@ -16,8 +16,9 @@
 #    6 features   the encoder's, of all training speech     13 report     report.html with a spoken conversation
 #    7 stage 1    the adapters learn ASR and TTS
 #
-# Step 9 ends with an annealing stage of the speech output (without --speed demo or --from). What it has trained is
-# evaluated. With --from, DIR is the folder of a trained system, or the name of a shipped one.
+# Step 9 ends with an annealing stage of the speech output (without --speed demo), which is shorter with --from. What it
+# has trained is evaluated. --from takes the folder of a trained system, or the name of a shipped one, and --results DIR
+# without the stages of another run.
 #
 # Whisper's weights: --whisper_weights FILE (base.pt), or the folder OMNIKIT_WEIGHTS with that file in it, or
 # openai-whisper's own download. --copies N: how many augmented copies of the recordings to recognise are encoded beside
@@ -32,7 +33,7 @@ device=cpu scratch=false ears=mini whisper_weights='' copies='' from=''
 data=$here/data results='' base=$here/pretrained
 PYTHON=${PYTHON:-python}
 
-usage() { sed -n '2,25s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,26s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 stop() { echo "run.sh: $1" >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
@@ -80,6 +81,11 @@ stage=${stage:-$($scratch && echo 1 || echo 6)}
 if ! $scratch && [ ! -f "$data/corpus/READY" ]; then stage=1; fi
 mkdir -p "$data" "$results"
 data=$(cd "$data" && pwd) results=$(cd "$results" && pwd)
+if [ -n "$from" ] && [ -d "$results/stage3" ]; then
+  stop "--from $from: $results has the stages of another run; choose another --results"
+elif [ -z "$from" ] && [ -d "$results/continue" ] && [ "$stage" -le 9 ] && [ "$stop_stage" -ge 7 ]; then
+  stop "--results $results: has a training with --from; name it again, or choose another folder"
+fi
 encoded=$results/features
 # The encoder in all steps that build it; steps that load a checkpoint of it find Whisper's weights as omnikit does.
 if [ "$ears" = mini ]; then
@@ -181,14 +187,15 @@ if [ -z "$from" ] && wanted 7 "stage 1"; then
   train stage1 stage1 "${heard[@]}" "${encoder[@]:2}" --llm.weights "$base/llm" --codec.weights "$base/$codec"
 fi
 if [ -z "$from" ] && wanted 8 "stage 2"; then train stage2 stage2 "${heard[@]}" --initial_weights "$results/stage1"; fi
-if [ -n "$from" ]; then
-  if wanted 9 "continued training"; then train stage3 continue "${heard[@]}" --initial_weights "$from"; fi
-elif wanted 9 "stage 3"; then
+if [ -n "$from" ] && wanted 9 "continued training"; then
+  train stage3 continue "${heard[@]}" --initial_weights "$from"
+  if [ "$speed" = full ]; then train anneal anneal "${heard[@]}" --initial_weights "$results/continue" --epochs.limit 1; fi
+elif [ -z "$from" ] && wanted 9 "stage 3"; then
   train stage3 stage3 "${heard[@]}" --initial_weights "$results/stage2"
   if [ "$speed" = full ]; then train anneal anneal "${heard[@]}" --initial_weights "$results/stage3"; fi
 fi
 trained=$results/stage3
-for later in anneal continue; do # as in stages.py
+for later in continue anneal; do # as in stages.py
   if [ -f "$results/$later/model.safetensors" ]; then trained=$results/$later; fi
 done
 limits() { if [ "$speed" = demo ]; then printf '%s\n' "$@"; fi; }

@@ -99,6 +99,8 @@ FEATURES = {
     "dialogs": "qa/dialogs_train.parquet",
     "dialogs_more": "qa/dialogs_more.parquet",
 }
+CORPUS_FILES = ("corpus/READY", "qa/dialogs_more.parquet")
+"""Files that a data folder with a corpus has."""
 
 
 @pytest.mark.parametrize("ears", ["mini", "whisper_base"])
@@ -135,21 +137,32 @@ def test_a_trained_system_goes_on_learning(journey, tmp_path):
         (tmp_path / "calls").unlink(missing_ok=True)
         done, calls = journey("run.sh", "--from", given, *folders, usable=True)
         assert done.returncode == 0, done.stderr
-        (stage,) = (call for call in calls if call.startswith("train.py"))
-        assert " hparams/stage3.yaml " in stage and "hparams/continue.yaml" in stage
-        assert f"--output_folder {results / 'continue'} " in stage and stage.endswith(f"--initial_weights {read}")
+        first, last = (call for call in calls if call.startswith("train.py"))
+        assert " hparams/stage3.yaml " in first and "hparams/continue.yaml" in first
+        assert f"--output_folder {results / 'continue'} " in first and first.endswith(f"--initial_weights {read}")
+        assert "hparams/anneal.yaml" in last and f"--initial_weights {results / 'continue'} " in last
 
 
-def test_a_trained_system_does_not_go_on_from_scratch(journey):
+def test_a_trained_system_goes_on_in_a_folder_of_its_own(journey, tmp_path):
     done, calls = journey("run.sh", "--from", "mini", "--from-scratch", usable=True)
     assert done.returncode == 2 and not calls
     assert done.stderr == "run.sh: --from mini: cannot be used with --from-scratch\n"
+    folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path)]
+    for there, flags in (("stage3", ["--from", "mini"]), ("continue", ["--stage", "9"])):
+        (tmp_path / there).mkdir()
+        done, calls = journey("run.sh", *flags, *folders, usable=True)
+        assert done.returncode == 2 and not any(call.startswith("train.py") for call in calls)
+        assert str(tmp_path) in done.stderr and "choose another" in done.stderr
+        (tmp_path / there).rmdir()
 
 
-@pytest.mark.parametrize("there", ["stage3", "anneal", "continue"])
+@pytest.mark.parametrize("there", ["stage3", "continue", "anneal"])
 def test_the_last_stage_that_was_trained_is_evaluated(journey, tmp_path, there):
     (tmp_path / "results" / there).mkdir(parents=True)
     (tmp_path / "results" / there / "model.safetensors").touch()
+    for file in CORPUS_FILES:
+        (tmp_path / "data" / file).parent.mkdir(parents=True)
+        (tmp_path / "data" / file).touch()
     folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
     done, calls = journey("run.sh", *folders, "--stage", "10", usable=True)
     assert done.returncode == 0, done.stderr
@@ -159,7 +172,7 @@ def test_the_last_stage_that_was_trained_is_evaluated(journey, tmp_path, there):
 
 def test_the_number_of_copies_is_that_of_recordings_to_recognise(journey, tmp_path):
     folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"), "--stage", "6"]
-    for file in ("corpus/READY", "qa/dialogs_more.parquet"):
+    for file in CORPUS_FILES:
         (tmp_path / "data" / file).parent.mkdir(parents=True)
         (tmp_path / "data" / file).touch()
     for copies, expected in (("3", {"asr": "3", "qa": "1"}), ("0", {})):

@@ -54,7 +54,7 @@ def results(saved, tmp_path) -> Path:
     shutil.copytree(saved, folder / "stage3")
     (folder / "stage3" / "hyperparams.yaml").write_text("seed: 77\n")
     (folder / "stage3" / "curves.png").touch()
-    for number, stage in enumerate(("stage1", "stage2", "stage3", "anneal", "continue"), 1):
+    for number, stage in enumerate(("stage1", "stage2", "stage3", "continue", "anneal"), 1):
         (folder / stage).mkdir(exist_ok=True)
         (folder / stage / "train_log.jsonl").write_text(f'{{"step": 1}}\n{{"step": {number * 111}}}\n')
     for name, scores in RESULTS.items():
@@ -96,7 +96,7 @@ def test_the_card_says_which_public_weights_are_needed(results, tmp_path):
 
 @pytest.mark.parametrize(
     ("last", "steps"),
-    [("anneal", "111 (stage1), 222 (stage2), 333 (stage3), 444 (anneal)."), ("continue", "555 (continue).")],
+    [("anneal", "111 (stage1), 222 (stage2), 333 (stage3), 555 (anneal)."), ("continue", "444 (continue).")],
 )
 def test_what_the_last_stage_has_trained_is_exported(results, tmp_path, last, steps):
     for name in ("model.safetensors", "hparams.yaml", "tokenizer.model", "hyperparams.yaml"):
@@ -106,9 +106,9 @@ def test_what_the_last_stage_has_trained_is_exported(results, tmp_path, last, st
     for name in RESULTS:
         file = results / f"{name}.json"
         file.write_text(file.read_text().replace("/stage3", f"/{last}"))
-    export_system.export(results, tmp_path / "mini", "--device cuda")
+    export_system.export(results, tmp_path / "mini", "--device cuda", note="A mean of two.")
     card = (tmp_path / "mini" / "README.md").read_text()
-    assert "run.sh --device cuda --seed 77`" in card and f"Optimiser steps: {steps}" in card
+    assert "run.sh --device cuda --seed 77`" in card and f"Optimiser steps: {steps}\nA mean of two.\nNo human" in card
     assert checkpoint.load(tmp_path / "mini").recipe
 
 
