@@ -249,7 +249,7 @@ def test_two_processes_share_the_work(features, tmp_path):
     text = (tmp_path / "out" / "log.txt").read_text()
     said = re.search(r"effective batch: 16 sequences in (\d+) batches on 2 processes", text)
     log = [json.loads(line) for line in (tmp_path / "out/train_log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [3, 6]
+    assert [line["step"] for line in log] == [0, 3, 6]  # 0: what is scored before training
     shares = [
         [json.loads(line) for line in (tmp_path / f"batches{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)
     ]
