@@ -126,7 +126,14 @@ def average(folders: Sequence[str | Path], target: str | Path) -> None:
 
 
 def _check_same_parts(parts: _Parts, first: _Parts, model: OmniLM) -> None:
-    """Check that a checkpoint has the parts, public weights and tokenizer of a first one, whose model is given."""
+    """Check that a checkpoint can be averaged with the first one: same parts, public weights and token ids.
+
+    Args:
+        model: the model of the first one, for its tokenizer.
+
+    Raises:
+        ValueError: they differ.
+    """
     other = different_parts(parts.text, first.text)
     if parts.public != first.public:
         other["public weights"] = str(parts.public), str(first.public)
@@ -138,7 +145,7 @@ def _check_same_parts(parts: _Parts, first: _Parts, model: OmniLM) -> None:
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the mean of floating-point tensors in float32, and of other tensors the first one."""
+    """Return the mean of tensors, computed in float32; of integers, which are not averaged, the first tensor."""
     if not tensors[0].is_floating_point():
         return tensors[0]
     total = torch.zeros_like(tensors[0], dtype=torch.float32)

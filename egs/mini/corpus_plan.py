@@ -333,7 +333,10 @@ def draw_training_dialogs(seed: int, scale: float = 1.0) -> list[list[DialogTurn
 
 
 def draw_written_dialogs(seed: int, scale: float = 1.0) -> list[list[DialogTurn]]:
-    """Draw the training dialogs with typed questions, of which only the answers are recorded; no case is held out."""
+    """Draw the training dialogs with typed questions, of which only the answers are recorded.
+
+    None of them has a held-out case.
+    """
     return dialog_plan.draw_dialogs(random.Random(f"{WRITTEN_SPLIT} {seed}"), scaled(WRITTEN_DIALOGS, scale))
 
 
@@ -389,7 +392,7 @@ def _read_dialogs(
     guesses: dict[str, str],
     first: int = 0,
 ) -> list[PlannedTurn]:
-    """Return the planned recordings of dialogs of a split, each in one random voice at one speed and pitch.
+    """Return the planned recordings of the turns of dialogs; each dialog has one random voice, speed and pitch.
 
     Args:
         first: number of the first dialog, in its name.

@@ -66,14 +66,19 @@ def draw_about_answers(
 
     Args:
         held_out: whether all follow-ups are held-out cases; otherwise none is.
-        told: keys of the facts to choose from; None = all, as if there is no case of these, as in a tiny corpus.
+        told: keys of the facts to choose from; None = all. If no case is about these (tiny corpora), all are used.
     """
     asked = [(t, case) for t in followups.templates() if t.name in ABOUT_ANSWER for case in t.cases]
-    fitting = [(t, case) for t, case in asked if (case.key in followups.held_out()) == held_out]
-    known = [(t, case) for t, case in fitting if told is None or all(fact.key in told for fact in case.facts)]
-    known = known or fitting
+    known = [(t, case) for t, case in asked if _fits(case, held_out, told)]
+    known = known or [(t, case) for t, case in asked if _fits(case, held_out)]
     rng.shuffle(known)
     return [_dialog(*known[i % len(known)], None, rng) for i in range(count)]
+
+
+def _fits(case: FollowupCase, held_out: bool, told: Collection[str] | None = None) -> bool:
+    """Return whether a case is held out, or not, as wanted, and all of its facts are among those told (None = any)."""
+    known = told is None or all(fact.key in told for fact in case.facts)
+    return known and (case.key in followups.held_out()) == held_out
 
 
 Choice = dict[str, dict[str, list[FollowupCase]]]
@@ -83,8 +88,7 @@ Choice = dict[str, dict[str, list[FollowupCase]]]
 def _by_ask(template: Template, held_out: bool, told: Collection[str] | None) -> Choice:
     found: Choice = defaultdict(lambda: defaultdict(list))
     for case in template.cases:
-        known = told is None or all(fact.key in told for fact in case.facts)
-        if known and (case.key in followups.held_out()) == held_out:
+        if _fits(case, held_out, told):
             found[case.asks[0]][case.answer].append(case)
     return found
 
@@ -112,11 +116,10 @@ def _second(
     """Return a second case about the facts of the first one; None where there is none or the dialog ends before."""
     if first.last or first.opening or rng.random() > SECOND_SHARE:
         return None
-    known = followups.held_out()
     fitting = [
         (template, other)
         for template, other in _same_facts()[case.facts]
-        if other.asks[0] != case.asks[0] and (other.key in known) == held_out and _may_follow(template, first)
+        if other.asks[0] != case.asks[0] and _fits(other, held_out) and _may_follow(template, first)
     ]
     return rng.choice(fitting) if fitting else None
 

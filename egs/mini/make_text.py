@@ -88,7 +88,7 @@ def _about_repeated(sentences: list[str], rng: random.Random) -> list[DialogTurn
 
 
 def _part_of_a_list(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-    """Return a text of random successive numbers or days, and questions with answers: the word after, and before it."""
+    """Return successive numbers or days as text, and the questions for the word after and before it, with answers."""
     values = rng.choice((world.NUMBERS, world.NUMBERS, world.DAYS * 2))
     count = rng.choice(COUNTED)
     start = rng.randrange(1, len(values) - count)

@@ -45,8 +45,8 @@ while [ $# -gt 0 ]; do
       printf -v "${1#--}" %s "$2"
       shift ;;
     -h | --help) usage; exit ;;
-    *) stop "unknown option $1 (choices: --from-scratch, --from DIR, --ears mini|whisper_base, --whisper_weights FILE, --copies N,\
- --stage N, --stop_stage N, --seed N, --speed full|demo, --scale N, --codec mel_rvq|snac_mini, --precision auto|fp32|bf16,\
+    *) stop "unknown option $1 (choices: --from-scratch, --from DIR, --ears mini|whisper_base, --whisper_weights FILE,\
+ --copies N, --stage N, --stop_stage N, --seed N, --speed full|demo, --scale N, --codec mel_rvq|snac_mini, --precision auto|fp32|bf16,\
  --device cpu|cuda, --data DIR, --results DIR)" ;;
   esac
   shift
@@ -183,16 +183,25 @@ if wanted 6 features; then
 fi
 heard=(--sources.asr.manifest "$encoded/asr" --sources.qa.manifest "$encoded/qa"
   --sources.dialogs.manifest "$encoded/dialogs" --sources.dialogs_more.manifest "$encoded/dialogs_more")
-if [ -z "$from" ] && wanted 7 "stage 1"; then
-  train stage1 stage1 "${heard[@]}" "${encoder[@]:2}" --llm.weights "$base/llm" --codec.weights "$base/$codec"
-fi
-if [ -z "$from" ] && wanted 8 "stage 2"; then train stage2 stage2 "${heard[@]}" --initial_weights "$results/stage1"; fi
-if [ -n "$from" ] && wanted 9 "continued training"; then
-  train stage3 continue "${heard[@]}" --initial_weights "$from"
-  if [ "$speed" = full ]; then train anneal anneal "${heard[@]}" --initial_weights "$results/continue" --epochs.limit 1; fi
-elif [ -z "$from" ] && wanted 9 "stage 3"; then
-  train stage3 stage3 "${heard[@]}" --initial_weights "$results/stage2"
-  if [ "$speed" = full ]; then train anneal anneal "${heard[@]}" --initial_weights "$results/stage3"; fi
+anneal() { # arguments: the stage before, then further flags; the demo has no time for it
+  local before=$1
+  shift
+  if [ "$speed" = full ]; then train anneal anneal "${heard[@]}" --initial_weights "$results/$before" "$@"; fi
+}
+if [ -n "$from" ]; then
+  if wanted 9 "continued training"; then
+    train stage3 continue "${heard[@]}" --initial_weights "$from"
+    anneal continue --epochs.limit 1
+  fi
+else
+  if wanted 7 "stage 1"; then
+    train stage1 stage1 "${heard[@]}" "${encoder[@]:2}" --llm.weights "$base/llm" --codec.weights "$base/$codec"
+  fi
+  if wanted 8 "stage 2"; then train stage2 stage2 "${heard[@]}" --initial_weights "$results/stage1"; fi
+  if wanted 9 "stage 3"; then
+    train stage3 stage3 "${heard[@]}" --initial_weights "$results/stage2"
+    anneal stage3
+  fi
 fi
 trained=$results/stage3
 for later in continue anneal; do # as in stages.py

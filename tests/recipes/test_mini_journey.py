@@ -99,8 +99,13 @@ FEATURES = {
     "dialogs": "qa/dialogs_train.parquet",
     "dialogs_more": "qa/dialogs_more.parquet",
 }
-CORPUS_FILES = ("corpus/READY", "qa/dialogs_more.parquet")
-"""Files that a data folder with a corpus has."""
+
+
+def touch_corpus(data: Path) -> None:
+    """Create the files by which a script knows that a data folder has a corpus, empty."""
+    for file in ("corpus/READY", "qa/dialogs_more.parquet"):
+        (data / file).parent.mkdir(parents=True)
+        (data / file).touch()
 
 
 @pytest.mark.parametrize("ears", ["mini", "whisper_base"])
@@ -160,9 +165,7 @@ def test_a_trained_system_goes_on_in_a_folder_of_its_own(journey, tmp_path):
 def test_the_last_stage_that_was_trained_is_evaluated(journey, tmp_path, there):
     (tmp_path / "results" / there).mkdir(parents=True)
     (tmp_path / "results" / there / "model.safetensors").touch()
-    for file in CORPUS_FILES:
-        (tmp_path / "data" / file).parent.mkdir(parents=True)
-        (tmp_path / "data" / file).touch()
+    touch_corpus(tmp_path / "data")
     folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
     done, calls = journey("run.sh", *folders, "--stage", "10", usable=True)
     assert done.returncode == 0, done.stderr
@@ -172,9 +175,7 @@ def test_the_last_stage_that_was_trained_is_evaluated(journey, tmp_path, there):
 
 def test_the_number_of_copies_is_that_of_recordings_to_recognise(journey, tmp_path):
     folders = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"), "--stage", "6"]
-    for file in CORPUS_FILES:
-        (tmp_path / "data" / file).parent.mkdir(parents=True)
-        (tmp_path / "data" / file).touch()
+    touch_corpus(tmp_path / "data")
     for copies, expected in (("3", {"asr": "3", "qa": "1"}), ("0", {})):
         (tmp_path / "calls").unlink(missing_ok=True)
         done, calls = journey("run.sh", "--copies", copies, *folders, "--stop_stage", "6", usable=True)

@@ -112,7 +112,6 @@ def test_what_the_last_stage_has_trained_is_exported(results, tmp_path, last, st
     assert checkpoint.load(tmp_path / "mini").recipe
 
 
-
 def test_without_real_speakers_the_card_says_so(results):
     shutil.rmtree(results / "fsdd")
     assert "Speech of real people: not measured." in export_system.card("mini", results)
